@@ -1,0 +1,148 @@
+"""Every exception fusetune raises on purpose.
+
+    FusetuneError
+    ├── UserError (ValueError)        the user's mistake: the command line exits with 2
+    │   ├── ConfigError               a setting is unknown, of the wrong type or contradicts another
+    │   ├── TableError                a table cannot be read, or lacks what was asked of it
+    │   ├── SchemaError               a column's kind or role cannot be what was asked
+    │   ├── BadCell                   one cell cannot be read (row, column, value, why)
+    │   ├── TooManyRejected           more rows were rejected than allowed
+    │   ├── BackboneError             a pretrained model cannot be found, loaded or used
+    │   ├── FolderError               a saved model folder is incomplete, broken or refused
+    │   └── MissingExtra              an optional dependency is not installed
+    └── RunError (RuntimeError)       the run failed: the command line exits with 1
+        ├── NonFiniteLoss             the loss or a gradient became NaN or infinite
+        └── StorageError              a file could not be written
+
+A message says what was expected, what came and what to do, and where: file, row, column.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+MAX_SHOWN = 120
+
+
+def shown(value: object, limit: int = MAX_SHOWN) -> str:
+    """The value as an error shows it: quoted, control characters escaped, at most `limit` characters."""
+    if isinstance(value, bytes | bytearray):
+        return f"<{len(value)} bytes>"
+    text = repr(value if len(str(value)) <= limit else str(value)[: limit - 1] + "…")
+    return text
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """A sentence that suggests the known name nearest to a misspelt one, or None where none is near."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else None
+
+
+class FusetuneError(Exception):
+    """The root of the tree: catch it to catch everything fusetune raises on purpose."""
+
+
+class UserError(FusetuneError, ValueError):
+    """Something the user can put right: in the table, the settings or a folder."""
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        expected: str | None = None,
+        came: str | None = None,
+        do: str | None = None,
+        file: str | None = None,
+        row: int | None = None,
+        column: str | None = None,
+    ) -> None:
+        """
+        Args:
+            what: one sentence naming the problem.
+            expected: what would have been right.
+            came: what was found instead.
+            do: what the user can do about it.
+            file: the file it was found in.
+            row: the row's number: 0 is the first row of data.
+            column: the column's name.
+        """
+        self.what, self.expected, self.came, self.do = what, expected, came, do
+        self.file, self.row, self.column = file, row, column
+        super().__init__(self._message())
+
+    def _message(self) -> str:
+        place = [part for part in (self.file, _numbered("row", self.row), _quoted("column", self.column)) if part]
+        text = f"{', '.join(place)}: {self.what}" if place else self.what
+        for label, part in (("Expected", self.expected), ("Came", self.came), ("Do", self.do)):
+            if part:
+                text += f"\n  {label}: {part}"
+        return text
+
+
+def _numbered(label: str, number: int | None) -> str | None:
+    return None if number is None else f"{label} {number}"
+
+
+def _quoted(label: str, name: str | None) -> str | None:
+    return None if name is None else f"{label} {name!r}"
+
+
+class ConfigError(UserError):
+    """A setting is unknown, of the wrong type, out of range or contradicts another."""
+
+
+class TableError(UserError):
+    """A table cannot be read, or lacks a column, rows or a label that was asked of it."""
+
+
+class SchemaError(UserError):
+    """A column's kind or role cannot be what was asked."""
+
+
+class BadCell(UserError):
+    """One cell cannot be read as its column's kind.
+
+    It carries the place and the value, so that quarantine can write them down: `row`, `column`, `value`, `why`.
+    """
+
+    def __init__(self, *, row: int, column: str, value: Any, why: str, do: str | None = None) -> None:
+        """
+        Args:
+            row: the row's id in its table.
+            column: the column's name.
+            value: the cell as it came.
+            why: what is wrong with it, without the place: "the JPEG is cut off after 512 bytes".
+            do: what the user can do about it.
+        """
+        self.value, self.why = value, why
+        super().__init__(why, came=shown(value), do=do, row=row, column=column)
+
+
+class TooManyRejected(UserError):
+    """More rows were rejected than allowed, so training did not start."""
+
+
+class BackboneError(UserError):
+    """A pretrained model cannot be found, loaded safely or used for this kind of column."""
+
+
+class FolderError(UserError):
+    """A saved model folder is incomplete, broken or refused."""
+
+
+class MissingExtra(UserError, ImportError):
+    """An optional dependency is needed and not installed; the message names the extra."""
+
+
+class RunError(FusetuneError, RuntimeError):
+    """The run failed for a reason that lies outside the user's input."""
+
+
+class NonFiniteLoss(RunError):
+    """The loss or a gradient became NaN or infinite; no update was made from it."""
+
+
+class StorageError(RunError):
+    """A file could not be written; the message has the path and the reason."""

@@ -1,0 +1,101 @@
+"""The contract of a modality: one kind of column, from cells to tokens."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Detection:
+    """How sure a modality is that a column is of its kind.
+
+    Attributes:
+        confidence: 0 (cannot be) to 1 (can be nothing else).
+        reason: what it saw, for people: "all 200 sampled cells parse as numbers".
+    """
+
+    confidence: float
+    reason: str
+
+
+class Modality(abc.ABC):
+    """One column of one kind: reads its cells, learns what it must from train rows, makes tensors and an encoder.
+
+    The way of a cell: `decode(cell) -> example` (once; may be kept in memory), `collate(examples) -> tensors`
+    (every batch), `encoder(**tensors) -> Tokens` with one row per example. A missing cell never gets here.
+    What `fit` learned and the options travel in `state()`, which is JSON.
+    """
+
+    kind: ClassVar[str]
+    needs_backbone: ClassVar[bool] = False
+    """Whether the constructor takes `backbone=`, a `fusetune.backbones.load.Backbone`, which is then the encoder."""
+
+    def __init__(self, column: str) -> None:
+        self.column = column
+
+    @classmethod
+    @abc.abstractmethod
+    def detect(cls, values: Sequence[Any], *, base_dir: Path) -> Detection:
+        """How well a sample of a column's cells fits this kind.
+
+        Args:
+            values: cells that are not missing, as the table has them.
+            base_dir: where relative media paths start.
+        """
+
+    @abc.abstractmethod
+    def decode(self, cell: Any, *, row: int, base_dir: Path) -> Any:
+        """The cell as an example: what is kept and collated. Does not depend on `fit`.
+
+        Raises:
+            BadCell: the cell cannot be read as this kind.
+        """
+
+    def fit(self, examples: Sequence[Any]) -> None:  # noqa: B027  (most media learn nothing)
+        """Learn from the decoded examples of the train rows, one for each row that has the column."""
+
+    @abc.abstractmethod
+    def collate(self, examples: Sequence[Any]) -> dict[str, Tensor]:
+        """At least one example as tensors; the encoder's keyword arguments."""
+
+    @property
+    @abc.abstractmethod
+    def encoder_key(self) -> str:
+        """Names the encoder: columns with equal keys share one encoder and its weights.
+
+        Letters, digits and `_` only, as it names a submodule.
+        """
+
+    @abc.abstractmethod
+    def build_encoder(self) -> nn.Module:
+        """A module with `forward(**tensors) -> Tokens` (one row per example), the attribute `dim` (its output
+        features) and the attribute `pretrained` (whether its weights come from pretraining)."""
+
+    @property
+    def part_of(self) -> str:
+        """The sort of signal this column belongs to in reports: "text", "image", "audio" or "tabular"."""
+        return self.kind
+
+    def probe_features(self, examples: Sequence[Any]) -> np.ndarray | None:
+        """Fixed features for a linear model, (examples, features) float32, or None where only the encoder has any."""
+        return None
+
+    def size(self, example: Any) -> int:
+        """What an example costs to encode, in this modality's own unit; batches are made of like sizes."""
+        return 1
+
+    @abc.abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Everything `from_state` needs, as JSON: options and what `fit` learned."""
+
+    @classmethod
+    @abc.abstractmethod
+    def from_state(cls, column: str, state: dict[str, Any], backbone: Any = None) -> Modality:
+        """The modality that `state()` described; `backbone` is its encoder where the kind needs one."""
