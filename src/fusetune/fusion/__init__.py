@@ -1,0 +1,1 @@
+"""Fusions: one file each, from columns' tokens to one vector a row."""

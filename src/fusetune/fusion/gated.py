@@ -1,0 +1,55 @@
+"""Fusion by gates: how much each column counts is decided per row and feature."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fusetune.fusion._columns import check_rate, column_vectors, kept_columns
+from fusetune.fusion.base import Fused, Fusion
+from fusetune.types import Tokens
+
+
+class GatedFusion(Fusion):
+    """Gated multimodal units for any number of columns.
+
+    h_c = tanh(W_c v_c + b_c), z_c = sigmoid(G_c [v_1; ...; v_k] + g_c), pooled = LayerNorm(sum over the columns
+    that are there of z_c * h_c), v_c the mean of column c's tokens. An absent column adds nothing; its learned null
+    vector stands for it in what the gates see.
+
+    Reference: Arevalo et al. 2017, "Gated Multimodal Units for Information Fusion" (arXiv 1702.01992), in the form
+    with one sigmoid gate a modality; the paper's tied gate z, 1 - z covers two modalities only.
+    """
+
+    def __init__(
+        self, columns: Sequence[str], dim: int, *, dropout: float = 0.1, modality_dropout: float = 0.1
+    ) -> None:
+        """
+        Args:
+            columns: the columns, in a fixed order.
+            dim: features of every token and of the pooled vector.
+            dropout: rate in [0, 1) on what the columns add.
+            modality_dropout: probability in [0, 1) that a present column is hidden from a row in training.
+
+        Raises:
+            ConfigError: a setting is out of range.
+        """
+        super().__init__(columns, dim)
+        self.modality_dropout = check_rate("modality_dropout", modality_dropout)
+        num = len(self.columns)
+        self.null = nn.Parameter(torch.randn(num, dim) * 0.02)
+        self.transforms = nn.ModuleList(nn.Linear(dim, dim) for _ in self.columns)
+        self.gates = nn.Linear(num * dim, num * dim)
+        self.dropout = nn.Dropout(check_rate("dropout", dropout))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, columns: dict[str, Tokens], present: dict[str, Tensor]) -> Fused:
+        """See `Fusion.forward`; the fused tokens are the gated vectors, one a column, real where it counts."""
+        kept = kept_columns(self.columns, columns, present, drop=self.modality_dropout, training=self.training)
+        vectors = column_vectors(self.columns, columns, kept, self.null)  # (batch, columns, dim)
+        hidden = torch.stack([layer(vectors[:, place]) for place, layer in enumerate(self.transforms)], dim=1).tanh()
+        gates = self.gates(vectors.flatten(1)).sigmoid().view_as(hidden)  # (batch, columns, dim)
+        gated = (self.dropout(hidden) * gates).masked_fill(~kept.unsqueeze(-1), 0.0)
+        return Fused(tokens=Tokens(gated, kept), pooled=self.norm(gated.sum(1)))
