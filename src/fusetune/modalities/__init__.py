@@ -1,0 +1,1 @@
+"""Kinds of column: from cells to tensors to tokens."""

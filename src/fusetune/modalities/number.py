@@ -1,0 +1,236 @@
+"""Numbers: standardised, and spread over quantile bins so that a linear layer can bend."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fusetune.errors import BadCell, ConfigError
+from fusetune.modalities.base import Detection, Modality
+from fusetune.modalities.naming import module_name
+from fusetune.modalities.profile import NUMBER, profile_cells
+from fusetune.types import Tokens
+
+MAX_DEVIATIONS = 8.0
+"""The standardised value is clipped to this many standard deviations, so that one wild cell cannot break a batch."""
+
+_CURRENCY = re.compile("[$¢£¥€₩₪₫₱₹₺₽₿]")
+_GROUPED = re.compile(r"[+-]?\d{1,3}([,' \u00a0\u2009\u202f]\d{3})+(\.\d+)?", re.ASCII)
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
+_RANGE = re.compile(r"\d+(\.\d+)?\s*(-|–|—|\.\.|to)\s*(\d+(\.\d+)?)?", re.ASCII)
+_HEX = re.compile(r"[+-]?0[xXbBoO][0-9a-fA-F_]+", re.ASCII)
+_NOT_FINITE = frozenset({"nan", "inf", "infinity"})
+
+
+class NumberModality(Modality):
+    """A column of quantities.
+
+    A number becomes its distance from the mean in standard deviations, clipped to ±8, followed by its
+    piecewise-linear encoding: feature t is 0 below bin t, 1 above it, and rises linearly inside it. The bins hold
+    equal shares of the train rows, so a heavy tail is spread out. Outside the outermost bins the encoding stays at
+    0 or 1 (the paper lets it run on), as the first feature carries on there.
+
+    Reference: Gorishniy et al., On Embeddings for Numerical Features in Tabular Deep Learning, 2022, arXiv:2203.05556.
+    """
+
+    kind = "number"
+
+    def __init__(self, column: str, *, bins: int = 16, width: int = 32) -> None:
+        """
+        Args:
+            column: the column's name.
+            bins: most bins of the piecewise-linear encoding, 0 or more; 0 leaves only the standardised value.
+            width: features of the encoder's token, 1 or more.
+        """
+        super().__init__(column)
+        if bins < 0 or width < 1:
+            raise ConfigError(
+                "a number column's options are out of range",
+                column=column,
+                expected="bins of 0 or more, width of 1 or more",
+                came=f"bins={bins}, width={width}",
+            )
+        self.bins, self.width = bins, width
+        self.mean, self.std = 0.0, 1.0
+        self.edges = np.zeros(0)  # (bins used + 1,) increasing, or empty
+
+    @classmethod
+    def detect(cls, values: Sequence[Any], *, base_dir: Path) -> Detection:
+        """Nearly all cells are numbers, and none has a zero in front as codes do."""
+        seen = profile_cells(values)
+        share = f"{seen.numbers:.0%} of {seen.num} cells are numbers"
+        if not seen.numbers:
+            return Detection(0.0, "no cell is a number")
+        if seen.booleans >= 0.5:
+            return Detection(0.4, "the cells are true or false")
+        if seen.codes:
+            return Detection(0.2, f"{share}, but {seen.codes:.0%} have a zero in front, as codes do")
+        if seen.num_inexact > 0.5 * seen.num:
+            return Detection(0.3, f"{share}, but {seen.num_inexact} are integers beyond 2^53, as identifiers are")
+        if seen.numbers == 1:
+            return Detection(0.95, f"all {seen.num} cells are numbers")
+        return Detection(0.9 * seen.numbers if seen.numeric else 0.45 * seen.numbers, share)
+
+    def decode(self, cell: Any, *, row: int, base_dir: Path) -> float:
+        """The number as a float; integers beyond 2^53 are rounded to the nearest one.
+
+        Raises:
+            BadCell: it is not one plain finite number, such as "1,234", "12 %", "2007–2019" or "nan".
+        """
+        if isinstance(cell, np.generic):
+            cell = cell.item()
+        why, do = "it is not a number", f"make it a number, empty the cell, or make {self.column!r} a category or text"
+        if isinstance(cell, bool | int | float | Decimal):
+            try:
+                value = float(cell)
+            except (OverflowError, ValueError):
+                value = math.inf
+            why = "it is not finite" if not isinstance(cell, int) else "it is too large for a float"
+        elif isinstance(cell, str):
+            text = cell.strip()
+            value = float(text) if NUMBER.fullmatch(text) else math.nan
+            why = "it is too large for a float" if math.isinf(value) else _why_not(text)
+        else:
+            value = math.nan
+            why = f"it is a {type(cell).__name__}, not a number"
+        if not math.isfinite(value):
+            raise BadCell(row=row, column=self.column, value=cell, why=why, do=do)
+        return value
+
+    def fit(self, examples: Sequence[float]) -> None:
+        """Learn the mean, the standard deviation and the bins' edges from train rows."""
+        values = np.asarray(examples, dtype=np.float64)
+        if not len(values):
+            return
+        # Divided first, so that neither the sum nor the squares of huge values overflow.
+        scale = float(np.abs(values).max()) or 1.0
+        self.mean = float((values / scale).mean() * scale)
+        std = float((values / scale - self.mean / scale).std() * scale)
+        tiny = np.finfo(np.float64).eps * scale * 8
+        self.std = std if std > tiny else 1.0
+        self.edges = _bin_edges(values, self.bins)
+
+    def _features(self, examples: Sequence[float]) -> np.ndarray:
+        values = np.asarray(examples, dtype=np.float64)[:, None]  # (examples, 1)
+        # Halved first: the difference of two finite floats may overflow.
+        scaled = np.clip((values / 2 - self.mean / 2) / (self.std / 2), -MAX_DEVIATIONS, MAX_DEVIATIONS)
+        if len(self.edges):
+            low, high = self.edges[:-1] / 2, self.edges[1:] / 2
+            bins = np.clip((values / 2 - low) / (high - low), 0, 1)  # (examples, bins used)
+            scaled = np.concatenate([scaled, bins], axis=1)
+        return scaled.astype(np.float32)
+
+    def collate(self, examples: Sequence[float]) -> dict[str, Tensor]:
+        """`values` is (examples, 1 + bins used) float32: standardised value, then piecewise-linear encoding."""
+        return {"values": torch.from_numpy(self._features(examples))}
+
+    @property
+    def encoder_key(self) -> str:
+        """Each number column has its own encoder."""
+        return module_name(self.kind, self.column)
+
+    def build_encoder(self) -> NumberEncoder:
+        """A linear layer over the features; call it after `fit`."""
+        return NumberEncoder(1 + max(len(self.edges) - 1, 0), self.width)
+
+    @property
+    def part_of(self) -> str:
+        """ "tabular"."""
+        return "tabular"
+
+    def probe_features(self, examples: Sequence[float]) -> np.ndarray:
+        """(examples, 1 + bins used) float32, the same that the encoder reads."""
+        return self._features(examples)
+
+    def state(self) -> dict[str, Any]:
+        """Options, mean, standard deviation and edges."""
+        return {
+            "bins": self.bins,
+            "width": self.width,
+            "mean": self.mean,
+            "std": self.std,
+            "edges": self.edges.tolist(),
+        }
+
+    @classmethod
+    def from_state(cls, column: str, state: dict[str, Any], backbone: Any = None) -> NumberModality:
+        """The modality that `state()` described."""
+        modality = cls(column, bins=state["bins"], width=state["width"])
+        modality.mean, modality.std = state["mean"], state["std"]
+        modality.edges = np.asarray(state["edges"], dtype=np.float64)
+        return modality
+
+
+class NumberEncoder(nn.Module):
+    """One token a number: a linear layer and a GELU over its features."""
+
+    pretrained = False
+
+    def __init__(self, num_features: int, dim: int) -> None:
+        """
+        Args:
+            num_features: features of a number.
+            dim: features of the token.
+        """
+        super().__init__()
+        self.dim = dim
+        self.linear = nn.Linear(num_features, dim)
+
+    def forward(self, *, values: Tensor) -> Tokens:
+        """
+        Args:
+            values: (cells, num_features).
+
+        Returns:
+            (cells, 1, dim), all real.
+        """
+        token = nn.functional.gelu(self.linear(values)).unsqueeze(1)  # (cells, 1, dim)
+        return Tokens(token, torch.ones(token.shape[:2], dtype=torch.bool, device=token.device))
+
+
+def _bin_edges(values: np.ndarray, bins: int) -> np.ndarray:
+    """Increasing edges of at most `bins` bins with like shares of the values; empty where there is nothing to bin."""
+    distinct = np.unique(values)
+    if bins == 0 or len(distinct) < 2:
+        return np.zeros(0)
+    if len(distinct) <= bins + 1:
+        edges = distinct
+    else:
+        edges = np.unique(np.quantile(values, np.linspace(0, 1, bins + 1), method="nearest"))
+    # Neighbours nearer than floats can divide by would give infinite slopes.
+    wide = np.diff(edges) > np.finfo(np.float64).tiny * 4
+    edges = edges[np.concatenate([[True], wide])]
+    return edges if len(edges) > 1 else np.zeros(0)
+
+
+def _why_not(text: str) -> str:
+    """Why a string is not a plain number, as precisely as its form shows."""
+    if text.lower().lstrip("+-") in _NOT_FINITE:
+        return "it spells a value that is not a finite number"
+    if "\u2212" in text or "\ufe63" in text or "\uff0d" in text:
+        return "it has a typographic minus sign instead of '-'"
+    if _CURRENCY.search(text):
+        return "it has a currency sign"
+    if "%" in text or "٪" in text:
+        return "it has a percent sign"
+    if _GROUPED.fullmatch(text):
+        return "it has thousands separators"
+    if _DECIMAL_COMMA.fullmatch(text):
+        return "it has a decimal comma instead of a point"
+    if _RANGE.fullmatch(text):
+        return "it is a range, not one number"
+    if _HEX.fullmatch(text):
+        return "it is not written in decimal digits"
+    if "_" in text:
+        return "it has underscores"
+    if any(character.isdigit() and not character.isascii() for character in text):
+        return "it has digits other than 0 to 9"
+    return "it is not a number"

@@ -1,0 +1,96 @@
+"""What a sample of a column's cells looks like: the evidence that the kinds judge by."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+"""A plain decimal number: optional sign, digits, a point as the decimal mark, an optional exponent."""
+
+_CODE = re.compile(r"[+-]?0\d+", re.ASCII)  # 00501: the zeros in front are lost when it becomes a number
+_UNSPACED = re.compile("[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")  # scripts that write few spaces
+_CHARS_LOOKED_AT = 2000
+_EXACT_INTEGER = 2**53
+
+
+@dataclass(frozen=True)
+class CellProfile:
+    """Counts and shares of a sample of cells.
+
+    Attributes:
+        num: cells looked at.
+        num_distinct: distinct ones, after stripping white space.
+        scalars: share that is a string, number or boolean, 0 to 1.
+        booleans: share that is a boolean, 0 to 1.
+        numbers: share that is a number or a string that spells one, 0 to 1.
+        codes: share of digit strings with a zero in front, such as 00501, 0 to 1.
+        num_inexact: integers beyond 2^53, which a float cannot tell from their neighbours.
+        words: mean words a cell; two characters of a script without spaces count as one.
+        chars: mean characters a cell.
+    """
+
+    num: int
+    num_distinct: int
+    scalars: float
+    booleans: float
+    numbers: float
+    codes: float
+    num_inexact: int
+    words: float
+    chars: float
+
+    @property
+    def distinct(self) -> float:
+        """Share of the cells that are distinct, 0 to 1."""
+        return self.num_distinct / self.num if self.num else 0.0
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the cells come from a small set of short values.
+
+        The longer the values, the more often they must repeat: sentences from a form repeat, messages do not.
+        """
+        if not self.num or self.chars > 100 or (self.words > 12 and self.num_distinct > 30):
+            return False
+        return (
+            self.distinct <= 0.2
+            or (self.distinct <= 0.5 and self.words <= 4)
+            or (self.num < 50 and self.distinct <= 0.8 and self.words <= 2)
+        )
+
+    @property
+    def numeric(self) -> bool:
+        """Whether nearly all cells are numbers that are meant as quantities."""
+        return self.numbers >= 0.95 and self.codes == 0 and self.booleans < 0.5
+
+
+def profile_cells(values: Sequence[Any]) -> CellProfile:
+    """Look at a sample of cells, none of them missing."""
+    scalars = [value for value in values if isinstance(value, str | bool | int | float | np.generic)]
+    texts = [str(value)[:_CHARS_LOOKED_AT].strip() for value in scalars]
+    spelled = [text for text in texts if NUMBER.fullmatch(text)]
+    num = len(values)
+    return CellProfile(
+        num=num,
+        num_distinct=len(set(texts)) + (num - len(scalars)),
+        scalars=_share(len(scalars), num),
+        booleans=_share(sum(isinstance(value, bool | np.bool_) for value in scalars), num),
+        numbers=_share(len(spelled), num),
+        codes=_share(sum(bool(_CODE.fullmatch(text)) for text in spelled), num),
+        num_inexact=sum(text.lstrip("+-").isdigit() and abs(float(text)) > _EXACT_INTEGER for text in spelled),
+        words=_share(sum(_num_words(text) for text in texts), len(texts)),
+        chars=_share(sum(len(str(value)) for value in scalars), len(texts)),
+    )
+
+
+def _num_words(text: str) -> float:
+    return len(text.split()) + len(_UNSPACED.findall(text)) / 2
+
+
+def _share(part: float, whole: int) -> float:
+    return part / whole if whole else 0.0

@@ -1,0 +1,129 @@
+"""Text: token ids for a language encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from fusetune.errors import BadCell
+from fusetune.modalities.base import Detection, Modality
+from fusetune.modalities.profile import profile_cells
+
+if TYPE_CHECKING:
+    from fusetune.backbones.load import Backbone
+
+CHARS_PER_TOKEN = 20
+"""Characters a token that a long text is first cut to: several times what any language needs on average."""
+
+
+class TextModality(Modality):
+    """A column of writing in any language.
+
+    The text goes to the backbone's tokenizer as it is: nothing is lower-cased, stripped or replaced here. What is
+    beyond the backbone's `max_tokens` is left out; `num_truncated` counts the texts that lost something.
+
+    Attributes:
+        num_truncated: texts that were longer than the backbone reads, since this object was made.
+    """
+
+    kind = "text"
+    needs_backbone = True
+
+    def __init__(self, column: str, *, backbone: Backbone) -> None:
+        """
+        Args:
+            column: the column's name.
+            backbone: the encoder, of kind "text".
+        """
+        super().__init__(column)
+        self.backbone = backbone
+        self.num_truncated = 0
+
+    @classmethod
+    def detect(cls, values: Sequence[Any], *, base_dir: Path) -> Detection:
+        """Strings of several words that hardly repeat."""
+        seen = profile_cells(values)
+        seen_as = f"{seen.num_distinct} distinct values in {seen.num} cells, {seen.words:.1f} words each"
+        if seen.scalars < 0.95:
+            return Detection(0.0, "the cells are not strings")
+        if seen.numbers >= 0.95 or seen.booleans >= 0.5:
+            return Detection(0.05, "the cells are numbers, codes or true and false")
+        if seen.repeats:
+            return Detection(0.3, f"{seen_as}: they repeat")
+        if seen.words >= 1.5:
+            return Detection(0.9 if seen.words >= 4 else 0.8, seen_as)
+        return Detection(0.5, f"{seen_as}: single words")
+
+    def decode(self, cell: Any, *, row: int, base_dir: Path) -> np.ndarray:
+        """The token ids, (tokens,) int32, special tokens included.
+
+        Raises:
+            BadCell: it is not text, holds half a character, or the tokenizer finds nothing in it.
+        """
+        if isinstance(cell, np.generic):
+            cell = cell.item()
+        if isinstance(cell, bool | int | float):
+            cell = str(cell)
+        if not isinstance(cell, str):
+            why = f"it is a {type(cell).__name__}, not text"
+            raise BadCell(row=row, column=self.column, value=cell, why=why, do="give one string")
+        position = next((at for at, character in enumerate(cell) if "\ud800" <= character <= "\udfff"), None)
+        if position is not None:
+            why = f"character {position} is half a character (the lone surrogate {ascii(cell[position])})"
+            do = "write the file again as UTF-8; such halves come from cutting text between two UTF-16 units"
+            raise BadCell(row=row, column=self.column, value=ascii(cell[:120]), why=why, do=do)
+        tokens = self._tokenize(cell)
+        if not len(tokens):
+            do = "empty the cell if the text is missing"
+            raise BadCell(row=row, column=self.column, value=cell, why="there is nothing to read in it", do=do)
+        return tokens
+
+    def _tokenize(self, text: str) -> np.ndarray:
+        """The tokens of as much of the text as the backbone reads, in time that grows with what it reads.
+
+        A long text is cut at white space, generously. Where the cut is too short after all (a page of spaces), it
+        is doubled, so the tokens are the same as of the whole text.
+        """
+        max_tokens = self.backbone.max_tokens
+        num_chars = max(max_tokens * CHARS_PER_TOKEN, 1000)
+        while num_chars < len(text):
+            cut = text[:num_chars]
+            space = max(cut.rfind(" "), cut.rfind("\n"), cut.rfind("\t"))
+            tokens = self.backbone.tokenize(cut[:space] if space > num_chars // 2 else cut)
+            if len(tokens) >= max_tokens:
+                self.num_truncated += 1
+                return np.asarray(tokens, dtype=np.int32)
+            num_chars *= 2
+        tokens = self.backbone.tokenize(text)
+        self.num_truncated += len(tokens) >= max_tokens
+        return np.asarray(tokens, dtype=np.int32)
+
+    def size(self, example: np.ndarray) -> int:
+        """Tokens."""
+        return len(example)
+
+    def collate(self, examples: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask`, each (examples, longest) int64."""
+        return self.backbone.collate_text([example.tolist() for example in examples])
+
+    @property
+    def encoder_key(self) -> str:
+        """The backbone's key: columns with one backbone share it."""
+        return self.backbone.key
+
+    def build_encoder(self) -> nn.Module:
+        """The backbone itself."""
+        return self.backbone
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: the backbone holds all options."""
+        return {}
+
+    @classmethod
+    def from_state(cls, column: str, state: dict[str, Any], backbone: Any = None) -> TextModality:
+        """The modality on this backbone."""
+        return cls(column, backbone=backbone)
