@@ -1,0 +1,1 @@
+"""Tables, schemas, splits and batches."""

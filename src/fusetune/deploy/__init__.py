@@ -1,0 +1,1 @@
+"""The saved model folder and what is done with it."""

@@ -1,0 +1,1 @@
+"""The model families: how encoders, fusions and heads are put together."""

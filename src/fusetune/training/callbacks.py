@@ -1,0 +1,175 @@
+"""What watches a training run: the best step, early stopping, the learning curve, trackers, progress."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+
+@dataclass
+class Check:
+    """One evaluation on validation rows.
+
+    Attributes:
+        stage: the stage it was made in.
+        step: updates so far, over all stages.
+        epoch: epochs so far in this stage.
+        train_loss: mean loss of the updates since the last check; None before the first.
+        val_loss: on the validation rows.
+        score: the mean over tasks of the main metric, turned so that more is better.
+        metrics: per task, its metrics.
+        lr: the largest learning rate now.
+    """
+
+    stage: str
+    step: int
+    epoch: float
+    train_loss: float | None
+    val_loss: float
+    score: float
+    metrics: dict[str, dict[str, float]]
+    lr: float
+
+
+class Callback:
+    """Hooks of the loop; every one may be left out."""
+
+    def on_stage(self, name: str, num_updates: int) -> None:
+        """A stage begins."""
+
+    def on_update(self, step: int, losses: dict[str, float], lr: float) -> None:
+        """An update was made."""
+
+    def on_check(self, check: Check) -> None:
+        """The model was evaluated on validation rows."""
+
+    def on_end(self) -> None:
+        """The run is over, well or not."""
+
+
+class BestStep(Callback):
+    """Keeps the weights of the best check, on the CPU; a tie goes to the lower validation loss."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.check: Check | None = None
+        self._weights: dict[str, Tensor] = {}
+
+    def cover(self) -> None:
+        """Add what has become trainable since, at its present value: it had that value at the best step too."""
+        for name, tensor in self._trained().items():
+            if name not in self._weights:
+                self._weights[name] = tensor.detach().to("cpu", copy=True)
+
+    def _trained(self) -> dict[str, Tensor]:
+        trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        return trained | dict(self.module.named_buffers())
+
+    def on_check(self, check: Check) -> None:
+        """Keep these weights if the check is the best so far."""
+        if self.check is None or better(check, self.check):
+            self.check = check
+            self._weights.update({k: v.detach().to("cpu", copy=True) for k, v in self._trained().items()})
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the best step's weights back."""
+        state = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
+        for name, value in self._weights.items():
+            state[name].copy_(value)
+
+
+def better(new: Check, old: Check) -> bool:
+    """Whether a check beats another: by score, then by validation loss; an undefined score beats nothing."""
+    if math.isnan(new.score) or math.isnan(old.score):
+        return math.isnan(old.score) and (not math.isnan(new.score) or new.val_loss < old.val_loss)
+    return (new.score, -new.val_loss) > (old.score, -old.val_loss)
+
+
+class EarlyStopping(Callback):
+    """Says stop after `patience` checks of a stage without a better one."""
+
+    def __init__(self, patience: int | None) -> None:
+        self.patience, self.best, self.waited = patience, None, 0  # type: tuple[int | None, Check | None, int]
+
+    def on_check(self, check: Check) -> None:
+        """Count the check."""
+        if self.best is None or better(check, self.best):
+            self.best, self.waited = check, 0
+        else:
+            self.waited += 1
+
+    @property
+    def stop(self) -> bool:
+        """Whether to stop now."""
+        return self.patience is not None and self.waited >= self.patience
+
+
+@dataclass
+class Curve(Callback):
+    """Every check, in order."""
+
+    checks: list[Check] = field(default_factory=list)
+
+    def on_check(self, check: Check) -> None:
+        """Keep it."""
+        self.checks.append(check)
+
+
+class Trackers(Callback):
+    """TensorBoard, Weights & Biases and whatever else accelerate knows by name."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+
+    def on_update(self, step: int, losses: dict[str, float], lr: float) -> None:
+        """Log the losses and the learning rate."""
+        self.accelerator.log({**{f"train/{k}": v for k, v in losses.items()}, "train/lr": lr}, step=step)
+
+    def on_check(self, check: Check) -> None:
+        """Log the validation loss and metrics."""
+        values: dict[str, Any] = {"val/loss": check.val_loss}
+        for task, metrics in check.metrics.items():
+            values |= {f"val/{task}/{name}": value for name, value in metrics.items() if math.isfinite(value)}
+        self.accelerator.log(values, step=check.step)
+
+    def on_end(self) -> None:
+        """Close the trackers."""
+        self.accelerator.end_training()
+
+
+class Bar(Callback):
+    """A progress bar with the loss and the validation score."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.progress = Progress(*columns, TextColumn("{task.fields[note]}"), transient=True)
+        self.progress.start()
+        self.loss, self.score = "", ""
+        self.task: Any = None
+
+    def on_stage(self, name: str, num_updates: int) -> None:
+        """Begin a new bar."""
+        if self.task is not None:
+            self.progress.remove_task(self.task)
+        self.task = self.progress.add_task(name, total=num_updates, note="")
+
+    def on_update(self, step: int, losses: dict[str, float], lr: float) -> None:
+        """Advance by one update."""
+        self.loss = f"loss {sum(losses.values()):.3f}"
+        self.progress.update(self.task, advance=1, note=f"{self.loss} {self.score}")
+
+    def on_check(self, check: Check) -> None:
+        """Show the score."""
+        self.score = f"val {check.score:.4f}"
+        self.progress.update(self.task, note=f"{self.loss} {self.score}")
+
+    def on_end(self) -> None:
+        """Take the bar away."""
+        self.progress.stop()

@@ -1,0 +1,90 @@
+"""Forward passes without gradients: logits of rows, and encoder outputs of distinct cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fusetune.data.examples import Examples, Progress
+from fusetune.models.understand import Understand
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients, the mode before restored after."""
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        module.train(was_training)
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """Where the model's parameters are."""
+    return next(model.parameters()).device
+
+
+def predict_logits(
+    model: Understand,
+    examples: Examples,
+    indices: np.ndarray,
+    *,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> dict[str, Tensor]:
+    """Logits of rows, float32 on the CPU, in the order of `indices`.
+
+    Args:
+        model: in any mode and on any device.
+        examples: prepared rows.
+        indices: places in the table, at least one.
+        batch_size: rows at a time; rows of like cost are taken together.
+        progress: wraps the iterator over batches.
+    """
+    order = np.argsort(examples.sizes(indices), kind="stable")
+    steps: Iterator[np.ndarray] = iter([order[i : i + batch_size] for i in range(0, len(order), batch_size)])
+    if progress is not None:
+        steps = progress(steps, "predicting", -(-len(order) // batch_size))
+    device = model_device(model)
+    parts: dict[str, list[Tensor]] = {task: [] for task in model.tasks}
+    with evaluating(model):
+        for step in steps:
+            outputs = model(examples.batch(indices[step]).to(device))
+            for task, logits in outputs.logits.items():
+                parts[task].append(logits.float().cpu())
+    back = torch.from_numpy(np.argsort(order))
+    return {task: torch.cat(chunks)[back] for task, chunks in parts.items()}
+
+
+def encode_cells(
+    model: Understand, examples: Examples, column: str, *, batch_size: int = 64, progress: Progress | None = None
+) -> Tensor:
+    """The encoder's output for every distinct cell of a column: (cells, tokens, dim) float32 on the CPU.
+
+    Cells that could not be read are zeros; no row points at them.
+    """
+    source = examples.columns[column]
+    good = np.asarray([place for place in range(len(source.cells)) if place not in source.bad], dtype=np.int64)
+    good = good[np.argsort([source.size(int(place)) for place in good], kind="stable")]
+    steps: Iterator[np.ndarray] = iter([good[i : i + batch_size] for i in range(0, len(good), batch_size)])
+    if progress is not None:
+        steps = progress(steps, f"encoding {column}", -(-len(good) // batch_size))
+    device = model_device(model)
+    features: Tensor | None = None
+    with evaluating(model):
+        for places in steps:
+            tensors = {name: tensor.to(device) for name, tensor in source.tensors(places).items()}
+            values = model.encode(column, tensors).values.float().cpu()
+            if features is None:
+                features = values.new_zeros(len(source.cells), *values.shape[1:])
+            features[torch.from_numpy(places)] = values
+    if features is None:
+        dim = int(model.encoders[model.routes[column]].dim)  # type: ignore[arg-type]
+        features = torch.zeros(len(source.cells), 1, dim)
+    return features.clone()  # a tensor made in inference mode could not enter a training step

@@ -1,0 +1,26 @@
+"""Model and objectives in one module: what is trained, and what data parallelism wraps."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fusetune.types import Batch, Outputs
+
+
+class Learner(nn.Module):
+    """A model with what is minimised, so that an objective's own parameters are trained too."""
+
+    def __init__(self, model: nn.Module, objective: nn.Module) -> None:
+        """
+        Args:
+            model: from a batch to outputs.
+            objective: `(model, batch, outputs) -> {name: loss}`.
+        """
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Outputs]:
+        """The total loss, its parts by name, and the model's outputs."""
+        outputs: Outputs = self.model(batch)
+        parts: dict[str, Tensor] = self.objective(self.model, batch, outputs)
+        return sum(parts.values(), outputs.pooled.new_zeros(())), parts, outputs

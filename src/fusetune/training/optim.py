@@ -1,0 +1,109 @@
+"""Optimisers by name, and which parameter learns how fast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusetune.errors import ConfigError, nearest
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "sgd": lambda groups, lr, weight_decay: torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=weight_decay),
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+    "adafactor": torch.optim.Adafactor,
+    "lion": lambda groups, lr, weight_decay: Lion(groups, lr, weight_decay=weight_decay),
+}
+
+
+class Lion(torch.optim.Optimizer):
+    """Sign of an interpolated momentum (Chen et al. 2023, arXiv 2302.06675, algorithm 2).
+
+    Its updates all have the size of the learning rate, so use a tenth to a third of AdamW's rate and three to ten
+    times its weight decay.
+    """
+
+    def __init__(
+        self, params: Any, lr: float = 1e-4, *, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0
+    ) -> None:
+        """
+        Args:
+            params: parameters or groups.
+            lr: above 0.
+            betas: momentum's share in the update, and its decay; each in [0, 1).
+            weight_decay: decoupled, 0 or more.
+        """
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update from the gradients."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                momentum = self.state[parameter].setdefault("exp_avg", torch.zeros_like(parameter))
+                update = momentum.mul(beta1).add_(parameter.grad, alpha=1 - beta1).sign_()
+                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+                momentum.mul_(beta2).add_(parameter.grad, alpha=1 - beta2)
+        return loss
+
+
+def build_optimizer(name: str, groups: list[dict[str, Any]], *, lr: float) -> torch.optim.Optimizer:
+    """An optimiser over groups that each have their own `lr` and `weight_decay`.
+
+    Raises:
+        ConfigError: no such optimiser.
+    """
+    if name.lower() not in OPTIMIZERS:
+        raise ConfigError(
+            f"there is no optimizer called {name!r}",
+            expected=", ".join(OPTIMIZERS),
+            do=nearest(name.lower(), OPTIMIZERS),
+        )
+    return OPTIMIZERS[name.lower()](groups, lr=lr, weight_decay=0.0)
+
+
+def no_decay(module: nn.Module) -> set[Tensor]:
+    """The parameters that weight decay leaves out: biases, those of norms, and other vectors and scalars."""
+    norms = {
+        parameter
+        for part in module.modules()
+        if "norm" in type(part).__name__.lower()
+        for parameter in part.parameters(recurse=False)
+    }
+    return norms | {parameter for parameter in module.parameters() if parameter.ndim < 2}
+
+
+def param_groups(
+    sets: Iterable[tuple[float, Iterable[Tensor]]], *, weight_decay: float, undecayed: set[Tensor]
+) -> list[dict[str, Any]]:
+    """Groups for an optimiser: one or two per learning rate, frozen parameters left out.
+
+    Args:
+        sets: (learning rate, parameters).
+        weight_decay: for parameters that are not in `undecayed`.
+        undecayed: see `no_decay`.
+    """
+    groups: list[dict[str, Any]] = []
+    for lr, parameters in sets:
+        live = [parameter for parameter in parameters if parameter.requires_grad]
+        for decay, chosen in (
+            (weight_decay, [p for p in live if p not in undecayed]),
+            (0.0, [p for p in live if p in undecayed]),
+        ):
+            if chosen:
+                groups.append({"params": chosen, "lr": lr, "weight_decay": decay})
+    return groups
