@@ -1,0 +1,1 @@
+"""What the tuned model is worth: intervals, comparisons, calibration, and the report."""
