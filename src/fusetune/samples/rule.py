@@ -1,0 +1,168 @@
+"""The rule behind the tickets sample, and what is best reachable under it, computed exactly."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterable
+
+import numpy as np
+
+from fusetune.errors import ConfigError, nearest
+
+LABELS = ("low", "normal", "high")
+"""The priorities, from the fewest points to the most."""
+
+POINTS: dict[str, tuple[int, ...]] = {
+    "message": (0, 2, 4),
+    "screenshot": (0, 2, 4),
+    "voice": (0, 3),
+    "waiting_hours": (0, 1, 2),
+    "plan": (0, 1, 2),
+}
+"""Column to the points of each level of its hidden factor. Levels are equally likely and independent."""
+
+COLUMNS = tuple(POINTS)
+
+NORMAL_FROM, HIGH_FROM = 7, 9
+"""Least sum of points for the label "normal" and for "high"."""
+
+SUBSETS: tuple[frozenset[str], ...] = tuple(
+    frozenset(chosen) for size in range(len(COLUMNS) + 1) for chosen in itertools.combinations(COLUMNS, size)
+)
+"""All 32 sets of columns, the empty one first and small before large."""
+
+
+def clean_labels(factors: np.ndarray) -> np.ndarray:
+    """The labels before noise.
+
+    Args:
+        factors: `(rows, 5)` levels, in the order of `COLUMNS`.
+
+    Returns:
+        `(rows,)` indices into `LABELS`.
+    """
+    points = sum(np.asarray(POINTS[column])[factors[:, k]] for k, column in enumerate(COLUMNS))
+    return np.asarray(np.digitize(np.asarray(points), [NORMAL_FROM, HIGH_FROM]))
+
+
+@functools.cache
+def _posteriors(label_noise: float) -> np.ndarray:
+    """P(label | all factors), `(3, 3, 2, 3, 3, labels)`: one axis for each column's level."""
+    shape = tuple(len(points) for points in POINTS.values())
+    levels = np.stack(np.unravel_index(np.arange(np.prod(shape)), shape), axis=1)
+    table = np.full((len(levels), len(LABELS)), label_noise / (len(LABELS) - 1))
+    table[np.arange(len(levels)), clean_labels(levels)] = 1 - label_noise
+    return table.reshape(*shape, len(LABELS))
+
+
+def posterior(columns: Iterable[str], *, label_noise: float = 0.05) -> np.ndarray:
+    """P(label | the levels of these columns), for every combination of levels.
+
+    Columns that are not given are averaged over, which is exact: levels are independent and equally likely.
+
+    Args:
+        columns: names out of `COLUMNS`.
+        label_noise: see `ceilings`.
+
+    Returns:
+        `(levels of message or 1, ..., levels of plan or 1, labels)`: size 1 where a column is not given.
+    """
+    known = _named(columns)
+    hidden = tuple(axis for axis, column in enumerate(COLUMNS) if column not in known)
+    return np.asarray(_posteriors(check_noise(label_noise)).mean(axis=hidden, keepdims=True))
+
+
+def patterns(missing: float) -> dict[frozenset[str], float]:
+    """The probability of every set of filled cells in a row.
+
+    Each cell is left out with probability `missing`, independently of all else; a row that would lose all its
+    cells keeps its message.
+    """
+    chance = {
+        kept: (1 - missing) ** len(kept) * missing ** (len(COLUMNS) - len(kept)) for kept in SUBSETS
+    }
+    chance[frozenset({"message"})] += chance.pop(frozenset())
+    return chance
+
+
+def ceilings(*, missing: float = 0.0, label_noise: float = 0.05) -> dict[frozenset[str], float]:
+    """The best reachable accuracy of every non-empty set of columns: the Bayes rate, by enumeration.
+
+    For a set S it is Σ over patterns of filled cells K of P(K) · E[max over labels of P(label | levels of S ∩ K)].
+    Cells are missing at random, so that a cell is missing says nothing about the label.
+
+    Args:
+        missing: probability that a cell is left out, in [0, 1).
+        label_noise: probability that a label is replaced by one of the two others, in [0, 2/3].
+
+    Returns:
+        31 sets of columns, each with an accuracy in [0, 1].
+    """
+    check_missing(missing)
+    filled = {known: float(posterior(known, label_noise=label_noise).max(axis=-1).mean()) for known in SUBSETS}
+    chance = patterns(missing)
+    return {
+        chosen: sum(share * filled[chosen & kept] for kept, share in chance.items()) for chosen in SUBSETS if chosen
+    }
+
+
+def best_labels(
+    factors: np.ndarray, present: np.ndarray, columns: Iterable[str], *, label_noise: float = 0.05
+) -> np.ndarray:
+    """What a perfect reader of these columns answers; ties go to the label with the fewest points.
+
+    Args:
+        factors: `(rows, 5)` levels, in the order of `COLUMNS`.
+        present: `(rows, 5)` bool, True where the cell is filled.
+        columns: the columns that are read.
+        label_noise: see `ceilings`.
+
+    Returns:
+        `(rows,)` indices into `LABELS`.
+    """
+    known = _named(columns)
+    seen = present & np.array([column in known for column in COLUMNS])
+    answers = np.empty(len(factors), dtype=np.int64)
+    for pattern in np.unique(seen, axis=0):
+        rows = np.flatnonzero((seen == pattern).all(axis=1))
+        kept = [column for column, here in zip(COLUMNS, pattern, strict=True) if here]
+        levels = np.where(pattern, factors[rows], 0)
+        # Rounding keeps ties ties: means of the same numbers in another order differ in the last bits.
+        answers[rows] = posterior(kept, label_noise=label_noise).round(12)[tuple(levels.T)].argmax(axis=-1)
+    return answers
+
+
+def check_missing(missing: float) -> float:
+    """The same number.
+
+    Raises:
+        ConfigError: it is not in [0, 1).
+    """
+    if not 0 <= missing < 1:
+        raise ConfigError("`missing` is out of range", expected="a probability in [0, 1)", came=repr(missing))
+    return float(missing)
+
+
+def check_noise(label_noise: float) -> float:
+    """The same number.
+
+    Raises:
+        ConfigError: it is not in [0, 2/3]; beyond 2/3 the right label would be the least likely one.
+    """
+    if not 0 <= label_noise <= 2 / 3:
+        raise ConfigError("`label_noise` is out of range", expected="a probability in [0, 2/3]", came=repr(label_noise))
+    return float(label_noise)
+
+
+def _named(columns: Iterable[str]) -> frozenset[str]:
+    if isinstance(columns, str):
+        columns = [columns]
+    known = frozenset(columns)
+    for name in sorted(known - set(COLUMNS)):
+        raise ConfigError(
+            f"the tickets sample has no column {name!r}",
+            expected=", ".join(COLUMNS),
+            do=nearest(name, COLUMNS) or "choose one of the columns above",
+        )
+    return known

@@ -1,0 +1,279 @@
+"""`make_tickets`: support tickets with a message, a screenshot, a voice note, a number and a category."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fusetune.errors import ConfigError, StorageError
+from fusetune.samples import messages, rule, screens, voices
+from fusetune.samples.rule import COLUMNS, LABELS, POINTS
+
+TARGET = "priority"
+
+HOURS = ((0.2, 6.0), (12.0, 30.0), (48.0, 120.0))
+"""Range of `waiting_hours` at each level, drawn from log-uniformly; thresholds between the ranges part them."""
+
+PLANS = ("free", "team", "enterprise")
+"""The category of each level of `plan`."""
+
+_NUM_COLUMNS = len(COLUMNS)
+_SCREENSHOT, _VOICE = "screenshots/{:06d}.png", "voices/{:06d}.wav"
+
+
+@dataclass(frozen=True)
+class Tickets:
+    """Support tickets, with what is hidden behind them.
+
+    The label depends on five hidden factors, one shown by each column and by no other; they are here and in no
+    file that `write` makes.
+
+    Attributes:
+        num_rows: rows of all splits together.
+        seed: where everything comes from; row i of a seed is the same whatever `num_rows` is.
+        missing: probability that a cell is left out.
+        label_noise: probability that a label is replaced by one of the two others.
+        splits: table name to its rows; tables follow each other without a gap.
+        factors: `(rows, 5)` int64, the level of each hidden factor, in the order of `rule.COLUMNS`.
+        present: `(rows, 5)` bool, False where the cell is left out.
+        labels: `(rows,)` int64, indices into `rule.LABELS`, noise included.
+        path: the folder they were written to, None before.
+    """
+
+    num_rows: int
+    seed: int
+    missing: float
+    label_noise: float
+    splits: Mapping[str, range]
+    factors: np.ndarray
+    present: np.ndarray
+    labels: np.ndarray
+    path: Path | None = None
+
+    @property
+    def ceilings(self) -> dict[frozenset[str], float]:
+        """The best reachable accuracy of every non-empty set of columns, on endlessly many rows."""
+        return rule.ceilings(missing=self.missing, label_noise=self.label_noise)
+
+    @property
+    def tables(self) -> dict[str, Path]:
+        """Split name to its CSV file.
+
+        Raises:
+            ConfigError: the tickets have not been written.
+        """
+        if self.path is None:
+            raise ConfigError("these tickets are in no folder yet", do="call write(folder) and use what it returns")
+        return {name: self.path / f"{name}.csv" for name in self.splits}
+
+    def best_labels(self, columns: Iterable[str] = COLUMNS, *, split: str | None = None) -> list[str]:
+        """What a perfect reader of these columns would answer, row by row.
+
+        Args:
+            columns: the columns it reads.
+            split: the table, None for all rows.
+        """
+        rows = self._rows(split)
+        best = rule.best_labels(self.factors[rows], self.present[rows], columns, label_noise=self.label_noise)
+        return [LABELS[k] for k in best]
+
+    def best_accuracy(self, columns: Iterable[str] = COLUMNS, *, split: str | None = None) -> float:
+        """The accuracy of `best_labels` on these very rows: the ceiling, with this sample's luck in it.
+
+        A model's accuracy on the same rows is compared with this one without the noise of drawing the rows.
+        """
+        rows = self._rows(split)
+        best = rule.best_labels(self.factors[rows], self.present[rows], columns, label_noise=self.label_noise)
+        return float(np.mean(best == self.labels[rows]))
+
+    def cells(self, row: int) -> dict[str, str]:
+        """A row as the CSV file has it: column to text, "" where the cell is left out, the target last."""
+        levels = self.factors[row]
+        values = (
+            messages.write_message(levels[0], self._rng(row, 0)),
+            _SCREENSHOT.format(row),
+            _VOICE.format(row),
+            _hours(levels[3], self._rng(row, 3)),
+            PLANS[levels[4]],
+        )
+        filled = zip(COLUMNS, values, self.present[row], strict=True)
+        return {column: value if here else "" for column, value, here in filled} | {TARGET: LABELS[self.labels[row]]}
+
+    def media(self, row: int) -> Iterator[tuple[str, bytes]]:
+        """The row's files as (relative path, bytes); none for cells that are left out."""
+        if self.present[row, 1]:
+            screen = screens.draw_screen(self.factors[row, 1], self._rng(row, 1))
+            yield _SCREENSHOT.format(row), screens.png_bytes(screen)
+        if self.present[row, 2]:
+            sound = voices.speak(self.factors[row, 2], self._rng(row, 2))
+            yield _VOICE.format(row), voices.wav_bytes(sound)
+
+    def write(self, folder: Path | str) -> Tickets:
+        """Write the tables, `screenshots/`, `voices/` and a `README.md` with the ceilings.
+
+        Files of the same names are replaced. Paths in the tables are relative to the tables.
+
+        Args:
+            folder: made if it is not there.
+
+        Returns:
+            The same tickets with `path` set.
+
+        Raises:
+            StorageError: a file could not be written.
+        """
+        written = dataclasses.replace(self, path=Path(folder))
+        try:
+            for name in ("screenshots", "voices"):
+                (Path(folder) / name).mkdir(parents=True, exist_ok=True)
+            for row in range(self.num_rows):
+                for relative, data in self.media(row):
+                    (Path(folder) / relative).write_bytes(data)
+            for name, file in written.tables.items():
+                file.write_bytes(self._csv(self.splits[name]).encode())
+            (Path(folder) / "README.md").write_bytes(self.readme().encode())
+        except OSError as error:
+            raise StorageError(f"the tickets cannot be written to {folder}: {error}") from error
+        return written
+
+    def readme(self) -> str:
+        """The folder's README: what the columns show, the rule and the ceilings, as Markdown."""
+        return _readme(self)
+
+    def _csv(self, rows: range) -> str:
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, [*COLUMNS, TARGET], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.cells(row) for row in rows)
+        return buffer.getvalue()
+
+    def _rows(self, split: str | None) -> slice:
+        if split is None:
+            return slice(None)
+        if split not in self.splits:
+            raise ConfigError(f"there is no split {split!r}", expected=", ".join(self.splits))
+        rows = self.splits[split]
+        return slice(rows.start, rows.stop)
+
+    def _rng(self, row: int, column: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, row, 1 + column])
+
+
+def make_tickets(
+    n: int = 2000,
+    seed: int = 0,
+    folder: Path | str | None = None,
+    *,
+    missing: float = 0.0,
+    label_noise: float = 0.05,
+    splits: Mapping[str, float] | None = None,
+) -> Tickets:
+    """Make support tickets whose best reachable accuracy is known for every set of columns.
+
+    Columns: `message` (text), `screenshot` (PNG), `voice` (WAV), `waiting_hours` (number), `plan` (category) and the
+    target `priority` (low, normal, high). Each column alone shows one hidden factor (`rule.POINTS`); the points add
+    up, and the sum decides on the label, which is then replaced by another one with probability `label_noise`.
+
+    Args:
+        n: rows, at least 1.
+        seed: 0 or more. The same seed gives the same files, byte for byte, with the same numpy and pillow.
+        folder: where to write them; None keeps them in memory until `write`.
+        missing: probability in [0, 1) that a cell is left out. A row that would lose all its cells keeps its message.
+        label_noise: probability in [0, 2/3].
+        splits: table names with their shares of the rows, which sum to 1, as {"train": 0.7, "test": 0.3}; each
+            becomes `<name>.csv`. None makes one table, `tickets.csv`.
+
+    Raises:
+        ConfigError: an argument is out of its range.
+        StorageError: a file could not be written.
+
+    Example:
+        >>> tickets = make_tickets(1000, seed=1, folder="tickets", splits={"train": 0.8, "test": 0.2})
+        >>> round(tickets.ceilings[frozenset({"message"})], 3)
+        0.533
+    """
+    if n < 1 or seed < 0:
+        raise ConfigError("cannot make these tickets", expected="n of 1 or more, seed of 0 or more",
+                          came=f"n={n}, seed={seed}")  # fmt: skip
+    rule.check_missing(missing)
+    rule.check_noise(label_noise)
+    factors = np.empty((n, _NUM_COLUMNS), dtype=np.int64)
+    present = np.empty((n, _NUM_COLUMNS), dtype=bool)
+    swapped, shift = np.empty(n, dtype=bool), np.empty(n, dtype=np.int64)
+    num_levels = [len(points) for points in POINTS.values()]
+    for row in range(n):
+        rng = np.random.default_rng([seed, row, 0])
+        factors[row] = rng.integers(num_levels)
+        swapped[row], shift[row] = rng.random() < label_noise, rng.integers(1, len(LABELS))
+        present[row] = rng.random(_NUM_COLUMNS) >= missing
+    present[~present.any(axis=1), COLUMNS.index("message")] = True
+    labels = rule.clean_labels(factors)
+    labels = np.where(swapped, (labels + shift) % len(LABELS), labels)
+    tickets = Tickets(n, seed, missing, label_noise, _blocks(n, splits or {"tickets": 1.0}), factors, present, labels)
+    return tickets if folder is None else tickets.write(folder)
+
+
+def _blocks(n: int, shares: Mapping[str, float]) -> dict[str, range]:
+    """Shares of n rows as ranges that follow each other and hold every row once."""
+    bad_names = [name for name in shares if not name or not name.replace("_", "").replace("-", "").isalnum()]
+    if bad_names or any(share <= 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
+        raise ConfigError(
+            "these splits cannot be made",
+            expected="names of letters, digits, - and _ with positive shares that sum to 1",
+            came=repr(dict(shares)),
+        )
+    ends = np.round(np.cumsum(list(shares.values())) * n).astype(int).tolist()
+    return {name: range(start, end) for name, start, end in zip(shares, [0, *ends[:-1]], ends, strict=True)}
+
+
+def _hours(level: int, rng: np.random.Generator) -> str:
+    low, high = np.log(HOURS[level])
+    return f"{np.exp(rng.uniform(low, high)):.2f}"
+
+
+def _readme(tickets: Tickets) -> str:
+    tables = "\n".join(f"- `{name}.csv`: {len(rows)} rows" for name, rows in tickets.splits.items())
+    shows = {
+        "message": messages.LEVELS,
+        "screenshot": screens.LEVELS,
+        "voice": voices.LEVELS,
+        "waiting_hours": tuple(f"{low:g} to {high:g}" for low, high in HOURS),
+        "plan": PLANS,
+    }
+    factors = "\n".join(
+        f"| `{column}` | {'; '.join(f'{text}: {p}' for text, p in zip(shows[column], POINTS[column], strict=True))} |"
+        for column in COLUMNS
+    )
+    reached = "\n".join(
+        f"| {', '.join(column for column in COLUMNS if column in chosen)} | {accuracy:.4f} |"
+        for chosen, accuracy in tickets.ceilings.items()
+    )
+    return f"""# Support tickets, made by fusetune
+
+`make_tickets(n={tickets.num_rows}, seed={tickets.seed}, missing={tickets.missing}, \
+label_noise={tickets.label_noise})`. Nothing here is real.
+
+{tables}
+
+The target is `{TARGET}` ({', '.join(LABELS)}). Each column shows one factor, which no other column shows; levels
+are equally likely and independent of each other. Points add up: under {rule.NORMAL_FROM} is low, from
+{rule.HIGH_FROM} on is high. A label is then replaced by one of the two others with probability
+{tickets.label_noise}, and a cell is left out with probability {tickets.missing}.
+
+| column | level: points |
+| --- | --- |
+{factors}
+
+Best reachable accuracy of every set of columns (always the commonest label: \
+{rule.posterior((), label_noise=tickets.label_noise).max():.4f}):
+
+| columns | accuracy |
+| --- | --- |
+{reached}
+"""
