@@ -72,9 +72,10 @@ class TrainerConfig(Section):
 
     epochs: Annotated[float, Field(ge=0)] = 5
     """Passes over the train rows with everything unfrozen that is not frozen by a rule. 0: only the head stage."""
-    head_epochs: Annotated[float, Field(ge=0)] = 60
+    head_epochs: Annotated[float, Field(ge=0)] | None = None
     """First, the fusion and heads alone learn on the frozen backbones' features, which are computed once
-    (linear probing, then fine-tuning: Kumar et al. 2022, arXiv 2202.10054). 0: skip this stage."""
+    (linear probing, then fine-tuning: Kumar et al. 2022, arXiv 2202.10054). None: 60, or 20 where an image or audio
+    encoder is trained from scratch. 0: skip this stage."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Rows an update, over all devices, accumulation included in it `accumulate` times."""
     accumulate: Annotated[int, Field(ge=1)] = 1

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,17 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.used)
+
+    def restrict(self, columns: Collection[str]) -> Examples:
+        """These rows as seen through some of the columns; rows that have none of them are not among the used.
+
+        The cells and features are shared with this object, not copied.
+        """
+        view = copy.copy(self)
+        view.columns = {name: column for name, column in self.columns.items() if name in columns}
+        there = np.any([column.codes[self.used] >= 0 for column in view.columns.values()], axis=0)
+        view.used = self.used[there]
+        return view
 
     def labelled(self, task: str) -> np.ndarray:
         """Which of the used rows have the task's target: their places in the table."""

@@ -89,18 +89,20 @@ class Understand(nn.Module):
         return tokens
 
     def forward(self, batch: Batch) -> Outputs:
-        """Logits of every task for each row of the batch."""
+        """Logits of every task for each row of the batch; a column that the batch does not bring is absent."""
         columns = {column: self._tokens(position, column, batch) for position, column in enumerate(self.columns)}
-        fused = self.fusion(columns, batch.present)
+        nowhere = torch.zeros(len(batch), dtype=torch.bool, device=batch.rows.device)
+        fused = self.fusion(columns, {column: batch.present.get(column, nowhere) for column in self.columns})
         pooled = fused.pooled  # (batch, dim)
         logits = {task: head(pooled) for task, head in zip(self.tasks, self.heads, strict=True)}
         return Outputs(logits=logits, pooled=pooled, columns=columns, fused=fused.tokens)
 
     def _tokens(self, position: int, column: str, batch: Batch) -> Tokens:
-        cells, tensors = batch.cells[column], batch.inputs[column]
+        tensors = batch.inputs.get(column)
         if not tensors:
-            zeros = torch.zeros(len(batch), 1, self.fusion.dim, device=cells.device, dtype=self._dtype)
-            return Tokens(zeros, torch.zeros(len(batch), 1, dtype=torch.bool, device=cells.device))
+            zeros = torch.zeros(len(batch), 1, self.fusion.dim, device=batch.rows.device, dtype=self._dtype)
+            return Tokens(zeros, torch.zeros(len(batch), 1, dtype=torch.bool, device=batch.rows.device))
+        cells = batch.cells[column]
         encoded = self.encode(column, tensors)
         values = self.projections[position](encoded.values)  # (cells, tokens, dim)
         row_cells = cells.clamp(min=0)
