@@ -1,0 +1,141 @@
+"""Rows that cannot be used: written down with the reason, counted, and a limit on how many may be."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fusetune.errors import BadCell, StorageError, TooManyRejected, shown
+
+LIMIT = 0.05
+VALUE_CHARS = 1000
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """One row that is not used.
+
+    Attributes:
+        row: the row's id: 0 is the first row of data.
+        column: the column of the bad cell, or None where the row as a whole cannot be read.
+        value: the cell (or the row's text) as it came.
+        why: what is wrong with it, for people.
+    """
+
+    row: int
+    column: str | None
+    value: Any
+    why: str
+
+    @classmethod
+    def from_error(cls, error: BadCell) -> Rejected:
+        """What a `BadCell` says, without the exception."""
+        assert error.row is not None
+        return cls(error.row, error.column, error.value, error.why)
+
+    def record(self) -> dict[str, Any]:
+        """The same as JSON: bytes as their number, text of more than `VALUE_CHARS` characters cut."""
+        return {"row": self.row, "column": self.column, "value": _plain(self.value), "why": self.why}
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else str(value)
+    if isinstance(value, str):
+        value = value.encode("utf-8", "backslashreplace").decode("utf-8")
+        return value if len(value) <= VALUE_CHARS else f"{value[:VALUE_CHARS]}… ({len(value)} characters)"
+    return shown(value, VALUE_CHARS)
+
+
+@dataclass(frozen=True)
+class RejectedGroup:
+    """Rejected rows with one reason in one column.
+
+    Attributes:
+        column: the column, or None for whole rows.
+        why: the reason; numbers and quoted names that differ between the rows appear as `…`.
+        count: how many rows.
+        rows: the first few row ids.
+    """
+
+    column: str | None
+    why: str
+    count: int
+    rows: tuple[int, ...]
+
+
+def group_rejected(rejected: Iterable[Rejected], *, num_rows: int = 5) -> list[RejectedGroup]:
+    """Rejected rows by column and reason, most frequent first.
+
+    Args:
+        rejected: in any order; a row with several bad cells is in several groups.
+        num_rows: how many row ids a group names.
+    """
+    groups: dict[tuple[str | None, str], list[Rejected]] = {}
+    for item in rejected:
+        alike = re.sub(r"'[^']*'|\"[^\"]*\"|\d[\d,.]*", "…", item.why)
+        groups.setdefault((item.column, alike), []).append(item)
+    found = []
+    for (column, alike), items in groups.items():
+        why = items[0].why if all(item.why == items[0].why for item in items) else alike
+        rows = sorted({item.row for item in items})
+        found.append(RejectedGroup(column, why, len(rows), tuple(rows[:num_rows])))
+    return sorted(found, key=lambda group: (-group.count, group.column or "", group.why))
+
+
+def write_rejected(rejected: Iterable[Rejected], path: Path) -> None:
+    """Write one JSON object a line (row, column, value, why), by row; the file appears whole or not at all.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    ordered = sorted(rejected, key=lambda item: (item.row, item.column or ""))
+    try:
+        with partial.open("w", encoding="utf-8") as handle:
+            for item in ordered:
+                handle.write(json.dumps(item.record(), ensure_ascii=False) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error})") from error
+
+
+def check_rate(
+    rejected: Sequence[Rejected], rows_in: int, *, limit: float = LIMIT, source: str | None = None
+) -> None:
+    """Refuse to go on where too many rows are rejected.
+
+    Args:
+        rejected: all rejected rows; a row with several bad cells counts once.
+        rows_in: the rows that came, used and rejected.
+        limit: the greatest share that may be rejected, 0 to 1.
+        source: the table's name for the message.
+
+    Raises:
+        TooManyRejected: more than `limit` of the rows are rejected; the message has reasons and rows.
+    """
+    num_bad = len({item.row for item in rejected})
+    if num_bad <= limit * rows_in:
+        return
+    groups = group_rejected(rejected)
+    lines = []
+    for group in groups[:5]:
+        place = f"column {group.column!r}: " if group.column is not None else ""
+        rows = ", ".join(map(str, group.rows)) + (", …" if group.count > len(group.rows) else "")
+        lines.append(f"{place}{group.why} ({group.count} row{'s' * (group.count > 1)}: {rows})")
+    if len(groups) > 5:
+        lines.append(f"and {len(groups) - 5} more reasons")
+    raise TooManyRejected(
+        f"{num_bad} of {rows_in} rows cannot be used",
+        expected=f"at most {limit:.0%} rejected",
+        came="; ".join(lines),
+        do="put these rows right, or leave a column out that is bad as a whole; rows are counted from 0",
+        file=source,
+    )

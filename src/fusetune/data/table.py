@@ -1,0 +1,226 @@
+"""A table: rows of cells with row ids, memory-mapped Arrow behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
+
+import numpy as np
+import pyarrow as pa
+
+from fusetune.data.arrow import from_cells, is_json
+from fusetune.data.quarantine import Rejected
+from fusetune.errors import TableError, nearest
+
+if TYPE_CHECKING:
+    import datasets
+    import pandas
+
+Source: TypeAlias = Union[str, Path, "pandas.DataFrame", "datasets.Dataset", pa.Table, "Table"]
+
+
+def is_missing(cell: Any) -> bool:
+    """Whether a cell holds nothing: None, the empty string, NaN, or `{"bytes": None, "path": None}`.
+
+    Words for nothing ("NA", "null", "none") are cells like any other.
+    """
+    if cell is None:
+        return True
+    if isinstance(cell, str):
+        return not cell
+    if isinstance(cell, float):
+        return cell != cell
+    if isinstance(cell, dict):
+        return cell.keys() <= {"bytes", "path"} and all(is_missing(part) for part in cell.values())
+    return False
+
+
+class Table:
+    """Rows of a source, in its order, without the rejected ones.
+
+    `len(table) + len(table.rejected)` is the number of rows that came, as long as nothing was selected.
+    Cells are read from the memory-mapped file when asked for; selecting copies nothing.
+
+    Attributes:
+        source: what it was read from, as errors show it.
+        base_dir: where relative media paths start.
+        rows: (rows,) int64, each row's id: 0 is the first row of data in the source.
+        rejected: rows of the source that are not here, with the reason.
+        notes: what a user should know about how it was read.
+    """
+
+    def __init__(
+        self,
+        arrow: pa.Table,
+        *,
+        source: str,
+        base_dir: Path,
+        rows: np.ndarray | None = None,
+        rejected: Sequence[Rejected] = (),
+        notes: Sequence[str] = (),
+        keep: object = None,
+    ) -> None:
+        """
+        Args:
+            arrow: the accepted rows.
+            source: what it was read from.
+            base_dir: where relative media paths start.
+            rows: (rows,) ids; from 0 where None.
+            rejected: the other rows.
+            notes: what a user should know about how it was read.
+            keep: held as long as the table lives, as the temporary file that `arrow` is mapped from.
+        """
+        self.source, self.base_dir = source, base_dir
+        self.rows = np.arange(arrow.num_rows, dtype=np.int64) if rows is None else rows
+        self.rejected, self.notes = list(rejected), list(notes)
+        self._base, self._keep = arrow, keep
+        self._places: np.ndarray | None = None
+        self._json = {field.name for field in arrow.schema if is_json(field)}
+
+    @classmethod
+    def read(cls, source: Source, *, base_dir: str | Path | None = None, cache_dir: str | Path | None = None) -> Table:
+        """Read a table.
+
+        Args:
+            source: a CSV, TSV, JSONL, Parquet, Arrow or Feather file, a pandas DataFrame, a Hugging Face
+                `Dataset`, an Arrow table, or a `Table`, which is returned as it is.
+            base_dir: where relative media paths start; the file's folder, or the current one for objects.
+            cache_dir: keeps the Arrow form of a text or Parquet file there for the next time; where None it lies in
+                a private temporary folder until the table is gone.
+
+        Raises:
+            TableError: it cannot be read; the message names the file, the place and what to do.
+            TooManyRejected: no row, or hardly any, can be used.
+        """
+        if isinstance(source, Table):
+            return source
+        from fusetune.data.readers import read_source
+
+        return read_source(source, base_dir=base_dir, cache_dir=cache_dir)
+
+    @classmethod
+    def from_records(
+        cls, records: Iterable[Mapping[str, Any]], *, source: str = "the records", base_dir: str | Path | None = None
+    ) -> Table:
+        """A table of rows given as mappings; a key that a row lacks is a missing cell.
+
+        Raises:
+            TableError: there is no row, or a cell is of a type that no column can hold.
+        """
+        rows = list(records)
+        names = list(dict.fromkeys(str(name) for row in rows for name in row))
+        if not names:
+            raise TableError("there are no rows", expected="at least one row with one column", file=source)
+        columns = {name: [_python(row.get(name)) for row in rows] for name in names}
+        return cls(from_cells(columns, source), source=source, base_dir=Path(base_dir or Path.cwd()))
+
+    @property
+    def arrow(self) -> pa.Table:
+        """The rows as Arrow: the mapped file itself, or a copy of the selected rows.
+
+        The strings of columns with mixed types, lists or objects are JSON; `cells` decodes them.
+        """
+        return self._base if self._places is None else self._base.take(self._places)
+
+    @property
+    def column_names(self) -> list[str]:
+        """The columns in the source's order."""
+        return list(self._base.column_names)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __contains__(self, column: object) -> bool:
+        return column in self._base.column_names
+
+    def __repr__(self) -> str:
+        return f"Table({self.source!r}, {len(self)} rows, columns {self.column_names})"
+
+    def require(self, columns: Iterable[str]) -> None:
+        """Check that the table has these columns.
+
+        Raises:
+            TableError: some are not there; the message has the nearest names.
+        """
+        lost = [column for column in columns if column not in self]
+        if not lost:
+            return
+        known = self.column_names
+        hints = [f"{column!r}: {hint}" for column in lost if (hint := nearest(column, known))]
+        raise TableError(
+            f"there is no column {', '.join(map(repr, lost))}",
+            expected=f"one of {', '.join(map(repr, known[:40]))}{', …' if len(known) > 40 else ''}",
+            do="; ".join(hints) if len(lost) > 1 else (hints[0].split(": ", 1)[1] if hints else None),
+            file=self.source,
+        )
+
+    def cells(self, column: str, indices: Sequence[int] | np.ndarray | None = None) -> list[Any]:
+        """A column's cells as Python values: str, int, float, bool, bytes, list, dict or None.
+
+        Args:
+            column: its name.
+            indices: which rows, by position (0 to len - 1), in any order; all where None.
+
+        Raises:
+            TableError: there is no such column.
+        """
+        self.require([column])
+        data = self._base.column(column)
+        places = self._places
+        if indices is not None:
+            wanted = np.asarray(indices, dtype=np.int64)
+            places = wanted if places is None else places[wanted]
+        found = data.to_pylist() if places is None else _take(data, places)
+        if column in self._json:
+            import json
+
+            return [None if cell is None else json.loads(cell) for cell in found]
+        return found
+
+    def row(self, index: int) -> dict[str, Any]:
+        """One row by position, as {column: cell}."""
+        return {column: self.cells(column, [index])[0] for column in self.column_names}
+
+    def missing(self, column: str) -> np.ndarray:
+        """(rows,) bool, True where the cell is missing."""
+        return np.fromiter((is_missing(cell) for cell in self.cells(column)), dtype=bool, count=len(self))
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> Table:
+        """The rows at these positions, with their ids, in this order; nothing is copied.
+
+        Rejected rows stay with the table that was read.
+
+        Args:
+            indices: positions, or a (rows,) bool mask.
+        """
+        wanted = np.asarray(indices)
+        wanted = np.flatnonzero(wanted) if wanted.dtype == bool else wanted.astype(np.int64)
+        part = Table(
+            self._base, source=self.source, base_dir=self.base_dir, rows=self.rows[wanted], keep=self._keep
+        )
+        part._places = wanted if self._places is None else self._places[wanted]
+        return part
+
+
+def _take(data: pa.ChunkedArray, places: np.ndarray) -> list[Any]:
+    """Cells by position; each chunk is visited once, and only its wanted cells are touched."""
+    ends = np.cumsum([len(chunk) for chunk in data.chunks])
+    if len(places) and (places.min() < 0 or places.max() >= (ends[-1] if len(ends) else 0)):
+        raise IndexError(f"row positions lie between 0 and {len(data) - 1}")
+    which = np.searchsorted(ends, places, side="right")
+    order = np.argsort(which, kind="stable")
+    cuts = np.flatnonzero(np.diff(which[order])) + 1
+    found: list[Any] = [None] * len(places)
+    for group in np.split(order, cuts) if len(places) else ():
+        number = int(which[group[0]])
+        start = int(ends[number]) - len(data.chunk(number))
+        cells = data.chunk(number).take(pa.array(places[group] - start)).to_pylist()
+        for place, cell in zip(group.tolist(), cells, strict=True):
+            found[place] = cell
+    return found
+
+
+def _python(value: Any) -> Any:
+    """A numpy scalar as the Python value it stands for."""
+    return value.item() if isinstance(value, np.generic) else value

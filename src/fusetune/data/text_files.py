@@ -1,0 +1,393 @@
+"""CSV, TSV and JSONL files to Arrow record batches, every cell as it was written.
+
+Python's `csv` and `json` do the parsing: they keep integers exact, tell a closed quote from one that is not, and
+never turn "NA" or "00501" into something else. Memory stays at one batch, however long the file is.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from fusetune.data.arrow import arrow_type, encode_column, field_for
+from fusetune.data.quarantine import Rejected, check_rate
+from fusetune.errors import TableError, shown
+
+BATCH_ROWS = 16_384
+BATCH_CHARS = 16_000_000
+CELL_CHARS = 1 << 28
+MAX_COLUMNS = 20_000
+VALUE_CHARS = 500
+HOPELESS = 10_000
+"""After so many rejected rows, a file of which most rows are rejected is not read to its end."""
+
+DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
+
+
+@dataclass
+class Parsed:
+    """A text file being read: complete once `batches` is exhausted.
+
+    Attributes:
+        schema: the columns.
+        batches: the accepted rows.
+        rejected: the others.
+        rows_in: rows so far, accepted and rejected.
+        notes: what a user should know about how it was read.
+    """
+
+    schema: pa.Schema
+    batches: Iterator[pa.RecordBatch]
+    rejected: list[Rejected] = field(default_factory=list)
+    rows_in: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def reject(self, value: Any, why: str, path: Path) -> None:
+        """Set the next row aside."""
+        text = value if isinstance(value, str) else str(value)
+        self.rejected.append(Rejected(self.rows_in, None, text[:VALUE_CHARS], why))
+        self.rows_in += 1
+        if len(self.rejected) >= HOPELESS and len(self.rejected) * 2 > self.rows_in:
+            check_rate(self.rejected, self.rows_in, source=str(path))
+
+
+def encoding_of(path: Path) -> str:
+    """The encoding that a byte order mark tells, else UTF-8.
+
+    Raises:
+        TableError: UTF-16 or UTF-32 that cannot be told apart safely.
+    """
+    with path.open("rb") as handle:
+        head = handle.read(64)
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        raise TableError("the file is UTF-32", expected="UTF-8", do="save it as UTF-8", file=str(path))
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if len(head) >= 4 and (head[1:4:2] == b"\0\0" or head[0:3:2] == b"\0\0"):
+        raise TableError(
+            "the file looks like UTF-16 without a byte order mark",
+            expected="UTF-8, or UTF-16 with a byte order mark",
+            do="save it as UTF-8",
+            file=str(path),
+        )
+    return "utf-8-sig"
+
+
+def wrong_encoding(path: Path, encoding: str) -> TableError:
+    """The error for a file that does not decode: finds the first bad byte's offset and line."""
+    decoder = codecs.getincrementaldecoder(encoding)("strict")
+    offset, lines, error = 0, 1, None
+    with path.open("rb") as handle:
+        while error is None:
+            chunk = handle.read(1 << 20)
+            pending = len(decoder.getstate()[0])
+            try:
+                text = decoder.decode(chunk, final=not chunk)
+                lines += text.count("\n")
+                offset += len(chunk)
+            except UnicodeDecodeError as found:
+                error = found
+                offset += found.start - pending
+                lines += found.object[: found.start].decode(encoding, "ignore").count("\n")
+            if not chunk:
+                break
+    byte = f"0x{error.object[error.start]:02x}" if error is not None else "a cut-off character"
+    return TableError(
+        f"byte {offset} (line {lines}) is not {'UTF-16' if encoding == 'utf-16' else 'UTF-8'}",
+        expected="a file in UTF-8, or in UTF-16 with a byte order mark",
+        came=f"{byte} ({error.reason})" if error is not None else byte,
+        do="save it as UTF-8; if it came from Windows: "
+        f"iconv -f WINDOWS-1252 -t UTF-8 {shown(path.name)} > fixed{path.suffix}",
+        file=str(path),
+    )
+
+
+@contextmanager
+def long_cells() -> Iterator[None]:
+    """Let `csv` read cells of up to `CELL_CHARS` characters, its own limit being 131,072."""
+    before = csv.field_size_limit(CELL_CHARS)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+class _Lines:
+    """The lines of a file, remembering those of the record being read."""
+
+    def __init__(self, handle: io.TextIOBase) -> None:
+        self.handle = handle
+        self.record: list[str] = []
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self.handle)
+        self.record.append(line)
+        return line
+
+
+def pick_delimiter(path: Path, encoding: str, usual: str) -> str:
+    """`usual`, unless the first rows agree on another delimiter and not on it."""
+    with path.open(encoding=encoding, newline="", errors="replace") as handle:
+        lines = [line for line in (handle.readline(1 << 20) for _ in range(200)) if line]
+    best, best_score = usual, 0.0
+    for delimiter in sorted(DELIMITERS, key=lambda one: one != usual):
+        records = []
+        try:
+            for record in csv.reader(lines, delimiter=delimiter):
+                records.append(len(record))
+        except csv.Error:
+            pass
+        widths = [width for width in records[:50] if width]
+        if not widths or widths[0] < 2:
+            continue
+        agree = sum(width == widths[0] for width in widths[1:]) / max(len(widths) - 1, 1)
+        if delimiter == usual and agree >= 0.5:
+            return usual
+        if (agree >= 0.9 and agree > best_score) or len(widths) == 1:
+            best, best_score = delimiter, agree
+    return best
+
+
+def check_names(names: list[str], file: str) -> None:
+    """Refuse column names that are empty or appear twice.
+
+    Raises:
+        TableError: with all of them.
+    """
+    empty = [str(place) for place, name in enumerate(names, start=1) if not name.strip()]
+    twice = sorted({name for name in names if name.strip() and names.count(name) > 1})
+    if empty:
+        raise TableError(
+            f"column{'s' * (len(empty) > 1)} {', '.join(empty)} of {len(names)} without a name",
+            expected="a name for every column, each once",
+            came=shown(names),
+            do="name it in the first line, or take it out (pandas: to_csv(..., index=False))",
+            file=file,
+        )
+    if twice:
+        raise TableError(
+            f"column names appear more than once: {', '.join(map(repr, twice))}",
+            expected="every column name once",
+            came=shown(names),
+            do="rename or take out one of the columns",
+            file=file,
+        )
+
+
+def read_delimited(path: Path, usual: str) -> Parsed:
+    """A CSV or TSV file. Blank lines are no rows; a row with a field too many or too few is rejected.
+
+    Args:
+        path: the file.
+        usual: the delimiter its extension stands for.
+
+    Raises:
+        TableError: it is empty, has only a header, names that clash, or is not UTF-8.
+    """
+    encoding = encoding_of(path)
+    delimiter = pick_delimiter(path, encoding, usual)
+    handle = path.open(encoding=encoding, newline="")
+    lines = _Lines(handle)  # type: ignore[arg-type]
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    names: list[str] = []
+    try:
+        with long_cells():
+            while not names:
+                names = next(reader)
+    except StopIteration:
+        raise TableError("the file is empty", expected="a header line and rows", file=str(path)) from None
+    except UnicodeDecodeError as error:
+        raise wrong_encoding(path, encoding) from error
+    except csv.Error as error:
+        raise TableError(
+            f"the header cannot be read: {error}",
+            came=shown("".join(lines.record[:1])),
+            do="put the quotes of the first line right",
+            file=str(path),
+        ) from error
+    check_names(names, str(path))
+    parsed = Parsed(pa.schema([pa.field(name, pa.string()) for name in names]), iter(()))
+    if delimiter != usual:
+        parsed.notes.append(
+            f"{path.name}: the columns are separated by {DELIMITERS[delimiter]}, not {DELIMITERS[usual]}"
+        )
+    parsed.batches = _csv_batches(parsed, path, lines, reader, encoding)
+    return parsed
+
+
+def _csv_batches(
+    parsed: Parsed, path: Path, lines: _Lines, reader: Any, encoding: str
+) -> Iterator[pa.RecordBatch]:
+    width = len(parsed.schema)
+    rows: list[list[str]] = []
+    chars = 0
+    with lines.handle, long_cells():
+        while True:
+            lines.record.clear()
+            try:
+                record = next(reader)
+            except StopIteration:
+                break
+            except UnicodeDecodeError as error:
+                raise wrong_encoding(path, encoding) from error
+            except csv.Error as error:
+                _reject_lines(parsed, path, lines, reader.line_num, str(error))
+                continue
+            if len(record) == width:
+                rows.append(record)
+                parsed.rows_in += 1
+                chars += sum(map(len, record))
+            elif record:
+                text = "".join(lines.record).rstrip("\r\n")
+                many = f"{len(record)} field{'s' * (len(record) > 1)}"
+                parsed.reject(text, f"line {reader.line_num}: {many} where the header has {width}", path)
+            if len(rows) >= BATCH_ROWS or chars >= BATCH_CHARS:
+                yield _string_batch(parsed.schema, rows)
+                rows, chars = [], 0
+        if rows:
+            yield _string_batch(parsed.schema, rows)
+    if not parsed.rows_in:
+        raise header_only(path)
+
+
+def _reject_lines(parsed: Parsed, path: Path, lines: _Lines, last: int, error: str) -> None:
+    """Every line that a broken quote has swallowed is a rejected row: none is lost uncounted, none is guessed."""
+    first = last - len(lines.record) + 1
+    if "end of data" in error:
+        why = "a quote is opened here and never closed"
+    elif "field limit" in error:
+        why = f"a cell is longer than {CELL_CHARS} characters, or a quote is not closed"
+    else:
+        why = f"the quotes do not match ({error})"
+    for number, line in enumerate(lines.record):
+        if line.strip("\r\n"):
+            place = f"line {first}: {why}" if not number else f"swallowed by line {first}, where {why}"
+            parsed.reject(line.rstrip("\r\n"), place, path)
+
+
+def header_only(path: Path) -> TableError:
+    """The error for a table of no rows."""
+    return TableError(
+        "there is a header and no row", expected="at least one row", do="check how it was written", file=str(path)
+    )
+
+
+def _string_batch(schema: pa.Schema, rows: list[list[str]]) -> pa.RecordBatch:
+    columns = [pa.array(cells, pa.string()) for cells in zip(*rows, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def read_jsonl(path: Path) -> Parsed:
+    """A file of one JSON object a line. Blank lines are no rows; a key that an object lacks is a missing cell.
+
+    A line that is not an object, or has a key twice, is rejected. A column keeps its Arrow type where all its cells
+    have one; otherwise, and for lists and objects, its cells are kept as JSON.
+
+    Raises:
+        TableError: it is empty, holds one JSON array, has no rows, or is not UTF-8.
+    """
+    encoding = encoding_of(path)
+    types: dict[str, set[str]] = {}
+    scout = Parsed(pa.schema([]), iter(()))
+    for record in _json_records(path, encoding, scout):
+        for name, value in record.items():
+            types.setdefault(name, set()).add(arrow_type(value))
+        if len(types) > MAX_COLUMNS:
+            raise TableError(
+                f"the objects have more than {MAX_COLUMNS} different keys",
+                expected="the same keys in every line",
+                do="put values, not names, into the rows",
+                file=str(path),
+            )
+    if not scout.rows_in:
+        raise TableError("the file is empty", expected="one JSON object a line", file=str(path))
+    check_rate(scout.rejected, scout.rows_in, limit=0.999999, source=str(path))
+    check_names(list(types), str(path))
+    parsed = Parsed(pa.schema([field_for(name, found) for name, found in types.items()]), iter(()))
+    parsed.batches = _json_batches(parsed, path, encoding)
+    return parsed
+
+
+def _json_batches(parsed: Parsed, path: Path, encoding: str) -> Iterator[pa.RecordBatch]:
+    rows: list[dict[str, Any]] = []
+    chars = 0
+
+    def batch() -> pa.RecordBatch:
+        columns = [encode_column([row.get(one.name) for row in rows], one) for one in parsed.schema]
+        return pa.RecordBatch.from_arrays(columns, schema=parsed.schema)
+
+    for record in _json_records(path, encoding, parsed):
+        rows.append(record)
+        chars += sum(len(value) for value in record.values() if isinstance(value, str | list))
+        if len(rows) >= BATCH_ROWS or chars >= BATCH_CHARS:
+            yield batch()
+            rows, chars = [], 0
+    if rows:
+        yield batch()
+
+
+class _Twice(ValueError):
+    pass
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(f"the key {next(name for name in names if names.count(name) > 1)!r} appears twice")
+    return made
+
+
+def _json_records(path: Path, encoding: str, parsed: Parsed) -> Iterator[dict[str, Any]]:
+    decode = json.JSONDecoder(object_pairs_hook=_object).decode
+    with path.open(encoding=encoding, newline="\n") as handle:
+        lines = enumerate(handle, start=1)
+        while True:
+            try:
+                number, line = next(lines)
+            except StopIteration:
+                return
+            except UnicodeDecodeError as error:
+                raise wrong_encoding(path, encoding) from error
+            if not line.strip():
+                continue
+            if not parsed.rows_in and line.lstrip()[0] == "[":
+                raise TableError(
+                    "the file is one JSON array",
+                    expected="one JSON object a line",
+                    do="write one object a line (pandas: to_json(..., orient='records', lines=True))",
+                    file=str(path),
+                )
+            try:
+                record = decode(line)
+                line.encode() if "\\ud" not in line.lower() else json.dumps(record, ensure_ascii=False).encode()
+            except (ValueError, RecursionError) as error:
+                parsed.reject(line.rstrip("\r\n"), f"line {number}: {_json_fault(error)}", path)
+                continue
+            if not isinstance(record, dict):
+                parsed.reject(line.rstrip("\r\n"), f"line {number}: not a JSON object", path)
+                continue
+            parsed.rows_in += 1
+            yield record
+
+
+def _json_fault(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON at character {error.colno}: {error.msg}"
+    if isinstance(error, UnicodeEncodeError):
+        return "half of a surrogate pair, which is no character"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return str(error)
