@@ -71,11 +71,12 @@ class TextModality(Modality):
         if not isinstance(cell, str):
             why = f"it is a {type(cell).__name__}, not text"
             raise BadCell(row=row, column=self.column, value=cell, why=why, do="give one string")
-        position = next((at for at, character in enumerate(cell) if "\ud800" <= character <= "\udfff"), None)
-        if position is not None:
-            why = f"character {position} is half a character (the lone surrogate {ascii(cell[position])})"
+        try:
+            cell.encode()
+        except UnicodeEncodeError as error:
+            why = f"character {error.start} is half a character (the lone surrogate {cell[error.start]!a})"
             do = "write the file again as UTF-8; such halves come from cutting text between two UTF-16 units"
-            raise BadCell(row=row, column=self.column, value=ascii(cell[:120]), why=why, do=do)
+            raise BadCell(row=row, column=self.column, value=ascii(cell[:120]), why=why, do=do) from error
         tokens = self._tokenize(cell)
         if not len(tokens):
             do = "empty the cell if the text is missing"

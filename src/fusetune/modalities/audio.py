@@ -1,0 +1,104 @@
+"""Audio: one sound a cell, for an audio encoder or a spectrogram in front of a vision encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from fusetune.errors import ConfigError
+from fusetune.modalities import media, sounds
+from fusetune.modalities.base import Detection, Modality
+
+if TYPE_CHECKING:
+    from fusetune.backbones.load import Backbone
+
+
+class AudioModality(Modality):
+    """A column of sounds.
+
+    A cell is a path (absolute, or relative to the table's file), bytes, `{"bytes", "path"}`, or a decoded sound
+    `{"array", "sampling_rate"}`. Channels are averaged and the sound is resampled to the backbone's rate. What is
+    beyond `max_seconds` is left out; `num_truncated` counts the sounds that lost something.
+
+    Attributes:
+        num_truncated: sounds that were longer than `max_seconds`, since this object was made.
+    """
+
+    kind = "audio"
+    needs_backbone = True
+
+    def __init__(self, column: str, *, backbone: Backbone, max_seconds: float = 30.0) -> None:
+        """
+        Args:
+            column: the column's name.
+            backbone: the encoder, of kind "audio".
+            max_seconds: seconds of a sound that are used, above 0, at most 3600.
+        """
+        super().__init__(column)
+        if not 0 < max_seconds <= 3600:
+            came = str(max_seconds)
+            raise ConfigError("max_seconds is out of range", column=column, expected="above 0, at most 3600", came=came)
+        self.backbone, self.max_seconds = backbone, float(max_seconds)
+        self.num_truncated = 0
+
+    @classmethod
+    def detect(cls, values: Sequence[Any], *, base_dir: Path) -> Detection:
+        """The cells' file names end, or their bytes start, as those of sounds do."""
+        decoded = sum(isinstance(cell, dict) and cell.get("array") is not None for cell in values)
+        if decoded:
+            return Detection(0.99 * decoded / len(values), f"{decoded} of {len(values)} cells hold decoded sounds")
+        return media.detect_files(values, base_dir=base_dir, kind="sound", endings=sounds.ENDINGS, starts=sounds.STARTS)
+
+    def decode(self, cell: Any, *, row: int, base_dir: Path) -> np.ndarray:
+        """The sound as the backbone takes it, float32: a waveform or patches of its spectrogram.
+
+        Raises:
+            BadCell: it cannot be found or decoded whole, is of no length, or has a value that is not finite.
+            MissingExtra: the extra `audio` is not installed.
+        """
+        place = media.Place(row, self.column, base_dir)
+        if isinstance(cell, dict) and cell.get("array") is not None:
+            samples, rate = sounds.from_array(cell["array"], cell.get("sampling_rate"), place)
+            wanted = max(int(self.max_seconds * rate), 1)
+            truncated, samples, shown = len(samples) > wanted, samples[:wanted], f"{len(samples)} samples"
+        else:
+            parts = media.split_cell(cell, base_dir)
+            if len(parts) != 1:
+                why = f"it names {len(parts)} sounds, not one"
+                raise place.bad(cell, why, "give one sound a cell; put others in columns of their own")
+            shown = parts[0] if isinstance(parts[0], str) else "sound in the cell"
+            data = media.read_part(parts[0], place)
+            samples, rate, truncated = sounds.read_sound(data, place, shown, max_seconds=self.max_seconds)
+        self.num_truncated += truncated
+        samples = sounds.resample(samples, rate, self.backbone.sampling_rate, place, shown)
+        return self.backbone.prepare_audio(samples, self.backbone.sampling_rate)
+
+    def size(self, example: np.ndarray) -> int:
+        """The length of the example's first dimension: samples or patches."""
+        return len(example)
+
+    def collate(self, examples: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        """The backbone's tensors, with `owner` where a sound has several parts."""
+        return self.backbone.collate_audio(list(examples))
+
+    @property
+    def encoder_key(self) -> str:
+        """The backbone's key: columns with one backbone share it."""
+        return self.backbone.key
+
+    def build_encoder(self) -> nn.Module:
+        """The backbone itself."""
+        return self.backbone
+
+    def state(self) -> dict[str, Any]:
+        """The options."""
+        return {"max_seconds": self.max_seconds}
+
+    @classmethod
+    def from_state(cls, column: str, state: dict[str, Any], backbone: Any = None) -> AudioModality:
+        """The modality that `state()` described, on this backbone."""
+        return cls(column, backbone=backbone, **state)

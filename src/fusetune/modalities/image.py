@@ -1,0 +1,98 @@
+"""Images: one or several pictures a cell, for a vision encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fusetune.errors import ConfigError
+from fusetune.modalities import media, pictures
+from fusetune.modalities.base import Detection, Modality
+
+if TYPE_CHECKING:
+    from fusetune.backbones.load import Backbone
+
+
+class ImageModality(Modality):
+    """A column of pictures.
+
+    A cell is a path (absolute, or relative to the table's file), bytes, `{"bytes", "path"}`, or several of these in
+    a list or separated by `;`. The vectors of a cell's pictures are averaged.
+    """
+
+    kind = "image"
+    needs_backbone = True
+
+    def __init__(self, column: str, *, backbone: Backbone, max_pictures: int = 32) -> None:
+        """
+        Args:
+            column: the column's name.
+            backbone: the encoder, of kind "image".
+            max_pictures: most pictures a cell may have, 1 or more; a cell with more is refused, not cut.
+        """
+        super().__init__(column)
+        if max_pictures < 1:
+            raise ConfigError(
+                "max_pictures is out of range", column=column, expected="1 or more", came=str(max_pictures)
+            )
+        self.backbone, self.max_pictures = backbone, max_pictures
+
+    @classmethod
+    def detect(cls, values: Sequence[Any], *, base_dir: Path) -> Detection:
+        """The cells' file names end, or their bytes start, as those of pictures do."""
+        return media.detect_files(
+            values, base_dir=base_dir, kind="picture", endings=pictures.ENDINGS, starts=pictures.STARTS
+        )
+
+    def decode(self, cell: Any, *, row: int, base_dir: Path) -> list[np.ndarray]:
+        """The cell's pictures as the backbone takes them, each (3, height, width) uint8.
+
+        Raises:
+            BadCell: a picture cannot be found or decoded whole, or the cell has none or too many.
+        """
+        place = media.Place(row, self.column, base_dir)
+        parts = media.split_cell(cell, base_dir)
+        if not parts:
+            raise place.bad(cell, "it names no picture", "give a path, or empty the cell")
+        if len(parts) > self.max_pictures:
+            why = f"it has {len(parts)} pictures, more than max_pictures={self.max_pictures}"
+            raise place.bad(cell, why, "raise max_pictures, or give fewer")
+        return [self._decode_part(part, place) for part in parts]
+
+    def _decode_part(self, part: Any, place: media.Place) -> np.ndarray:
+        name = part if isinstance(part, str) else None
+        picture = pictures.read_picture(media.read_part(part, place), place, name)
+        return self.backbone.prepare_image(picture)
+
+    def size(self, example: list[np.ndarray]) -> int:
+        """Pictures."""
+        return len(example)
+
+    def collate(self, examples: Sequence[list[np.ndarray]]) -> dict[str, Tensor]:
+        """The backbone's `pixel_values` (pictures, 3, height, width), and `owner` (pictures,) int64: whose they are."""
+        owner = [cell for cell, parts in enumerate(examples) for _ in parts]
+        tensors = self.backbone.collate_images([picture for parts in examples for picture in parts])
+        return {**tensors, "owner": torch.tensor(owner, dtype=torch.int64)}
+
+    @property
+    def encoder_key(self) -> str:
+        """The backbone's key: columns with one backbone share it."""
+        return self.backbone.key
+
+    def build_encoder(self) -> nn.Module:
+        """The backbone itself."""
+        return self.backbone
+
+    def state(self) -> dict[str, Any]:
+        """The options."""
+        return {"max_pictures": self.max_pictures}
+
+    @classmethod
+    def from_state(cls, column: str, state: dict[str, Any], backbone: Any = None) -> ImageModality:
+        """The modality that `state()` described, on this backbone."""
+        return cls(column, backbone=backbone, **state)

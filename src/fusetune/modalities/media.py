@@ -1,0 +1,173 @@
+"""Cells that hold files: a path, bytes, `{"bytes", "path"}`, or several of these; found and read, not yet decoded."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fusetune.errors import BadCell, nearest
+from fusetune.modalities.base import Detection
+
+MAX_FILE_BYTES = 512 * 2**20
+"""Larger files are refused before they are read."""
+
+_URL = re.compile(r"(?!file:)[a-zA-Z][a-zA-Z0-9+.-]+:(//|.*;base64,)")
+_MAX_NAMES_COMPARED = 20_000
+_MAX_FILES_LOOKED_FOR = 50
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a cell is, for errors: `Place(row, column, base_dir)`."""
+
+    row: int
+    column: str
+    base_dir: Path
+
+    def bad(self, value: Any, why: str, do: str | None = None) -> BadCell:
+        """The error for this cell."""
+        return BadCell(row=self.row, column=self.column, value=value, why=why, do=do)
+
+
+def is_url(text: str) -> bool:
+    """Whether the string names something on a network, or holds the data itself (`data:`)."""
+    return bool(_URL.match(text.strip()))
+
+
+def split_paths(text: str, base_dir: Path) -> list[str]:
+    """The paths in a cell: separated by `;`, unless the whole is the name of a file."""
+    if ";" in text and not _exists(base_dir / text.strip()):
+        return [part.strip() for part in text.split(";") if part.strip()]
+    return [text.strip()] if text.strip() else []
+
+
+def split_cell(cell: Any, base_dir: Path) -> list[Any]:
+    """The parts of a cell that may hold several files: a list, or paths separated by `;`."""
+    if isinstance(cell, str):
+        return list(split_paths(cell, base_dir))
+    if isinstance(cell, list | tuple) or (isinstance(cell, np.ndarray) and cell.dtype == object):
+        return [part for part in cell if part is not None]
+    return [cell]
+
+
+def read_part(part: Any, place: Place) -> bytes:
+    """The bytes of one file: given as bytes, as a path, or as `{"bytes", "path"}` where bytes go first.
+
+    Raises:
+        BadCell: there is no such file, it is empty or too large, a URL, or the cell holds something else.
+    """
+    if isinstance(part, dict):
+        held = part.get("bytes") if part.get("bytes") is not None else part.get("path")
+        if held is None:
+            raise place.bad(part, "neither 'bytes' nor 'path' is given", "fill one of the two, or empty the cell")
+        part = held
+    if isinstance(part, bytes | bytearray | memoryview):
+        data = bytes(part)
+        if not data:
+            raise place.bad(part, "it has zero bytes", "write the file again, or empty the cell")
+        return data
+    if isinstance(part, str | os.PathLike):
+        return _read_file(str(part).strip(), place)
+    do = "give a path, bytes, or a mapping with 'bytes' or 'path'"
+    raise place.bad(part, f"it is a {type(part).__name__}, not a file", do)
+
+
+def _read_file(name: str, place: Place) -> bytes:
+    if is_url(name):
+        do = "download the file and give its path: fusetune never fetches what a table names"
+        raise place.bad(name, "it is a URL, not a file", do)
+    if name.startswith("file:"):
+        raise place.bad(name, "it is a file: URL, not a path", "give the path alone, without 'file://'")
+    path = place.base_dir / name
+    try:
+        if path.is_dir():
+            raise place.bad(name, "it is a folder, not a file", "give the path of a file in it")
+        if not path.exists():
+            raise place.bad(name, f"there is no such file in {place.base_dir}", _nearest_file(path, name))
+        if not path.is_file():
+            raise place.bad(name, "it is a device or a pipe, not a file", "give the path of an ordinary file")
+        num_bytes = path.stat().st_size
+        if num_bytes > MAX_FILE_BYTES:
+            raise place.bad(name, f"the file has {num_bytes:,} bytes, more than {MAX_FILE_BYTES:,}", "make it smaller")
+        data = path.read_bytes()
+    except BadCell:
+        raise
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise place.bad(name, f"the file cannot be read: {why}", "check the path and who may read it") from error
+    if not data:
+        raise place.bad(name, "the file has zero bytes", "copy or write the file again, or empty the cell")
+    return data
+
+
+def _nearest_file(path: Path, name: str) -> str:
+    """What to do about a missing file: the nearest name in its folder, or the nearest folder that exists."""
+    if "\\" in name and _exists(path.parent / name.replace("\\", "/")):
+        return f"write the path with '/': {name.replace(chr(92), '/')!r}"
+    if not path.parent.is_dir():
+        return f"the folder {str(path.parent)!r} does not exist; paths start at the table's folder"
+    with os.scandir(path.parent) as entries:
+        names = [entry.name for _, entry in zip(range(_MAX_NAMES_COMPARED), entries, strict=False)]
+    same = [known for known in names if known.casefold() == path.name.casefold()]
+    if same:
+        return f"did you mean {same[0]!r}?"
+    return nearest(path.name, names) or "check the path; paths start at the table's folder"
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, or with a NUL in it
+        return False
+
+
+def detect_files(
+    values: Sequence[Any], *, base_dir: Path, kind: str, endings: Collection[str], starts: re.Pattern[bytes]
+) -> Detection:
+    """How many cells name or hold a file of a kind.
+
+    Args:
+        values: cells that are not missing.
+        base_dir: where relative paths start.
+        kind: the kind's name, for the reason.
+        endings: the file names' endings, lower case with the dot: ".png".
+        starts: matches the first bytes of such files.
+    """
+    fitting = [cell for cell in values if _fits(cell, base_dir, endings, starts)]
+    if not fitting:
+        return Detection(0.0, f"no cell names or holds {kind}")
+    share = len(fitting) / len(values)
+    named = [part for cell in fitting for part in split_cell(cell, base_dir) if isinstance(part, str)]
+    reason = f"{share:.0%} of {len(values)} cells {'name' if named else 'hold'} {kind} files"
+    urls = sum(map(is_url, named))
+    if urls:
+        reason += f"; {urls} are URLs, which are refused: download the files first"
+    looked_for = [part for part in named if not is_url(part)][:_MAX_FILES_LOOKED_FOR]
+    missing = [part for part in looked_for if not _exists(base_dir / part)]
+    if missing:
+        reason += f"; {len(missing)} of {len(looked_for)} looked for do not exist in {base_dir}, such as {missing[0]!r}"
+    return Detection(0.99 * share if share >= 0.5 else 0.0, reason)
+
+
+def _fits(cell: Any, base_dir: Path, endings: Collection[str], starts: re.Pattern[bytes]) -> bool:
+    parts = split_cell(cell, base_dir) if not isinstance(cell, str) or len(cell) < 10_000 else []
+    return bool(parts) and all(_part_fits(part, endings, starts) for part in parts)
+
+
+def _part_fits(part: Any, endings: Collection[str], starts: re.Pattern[bytes]) -> bool:
+    if isinstance(part, dict):
+        part = part.get("bytes") if part.get("bytes") is not None else part.get("path")
+    if isinstance(part, bytes | bytearray | memoryview):
+        return bool(starts.match(bytes(part[:64])))
+    if not isinstance(part, str | os.PathLike):
+        return False
+    name = str(part).strip()
+    if is_url(name):
+        name = re.split("[?#]", name)[0]
+    return "\n" not in name and os.path.splitext(name)[1].lower() in endings
