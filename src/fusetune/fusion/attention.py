@@ -55,8 +55,8 @@ class AttentionBlock(nn.Module):
             query, key, value, attn_mask=mask[:, None, None, :], dropout_p=self.rate if self.training else 0.0
         )
         tokens = tokens + self.dropout(self.out(mixed.transpose(1, 2).reshape(batch, num, dim)))
-        mixed = self.mlp(self.norm_mlp(tokens))
-        return tokens + self.dropout(mixed)
+        added: Tensor = self.dropout(self.mlp(self.norm_mlp(tokens)))
+        return tokens + added
 
 
 class AttentionFusion(Fusion):

@@ -1,0 +1,354 @@
+"""Classification: one label of two, or of several."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fusetune.data.table import is_missing
+from fusetune.errors import BadCell, ConfigError, TableError, nearest, shown
+from fusetune.modalities.base import Detection
+from fusetune.tasks import metrics as measures
+from fusetune.tasks.base import LinearModel, Metric, Task
+from fusetune.tasks.cells import is_whole, label_text, present_cells, sorted_labels
+from fusetune.tasks.linear import fit_logistic
+from fusetune.types import Target
+
+MAX_WRITTEN_CLASSES = 20
+"""Up to so many classes, the output table has a column of probabilities a class."""
+
+TRUE_WORDS = frozenset({"1", "true", "yes", "y", "t", "positive", "pos", "+", "on"})
+"""Labels taken as the positive class of two, in any case of letters."""
+
+ClassWeights = Literal["balanced"] | Mapping[str, float] | None
+
+
+def weighted_mean(losses: Tensor, sizes: Tensor) -> Tensor:
+    """Σ sizes · losses / Σ sizes, or 0 with a gradient where no size is above 0.
+
+    Args:
+        losses: (rows,), finite wherever the size is above 0.
+        sizes: (rows,), 0 or more.
+    """
+    counted = torch.where(sizes > 0, losses, losses * 0)
+    return (counted * sizes).sum() / sizes.sum().clamp(min=torch.finfo(sizes.dtype).tiny)
+
+
+class LabelTask(Task):
+    """What tasks share whose target is one of several labels: cells as class indices, and the output columns."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__(target)
+        self.classes: list[str] = []
+        self.counts: list[int] = []
+
+    @property
+    def labels(self) -> list[str]:
+        """Class names in the order of the scores' columns."""
+        return self.classes
+
+    def _learn(self, values: Sequence[Any]) -> Counter[str]:
+        """Counts of the labels in the train rows.
+
+        Raises:
+            TableError: there is no label, or one only.
+        """
+        counts = Counter(label_text(cell) for cell in present_cells(values, self.target))
+        if len(counts) < 2:
+            raise TableError(
+                "the target has one class only, so there is nothing to learn",
+                expected="2 or more distinct values in the train rows",
+                came=f"{shown(next(iter(counts)))} in all {counts.total()} labelled train rows",
+                do="name another target column, or add rows of another class",
+                column=self.target,
+            )
+        return counts
+
+    def _index(self, value: Any) -> int | None:
+        """The class index of a cell, or None: a float may also be written with its point in the train rows."""
+        places = {label: place for place, label in enumerate(self.classes)}
+        return places.get(label_text(value), places.get(str(value)))
+
+    def check(self, value: Any, *, row: int) -> None:
+        """Refuse a label that no train row has.
+
+        Raises:
+            BadCell: it is not one of the classes.
+        """
+        if self._index(value) is None:
+            few = ", ".join(map(shown, self.classes[:10])) + (", …" if len(self.classes) > 10 else "")
+            raise BadCell(
+                row=row,
+                column=self.target,
+                value=value,
+                why=f"a label that no train row has; the {len(self.classes)} known ones are {few}",
+                do=nearest(label_text(value), self.classes) or "correct it, or train on rows that have it",
+            )
+
+    def truth(self, values: Sequence[Any]) -> np.ndarray:
+        """Class indices, (rows,) int64."""
+        indices = [self._index(value) for value in values]
+        assert None not in indices, "a label was not checked"
+        return np.asarray(indices, dtype=np.int64)
+
+    def encode(self, values: Sequence[Any]) -> Target:
+        """Class indices, (rows,) int64; 0 where unlabelled."""
+        labelled = [not is_missing(value) for value in values]
+        indices = [self._index(value) if known else 0 for value, known in zip(values, labelled, strict=True)]
+        assert None not in indices, "a label was not checked"
+        return Target(torch.tensor(indices, dtype=torch.int64), torch.tensor(labelled, dtype=torch.bool))
+
+    def decide(self, scores: np.ndarray) -> np.ndarray:
+        """The likeliest class's index, (rows,)."""
+        return np.asarray(scores.argmax(1))
+
+    def constant(self, truth: np.ndarray, rows: int) -> np.ndarray:
+        """The classes' rates in `truth`, the same for every row: the decision is the majority class."""
+        rates = np.bincount(truth, minlength=len(self.classes)) / max(len(truth), 1)
+        return np.tile(rates, (rows, 1))
+
+    def per_class(
+        self, scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None
+    ) -> list[dict[str, Any]]:
+        """Per class: label, support, precision, recall, f1, average_precision, roc_auc (one against the rest)."""
+        one_hot = np.eye(len(self.classes))
+        return measures.per_label(scores, one_hot[self.decide(scores)], one_hot[truth], self.classes, weights)
+
+    def columns(self, scores: np.ndarray) -> dict[str, list[Any]]:
+        """The label under the target's name, its probability, and up to 20 classes' probabilities."""
+        decided = self.decide(scores)
+        result: dict[str, list[Any]] = {
+            self.target: [self.classes[place] for place in decided],
+            f"{self.target}_probability": scores[np.arange(len(scores)), decided].astype(float).tolist(),
+        }
+        if len(self.classes) <= MAX_WRITTEN_CLASSES:
+            for place, label in enumerate(self.classes):
+                result[f"{self.target}:{label}"] = scores[:, place].astype(float).tolist()
+        return result
+
+
+class ClassificationTask(LabelTask):
+    """One label of several: softmax and cross-entropy. `binary` and `multiclass` differ in labels and metrics."""
+
+    main = Metric("accuracy")
+
+    def __init__(self, target: str, *, label_smoothing: float = 0.0, class_weights: ClassWeights = None) -> None:
+        """
+        Args:
+            target: the target column's name.
+            label_smoothing: share in [0, 1) of each target that is spread evenly over all classes.
+            class_weights: "balanced" (rows / (classes · rows of the class)), or a positive weight per label, 1 for
+                labels left out; they multiply the loss, never the metrics.
+
+        Raises:
+            ConfigError: a setting is out of range.
+        """
+        super().__init__(target)
+        if not 0 <= label_smoothing < 1:
+            raise ConfigError("label_smoothing is out of range", expected="0 <= value < 1", came=str(label_smoothing))
+        if isinstance(class_weights, str) and class_weights != "balanced":
+            raise ConfigError(
+                "class_weights is unknown", expected='"balanced" or a weight per label', came=shown(class_weights)
+            )
+        if isinstance(class_weights, Mapping) and not all(weight > 0 for weight in class_weights.values()):
+            raise ConfigError("a class weight is not positive", came=shown(dict(class_weights)))
+        self.label_smoothing = label_smoothing
+        self.class_weights = dict(class_weights) if isinstance(class_weights, Mapping) else class_weights
+
+    def fit(self, values: Sequence[Any]) -> None:
+        """Learn the labels and their counts from the train rows' cells.
+
+        Raises:
+            TableError: there are fewer than two labels.
+            ConfigError: class_weights names a label that no train row has.
+        """
+        counts = self._learn(values)
+        self.classes = self._order(counts)
+        self.counts = [counts[label] for label in self.classes]
+        if isinstance(self.class_weights, dict):
+            for label in self.class_weights:
+                if label not in counts:
+                    raise ConfigError(
+                        f"class_weights names the label {label!r}, which no train row has",
+                        expected=", ".join(self.classes[:20]),
+                        do=nearest(label, self.classes),
+                    )
+
+    def _order(self, counts: Counter[str]) -> list[str]:
+        return sorted_labels(counts)
+
+    def build_head(self, dim: int) -> nn.Module:
+        """(batch, dim) to (batch, classes), its bias starting at the classes' log rates unless they are weighted."""
+        head = nn.Linear(dim, len(self.classes))
+        with torch.no_grad():
+            rates = torch.tensor(self.counts, dtype=head.bias.dtype).clamp(min=1)
+            head.bias.copy_(torch.zeros_like(rates) if self.class_weights else (rates / rates.sum()).log())
+        return head
+
+    def _class_weights(self, like: Tensor) -> Tensor | None:
+        """(classes,) weights of the loss, or None where all are 1."""
+        if self.class_weights is None:
+            return None
+        if self.class_weights == "balanced":
+            weights = [sum(self.counts) / (len(self.counts) * count) for count in self.counts]
+        else:
+            assert isinstance(self.class_weights, dict)
+            weights = [float(self.class_weights.get(label, 1.0)) for label in self.classes]
+        return torch.tensor(weights, dtype=like.dtype, device=like.device)
+
+    def loss(self, logits: Tensor, target: Target, weights: Tensor) -> Tensor:
+        """Weighted mean cross-entropy of the labelled rows, as torch's with label smoothing and class weights.
+
+        Args:
+            logits: (batch, classes).
+            target: class indices.
+            weights: (batch,) row weights.
+        """
+        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        sizes = weights.to(logits.dtype) * target.labelled
+        classes = self._class_weights(logits)
+        losses = F.cross_entropy(
+            logits, target.values, weight=classes, label_smoothing=self.label_smoothing, reduction="none"
+        )  # (batch,), each already times its class's weight
+        if classes is None:
+            return weighted_mean(losses, sizes)
+        scale = classes[target.values]
+        return weighted_mean(losses / scale, sizes * scale)
+
+    def scores(self, logits: Tensor) -> np.ndarray:
+        """(rows, classes) probabilities."""
+        return logits.detach().double().softmax(1).cpu().numpy()
+
+    def linear(
+        self, features: np.ndarray, truth: np.ndarray, val_features: np.ndarray, val_truth: np.ndarray
+    ) -> LinearModel:
+        """Multinomial logistic regression, its penalty chosen by accuracy (ties: log loss) on validation rows."""
+
+        def judge(scores: np.ndarray) -> tuple[float, float]:
+            return float(np.mean(scores.argmax(1) == val_truth)), -measures.log_loss(scores, val_truth)
+
+        targets = np.eye(len(self.classes), dtype=np.float32)[truth]
+        return fit_logistic(features, targets, val_features, judge, exclusive=True)
+
+    def state(self) -> dict[str, Any]:
+        """Options, labels and counts."""
+        return {
+            "label_smoothing": self.label_smoothing,
+            "class_weights": self.class_weights,
+            "classes": self.classes,
+            "counts": self.counts,
+        }
+
+    @classmethod
+    def from_state(cls, target: str, state: dict[str, Any]) -> ClassificationTask:
+        """The task that `state()` described."""
+        options = {name: value for name, value in state.items() if name not in ("classes", "counts")}
+        task = cls(target, **options)
+        task.classes, task.counts = list(state["classes"]), list(state["counts"])
+        return task
+
+
+class MulticlassTask(ClassificationTask):
+    """One label of several. Main metric: accuracy.
+
+    Labels are text exactly as in the table, in order of value where all are whole numbers, else of their characters.
+    """
+
+    name = "multiclass"
+
+    @classmethod
+    def detect(cls, values: Sequence[Any]) -> Detection:
+        """Sure of repeated text labels and of few distinct whole numbers."""
+        if any(isinstance(value, list | tuple | np.ndarray | dict) for value in values):
+            return Detection(0.0, "cells are lists")
+        labels = Counter(label_text(value) for value in values)
+        rows, distinct = len(values), len(labels)
+        if distinct < 3:
+            return Detection(0.1, f"{distinct} distinct values")
+        whole = all(is_whole(label) for label in labels)
+        repeats = rows / distinct
+        if whole and distinct <= 10 and repeats >= 3:
+            return Detection(0.85, f"whole numbers with only {distinct} distinct values in {rows} rows")
+        if whole:
+            return Detection(0.3, f"whole numbers with {distinct} distinct values in {rows} rows")
+        if repeats >= 2 or (distinct <= 20 and repeats > 1):
+            return Detection(0.7, f"{distinct} distinct labels in {rows} rows")
+        return Detection(0.05, f"{distinct} distinct values in {rows} rows hardly repeat")
+
+    def metrics(self, scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
+        """See `fusetune.tasks.metrics.classification`."""
+        return measures.classification(scores, truth, weights)
+
+
+class BinaryTask(ClassificationTask):
+    """One label of two. Main metric: accuracy.
+
+    The positive class, to which `f1`, `precision`, `recall`, `roc_auc` and `average_precision` refer, is the one named
+    by `positive`; else the one label that reads as true (1, true, yes, y, t, positive, pos, +, on); else the last in
+    order. It is the second of `labels`.
+    """
+
+    name = "binary"
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        positive: str | None = None,
+        label_smoothing: float = 0.0,
+        class_weights: ClassWeights = None,
+    ) -> None:
+        """
+        Args:
+            target: the target column's name.
+            positive: the positive class's label; found by the rule above where None.
+            label_smoothing: as in `ClassificationTask`.
+            class_weights: as in `ClassificationTask`.
+        """
+        super().__init__(target, label_smoothing=label_smoothing, class_weights=class_weights)
+        self.positive = None if positive is None else label_text(positive)
+
+    @classmethod
+    def detect(cls, values: Sequence[Any]) -> Detection:
+        """Sure of exactly two distinct values."""
+        if any(isinstance(value, list | tuple | np.ndarray | dict) for value in values):
+            return Detection(0.0, "cells are lists")
+        labels = sorted_labels(label_text(value) for value in values)
+        if len(labels) == 2:
+            return Detection(0.9, f"two distinct values: {shown(labels[0], 40)} and {shown(labels[1], 40)}")
+        if len(labels) == 1:
+            return Detection(0.3, f"one distinct value: {shown(labels[0], 40)}")
+        return Detection(0.0, f"{len(labels)} distinct values")
+
+    def _order(self, counts: Counter[str]) -> list[str]:
+        labels = sorted_labels(counts)
+        if len(labels) > 2:
+            raise TableError(
+                f"the target has {len(labels)} distinct values",
+                expected="2 for the task binary",
+                came=", ".join(map(shown, labels[:10])),
+                do="use the task multiclass",
+                column=self.target,
+            )
+        if self.positive is not None:
+            if self.positive not in labels:
+                raise ConfigError(
+                    f"the positive class {self.positive!r} is not in the train rows", expected=" or ".join(labels)
+                )
+            return sorted(labels, key=lambda label: label == self.positive)
+        true = [label for label in labels if label.strip().casefold() in TRUE_WORDS]
+        return sorted(labels, key=lambda label: label in true) if len(true) == 1 else labels
+
+    def metrics(self, scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
+        """See `fusetune.tasks.metrics.classification`, with a positive class."""
+        return measures.classification(scores, truth, weights, positive=1)
+
+    def state(self) -> dict[str, Any]:
+        """Options, labels and counts."""
+        return {"positive": self.positive, **super().state()}

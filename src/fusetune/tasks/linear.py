@@ -1,0 +1,199 @@
+"""Regularised linear models on fixed features: the "before" that tuning is measured against.
+
+Features are standardised on the train rows; a constant feature counts as zero. The penalty is chosen on the validation
+rows from a log grid, from strong to weak, each fit starting from the last one; the stronger one wins a tie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit, softmax
+
+from fusetune.tasks.base import LinearModel
+
+PENALTIES = tuple(float(10.0**power) for power in (1, 0.5, 0, -0.5, -1, -1.5, -2, -2.5, -3, -4, -5))
+"""Penalties on half the squared weights, beside the mean loss a row: scikit-learn's 1 / (C · rows)."""
+
+RIDGE_PENALTIES = tuple(float(power) for power in 10.0 ** np.arange(3, -7.5, -0.5))
+"""Penalties on the squared weights, beside the mean squared error: scikit-learn's alpha / rows."""
+
+PATIENCE = 3
+"""How many weaker penalties in a row may be worse on the validation rows before the search stops."""
+
+
+class Scaler:
+    """Features to zero mean and unit variance, as learned from the train rows."""
+
+    def __init__(self, features: np.ndarray) -> None:
+        features = np.asarray(features, dtype=np.float32)
+        self.mean = features.mean(0, dtype=np.float64).astype(np.float32)
+        spread = features.std(0, dtype=np.float64)
+        self.scale = np.where(spread > 1e-7 * np.maximum(np.abs(self.mean), 1.0), spread, np.inf).astype(np.float32)
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """(rows, features) float32."""
+        return np.asarray((np.asarray(features, dtype=np.float32) - self.mean) / self.scale)
+
+
+class LinearScores(LinearModel):
+    """scores = finish(scaled features @ weight + bias)."""
+
+    def __init__(
+        self, scaler: Scaler, weight: np.ndarray, bias: np.ndarray, finish: Callable[[np.ndarray], np.ndarray]
+    ) -> None:
+        """
+        Args:
+            scaler: fitted on the train rows.
+            weight: (features, outputs).
+            bias: (outputs,).
+            finish: from (rows, outputs) to the task's scores.
+        """
+        self.scaler, self.weight, self.bias, self.finish = scaler, weight, bias, finish
+
+    def scores(self, features: np.ndarray) -> np.ndarray:
+        """Scores as `Task.scores` gives them, for (rows, features)."""
+        return self.finish((self.scaler(features) @ self.weight + self.bias).astype(np.float64))
+
+
+def solve_logistic(
+    features: np.ndarray, targets: np.ndarray, penalty: float, start: np.ndarray, *, exclusive: bool, steps: int = 200
+) -> np.ndarray:
+    """The minimum of mean cross-entropy + penalty / 2 · |weights|², by L-BFGS; the bias is not penalised.
+
+    Args:
+        features: (rows, features) float32, standardised.
+        targets: (rows, outputs) of 0 and 1.
+        penalty: more than 0.
+        start: (features + 1, outputs), weights with the bias as the last row.
+        exclusive: whether exactly one output is true (softmax), or each by itself (sigmoid).
+        steps: the most iterations.
+
+    Returns:
+        (features + 1, outputs) float32.
+    """
+    rows, shape = len(features), start.shape
+    targets = targets.astype(np.float32)
+
+    def value(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        both = flat.reshape(shape)
+        weight = both[:-1].astype(np.float32)
+        logits = features @ weight + both[-1].astype(np.float32)  # (rows, outputs)
+        if exclusive:
+            top = logits.max(1, keepdims=True)
+            raised = np.exp(logits - top)
+            total = raised.sum(1, keepdims=True)
+            cost = float((np.log(total) + top).sum(dtype=np.float64) - (targets * logits).sum(dtype=np.float64))
+            error = raised / total - targets
+        else:
+            cost = float((np.logaddexp(0, logits) - targets * logits).sum(dtype=np.float64))
+            error = expit(logits) - targets
+        slope = np.concatenate([features.T @ error, error.sum(0, keepdims=True)]).astype(np.float64) / rows
+        slope[:-1] += penalty * both[:-1]
+        return cost / rows + penalty / 2 * float((both[:-1] ** 2).sum()), slope.ravel()
+
+    found = minimize(
+        value, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": steps, "gtol": 1e-5, "ftol": 1e-7}
+    )
+    return np.asarray(found.x, dtype=np.float32).reshape(shape)
+
+
+def _rotation(features: np.ndarray) -> np.ndarray | None:
+    """An orthonormal basis of the rows where there are fewer rows than features, (features, rows), else None.
+
+    The penalty does not see a rotation and the minimum lies in the span of the rows, so solving there is exact.
+    """
+    rows, width = features.shape
+    return np.linalg.svd(features, full_matrices=False)[2].T if rows < width else None
+
+
+def fit_logistic(
+    features: np.ndarray,
+    targets: np.ndarray,
+    val_features: np.ndarray,
+    judge: Callable[[np.ndarray], tuple[float, float]],
+    *,
+    exclusive: bool,
+    finish: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> LinearScores:
+    """Logistic regression, its penalty chosen on the validation rows.
+
+    Args:
+        features: (rows, features) of the train rows.
+        targets: (rows, outputs) of 0 and 1.
+        val_features: (rows, features) of the validation rows; with none, the middle penalty is taken.
+        judge: validation scores to what is to be large, the second number breaking ties of the first.
+        exclusive: softmax over the outputs, or a sigmoid each.
+        finish: from (rows, outputs) logits to the task's scores, where that is more than softmax or sigmoid.
+    """
+    finish = finish or (softmax_scores if exclusive else expit)
+    scaler = Scaler(features)
+    scaled = scaler(features)
+    rotation = _rotation(scaled)
+    inside = scaled if rotation is None else scaled @ rotation
+    rates = np.clip(targets.mean(0), 0.5 / len(targets), 1 - 0.5 / len(targets))
+    both = np.zeros((inside.shape[1] + 1, targets.shape[1]))
+    both[-1] = np.log(rates) if exclusive else np.log(rates / (1 - rates))
+
+    def model(both: np.ndarray) -> LinearScores:
+        weight = both[:-1] if rotation is None else rotation @ both[:-1]
+        return LinearScores(scaler, weight, both[-1], finish)
+
+    best, best_value, worse = None, (-np.inf, -np.inf), 0
+    for penalty in PENALTIES if len(val_features) else PENALTIES[len(PENALTIES) // 2 :][:1]:
+        both = solve_logistic(inside, targets, penalty, both, exclusive=exclusive)
+        candidate = model(both)
+        value = judge(candidate.scores(val_features)) if len(val_features) else (0.0, 0.0)
+        if best is None or value > best_value:
+            best, best_value, worse = candidate, value, 0
+        else:
+            worse += 1
+            if worse >= PATIENCE:
+                break
+    assert best is not None
+    return best
+
+
+def softmax_scores(logits: np.ndarray) -> np.ndarray:
+    """(rows, classes) logits as probabilities."""
+    return np.asarray(softmax(logits, axis=1))
+
+
+def fit_ridge(
+    features: np.ndarray,
+    targets: np.ndarray,
+    val_features: np.ndarray,
+    judge: Callable[[np.ndarray], tuple[float, float]],
+    finish: Callable[[np.ndarray], np.ndarray],
+) -> LinearScores:
+    """Ridge regression: one eigendecomposition serves every penalty.
+
+    Args:
+        features: (rows, features) of the train rows.
+        targets: (rows,) float.
+        val_features: (rows, features) of the validation rows; with none, the penalty 1 is taken.
+        judge: validation scores to what is to be large, the second number breaking ties of the first.
+        finish: from (rows, 1) predictions to the task's scores.
+    """
+    scaler = Scaler(features)
+    scaled = scaler(features).astype(np.float64)
+    rows, width = scaled.shape
+    bias = np.array([targets.mean()])
+    centred = targets - bias
+    tall = rows >= width
+    values, vectors = np.linalg.eigh((scaled.T @ scaled if tall else scaled @ scaled.T) / rows)
+    values = np.maximum(values, 0)
+    projected = vectors.T @ (scaled.T @ centred / rows if tall else centred / rows)  # onto the eigenvectors
+
+    def model(penalty: float) -> LinearScores:
+        solved = vectors @ (projected / (values + penalty))
+        weight = solved if tall else scaled.T @ solved
+        return LinearScores(scaler, weight[:, None], bias, finish)
+
+    if not len(val_features):
+        return model(1.0)
+    candidates = [model(penalty) for penalty in RIDGE_PENALTIES]
+    judged = [judge(candidate.scores(val_features)) for candidate in candidates]
+    return candidates[max(range(len(judged)), key=lambda place: (judged[place], -place))]

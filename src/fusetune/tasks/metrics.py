@@ -1,0 +1,274 @@
+"""The field's metrics under scikit-learn's names, in numpy: fast enough to be computed thousands of times.
+
+Legend: rows, classes, labels as in the tasks. `weights` is (rows,) float, ones where None. A metric that is undefined
+(a rank metric with one class only, a correlation with a constant) is nan; nothing warns. Where scikit-learn defines
+the value of a division by zero as 0 (precision, recall, F1, MCC), so does this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+LOWER_IS_BETTER = frozenset({"log_loss", "hamming_loss", "mae", "rmse", "brier"})
+"""Names of metrics of which less is better; of all others more is."""
+
+
+def _ratio(top: np.ndarray, bottom: np.ndarray, empty: float = 0.0) -> np.ndarray:
+    """top / bottom, `empty` where bottom is 0."""
+    result = np.full(np.shape(bottom), empty, dtype=float)
+    np.divide(top, bottom, out=result, where=np.asarray(bottom) != 0)
+    return result
+
+
+def _ones(weights: np.ndarray | None, rows: int) -> np.ndarray:
+    return np.ones(rows) if weights is None else np.asarray(weights, dtype=float)
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean of what is defined, nan where nothing is."""
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else float("nan")
+
+
+def _steps(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of true and of false positives at each distinct score, taken as the threshold, from high to low."""
+    order = np.argsort(-scores, kind="stable")
+    scores, truth, weights = scores[order], truth[order].astype(bool), weights[order]
+    last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)  # the last row of each group of equal scores
+    return np.cumsum(weights * truth)[last], np.cumsum(weights * ~truth)[last]
+
+
+def roc_auc(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """Area under the ROC curve; nan where one of the two classes has no row.
+
+    Args:
+        scores: (rows,), more is more positive.
+        truth: (rows,) of 0 and 1.
+        weights: (rows,).
+    """
+    if not len(scores):
+        return float("nan")
+    true, false = _steps(scores, truth, _ones(weights, len(scores)))
+    if true[-1] <= 0 or false[-1] <= 0:
+        return float("nan")
+    true, false = np.append(0.0, true), np.append(0.0, false)
+    return float(np.sum(np.diff(false) * (true[1:] + true[:-1]) / 2) / (true[-1] * false[-1]))
+
+
+def average_precision(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """The precision at each threshold weighted by the recall it adds; nan where no row is positive.
+
+    Args:
+        scores: (rows,), more is more positive.
+        truth: (rows,) of 0 and 1.
+        weights: (rows,).
+    """
+    if not len(scores):
+        return float("nan")
+    true, false = _steps(scores, truth, _ones(weights, len(scores)))
+    if true[-1] <= 0:
+        return float("nan")
+    precision = _ratio(true, true + false)
+    return float(np.sum(np.diff(np.append(0.0, true)) * precision) / true[-1])
+
+
+def confusion(decided: np.ndarray, truth: np.ndarray, classes: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """(classes, classes) float: the weight of rows of class i (first axis) that were decided as j."""
+    flat = np.asarray(truth, dtype=np.int64) * classes + np.asarray(decided, dtype=np.int64)
+    counts = np.bincount(flat, weights=_ones(weights, len(flat)), minlength=classes**2)
+    return counts.reshape(classes, classes)
+
+
+def log_loss(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """The mean negative logarithm of the true class's probability, clipped away from 0 by float64's epsilon."""
+    if not len(truth):
+        return float("nan")
+    weights = _ones(weights, len(truth))
+    probabilities = scores / scores.sum(axis=1, keepdims=True)
+    chosen = probabilities[np.arange(len(truth)), truth]
+    epsilon = np.finfo(np.float64).eps
+    total = float(weights.sum())
+    return float(-np.log(np.clip(chosen, epsilon, 1 - epsilon)) @ weights / total) if total else float("nan")
+
+
+def _mcc(table: np.ndarray) -> float:
+    """Matthews' correlation of a confusion matrix (Gorodkin 2004 for several classes)."""
+    total, right = table.sum(), np.trace(table)
+    true, decided = table.sum(1), table.sum(0)
+    spread = (total**2 - decided @ decided) * (total**2 - true @ true)
+    return float((right * total - true @ decided) / np.sqrt(spread)) if spread > 0 else 0.0
+
+
+def classification(
+    scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None, *, positive: int | None = None
+) -> dict[str, float]:
+    """accuracy, balanced_accuracy, f1_macro, f1_weighted, roc_auc, average_precision, log_loss, mcc, and more.
+
+    With a positive class, `f1`, `precision`, `recall`, `roc_auc` and `average_precision` are that class's; otherwise
+    `roc_auc` (one class against the rest) and `average_precision` are means over the classes that have rows, and
+    `f1_micro` is there, which equals accuracy. `brier` is the mean squared error of the positive class's
+    probability, or summed over classes where there is none.
+
+    Args:
+        scores: (rows, classes) probabilities.
+        truth: (rows,) class indices.
+        weights: (rows,).
+        positive: the index of the positive class of two.
+    """
+    scores = np.asarray(scores, dtype=float)
+    weights = _ones(weights, len(truth))
+    classes = scores.shape[1]
+    table = confusion(scores.argmax(1), truth, classes, weights)
+    hits, true, decided = np.diag(table), table.sum(1), table.sum(0)
+    f1, met = _ratio(2 * hits, true + decided), (true + decided) > 0
+    total = float(table.sum())
+    accuracy = float(hits.sum() / total) if total else float("nan")
+    result = {
+        "accuracy": accuracy,
+        "balanced_accuracy": _mean(_ratio(hits, true, float("nan"))),
+        "f1_macro": _mean(f1[met]),
+        "f1_weighted": float(f1 @ true / total) if total else float("nan"),
+        "mcc": _mcc(table) if total else float("nan"),
+        "log_loss": log_loss(scores, truth, weights),
+    }
+    curves: dict[str, Callable[..., float]] = {"roc_auc": roc_auc, "average_precision": average_precision}
+    if positive is None:
+        result["f1_micro"] = accuracy
+        for name, curve in curves.items():
+            result[name] = _mean(np.array([curve(scores[:, c], truth == c, weights) for c in range(classes)]))
+        squares = ((scores - np.eye(classes)[truth]) ** 2).sum(1)
+    else:
+        result["f1"] = float(f1[positive])
+        result["precision"] = float(_ratio(hits, decided)[positive])
+        result["recall"] = float(_ratio(hits, true)[positive])
+        for name, curve in curves.items():
+            result[name] = curve(scores[:, positive], truth == positive, weights)
+        squares = (scores[:, positive] - (truth == positive)) ** 2
+    result["brier"] = float(squares @ weights / total) if total else float("nan")
+    return result
+
+
+def per_label(
+    scores: np.ndarray, decided: np.ndarray, truth: np.ndarray, labels: list[str], weights: np.ndarray | None
+) -> list[dict[str, Any]]:
+    """Per label: support (weighted rows), precision, recall, f1, average_precision, roc_auc.
+
+    Args:
+        scores: (rows, labels) probabilities.
+        decided: (rows, labels) of 0 and 1.
+        truth: (rows, labels) of 0 and 1.
+        labels: their names.
+        weights: (rows,).
+    """
+    rows = []
+    sizes = _ones(weights, len(truth))
+    for place, label in enumerate(labels):
+        score, guess, real = scores[:, place], decided[:, place].astype(bool), truth[:, place].astype(bool)
+        hits, said, support = (float(sizes @ which) for which in (guess & real, guess, real))
+        rows.append(
+            {
+                "label": label,
+                "support": support,
+                "precision": hits / said if said else 0.0,
+                "recall": hits / support if support else 0.0,
+                "f1": 2 * hits / (said + support) if said + support else 0.0,
+                "average_precision": average_precision(score, real, sizes),
+                "roc_auc": roc_auc(score, real, sizes),
+            }
+        )
+    return rows
+
+
+def multilabel(
+    scores: np.ndarray, decided: np.ndarray, truth: np.ndarray, weights: np.ndarray | None
+) -> dict[str, float]:
+    """map_macro, map_micro, f1_macro, f1_micro, f1_samples, subset_accuracy, hamming_loss, roc_auc_macro.
+
+    `map_macro` is the mean of average precision over the labels that a row has, `roc_auc_macro` over the labels that
+    some rows have and others lack, `f1_macro` over all labels.
+
+    Args:
+        scores: (rows, labels) probabilities.
+        decided: (rows, labels) of 0 and 1.
+        truth: (rows, labels) of 0 and 1.
+        weights: (rows,).
+    """
+    sizes, truth, decided = _ones(weights, len(truth)), truth.astype(bool), decided.astype(bool)
+    labels = truth.shape[1]
+    hits, said, real = sizes @ (decided & truth), sizes @ decided, sizes @ truth
+    total = float(sizes.sum())
+    each = _ratio(2.0 * (decided & truth).sum(1), (decided.sum(1) + truth.sum(1)).astype(float))
+    spread = np.repeat(sizes, labels)
+    return {
+        "map_macro": _mean(np.array([average_precision(scores[:, c], truth[:, c], sizes) for c in range(labels)])),
+        "map_micro": average_precision(scores.ravel(), truth.ravel(), spread),
+        "f1_macro": float(_ratio(2 * hits, said + real).mean()),
+        "f1_micro": float(_ratio(2 * hits.sum(), np.asarray(said.sum() + real.sum()))),
+        "f1_samples": float(each @ sizes / total) if total else float("nan"),
+        "subset_accuracy": float((decided == truth).all(1) @ sizes / total) if total else float("nan"),
+        "hamming_loss": float((decided != truth).mean(1) @ sizes / total) if total else float("nan"),
+        "roc_auc_macro": _mean(np.array([roc_auc(scores[:, c], truth[:, c], sizes) for c in range(labels)])),
+    }
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1, equal values sharing the mean of theirs: (rows,) float."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return np.asarray((ends - (counts - 1) / 2)[inverse], dtype=float)
+
+
+def pearson(first: np.ndarray, second: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """Pearson's correlation of two (rows,) arrays; nan where one is constant."""
+    sizes = _ones(weights, len(first))
+    used = sizes > 0
+    first, second, sizes = first[used], second[used], sizes[used]
+    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return float("nan")
+    first = first - np.average(first, weights=sizes)
+    second = second - np.average(second, weights=sizes)
+    spread = float(np.sqrt((sizes @ first**2) * (sizes @ second**2)))
+    return float(np.clip((sizes @ (first * second)) / spread, -1, 1)) if spread > 0 else float("nan")
+
+
+def regression(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None) -> dict[str, float]:
+    """r2, rmse, mae, pearson, spearman; r2 is nan where the truth does not vary.
+
+    Args:
+        scores: (rows,) predictions in the target's unit.
+        truth: (rows,).
+        weights: (rows,); Spearman's ranks are taken without them.
+    """
+    names = ("r2", "rmse", "mae", "pearson", "spearman")
+    sizes = _ones(weights, len(truth))
+    if not sizes.sum() > 0:
+        return dict.fromkeys(names, float("nan"))
+    scores, truth = np.asarray(scores, dtype=float), np.asarray(truth, dtype=float)
+    errors = scores - truth
+    spread = float(sizes @ (truth - np.average(truth, weights=sizes)) ** 2)
+    varies = len(truth) > 1 and np.ptp(truth[sizes > 0]) > 0 and spread > 0
+    return {
+        "r2": 1 - float(sizes @ errors**2) / spread if varies else float("nan"),
+        "rmse": float(np.sqrt(np.average(errors**2, weights=sizes))),
+        "mae": float(np.average(np.abs(errors), weights=sizes)),
+        "pearson": pearson(scores, truth, sizes),
+        "spearman": pearson(ranks(scores), ranks(truth), sizes),
+    }
+
+
+def quadratic_kappa(decided: np.ndarray, truth: np.ndarray, levels: int, weights: np.ndarray | None = None) -> float:
+    """Cohen's kappa with squared distances between levels; nan where all are of, and decided as, one level."""
+    table = confusion(decided, truth, levels, weights)
+    distance = np.subtract.outer(np.arange(levels), np.arange(levels)) ** 2
+    chance = float((distance * np.outer(table.sum(1), table.sum(0))).sum())
+    return 1 - float((distance * table).sum() * table.sum()) / chance if chance else float("nan")
+
+
+def better(name: str, new: float, old: float) -> bool:
+    """Whether a metric's new value is better than its old one; anything is better than nan, nan than nothing."""
+    if np.isnan(new):
+        return False
+    return bool(np.isnan(old) or (new < old if name in LOWER_IS_BETTER else new > old))

@@ -1,0 +1,230 @@
+"""Regression: one number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fusetune.data.table import is_missing
+from fusetune.errors import BadCell, ConfigError, TableError, shown
+from fusetune.modalities.base import Detection
+from fusetune.modalities.number import NumberModality
+from fusetune.tasks import metrics as measures
+from fusetune.tasks.base import LinearModel, Metric, Task
+from fusetune.tasks.cells import is_whole, label_text, present_cells
+from fusetune.tasks.classification import weighted_mean
+from fusetune.tasks.linear import fit_ridge
+from fusetune.tasks.transforms import Transform
+from fusetune.types import Target
+
+LOSSES = ("mse", "huber", "mae")
+
+
+class _NumberHead(nn.Linear):
+    """(batch, dim) to (batch,)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).squeeze(-1)
+
+
+class RegressionTask(Task):
+    """One number, learned on a transformed scale and predicted in the target's unit. Main metric: r2."""
+
+    name = "regression"
+    main = Metric("r2")
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        transform: str = "auto",
+        loss: Literal["mse", "huber", "mae"] = "mse",
+        delta: float = 1.0,
+        clip: bool = False,
+    ) -> None:
+        """
+        Args:
+            target: the target column's name.
+            transform: the scale on which is learned: "none", "standard", "log1p", "yeo-johnson", "quantile", or "auto":
+                "log1p" where no number is negative and their skewness is above 2, else "standard".
+            loss: "mse", "huber" or "mae", on the transformed scale.
+            delta: where Huber's loss turns from square to straight, in standard deviations, above 0.
+            clip: keep predictions within the train rows' range. Whatever it says, the inverse of a curved
+                transform is not followed further than a tenth of that range outside.
+
+        Raises:
+            ConfigError: a setting is unknown or out of range.
+        """
+        super().__init__(target)
+        if loss not in LOSSES:
+            raise ConfigError(f"there is no loss called {loss!r} for regression", expected=", ".join(LOSSES))
+        if not delta > 0:
+            raise ConfigError("delta is out of range", expected="a number above 0", came=str(delta))
+        self.transform = Transform(transform)
+        self.loss_name, self.delta, self.clip = loss, delta, clip
+        self.low, self.high = 0.0, 0.0
+
+    @classmethod
+    def detect(cls, values: Sequence[Any]) -> Detection:
+        """Sure of cells that are numbers, less so of few distinct whole ones."""
+        readable = [_number(value) for value in values]
+        share = sum(number is not None for number in readable) / max(len(values), 1)
+        if share < 0.95:
+            return Detection(0.0, f"{share:.0%} of the sampled cells are numbers")
+        codes = [value for value in values if isinstance(value, str) and value.lstrip("+-")[:1] == "0"]
+        if any(value.isdigit() and len(value) > 1 for value in codes):
+            return Detection(0.1, "numbers with leading zeros are codes")
+        distinct = len(set(readable))
+        whole = all(is_whole(label_text(value)) for value in values)
+        kind = "whole numbers" if whole else "numbers"
+        return Detection(0.8 if distinct > 2 else 0.2, f"{kind} with {distinct} distinct values in {len(values)} rows")
+
+    def fit(self, values: Sequence[Any]) -> None:
+        """Learn scale and range from the train rows' cells; cells that are not numbers are left to `check`.
+
+        Raises:
+            TableError: no cell has a number, or all have the same.
+        """
+        cells = present_cells(values, self.target)
+        read = [number for number in map(_number, cells) if number is not None]
+        if not read:
+            raise TableError(
+                "no train row has a number in the target column",
+                expected="numbers such as 12 or -0.5",
+                came=", ".join(shown(cell, 40) for cell in cells[:3]),
+                do="name a task that fits the target, such as multiclass",
+                column=self.target,
+            )
+        numbers = np.asarray(read)
+        if np.ptp(numbers) == 0:
+            raise TableError(
+                "the target is the same number everywhere, so there is nothing to learn",
+                came=f"{shown(numbers[0].item())} in all {len(numbers)} labelled train rows",
+                do="name another target column",
+                column=self.target,
+            )
+        self.transform.fit(numbers, self.target)
+        self.low, self.high = float(numbers.min()), float(numbers.max())
+
+    def check(self, value: Any, *, row: int) -> None:
+        """Refuse a cell that is not a finite number.
+
+        Raises:
+            BadCell: it is not.
+        """
+        try:
+            _read(value, row=row, column=self.target)
+        except BadCell as error:
+            do = "write it with digits and a decimal point, or leave the cell empty"
+            raise BadCell(row=row, column=self.target, value=value, why=error.why, do=do) from None
+
+    def truth(self, values: Sequence[Any]) -> np.ndarray:
+        """Numbers in the target's unit, (rows,) float64."""
+        numbers = [_number(value) for value in values]
+        assert None not in numbers, "a cell was not checked"
+        return np.asarray(numbers, dtype=np.float64)
+
+    def encode(self, values: Sequence[Any]) -> Target:
+        """Numbers on the learned scale, (rows,) float32; 0 where unlabelled."""
+        labelled = np.asarray([not is_missing(value) for value in values], dtype=bool)
+        encoded = np.zeros(len(values))
+        known = self.truth([value for value in values if not is_missing(value)])
+        encoded[labelled] = self.transform.forward(known)
+        return Target(torch.tensor(encoded, dtype=torch.float32), torch.from_numpy(labelled))
+
+    def build_head(self, dim: int) -> nn.Module:
+        """(batch, dim) to (batch,), its bias starting at the train rows' mean."""
+        head = _NumberHead(dim, 1)
+        with torch.no_grad():
+            # every scale but "none" has zero mean
+            head.bias.fill_(0.0 if self.transform.name != "none" else (self.low + self.high) / 2)
+        return head
+
+    def loss(self, logits: Tensor, target: Target, weights: Tensor) -> Tensor:
+        """Weighted mean loss of the labelled rows on the transformed scale.
+
+        Args:
+            logits: (batch,).
+            target: numbers on the learned scale.
+            weights: (batch,) row weights.
+        """
+        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        wanted = target.values.to(logits.dtype)
+        if self.loss_name == "mse":
+            losses = F.mse_loss(logits, wanted, reduction="none")
+        elif self.loss_name == "huber":
+            losses = F.huber_loss(logits, wanted, reduction="none", delta=self.delta)
+        else:
+            losses = F.l1_loss(logits, wanted, reduction="none")
+        return weighted_mean(losses, weights.to(logits.dtype) * target.labelled)
+
+    def scores(self, logits: Tensor) -> np.ndarray:
+        """(rows,) numbers in the target's unit."""
+        return self._finish(logits.detach().double().cpu().numpy())
+
+    def _finish(self, learned: np.ndarray) -> np.ndarray:
+        numbers = self.transform.back(learned.reshape(len(learned)))
+        return np.clip(numbers, self.low, self.high) if self.clip else numbers
+
+    def metrics(self, scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
+        """See `fusetune.tasks.metrics.regression`."""
+        return measures.regression(scores, truth, weights)
+
+    def constant(self, truth: np.ndarray, rows: int) -> np.ndarray:
+        """The mean of `truth` for every row."""
+        return np.full(rows, truth.mean())
+
+    def linear(
+        self, features: np.ndarray, truth: np.ndarray, val_features: np.ndarray, val_truth: np.ndarray
+    ) -> LinearModel:
+        """Ridge regression on the learned scale, its penalty chosen by squared error in the target's unit."""
+
+        def judge(scores: np.ndarray) -> tuple[float, float]:
+            return -float(np.mean((scores - val_truth) ** 2)), -float(np.mean(np.abs(scores - val_truth)))
+
+        return fit_ridge(features, self.transform.forward(truth), val_features, judge, self._finish)
+
+    def columns(self, scores: np.ndarray) -> dict[str, list[Any]]:
+        """The number under the target's name."""
+        return {self.target: scores.astype(float).tolist()}
+
+    def state(self) -> dict[str, Any]:
+        """Options, scale and range."""
+        return {
+            "transform": self.transform.state(),
+            "loss": self.loss_name,
+            "delta": self.delta,
+            "clip": self.clip,
+            "range": [self.low, self.high],
+        }
+
+    @classmethod
+    def from_state(cls, target: str, state: dict[str, Any]) -> RegressionTask:
+        """The task that `state()` described."""
+        task = cls(target, loss=state["loss"], delta=state["delta"], clip=state["clip"])
+        task.transform = Transform.from_state(state["transform"])
+        task.low, task.high = map(float, state["range"])
+        return task
+
+
+def _read(value: Any, *, row: int, column: str) -> float:
+    """The cell's number, read as a number column's cells are.
+
+    Raises:
+        BadCell: it is not one.
+    """
+    return NumberModality(column).decode(value, row=row, base_dir=Path())
+
+
+def _number(value: Any) -> float | None:
+    """The cell's number, or None where it is not one."""
+    try:
+        return _read(value, row=0, column="")
+    except BadCell:
+        return None
