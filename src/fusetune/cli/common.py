@@ -1,0 +1,92 @@
+"""What the verbs share: options, printing, and JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDTH_OF_LOGS = 120
+"""Columns of text where the output is no terminal."""
+
+
+@dataclass
+class State:
+    """What was asked of the command as a whole."""
+
+    debug: bool = False
+    json: bool = False
+
+
+def state(ctx: Any) -> State:
+    """The state of this call."""
+    found = ctx.find_root().obj
+    return found if isinstance(found, State) else State()
+
+
+def _remember_json(ctx: typer.Context, value: bool) -> bool:
+    root = ctx.find_root()
+    if value and isinstance(root.obj, State):
+        root.obj.json = True
+    return value
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines, failures too.", callback=_remember_json)]
+Target = Annotated[
+    list[str] | None, typer.Option("--target", "-t", help="Column to predict; give it again for several.")
+]
+Slices = Annotated[
+    list[str] | None, typer.Option("--slices", "-s", help="Column to split the metrics by; give it again for several.")
+]
+ModelFolder = Annotated[Path, typer.Argument(help="Folder that `fusetune fit` wrote.", show_default=False)]
+
+
+def leads() -> bool:
+    """Whether this is the process that speaks, where several run the same command."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def console() -> Console:
+    """Where results are printed: standard output; silent in all processes but the first."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else WIDTH_OF_LOGS
+    return Console(quiet=not leads(), highlight=False, markup=False, emoji=False, width=width)
+
+
+def errors_console() -> Console:
+    """Where failures are printed: standard error; lines are not broken, so that paths can be copied."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as standard JSON: text that is JSON already, or anything made of mappings, lists and figures."""
+    if leads():
+        typer.echo(value if isinstance(value, str) else json.dumps(_plain(value), ensure_ascii=False, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def is_config(source: str) -> bool:
+    """Whether a table argument is a settings file."""
+    return Path(source).suffix.lower() in (".yaml", ".yml")

@@ -1,0 +1,95 @@
+"""`fusetune fit`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fusetune.cli import common
+from fusetune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fusetune.api import FineTuned
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+
+
+@app.command()
+def fit(
+    source: Annotated[
+        str, typer.Argument(metavar="TABLE|CONFIG", help="Table to learn from, or a .yaml file of settings.")
+    ],
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings, as trainer.epochs=5.")
+    ] = None,
+    target: common.Target = None,
+    val: Annotated[str | None, typer.Option(help="Table to choose the best step on; else split off.")] = None,
+    test: Annotated[str | None, typer.Option(help="Table the report is made on; else split off.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write; runs/TARGET if not given.")] = None,
+    config: Annotated[str | None, typer.Option("--config", "-c", help="A .yaml file of settings.")] = None,
+    as_json: common.Json = False,
+) -> None:
+    """Tune a model on a table; write the model folder and the report.
+
+    The kinds of the columns, the task and the pretrained models are inferred; settings say otherwise.
+
+    \b
+    Examples:
+      fusetune fit train.csv --target rating --out runs/rating
+      fusetune fit train.csv -t rating trainer.epochs=5 fusion=gated
+      fusetune fit config.yaml trainer.epochs=5
+    """
+    from fusetune import api
+
+    train, config = _table_and_config(source, config)
+    _check_settings(settings or [])
+    tuned = api.fit(
+        train,
+        target=target,
+        val=val,
+        test=test,
+        out=out if out or train is None else Path("runs") / "-".join(target or ["model"]),
+        config=config,
+        overrides=settings or [],
+        progress=not as_json and common.leads(),
+    )
+    show(tuned, as_json=as_json)
+
+
+def _table_and_config(source: str, config: str | None) -> tuple[str | None, str | None]:
+    if not common.is_config(source):
+        return source, config
+    if config is not None:
+        raise ConfigError(
+            "there are two files of settings",
+            expected="a table and --config, or one file of settings",
+            came=f"{source} and {config}",
+            do="name the table in the file, as `train: table.csv`",
+        )
+    return None, source
+
+
+def _check_settings(settings: list[str]) -> None:
+    for setting in settings:
+        if "=" not in setting:
+            raise ConfigError(
+                f"{setting!r} is no setting",
+                expected="key=value, as trainer.epochs=5",
+                do="give further tables with --val and --test",
+            )
+
+
+def show(tuned: FineTuned, *, as_json: bool) -> None:
+    """Print what a run found: the table of the report and where the folder is, or the whole report as JSON."""
+    from fusetune.evaluation import report, results
+
+    if as_json:
+        common.print_json(results.to_json(tuned.results))
+        return
+    to = common.console()
+    to.print(report.summary(tuned.results))
+    if tuned.folder is not None:
+        to.print(f"model   {tuned.folder}")
+        to.print(f"report  {tuned.folder / 'report.html'}")

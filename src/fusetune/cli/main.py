@@ -1,0 +1,111 @@
+"""The command `fusetune`: its verbs, what is shown when one fails, and the exit codes.
+
+0: done. 1: the run failed. 2: the user's mistake. 130: stopped with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+import typer.core
+import typer.main
+
+import fusetune
+from fusetune.cli import common, failures
+from fusetune.errors import nearest
+
+VERBS = {
+    "fit": "Tune a model on a table; write the model folder and the report.",
+    "predict": "Predict the rows of a table with a tuned model.",
+    "evaluate": "Measure a tuned model on labelled rows.",
+    "report": "Show a model folder's report and write its HTML again.",
+    "schema": "Show what each column of a table is taken for, and why.",
+    "demo": "Make a sample table, tune on it and show what tuning bought.",
+    "samples": "Write a generated table whose best reachable score is known.",
+    "backbones": "List the pretrained models at hand, or describe one.",
+}
+"""Each verb's line in the list; the verb is `app` in the module of its name."""
+
+
+class Verbs(typer.core.TyperGroup):
+    """The verbs: imported one by one when used, with failures turned into messages and exit codes."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All verbs, in the order in which they are used."""
+        return list(VERBS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The verb's command, or None where there is no such verb."""
+        if cmd_name not in VERBS:
+            return None
+        if cmd_name not in self.commands:
+            module = importlib.import_module(f"fusetune.cli.{cmd_name}")
+            command = typer.main.get_command(module.app)
+            command.name, command.short_help = cmd_name, VERBS[cmd_name]
+            self.commands[cmd_name] = command
+        return self.commands[cmd_name]
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The verb that the first argument names; a misspelt one is answered with the nearest."""
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            hint = nearest(args[0], VERBS) or f"The verbs are {', '.join(VERBS)}."
+            ctx.fail(f"There is no verb {args[0]!r}; {hint}")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb.
+
+        Raises:
+            typer.Exit: with the exit code, where the verb failed; what to say has been said.
+        """
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            common.errors_console().print("\nstopped", style="yellow")
+            raise typer.Exit(130) from None
+        except Exception as error:
+            if hasattr(error, "exit_code") or isinstance(error, typer.Abort | BrokenPipeError):
+                raise  # typer's own: a usage error, --help, a closed pipe
+            raise typer.Exit(failures.tell(error, common.state(ctx))) from error
+
+
+app = typer.Typer(
+    cls=Verbs, add_completion=False, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"fusetune {fusetune.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def root(
+    ctx: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Fine-tune pretrained models on tables of text, images, audio, numbers and categories.
+
+    \b
+    Example:
+      fusetune fit train.csv --target rating --out runs/rating
+    """
+    ctx.obj = common.State(debug=debug)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def main() -> None:
+    """Run the command line of this process and exit."""
+    try:
+        app(prog_name="fusetune")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,186 @@
+"""What holds in every module: the order of imports, sizes, what is never called, and a quick `import fusetune`."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fusetune import _optional, registry
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "fusetune"
+MODULES = sorted(SOURCE.rglob("*.py"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+LAYERS = ["errors", "registry", "config", "types", "_optional", "backbones", "modalities", "data", "fusion", "tasks", "models", "objectives", "training", "evaluation", "trust", "deploy", "api", "lifecycle", "samples", "testing", "cli", "__main__"]
+
+MAX_LINES, MAX_FUNCTION = 400, 60
+
+FORBIDDEN_MODULES = set(["pickle", "joblib", "dill", "cloudpickle", "marshal", "shelve", "torchvision", "torchaudio", "torchcodec"])
+FORBIDDEN_CALLS = set(
+    ["eval", "exec", "__import__", "os.system", "torch.load", "torch.save", "yaml.load", "yaml.full_load", "yaml.unsafe_load", "yaml.load_all", "pd.read_pickle", "pandas.read_pickle"]
+)
+FORBIDDEN_ARGUMENTS = {("trust_remote_code", True), ("allow_pickle", True), ("weights_only", False), ("shell", True)}
+
+IMPORT_NAMES = {"pyyaml": "yaml", "pillow": "PIL", "scikit-learn": "sklearn"}
+QUICK = set(["fusetune", "typer", "click", "rich", "shellingham", "annotated_doc", "typing_extensions", "pygments", "markdown_it", "mdurl"])
+"""The packages that `import fusetune` and `fusetune --help` may load: none takes long."""
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(SOURCE).as_posix()
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def layer(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, full name) of everything that a module imports; `from a import b` gives a.b."""
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}:{node.lineno}: imports are absolute"
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def only_for_types(path: Path) -> set[int]:
+    """The lines inside `if TYPE_CHECKING:`."""
+    blocks = [node for node in ast.walk(parse(path)) if isinstance(node, ast.If)]
+    return {
+        line
+        for block in blocks
+        if ast.unparse(block.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+        for line in range(block.lineno, (block.body[-1].end_lineno or block.lineno) + 1)
+    }
+
+
+def requirement_names(requirements: list[str]) -> set[str]:
+    names = {re.split(r"[\[<>=!~ ]", requirement)[0] for requirement in requirements}
+    return {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in names}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_go_one_way(path):
+    if path == SOURCE / "__init__.py":
+        lines = only_for_types(path)
+        assert all(line in lines or not name.startswith("fusetune") for line, name in imported(path))
+        return
+    own = layer(path)
+    assert own in LAYERS, f"{own} has no place in DESIGN §1's list"
+    types = only_for_types(path)  # naming a type makes nothing run
+    wrong = [
+        f"line {line}: {own} imports {name}"
+        for line, name in imported(path)
+        if name.startswith("fusetune.")
+        and line not in types
+        and name.split(".")[1] != own
+        and name.split(".")[1] in LAYERS
+        and LAYERS.index(name.split(".")[1]) > LAYERS.index(own)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_modules_and_functions_are_short(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= MAX_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+            lines = (node.end_lineno or 0) - first.lineno + 1
+            assert lines <= MAX_FUNCTION, f"{node.name}: {lines} lines"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_nothing_unsafe_is_used(path):
+    assert not {name.split(".")[0] for _, name in imported(path)} & FORBIDDEN_MODULES
+    for node in ast.walk(parse(path)):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        assert called not in FORBIDDEN_CALLS, f"line {node.lineno}: {called}"
+        for keyword in node.keywords:
+            if isinstance(keyword.value, ast.Constant):
+                pair = (keyword.arg, keyword.value.value)
+                assert pair not in FORBIDDEN_ARGUMENTS, f"line {node.lineno}: {pair}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_are_declared(path):
+    core = requirement_names(PROJECT["dependencies"]) | set(sys.stdlib_module_names) | {"fusetune", "pydantic_core"}
+    types = only_for_types(path)
+    optional = set(_optional.EXTRAS)
+    for line, name in imported(path):
+        package = name.split(".")[0]
+        if package not in core:
+            assert line in types, f"line {line}: {package} is no core dependency; take optional_import"
+            assert package in optional, f"line {line}: {package} comes with no extra"
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.name == "__init__.py"], ids=name_of)
+def test_package_files_hold_nothing_heavy(path):
+    """Importing one part must not import its neighbours."""
+    lines = only_for_types(path)
+    for line, name in imported(path):
+        assert line in lines or name.split(".")[0] in sys.stdlib_module_names, f"line {line}: {name}"
+
+
+def test_every_layer_of_the_list_is_in_order_once():
+    assert len(LAYERS) == len(set(LAYERS))
+
+
+def test_extras_exist():
+    extras = PROJECT["optional-dependencies"]
+    for module, extra in _optional.EXTRAS.items():
+        assert module in requirement_names(extras[extra]), f"{module} is not brought by [{extra}]"
+
+
+def test_constraints_name_every_dependency_and_torch_first():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert pins[0] == "torch==2.13.0"
+    assert all(re.fullmatch(r"[a-z0-9.-]+==[\w.]+", pin) for pin in pins)
+    needed = PROJECT["dependencies"] + [r for extra in PROJECT["optional-dependencies"].values() for r in extra]
+    names = {re.split(r"[\[<>=!~ ]", requirement)[0] for requirement in needed} - {"fusetune"}
+    assert {name.replace("_", "-") for name in names} <= {pin.split("==")[0] for pin in pins}
+
+
+@pytest.mark.parametrize("table", [registry.MODALITIES, registry.FUSIONS, registry.TASKS], ids=lambda t: t.sort)
+def test_registered_names_lead_to_classes(table):
+    for name in table:
+        module, _, attribute = table.table[name].partition(":")
+        path = ROOT / "src" / (module.replace(".", "/") + ".py")
+        classes = {node.name for node in parse(path).body if isinstance(node, ast.ClassDef)}
+        assert attribute in classes, f"{name}: {module} has no class {attribute}"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import fusetune",
+        "from fusetune.cli.main import app; app(['--help'], standalone_mode=False)",
+        "from fusetune.cli.main import app; app(['fit', '--help'], standalone_mode=False)",
+    ],
+    ids=["import", "help", "fit-help"],
+)
+def test_starting_loads_nothing_heavy(code):
+    ending = "\nimport sys; print('LOADED', *{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code + ending], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.rpartition("LOADED")[2].split())
+    # What site-packages' .pth files and the environment load at every start of Python is no doing of ours.
+    start = subprocess.run([sys.executable, "-c", ending], capture_output=True, text=True, timeout=120)
+    always = set(start.stdout.rpartition("LOADED")[2].split())
+    assert "fusetune" in loaded
+    assert loaded - always - QUICK - set(sys.stdlib_module_names) - {"__main__"} == set()

@@ -1,0 +1,22 @@
+"""The names that `import fusetune` promises."""
+
+import pytest
+
+import fusetune
+
+NAMES = ["Config", "FineTuned", "Schema", "Table", "__version__", "errors", "evaluate", "fit", "load", "samples", "schema_of"]
+
+
+def test_names_are_pinned():
+    assert sorted(fusetune.__all__) == NAMES
+    assert dir(fusetune) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_is_there(name):
+    assert getattr(fusetune, name) is not None
+
+
+def test_unknown_name():
+    with pytest.raises(AttributeError, match="has no attribute 'fitt'"):
+        fusetune.fitt  # noqa: B018
