@@ -156,9 +156,7 @@ def limit(num: int, work: int) -> int:
     return min(num, max(MIN_DRAWS, MAX_WORK // max(work, 1)))
 
 
-def _measure(
-    metrics: Metrics, scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None
-) -> dict[str, float]:
+def _measure(metrics: Metrics, scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None) -> dict[str, float]:
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # sklearn warns of each undefined metric on each draw: nan says the same
         return metrics(scores, truth, weights)

@@ -95,7 +95,7 @@ def number_fit(predicted: np.ndarray, truth: np.ndarray, *, seed: int = 0) -> Nu
     if rows > MAX_SCATTER:
         some = np.sort(np.random.default_rng(seed).choice(rows, MAX_SCATTER, replace=False))
     residual = predicted - truth
-    counts, edges = np.histogram(residual, bins=int(np.clip(np.sqrt(rows), 5, 40))) if rows else ([], [])
+    counts, edges = np.histogram(residual, bins=int(np.clip(np.sqrt(rows), 5, 40)))
     spread = []
     for part in np.array_split(np.argsort(predicted, kind="stable"), min(10, rows // 5)) if rows >= 5 else []:
         low, middle, high = np.quantile(residual[part], [0.1, 0.5, 0.9])

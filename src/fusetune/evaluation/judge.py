@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -161,11 +162,11 @@ def _systems(
 ) -> list[SystemResult]:
     scores = {str(index): one.scores for index, one in enumerate(candidates)}
     draws = draw_all(task.metrics, scores, truth, num=num, seed=seed, weights=weights, groups=groups)
-    after = draws[str(list(candidates).index(tuned))] if candidates else None
+    after = next(draws[str(index)] for index, one in enumerate(candidates) if one is tuned)
     found = []
     for index, one in enumerate(candidates):
         mine = draws[str(index)]
-        difference = {} if one is tuned or after is None else after.minus(mine, 0.95)
+        difference = {} if one is tuned else after.minus(mine, 0.95)
         found.append(
             SystemResult(one.name, one.kind, one.description, mine.intervals(0.95), difference, list(one.columns))
         )
@@ -202,7 +203,7 @@ def slice_names(values: Sequence[Any]) -> list[str]:
     missing = "(missing)"
     if len(set(finite)) > MAX_SLICES and len(numbers) == sum(value is not None for value in values):
         edges = np.unique(np.quantile(finite, [0, 0.25, 0.5, 0.75, 1]))
-        places = [f"{low:.6g} to {high:.6g}" for low, high in zip(edges[:-1], edges[1:], strict=True)]
+        places = [f"{low:.6g} to {high:.6g}" for low, high in pairwise(edges)]
         return [
             missing
             if value is None or not math.isfinite(value)

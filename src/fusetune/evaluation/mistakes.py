@@ -91,7 +91,7 @@ def _image(column: str, cell: Any, base_dir: Path) -> Shown:
     shown, sizes = [], []
     for part in parts[:MAX_IMAGES]:
         with Image.open(_open(part, base_dir)) as opened:
-            sizes.append(f"{opened.width}×{opened.height}")
+            sizes.append(f"{opened.width} by {opened.height}")
             opened.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))
             picture = ImageOps.exif_transpose(opened)
         if picture.mode in ("RGBA", "LA", "PA", "P"):

@@ -129,9 +129,7 @@ def before(task: Task, train: SplitRows, val: SplitRows, test: SplitRows) -> Can
     )
 
 
-def without(
-    model: Understand, name: str, task: Task, train: SplitRows, test: SplitRows
-) -> list[Candidate]:
+def without(model: Understand, name: str, task: Task, train: SplitRows, test: SplitRows) -> list[Candidate]:
     """The tuned model with one modality hidden from it, one candidate a modality where there are several."""
     grouped = parts(test.examples)
     candidates = []

@@ -1,0 +1,126 @@
+"""The report's main pictures as inline SVG: comparison of systems, course of training, table marks."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+from markupsafe import Markup
+
+from fusetune.evaluation.results import (
+    Interval,
+    LearningCurve,
+    SystemKind,
+    TaskResult,
+)
+from fusetune.evaluation.svg import Panel, Scale, Svg, figure, padded, short
+
+GROUPS: tuple[tuple[SystemKind, str, str], ...] = (
+    ("baseline", "Baseline", "ring"),
+    ("before", "Before tuning", "diamond"),
+    ("alone", "One modality alone", "square"),
+    ("without", "Tuned, one hidden", "triangle"),
+    ("after", "After tuning", "disc"),
+)
+
+
+def comparison(task: TaskResult) -> Markup:
+    """Every system's main metric as a dot with its interval; the tuned model's interval runs down as a band."""
+    rows = [(kind, group, shape, one) for kind, group, shape in GROUPS for one in task.all(kind)]
+    top, step, left, right = 34, 31, 300, 850 - 182
+    height = top + step * len(rows) + 46
+    order = "higher is better" if task.greater_is_better else "lower is better"
+    told = "; ".join(f"{one.name}: {with_interval(task.main(one))}" for _, _, _, one in rows)
+    svg = Svg(850, height, f"{task.metric} of each system on {task.rows} {task.split} rows", told)
+    ends = [end for *_, one in rows for end in (task.main(one).value, task.main(one).low, task.main(one).high)]
+    scale = Scale(*padded(ends, 0.08), left, right, num_ticks=6)
+    bottom = top + step * len(rows)
+    for tick in scale.ticks:
+        svg.line(scale(tick), top - 8, scale(tick), bottom, "s-grid")
+        svg.text(scale(tick), bottom + 17, scale.label(tick), "f-muted", anchor="middle", size=12)
+    svg.text(
+        (left + right) / 2, bottom + 38, f"{task.metric} ({order}), 95% interval", "f-muted", anchor="middle", size=12
+    )
+    after = task.first("after")
+    if after and task.main(after).known:
+        band = task.main(after)
+        svg.rect(scale(band.low), top - 8, scale(band.high) - scale(band.low), bottom - top + 8, "f-tuned", opacity=0.1)
+    seen = ""
+    for index, (kind, group, shape, one) in enumerate(rows):
+        y = top + step * index + step / 2 - 4
+        bold = " bold" if kind == "after" else ""
+        if group != seen:
+            svg.text(0, y + 4, group, "f-muted", size=12)
+            if index:
+                svg.line(0, y - step / 2, 850, y - step / 2, "s-grid")
+        seen = group
+        svg.text(left - 14, y + 4, short(one.name, 24), f"f-ink{bold}", anchor="end", size=13)
+        value = task.main(one)
+        if value.known:
+            svg.line(scale(value.low), y, scale(value.high), y, f"s-{kind}", width=3)
+        if math.isfinite(value.value):
+            svg.mark(scale(value.value), y, 6.5 if kind == "after" else 5, f"f-{kind} s-{kind}", shape, one.description)
+        svg.text(right + 16, y + 4, with_interval(value), f"f-ink num{bold}", size=13)
+    return svg.draw()
+
+
+def with_interval(value: Interval) -> str:
+    """A figure with its interval in words: `0.880 [0.860, 0.900]`."""
+    return f"{figure(value.value)} [{figure(value.low)}, {figure(value.high)}]" if value.known else figure(value.value)
+
+
+def strip(value: Interval, low: float, high: float, whole: float = math.nan) -> Markup:
+    """A small dot with its interval for a table cell, on a shared scale; `whole` is marked by a tick."""
+    svg = Svg(150, 16, with_interval(value))
+    scale = Scale(low, high, 6, 144)
+    svg.line(6, 8, 144, 8, "s-grid")
+    if math.isfinite(whole):
+        svg.line(scale(whole), 1, scale(whole), 15, "s-muted")
+    if value.known:
+        svg.line(scale(value.low), 8, scale(value.high), 8, "s-tuned", width=2.5)
+    if math.isfinite(value.value):
+        svg.circle(scale(value.value), 8, 4, "f-tuned")
+    return svg.draw()
+
+
+def bar(share: float) -> Markup:
+    """A small bar for a table cell, 0 to 1; nothing where it is undefined."""
+    if not math.isfinite(share):
+        return Markup("")
+    svg = Svg(100, 10, figure(share))
+    svg.rect(0, 0, 100, 10, "f-grid", round_=2)
+    svg.rect(0, 0, 100 * min(max(share, 0), 1), 10, "f-tuned", opacity=0.8, round_=2)
+    return svg.draw()
+
+
+def learning(curve: LearningCurve) -> list[Markup]:
+    """Loss, and the validation metric, over steps; the kept step and the ends of stages are marked."""
+    points = curve.points
+    steps: list[float] = [point.step for point in points]
+    panels = []
+    losses = [
+        ("training loss", [point.train_loss for point in points], "s-muted", ""),
+        ("validation loss", [point.val_loss for point in points], "s-before", "6 3"),
+    ]
+    metric = [(f"validation {curve.metric}", [point.val_metric for point in points], "s-tuned", "")]
+    for title, unit, series in (("Loss", "loss", losses), (f"Validation {curve.metric}", curve.metric, metric)):
+        known = [one for one in series if any(math.isfinite(value) for value in one[1])]
+        if not known:
+            continue
+        ends = [value for _, values, _, _ in known for value in values]
+        panel = Panel(title, (min(steps), max(steps)), padded(ends), x_label="step", y_label=unit)
+        stages = [b for a, b in pairwise(points) if a.stage != b.stage and b.stage]
+        for point in stages:
+            panel.upright(point.step, point.stage, "s-grid", "")
+        if curve.best_step is not None:
+            panel.upright(curve.best_step, f"kept: step {curve.best_step}")
+        for name, values, css, dash in known:
+            panel.curve(steps, values, css, dash=dash, hint=name)
+            if sum(math.isfinite(value) for value in values) <= 30:
+                for x, y in zip(steps, values, strict=True):
+                    if math.isfinite(y):
+                        panel.svg.circle(panel.x(x), panel.y(y), 3, css.replace("s-", "f-"), hint=f"{x:g}: {figure(y)}")
+        if len(known) > 1:
+            panel.legend([(name, css, dash) for name, _, css, dash in known])
+        panels.append(panel.draw())
+    return panels

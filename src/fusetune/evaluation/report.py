@@ -1,0 +1,163 @@
+"""The report: one self-contained HTML file, the same as JSON, and a short table for the terminal."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from fusetune.errors import StorageError
+from fusetune.evaluation import plots, plots_detail
+from fusetune.evaluation.results import Interval, RunResults, Slice, SystemResult, TaskResult, to_json
+from fusetune.evaluation.svg import figure, padded, readable, signed
+from fusetune.evaluation.verdict import verdict, warnings_of
+
+TEMPLATES = Path(__file__).parent / "templates"
+MAX_METRICS = 6
+
+
+def write_report(results: RunResults, folder: Path) -> dict[str, Path]:
+    """Write `report.html` and `report.json` into a folder, made if need be.
+
+    Each file is written beside its place and then renamed, so that a reader never sees half of one.
+
+    Returns:
+        The paths under "html" and "json".
+
+    Raises:
+        StorageError: a file could not be written.
+    """
+    files = {"html": (folder / "report.html", render(results)), "json": (folder / "report.json", to_json(results))}
+    for path, text in files.values():
+        _replace(path, text)
+    return {name: path for name, (path, _) in files.items()}
+
+
+def render(results: RunResults) -> str:
+    """The HTML report: no script, no request to anywhere."""
+    page = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(results=results, verdicts=[verdict(task) for task in results.tasks], warnings=warnings_of(results))
+    )
+    return readable(page)
+
+
+def terminal_table(results: RunResults, *, path: Path | None = None) -> Group:
+    """A table a task: system, main metric with interval, two more metrics, rows; then where the report is.
+
+    Args:
+        results: of the run.
+        path: the HTML report's place.
+    """
+    parts: list[Any] = []
+    for task in results.tasks:
+        more = [name for name in shown_metrics(task) if name != task.metric][:2]
+        table = Table(title=Text(f"{task.target}: {task.rows:,} {task.split} rows"), title_justify="left")
+        table.add_column("system")
+        table.add_column(Text(f"{task.metric} [95% interval]"), justify="right")
+        for name in more:
+            table.add_column(Text(name), justify="right")
+        for one in in_order(task):
+            cells = [one.name, plots.with_interval(task.main(one))]
+            cells += [figure(one.metrics[name].value) if name in one.metrics else "" for name in more]
+            style = "bold" if one.kind == "after" else ""
+            table.add_row(*(Text(readable(cell), style=style) for cell in cells))
+        said = verdict(task)
+        parts += [table, Text(said.headline), *(Text(f"  {note}") for note in said.notes), Text("")]
+    if path is not None:
+        parts.append(Text(f"report: {path}"))
+    return Group(*parts)
+
+
+def in_order(task: TaskResult) -> list[SystemResult]:
+    """The systems as they are listed: baseline, before, alone, without, after."""
+    return [one for kind, _, _ in plots.GROUPS for one in task.all(kind)]
+
+
+def shown_metrics(task: TaskResult) -> list[str]:
+    """The metrics that have a column in tables: the main one, then those the tuned model has, at most six."""
+    tuned = task.first("after") or (task.systems[-1] if task.systems else None)
+    rest = [name for name in (tuned.metrics if tuned else {}) if name != task.metric]
+    return [task.metric, *rest][:MAX_METRICS]
+
+
+def signed_interval(value: Interval | None) -> str:
+    """A difference with its interval, signs shown; empty where there is none."""
+    if value is None:
+        return ""
+    return f"{signed(value.value)} [{signed(value.low)}, {signed(value.high)}]" if value.known else signed(value.value)
+
+
+def slice_range(task: TaskResult) -> tuple[float, float]:
+    """The scale that all slices of a task are drawn on."""
+    ends = [end for one in task.slices for end in (one.metric.value, one.metric.low, one.metric.high)]
+    after = task.first("after")
+    return padded([*ends, task.main(after).value if after else math.nan], 0.05)
+
+
+def slices_by_column(task: TaskResult) -> dict[str, list[Slice]]:
+    """The slices of each column, in the order they came."""
+    found: dict[str, list[Slice]] = {}
+    for one in task.slices:
+        found.setdefault(one.column, []).append(one)
+    return found
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: `0.4 s`, `12 s`, `3 min 05 s`, `2 h 10 min`."""
+    if not math.isfinite(seconds):
+        return figure(seconds)
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+@cache
+def _environment() -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(figure=figure, interval=plots.with_interval, signed=signed_interval, duration=duration)
+    made.globals.update(
+        plots=plots,
+        detail=plots_detail,
+        in_order=in_order,
+        shown_metrics=shown_metrics,
+        slice_range=slice_range,
+        slices_by_column=slices_by_column,
+    )
+    return made
+
+
+def _replace(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(draft, 0o666 & ~umask)  # mkstemp makes it private; a report is shared like any other file
+            os.replace(draft, path)
+        except BaseException:
+            Path(draft).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise StorageError(f"the report cannot be written to {path}: {error}") from error

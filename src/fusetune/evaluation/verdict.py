@@ -1,0 +1,183 @@
+"""What the figures come to, in plain English: the sentences on top of the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fusetune.evaluation.plots import with_interval
+from fusetune.evaluation.results import Interval, RunResults, SystemResult, TaskResult
+from fusetune.evaluation.svg import figure, signed
+
+FEW_ROWS = 100
+"""Below, the report says that the rows may be too few."""
+
+Tone = Literal["good", "unsure", "bad"]
+
+
+@dataclass
+class Verdict:
+    """One task's verdict: the sentence that matters most, what else should be known, and how it went."""
+
+    headline: str
+    notes: list[str]
+    tone: Tone
+
+
+def verdict(task: TaskResult) -> Verdict:
+    """Whether tuning helped, which modality carries the result, and how far the rows can be trusted."""
+    after = task.first("after")
+    if after is None or task.rows == 0 or not _finite(task.main(after)):
+        return Verdict(f"There is no verdict: {task.metric} is undefined on the {_rows(task)}.", [], "unsure")
+    before = task.first("before") or task.first("baseline")
+    if before is None:
+        return Verdict(
+            f"The tuned model reaches {task.metric} {with_interval(task.main(after))} on {_rows(task)}.", [], "unsure"
+        )
+    headline, tone = _headline(task, before, after)
+    notes = [*_against_baseline(task), *_modalities(task, after), *_hidden(task), *_certainty(task, after)]
+    baseline = task.first("baseline")
+    if tone == "good" and baseline is not None and gain(task, baseline) != "better":
+        tone = "unsure"
+    return Verdict(headline, notes, tone)
+
+
+def gain(task: TaskResult, other: SystemResult) -> Literal["better", "worse", "same", "unknown"]:
+    """How the tuned model compares with another system: "same" where the difference's interval holds 0."""
+    difference = other.difference.get(task.metric, Interval(float("nan")))
+    if not difference.known:
+        return "unknown"
+    if difference.low <= 0 <= difference.high:
+        return "same"
+    return "better" if (difference.low > 0) == task.greater_is_better else "worse"
+
+
+def warnings_of(results: RunResults) -> list[str]:
+    """What the reader must know whatever the figures say; encoders trained from scratch come first."""
+    found = []
+    for one in results.backbones:
+        if not one.pretrained:
+            columns = ", ".join(f"“{column}”" for column in one.columns)
+            found.append(
+                f"The {one.kind} encoder of {columns} was trained from scratch: no pretrained weights were given or found."
+                f" A pretrained {one.kind} backbone would very likely do better, and “before” and “alone” are weak for it."
+            )
+    if results.num_rejected:
+        rows = sum(table.rows_in for table in results.tables)
+        share = f" of {rows:,} ({results.num_rejected / rows:.1%})" if rows else ""
+        found.append(f"{results.num_rejected:,}{share} rows were rejected and not used; the reasons are listed below.")
+    return [*found, *results.warnings]
+
+
+def _finite(value: Interval) -> bool:
+    return value.value == value.value
+
+
+def _rows(task: TaskResult) -> str:
+    return f"{task.rows:,} {task.split} row{'' if task.rows == 1 else 's'}"
+
+
+def _moved(task: TaskResult, before: SystemResult, after: SystemResult) -> str:
+    a, b = task.main(before), task.main(after)
+    return f"from {figure(a.value)} ({before.name}) to {with_interval(b)} on {_rows(task)}"
+
+
+def _difference(task: TaskResult, other: SystemResult) -> str:
+    found = other.difference.get(task.metric, Interval(float("nan")))
+    ends = f" [{signed(found.low)}, {signed(found.high)}]" if found.known else ""
+    return f"{signed(found.value)}{ends}"
+
+
+def _headline(task: TaskResult, before: SystemResult, after: SystemResult) -> tuple[str, Tone]:
+    how, size = gain(task, before), _difference(task, before)
+    if how == "better":
+        verb = "raised" if task.greater_is_better else "lowered"
+        hint = "" if task.greater_is_better else " (lower is better)"
+        return f"Tuning {verb} {task.metric}{hint} {_moved(task, before, after)}; difference {size}.", "good"
+    if how == "worse":
+        advice = f" The {before.name} is the better model here." if before.kind == "before" else ""
+        return (
+            f"Tuning made it worse: {task.metric} went {_moved(task, before, after)}; difference {size}.{advice}",
+            "bad",
+        )
+    if how == "same":
+        return (
+            f"Tuning did not clearly help: {task.metric} went {_moved(task, before, after)}; the difference of {size}"
+            " may be chance.",
+            "unsure",
+        )
+    return (
+        f"It cannot be told whether tuning helped: {task.metric} went {_moved(task, before, after)}, too few for an interval.",
+        "unsure",
+    )
+
+
+def _against_baseline(task: TaskResult) -> list[str]:
+    baseline = task.first("baseline")
+    if baseline is None or task.first("before") is None:
+        return []
+    how = gain(task, baseline)
+    if how == "same":
+        return [
+            f"It is not clearly better than the baseline ({baseline.name}, {figure(task.main(baseline).value)}),"
+            " which looks at no column: do not use it as it is."
+        ]
+    if how == "worse":
+        return [
+            f"It is worse than the baseline ({baseline.name}, {figure(task.main(baseline).value)}), which looks at no"
+            " column: do not use it."
+        ]
+    return []
+
+
+def _modalities(task: TaskResult, after: SystemResult) -> list[str]:
+    alone = [one for one in task.all("alone") if _finite(task.main(one))]
+    if not alone:
+        return []
+    best, notes = alone[0], []
+    name, value = f"“{best.name}”", figure(task.main(best).value)
+    how, size = gain(task, best), _difference(task, best)
+    if len(alone) == 1:
+        notes.append(f"There is one modality: {name} reaches {value} by itself.")
+    elif how == "better":
+        notes.append(f"{name} carries the most: {value} by itself. All modalities together are better by {size}.")
+    elif how == "worse":
+        notes.append(
+            f"{name} is better by itself ({value}): all modalities together differ by {size}. Leave the rest out."
+        )
+    elif how == "same":
+        notes.append(
+            f"{name} gives nearly all of it: {value} by itself; adding the other modalities is not clearly better ({size})."
+        )
+    baseline = task.first("baseline")
+    if baseline is not None:
+        floor, sign = task.main(baseline), 1 if task.greater_is_better else -1
+        useless = [one for one in alone if sign * (task.main(one).value - floor.value) <= 0 or _holds(task, one, floor)]
+        if useless:
+            names = ", ".join(f"“{one.name}”" for one in useless)
+            notes.append(f"No better than the baseline by itself: {names}.")
+    return notes
+
+
+def _holds(task: TaskResult, one: SystemResult, floor: Interval) -> bool:
+    found = task.main(one)
+    return found.known and found.low <= floor.value <= found.high
+
+
+def _hidden(task: TaskResult) -> list[str]:
+    ignored = [one for one in task.systems if one.kind == "without" and gain(task, one) == "same"]
+    if not ignored:
+        return []
+    names = ", ".join(f"“{column}”" for one in ignored for column in one.columns or [one.name])
+    return [
+        f"The tuned model makes little use of {names}: hiding it changes {task.metric} by no more than chance would."
+    ]
+
+
+def _certainty(task: TaskResult, after: SystemResult) -> list[str]:
+    if task.rows < FEW_ROWS:
+        return [
+            f"{_rows(task)[0].upper() + _rows(task)[1:]} are few: every figure here is rough, and small differences"
+            " cannot be seen. Evaluate on more rows before relying on them."
+        ]
+    return []
