@@ -107,9 +107,7 @@ def write_rejected(rejected: Iterable[Rejected], path: Path) -> None:
         raise StorageError(f"{path}: cannot be written ({error})") from error
 
 
-def check_rate(
-    rejected: Sequence[Rejected], rows_in: int, *, limit: float = LIMIT, source: str | None = None
-) -> None:
+def check_rate(rejected: Sequence[Rejected], rows_in: int, *, limit: float = LIMIT, source: str | None = None) -> None:
     """Refuse to go on where too many rows are rejected.
 
     Args:

@@ -106,9 +106,7 @@ def _remove(folder: str, process: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _converted(
-    path: Path, folder: Path, cache_dir: Path | None, parse: Callable[[], Parsed]
-) -> Table:
+def _converted(path: Path, folder: Path, cache_dir: Path | None, parse: Callable[[], Parsed]) -> Table:
     """The file's rows through an Arrow file on disk, from `cache_dir` where it is already there."""
     keep = None if cache_dir is not None else _Kept()
     home = cache_dir if cache_dir is not None else keep.folder  # type: ignore[union-attr]

@@ -178,6 +178,11 @@ class Table:
             return [None if cell is None else json.loads(cell) for cell in found]
         return found
 
+    def is_scalar(self, column: str) -> bool:
+        """Whether the column's cells are strings, numbers, booleans or JSON, which are cheap to look at."""
+        kind = self._base.schema.field(column).type
+        return not (pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
     def row(self, index: int) -> dict[str, Any]:
         """One row by position, as {column: cell}."""
         return {column: self.cells(column, [index])[0] for column in self.column_names}
@@ -196,9 +201,7 @@ class Table:
         """
         wanted = np.asarray(indices)
         wanted = np.flatnonzero(wanted) if wanted.dtype == bool else wanted.astype(np.int64)
-        part = Table(
-            self._base, source=self.source, base_dir=self.base_dir, rows=self.rows[wanted], keep=self._keep
-        )
+        part = Table(self._base, source=self.source, base_dir=self.base_dir, rows=self.rows[wanted], keep=self._keep)
         part._places = wanted if self._places is None else self._places[wanted]
         return part
 

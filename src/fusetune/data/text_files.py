@@ -199,7 +199,7 @@ def read_delimited(path: Path, usual: str) -> Parsed:
     encoding = encoding_of(path)
     delimiter = pick_delimiter(path, encoding, usual)
     handle = path.open(encoding=encoding, newline="")
-    lines = _Lines(handle)  # type: ignore[arg-type]
+    lines = _Lines(handle)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     names: list[str] = []
     try:
@@ -227,9 +227,7 @@ def read_delimited(path: Path, usual: str) -> Parsed:
     return parsed
 
 
-def _csv_batches(
-    parsed: Parsed, path: Path, lines: _Lines, reader: Any, encoding: str
-) -> Iterator[pa.RecordBatch]:
+def _csv_batches(parsed: Parsed, path: Path, lines: _Lines, reader: Any, encoding: str) -> Iterator[pa.RecordBatch]:
     width = len(parsed.schema)
     rows: list[list[str]] = []
     chars = 0

@@ -1,0 +1,89 @@
+"""Columns that give the target away: equal to it, a code for it, or the same number on another scale."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fusetune.data.table import is_missing
+
+MIN_ROWS = 20
+EXPLAINED = 0.99
+CHANCE = 1e-6
+RANK_CORRELATION = 0.995
+
+
+def gives_away(cells: Sequence[Any], target: Sequence[Any], kind: str) -> str | None:
+    """How a column gives the target away, for people, or None.
+
+    A column is judged by the rows that have both. Text that merely holds the label's words is what a model is to
+    read, so text is only compared as a whole; images and sounds are not judged.
+
+    Args:
+        cells: the column's cells.
+        target: the target's cells of the same rows.
+        kind: the column's kind.
+    """
+    pairs = [
+        (plain(cell), plain(label))
+        for cell, label in zip(cells, target, strict=True)
+        if not (is_missing(cell) or is_missing(label))
+    ]
+    if kind in ("image", "audio") or len(pairs) < MIN_ROWS or len({label for _, label in pairs}) < 2:
+        return None
+    if all(cell == label for cell, label in pairs):
+        return f"equal in all {len(pairs)} rows that have both"
+    if kind == "text":
+        return None
+    return _ranks(pairs) or _code(pairs)
+
+
+def plain(cell: Any) -> str:
+    """A cell as compared: its text without outer white space, whole floats as integers, in lower case."""
+    if isinstance(cell, float) and cell.is_integer():
+        cell = int(cell)
+    return str(cell).strip().casefold()
+
+
+def _code(pairs: list[tuple[str, str]]) -> str | None:
+    """Whether each of the column's values goes with one label, far more than the labels' shares and chance allow."""
+    num = len(pairs)
+    groups: dict[str, Counter[str]] = {}
+    for cell, label in pairs:
+        groups.setdefault(cell, Counter())[label] += 1
+    if len(groups) > num / 2:
+        return None
+    labels = Counter(label for _, label in pairs)
+    base = max(labels.values()) / num
+    repeated = [group for group in groups.values() if group.total() > 1]
+    seen = sum(group.total() for group in repeated)
+    right = sum(max(group.values()) for group in repeated) / max(seen, 1)
+    if right < 1 and (right - base) / (1 - base) < EXPLAINED:
+        return None
+    agreeing = sum(max(group.values()) - 1 for group in repeated)
+    if agreeing < MIN_ROWS or agreeing * math.log(base) > math.log(CHANCE):
+        return None
+    often = "" if right == 1 else f" in {right:.1%} of rows"
+    if len(groups) == len(labels):
+        return f"its {len(groups)} values and the target's go together one to one{often}"
+    return f"each of its {len(groups)} values goes with one of the target's {len(labels)}{often}"
+
+
+def _ranks(pairs: list[tuple[str, str]]) -> str | None:
+    """Whether two columns of numbers have the same order."""
+    try:
+        numbers = np.array([(float(cell), float(label)) for cell, label in pairs])
+    except ValueError:
+        return None
+    if not np.isfinite(numbers).all() or any(len(np.unique(side)) <= 10 for side in numbers.T):
+        return None
+    from scipy.stats import spearmanr
+
+    correlation = float(spearmanr(numbers[:, 0], numbers[:, 1]).statistic)
+    if abs(correlation) <= RANK_CORRELATION:
+        return None
+    return f"its numbers are in the target's order, rank correlation {correlation:.4f}"

@@ -1,0 +1,193 @@
+"""What a column is for, judged by its name and cells: identifiers, groups, splits, weights, constants."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+MIN_ROWS = 20
+MIN_GROUPS = 10
+UNIQUE = 0.98
+REPEATED = 0.3
+"""Identifiers of things, named as such, repeat less often than values that a model can learn."""
+
+SPLIT_NAMES = {"split", "fold", "subset", "partition", "set", "phase", "data_split", "dataset_split"}
+FOLD_NAMES = {"fold", "folds", "cv_fold", "kfold", "fold_id", "cv"}
+WEIGHT_NAMES = {"sample_weight", "sample_weights", "row_weight", "instance_weight", "case_weight"}
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "development": "val",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+}
+"""What a cell of a split column may say, in lower case, and the split that it names."""
+
+_ID_WORDS = {"id", "ids", "uuid", "guid", "idx", "index", "rowid", "hash", "md5", "sha1", "sha256", "key", "pk"}
+_OWNERS = {
+    "patient", "subject", "participant", "person", "speaker", "user", "customer", "client", "student", "member",
+    "household", "volunteer", "donor", "respondent", "author", "singer", "actor",
+}  # fmt: skip
+_OWNER_ENDINGS = _ID_WORDS | {"no", "nr", "number", "num", "code", "name"}
+_THINGS = _OWNERS | {
+    "item", "product", "order", "image", "case", "session", "record", "row", "doc", "document", "sample", "account",
+    "ticket", "movie", "film", "post", "tweet", "video", "article", "study", "file", "question", "review", "listing",
+}  # fmt: skip
+_TIME_WORDS = {"year", "date", "day", "month", "time", "timestamp", "hour", "week"}
+
+_HASH = re.compile(r"[0-9a-f]{16,}|[0-9A-F]{16,}|[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
+_INTEGER = re.compile(r"[+-]?\d{1,30}", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A role that a column has by its looks, and why."""
+
+    role: str
+    reason: str
+
+
+def words_of(name: str) -> list[str]:
+    """A column name's words in lower case: "patientID", "patient_id" and "patientid" are "patient", "id"."""
+    spaced = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name)
+    words: list[str] = []
+    for word in re.split(r"[\W_]+", spaced.lower()):
+        stem = word[:-2] if word.endswith("id") else ""
+        words += [stem, "id"] if stem in _THINGS else [word] if word else []
+    return words
+
+
+def names_things(name: str) -> bool:
+    """Whether a column's name says that it holds identifiers."""
+    words = words_of(name)
+    return bool(words) and (words[-1] in _ID_WORDS or words[0] in _ID_WORDS)
+
+
+def is_integer(cell: Any) -> bool:
+    """Whether a cell is a whole number or spells one."""
+    return bool(_INTEGER.fullmatch(str(cell).strip()))
+
+
+def find_role(name: str, kind: str, cells: Sequence[Any], num_missing: int) -> Found | None:
+    """The role of a column that is not a plain input, or None.
+
+    Args:
+        name: the column's name.
+        kind: its kind.
+        cells: an evenly spaced sample of its cells, none missing, in the table's order; at least one.
+        num_missing: how many cells beside them were missing.
+    """
+    texts = [cell if isinstance(cell, bytes) else str(cell) for cell in cells]
+    distinct = set(texts)
+    plain_name = "_".join(words_of(name))
+    lowered = {str(text).strip().casefold() for text in distinct} if len(distinct) <= 50 else set()
+    if plain_name in SPLIT_NAMES and lowered and lowered <= SPLIT_WORDS.keys():
+        named = {SPLIT_WORDS[word] for word in lowered}
+        if "train" in named and len(named) > 1:
+            return Found("split", f"its cells say {', '.join(sorted(lowered))}")
+    if len(distinct) == 1 and not num_missing:
+        return Found("ignore", f"constant: all {len(cells)} cells looked at are {_brief(texts[0])}")
+    if plain_name in FOLD_NAMES and lowered and all(_INTEGER.fullmatch(word) for word in lowered):
+        return Found("ignore", f"numbers {len(distinct)} folds; to split by it, name it as the split column")
+    if plain_name in WEIGHT_NAMES and kind == "number" and all(_weight(text) for text in texts):
+        return Found("weight", "the name says that it weighs the rows; no cell is negative")
+    if kind in ("image", "audio"):
+        return None
+    strings = [text for text in texts if isinstance(text, str)]
+    return _group(name, strings) or _identifier(name, kind, strings)
+
+
+def _weight(text: Any) -> bool:
+    return bool(_NUMBER.fullmatch(str(text).strip())) and float(text) >= 0
+
+
+def _brief(text: Any) -> str:
+    shown = repr(text)
+    return shown if len(shown) <= 40 else f"{shown[:39]}…"
+
+
+def _group(name: str, texts: list[str]) -> Found | None:
+    """Rows that belong to one person: they must not lie on both sides of a split."""
+    words = words_of(name)
+    if not (words and words[0] in _OWNERS and set(words[1:]) <= _OWNER_ENDINGS):
+        return None
+    _, counts = np.unique(np.array(texts, dtype=object).astype(str), return_counts=True)
+    if not MIN_GROUPS <= len(counts) <= 0.9 * len(texts) or counts.max() > len(texts) / 3:
+        return None
+    return Found(
+        "group", f"{len(counts)} {words[0]}s in {len(texts)} rows: the rows of one stay on one side of the split"
+    )
+
+
+def _identifier(name: str, kind: str, texts: list[str]) -> Found | None:
+    """Values that tell rows apart and nothing else."""
+    num = len(texts)
+    share = len(set(texts)) / num
+    if num < 2 or share < REPEATED:
+        return None
+    unique = f"{len(set(texts))} distinct values in {num} cells"
+    spaced = sum(any(char.isspace() for char in text.strip()) for text in texts) / num
+    if names_things(name) and spaced < 0.05 and not _fractional(texts):
+        if share >= UNIQUE:
+            return Found("id", f"the name and {unique} say that it only tells rows apart")
+        if num >= MIN_ROWS:
+            return Found(
+                "id",
+                f"the name and {unique} say that it tells things apart; if their rows belong "
+                "together, give it the role group",
+            )
+    if share < UNIQUE or num < MIN_ROWS or set(words_of(name)) & _TIME_WORDS:
+        return None
+    look = _counting(texts) or _code_like(texts, spaced)
+    return Found("id", f"{unique}, {look}: it only tells rows apart") if look else None
+
+
+def _fractional(texts: list[str]) -> bool:
+    numbers = [text for text in texts if _NUMBER.fullmatch(text.strip())]
+    return len(numbers) > len(texts) / 2 and any(not float(text).is_integer() for text in numbers)
+
+
+def _counting(texts: list[str]) -> str | None:
+    if not all(_INTEGER.fullmatch(text.strip()) for text in texts):
+        return None
+    numbers = [int(text) for text in texts]
+    if max(numbers) - min(numbers) + 1 == len(numbers):
+        return f"counting from {min(numbers)} to {max(numbers)}"
+    steps = {after - before for before, after in itertools.pairwise(numbers)}
+    if len(steps) <= 2 and min(steps) > 0 and max(steps) - min(steps) <= 1:
+        return f"rising evenly from {min(numbers)} to {max(numbers)}"
+    if min(map(abs, numbers)) > 2**53:
+        return "integers beyond 2^53"
+    return None
+
+
+def _code_like(texts: list[str], spaced: float) -> str | None:
+    num = len(texts)
+    if spaced > 0.05:
+        return None
+    if sum(bool(_HASH.fullmatch(text)) for text in texts) / num >= 0.95:
+        return "hexadecimal like hashes"
+    shapes: dict[str, int] = {}
+    for text in texts:
+        shape = re.sub(r"\d", "9", text)
+        shapes[shape] = shapes.get(shape, 0) + 1
+    shape, count = max(shapes.items(), key=lambda item: item[1])
+    # A unit or a currency beside a number ("12kg") is a quantity; a code is longer or begins with letters.
+    if count / num >= 0.9 and len(shape) >= 5 and "99" in shape and shape[0].isalpha():
+        return f"all of the form {shape!r}"
+    mixed = sum(len(text) >= 8 and bool(re.search(r"\d", text)) and bool(re.search("[A-Za-z]", text)) for text in texts)
+    if mixed / num >= 0.9 and len({len(text) for text in texts}) == 1:
+        return f"codes of {len(texts[0])} characters"
+    return None

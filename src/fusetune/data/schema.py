@@ -1,0 +1,306 @@
+"""What a table's columns are (kind) and what they are for (role), with the reason; a file that users edit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias, Union
+
+import yaml
+
+from fusetune.data.table import Table
+from fusetune.errors import SchemaError, StorageError, nearest, shown
+from fusetune.registry import MODALITIES
+
+ROLES = ("input", "target", "group", "split", "weight", "id", "ignore")
+"""input: the model reads it. target: is predicted. group: rows with equal cells stay on one side of a split.
+split: says train, val or test. weight: the row's weight in the loss. id, ignore: not used."""
+
+Override: TypeAlias = Union[str, "ColumnSpec", Mapping[str, Any]]
+"""What a user says about a column: a kind, a role, or a mapping with `kind`, `role` and `options`."""
+
+_KEYS = ("kind", "role", "reason", "options")
+_ONCE = ("group", "split", "weight")
+
+
+@dataclass(frozen=True)
+class ColumnSpec:
+    """One column.
+
+    Attributes:
+        name: the column's name.
+        kind: a name in `fusetune.registry.MODALITIES`.
+        role: one of `ROLES`.
+        reason: why, for people.
+        options: arguments of the kind's modality, as `{"bins": 32}`.
+    """
+
+    name: str
+    kind: str
+    role: str = "input"
+    reason: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the name, without what is empty."""
+        made: dict[str, Any] = {"kind": self.kind, "role": self.role}
+        if self.reason:
+            made["reason"] = self.reason
+        if self.options:
+            made["options"] = self.options
+        return made
+
+
+@dataclass
+class Schema:
+    """The columns of a table, in its order.
+
+    Attributes:
+        columns: by name.
+        warnings: what a user should know: columns that give the target away.
+    """
+
+    columns: dict[str, ColumnSpec]
+    warnings: list[str] = field(default_factory=list)
+
+    @classmethod
+    def detect(
+        cls, table: Table, targets: Sequence[str] = (), overrides: Mapping[str, Override] | None = None
+    ) -> Schema:
+        """Find every column's kind and role.
+
+        Each modality judges a sample of about 1000 cells, and the surest wins. Identifiers, constants and columns
+        that give a target away are not inputs unless an override says `role: input`.
+
+        Args:
+            table: the table; train rows only, where they are known.
+            targets: the columns to predict.
+            overrides: what the user says about columns, as `{"year": "category", "metascore": {"role": "ignore"}}`.
+
+        Raises:
+            TableError: a target is not in the table or has no values.
+            SchemaError: an override names no column, kind or role, or two contradict each other; or a media column
+                holds URLs.
+        """
+        from fusetune.data.detection import detect_schema
+
+        targets = [targets] if isinstance(targets, str) else list(targets)
+        return detect_schema(table, targets, overrides or {})
+
+    def names(self, role: str) -> list[str]:
+        """The names of the columns with this role, in the table's order."""
+        return [name for name, spec in self.columns.items() if spec.role == role]
+
+    @property
+    def inputs(self) -> list[str]:
+        """The columns that the model reads."""
+        return self.names("input")
+
+    @property
+    def targets(self) -> list[str]:
+        """The columns to predict."""
+        return self.names("target")
+
+    @property
+    def group(self) -> str | None:
+        """The column whose equal cells stay on one side of a split."""
+        return next(iter(self.names("group")), None)
+
+    @property
+    def split(self) -> str | None:
+        """The column that says train, val or test."""
+        return next(iter(self.names("split")), None)
+
+    @property
+    def weight(self) -> str | None:
+        """The column of the rows' weights."""
+        return next(iter(self.names("weight")), None)
+
+    def rows(self) -> list[dict[str, str]]:
+        """One row a column for a display: column, kind, role, reason."""
+        return [
+            {"column": name, "kind": spec.kind, "role": spec.role, "reason": spec.reason}
+            for name, spec in self.columns.items()
+        ]
+
+    def validate(self, table: Table, *, targets: bool = True) -> None:
+        """Check that a table has the columns that this schema uses.
+
+        Args:
+            table: new rows.
+            targets: whether the targets, group, split and weight must be there, as in training.
+
+        Raises:
+            SchemaError: columns are missing; the message has all of them, with the nearest names.
+        """
+        used = ("input", "target", *_ONCE) if targets else ("input",)
+        lost = [name for name, spec in self.columns.items() if spec.role in used and name not in table]
+        if not lost:
+            return
+        free = [name for name in table.column_names if name not in self.columns]
+        told = [
+            f"{name!r} ({self.columns[name].role})" + (f", {hint}" if (hint := nearest(name, free)) else "")
+            for name in lost
+        ]
+        raise SchemaError(
+            f"{len(lost)} column{'s' * (len(lost) > 1)} of the schema missing from the table: {'; '.join(told)}",
+            expected=", ".join(name for name, spec in self.columns.items() if spec.role in used),
+            came=", ".join(table.column_names),
+            do="rename the table's columns, or give a missing one as an empty column",
+            file=table.source,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The columns as plain values for JSON or YAML; warnings are not kept."""
+        return {"columns": {name: spec.to_dict() for name, spec in self.columns.items()}}
+
+    @classmethod
+    def from_dict(cls, data: Any, *, source: str = "the schema") -> Schema:
+        """What `to_dict` made, possibly edited since.
+
+        Raises:
+            SchemaError: with all problems at once.
+        """
+        problems: list[str] = []
+        if not isinstance(data, Mapping) or not isinstance(data.get("columns"), Mapping):
+            raise SchemaError(
+                "there are no columns",
+                expected="columns: {name: {kind: ..., role: ...}}",
+                came=shown(data),
+                file=source,
+            )
+        problems += [_unknown("key", key, ("columns",)) for key in data if key != "columns"]
+        columns: dict[str, ColumnSpec] = {}
+        for name, entry in data["columns"].items():
+            if not isinstance(name, str):
+                problems.append(f"the column name {name!r} is a {type(name).__name__}: put it in quotes")
+                continue
+            made = _entry(name, entry, problems)
+            if not {"kind", "role"} <= made.keys() and not problems:
+                problems.append(f"column {name!r}: needs kind and role")
+            columns[name] = ColumnSpec(
+                name, made.get("kind", ""), made.get("role", ""), made.get("reason", ""), made.get("options", {})
+            )
+        schema = cls(columns)
+        for role in _ONCE:
+            if len(schema.names(role)) > 1:
+                problems.append(f"only one column can have the role {role}: {', '.join(schema.names(role))}")
+        _raise(problems, source)
+        return schema
+
+    def to_yaml(self) -> str:
+        """The schema as text to edit; `from_yaml` reads it back."""
+        head = (
+            "# What each column is and what it is for. Edit it and give it back.\n"
+            f"# kind: {', '.join(MODALITIES)}\n"
+            f"# role: {', '.join(ROLES)}\n"
+        )
+        return head + str(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=120))
+
+    @classmethod
+    def from_yaml(cls, text: str, *, source: str = "the schema") -> Schema:
+        """A schema from its text.
+
+        Raises:
+            SchemaError: it is not YAML, or not a schema; with all problems at once.
+        """
+        try:
+            data = yaml.load(text, Loader=_Loader)
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            raise SchemaError(
+                f"the schema is not YAML: {error}", do="check the indentation and the quotes there", file=source
+            ) from error
+        return cls.from_dict(data, source=source)
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_yaml` to a file.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        try:
+            Path(path).write_text(self.to_yaml(), encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"{path}: the schema cannot be written ({error})") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Schema:
+        """Read a schema's file.
+
+        Raises:
+            SchemaError: it cannot be read, is not YAML, or not a schema.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SchemaError(f"the schema cannot be read: {error}", expected="a YAML file", file=str(path)) from error
+        return cls.from_yaml(text, source=str(path))
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """Refuses a key that appears twice, which YAML forbids and PyYAML lets pass."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
+
+
+def checked_overrides(
+    table: Table, targets: Sequence[str], overrides: Mapping[str, Override]
+) -> dict[str, dict[str, Any]]:
+    """Overrides in their long form.
+
+    Raises:
+        SchemaError: with all problems at once.
+    """
+    problems: list[str] = []
+    made: dict[str, dict[str, Any]] = {}
+    for name, value in overrides.items():
+        if name not in table:
+            problems.append(_unknown("column", name, table.column_names))
+            continue
+        made[name] = _entry(name, value, problems)
+        if name in targets and made[name].get("role") not in (None, "target"):
+            problems.append(f"column {name!r} is the target and cannot have the role {made[name]['role']}")
+    _raise(problems, table.source)
+    return made
+
+
+def _entry(name: str, value: Any, problems: list[str]) -> dict[str, Any]:
+    """One column's settings, with everything wrong about them added to `problems`."""
+    where = f"column {name!r}: "
+    if isinstance(value, ColumnSpec):
+        value = value.to_dict()
+    if isinstance(value, str):
+        known = (*MODALITIES, *ROLES)
+        if value not in known:
+            problems.append(where + _unknown("kind or role", value, known))
+        return {"kind" if value in MODALITIES else "role": value}
+    if not isinstance(value, Mapping):
+        problems.append(f"{where}expected a kind, a role or {{kind, role, options}}, came {shown(value)}")
+        return {}
+    problems += [where + _unknown("key", key, _KEYS) for key in value if key not in _KEYS]
+    made = {key: value[key] for key in _KEYS if value.get(key) is not None}
+    for key, known in (("kind", tuple(MODALITIES)), ("role", ROLES)):
+        if key in made and made[key] not in known:
+            problems.append(where + _unknown(key, made[key], known))
+    if not isinstance(made.get("options", {}), Mapping):
+        problems.append(f"{where}options are a mapping, came {shown(made['options'])}")
+    made["reason"] = str(made.get("reason", ""))
+    return made
+
+
+def _unknown(sort: str, name: Any, known: Sequence[str]) -> str:
+    hint = nearest(str(name), known) or f"known: {', '.join(list(known)[:20])}"
+    return f"there is no {sort} {name!r}, {hint}"
+
+
+def _raise(problems: list[str], source: str) -> None:
+    if problems:
+        raise SchemaError("; ".join(problems), do="put it right in the schema or the column settings", file=source)
