@@ -68,7 +68,7 @@ class RegressionTask(Task):
             raise ConfigError("delta is out of range", expected="a number above 0", came=str(delta))
         self.transform = Transform(transform)
         self.loss_name, self.delta, self.clip = loss, delta, clip
-        self.low, self.high = 0.0, 0.0
+        self.low, self.high, self.mean = 0.0, 0.0, 0.0
 
     @classmethod
     def detect(cls, values: Sequence[Any]) -> Detection:
@@ -110,7 +110,7 @@ class RegressionTask(Task):
                 column=self.target,
             )
         self.transform.fit(numbers, self.target)
-        self.low, self.high = float(numbers.min()), float(numbers.max())
+        self.low, self.high, self.mean = float(numbers.min()), float(numbers.max()), float(numbers.mean())
 
     def check(self, value: Any, *, row: int) -> None:
         """Refuse a cell that is not a finite number.
@@ -143,7 +143,7 @@ class RegressionTask(Task):
         head = _NumberHead(dim, 1)
         with torch.no_grad():
             # every scale but "none" has zero mean
-            head.bias.fill_(0.0 if self.transform.name != "none" else (self.low + self.high) / 2)
+            head.bias.fill_(0.0 if self.transform.name != "none" else self.mean)
         return head
 
     def loss(self, logits: Tensor, target: Target, weights: Tensor) -> Tensor:
@@ -202,6 +202,7 @@ class RegressionTask(Task):
             "delta": self.delta,
             "clip": self.clip,
             "range": [self.low, self.high],
+            "mean": self.mean,
         }
 
     @classmethod
@@ -210,6 +211,7 @@ class RegressionTask(Task):
         task = cls(target, loss=state["loss"], delta=state["delta"], clip=state["clip"])
         task.transform = Transform.from_state(state["transform"])
         task.low, task.high = map(float, state["range"])
+        task.mean = float(state["mean"])
         return task
 
 

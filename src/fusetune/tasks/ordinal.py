@@ -1,0 +1,196 @@
+"""Ordinal regression: one of several levels that have an order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import expit
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fusetune.errors import ConfigError, TableError, shown
+from fusetune.modalities.base import Detection
+from fusetune.tasks import metrics as measures
+from fusetune.tasks.base import LinearModel, Metric
+from fusetune.tasks.cells import label_text
+from fusetune.tasks.classification import LabelTask, weighted_mean
+from fusetune.tasks.linear import fit_logistic
+from fusetune.types import Target
+
+
+class CumulativeHead(nn.Module):
+    """(batch, dim) to (batch, levels - 1): logits of "above level k", never increasing in k.
+
+    logit_k = w · x + b_k, with b_{k+1} = b_k - softplus(g_k), so that the levels' probabilities are never negative.
+    """
+
+    def __init__(self, dim: int, rates: Tensor) -> None:
+        """
+        Args:
+            dim: features of x.
+            rates: (levels - 1,) the share of train rows above each level, decreasing, in (0, 1): where b starts.
+        """
+        super().__init__()
+        self.slope = nn.Linear(dim, 1, bias=False)
+        bias = rates.logit()
+        self.first = nn.Parameter(bias[:1].clone())
+        gaps = (bias[:-1] - bias[1:]).clamp(min=1e-2)
+        self.gaps = nn.Parameter(gaps.expm1().log()) if len(gaps) else None
+
+    def forward(self, features: Tensor) -> Tensor:
+        """See the class."""
+        bias: Tensor = self.first
+        if self.gaps is not None:
+            bias = torch.cat([bias, bias - F.softplus(self.gaps).cumsum(0)])
+        logits: Tensor = self.slope(features) + bias
+        return logits
+
+
+class OrdinalTask(LabelTask):
+    """One of several levels in order: a cumulative-logit model with CORAL's loss. Main metric: qwk.
+
+    The loss is the mean binary cross-entropy of "is the level above k?" over the thresholds k, all of which share one
+    direction. The decision is the median level: the number of thresholds passed with a probability above one half.
+
+    Reference: Cao et al. 2020, "Rank consistent ordinal regression for neural networks" (arXiv 1901.07884). There, the
+    order of the thresholds holds at the optimum; here it holds always.
+    """
+
+    name = "ordinal"
+    main = Metric("qwk")
+
+    def __init__(self, target: str, *, order: Sequence[Any] | None = None) -> None:
+        """
+        Args:
+            target: the target column's name.
+            order: the levels from lowest to highest; by value where None, which takes numbers only.
+
+        Raises:
+            ConfigError: a level is named twice, or there are fewer than two.
+        """
+        super().__init__(target)
+        self.order = None if order is None else [label_text(level) for level in order]
+        if self.order is not None and (len(self.order) < 2 or len(set(self.order)) < len(self.order)):
+            raise ConfigError("order must name two or more levels, each once", came=shown(self.order))
+
+    @classmethod
+    def detect(cls, values: Sequence[Any]) -> Detection:
+        """Never sure: that labels have an order cannot be seen in them."""
+        return Detection(0.0, "an order of labels must be asked for")
+
+    def fit(self, values: Sequence[Any]) -> None:
+        """Learn the levels from the train rows' cells.
+
+        Raises:
+            TableError: there are fewer than two levels.
+            ConfigError: no order is given and a level is not a number.
+        """
+        counts = self._learn(values)
+        self.classes = _by_value(counts, self.target) if self.order is None else list(self.order)
+        self.counts = [counts[level] for level in self.classes]
+        if sum(count > 0 for count in self.counts) < 2:
+            raise TableError(
+                "fewer than two of the target's levels have train rows",
+                expected=", ".join(self.classes),
+                came=", ".join(map(shown, list(counts)[:10])),
+                do="correct the task's order",
+                column=self.target,
+            )
+
+    def build_head(self, dim: int) -> nn.Module:
+        """(batch, dim) to (batch, levels - 1), starting at the train rows' rates."""
+        counts = torch.tensor(self.counts, dtype=torch.get_default_dtype()) + 0.5
+        above = counts.flip(0).cumsum(0).flip(0)[1:]
+        return CumulativeHead(dim, above / counts.sum())
+
+    def loss(self, logits: Tensor, target: Target, weights: Tensor) -> Tensor:
+        """Weighted mean over labelled rows of the mean binary cross-entropy over thresholds.
+
+        Args:
+            logits: (batch, levels - 1).
+            target: level indices.
+            weights: (batch,) row weights.
+        """
+        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        thresholds = torch.arange(logits.shape[1], device=logits.device)
+        above = (target.values.unsqueeze(1) > thresholds).to(logits.dtype)  # (batch, levels - 1)
+        losses = F.binary_cross_entropy_with_logits(logits, above, reduction="none").mean(1)
+        return weighted_mean(losses, weights.to(logits.dtype) * target.labelled)
+
+    def scores(self, logits: Tensor) -> np.ndarray:
+        """(rows, levels) probabilities."""
+        return level_probabilities(logits.detach().double().cpu().numpy())
+
+    def decide(self, scores: np.ndarray) -> np.ndarray:
+        """The median level's index, (rows,)."""
+        above = 1 - np.cumsum(scores[:, :-1], axis=1)
+        return np.asarray((above > 0.5).sum(1))
+
+    def metrics(self, scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
+        """qwk, accuracy, balanced_accuracy, mae (in levels), spearman (of the expected level), log_loss."""
+        decided = self.decide(scores)
+        expected = scores @ np.arange(scores.shape[1])
+        table = measures.confusion(decided, truth, scores.shape[1], weights)
+        numbers = measures.regression(decided, truth, weights)
+        rows, recalled = table.sum(1), np.diag(table)
+        return {
+            "qwk": measures.quadratic_kappa(decided, truth, scores.shape[1], weights),
+            "accuracy": float(recalled.sum() / rows.sum()) if rows.sum() else float("nan"),
+            "balanced_accuracy": float((recalled[rows > 0] / rows[rows > 0]).mean()) if rows.any() else float("nan"),
+            "mae": numbers["mae"],
+            "spearman": measures.regression(expected, truth, weights)["spearman"],
+            "log_loss": measures.log_loss(scores, truth, weights),
+        }
+
+    def linear(
+        self, features: np.ndarray, truth: np.ndarray, val_features: np.ndarray, val_truth: np.ndarray
+    ) -> LinearModel:
+        """A logistic regression a threshold (Frank and Hall 2001), one penalty for all, chosen by validation qwk."""
+
+        def judge(scores: np.ndarray) -> tuple[float, float]:
+            kappa = measures.quadratic_kappa(self.decide(scores), val_truth, len(self.classes))
+            return (-1.0 if np.isnan(kappa) else kappa), -measures.log_loss(scores, val_truth)
+
+        above = (truth[:, None] > np.arange(len(self.classes) - 1)).astype(np.int8)
+        return fit_logistic(features, above, val_features, judge, exclusive=False, finish=level_probabilities)
+
+    def state(self) -> dict[str, Any]:
+        """Order, levels and counts."""
+        return {"order": self.order, "classes": self.classes, "counts": self.counts}
+
+    @classmethod
+    def from_state(cls, target: str, state: dict[str, Any]) -> OrdinalTask:
+        """The task that `state()` described."""
+        task = cls(target, order=state["order"])
+        task.classes, task.counts = list(state["classes"]), list(state["counts"])
+        return task
+
+
+def level_probabilities(logits: np.ndarray) -> np.ndarray:
+    """Logits of "above level k" as probabilities of the levels.
+
+    Args:
+        logits: (rows, levels - 1); where one is above its left neighbour, as can happen when each threshold has its
+            own model, the neighbour's is taken.
+
+    Returns:
+        (rows, levels), none negative, each row with sum 1.
+    """
+    above = expit(np.minimum.accumulate(logits, axis=1))
+    ends = np.ones((len(above), 1))
+    return np.asarray(np.concatenate([ends, above], axis=1) - np.concatenate([above, ends * 0], axis=1))
+
+
+def _by_value(labels: Iterable[str], target: str) -> list[str]:
+    """Labels that are numbers, from low to high."""
+    try:
+        return sorted(labels, key=lambda label: (float(label), label))
+    except ValueError:
+        raise ConfigError(
+            f"the order of the levels of {target!r} is unknown, as they are not all numbers",
+            came=", ".join(map(shown, sorted(labels)[:10])),
+            do="give the task's order: the levels from lowest to highest",
+        ) from None
