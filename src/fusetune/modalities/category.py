@@ -16,8 +16,12 @@ from torch import Tensor, nn
 from fusetune.errors import BadCell, ConfigError
 from fusetune.modalities.base import Detection, Modality
 from fusetune.modalities.naming import module_name
-from fusetune.modalities.profile import profile_cells
+from fusetune.modalities.profile import plain, profile_cells
+from fusetune.modalities.text import check_whole
 from fusetune.types import Tokens
+
+MAX_CHARS = 1000
+"""Longer values are text, not names."""
 
 OTHER = 0
 """The index of every value that is not in the vocabulary: rare in train rows or never seen there."""
@@ -78,12 +82,11 @@ class CategoryModality(Modality):
         """The value's name.
 
         Raises:
-            BadCell: it is bytes, a list or a mapping, or only white space.
+            BadCell: it is bytes, a list or a mapping, only white space, longer than a name, or holds half a character.
         """
-        if isinstance(cell, np.generic):
-            cell = cell.item()
+        cell = plain(cell)
         if not isinstance(cell, str | bool | int | float | Decimal | date | time):
-            why = f"it is a {type(cell).__name__}, not a name"
+            why = f"it is of type {type(cell).__name__}, not a name"
             raise BadCell(row=row, column=self.column, value=cell, why=why, do="give one string, number or boolean")
         if isinstance(cell, float) and cell.is_integer():
             cell = int(cell)
@@ -91,6 +94,10 @@ class CategoryModality(Modality):
         if not name:
             do = "empty the cell if the value is missing"
             raise BadCell(row=row, column=self.column, value=cell, why="it is only white space", do=do)
+        if len(name) > MAX_CHARS:
+            why, do = f"it has {len(name):,} characters, more than {MAX_CHARS:,}", f"make {self.column!r} a text column"
+            raise BadCell(row=row, column=self.column, value=cell, why=why, do=do)
+        check_whole(name, row=row, column=self.column)
         return name
 
     def fit(self, examples: Sequence[str]) -> None:

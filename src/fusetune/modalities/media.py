@@ -75,7 +75,7 @@ def read_part(part: Any, place: Place) -> bytes:
     if isinstance(part, str | os.PathLike):
         return _read_file(str(part).strip(), place)
     do = "give a path, bytes, or a mapping with 'bytes' or 'path'"
-    raise place.bad(part, f"it is a {type(part).__name__}, not a file", do)
+    raise place.bad(part, f"it is of type {type(part).__name__}, not a file", do)
 
 
 def _read_file(name: str, place: Place) -> bytes:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fusetune.errors import BadCell, ConfigError
 from fusetune.modalities.base import Detection, Modality
 from fusetune.modalities.naming import module_name
-from fusetune.modalities.profile import NUMBER, profile_cells
+from fusetune.modalities.profile import NUMBER, plain, profile_cells
 from fusetune.types import Tokens
 
 MAX_DEVIATIONS = 8.0
@@ -85,23 +85,22 @@ class NumberModality(Modality):
         Raises:
             BadCell: it is not one plain finite number, such as "1,234", "12 %", "2007–2019" or "nan".
         """
-        if isinstance(cell, np.generic):
-            cell = cell.item()
-        why, do = "it is not a number", f"make it a number, empty the cell, or make {self.column!r} a category or text"
+        cell = plain(cell)
         if isinstance(cell, bool | int | float | Decimal):
             try:
                 value = float(cell)
             except (OverflowError, ValueError):
                 value = math.inf
-            why = "it is not finite" if not isinstance(cell, int) else "it is too large for a float"
+            why = "it is too large for a float" if isinstance(cell, int) else "it is not finite"
         elif isinstance(cell, str):
             text = cell.strip()
             value = float(text) if NUMBER.fullmatch(text) else math.nan
             why = "it is too large for a float" if math.isinf(value) else _why_not(text)
         else:
             value = math.nan
-            why = f"it is a {type(cell).__name__}, not a number"
+            why = f"it is of type {type(cell).__name__}, not a number"
         if not math.isfinite(value):
+            do = f"write it like -1234.5, empty the cell, or make {self.column!r} a category or text"
             raise BadCell(row=row, column=self.column, value=cell, why=why, do=do)
         return value
 
@@ -114,18 +113,19 @@ class NumberModality(Modality):
         scale = float(np.abs(values).max()) or 1.0
         self.mean = float((values / scale).mean() * scale)
         std = float((values / scale - self.mean / scale).std() * scale)
-        tiny = np.finfo(np.float64).eps * scale * 8
+        tiny = max(np.finfo(np.float64).eps * scale * 8, np.finfo(np.float64).tiny * 4)
         self.std = std if std > tiny else 1.0
         self.edges = _bin_edges(values, self.bins)
 
     def _features(self, examples: Sequence[float]) -> np.ndarray:
         values = np.asarray(examples, dtype=np.float64)[:, None]  # (examples, 1)
-        # Halved first: the difference of two finite floats may overflow.
-        scaled = np.clip((values / 2 - self.mean / 2) / (self.std / 2), -MAX_DEVIATIONS, MAX_DEVIATIONS)
-        if len(self.edges):
-            low, high = self.edges[:-1] / 2, self.edges[1:] / 2
-            bins = np.clip((values / 2 - low) / (high - low), 0, 1)  # (examples, bins used)
-            scaled = np.concatenate([scaled, bins], axis=1)
+        # Halved first: the difference of two finite floats may overflow. What a quotient overflows to is clipped.
+        with np.errstate(over="ignore"):
+            scaled = np.clip((values / 2 - self.mean / 2) / (self.std / 2), -MAX_DEVIATIONS, MAX_DEVIATIONS)
+            if len(self.edges):
+                low, high = self.edges[:-1] / 2, self.edges[1:] / 2
+                bins = np.clip((values / 2 - low) / (high - low), 0, 1)  # (examples, bins used)
+                scaled = np.concatenate([scaled, bins], axis=1)
         return scaled.astype(np.float32)
 
     def collate(self, examples: Sequence[float]) -> dict[str, Tensor]:

@@ -70,7 +70,10 @@ def _open(data: bytes, place: Place, shown: object) -> Image.Image:
         why = f"it claims far more pixels than the {MAX_PIXELS:,} allowed (a decompression bomb)"
         raise place.bad(shown, why, "make the picture smaller") from error
     except Image.UnidentifiedImageError as error:
-        why = f"it is not a whole picture of a known format; it starts with {data[:8]!r}"
+        if STARTS.match(data):
+            why = f"the picture of {len(data):,} bytes is cut off or corrupt within its header"
+            raise place.bad(shown, why, _DO) from error
+        why = f"it is not a picture of a known format: it starts with {data[:8]!r}"
         raise place.bad(shown, why, f"use one of {', '.join(FORMATS)}") from error
     except Exception as error:  # decoders raise about every built-in error on bytes that are broken
         raise place.bad(shown, f"the picture is corrupt: {_said(error)}", _DO) from error

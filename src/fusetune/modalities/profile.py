@@ -69,6 +69,13 @@ class CellProfile:
         return self.numbers >= 0.95 and self.codes == 0 and self.booleans < 0.5
 
 
+def plain(cell: Any) -> Any:
+    """A numpy scalar as the Python value that it stands for; anything else, and times, as it is."""
+    if isinstance(cell, np.bool_ | np.number | np.str_) and not isinstance(cell, np.timedelta64):
+        return cell.item()
+    return cell
+
+
 def profile_cells(values: Sequence[Any]) -> CellProfile:
     """Look at a sample of cells, none of them missing."""
     scalars = [value for value in values if isinstance(value, str | bool | int | float | np.generic)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import date, time
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +13,27 @@ from torch import Tensor, nn
 
 from fusetune.errors import BadCell
 from fusetune.modalities.base import Detection, Modality
-from fusetune.modalities.profile import profile_cells
+from fusetune.modalities.profile import plain, profile_cells
 
 if TYPE_CHECKING:
     from fusetune.backbones.load import Backbone
 
 CHARS_PER_TOKEN = 20
 """Characters a token that a long text is first cut to: several times what any language needs on average."""
+
+
+def check_whole(text: str, *, row: int, column: str) -> None:
+    """Refuse text that cannot be written as UTF-8.
+
+    Raises:
+        BadCell: it holds half of a character (a lone surrogate).
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        why = f"character {error.start} is half a character (the lone surrogate {text[error.start]!a})"
+        do = "write the file again as UTF-8; such halves come from cutting text between two UTF-16 units"
+        raise BadCell(row=row, column=column, value=ascii(text[:120]), why=why, do=do) from error
 
 
 class TextModality(Modality):
@@ -64,19 +80,13 @@ class TextModality(Modality):
         Raises:
             BadCell: it is not text, holds half a character, or the tokenizer finds nothing in it.
         """
-        if isinstance(cell, np.generic):
-            cell = cell.item()
-        if isinstance(cell, bool | int | float):
+        cell = plain(cell)
+        if isinstance(cell, bool | int | float | Decimal | date | time):
             cell = str(cell)
         if not isinstance(cell, str):
-            why = f"it is a {type(cell).__name__}, not text"
+            why = f"it is of type {type(cell).__name__}, not text"
             raise BadCell(row=row, column=self.column, value=cell, why=why, do="give one string")
-        try:
-            cell.encode()
-        except UnicodeEncodeError as error:
-            why = f"character {error.start} is half a character (the lone surrogate {cell[error.start]!a})"
-            do = "write the file again as UTF-8; such halves come from cutting text between two UTF-16 units"
-            raise BadCell(row=row, column=self.column, value=ascii(cell[:120]), why=why, do=do) from error
+        check_whole(cell, row=row, column=self.column)
         tokens = self._tokenize(cell)
         if not len(tokens):
             do = "empty the cell if the text is missing"
