@@ -174,6 +174,8 @@ class Config(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     columns: dict[str, Annotated[ColumnConfig, BeforeValidator(lambda v: {"kind": v} if isinstance(v, str) else v)]] = {}
     """Per column: kind, role, backbone and its kind's options. `{year: number}` is `{year: {kind: number}}`."""
+    schema_file: str | None = None
+    """A schema as `fusetune schema TABLE -o FILE` writes it, edited; `columns` goes on top of it."""
     tasks: dict[str, Annotated[NamedConfig, ByName]] = {}
     """Per target: the task's name and options. Inferred where absent."""
     text: Annotated[BackboneConfig, ByName] = BackboneConfig()
@@ -183,6 +185,24 @@ class Config(Section):
     trainer: TrainerConfig = TrainerConfig()
     report: ReportConfig = ReportConfig()
     data: DataConfig = DataConfig()
+
+    def schema_overrides(self) -> dict[str, Any]:
+        """What the user says about columns, as `Schema.detect` takes it.
+
+        Raises:
+            ConfigError: the schema file cannot be read.
+        """
+        overrides: dict[str, Any] = {}
+        if self.schema_file is not None:
+            overrides = dict(read_yaml(self.schema_file).get("columns") or {})
+        for name, column in self.columns.items():
+            said = column.model_dump(exclude_none=True)
+            entry = {key: said.pop(key) for key in ("kind", "role") if key in said}
+            before = overrides.get(name)
+            base = dict(before) if isinstance(before, Mapping) else {}
+            options = {**base.get("options", {}), **said}
+            overrides[name] = {**base, **entry, **({"options": options} if options else {})}
+        return overrides
 
     @classmethod
     def build(cls, settings: Mapping[str, Any], *, origin: str = "the settings") -> Config:
@@ -242,7 +262,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(
             "the config is not a mapping", file=str(path), expected="lines of `key: value`", came=type(settings).__name__
         )
-    for key in ("train", "val", "test", "out"):
+    for key in ("train", "val", "test", "out", "schema_file"):
         if isinstance(settings.get(key), str):
             settings[key] = str(path.parent / settings[key])
     return settings

@@ -1,0 +1,183 @@
+"""What users call: `fit`, `load`, `evaluate`, `schema_of`. The only place where the parts are put together."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fusetune.config import Config, OnBadCell
+from fusetune.data.schema import Schema
+from fusetune.data.table import Source, Table
+from fusetune.deploy.bundle import Bundle, load_bundle, move, save_bundle
+from fusetune.deploy.card import write_card
+from fusetune.deploy.tuned import Predictions, predict, read_examples, require_labels
+from fusetune.errors import ConfigError
+from fusetune.evaluation.measure import Evaluation, measure
+from fusetune.evaluation.report import write_report
+from fusetune.evaluation.results import RunResults, read_results
+from fusetune.fitting import Fit
+
+__all__ = ["FineTuned", "Predictions", "evaluate", "fit", "load", "schema_of"]
+
+REPORT_JSON = "report.json"
+
+
+class FineTuned:
+    """A tuned model.
+
+    Attributes:
+        bundle: the model, its columns, tasks, schema and settings.
+        folder: where it is saved, or None.
+        results: what the run found, or None for a folder without a report.
+    """
+
+    def __init__(self, bundle: Bundle, *, folder: Path | None, results: RunResults | None) -> None:
+        self.bundle, self.folder, self.results = bundle, folder, results
+
+    def __repr__(self) -> str:
+        targets = ", ".join(self.bundle.tasks)
+        return f"FineTuned({targets} from {', '.join(self.bundle.modalities)}; folder={str(self.folder)!r})"
+
+    def predict(self, source: Source, *, on_bad_cell: OnBadCell = "mask") -> Predictions:
+        """Predictions for every row of a table, in order.
+
+        Args:
+            source: a file, DataFrame, `Dataset` or `Table` with the columns the model was tuned on.
+            on_bad_cell: where a cell cannot be read, "mask" predicts from the row's other cells and says so in the
+                error column; "reject" gives that row no prediction.
+
+        Raises:
+            TableError: the table cannot be read or lacks a column.
+        """
+        return predict(self.bundle, source, on_bad_cell=on_bad_cell)
+
+    def evaluate(self, source: Source, *, slices: Sequence[str] = ()) -> Evaluation:
+        """Measure the model on labelled rows.
+
+        Args:
+            source: as in `predict`, with the target columns.
+            slices: columns whose values the main metric is split by.
+
+        Raises:
+            TableError: the table cannot be read, lacks a column, or has no row with a target.
+        """
+        examples = read_examples(self.bundle, source, targets=True)
+        examples.check_targets()
+        require_labels(examples, examples.table.source)
+        return measure(self.bundle.model, self.bundle.tasks, examples, slices=slices)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model folder.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        folder = Path(folder)
+        save_bundle(self.bundle, folder)
+        if self.results is not None:
+            write_report(self.results, folder)
+        write_card(self.bundle, self.results, folder)
+        return folder
+
+
+def fit(
+    train: Source | None = None,
+    *,
+    target: str | Sequence[str] | None = None,
+    val: Source | None = None,
+    test: Source | None = None,
+    out: str | Path | None = None,
+    config: Config | Mapping[str, Any] | str | Path | None = None,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    progress: bool = True,
+) -> FineTuned:
+    """Tune a model on a table, compare it with what it must beat, and save it.
+
+    Args:
+        train: rows to learn from; None where the config names them.
+        target: the column, or columns, to predict.
+        val: rows that choose the best step; split off from `train` where None.
+        test: rows that the report is made on and that choose nothing; split off from `train` where None.
+        out: the folder for the model and its report; a temporary one where None.
+        config: settings, or a YAML file of them.
+        overrides: settings on top: `["trainer.epochs=5"]` or `{"trainer": {"epochs": 5}}`.
+        progress: whether to show progress bars.
+
+    Raises:
+        UserError: something in the table or the settings has to be put right; see `fusetune.errors`.
+        RunError: the run failed.
+    """
+    settings = _settings(config, overrides)
+    explicit: dict[str, Any] = {}
+    if target is not None and target != []:
+        explicit["target"] = target if isinstance(target, str) else list(target)
+    for name, source in (("train", train), ("val", val), ("test", test)):
+        if source is not None and isinstance(source, str | Path):
+            explicit[name] = str(source)
+    if out is not None:
+        explicit["out"] = str(out)
+    settings = settings.with_overrides(explicit) if explicit else settings
+    sources = {name: given or getattr(settings, name) for name, given in _given(train, val, test).items()}
+    if sources["train"] is None:
+        raise ConfigError("there is no table to learn from", do="name one: fusetune fit TABLE --target COLUMN")
+    folder = Path(settings.out) if settings.out else Path(tempfile.mkdtemp(prefix="fusetune-"))
+    run = Fit(settings, sources, folder, progress=progress)
+    bundle, results = run.run()
+    tuned = FineTuned(bundle, folder=folder, results=results)
+    if run.is_main:
+        tuned.save(folder)
+    return tuned
+
+
+def _given(train: Source | None, val: Source | None, test: Source | None) -> dict[str, Any]:
+    return {
+        name: None if isinstance(source, str | Path) else source
+        for name, source in (("train", train), ("val", val), ("test", test))
+    }
+
+
+def _settings(
+    config: Config | Mapping[str, Any] | str | Path | None, overrides: Sequence[str] | Mapping[str, Any]
+) -> Config:
+    if config is None:
+        settings = Config()
+    elif isinstance(config, Config):
+        settings = config
+    elif isinstance(config, Mapping):
+        settings = Config.build(config)
+    else:
+        settings = Config.from_yaml(config)
+    return settings.with_overrides(overrides) if overrides else settings
+
+
+def load(folder: str | Path) -> FineTuned:
+    """Read a saved model.
+
+    Raises:
+        FolderError: it is no model folder, or a broken or altered one.
+    """
+    folder = Path(folder)
+    bundle = load_bundle(folder)
+    move(bundle.model)
+    report = folder / REPORT_JSON
+    return FineTuned(bundle, folder=folder, results=read_results(report) if report.is_file() else None)
+
+
+def evaluate(model: FineTuned | str | Path, source: Source, *, slices: Sequence[str] = ()) -> Evaluation:
+    """Measure a tuned model, or the one in a folder, on labelled rows; see `FineTuned.evaluate`."""
+    tuned = model if isinstance(model, FineTuned) else load(model)
+    return tuned.evaluate(source, slices=slices)
+
+
+def schema_of(source: Source, *, target: str | Sequence[str] = (), columns: Mapping[str, Any] | None = None) -> Schema:
+    """What a table's columns are taken for, and why.
+
+    Args:
+        source: the table.
+        target: the column, or columns, to predict.
+        columns: what is known better: `{"year": {"kind": "number"}}`.
+    """
+    settings = Config.build({"target": target, "columns": dict(columns or {})})
+    return Schema.detect(Table.read(source), targets=settings.target, overrides=settings.schema_overrides())

@@ -1,0 +1,210 @@
+"""The model folder: everything that predicts, in files that any tool can read.
+
+    model.safetensors    every weight
+    bundle.json          columns, tasks, fusion, versions, the SHA-256 of each file here
+    config.yaml          the run's settings
+    schema.yaml          columns, kinds, roles
+    backbones/KEY/       each backbone's architecture and processor, without weights
+    README.md            the model card
+    report.html, report.json, rejected.jsonl, logs/
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+
+from fusetune.backbones.load import Backbone, restore_backbone
+from fusetune.config import Config, NamedConfig
+from fusetune.data.schema import Schema
+from fusetune.errors import FolderError, StorageError
+from fusetune.modalities.base import Modality
+from fusetune.models.build import build_model
+from fusetune.models.understand import Understand
+from fusetune.registry import MODALITIES, TASKS
+from fusetune.tasks.base import Task
+
+FORMAT = 1
+BUNDLE, WEIGHTS, CONFIG, SCHEMA, BACKBONES = (
+    "bundle.json", "model.safetensors", "config.yaml", "schema.yaml", "backbones",
+)
+LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "pyarrow", "scikit-learn", "pillow")
+
+
+@dataclass
+class Bundle:
+    """A tuned model with all that it needs to read a table.
+
+    Attributes:
+        fingerprint: SHA-256 over the train table's cells that were used.
+    """
+
+    model: Understand
+    modalities: dict[str, Modality]
+    tasks: dict[str, Task]
+    schema: Schema
+    config: Config
+    fingerprint: str = ""
+    metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)
+
+
+def versions() -> dict[str, str]:
+    """Of fusetune, Python and the libraries that results depend on."""
+    return {"fusetune": version("fusetune"), "python": platform.python_version()} | {n: version(n) for n in LIBRARIES}
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+        partial.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error}") from error
+
+
+def save_bundle(bundle: Bundle, folder: Path) -> None:
+    """Write the model's files; `bundle.json`, which lists the others, comes last.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for key, encoder in bundle.model.encoders.items():
+            if isinstance(encoder, Backbone):
+                (folder / BACKBONES / key).mkdir(parents=True, exist_ok=True)
+                encoder.save(folder / BACKBONES / key)
+        partial = folder / f".{WEIGHTS}.{os.getpid()}"
+        save_model(bundle.model, str(partial))
+        partial.replace(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"the model cannot be written to {folder}: {error}") from error
+    write_text(folder / CONFIG, bundle.config.to_yaml())
+    write_text(folder / SCHEMA, bundle.schema.to_yaml())
+    files = [folder / WEIGHTS, folder / CONFIG, folder / SCHEMA]
+    files += sorted(path for path in (folder / BACKBONES).rglob("*") if path.is_file())
+    content = {
+        "format": FORMAT,
+        "versions": versions(),
+        "data_fingerprint": bundle.fingerprint,
+        "metrics": bundle.metrics,
+        "fusion": bundle.config.fusion.model_dump(),
+        "columns": {
+            name: {"kind": modality.kind, "encoder": modality.encoder_key, "state": modality.state()}
+            for name, modality in bundle.modalities.items()
+        },
+        "tasks": {
+            name: {"task": task.name, "target": task.target, "labels": task.labels, "state": task.state()}
+            for name, task in bundle.tasks.items()
+        },
+        "files": {path.relative_to(folder).as_posix(): file_hash(path) for path in files},
+    }
+    write_text(folder / BUNDLE, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Read a model folder, after checking that its files are the ones that were saved.
+
+    Raises:
+        FolderError: it is no model folder, of a later version, or a file is missing or altered.
+    """
+    content = _read_content(folder)
+    for name, digest in content["files"].items():
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()) or path.is_symlink():
+            raise FolderError(f"the model folder names a file outside itself: {name}", file=str(folder))
+        if not path.is_file():
+            raise FolderError(f"{name} is missing from the model folder", file=str(folder), do="copy it again")
+        if file_hash(path) != digest:
+            raise FolderError(
+                f"{name} is not the file that was saved",
+                expected=f"SHA-256 {digest}",
+                do="copy the folder again from where it was made, or tune again",
+                file=str(folder),
+            )
+    try:
+        backbones: dict[str, Backbone] = {}
+        modalities = {
+            name: _restore_modality(name, entry, folder, backbones) for name, entry in content["columns"].items()
+        }
+        tasks: dict[str, Task] = {
+            name: TASKS.get(entry["task"]).from_state(entry["target"], entry["state"])
+            for name, entry in content["tasks"].items()
+        }
+        model = build_model(modalities, tasks, NamedConfig(**content["fusion"]))
+        load_model(model, str(folder / WEIGHTS))
+        config = Config.from_yaml(folder / CONFIG)
+        schema = Schema.from_yaml((folder / SCHEMA).read_text(encoding="utf-8"))
+    except (KeyError, TypeError, RuntimeError, SafetensorError, OSError) as error:
+        raise FolderError(
+            "the model folder cannot be read", came=f"{type(error).__name__}: {error}", file=str(folder)
+        ) from error
+    model.eval()
+    return Bundle(model, modalities, tasks, schema, config, content["data_fingerprint"], content["metrics"])
+
+
+def _read_content(folder: Path) -> dict[str, Any]:
+    if not (folder / BUNDLE).is_file():
+        raise FolderError(
+            "this is no model folder",
+            expected=f"a folder with {BUNDLE}, as `fusetune fit --out FOLDER` writes it",
+            came="no such folder" if not folder.exists() else "a folder without it",
+            file=str(folder),
+        )
+    try:
+        content = json.loads((folder / BUNDLE).read_text(encoding="utf-8"))
+        found = int(content["format"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FolderError(f"{BUNDLE} cannot be read", came=str(error), file=str(folder)) from error
+    if found > FORMAT:
+        raise FolderError(
+            "the folder was written by a later fusetune",
+            expected=f"format {FORMAT} or less",
+            came=f"format {found} of fusetune {content.get('versions', {}).get('fusetune')}",
+            do="pip install --upgrade fusetune",
+            file=str(folder),
+        )
+    return dict(content)
+
+
+def _restore_modality(
+    name: str, entry: Mapping[str, Any], folder: Path, backbones: dict[str, Backbone]
+) -> Modality:
+    kind = MODALITIES.get(entry["kind"])
+    key, backbone = entry["encoder"], None
+    if kind.needs_backbone:
+        if key not in backbones:
+            backbones[key] = restore_backbone(folder / BACKBONES / key)
+        backbone = backbones[key]
+    modality: Modality = kind.from_state(name, entry["state"], backbone)
+    return modality
+
+
+def move(model: Understand) -> Understand:
+    """The model on the fastest device there is."""
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")

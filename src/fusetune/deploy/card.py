@@ -1,0 +1,61 @@
+"""The model card: README.md of a model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fusetune.backbones.load import Backbone
+from fusetune.deploy.bundle import Bundle, versions, write_text
+from fusetune.evaluation.results import RunResults
+from fusetune.evaluation.verdict import verdict
+
+
+def write_card(bundle: Bundle, results: RunResults | None, folder: Path) -> Path:
+    """Write README.md into the folder.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    path = folder / "README.md"
+    write_text(path, card(bundle, results))
+    return path
+
+
+def card(bundle: Bundle, results: RunResults | None) -> str:
+    """The card's Markdown: what the model predicts, from what, how well, and how to use it."""
+    targets = ", ".join(f"`{name}`" for name in bundle.tasks)
+    lines = [f"# Predicts {targets}", "", "Made with fusetune; load it with the commands below.", ""]
+    lines += ["## Use", "", "```sh", "fusetune predict . new.csv --out predictions.csv", "```", ""]
+    lines += ["```python", "import fusetune as ft", "", 'tuned = ft.load(".")', 'tuned.predict("new.csv").to_pandas()']
+    lines += ["```", "", "## Reads", "", "| column | kind | encoder |", "| --- | --- | --- |"]
+    for name, modality in bundle.modalities.items():
+        encoder = bundle.model.encoders[modality.encoder_key]
+        source = encoder.source if isinstance(encoder, Backbone) else "learned here"
+        lines.append(f"| {_cell(name)} | {modality.kind} | {_cell(source)} |")
+    lines += ["", "A cell may be missing; the model then predicts from the others.", "", "## Predicts", ""]
+    for name, task in bundle.tasks.items():
+        labels = f": {', '.join(_cell(label) for label in task.labels[:30])}" if task.labels else ""
+        more = f" and {len(task.labels) - 30} more" if len(task.labels) > 30 else ""
+        lines.append(f"- `{name}`, {task.name}{labels}{more}")
+    if results is not None:
+        lines += ["", "## How well", ""]
+        for measured in results.tasks:
+            said = verdict(measured)
+            lines += [said.headline, ""] + [f"- {note}" for note in said.notes] + [""]
+            lines += [f"| {measured.target}: system | {measured.metric} |", "| --- | --- |"]
+            for system in measured.systems:
+                value = measured.main(system)
+                span = f" [{value.low:.3f}, {value.high:.3f}]" if value.known else ""
+                lines.append(f"| {_cell(system.name)} | {value.value:.3f}{span} |")
+            lines.append("")
+        lines += [f"On {measured.rows} {measured.split} rows; see `report.html`." for measured in results.tasks]
+        if results.warnings:
+            lines += ["", "## Know before use", ""] + [f"- {warning}" for warning in results.warnings]
+    lines += ["", "## Made with", "", f"Train rows' SHA-256: `{bundle.fingerprint}`", ""]
+    lines += [f"- {name} {number}" for name, number in versions().items()]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Text as it can stand in a Markdown table."""
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")

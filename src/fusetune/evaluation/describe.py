@@ -1,0 +1,107 @@
+"""How a run came about, as the report says it: columns, encoders, learning curve, warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from fusetune.backbones.load import Backbone
+from fusetune.data.examples import Examples
+from fusetune.data.schema import Schema
+from fusetune.evaluation.results import BackboneUsed, ColumnUsed, CurvePoint, LearningCurve
+from fusetune.modalities.base import Modality
+from fusetune.models.understand import Understand
+from fusetune.tasks.base import Task
+from fusetune.training.finetune import BackboneRule, Course
+
+
+def device(model: Understand) -> str:
+    """The model's device in words: "cpu", or the GPU's name."""
+    where = next(model.parameters()).device
+    return torch.cuda.get_device_name(where) if where.type == "cuda" else str(where)
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as `a.b: text`."""
+    out: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            out |= flat(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = str(value)
+    return out
+
+
+def columns_used(schema: Schema, examples: Mapping[str, Examples]) -> list[ColumnUsed]:
+    """The schema's rows, with the missing cells of each input column by split."""
+    used = []
+    for name, spec in schema.columns.items():
+        missing = {
+            split: int((part.columns[name].codes < 0).sum()) for split, part in examples.items() if name in part.columns
+        }
+        used.append(ColumnUsed(name, spec.kind or "", spec.role, spec.reason, missing))
+    return used
+
+
+def encoders_used(
+    model: Understand, modalities: Mapping[str, Modality], course: Course, rules: Mapping[str, BackboneRule]
+) -> list[BackboneUsed]:
+    """Each backbone: where it is from, how large it is and how it was tuned."""
+    used = []
+    for key, encoder in model.encoders.items():
+        if not isinstance(encoder, Backbone):
+            continue
+        columns = [name for name, route in model.routes.items() if route == key]
+        if not encoder.pretrained:
+            how = "trained from scratch"
+        elif key not in course.moved:
+            how = "frozen"
+        else:
+            how = "tuned" if rules[key].freeze == "none" else f"tuned, freeze={rules[key].freeze}"
+        used.append(
+            BackboneUsed(
+                kind=encoder.kind,
+                columns=columns,
+                source=encoder.source,
+                dim=encoder.dim,
+                parameters=sum(p.numel() for p in encoder.parameters()),
+                trained=course.trained[key],
+                pretrained=encoder.pretrained,
+                how=how,
+            )
+        )
+    return used
+
+
+def curve(course: Course, tasks: Mapping[str, Task]) -> LearningCurve:
+    """Every check of the run."""
+    points = [
+        CurvePoint(
+            step=check.step,
+            epoch=check.epoch,
+            train_loss=float("nan") if check.train_loss is None else check.train_loss,
+            val_loss=check.val_loss,
+            val_metric=check.score,
+            lr=check.lr,
+            stage=check.stage,
+        )
+        for check in course.checks
+    ]
+    names = [task.main.name if task.main.greater_is_better else f"-{task.main.name}" for task in tasks.values()]
+    metric = names[0] if len(names) == 1 else f"mean of {', '.join(names)}"
+    return LearningCurve(points, course.best.step, metric)
+
+
+def warnings(schema: Schema, examples: Mapping[str, Examples]) -> list[str]:
+    """What the user should know: the schema's warnings, cells that could not be read, texts that were cut."""
+    said = list(schema.warnings)
+    for split, part in examples.items():
+        for column in sorted({item.column or "" for item in part.masked}):
+            cells = [item for item in part.masked if item.column == column]
+            said.append(
+                f"{len(cells)} {split} cells of {column!r} could not be read and were taken as missing; "
+                f"the first: row {cells[0].row}, {cells[0].why}"
+            )
+    return said

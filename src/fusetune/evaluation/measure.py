@@ -1,0 +1,101 @@
+"""A tuned model on labelled rows: metrics, by slices, for people and machines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fusetune.data.examples import Examples
+from fusetune.evaluation.judge import Candidate, judge
+from fusetune.evaluation.results import TaskResult, plain
+from fusetune.models.understand import Understand
+from fusetune.tasks.base import Task
+from fusetune.training.inference import predict_logits
+
+
+@dataclass
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+        tasks: per target; the tuned model is the only system compared.
+        rows_in: the table's rows.
+        rows_rejected: those that could not be read at all, or whose target could not.
+        cells_masked: cells that could not be read and were taken as missing.
+        problems: the rejected rows and masked cells in words, the first of them.
+    """
+
+    tasks: list[TaskResult]
+    rows_in: int
+    rows_rejected: int
+    cells_masked: int
+    problems: list[str]
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Per target, each metric's value."""
+        return {
+            task.target: {name: interval.value for name, interval in task.systems[0].metrics.items()}
+            for task in self.tasks
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain data: nan is None."""
+        content: dict[str, Any] = plain(self)
+        return content
+
+    def __str__(self) -> str:
+        lines = [f"{self.rows_in} rows in, {self.rows_rejected} rejected, {self.cells_masked} cells not readable"]
+        lines += [f"  {problem}" for problem in self.problems]
+        for task in self.tasks:
+            lines.append(f"{task.target} ({task.name}, {task.rows} labelled rows)")
+            for name, interval in task.systems[0].metrics.items():
+                span = f"  [{interval.low:.4f}, {interval.high:.4f}]" if interval.known else ""
+                lines.append(f"  {name:<20}{interval.value:>9.4f}{span}")
+            for part in task.slices:
+                span = f"  [{part.metric.low:.4f}, {part.metric.high:.4f}]" if part.metric.known else ""
+                label = f"{part.column} = {part.value} ({part.rows} rows)"
+                lines.append(f"  {label:<40} {task.metric} {part.metric.value:.4f}{span}")
+        return "\n".join(lines)
+
+
+def measure(
+    model: Understand, tasks: Mapping[str, Task], examples: Examples, *, slices: Sequence[str] = (), seed: int = 0
+) -> Evaluation:
+    """Metrics with bootstrap intervals on the labelled rows, and the main metric by slice.
+
+    Args:
+        model: tuned.
+        tasks: by name.
+        examples: prepared rows with their targets checked.
+        slices: columns of the table.
+        seed: of the bootstrap.
+
+    Raises:
+        TableError: a slice's column is not in the table.
+    """
+    table = examples.table
+    table.require(slices)
+    found = []
+    logits = predict_logits(model, examples, examples.used)
+    place = {int(index): position for position, index in enumerate(examples.used)}
+    for name, task in tasks.items():
+        rows = examples.labelled(name)
+        if not len(rows):
+            continue
+        scores = task.scores(logits[name][[place[int(row)] for row in rows]])
+        truth = task.truth([examples.targets[name][row] for row in rows])
+        tuned = Candidate("tuned", "after", "the tuned model", scores)
+        values = {column: table.cells(column, rows) for column in slices}
+        found.append(judge(task, [tuned], truth, table.rows[rows], slices=values, num_errors=0, seed=seed))
+    rejected = [*table.rejected, *examples.rejected]
+    problems = [f"row {item.row}, column {item.column!r}: {item.why}" for item in [*rejected, *examples.masked]]
+    shown = problems[:10] + ([f"and {len(problems) - 10} more"] if len(problems) > 10 else [])
+    return Evaluation(
+        found,
+        rows_in=len(table) + len(table.rejected),
+        rows_rejected=len({item.row for item in rejected}),
+        cells_masked=len(examples.masked),
+        problems=shown,
+    )
+
