@@ -1,0 +1,1 @@
+"""Pretrained encoders of text, images and audio: found, loaded, frozen, saved."""

@@ -1,0 +1,277 @@
+"""A pretrained encoder with its own processor: cells in, `Tokens` out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from fusetune.backbones import structure
+from fusetune.backbones.inputs import AudioInputs, ImageInputs, Inputs, SpectrogramInputs, TextInputs
+from fusetune.errors import BackboneError
+from fusetune.types import Tokens
+
+FILE = "backbone.json"
+KINDS = ("text", "image", "audio")
+POOLS = ("mean", "cls", "last", "own", "none")
+_NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+class Backbone(nn.Module):
+    """One encoder, for one kind of cell.
+
+    Attributes:
+        kind: "text", "image" or "audio".
+        source: what the user named: "minilm", a folder or a hub id; "image_small" and "audio_small" for the small ones.
+        fingerprint: SHA-256 of the weights as loaded.
+        key: names it among a model's encoders; letters, digits and `_`.
+        pretrained: whether the weights come from pretraining.
+        pool: "mean" of the real tokens, "cls" (the first token), "last" (real token), "own" (the vector that the model
+            makes of a cell itself, such as a projection shared with another kind) or "none" (every token).
+        dim: features of a token.
+        processor: the tokenizer, image processor, feature extractor or `Spectrogram`.
+        max_tokens: tokens of a text that are read; 0 for other kinds.
+        sampling_rate: samples a second that a sound must have; 0 for other kinds.
+        image_size: (height, width) of the pictures that are read, in pixels; (0, 0) for other kinds.
+        norm_eval: keep the running statistics of batch normalisation in training, as small batches would spoil them.
+    """
+
+    dim: int
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        inputs: Inputs,
+        kind: str,
+        pool: str,
+        source: str,
+        key: str,
+        fingerprint: str,
+        pretrained: bool,
+        method: str = "forward",
+        config: Any = None,
+        norm_eval: bool = True,
+    ) -> None:
+        """
+        Args:
+            model: the encoder; `method` of it returns `last_hidden_state` and perhaps `pooler_output`.
+            inputs: what it reads.
+            method: the method that encodes.
+            config: the transformers config that the model is built from, None for the small encoders.
+
+        The other arguments are described with the attributes.
+        """
+        super().__init__()
+        self.model, self.inputs, self.method, self.config = model, inputs, method, config
+        self.kind, self.pool, self.source, self.key = kind, pool, source, key
+        self.fingerprint, self.pretrained, self.norm_eval = fingerprint, pretrained, norm_eval
+        self.processor = inputs.processor
+        self.max_tokens = inputs.max_tokens if isinstance(inputs, TextInputs) else 0
+        self.sampling_rate = inputs.sampling_rate if isinstance(inputs, AudioInputs | SpectrogramInputs) else 0
+        self.image_size = inputs.image_size if isinstance(inputs, ImageInputs) else (0, 0)
+        self.removed: list[tuple[str, str]] = []
+        # Group normalisation over time would see the padding, so such an encoder takes sounds of one length at a time.
+        self._alone = isinstance(inputs, AudioInputs) and any(isinstance(m, nn.GroupNorm) for m in model.modules())
+
+    # ---- from cells to tensors
+
+    def prepare_image(self, image: Image.Image) -> np.ndarray:
+        """(3, height, width) uint8 of an RGB picture, resized and cropped exactly as the model's processor does it."""
+        assert isinstance(self.inputs, ImageInputs)
+        return self.inputs.prepare(image)
+
+    def collate_images(self, images: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        """`pixel_values`, (images, 3, height, width) float32, rescaled and normalised."""
+        assert isinstance(self.inputs, ImageInputs)
+        return self.inputs.collate(images)
+
+    def prepare_audio(self, waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
+        """What is kept of a sound, (samples,) float; its first dimension is its length.
+
+        Args:
+            waveform: (samples,) float, from -1 to 1; may be empty.
+            sampling_rate: must be `self.sampling_rate`.
+
+        Raises:
+            BackboneError: the sound has another rate.
+        """
+        assert isinstance(self.inputs, AudioInputs | SpectrogramInputs)
+        if sampling_rate != self.sampling_rate:
+            raise BackboneError(
+                "the sound has another sampling rate than the model",
+                expected=f"{self.sampling_rate} Hz",
+                came=f"{sampling_rate} Hz",
+                do="resample it",
+            )
+        return self.inputs.prepare(waveform)
+
+    def collate_audio(self, cells: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        """The encoder's tensors, one row a part, and `owner`, (parts,) int64: which of the cells a part belongs to."""
+        assert isinstance(self.inputs, AudioInputs | SpectrogramInputs)
+        return self.inputs.collate(cells)
+
+    def tokenize(self, text: str) -> np.ndarray:
+        """(tokens,) int32, special tokens included, cut to `max_tokens`; at least one."""
+        assert isinstance(self.inputs, TextInputs)
+        return self.inputs.prepare(text)
+
+    def collate_text(self, cells: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask`, (cells, tokens) int64, padded at the right."""
+        assert isinstance(self.inputs, TextInputs)
+        return self.inputs.collate(cells)
+
+    # ---- from tensors to tokens
+
+    def forward(self, *, owner: Tensor | None = None, **inputs: Tensor) -> Tokens:
+        """
+        Args:
+            owner: (parts,) int64 from 0 up without gaps, where a cell may have several parts: which cell each belongs to.
+                Their vectors are averaged; with pool "none" their tokens follow one another.
+            inputs: what a collate method gave.
+
+        Returns:
+            (cells, 1, dim), or (cells, tokens, dim) with pool "none".
+        """
+        values, mask, own = self._encode(**inputs)
+        tokens = Tokens(values, mask) if self.pool == "none" else self._pooled(values, mask, own)
+        return tokens if owner is None else _join(tokens, owner)
+
+    def _encode(self, *, lengths: Tensor | None = None, **inputs: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(rows, tokens, dim), (rows, tokens) bool and, where the model gives one, its own (rows, dim)."""
+        if lengths is not None and not cast(AudioInputs, self.inputs).makes_features:
+            return self._encode_waveforms(next(iter(inputs.values())), lengths, next(iter(inputs)))
+        values, own = self._call(inputs)
+        if "attention_mask" in inputs:
+            mask = inputs["attention_mask"].bool()
+        elif lengths is not None and values.shape[1] > 1:
+            real = (lengths * values.shape[1] / cast(AudioInputs, self.inputs).chunk).ceil().clamp(min=1)
+            mask = torch.arange(values.shape[1], device=values.device) < real[:, None]
+        else:
+            mask = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
+        return values, mask, own
+
+    def _encode_waveforms(self, waves: Tensor, lengths: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor | None]:
+        real = torch.arange(waves.shape[1], device=waves.device) < lengths[:, None]  # (rows, samples)
+        if not self._alone:
+            values, own = self._call({name: waves, "attention_mask": real.long()})
+            mask = self.model._get_feature_vector_attention_mask(values.shape[1], real.long()).bool()  # type: ignore[operator]
+            return values, mask, own
+        rows: list[Tensor] = []
+        found: list[Tensor] = []
+        for length in lengths.unique().tolist():
+            same = (lengths == length).nonzero().squeeze(1)
+            rows.append(same)
+            found.append(self._call({name: waves[same, :length]})[0])
+        most = max(values.shape[1] for values in found)
+        padded = [nn.functional.pad(values, (0, 0, 0, most - values.shape[1])) for values in found]
+        counts = torch.cat([torch.full((len(values),), values.shape[1], device=waves.device) for values in found])
+        order = torch.cat(rows).argsort()
+        mask = torch.arange(most, device=waves.device) < counts[order, None]
+        return torch.cat(padded)[order], mask, None
+
+    def _call(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        out = getattr(self.model, self.method)(**inputs)
+        values: Tensor = out.last_hidden_state
+        if values.ndim == 4:  # (rows, dim, height, width)
+            values = values.flatten(2).transpose(1, 2)
+        own = getattr(out, "pooler_output", None)
+        return values, None if own is None else own.flatten(1)
+
+    def _pooled(self, values: Tensor, mask: Tensor, own: Tensor | None) -> Tokens:
+        if self.pool == "own":
+            assert own is not None
+            vector = own
+        elif self.pool == "mean":
+            vector = Tokens(values, mask).mean()
+        elif self.pool == "cls":
+            vector = values[:, 0]
+        else:
+            vector = values[torch.arange(len(values), device=values.device), mask.sum(1) - 1]
+        return Tokens(vector.unsqueeze(1), torch.ones(len(vector), 1, dtype=torch.bool, device=vector.device))
+
+    # ---- training
+
+    def blocks(self) -> list[tuple[str, nn.Module]]:
+        """The encoder cut from input to output; together the blocks hold every parameter once."""
+        return structure.blocks(self.model)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Set training mode: blocks without a trainable parameter, and batch normalisation, stay in evaluation mode."""
+        super().train(mode)
+        if not mode:
+            return self
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            self.model.eval()
+            return self
+        for _, block in self.blocks():
+            if not any(parameter.requires_grad for parameter in block.parameters()):
+                block.eval()
+        if self.norm_eval and self.pretrained:
+            for module in self.modules():
+                if isinstance(module, _NORMS):
+                    module.eval()
+        return self
+
+    def enable_checkpointing(self) -> bool:
+        """Recompute activations in the backward pass instead of keeping them; False where the model cannot."""
+        if not getattr(self.model, "supports_gradient_checkpointing", False):
+            return False
+        enable = cast(Callable[..., None], self.model.gradient_checkpointing_enable)
+        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return True
+
+    # ---- files
+
+    def save(self, folder: Path) -> None:
+        """Write config, processor and `backbone.json` into a folder; the weights go with the whole model's."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.config is not None:
+            self.config.save_pretrained(str(folder))
+        self.inputs.save(folder)
+        (folder / FILE).write_text(json.dumps(self.describe(), indent=2) + "\n", encoding="utf-8")
+
+    def describe(self) -> dict[str, Any]:
+        """What `restore_backbone` needs beside config and processor, as JSON."""
+        return {
+            "small": self.config is None,
+            "kind": self.kind,
+            "pool": self.pool,
+            "key": self.key,
+            "source": self.source,
+            "fingerprint": self.fingerprint,
+            "pretrained": self.pretrained,
+            "dim": self.dim,
+            "max_tokens": self.max_tokens,
+            "whole_length": isinstance(self.inputs, TextInputs) and self.inputs.whole_length,
+            "max_seconds": self.inputs.max_seconds,
+            "norm_eval": self.norm_eval,
+            "removed": [list(pair) for pair in self.removed],
+        }
+
+
+def _join(tokens: Tokens, owner: Tensor) -> Tokens:
+    """Parts' tokens as cells' tokens: (parts, tokens, dim) to (cells, ...)."""
+    cells = int(owner.max()) + 1
+    values, mask = tokens.values, tokens.mask
+    if values.shape[1] == 1:
+        weight = mask.to(values.dtype)  # (parts, 1)
+        total = values.new_zeros(cells, values.shape[2]).index_add(0, owner, values[:, 0] * weight)
+        count = values.new_zeros(cells, 1).index_add(0, owner, weight)
+        return Tokens((total / count.clamp(min=1)).unsqueeze(1), count > 0)
+    order = owner.argsort(stable=True)
+    counts = torch.bincount(owner, minlength=cells)
+    starts = counts.cumsum(0) - counts
+    place = torch.arange(len(owner), device=owner.device) - starts[owner[order]]  # a part's number in its cell
+    shape = (cells, int(counts.max()), values.shape[1])
+    joined = values.new_zeros(*shape, values.shape[2])
+    real = mask.new_zeros(shape)
+    joined[owner[order], place] = values[order]
+    real[owner[order], place] = mask[order]
+    return Tokens(joined.flatten(1, 2), real.flatten(1, 2))

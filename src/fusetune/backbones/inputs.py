@@ -1,0 +1,284 @@
+"""What a backbone reads: from a decoded cell to its tensors, by the model's own processor.
+
+Each class here has `prepare` (one cell, once), `collate` (a batch) and `save`. Legend: cells = examples of a batch,
+parts = pieces of cells (patches of a sound), height and width in pixels, samples = a sound's values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fusetune.backbones.source import quiet
+from fusetune.backbones.spectrogram import Spectrogram
+from fusetune.errors import BackboneError
+
+MAX_SECONDS = 30.0
+_UNBOUNDED = 1_000_000
+
+
+class TextInputs:
+    """Token ids by a fast tokenizer, padded at the right."""
+
+    def __init__(self, tokenizer: Any, max_tokens: int) -> None:
+        """
+        Args:
+            tokenizer: a fast tokenizer of transformers.
+            max_tokens: longer texts are cut to so many tokens, special ones included.
+        """
+        if not getattr(tokenizer, "is_fast", False):
+            raise BackboneError(
+                "the model has no fast tokenizer", expected="tokenizer.json", came=type(tokenizer).__name__
+            )
+        specials = tokenizer.num_special_tokens_to_add()
+        if max_tokens <= specials:
+            raise BackboneError(
+                "max_tokens leaves no room for text",
+                expected=f"more than the {specials} special tokens",
+                came=str(max_tokens),
+            )
+        self.processor, self.max_tokens = tokenizer, max_tokens
+        self.max_seconds = 0.0
+        self.whole_length = False
+        known = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id, 0)
+        self.filler = next(token for token in known if token is not None)
+
+    def prepare(self, text: str) -> np.ndarray:
+        """(tokens,) int32: the text's tokens with the special ones, at least one and at most `max_tokens`."""
+        try:
+            ids = self._encode(text)
+        except (TypeError, UnicodeError):  # half of a surrogate pair, which the tokenizer refuses
+            ids = self._encode(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+        return np.asarray(ids or [self.filler], dtype=np.int32)
+
+    def _encode(self, text: str) -> list[int]:
+        encoded = self.processor(text, truncation=True, max_length=self.max_tokens, padding=False, verbose=False)
+        return list(encoded["input_ids"])
+
+    def collate(self, cells: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask`, (cells, longest) int64.
+
+        With `whole_length` every text is padded to `max_tokens` and the padding counts as real, for models that were
+        trained so.
+        """
+        longest = self.max_tokens if self.whole_length else max(len(ids) for ids in cells)
+        ids = torch.full((len(cells), longest), self.filler, dtype=torch.int64)
+        mask = torch.zeros((len(cells), longest), dtype=torch.int64)
+        for row, cell in enumerate(cells):
+            ids[row, : len(cell)] = torch.from_numpy(np.asarray(cell, dtype=np.int64))
+            mask[row, : len(cell)] = 1
+        if self.whole_length:
+            mask.fill_(1)
+        return {"input_ids": ids, "attention_mask": mask}
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files."""
+        self.processor.save_pretrained(str(folder))
+
+
+class ImageInputs:
+    """Pixels by a Pil image processor: resized and cropped as bytes once, rescaled and normalised in the batch.
+
+    The arithmetic after the crop is found by asking the processor what it makes of black and of white, so that a
+    processor with an arithmetic of its own is followed too; a random picture then checks it.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        """
+        Args:
+            processor: an image processor of transformers with the Pil backend.
+        """
+        self.processor = processor
+        self.max_seconds = 0.0
+        self.fixed = bool(getattr(processor, "do_center_crop", False)) or not _keeps_aspect(processor)
+        side = 64
+        black, white = (self._full(Image.new("RGB", (side, side), (level,) * 3)) for level in (0, 255))
+        self.image_size = (int(black.shape[-2]), int(black.shape[-1]))
+        offset = black.reshape(3, -1).astype(np.float64).mean(1)
+        scale = (white.reshape(3, -1).astype(np.float64).mean(1) - offset) / 255.0
+        self.offset = torch.tensor(offset, dtype=torch.float32).view(1, 3, 1, 1)
+        self.scale = torch.tensor(scale, dtype=torch.float32).view(1, 3, 1, 1)
+        noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8))
+        ours, theirs = self.collate([self.prepare(noise)])["pixel_values"][0].numpy(), self._full(noise)
+        if ours.shape != theirs.shape or not np.allclose(ours, theirs, atol=1e-4):
+            raise BackboneError(
+                "the image processor does more than resize, crop, rescale and normalise",
+                came=type(processor).__name__,
+                do="choose another image backbone",
+            )
+
+    def _full(self, image: Image.Image) -> np.ndarray:
+        return np.asarray(self.processor(image, return_tensors="np")["pixel_values"][0])
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """(3, height, width) uint8: the picture resized and cropped as the model's processor does it.
+
+        Args:
+            image: in mode RGB, of any size from 1 by 1.
+        """
+        pixels = self.processor(image, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
+        pixels = np.asarray(pixels)
+        if not self.fixed:
+            pixels = _centre(pixels, *self.image_size)
+        if pixels.dtype != np.uint8:
+            pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+        return pixels
+
+    def collate(self, images: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        """`pixel_values`, (images, 3, height, width) float32."""
+        pixels = torch.from_numpy(np.stack(images)).to(torch.float32)
+        return {"pixel_values": pixels * self.scale + self.offset}
+
+    def save(self, folder: Path) -> None:
+        """Write preprocessor_config.json."""
+        self.processor.save_pretrained(str(folder))
+
+
+def _keeps_aspect(processor: Any) -> bool:
+    """Whether the processor's pictures differ in size by their aspect."""
+    size = getattr(processor, "size", None)
+    names = {name for name, value in dict(size or {}).items() if value is not None}
+    return bool(getattr(processor, "do_resize", False)) and not {"height", "width"} <= names
+
+
+def _centre(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The centre (channels, height, width) of a picture; black around it where it is smaller."""
+    result = np.zeros((pixels.shape[0], height, width), dtype=pixels.dtype)
+    rows, columns = min(height, pixels.shape[1]), min(width, pixels.shape[2])
+    top, left = (pixels.shape[1] - rows) // 2, (pixels.shape[2] - columns) // 2
+    to_top, to_left = (height - rows) // 2, (width - columns) // 2
+    result[:, to_top : to_top + rows, to_left : to_left + columns] = pixels[:, top : top + rows, left : left + columns]
+    return result
+
+
+class SpectrogramInputs:
+    """Patches of a log-mel spectrogram, as one-channel pictures."""
+
+    def __init__(self, spectrogram: Spectrogram, max_seconds: float = MAX_SECONDS) -> None:
+        """
+        Args:
+            spectrogram: its settings.
+            max_seconds: what a sound has beyond is not read.
+        """
+        self.processor = spectrogram
+        self.sampling_rate = spectrogram.sampling_rate
+        self.max_seconds = max_seconds
+
+    def prepare(self, waveform: np.ndarray) -> np.ndarray:
+        """(patches, frames, filters) float32 of a sound, (samples,) float at `sampling_rate`."""
+        return self.processor.patches(waveform[: round(self.max_seconds * self.sampling_rate)])
+
+    def collate(self, cells: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        """`pixel_values`, (parts, 1, frames, filters) float32, and `owner`, (parts,) int64: each part's cell."""
+        owner = np.repeat(np.arange(len(cells)), [len(cell) for cell in cells])
+        pixels = torch.from_numpy(np.concatenate(cells)).unsqueeze(1)
+        return {"pixel_values": pixels, "owner": torch.from_numpy(owner)}
+
+    def save(self, folder: Path) -> None:
+        """Write spectrogram.json."""
+        self.processor.save(folder)
+
+
+class AudioInputs:
+    """Waveforms or features by a model's own feature extractor; a long sound becomes several chunks.
+
+    `prepare` keeps the waveform, cut and normalised as the extractor does it; features that the extractor computes are
+    made in the batch, as they take more memory than the sound itself.
+    """
+
+    def __init__(self, extractor: Any, max_seconds: float = MAX_SECONDS) -> None:
+        """
+        Args:
+            extractor: a feature extractor of transformers with a `sampling_rate`.
+            max_seconds: what a sound has beyond is not read.
+        """
+        self.processor = extractor
+        self.sampling_rate = int(extractor.sampling_rate)
+        self.max_seconds = max_seconds
+        probe = self._extract(np.zeros(self.sampling_rate, dtype=np.float32) + 0.01)
+        self.name = "input_values" if "input_values" in probe else "input_features"
+        self.makes_features = np.asarray(probe[self.name][0]).ndim > 1
+        self.chunk = self._chunk_samples()
+
+    def _extract(self, waveform: np.ndarray) -> Any:
+        with quiet():
+            return self.processor(waveform, sampling_rate=self.sampling_rate, return_tensors="np")
+
+    def _chunk_samples(self) -> int:
+        """The samples that the extractor takes at once."""
+        for name in ("n_samples", "nb_max_samples"):
+            if getattr(self.processor, name, None):
+                return int(getattr(self.processor, name))
+        if self.makes_features and getattr(self.processor, "max_length", None):
+            return int(self.processor.max_length) * self.sampling_rate // 100  # frames of 10 ms
+        return round(MAX_SECONDS * self.sampling_rate)
+
+    @property
+    def minimum(self) -> int:
+        """Samples that a shorter sound is padded to: 0.1 s, which every encoder's convolutions have room for."""
+        return self.sampling_rate // 10
+
+    def prepare(self, waveform: np.ndarray) -> np.ndarray:
+        """(samples,) float32 of a sound, (samples,) float at `sampling_rate`; may be empty."""
+        wave = np.asarray(waveform[: round(self.max_seconds * self.sampling_rate)], dtype=np.float32)
+        if len(wave) < self.minimum:
+            wave = np.pad(wave, (0, self.minimum - len(wave)))
+        if self.makes_features:
+            return wave
+        return np.asarray(self._extract(wave)[self.name][0], dtype=np.float32)
+
+    def collate(self, cells: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        """The encoder's tensors; `lengths`, (parts,) int64 samples; and `owner`, (parts,) int64: each part's cell."""
+        parts: list[np.ndarray] = []
+        owner: list[int] = []
+        for number, cell in enumerate(cells):
+            pieces = [cell[start : start + self.chunk] for start in range(0, len(cell), self.chunk)]
+            kept = [piece for piece in pieces if len(piece) >= self.minimum]
+            parts += kept
+            owner += [number] * len(kept)
+        inputs = self._features(parts) if self.makes_features else self._padded(parts)
+        inputs["lengths"] = torch.tensor([len(part) for part in parts])
+        inputs["owner"] = torch.tensor(owner)
+        return inputs
+
+    def _features(self, parts: list[np.ndarray]) -> dict[str, Tensor]:
+        made = [np.asarray(self._extract(part)[self.name][0], dtype=np.float32) for part in parts]
+        return {self.name: torch.from_numpy(np.stack(made))}
+
+    def _padded(self, parts: list[np.ndarray]) -> dict[str, Tensor]:
+        values = torch.zeros(len(parts), max(len(part) for part in parts))
+        for row, part in enumerate(parts):
+            values[row, : len(part)] = torch.from_numpy(part)
+        return {self.name: values}
+
+    def save(self, folder: Path) -> None:
+        """Write preprocessor_config.json."""
+        self.processor.save_pretrained(str(folder))
+
+
+Inputs = TextInputs | ImageInputs | SpectrogramInputs | AudioInputs
+
+
+def token_limit(tokenizer: Any, positions: int | None, wanted: int | None, usual: int) -> int:
+    """How many tokens of a text are read.
+
+    Args:
+        tokenizer: says how many its model takes, where it knows.
+        positions: how many positions the model has, None for no limit.
+        wanted: what the user asked for, None for the usual.
+        usual: the number where the user asked for none, if the model takes that many.
+
+    Raises:
+        BackboneError: the model takes fewer than `wanted`.
+    """
+    limits = [limit for limit in (tokenizer.model_max_length, positions) if limit and limit < _UNBOUNDED]
+    limit = min(limits) if limits else _UNBOUNDED
+    if positions and wanted and wanted > positions:
+        raise BackboneError("max_tokens is more than the model has positions", expected=f"at most {positions}", came=str(wanted))
+    return wanted or min(limit, usual)

@@ -1,0 +1,313 @@
+"""From a name, hub id or folder to a `Backbone`, and back from a saved folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fusetune.backbones import embedded, small, structure
+from fusetune.backbones.backbone import FILE, KINDS, POOLS, Backbone
+from fusetune.backbones.inputs import (
+    MAX_SECONDS,
+    AudioInputs,
+    ImageInputs,
+    Inputs,
+    SpectrogramInputs,
+    TextInputs,
+    token_limit,
+)
+from fusetune.backbones.source import check_safe, find, fingerprint, quiet, read_json, weight_files
+from fusetune.backbones.spectrogram import FILE as SPECTROGRAM
+from fusetune.backbones.spectrogram import Spectrogram
+from fusetune.errors import BackboneError, FolderError, FusetuneError, nearest
+
+__all__ = ["Backbone", "load_backbone", "restore_backbone"]
+
+USUAL_TOKENS = 512
+_POOLING = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
+
+
+def load_backbone(
+    source: str | None,
+    kind: str,
+    *,
+    pool: str = "auto",
+    max_tokens: int | None = None,
+    max_seconds: float = MAX_SECONDS,
+    norm_eval: bool = True,
+) -> Backbone:
+    """Load a pretrained encoder for one kind of cell; safetensors only, and no code from its folder is run.
+
+    Args:
+        source: "minilm" (embedded, text), a folder, or a hub id "owner/name" or "owner/name@revision". None for the
+            default: "minilm" for text, a small encoder without pretraining for images and audio.
+        kind: "text", "image" or "audio".
+        pool: see `Backbone`; "auto" takes what the model was made for.
+        max_tokens: tokens of a text that are read; None for what the model was made for, at most 512.
+        max_seconds: seconds of a sound that are read; above 0.
+        norm_eval: keep the running statistics of batch normalisation in training.
+
+    Returns:
+        The encoder in evaluation mode, float32, on the CPU.
+
+    Raises:
+        BackboneError: it cannot be found, is not safe to load, lacks weights, or cannot encode this kind.
+        MissingExtra: the embedded encoder is asked for, is not installed and the hub has it not.
+    """
+    _choose("kind", kind, KINDS)
+    _choose("pool", pool, ("auto", *POOLS))
+    if source in (None, small.KEYS.get(kind)) and kind != "text":
+        return small.build(kind, pool=pool, max_seconds=max_seconds)
+    found = find(source or embedded.NAME)
+    config = check_safe(found.folder)
+    files = weight_files(found.folder)
+    spectrogram = kind == "audio" and (found.folder / SPECTROGRAM).is_file()
+    model, missing = _load(found.folder, config)
+    names = {id(tensor): name for name, tensor in model.named_parameters()}
+    part, method = structure.narrow(model, kind, spectrogram=spectrogram)
+    inputs = _inputs(found.folder, kind, part, model.config, max_tokens=max_tokens, max_seconds=max_seconds)
+    print_ = fingerprint(files)
+    backbone = Backbone(
+        part,
+        inputs=inputs,
+        kind=kind,
+        pool="mean" if pool == "auto" else pool,
+        source=found.source,
+        key="_".join([kind, found.name, print_[:8], *([] if pool == "auto" else [pool])]),
+        fingerprint=print_,
+        pretrained=True,
+        method=method,
+        config=model.config,
+        norm_eval=norm_eval,
+    )
+    _settle(backbone, pool, found.folder)
+    lacking = sorted(names[id(p)] for p in backbone.parameters() if names.get(id(p)) in missing)
+    if lacking:
+        raise BackboneError(
+            "the checkpoint lacks weights of the encoder, which would be random",
+            came=f"no {', '.join(lacking[:3])}" + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""),
+            do="check that config.json belongs to these weights",
+            file=str(found.folder),
+        )
+    return backbone
+
+
+def restore_backbone(folder: Path) -> Backbone:
+    """The encoder that `Backbone.save` described, its weights random: load the model's over them.
+
+    Raises:
+        FolderError: the folder lacks a file, or a file is broken or would run code.
+    """
+    try:
+        saved = read_json(folder / FILE)
+        if saved["small"]:
+            return small.restore(saved, folder)
+        config = check_safe(folder)
+        if "auto_map" in config:
+            raise BackboneError("config.json names code to run (auto_map)", do="take the folder from whom you trust")
+        return _restore(folder, saved)
+    except FusetuneError as error:
+        raise FolderError("the encoder cannot be restored", came=str(error), file=str(folder)) from error
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        came = f"{type(error).__name__}: {error}"
+        raise FolderError(
+            "the encoder cannot be restored", came=came, do="save the model again", file=str(folder / FILE)
+        ) from error
+
+
+def _restore(folder: Path, saved: dict[str, Any]) -> Backbone:
+    from transformers import AutoConfig, AutoModel
+
+    with quiet():
+        config = _steady(AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
+        model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    kind = saved["kind"]
+    part, method = structure.narrow(model, kind, spectrogram=(folder / SPECTROGRAM).is_file())
+    tokens = int(saved["max_tokens"]) or None
+    inputs = _inputs(folder, kind, part, config, max_tokens=tokens, max_seconds=float(saved["max_seconds"]))
+    if isinstance(inputs, TextInputs):
+        inputs.whole_length = bool(saved["whole_length"])
+    removed = [(str(path), str(how)) for path, how in saved["removed"]]
+    for path, how in removed:
+        structure.remove(part, path, how)
+    named = {name: saved[name] for name in ("pool", "key", "source", "fingerprint", "pretrained", "norm_eval")}
+    backbone = Backbone(part, inputs=inputs, kind=kind, method=method, config=config, **named)
+    backbone.removed, backbone.dim = removed, int(saved["dim"])
+    return backbone.eval()
+
+
+def _choose(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        hint = nearest(value, known)
+        raise BackboneError(f"unknown {name} {value!r}", expected=", ".join(known), do=hint)
+
+
+def _steady(config: Any) -> Any:
+    """The config with what draws from the global random generator in training switched off."""
+    for name, value in (("apply_spec_augment", False), ("layerdrop", 0.0), ("encoder_layerdrop", 0.0)):
+        if hasattr(config, name):
+            setattr(config, name, value)
+    return config
+
+
+def _load(folder: Path, raw: dict[str, Any]) -> tuple[Any, set[str]]:
+    """The model of a folder and the names of the parameters that its checkpoint lacks."""
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        with quiet():
+            config = _steady(AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
+            model, info = AutoModel.from_pretrained(
+                str(folder),
+                config=config,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, AttributeError) as error:
+        raise BackboneError(
+            f"transformers cannot load this model (model_type {raw.get('model_type')!r})",
+            expected="a folder that transformers.AutoModel loads",
+            came=f"{type(error).__name__}: {str(error).strip()[:500]}",
+            do="check that config.json belongs to the weights and that the files are whole",
+            file=str(folder),
+        ) from error
+    return model.eval(), set(info["missing_keys"])
+
+
+def _inputs(
+    folder: Path, kind: str, model: nn.Module, config: Any, *, max_tokens: int | None, max_seconds: float
+) -> Inputs:
+    """What the model reads, by the processor files in its folder."""
+    if kind == "audio" and (folder / SPECTROGRAM).is_file():
+        return SpectrogramInputs(Spectrogram.read(folder), max_seconds)
+    if kind == "text":
+        tokenizer = _processor("AutoTokenizer", folder, "tokenizer.json")
+        usual = USUAL_TOKENS
+        if (folder / "sentence_bert_config.json").is_file():
+            usual = int(read_json(folder / "sentence_bert_config.json").get("max_seq_length") or usual)
+        return TextInputs(tokenizer, token_limit(tokenizer, structure.num_positions(model, config), max_tokens, usual))
+    if kind == "image":
+        if getattr(config, "num_channels", 3) != 3:
+            raise BackboneError(
+                "this image model does not read colour pictures",
+                expected="3 channels",
+                came=str(config.num_channels),
+                do=f"for sounds, add {SPECTROGRAM} and use it for an audio column",
+                file=str(folder),
+            )
+        return ImageInputs(_processor("AutoImageProcessor", folder, "preprocessor_config.json", backend="pil"))
+    return AudioInputs(_processor("AutoFeatureExtractor", folder, "preprocessor_config.json"), max_seconds)
+
+
+def _processor(auto: str, folder: Path, file: str, **options: Any) -> Any:
+    import transformers
+
+    try:
+        with quiet():
+            return getattr(transformers, auto).from_pretrained(
+                str(folder), trust_remote_code=False, local_files_only=True, **options
+            )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, AttributeError) as error:
+        raise BackboneError(
+            "the model's processor cannot be loaded",
+            expected=f"{file} beside the weights",
+            came=f"{type(error).__name__}: {str(error).strip()[:300]}",
+            do="copy the processor's files from where the model comes from",
+            file=str(folder),
+        ) from error
+
+
+def _settle(backbone: Backbone, pool: str, folder: Path) -> None:
+    """Find the pooling, take out what the pooled output does not depend on, and learn `dim`."""
+    backbone.eval()
+    inputs = _small_input(backbone)
+    inputs.pop("owner", None)
+    with torch.no_grad():
+        values, mask, own = backbone._encode(**inputs)
+    if pool == "auto":
+        backbone.pool = _auto_pool(backbone, own, folder)
+    if backbone.pool == "own" and own is None:
+        raise BackboneError("this model makes no vector of its own", expected="pool: mean, cls, last or none", came="own")
+    if isinstance(backbone.inputs, TextInputs) and backbone.pool == "own":
+        backbone.inputs.whole_length = _reads_padding(backbone)
+
+    def probe() -> Tensor:
+        return backbone(**inputs).values  # type: ignore[no-any-return]
+
+    backbone.removed = structure.prune(backbone.model, probe)
+    backbone.dim = int(own.shape[-1]) if backbone.pool == "own" and own is not None else int(values.shape[-1])
+    backbone.eval()
+
+
+def _small_input(backbone: Backbone) -> dict[str, Tensor]:
+    inputs = backbone.inputs
+    if isinstance(inputs, TextInputs):
+        return inputs.collate([inputs.prepare("a small text")])
+    if isinstance(inputs, ImageInputs):
+        noise = np.random.default_rng(0).integers(0, 256, (3, *inputs.image_size), dtype=np.uint8)
+        return inputs.collate([noise])
+    noise = np.random.default_rng(0).normal(0, 0.1, inputs.sampling_rate)
+    return inputs.collate([inputs.prepare(noise.astype(np.float32))])
+
+
+def _auto_pool(backbone: Backbone, own: Tensor | None, folder: Path) -> str:
+    """The pooling that a model was made for."""
+    if backbone.method != "forward":
+        return "own"
+    if backbone.kind == "text":
+        pooling = folder / "1_Pooling" / "config.json"
+        if pooling.is_file():
+            stated = read_json(pooling)
+            chosen = [name for key, name in _POOLING.items() if stated.get(key)]
+            if len(chosen) == 1:
+                return chosen[0]
+        return "last" if _is_causal(backbone) else "mean"
+    if isinstance(backbone.inputs, AudioInputs) and not backbone.inputs.makes_features:
+        return "mean"
+    if own is not None and any(isinstance(module, nn.Conv2d) for module in backbone.model.modules()) and _is_grid(backbone):
+        return "own"
+    return "cls" if structure.has_class_token(backbone.model) else "mean"
+
+
+def _is_grid(backbone: Backbone) -> bool:
+    """Whether the model is convolutional: its last hidden state is (rows, dim, height, width)."""
+    inputs = _small_input(backbone)
+    inputs.pop("owner", None)
+    inputs.pop("lengths", None)
+    with torch.no_grad():
+        out = getattr(backbone.model, backbone.method)(**inputs)
+    return bool(out.last_hidden_state.ndim == 4)
+
+
+@torch.no_grad()
+def _is_causal(backbone: Backbone) -> bool:
+    """Whether a token is blind to those after it: the first one's output stays when the last one changes."""
+    tokens = torch.arange(8).unsqueeze(0) + 1
+    other = tokens.clone()
+    other[0, -1] += 1
+    mask = torch.ones_like(tokens)
+    one, two = (backbone._encode(input_ids=ids, attention_mask=mask)[0][0, 0] for ids in (tokens, other))
+    return torch.equal(one, two)
+
+
+@torch.no_grad()
+def _reads_padding(backbone: Backbone) -> bool:
+    """Whether padding changes the model's own vector of a text, mask or no mask: it was trained on full lengths."""
+    inputs = backbone.inputs
+    assert isinstance(inputs, TextInputs)
+    ids = inputs.prepare("a small text")
+    short = inputs.collate([ids])
+    padded = {name: nn.functional.pad(values, (0, 2)) for name, values in short.items()}
+    padded["input_ids"][:, len(ids) :] = inputs.filler
+    if padded["input_ids"].shape[1] > inputs.max_tokens:
+        return False
+    one, two = backbone._encode(**short)[2], backbone._encode(**padded)[2]
+    assert one is not None and two is not None
+    return not torch.allclose(one, two, atol=1e-3)
