@@ -10,22 +10,22 @@ import numpy as np
 
 from fusetune.errors import ConfigError, nearest
 
-LABELS = ("low", "normal", "high")
-"""The priorities, from the fewest points to the most."""
+LABELS = ("normal", "high")
+"""The priorities, the one of few points first."""
 
 POINTS: dict[str, tuple[int, ...]] = {
-    "message": (0, 2, 4),
-    "screenshot": (0, 2, 4),
+    "message": (0, 3, 4),
+    "screenshot": (0, 1, 3),
     "voice": (0, 3),
-    "waiting_hours": (0, 1, 2),
-    "plan": (0, 1, 2),
+    "waiting_hours": (0, 3),
+    "plan": (0, 3),
 }
 """Column to the points of each level of its hidden factor. Levels are equally likely and independent."""
 
 COLUMNS = tuple(POINTS)
 
-NORMAL_FROM, HIGH_FROM = 7, 9
-"""Least sum of points for the label "normal" and for "high"."""
+HIGH_FROM = 9
+"""Least sum of points for the label "high": it splits the combinations of levels in halves."""
 
 SUBSETS: tuple[frozenset[str], ...] = tuple(
     frozenset(chosen) for size in range(len(COLUMNS) + 1) for chosen in itertools.combinations(COLUMNS, size)
@@ -43,15 +43,15 @@ def clean_labels(factors: np.ndarray) -> np.ndarray:
         `(rows,)` indices into `LABELS`.
     """
     points = sum(np.asarray(POINTS[column])[factors[:, k]] for k, column in enumerate(COLUMNS))
-    return np.asarray(np.digitize(np.asarray(points), [NORMAL_FROM, HIGH_FROM]))
+    return (np.asarray(points) >= HIGH_FROM).astype(np.int64)
 
 
 @functools.cache
 def _posteriors(label_noise: float) -> np.ndarray:
-    """P(label | all factors), `(3, 3, 2, 3, 3, labels)`: one axis for each column's level."""
+    """P(label | all factors), `(3, 3, 2, 2, 2, labels)`: one axis for each column's level."""
     shape = tuple(len(points) for points in POINTS.values())
     levels = np.stack(np.unravel_index(np.arange(np.prod(shape)), shape), axis=1)
-    table = np.full((len(levels), len(LABELS)), label_noise / (len(LABELS) - 1))
+    table = np.full((len(levels), len(LABELS)), label_noise)
     table[np.arange(len(levels)), clean_labels(levels)] = 1 - label_noise
     return table.reshape(*shape, len(LABELS))
 
@@ -94,7 +94,7 @@ def ceilings(*, missing: float = 0.0, label_noise: float = 0.05) -> dict[frozens
 
     Args:
         missing: probability that a cell is left out, in [0, 1).
-        label_noise: probability that a label is replaced by one of the two others, in [0, 2/3].
+        label_noise: probability that a label is swapped, in [0, 1/2].
 
     Returns:
         31 sets of columns, each with an accuracy in [0, 1].
@@ -110,7 +110,7 @@ def ceilings(*, missing: float = 0.0, label_noise: float = 0.05) -> dict[frozens
 def best_labels(
     factors: np.ndarray, present: np.ndarray, columns: Iterable[str], *, label_noise: float = 0.05
 ) -> np.ndarray:
-    """What a perfect reader of these columns answers; ties go to the label with the fewest points.
+    """What a perfect reader of these columns answers; ties go to "normal".
 
     Args:
         factors: `(rows, 5)` levels, in the order of `COLUMNS`.
@@ -148,10 +148,10 @@ def check_noise(label_noise: float) -> float:
     """The same number.
 
     Raises:
-        ConfigError: it is not in [0, 2/3]; beyond 2/3 the right label would be the least likely one.
+        ConfigError: it is not in [0, 1/2]; beyond 1/2 the right label would be the less likely one.
     """
-    if not 0 <= label_noise <= 2 / 3:
-        raise ConfigError("`label_noise` is out of range", expected="a probability in [0, 2/3]", came=repr(label_noise))
+    if not 0 <= label_noise <= 0.5:
+        raise ConfigError("`label_noise` is out of range", expected="a probability in [0, 1/2]", came=repr(label_noise))
     return float(label_noise)
 
 

@@ -17,11 +17,11 @@ from fusetune.samples.rule import COLUMNS, LABELS, POINTS
 
 TARGET = "priority"
 
-HOURS = ((0.2, 6.0), (12.0, 30.0), (48.0, 120.0))
-"""Range of `waiting_hours` at each level, drawn from log-uniformly; thresholds between the ranges part them."""
+HOURS = ((0.2, 6.0), (18.0, 96.0))
+"""Range of `waiting_hours` at each level, drawn from log-uniformly: any threshold in (6, 18] parts them."""
 
-PLANS = ("free", "team", "enterprise")
-"""The category of each level of `plan`."""
+PLANS = (("free", "starter", "student"), ("business", "enterprise"))
+"""The categories of each level of `plan`, equally likely within a level."""
 
 _NUM_COLUMNS = len(COLUMNS)
 _SCREENSHOT, _VOICE = "screenshots/{:06d}.png", "voices/{:06d}.wav"
@@ -38,7 +38,7 @@ class Tickets:
         num_rows: rows of all splits together.
         seed: where everything comes from; row i of a seed is the same whatever `num_rows` is.
         missing: probability that a cell is left out.
-        label_noise: probability that a label is replaced by one of the two others.
+        label_noise: probability that a label is swapped.
         splits: table name to its rows; tables follow each other without a gap.
         factors: `(rows, 5)` int64, the level of each hidden factor, in the order of `rule.COLUMNS`.
         present: `(rows, 5)` bool, False where the cell is left out.
@@ -100,7 +100,7 @@ class Tickets:
             _SCREENSHOT.format(row),
             _VOICE.format(row),
             _hours(levels[3], self._rng(row, 3)),
-            PLANS[levels[4]],
+            _plan(levels[4], self._rng(row, 4)),
         )
         filled = zip(COLUMNS, values, self.present[row], strict=True)
         return {column: value if here else "" for column, value, here in filled} | {TARGET: LABELS[self.labels[row]]}
@@ -177,15 +177,15 @@ def make_tickets(
     """Make support tickets whose best reachable accuracy is known for every set of columns.
 
     Columns: `message` (text), `screenshot` (PNG), `voice` (WAV), `waiting_hours` (number), `plan` (category) and the
-    target `priority` (low, normal, high). Each column alone shows one hidden factor (`rule.POINTS`); the points add
-    up, and the sum decides on the label, which is then replaced by another one with probability `label_noise`.
+    target `priority` (normal, high). Each column alone shows one hidden factor (`rule.POINTS`); the points add
+    up, and the sum decides on the label, which is then swapped with probability `label_noise`.
 
     Args:
         n: rows, at least 1.
         seed: 0 or more. The same seed gives the same files, byte for byte, with the same numpy and pillow.
         folder: where to write them; None keeps them in memory until `write`.
         missing: probability in [0, 1) that a cell is left out. A row that would lose all its cells keeps its message.
-        label_noise: probability in [0, 2/3].
+        label_noise: probability in [0, 1/2] that a label is swapped.
         splits: table names with their shares of the rows, which sum to 1, as {"train": 0.7, "test": 0.3}; each
             becomes `<name>.csv`. None makes one table, `tickets.csv`.
 
@@ -196,7 +196,7 @@ def make_tickets(
     Example:
         >>> tickets = make_tickets(1000, seed=1, folder="tickets", splits={"train": 0.8, "test": 0.2})
         >>> round(tickets.ceilings[frozenset({"message"})], 3)
-        0.533
+        0.65
     """
     if n < 1 or seed < 0:
         raise ConfigError("cannot make these tickets", expected="n of 1 or more, seed of 0 or more",
@@ -205,16 +205,16 @@ def make_tickets(
     rule.check_noise(label_noise)
     factors = np.empty((n, _NUM_COLUMNS), dtype=np.int64)
     present = np.empty((n, _NUM_COLUMNS), dtype=bool)
-    swapped, shift = np.empty(n, dtype=bool), np.empty(n, dtype=np.int64)
+    swapped = np.empty(n, dtype=bool)
     num_levels = [len(points) for points in POINTS.values()]
     for row in range(n):
         rng = np.random.default_rng([seed, row, 0])
         factors[row] = rng.integers(num_levels)
-        swapped[row], shift[row] = rng.random() < label_noise, rng.integers(1, len(LABELS))
+        swapped[row] = rng.random() < label_noise
         present[row] = rng.random(_NUM_COLUMNS) >= missing
     present[~present.any(axis=1), COLUMNS.index("message")] = True
     labels = rule.clean_labels(factors)
-    labels = np.where(swapped, (labels + shift) % len(LABELS), labels)
+    labels = np.where(swapped, 1 - labels, labels)
     tickets = Tickets(n, seed, missing, label_noise, _blocks(n, splits or {"tickets": 1.0}), factors, present, labels)
     return tickets if folder is None else tickets.write(folder)
 
@@ -237,6 +237,10 @@ def _hours(level: int, rng: np.random.Generator) -> str:
     return f"{np.exp(rng.uniform(low, high)):.2f}"
 
 
+def _plan(level: int, rng: np.random.Generator) -> str:
+    return PLANS[level][int(rng.integers(len(PLANS[level])))]
+
+
 def _readme(tickets: Tickets) -> str:
     tables = "\n".join(f"- `{name}.csv`: {len(rows)} rows" for name, rows in tickets.splits.items())
     shows = {
@@ -244,7 +248,7 @@ def _readme(tickets: Tickets) -> str:
         "screenshot": screens.LEVELS,
         "voice": voices.LEVELS,
         "waiting_hours": tuple(f"{low:g} to {high:g}" for low, high in HOURS),
-        "plan": PLANS,
+        "plan": tuple(" or ".join(names) for names in PLANS),
     }
     factors = "\n".join(
         f"| `{column}` | {'; '.join(f'{text}: {p}' for text, p in zip(shows[column], POINTS[column], strict=True))} |"
@@ -262,9 +266,8 @@ label_noise={tickets.label_noise})`. Nothing here is real.
 {tables}
 
 The target is `{TARGET}` ({', '.join(LABELS)}). Each column shows one factor, which no other column shows; levels
-are equally likely and independent of each other. Points add up: under {rule.NORMAL_FROM} is low, from
-{rule.HIGH_FROM} on is high. A label is then replaced by one of the two others with probability
-{tickets.label_noise}, and a cell is left out with probability {tickets.missing}.
+are equally likely and independent of each other. Points add up: from {rule.HIGH_FROM} on the label is high. A label is
+then swapped with probability {tickets.label_noise}, and a cell is left out with probability {tickets.missing}.
 
 | column | level: points |
 | --- | --- |

@@ -77,12 +77,12 @@ def speak(level: int, rng: np.random.Generator) -> np.ndarray:
         syllable = _syllable(length, pitch, glide, vowel, tilt, rng)
         sound[int(start) : end] += syllable[: end - int(start)]
         start += period * rng.uniform(0.9, 1.1)
-    sound /= np.abs(sound).max() + 1e-9
+    sound /= np.sqrt(np.mean(sound**2)) + 1e-9
     snr = rng.uniform(18, 32)  # decibels
     hiss = rng.standard_normal(num_samples).astype(np.float32)
-    sound += hiss * np.sqrt(np.mean(sound**2)) * np.float32(10 ** (-snr / 20))
-    loudness = np.float32(rng.uniform(0.25, 0.9))
-    return np.asarray(sound * (loudness / np.abs(sound).max()), dtype=np.float32)
+    sound += hiss * np.float32(10 ** (-snr / 20))
+    loudness = min(rng.uniform(0.04, 0.13), 0.99 / float(np.abs(sound).max()))  # root mean square
+    return np.asarray(sound * np.float32(loudness), dtype=np.float32)
 
 
 def _syllable(
