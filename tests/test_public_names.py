@@ -4,7 +4,19 @@ import pytest
 
 import fusetune
 
-NAMES = ["Config", "FineTuned", "Schema", "Table", "__version__", "errors", "evaluate", "fit", "load", "samples", "schema_of"]
+NAMES = [
+    "Config",
+    "FineTuned",
+    "Schema",
+    "Table",
+    "__version__",
+    "errors",
+    "evaluate",
+    "fit",
+    "load",
+    "samples",
+    "schema_of",
+]
 
 
 def test_names_are_pinned():

@@ -53,7 +53,7 @@ def demo(
         progress=speaks,
     )
     show(tuned, as_json=as_json)
-    if speaks:
+    if speaks and tuned.results is not None:
         _show_ceilings(tuned.results.tasks[0], tickets)
 
 

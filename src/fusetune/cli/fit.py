@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,20 +43,25 @@ def fit(
       fusetune fit config.yaml trainer.epochs=5
     """
     from fusetune import api
+    from fusetune.config import Config
 
     train, config = _table_and_config(source, config)
     _check_settings(settings or [])
+    chosen = (Config() if config is None else Config.from_yaml(config)).with_overrides(settings or [])
     tuned = api.fit(
         train,
         target=target,
         val=val,
         test=test,
-        out=out if out or train is None else Path("runs") / "-".join(target or ["model"]),
-        config=config,
-        overrides=settings or [],
+        out=out or chosen.out or _folder_for(target or chosen.target),
+        config=chosen,
         progress=not as_json and common.leads(),
     )
     show(tuned, as_json=as_json)
+
+
+def _folder_for(targets: list[str]) -> Path:
+    return Path("runs") / (re.sub(r"[^\w.-]+", "_", "-".join(targets)).strip("._") or "model")
 
 
 def _table_and_config(source: str, config: str | None) -> tuple[str | None, str | None]:
@@ -83,13 +89,15 @@ def _check_settings(settings: list[str]) -> None:
 
 def show(tuned: FineTuned, *, as_json: bool) -> None:
     """Print what a run found: the table of the report and where the folder is, or the whole report as JSON."""
+    if not common.leads():
+        return
     from fusetune.evaluation import report, results
 
+    assert tuned.results is not None and tuned.folder is not None, "a fit has results and a folder"
     if as_json:
         common.print_json(results.to_json(tuned.results))
         return
     to = common.console()
-    to.print(report.summary(tuned.results))
-    if tuned.folder is not None:
-        to.print(f"model   {tuned.folder}")
-        to.print(f"report  {tuned.folder / 'report.html'}")
+    to.print(report.terminal_table(tuned.results))
+    to.print(f"model   {tuned.folder}", soft_wrap=True)
+    to.print(f"report  {tuned.folder / 'report.html'}", soft_wrap=True)
