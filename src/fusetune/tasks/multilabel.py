@@ -23,7 +23,7 @@ from fusetune.tasks.classification import MAX_WRITTEN_CLASSES, weighted_mean
 from fusetune.tasks.linear import fit_logistic
 from fusetune.types import Target
 
-SEPARATORS = ("|", ";", ",")
+SEPARATORS = ("|", ";", ",", " ")
 """Looked for in this order where no separator is given."""
 
 MAX_LABEL_CHARS = 60
@@ -82,9 +82,9 @@ def is_list(cell: Any) -> bool:
 def find_separator(cells: Sequence[str]) -> tuple[str, str] | None:
     """The separator of labels in text cells and how it showed itself, or None.
 
-    It is in 2 % of the cells or more ("|"), or in a tenth (";" and ","); the parts are short and each comes up
-    twice on average, or more often; with "," the number of parts differs between cells, as it does not in
-    "Paris, France".
+    It is in 2 % of the cells or more ("|"), or in a tenth (the others); the parts are short, no bracket is torn apart,
+    and each part comes up twice on average, or more often. With the others the number of parts differs between cells, as it does not in
+    "Paris, France". With "," the parts are not all digits ("1,234"); with " " they all are whole numbers ("8 1 3").
     """
     for separator in SEPARATORS:
         split = [[part.strip() for part in cell.split(separator)] for cell in cells if not is_list(cell)]
@@ -92,10 +92,11 @@ def find_separator(cells: Sequence[str]) -> tuple[str, str] | None:
         if not split or several < max(2, len(split) * (0.02 if separator == "|" else 0.1)):
             continue
         counts = Counter(part for parts in split for part in parts if part)
-        numeric = separator == "," and all(is_whole(part) or part.isdigit() for part in counts)
+        codes = all(part.isdecimal() if separator == "," else is_whole(part) for part in counts)
+        fits = {",": not codes, " ": codes}.get(separator, True)
         varied = separator == "|" or len({len(parts) for parts in split}) > 1
-        short = all(len(part) <= MAX_LABEL_CHARS for part in counts)
-        if counts and short and varied and not numeric and counts.total() >= 2 * len(counts):
+        whole = all(len(part) <= MAX_LABEL_CHARS and part.count("(") == part.count(")") for part in counts)
+        if counts and whole and varied and fits and counts.total() >= 2 * len(counts):
             return separator, f"{several} of {len(split)} cells hold labels set apart by {separator!r}"
     return None
 
@@ -123,7 +124,7 @@ class MultilabelTask(Task):
         """
         Args:
             target: the target column's name.
-            separator: between labels in text cells; " " is any white space. Found among "|", ";" and "," where None.
+            separator: between labels in text cells; " " is any white space. Found by `find_separator` where None.
             min_count: the fewest train rows that a label must have, 1 or more.
             positive_weights: how much more a row counts that has the label: "balanced" (rows without it / rows with
                 it), or a positive weight per label, 1 for labels left out.
