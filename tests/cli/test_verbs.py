@@ -1,0 +1,301 @@
+"""What each verb asks of the parts behind it, and what it prints."""
+
+import json
+import math
+import sys
+import types
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from typer.testing import CliRunner
+
+import fusetune
+from fusetune.cli.main import app
+from fusetune.evaluation.results import Interval, RunResults, SystemResult, TaskResult, to_json
+
+runner = CliRunner()
+
+
+def results(*names: str) -> RunResults:
+    systems = [
+        SystemResult("majority", "baseline", "the commonest class", {"accuracy": Interval(0.4)}),
+        SystemResult("text alone", "alone", "sees text", {"accuracy": Interval(0.5)}, columns=["message"]),
+        SystemResult("tuned", "after", "the tuned model", {"accuracy": Interval(0.8, 0.7, 0.9)}, columns=list(names)),
+    ]
+    task = TaskResult("multiclass", "multiclass", "priority", "accuracy", True, 90, systems, labels=["low", "high"])
+    return RunResults("Run", "0", "2026-01-01T00:00:00", "fusetune fit", 0, "cpu", 1, [task])
+
+
+class Api(types.ModuleType):
+    """Stands in for fusetune.api: it writes down how it was called."""
+
+    def __init__(self) -> None:
+        super().__init__("fusetune.api")
+        self.calls: list[tuple[str, tuple, dict]] = []
+        self.columns = ["message", "plan"]
+
+    def fit(self, *args, **kwargs):
+        self.calls.append(("fit", args, kwargs))
+        return types.SimpleNamespace(results=results(*self.columns), folder=Path(kwargs["out"]))
+
+    def load(self, folder):
+        from fusetune.deploy.tuned import Predictions
+
+        made = pa.table({"row": [0, 1], "priority": ["low", None], "error": [None, "column 'a': it is cut off"]})
+
+        def predict(table):
+            self.calls.append(("predict", (folder, table), {}))
+            return Predictions(made)
+
+        return types.SimpleNamespace(predict=predict)
+
+    def evaluate(self, *args, **kwargs):
+        self.calls.append(("evaluate", args, kwargs))
+        found = {"rows_in": 2, "metric": math.nan}
+        return type("Evaluation", (), {"to_json": lambda self: found, "__str__": lambda self: "2 rows [in]"})()
+
+
+@pytest.fixture
+def api(monkeypatch, tmp_path):
+    made = Api()
+    monkeypatch.setitem(sys.modules, "fusetune.api", made)
+    monkeypatch.setattr(fusetune, "api", made, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return made
+
+
+def run(*arguments: str, code: int = 0):
+    done = runner.invoke(app, list(arguments))
+    assert done.exit_code == code, done.output
+    return done
+
+
+class TestFit:
+    def test_table(self, api):
+        done = run("fit", "a.csv", "--target", "priority", "--val", "v.csv", "--test", "t.csv", "trainer.epochs=2")
+        (_, (train,), asked) = api.calls[0]
+        config = asked.pop("config")
+        assert train == "a.csv"
+        assert config.trainer.epochs == 2
+        assert asked == {
+            "target": ["priority"],
+            "val": "v.csv",
+            "test": "t.csv",
+            "out": Path("runs/priority"),
+            "progress": True,
+        }
+        assert "tuned" in done.stdout
+        assert str(Path("runs/priority/report.html")) in done.stdout
+
+    def test_config_file_with_settings_over_it(self, api, tmp_path):
+        (tmp_path / "c.yaml").write_text("train: a.csv\ntarget: rating\ntrainer: {epochs: 2, lr: 0.1}\n")
+        run("fit", str(tmp_path / "c.yaml"), "trainer.epochs=3", "fusion=gated")
+        (_, (train,), asked) = api.calls[0]
+        config = asked["config"]
+        assert train is None
+        assert asked["out"] == Path("runs/rating")
+        assert (config.train, config.target) == (str(tmp_path / "a.csv"), ["rating"])
+        assert (config.trainer.epochs, config.trainer.lr, config.fusion.name) == (3, 0.1, "gated")
+
+    def test_out_of_the_config_is_kept(self, api, tmp_path):
+        (tmp_path / "c.yaml").write_text("out: here\n")
+        run("fit", "a.csv", "-t", "b", "--config", str(tmp_path / "c.yaml"))
+        run("fit", "a.csv", "-t", "b", "out=there")
+        run("fit", "a.csv", "-t", "b", "out=there", "--out", "elsewhere")
+        assert [str(asked["out"]) for _, _, asked in api.calls] == [str(tmp_path / "here"), "there", "elsewhere"]
+
+    @pytest.mark.parametrize(
+        ("targets", "folder"), [(["a", "b"], "a-b"), (["../../x"], "x"), (["é/ü"], "é_ü"), (["??"], "model")]
+    )
+    def test_folder_is_named_after_the_targets(self, api, targets, folder):
+        run("fit", "a.csv", *(part for target in targets for part in ("-t", target)))
+        assert api.calls[0][2]["out"] == Path("runs") / folder
+
+    def test_json_is_the_report_and_nothing_else(self, api):
+        done = run("fit", "a.csv", "-t", "priority", "--json")
+        assert json.loads(done.stdout)["tasks"][0]["target"] == "priority"
+        assert api.calls[0][2]["progress"] is False
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["a.csv", "b.csv"], "'b.csv' is no setting"),
+            (["c.yaml", "--config", "d.yaml"], "two files of settings"),
+            (["nowhere.yaml"], "nowhere.yaml"),
+            (["a.csv", "trainer.epocs=3"], "did you mean 'epochs'?"),
+            (["a.csv", "fusions=gated"], "did you mean 'fusion'?"),
+        ],
+    )
+    def test_mistakes(self, api, arguments, said):
+        assert said in run("fit", *arguments, code=2).stderr
+        assert api.calls == []
+
+
+class TestPredict:
+    @pytest.mark.parametrize("name", ["o.csv", "o.CSV", "o.jsonl", "o.parquet"])
+    def test_writes_the_table(self, api, tmp_path, name):
+        done = run("predict", "m", "new.csv", "--out", name)
+        assert api.calls == [("predict", (Path("m"), "new.csv"), {})]
+        assert (tmp_path / name).stat().st_size > 0
+        assert done.stdout.split() == ["2", "rows,", "1", "of", "them", "with", "an", "error:", name]
+
+    def test_prints_csv(self, api):
+        lines = run("predict", "m", "new.csv").stdout.splitlines()
+        assert lines[0] == '"row","priority","error"'
+        assert len(lines) == 3
+
+    def test_prints_json_lines(self, api):
+        lines = run("predict", "m", "new.csv", "--json").stdout.splitlines()
+        assert [json.loads(line)["priority"] for line in lines] == ["low", None]
+
+    def test_json_with_a_file_counts(self, api):
+        assert json.loads(run("predict", "m", "n.csv", "-o", "o.csv", "--json").stdout) == {
+            "out": "o.csv",
+            "rows": 2,
+            "errors": 1,
+        }
+
+    @pytest.mark.parametrize(("out", "said"), [("o.xlsx", "--out o.csv"), ("new.csv", "would overwrite")])
+    def test_mistakes(self, api, out, said):
+        assert said in run("predict", "m", "new.csv", "--out", out, code=2).stderr
+        assert api.calls == []
+
+
+class TestEvaluate:
+    def test_prints(self, api):
+        done = run("evaluate", "m", "t.csv", "--slices", "country", "-s", "plan")
+        assert api.calls == [("evaluate", (Path("m"), "t.csv"), {"slices": ["country", "plan"]})]
+        assert done.stdout == "2 rows [in]\n"
+
+    def test_json_has_no_nan(self, api):
+        assert json.loads(run("evaluate", "m", "t.csv", "--json").stdout) == {"rows_in": 2, "metric": None}
+
+
+class TestReport:
+    def test_writes_the_html_again(self, tmp_path):
+        (tmp_path / "report.json").write_text(to_json(results()), encoding="utf-8")
+        done = run("report", str(tmp_path))
+        assert "priority" in done.stdout
+        assert str(tmp_path / "report.html") in done.stdout
+        assert "priority" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+    def test_json(self, tmp_path):
+        (tmp_path / "report.json").write_text(to_json(results()), encoding="utf-8")
+        assert json.loads(run("report", str(tmp_path), "--json").stdout) == json.loads(to_json(results()))
+
+    def test_no_report(self, tmp_path):
+        assert "report.json" in run("report", str(tmp_path), code=2).stderr
+        assert not (tmp_path / "report.html").exists()
+
+
+class TestDemo:
+    def test_tunes_on_the_sample_and_shows_the_ceilings(self, api, tmp_path):
+        api.columns = ["message", "screenshot", "voice", "waiting_hours", "plan"]
+        done = run("demo", "--rows", "100", "--seed", "3", "--out", "d")
+        (_, (train,), asked) = api.calls[0]
+        assert (train, asked["test"], asked["out"]) == (
+            Path("d/table/train.csv"),
+            Path("d/table/test.csv"),
+            Path("d/model"),
+        )
+        assert asked["overrides"] == ["seed=3"]
+        assert (tmp_path / train).is_file()
+        assert "best reachable" in done.stdout
+
+    def test_json_is_the_report_and_nothing_else(self, api):
+        assert json.loads(run("demo", "--rows", "100", "--json").stdout)["tasks"]
+
+
+class TestSamples:
+    def test_list(self):
+        assert run("samples").stdout.startswith("tickets  ")
+        assert list(json.loads(run("samples", "--json").stdout)) == ["tickets"]
+
+    def test_writes_tables_and_readme(self, tmp_path):
+        out = str(tmp_path / "t")
+        done = run("samples", "tickets", "--rows", "10", "--test", "0.3", "--out", out, "--json")
+        tables = json.loads(done.stdout)
+        assert {name: len(Path(path).read_text().splitlines()) - 1 for name, path in tables.items()} == {
+            "train": 7,
+            "test": 3,
+        }
+        assert (tmp_path / "t" / "README.md").is_file()
+
+    def test_one_table(self, tmp_path):
+        done = run("samples", "tickets", "--rows", "3", "--test", "0", "--out", str(tmp_path / "t"))
+        assert done.stdout.split()[:2] == ["3", "rows"]
+        assert not (tmp_path / "t" / "test.csv").exists()
+
+    def test_unknown_name(self):
+        assert "did you mean 'tickets'?" in run("samples", "tickts", code=2).stderr
+
+
+class TestSchema:
+    @pytest.fixture
+    def table(self, tmp_path):
+        rows = "".join(f"{i % 7 + 0.5},{'ab'[i % 2]},{i % 3}\n" for i in range(40))
+        (tmp_path / "t.csv").write_text("price,shop,stars\n" + rows, encoding="utf-8")
+        return str(tmp_path / "t.csv")
+
+    def test_shows_kind_role_and_reason(self, table):
+        lines = run("schema", table, "--target", "stars").stdout.splitlines()
+        row = next(line for line in lines if "price" in line)
+        assert "number" in row
+        assert any("stars" in line and "target" in line for line in lines)
+
+    def test_writes_yaml_that_is_a_config(self, table, tmp_path):
+        from fusetune.config import Config
+        from fusetune.data.schema import Schema
+
+        out = tmp_path / "schema.yaml"
+        run("schema", table, "-t", "stars", "-o", str(out))
+        assert Schema.load(out).targets == ["stars"]
+        assert Config.from_yaml(out).columns["price"].kind == "number"
+
+    def test_json(self, table):
+        found = json.loads(run("schema", table, "-t", "stars", "--json").stdout)
+        assert found["columns"]["stars"]["role"] == "target"
+        assert found["warnings"] == []
+
+    def test_misspelt_target(self, table):
+        assert "stars" in run("schema", table, "-t", "star", code=2).stderr
+
+
+class TestBackbones:
+    @pytest.fixture
+    def models(self, tmp_path):
+        from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
+
+        config = ViTConfig(
+            hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8, image_size=16, patch_size=8
+        )
+        ViTModel(config).save_pretrained(tmp_path / "vit")
+        ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "vit")
+        (tmp_path / "old").mkdir()
+        (tmp_path / "old" / "config.json").write_text('{"model_type": "bert"}')
+        (tmp_path / "old" / "pytorch_model.bin").write_bytes(b"x")
+        return tmp_path
+
+    def test_folder_of_models(self, models):
+        old, vit = json.loads(run("backbones", str(models), "--json").stdout)
+        assert (vit["model"], vit["usable"]) == ("vit", True)
+        assert (old["usable"], old["note"]) == (False, "the folder has no safetensors weights")
+        assert "vit" in run("backbones", str(models)).stdout
+
+    def test_describes_a_model_for_the_kinds_it_reads(self, models):
+        (found,) = json.loads(run("backbones", str(models / "vit"), "--json").stdout)
+        assert (found["kind"], found["dim"], found["reads"]) == ("image", 8, "16 x 16 pixels")
+        assert len(found["sha256"]) == 64
+        assert found["sha256"] in run("backbones", str(models / "vit"), "--kind", "image").stdout
+
+    def test_wrong_kind(self, models):
+        assert "cannot encode text" in run("backbones", str(models / "vit"), "--kind", "text", code=2).stderr
+
+    def test_unsafe_weights(self, models):
+        assert "safetensors" in run("backbones", str(models / "old"), code=2).stderr
+
+    def test_list_without_a_cache(self, monkeypatch, tmp_path):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "none"))
+        found = json.loads(run("backbones", "--json").stdout)
+        assert found[0]["source"] == "minilm"
