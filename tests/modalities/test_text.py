@@ -32,7 +32,7 @@ def test_a_megabyte_is_read_no_further_than_the_backbone_does():
     text = "word and another " * 60_000
     tokens, modality = decode(text, backbone)
     assert backbone.num_chars < 2_000
-    assert tokens.tolist() == TinyBackbone("text").tokenize(text)
+    assert tokens.tolist() == TinyBackbone("text").tokenize(text).tolist()
     assert tokens.dtype == np.int32 and modality.size(tokens) == 16 and modality.num_truncated == 1
 
 
@@ -40,7 +40,7 @@ def test_a_megabyte_is_read_no_further_than_the_backbone_does():
 def test_a_long_run_without_words_is_read_to_its_end(text):
     backbone = Recording("text")
     tokens, _ = decode(text, backbone)
-    assert tokens.tolist() == TinyBackbone("text").tokenize(text)
+    assert tokens.tolist() == TinyBackbone("text").tokenize(text).tolist()
     assert backbone.num_chars <= 3 * len(text)
 
 
@@ -52,7 +52,7 @@ def test_short_text_is_not_counted_as_truncated():
 @pytest.mark.parametrize("text", ["🙂👩‍👩‍👧 emoji", "שלום עולם مرحبا", "a\x00b", "null", "NA", " \u200b "])
 def test_odd_characters_reach_the_tokenizer_unchanged(text):
     tokens, _ = decode(text)
-    assert tokens.tolist() == TinyBackbone("text").tokenize(text)
+    assert tokens.tolist() == TinyBackbone("text").tokenize(text).tolist()
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_numbers_in_a_text_column_are_read_as_written():
 def test_text_that_leaves_no_token_is_refused():
     class Silent(TinyBackbone):
         def tokenize(self, text):
-            return []
+            return np.zeros(0, dtype=np.int32)
 
     with pytest.raises(BadCell, match="nothing to read"):
         decode("   ", Silent("text"))

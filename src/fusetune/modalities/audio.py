@@ -25,24 +25,31 @@ class AudioModality(Modality):
     beyond `max_seconds` is left out; `num_truncated` counts the sounds that lost something.
 
     Attributes:
-        num_truncated: sounds that were longer than `max_seconds`, since this object was made.
+        max_seconds: seconds of a sound that are used.
+        num_truncated: sounds that were longer, since this object was made.
     """
 
     kind = "audio"
     needs_backbone = True
 
-    def __init__(self, column: str, *, backbone: Backbone, max_seconds: float = 30.0) -> None:
+    def __init__(self, column: str, *, backbone: Backbone, max_seconds: float | None = None) -> None:
         """
         Args:
             column: the column's name.
             backbone: the encoder, of kind "audio".
-            max_seconds: seconds of a sound that are used, above 0, at most 3600.
+            max_seconds: seconds of a sound that are used, above 0, at most what the backbone reads; by default that.
         """
         super().__init__(column)
-        if not 0 < max_seconds <= 3600:
-            came = str(max_seconds)
-            raise ConfigError("max_seconds is out of range", column=column, expected="above 0, at most 3600", came=came)
-        self.backbone, self.max_seconds = backbone, float(max_seconds)
+        limit = float(backbone.inputs.max_seconds)
+        if max_seconds is not None and not 0 < max_seconds <= limit:
+            raise ConfigError(
+                "max_seconds is out of range",
+                column=column,
+                expected=f"above 0, at most the {limit:g} s that the backbone reads",
+                came=str(max_seconds),
+                do="shorten it, or load the backbone with a larger max_seconds",
+            )
+        self.backbone, self.max_seconds = backbone, limit if max_seconds is None else float(max_seconds)
         self.num_truncated = 0
 
     @classmethod

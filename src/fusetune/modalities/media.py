@@ -17,7 +17,7 @@ from fusetune.modalities.base import Detection
 MAX_FILE_BYTES = 512 * 2**20
 """Larger files are refused before they are read."""
 
-_URL = re.compile(r"(?!file:)[a-zA-Z][a-zA-Z0-9+.-]+:(//|.*;base64,)")
+_URL = re.compile(r"(?!file:)[a-zA-Z][a-zA-Z0-9+.-]+://|data:")
 _MAX_NAMES_COMPARED = 20_000
 _MAX_FILES_LOOKED_FOR = 50
 
@@ -42,6 +42,8 @@ def is_url(text: str) -> bool:
 
 def split_paths(text: str, base_dir: Path) -> list[str]:
     """The paths in a cell: separated by `;`, unless the whole is the name of a file."""
+    if text.lstrip().startswith("data:"):
+        return [text.strip()]
     if ";" in text and not _exists(base_dir / text.strip()):
         return [part.strip() for part in text.split(";") if part.strip()]
     return [text.strip()] if text.strip() else []

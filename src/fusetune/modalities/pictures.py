@@ -6,7 +6,7 @@ import io
 import re
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from fusetune.errors import BadCell
 from fusetune.modalities.media import Place
@@ -69,7 +69,7 @@ def _open(data: bytes, place: Place, shown: object) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         why = f"it claims far more pixels than the {MAX_PIXELS:,} allowed (a decompression bomb)"
         raise place.bad(shown, why, "make the picture smaller") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         if STARTS.match(data):
             why = f"the picture of {len(data):,} bytes is cut off or corrupt within its header"
             raise place.bad(shown, why, _DO) from error

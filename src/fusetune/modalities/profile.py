@@ -71,9 +71,7 @@ class CellProfile:
 
 def plain(cell: Any) -> Any:
     """A numpy scalar as the Python value that it stands for; anything else, and times, as it is."""
-    if isinstance(cell, np.bool_ | np.number | np.str_) and not isinstance(cell, np.timedelta64):
-        return cell.item()
-    return cell
+    return cell.item() if isinstance(cell, np.generic) and cell.dtype.kind in "biufcU" else cell
 
 
 def profile_cells(values: Sequence[Any]) -> CellProfile:

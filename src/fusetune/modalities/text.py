@@ -40,10 +40,10 @@ class TextModality(Modality):
     """A column of writing in any language.
 
     The text goes to the backbone's tokenizer as it is: nothing is lower-cased, stripped or replaced here. What is
-    beyond the backbone's `max_tokens` is left out; `num_truncated` counts the texts that lost something.
+    beyond the backbone's `max_tokens` is left out; `num_truncated` counts the texts that filled it.
 
     Attributes:
-        num_truncated: texts that were longer than the backbone reads, since this object was made.
+        num_truncated: texts of as many tokens as the backbone reads, or more, since this object was made.
     """
 
     kind = "text"
@@ -119,7 +119,7 @@ class TextModality(Modality):
 
     def collate(self, examples: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask`, each (examples, longest) int64."""
-        return self.backbone.collate_text([example.tolist() for example in examples])
+        return self.backbone.collate_text(examples)
 
     @property
     def encoder_key(self) -> str:

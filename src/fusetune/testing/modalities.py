@@ -59,12 +59,17 @@ class TinyBackbone(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.weight = nn.Parameter(torch.randn(features, dim, generator=generator) / features**0.5)
 
-    def tokenize(self, text: str) -> list[int]:
-        """A token for each word, between a first and a last one."""
-        words = [3 + zlib.crc32(word.encode()) % 97 for word in text.split()]
-        return [1, *words[: self.max_tokens - 2], 2]
+    @property
+    def inputs(self) -> TinyBackbone:
+        """What has `max_seconds`: itself."""
+        return self
 
-    def collate_text(self, cells: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    def tokenize(self, text: str) -> np.ndarray:
+        """(tokens,) int32: one for each word, between a first and a last one."""
+        words = [3 + zlib.crc32(word.encode()) % 97 for word in text.split()]
+        return np.array([1, *words[: self.max_tokens - 2], 2], dtype=np.int32)
+
+    def collate_text(self, cells: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask`, (cells, longest)."""
         longest = max(map(len, cells))
         ids = torch.tensor([[*cell, *[0] * (longest - len(cell))] for cell in cells])
@@ -83,7 +88,8 @@ class TinyBackbone(nn.Module):
         assert sampling_rate == self.sampling_rate
         padded = np.pad(waveform, (0, -len(waveform) % self._patch))
         sizes = np.abs(np.fft.rfft(padded.reshape(-1, self._patch)))[:, 1:193]
-        return sizes.reshape(len(sizes), 16, 12).mean(2).astype(np.float32)
+        patches: np.ndarray = sizes.reshape(len(sizes), 16, 12).mean(2).astype(np.float32)
+        return patches
 
     def collate_audio(self, cells: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """`patches` (patches, 16) and `owner` (patches,)."""
