@@ -82,9 +82,10 @@ def is_list(cell: Any) -> bool:
 def find_separator(cells: Sequence[str]) -> tuple[str, str] | None:
     """The separator of labels in text cells and how it showed itself, or None.
 
-    It is in 2 % of the cells or more ("|"), or in a tenth (the others); the parts are short, no bracket is torn apart,
-    and each part comes up twice on average, or more often. With the others the number of parts differs between cells, as it does not in
-    "Paris, France". With "," the parts are not all digits ("1,234"); with " " they all are whole numbers ("8 1 3").
+    It is in 2 % of the cells or more ("|"), or in a tenth (the others); the parts are short, no bracket is torn
+    apart, and each part comes up twice on average, or more often. With the others the number of parts differs between
+    cells, as it does not in "Paris, France". With "," the parts are not all digits ("1,234"); with " " they all are
+    whole numbers ("8 1 3").
     """
     for separator in SEPARATORS:
         split = [[part.strip() for part in cell.split(separator)] for cell in cells if not is_list(cell)]

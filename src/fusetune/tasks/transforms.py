@@ -18,7 +18,7 @@ QUANTILES = 1000
 """The most reference points of the quantile transform."""
 
 MARGIN = 0.1
-"""A curved scale's inverse is taken at most this share of the train range outside of it, on the learned scale."""
+"""A curved scale's inverse is followed at most this share of the train range outside of it, in the target's unit."""
 
 
 def skewness(values: np.ndarray) -> float:
@@ -44,10 +44,10 @@ def yeo_johnson_back(values: np.ndarray, power: float) -> np.ndarray:
     result = np.empty_like(values)
     upper = values >= 0
     high, low = values[upper], -values[~upper]
-    tiny = np.finfo(np.float64).tiny - 1
-    result[upper] = np.expm1(high if abs(power) < 1e-12 else np.log1p(np.maximum(power * high, tiny)) / power)
+    end = np.nextafter(-1, 0)
+    result[upper] = np.expm1(high if abs(power) < 1e-12 else np.log1p(np.maximum(power * high, end)) / power)
     other = 2 - power
-    result[~upper] = -np.expm1(low if abs(other) < 1e-12 else np.log1p(np.maximum(other * low, tiny)) / other)
+    result[~upper] = -np.expm1(low if abs(other) < 1e-12 else np.log1p(np.maximum(other * low, end)) / other)
     return result
 
 
@@ -76,7 +76,7 @@ class Transform:
         self.points: np.ndarray = np.zeros(0)
         self.mean, self.scale = 0.0, 1.0
         self.low, self.high = -np.inf, np.inf
-        """The learned scale's range in the train rows."""
+        """The range that the inverse of a curved scale is kept in, on the learned scale."""
 
     def fit(self, values: np.ndarray, column: str) -> None:
         """Learn from the train rows' numbers.
@@ -101,8 +101,9 @@ class Transform:
         bent = self._bend(values)
         if self.name != "none":
             self.mean, self.scale = float(bent.mean()), float(bent.std()) or 1.0
-        learned = (bent - self.mean) / self.scale
-        self.low, self.high = float(learned.min()), float(learned.max())
+        room = MARGIN * np.ptp(values)
+        ends = self.forward(np.array([values.min() - room, values.max() + room]))
+        self.low, self.high = float(ends[0]), float(ends[1])
 
     def forward(self, values: np.ndarray) -> np.ndarray:
         """Numbers in the target's unit on the learned scale."""
@@ -113,8 +114,7 @@ class Transform:
         values = np.asarray(values, dtype=np.float64)
         if self.name in ("none", "standard"):
             return values * self.scale + self.mean
-        room = MARGIN * (self.high - self.low)
-        bent = np.clip(values, self.low - room, self.high + room) * self.scale + self.mean
+        bent = np.clip(values, self.low, self.high) * self.scale + self.mean
         if self.name == "log1p":
             return np.asarray(np.expm1(bent))
         if self.name == "yeo-johnson":

@@ -1,0 +1,148 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import f1_score
+from torch.nn import functional as F
+
+from fusetune.errors import BadCell, ConfigError, TableError
+from fusetune.tasks.multilabel import MultilabelTask, _best_threshold, find_separator, split_labels
+
+GENRES = ["Comedy|Drama", "Drama", "[]", "Horror|Comedy", "Drama|Horror"]
+
+
+def fitted(values=GENRES, **options):
+    task = MultilabelTask("genres", **options)
+    task.fit(values)
+    return task
+
+
+@pytest.mark.parametrize(
+    ("cell", "separator", "expected"),
+    [
+        ("a|b", "|", ["a", "b"]),
+        (" a | b ||a", "|", ["a", "b"]),
+        ('["a|b", "c"]', "|", ["a|b", "c"]),
+        ("['it''s', 'b']", "|", ["its", "b"]),
+        ("[]", "|", []),
+        ([], "|", []),
+        (["a", 3, 2.0], "|", ["a", "3", "2"]),
+        (np.array(["x", "y"]), "|", ["x", "y"]),
+        ("8 1  3", " ", ["8", "1", "3"]),
+        ("a b", None, ["a b"]),
+        (7, "|", ["7"]),
+    ],
+)
+def test_cells_are_read(cell, separator, expected):
+    assert split_labels(cell, separator) == expected
+
+
+@pytest.mark.parametrize("cell", ["[a, b]", "[[1], 2]", "[null]", [None], "[" * 5000 + "]" * 5000])
+def test_unreadable_cells_are_refused(cell):
+    with pytest.raises(BadCell):
+        fitted().check(cell, row=3)
+
+
+@given(st.lists(st.lists(st.text(min_size=1).filter(lambda s: s.strip() == s), unique=True), min_size=1))
+def test_label_sets_survive_json_and_back(sets):
+    cells = [json.dumps(labels) for labels in sets] + ['["one"]', '["two"]']
+    task = fitted(cells)
+    columns = task.columns(task.truth(cells).astype(float))
+    for labels, written in zip(sets, columns["genres"], strict=False):
+        assert sorted(json.loads(written)) == sorted(labels)
+
+
+@pytest.mark.parametrize(
+    ("cells", "separator"),
+    [
+        (GENRES, "|"),
+        (["a;b", "b;c", "a", "c;a;b"], ";"),
+        (["red, blue", "blue", "red, green, blue", "green"], ","),
+        (["8 1 3 6", "1 3", "8", "6 1 8"], " "),
+        (["Paris, France", "Lyon, France", "Rome, Italy", "Paris, France"], None),
+        (["1,234", "1,234", "2,234", "2", "2"], None),
+        (["f(a,b)", "f(b,a)", "g", "g", "f(a,b)"], None),
+        (["well, it was fine, really", "no, thanks", "that is all"], None),
+        (["new york", "york", "new york city", "city"], None),
+    ],
+)
+def test_separators_are_found_where_labels_repeat(cells, separator):
+    found = find_separator(cells * 2)
+    assert (found and found[0]) == separator
+
+
+def test_an_empty_cell_is_unlabelled_and_an_empty_list_is_a_row_without_labels():
+    target = fitted().encode(["", "[]", "Drama"])
+    assert target.labelled.tolist() == [False, True, True]
+    assert target.values.tolist() == [[0, 0, 0], [0, 0, 0], [0, 1, 0]]
+
+
+@pytest.mark.parametrize("weights", [None, "balanced", {"Drama": 2.0}])
+def test_the_loss_is_torchs(weights):
+    task = fitted(positive_weights=weights)
+    logits, target = torch.randn(5, 3), task.encode(GENRES)
+    by_label = {None: None, "balanced": torch.tensor([3 / 2, 2 / 3, 3 / 2])}.get(
+        weights if not isinstance(weights, dict) else 0, torch.tensor([1.0, 2.0, 1.0])
+    )
+    expected = F.binary_cross_entropy_with_logits(logits, target.values, pos_weight=by_label)
+    assert torch.allclose(task.loss(logits, target, torch.ones(5)), expected)
+
+
+def test_rare_labels_are_left_out_and_reported():
+    task = fitted([*GENRES, "Western|Drama"], min_count=2)
+    assert task.labels == ["Comedy", "Drama", "Horror"] and task.left_out == {"Western": 1}
+    task.check("Western|Sci-Fi", row=0)
+    assert task.truth(["Western|Drama", "Sci-Fi"]).tolist() == [[0, 1, 0], [0, 0, 0]]
+
+
+def test_nothing_to_learn_is_refused():
+    with pytest.raises(TableError, match="nothing to learn"):
+        fitted(min_count=10)
+    with pytest.raises(TableError, match="'a' in 3 of 3 rows"):
+        fitted(["a", "a", "a"])
+
+
+def test_thresholds_are_tuned_only_when_asked_and_are_kept():
+    rng = np.random.default_rng(0)
+    scores = rng.random((200, 3))
+    truth = (rng.random((200, 3)) < scores * 0.4).astype(int)
+    plain, tuned = fitted(), fitted(threshold="tuned")
+    plain.tune(scores, truth)
+    tuned.tune(scores, truth)
+    assert plain.thresholds == [0.5] * 3
+    assert tuned.metrics(scores, truth)["f1_macro"] > plain.metrics(scores, truth)["f1_macro"]
+    assert MultilabelTask.from_state("genres", tuned.state()).thresholds == tuned.thresholds
+    for place in range(3):
+        best = max(f1_score(truth[:, place], scores[:, place] >= cut) for cut in scores[:, place])
+        decided = scores[:, place] >= tuned.thresholds[place]
+        assert f1_score(truth[:, place], decided) == pytest.approx(best)
+
+
+def test_a_label_without_validation_rows_keeps_one_half():
+    assert _best_threshold(np.array([0.1, 0.9]), np.array([0, 0])) == 0.5
+    assert 0 < _best_threshold(np.array([0.0, 0.0]), np.array([1, 1])) < 1e-300
+
+
+def test_output_is_written_as_the_train_rows_are():
+    assert fitted().columns(np.array([[0.9, 0.8, 0.1], [0, 0, 0]]))["genres"] == ["Comedy|Drama", "[]"]
+    lists = fitted([["a"], ["b", "é"]])
+    assert lists.columns(np.array([[0.9, 0.8, 0.1]]))["genres"] == ['["a", "b"]']
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"min_count": 0},
+        {"threshold": 1.0},
+        {"threshold": "best"},
+        {"separator": ""},
+        {"positive_weights": "even"},
+        {"positive_weights": {"a": -1}},
+    ],
+)
+def test_settings_out_of_range_are_refused(options):
+    with pytest.raises(ConfigError):
+        MultilabelTask("genres", **options)
