@@ -132,8 +132,8 @@ class Backbone(nn.Module):
     def forward(self, *, owner: Tensor | None = None, **inputs: Tensor) -> Tokens:
         """
         Args:
-            owner: (parts,) int64 from 0 up without gaps, where a cell may have several parts: which cell each belongs to.
-                Their vectors are averaged; with pool "none" their tokens follow one another.
+            owner: (parts,) int64 from 0 up without gaps, where a cell may have several parts: which cell each
+                belongs to. Their vectors are averaged; with pool "none" their tokens follow one another.
             inputs: what a collate method gave.
 
         Returns:

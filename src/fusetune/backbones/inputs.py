@@ -280,5 +280,7 @@ def token_limit(tokenizer: Any, positions: int | None, wanted: int | None, usual
     limits = [limit for limit in (tokenizer.model_max_length, positions) if limit and limit < _UNBOUNDED]
     limit = min(limits) if limits else _UNBOUNDED
     if positions and wanted and wanted > positions:
-        raise BackboneError("max_tokens is more than the model has positions", expected=f"at most {positions}", came=str(wanted))
+        raise BackboneError(
+            "max_tokens is more than the model has positions", expected=f"at most {positions}", came=str(wanted)
+        )
     return wanted or min(limit, usual)

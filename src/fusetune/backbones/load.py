@@ -230,11 +230,13 @@ def _settle(backbone: Backbone, pool: str, folder: Path) -> None:
     inputs = _small_input(backbone)
     inputs.pop("owner", None)
     with torch.no_grad():
-        values, mask, own = backbone._encode(**inputs)
+        values, _, own = backbone._encode(**inputs)
     if pool == "auto":
         backbone.pool = _auto_pool(backbone, own, folder)
     if backbone.pool == "own" and own is None:
-        raise BackboneError("this model makes no vector of its own", expected="pool: mean, cls, last or none", came="own")
+        raise BackboneError(
+            "this model makes no vector of its own", expected="pool: mean, cls, last or none", came="own"
+        )
     if isinstance(backbone.inputs, TextInputs) and backbone.pool == "own":
         backbone.inputs.whole_length = _reads_padding(backbone)
 
@@ -271,7 +273,11 @@ def _auto_pool(backbone: Backbone, own: Tensor | None, folder: Path) -> str:
         return "last" if _is_causal(backbone) else "mean"
     if isinstance(backbone.inputs, AudioInputs) and not backbone.inputs.makes_features:
         return "mean"
-    if own is not None and any(isinstance(module, nn.Conv2d) for module in backbone.model.modules()) and _is_grid(backbone):
+    if (
+        own is not None
+        and any(isinstance(module, nn.Conv2d) for module in backbone.model.modules())
+        and _is_grid(backbone)
+    ):
         return "own"
     return "cls" if structure.has_class_token(backbone.model) else "mean"
 

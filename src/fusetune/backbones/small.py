@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class _Convolutions(nn.Module):
         # Position as a channel: averaged features alone could not tell where in the picture something is (1807.03247).
         self.stem = nn.Conv2d(channels_in + 2, widths[0], 3, stride=2, padding=1, bias=False)
         self.norm = nn.GroupNorm(widths[0] // 8, widths[0])
-        self.layers = nn.ModuleList(ResidualBlock(*pair) for pair in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(ResidualBlock(*pair) for pair in pairwise(widths))
 
     def forward(self, values: Tensor) -> Tensor:
         rows, _, height, width = values.shape

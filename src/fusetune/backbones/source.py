@@ -52,7 +52,7 @@ def find(source: str) -> Found:
     """The folder of a source: "minilm", a folder, or a hub id ("owner/name" or "owner/name@revision").
 
     Raises:
-        BackboneError: there is no such folder, the id is not cached and the hub cannot be reached, or the id is unknown.
+        BackboneError: there is no such folder, the id is unknown, or it is not cached and the hub cannot be reached.
     """
     if source == embedded.NAME:
         try:
@@ -136,7 +136,9 @@ def weight_files(folder: Path) -> list[Path]:
         names = sorted(set(read_json(folder / SHARDS).get("weight_map", {}).values()))
         missing = [name for name in names if not (folder / name).is_file() or Path(name).name != name]
         if missing or not names:
-            raise BackboneError("weights are missing", expected=", ".join(names), came=f"no {missing}", file=str(folder))
+            raise BackboneError(
+                "weights are missing", expected=", ".join(names), came=f"no {missing}", file=str(folder)
+            )
         return [folder / name for name in names]
     unsafe = sorted(path.name for path in folder.iterdir() if path.suffix in _UNSAFE)
     came = f"{', '.join(unsafe)}, which may run code when loaded" if unsafe else "no weights"

@@ -98,7 +98,9 @@ class Spectrogram:
             unknown = sorted(set(found) - set(known))
             if unknown:
                 hint = nearest(unknown[0], known)
-                raise BackboneError(f"unknown setting {unknown[0]!r}", expected=", ".join(known), do=hint, file=str(path))
+                raise BackboneError(
+                    f"unknown setting {unknown[0]!r}", expected=", ".join(known), do=hint, file=str(path)
+                )
             return cls(**found)
         except (OSError, ValueError, TypeError) as error:
             if isinstance(error, BackboneError):
@@ -131,7 +133,7 @@ class Spectrogram:
 
     @cached_property
     def _window(self) -> np.ndarray:
-        return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(self.window_length) / self.window_length)
+        return np.asarray(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(self.window_length) / self.window_length))
 
     def log_mel(self, waveform: np.ndarray) -> np.ndarray:
         """The log-mel energies of every whole frame: (frames, num_mel_filters) float32.
@@ -159,4 +161,4 @@ class Spectrogram:
         padded[: len(waveform)] = waveform
         frames = self.log_mel(padded)
         starts = np.arange(extra + 1)[:, None] * self.patch_hop_frames
-        return frames[starts + np.arange(self.patch_frames)]  # (patches, patch_frames, filters)
+        return np.asarray(frames[starts + np.arange(self.patch_frames)])  # (patches, patch_frames, filters)

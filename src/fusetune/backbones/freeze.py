@@ -1,0 +1,157 @@
+"""Which weights of a model are trained, and how fast each layer of an encoder is.
+
+A rule is one of:
+
+    none              nothing is frozen: everything is trained
+    all               every encoder is frozen, trained from scratch or not; the rest of the model is trained
+    only:heads        the same for pretrained encoders only: what was not pretrained is trained
+    bottom:K          the first K blocks of every pretrained encoder are frozen; block 0 is the embeddings
+    regex:PATTERN     parameters whose name has a match of the pattern are frozen
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+
+from torch import nn
+
+from fusetune.backbones.backbone import Backbone
+from fusetune.errors import ConfigError, nearest
+
+RULES = ("none", "all", "only:heads", "bottom:K", "regex:PATTERN")
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """How many of a model's weights are trained."""
+
+    trainable: int
+    total: int
+
+    def __str__(self) -> str:
+        share = 100 * self.trainable / max(self.total, 1)
+        return f"{self.trainable:,} of {self.total:,} weights are trained ({share:.1f} %)"
+
+
+def check_rule(rule: str) -> tuple[str, str]:
+    """The rule's name and argument.
+
+    Raises:
+        ConfigError: it is not a rule, K is not a whole number from 0, or the pattern is not a regular expression.
+    """
+    name, colon, argument = rule.partition(":")
+    if rule in ("none", "all", "only:heads"):
+        return rule, ""
+    if name == "bottom" and colon:
+        if argument.isascii() and argument.isdigit():
+            return name, argument
+        raise ConfigError(
+            "freeze: the K of bottom:K is a whole number from 0", came=rule, do="write for example bottom:3"
+        )
+    if name == "regex" and argument:
+        try:
+            re.compile(argument)
+        except re.error as error:
+            raise ConfigError(f"freeze: {argument!r} is not a regular expression ({error})", came=rule) from error
+        return name, argument
+    raise ConfigError(
+        f"freeze: unknown rule {rule!r}",
+        expected=", ".join(RULES),
+        do=nearest(rule, ("none", "all", "only:heads", "bottom:3", "regex:layer.0")) or "choose one of the rules above",
+    )
+
+
+def freeze(model: nn.Module, rule: str) -> Trainable:
+    """Set which parameters of a model are trained; what an earlier call froze is trained again first.
+
+    Blocks that are frozen as a whole also stay in evaluation mode in training, without dropout: `Backbone.train` sees
+    to that, so call `model.train()` after this.
+
+    Args:
+        model: a `Backbone`, or a module that holds some.
+        rule: see this module.
+
+    Returns:
+        How many weights are trained.
+
+    Raises:
+        ConfigError: the rule is wrong, K is more than an encoder has blocks, a pattern matches no parameter, or the
+            rule would leave nothing to train in a model that is more than an encoder.
+    """
+    name, argument = check_rule(rule)
+    encoders = [module for module in model.modules() if isinstance(module, Backbone)]
+    model.requires_grad_(True)
+    if name == "all":
+        for encoder in encoders:
+            encoder.requires_grad_(False)
+    elif name == "only:heads":
+        for encoder in encoders:
+            encoder.requires_grad_(not encoder.pretrained)
+    elif name == "bottom":
+        _freeze_bottom(encoders, int(argument), rule)
+    elif name == "regex":
+        _freeze_matches(model, argument)
+    parameters = list(model.parameters())
+    return Trainable(sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters))
+
+
+def _freeze_bottom(encoders: list[Backbone], count: int, rule: str) -> None:
+    pretrained = [encoder for encoder in encoders if encoder.pretrained]
+    for encoder in pretrained:
+        names = [name for name, _ in encoder.blocks()]
+        if count > len(names):
+            raise ConfigError(
+                f"freeze: the encoder {encoder.key!r} has fewer blocks than {rule!r} would freeze",
+                expected=f"0 to {len(names)}: {', '.join(names)}",
+                came=str(count),
+                do=f"bottom:{len(names)} freezes all of it",
+            )
+    for encoder in pretrained:
+        for _, block in encoder.blocks()[:count]:
+            block.requires_grad_(False)
+
+
+def _freeze_matches(model: nn.Module, pattern: str) -> None:
+    found = re.compile(pattern)
+    names = [name for name, _ in model.named_parameters()]
+    if not any(found.search(name) for name in names):
+        word = max(re.findall(r"\w+", pattern), key=len, default="")
+        near = [name for name in names if word and word in name] or difflib.get_close_matches(pattern, names, 3, 0.3)
+        raise ConfigError(
+            f"freeze: no parameter's name matches {pattern!r}",
+            expected=f"names such as {', '.join((near or names)[:3])}",
+            do="correct the pattern; it may match anywhere in the name",
+        )
+    for name, parameter in model.named_parameters():
+        if found.search(name):
+            parameter.requires_grad_(False)
+
+
+def lr_scales(backbone: Backbone, decay: float) -> list[tuple[float, list[tuple[str, nn.Parameter]]]]:
+    """Learning rates by depth: the last block has the full rate, each block before it `decay` times the next one's.
+
+    Args:
+        backbone: the encoder.
+        decay: above 0, at most 1; 1 gives every block the full rate.
+
+    Returns:
+        For each block from input to output its factor and its trainable parameters, named as in
+        `backbone.named_parameters()`; blocks that are frozen are left out.
+
+    Raises:
+        ConfigError: decay is out of range.
+
+    Reference: Howard and Ruder, arXiv:1801.06146 (discriminative fine-tuning).
+    """
+    if not 0 < decay <= 1:
+        raise ConfigError("layer_decay is out of range", expected="above 0, at most 1", came=str(decay))
+    names = {id(parameter): name for name, parameter in backbone.named_parameters()}
+    parts = backbone.blocks()
+    scales: list[tuple[float, list[tuple[str, nn.Parameter]]]] = []
+    for depth, (_, block) in enumerate(parts):
+        trainable = [(names[id(p)], p) for p in block.parameters() if p.requires_grad]
+        if trainable:
+            scales.append((decay ** (len(parts) - 1 - depth), trainable))
+    return scales

@@ -1,0 +1,171 @@
+"""Which encoders are at hand on this machine, and what one of them is."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fusetune.backbones import embedded, source
+from fusetune.backbones.load import load_backbone
+from fusetune.backbones.spectrogram import FILE as SPECTROGRAM
+from fusetune.errors import BackboneError, FusetuneError
+
+_DIMS = ("hidden_size", "d_model", "n_embd", "projection_dim")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An encoder at hand.
+
+    Attributes:
+        name: what to write as a column's backbone; "" for the small encoders, which are taken where none is named.
+        kinds: the kinds of column that it can encode.
+        dim: features of its output, None where only loading it would tell.
+        parameters: how many weights its files hold.
+        where: "package", "folder", "hub cache" or "built in".
+        path: its folder, "" where it has none.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    dim: int | None
+    parameters: int
+    where: str
+    path: str
+
+
+def list_backbones(folders: list[Path] | None = None) -> list[Listed]:
+    """The encoders that load without asking a hub: embedded, small, in the hub's cache and in these folders.
+
+    Args:
+        folders: folders of model folders to look into, not deeper.
+    """
+    found: list[Listed] = []
+    if embedded.is_installed():
+        found.append(_listed(embedded.NAME, embedded.folder(), "package"))
+    for kind in ("image", "audio"):
+        backbone = load_backbone(None, kind)
+        size = sum(parameter.numel() for parameter in backbone.parameters())
+        found.append(Listed("", (kind,), backbone.dim, size, "built in", ""))
+    for folder in folders or []:
+        for path in sorted(child for child in folder.iterdir() if (child / "config.json").is_file()):
+            found += _maybe(str(path), path, "folder")
+    for name, path in _cached():
+        found += _maybe(name, path, "hub cache")
+    return found
+
+
+def _maybe(name: str, path: Path, where: str) -> list[Listed]:
+    """The encoder in a folder, or nothing where the folder cannot be loaded as one."""
+    try:
+        listed = _listed(name, path, where)
+    except (FusetuneError, OSError):
+        return []
+    return [listed] if listed.kinds else []
+
+
+def _listed(name: str, path: Path, where: str) -> Listed:
+    config = source.check_safe(path)
+    texts = config.get("text_config") or {}
+    dims = [config.get(key) for key in ("projection_dim", *_DIMS)] + [texts.get(key) for key in _DIMS]
+    dim = next((value for value in dims if isinstance(value, int)), None)
+    size = sum(count_weights(file) for file in source.weight_files(path))
+    return Listed(name, kinds_of(path, config), dim, size, where, str(path))
+
+
+def kinds_of(path: Path, config: dict[str, Any]) -> tuple[str, ...]:
+    """The kinds of column that a model folder can encode, by its config and the processor files beside it."""
+    from transformers import CONFIG_MAPPING, MODEL_MAPPING
+
+    model = MODEL_MAPPING.get(CONFIG_MAPPING[config["model_type"]], None)
+    if model is None:
+        return ()
+    model = model[0] if isinstance(model, tuple | list) else model
+    towers = tuple(kind for kind in ("text", "image", "audio") if hasattr(model, f"get_{kind}_features"))
+    if len(towers) > 1:
+        return towers
+    name = getattr(model, "main_input_name", "")
+    if name == "pixel_values":
+        return ("audio",) if (path / SPECTROGRAM).is_file() else ("image",)
+    return {"input_ids": ("text",), "input_values": ("audio",), "input_features": ("audio",)}.get(name, ())
+
+
+def count_weights(file: Path) -> int:
+    """How many numbers a safetensors file holds, by its header."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        try:
+            header = json.loads(opened.read(min(length, 100_000_000)))
+        except ValueError as error:
+            raise BackboneError("the weights' header is broken", came=str(error), file=str(file)) from error
+    total = 0
+    for name, tensor in header.items():
+        size = 1
+        for side in tensor["shape"] if name != "__metadata__" else [0]:
+            size *= side
+        total += size
+    return total
+
+
+def _cached() -> list[tuple[str, Path]]:
+    """Hub ids in the local cache with the folder of the revision that "main" names."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    cache = Path(os.environ.get("HF_HUB_CACHE", HF_HUB_CACHE))
+    found = []
+    for reference in sorted(cache.glob("models--*/refs/main")):
+        home = reference.parent.parent
+        path = home / "snapshots" / reference.read_text(encoding="utf-8").strip()
+        if (path / "config.json").is_file():
+            found.append((home.name.removeprefix("models--").replace("--", "/"), path))
+    return found
+
+
+def describe(name: str, kind: str | None = None) -> list[dict[str, Any]]:
+    """What an encoder is, for each kind of column it serves: loaded, so that nothing is guessed.
+
+    Args:
+        name: what `load_backbone` takes, or "" for the small encoders.
+        kind: only this kind; None for all it serves.
+
+    Returns:
+        For each kind: name, kind, key, dim, pool, parameters, fingerprint, pretrained, blocks (name and weights of
+        each, input to output), and max_tokens, sampling_rate (Hz) or image_size (pixels).
+
+    Raises:
+        BackboneError: it cannot be found or loaded, or encodes nothing.
+    """
+    if not name:
+        kinds: tuple[str, ...] = ("image", "audio")
+    else:
+        folder = source.find(name).folder
+        kinds = kinds_of(folder, source.check_safe(folder))
+    chosen = [each for each in kinds if kind in (None, each)] or ([kind] if kind else [])
+    if not chosen:
+        raise BackboneError("this model encodes neither text nor images nor audio", came=name)
+    return [_described(name, each) for each in chosen]
+
+
+def _described(name: str, kind: str) -> dict[str, Any]:
+    backbone = load_backbone(name or None, kind)
+    sizes = [(path, sum(p.numel() for p in block.parameters())) for path, block in backbone.blocks()]
+    reads: dict[str, dict[str, Any]] = {
+        "text": {"max_tokens": backbone.max_tokens},
+        "image": {"image_size": list(backbone.image_size)},
+        "audio": {"sampling_rate": backbone.sampling_rate},
+    }
+    return {
+        "name": name or backbone.key,
+        "kind": kind,
+        "key": backbone.key,
+        "dim": backbone.dim,
+        "pool": backbone.pool,
+        "parameters": sum(size for _, size in sizes),
+        "fingerprint": backbone.fingerprint,
+        "pretrained": backbone.pretrained,
+        "blocks": [{"name": path, "parameters": size} for path, size in sizes],
+        **reads[kind],
+    }
