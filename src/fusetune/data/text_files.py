@@ -84,9 +84,13 @@ def encoding_of(path: Path) -> str:
 
 def wrong_encoding(path: Path, encoding: str) -> TableError:
     """The error for a file that does not decode: finds the first bad byte's offset and line."""
-    decoder = codecs.getincrementaldecoder(encoding)("strict")
     offset, lines, error = 0, 1, None
     with path.open("rb") as handle:
+        big = handle.read(2) == codecs.BOM_UTF16_BE
+        handle.seek(0)
+        # The mark is decoded as a character, so that offsets count it.
+        plain = "utf-8" if encoding != "utf-16" else "utf-16-be" if big else "utf-16-le"
+        decoder = codecs.getincrementaldecoder(plain)("strict")
         while error is None:
             chunk = handle.read(1 << 20)
             pending = len(decoder.getstate()[0])
@@ -97,7 +101,7 @@ def wrong_encoding(path: Path, encoding: str) -> TableError:
             except UnicodeDecodeError as found:
                 error = found
                 offset += found.start - pending
-                lines += found.object[: found.start].decode(encoding, "ignore").count("\n")
+                lines += found.object[: found.start].decode(plain, "ignore").count("\n")
             if not chunk:
                 break
     byte = f"0x{error.object[error.start]:02x}" if error is not None else "a cut-off character"
@@ -141,7 +145,7 @@ def pick_delimiter(path: Path, encoding: str, usual: str) -> str:
     """`usual`, unless the first rows agree on another delimiter and not on it."""
     with path.open(encoding=encoding, newline="", errors="replace") as handle:
         lines = [line for line in (handle.readline(1 << 20) for _ in range(200)) if line]
-    best, best_score = usual, 0.0
+    best, best_score, needed = usual, 0.0, 0.5
     for delimiter in sorted(DELIMITERS, key=lambda one: one != usual):
         records = []
         try:
@@ -153,9 +157,11 @@ def pick_delimiter(path: Path, encoding: str, usual: str) -> str:
         if not widths or widths[0] < 2:
             continue
         agree = sum(width == widths[0] for width in widths[1:]) / max(len(widths) - 1, 1)
-        if delimiter == usual and agree >= 0.5:
-            return usual
-        if (agree >= 0.9 and agree > best_score) or len(widths) == 1:
+        if delimiter == usual:
+            if agree >= 0.5:
+                return usual
+            needed = 0.9
+        elif (agree >= needed and agree > best_score) or len(widths) == 1:
             best, best_score = delimiter, agree
     return best
 
@@ -201,10 +207,26 @@ def read_delimited(path: Path, usual: str) -> Parsed:
     handle = path.open(encoding=encoding, newline="")
     lines = _Lines(handle)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    try:
+        names = _header(path, lines, reader, encoding)
+    except TableError:
+        handle.close()
+        raise
+    parsed = Parsed(pa.schema([pa.field(name, pa.string()) for name in names]), iter(()))
+    if delimiter != usual:
+        parsed.notes.append(
+            f"{path.name}: the columns are separated by {DELIMITERS[delimiter]}, not {DELIMITERS[usual]}"
+        )
+    parsed.batches = _csv_batches(parsed, path, lines, reader, encoding)
+    return parsed
+
+
+def _header(path: Path, lines: _Lines, reader: Any, encoding: str) -> list[str]:
     names: list[str] = []
     try:
         with long_cells():
             while not names:
+                lines.record.clear()
                 names = next(reader)
     except StopIteration:
         raise TableError("the file is empty", expected="a header line and rows", file=str(path)) from None
@@ -218,13 +240,7 @@ def read_delimited(path: Path, usual: str) -> Parsed:
             file=str(path),
         ) from error
     check_names(names, str(path))
-    parsed = Parsed(pa.schema([pa.field(name, pa.string()) for name in names]), iter(()))
-    if delimiter != usual:
-        parsed.notes.append(
-            f"{path.name}: the columns are separated by {DELIMITERS[delimiter]}, not {DELIMITERS[usual]}"
-        )
-    parsed.batches = _csv_batches(parsed, path, lines, reader, encoding)
-    return parsed
+    return names
 
 
 def _csv_batches(parsed: Parsed, path: Path, lines: _Lines, reader: Any, encoding: str) -> Iterator[pa.RecordBatch]:
