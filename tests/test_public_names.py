@@ -32,3 +32,7 @@ def test_every_name_is_there(name):
 def test_unknown_name():
     with pytest.raises(AttributeError, match="has no attribute 'fitt'"):
         fusetune.fitt  # noqa: B018
+
+
+def test_samples_are_named():
+    assert fusetune.samples.make_tickets(3, seed=0).num_rows == 3

@@ -19,7 +19,20 @@ from fusetune.errors import NonFiniteLoss, TableError
 runner = CliRunner()
 
 OPTIONS = {
-    "fit": {"source", "settings", "--target", "-t", "--val", "--test", "--out", "-o", "--config", "-c", "--json"},
+    "fit": {
+        "source",
+        "settings",
+        "--target",
+        "-t",
+        "--val",
+        "--test",
+        "--out",
+        "-o",
+        "--config",
+        "-c",
+        "--schema",
+        "--json",
+    },
     "predict": {"folder", "table", "--out", "-o", "--json"},
     "evaluate": {"folder", "table", "--slices", "-s", "--json"},
     "report": {"folder", "--json"},

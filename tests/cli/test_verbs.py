@@ -105,6 +105,10 @@ class TestFit:
         run("fit", "a.csv", "-t", "b", "out=there", "--out", "elsewhere")
         assert [str(asked["out"]) for _, _, asked in api.calls] == [str(tmp_path / "here"), "there", "elsewhere"]
 
+    def test_schema_file(self, api):
+        run("fit", "a.csv", "-t", "b", "--schema", "s.yaml")
+        assert api.calls[0][2]["config"].schema_file == "s.yaml"
+
     @pytest.mark.parametrize(
         ("targets", "folder"), [(["a", "b"], "a-b"), (["../../x"], "x"), (["é/ü"], "é_ü"), (["??"], "model")]
     )
@@ -244,14 +248,15 @@ class TestSchema:
         assert "number" in row
         assert any("stars" in line and "target" in line for line in lines)
 
-    def test_writes_yaml_that_is_a_config(self, table, tmp_path):
+    def test_writes_yaml_that_fit_takes(self, table, tmp_path):
         from fusetune.config import Config
         from fusetune.data.schema import Schema
 
         out = tmp_path / "schema.yaml"
         run("schema", table, "-t", "stars", "-o", str(out))
         assert Schema.load(out).targets == ["stars"]
-        assert Config.from_yaml(out).columns["price"].kind == "number"
+        config = Config().with_overrides({"schema_file": str(out)})
+        assert config.schema_overrides()["price"]["kind"] == "number"
 
     def test_json(self, table):
         found = json.loads(run("schema", table, "-t", "stars", "--json").stdout)
@@ -278,16 +283,18 @@ class TestBackbones:
         return tmp_path
 
     def test_folder_of_models(self, models):
-        old, vit = json.loads(run("backbones", str(models), "--json").stdout)
-        assert (vit["model"], vit["usable"]) == ("vit", True)
-        assert (old["usable"], old["note"]) == (False, "the folder has no safetensors weights")
-        assert "vit" in run("backbones", str(models)).stdout
+        vit, old = json.loads(run("backbones", str(models), "--json").stdout)
+        assert (Path(vit["name"]).name, vit["kinds"]) == ("vit", ["image"])
+        assert (Path(old["name"]).name, old["refused"]) == ("old", "the folder has no safetensors weights")
+        shown = run("backbones", str(models)).stdout
+        assert "vit" in shown
+        assert "cannot be used" in shown
 
     def test_describes_a_model_for_the_kinds_it_reads(self, models):
         (found,) = json.loads(run("backbones", str(models / "vit"), "--json").stdout)
-        assert (found["kind"], found["dim"], found["reads"]) == ("image", 8, "16 x 16 pixels")
-        assert len(found["sha256"]) == 64
-        assert found["sha256"] in run("backbones", str(models / "vit"), "--kind", "image").stdout
+        assert (found["kind"], found["dim"], found["image_size"]) == ("image", 8, [16, 16])
+        assert sum(block["parameters"] for block in found["blocks"]) == found["parameters"]
+        assert found["fingerprint"] in run("backbones", str(models / "vit"), "--kind", "image").stdout
 
     def test_wrong_kind(self, models):
         assert "cannot encode text" in run("backbones", str(models / "vit"), "--kind", "text", code=2).stderr
@@ -296,6 +303,8 @@ class TestBackbones:
         assert "safetensors" in run("backbones", str(models / "old"), code=2).stderr
 
     def test_list_without_a_cache(self, monkeypatch, tmp_path):
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "none"))
+        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
         found = json.loads(run("backbones", "--json").stdout)
-        assert found[0]["source"] == "minilm"
+        assert [one["name"] for one in found] == ["minilm", "", ""]
+        only = json.loads(run("backbones", "--kind", "audio", "--json").stdout)
+        assert [one["kinds"] for one in only] == [["audio"]]

@@ -30,6 +30,7 @@ def fit(
     test: Annotated[str | None, typer.Option(help="Table the report is made on; else split off.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write; runs/TARGET if not given.")] = None,
     config: Annotated[str | None, typer.Option("--config", "-c", help="A .yaml file of settings.")] = None,
+    schema: Annotated[str | None, typer.Option(help="A .yaml file that `fusetune schema` wrote, edited.")] = None,
     as_json: common.Json = False,
 ) -> None:
     """Tune a model on a table; write the model folder and the report.
@@ -48,6 +49,8 @@ def fit(
     train, config = _table_and_config(source, config)
     _check_settings(settings or [])
     chosen = (Config() if config is None else Config.from_yaml(config)).with_overrides(settings or [])
+    if schema is not None:
+        chosen = chosen.with_overrides({"schema_file": schema})
     tuned = api.fit(
         train,
         target=target,

@@ -24,13 +24,13 @@ def schema(
 ) -> None:
     """Show what each column of a table is taken for, and why.
 
-    With --out it is written as YAML. Edit kinds and roles there and give it back with --config.
+    With --out it is written as YAML. Edit kinds and roles there and give it back to `fit` with --schema.
 
     \b
     Examples:
       fusetune schema train.csv --target rating
       fusetune schema train.csv -t rating -o schema.yaml
-      fusetune fit train.csv -t rating --config schema.yaml
+      fusetune fit train.csv -t rating --schema schema.yaml
     """
     from fusetune import api
 
