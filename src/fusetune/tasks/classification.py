@@ -33,11 +33,10 @@ def weighted_mean(losses: Tensor, sizes: Tensor) -> Tensor:
     """Σ sizes · losses / Σ sizes, or 0 with a gradient where no size is above 0.
 
     Args:
-        losses: (rows,), finite wherever the size is above 0.
+        losses: (rows,), finite.
         sizes: (rows,), 0 or more.
     """
-    counted = torch.where(sizes > 0, losses, losses * 0)
-    return (counted * sizes).sum() / sizes.sum().clamp(min=torch.finfo(sizes.dtype).tiny)
+    return (losses * sizes).sum() / sizes.sum().clamp(min=torch.finfo(sizes.dtype).tiny)
 
 
 class LabelTask(Task):

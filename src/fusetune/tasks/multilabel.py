@@ -63,7 +63,7 @@ def _bracketed(text: str) -> list[Any]:
     """The list that text in brackets writes."""
     try:
         parsed = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         try:
             parsed = ast.literal_eval(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -84,7 +84,8 @@ def find_separator(cells: Sequence[str]) -> tuple[str, str] | None:
 
     It is in 2 % of the cells or more ("|"), or in a tenth (the others); the parts are short, no bracket is torn
     apart, and each part comes up twice on average, or more often. With the others the number of parts differs between
-    cells, as it does not in "Paris, France". With "," the parts are not all digits ("1,234"); with " " they all are
+    cells, as it does not in "Paris, France", and parts meet in new combinations, as those of a repeated sentence do
+    not. With "," the parts are not all digits ("1,234"); with " " they all are
     whole numbers ("8 1 3").
     """
     for separator in SEPARATORS:
@@ -95,7 +96,9 @@ def find_separator(cells: Sequence[str]) -> tuple[str, str] | None:
         counts = Counter(part for parts in split for part in parts if part)
         codes = all(part.isdecimal() if separator == "," else is_whole(part) for part in counts)
         fits = {",": not codes, " ": codes}.get(separator, True)
-        varied = separator == "|" or len({len(parts) for parts in split}) > 1
+        distinct = {tuple(parts) for parts in split}
+        mixed = sum(map(len, distinct)) >= 1.5 * len(counts)
+        varied = separator == "|" or (mixed and len({len(parts) for parts in split}) > 1)
         whole = all(len(part) <= MAX_LABEL_CHARS and part.count("(") == part.count(")") for part in counts)
         if counts and whole and varied and fits and counts.total() >= 2 * len(counts):
             return separator, f"{several} of {len(split)} cells hold labels set apart by {separator!r}"
