@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, Union
@@ -21,6 +21,7 @@ Override: TypeAlias = Union[str, "ColumnSpec", Mapping[str, Any]]
 """What a user says about a column: a kind, a role, or a mapping with `kind`, `role` and `options`."""
 
 _KEYS = ("kind", "role", "reason", "options")
+_BREAKS = set("\x85\u2028\u2029\ufeff")
 _ONCE = ("group", "split", "weight")
 
 
@@ -196,7 +197,10 @@ class Schema:
             f"# kind: {', '.join(MODALITIES)}\n"
             f"# role: {', '.join(ROLES)}\n"
         )
-        return head + str(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=120))
+        data = self.to_dict()
+        # PyYAML writes these line breaks unquoted among other characters and reads them back as spaces.
+        readable = not any(_BREAKS & set(text) for text in _strings(data))
+        return head + str(yaml.safe_dump(data, sort_keys=False, allow_unicode=readable, width=120))
 
     @classmethod
     def from_yaml(cls, text: str, *, source: str = "the schema") -> Schema:
@@ -236,6 +240,19 @@ class Schema:
         except (OSError, UnicodeDecodeError) as error:
             raise SchemaError(f"the schema cannot be read: {error}", expected="a YAML file", file=str(path)) from error
         return cls.from_yaml(text, source=str(path))
+
+
+def _strings(data: Any) -> Iterator[str]:
+    """All strings in nested mappings and lists, keys among them."""
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, Mapping):
+        for key, value in data.items():
+            yield from _strings(key)
+            yield from _strings(value)
+    elif isinstance(data, list | tuple):
+        for value in data:
+            yield from _strings(value)
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
