@@ -70,9 +70,9 @@ def test_cmyk_becomes_rgb(place):
     assert near(found[10, 5], RED, 12) and near(found[10, 35], BLUE, 12)
 
 
-@pytest.mark.parametrize("fmt", ["PNG", "TIFF"])
-def test_16_bits_are_scaled_not_clipped(fmt, place):
-    levels = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+@pytest.mark.parametrize(("fmt", "order"), [("PNG", "<"), ("TIFF", "<"), ("TIFF", ">")])
+def test_16_bits_are_scaled_not_clipped(fmt, order, place):
+    levels = np.linspace(0, 65535, 256).astype(f"{order}u2").reshape(16, 16)
     found = pixels(saved(Image.fromarray(levels), fmt), place)
     assert np.array_equal(found[..., 0], np.rint(levels / 257).astype(int))
     assert np.array_equal(found[..., 0], found[..., 2])
@@ -187,6 +187,7 @@ def test_other_formats_are_refused(data, place):
 PNG, JPEG = saved(noise((12, 9))), saved(noise((12, 9)), "JPEG")
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @settings(max_examples=80, deadline=None)
 @given(
     data=st.sampled_from([PNG, JPEG, saved(halves(), "GIF"), saved(halves(), "WEBP"), saved(halves(), "TIFF")]),
@@ -204,6 +205,38 @@ def test_mutated_bytes_are_a_picture_or_a_bad_cell(data, changes, length, tmp_pa
         assert error.why
     else:
         assert found.mode == "RGB" and min(found.size) >= 1
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("exif", [1, 6])
+def test_jpeg_decoded_near_its_used_size_is_the_same_picture(mode, exif, place):
+    rows, columns = np.mgrid[0:900, 0:1300] / 40
+    levels = 127 + 60 * np.sin(rows) + 40 * np.cos(columns * rows / 9)
+    levels = levels[..., None] + np.random.default_rng(0).normal(0, 12, (900, 1300, 3))
+    tags = Image.Exif()
+    tags[0x0112] = exif
+    image = Image.fromarray(levels.clip(0, 255).astype(np.uint8)).convert(mode)
+    data = saved(image, "JPEG", quality=90, exif=tags)
+    whole, near_size = pictures.read_picture(data, place), pictures.read_picture(data, place, used_at=64)
+    assert near_size.size == tuple(side // 4 for side in whole.size)
+    small, smaller = (
+        np.asarray(one.resize((64, 64), Image.Resampling.BICUBIC)).astype(int) for one in (whole, near_size)
+    )
+    difference = np.abs(small - smaller)
+    assert difference.mean() < 0.6 and difference.max() < 8
+
+
+def test_jpeg_is_never_decoded_below_three_times_its_used_size(place):
+    data = saved(noise((400, 300)), "JPEG")
+    assert pictures.read_picture(data, place, used_at=101).size == (400, 300)
+    assert pictures.read_picture(data, place, used_at=50).size == (200, 150)
+    assert pictures.read_picture(saved(noise((400, 300))), place, used_at=10).size == (400, 300)
+
+
+def test_a_cut_off_jpeg_is_noticed_at_a_smaller_size_too(place):
+    data = saved(noise((400, 300)), "JPEG")
+    with pytest.raises(BadCell, match="cut off"):
+        pictures.read_picture(data[: len(data) * 9 // 10], place, used_at=10)
 
 
 def test_cells_may_name_or_hold_pictures(tmp_path, modality):

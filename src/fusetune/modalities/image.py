@@ -66,7 +66,9 @@ class ImageModality(Modality):
 
     def _decode_part(self, part: Any, place: media.Place) -> np.ndarray:
         name = part if isinstance(part, str) else None
-        picture = pictures.read_picture(media.read_part(part, place), place, name)
+        picture = pictures.read_picture(
+            media.read_part(part, place), place, name, used_at=max(self.backbone.image_size)
+        )
         return self.backbone.prepare_image(picture)
 
     def size(self, example: list[np.ndarray]) -> int:
