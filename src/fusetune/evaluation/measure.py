@@ -98,4 +98,3 @@ def measure(
         cells_masked=len(examples.masked),
         problems=shown,
     )
-

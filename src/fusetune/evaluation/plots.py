@@ -13,7 +13,7 @@ from fusetune.evaluation.results import (
     SystemKind,
     TaskResult,
 )
-from fusetune.evaluation.svg import Panel, Scale, Svg, figure, padded, short
+from fusetune.evaluation.svg import Panel, Scale, Svg, figure, figures, padded, short
 
 GROUPS: tuple[tuple[SystemKind, str, str], ...] = (
     ("baseline", "Baseline", "ring"),
@@ -27,11 +27,11 @@ GROUPS: tuple[tuple[SystemKind, str, str], ...] = (
 def comparison(task: TaskResult) -> Markup:
     """Every system's main metric as a dot with its interval; the tuned model's interval runs down as a band."""
     rows = [(kind, group, shape, one) for kind, group, shape in GROUPS for one in task.all(kind)]
-    top, step, left, right = 34, 31, 300, 850 - 182
+    top, step, left, right = 20, 31, 300, 980 - 190
     height = top + step * len(rows) + 46
     order = "higher is better" if task.greater_is_better else "lower is better"
     told = "; ".join(f"{one.name}: {with_interval(task.main(one))}" for _, _, _, one in rows)
-    svg = Svg(850, height, f"{task.metric} of each system on {task.rows} {task.split} rows", told)
+    svg = Svg(980, height, f"{task.metric} of each system on {task.rows} {task.split} rows", told)
     ends = [end for *_, one in rows for end in (task.main(one).value, task.main(one).low, task.main(one).high)]
     scale = Scale(*padded(ends, 0.08), left, right, num_ticks=6)
     bottom = top + step * len(rows)
@@ -48,25 +48,27 @@ def comparison(task: TaskResult) -> Markup:
     seen = ""
     for index, (kind, group, shape, one) in enumerate(rows):
         y = top + step * index + step / 2 - 4
-        bold = " bold" if kind == "after" else ""
+        bold, color = (" bold", "tuned") if kind == "after" else ("", kind)
         if group != seen:
             svg.text(0, y + 4, group, "f-muted", size=12)
             if index:
-                svg.line(0, y - step / 2, 850, y - step / 2, "s-grid")
+                svg.line(0, y - step / 2, 980, y - step / 2, "s-grid")
         seen = group
         svg.text(left - 14, y + 4, short(one.name, 24), f"f-ink{bold}", anchor="end", size=13)
         value = task.main(one)
         if value.known:
-            svg.line(scale(value.low), y, scale(value.high), y, f"s-{kind}", width=3)
+            svg.line(scale(value.low), y, scale(value.high), y, f"s-{color}", width=3)
         if math.isfinite(value.value):
-            svg.mark(scale(value.value), y, 6.5 if kind == "after" else 5, f"f-{kind} s-{kind}", shape, one.description)
+            svg.mark(
+                scale(value.value), y, 6.5 if kind == "after" else 5, f"f-{color} s-{color}", shape, one.description
+            )
         svg.text(right + 16, y + 4, with_interval(value), f"f-ink num{bold}", size=13)
     return svg.draw()
 
 
 def with_interval(value: Interval) -> str:
     """A figure with its interval in words: `0.880 [0.860, 0.900]`."""
-    return f"{figure(value.value)} [{figure(value.low)}, {figure(value.high)}]" if value.known else figure(value.value)
+    return "{} [{}, {}]".format(*figures([value.value, value.low, value.high])) if value.known else figure(value.value)
 
 
 def strip(value: Interval, low: float, high: float, whole: float = math.nan) -> Markup:

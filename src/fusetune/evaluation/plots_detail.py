@@ -60,9 +60,9 @@ def confusion_map(confusion: Confusion, labels: Sequence[str]) -> Markup:
         share = rows / support[true]
         x, y = left + side * place[guess], top + side * place[true]
         hint = f"true {short(labels[true], 60)}, predicted {short(labels[guess], 60)}: {rows} rows ({share:.0%})"
-        gap = 0.5 if side > 8 else 0
+        gap, faint = (0.5, 0.12) if side > 8 else (0, 0.45 if true != guess else 0.2)  # a dot of 3 pixels must be seen
         css = "f-before" if true == guess else "f-tuned"
-        svg.rect(x + gap, y + gap, side - 2 * gap, side - 2 * gap, css, opacity=0.12 + 0.88 * share, hint=hint)
+        svg.rect(x + gap, y + gap, side - 2 * gap, side - 2 * gap, css, opacity=faint + (1 - faint) * share, hint=hint)
         if num <= MAX_NUMBERED:
             svg.text(
                 x + side / 2,

@@ -16,12 +16,12 @@ from rich.text import Text
 
 from fusetune.errors import StorageError
 from fusetune.evaluation import plots, plots_detail
-from fusetune.evaluation.results import Interval, RunResults, Slice, SystemResult, TaskResult, to_json
-from fusetune.evaluation.svg import figure, padded, readable, signed
-from fusetune.evaluation.verdict import verdict, warnings_of
+from fusetune.evaluation.results import RunResults, Slice, SystemResult, TaskResult, to_json
+from fusetune.evaluation.svg import figure, padded, readable
+from fusetune.evaluation.verdict import difference, verdict, warnings_of
 
 TEMPLATES = Path(__file__).parent / "templates"
-MAX_METRICS = 6
+MAX_METRICS = 5
 
 
 def write_report(results: RunResults, folder: Path) -> dict[str, Path]:
@@ -84,17 +84,10 @@ def in_order(task: TaskResult) -> list[SystemResult]:
 
 
 def shown_metrics(task: TaskResult) -> list[str]:
-    """The metrics that have a column in tables: the main one, then those the tuned model has, at most six."""
+    """The metrics that have a column in tables: the main one, then those the tuned model has, at most five."""
     tuned = task.first("after") or (task.systems[-1] if task.systems else None)
     rest = [name for name in (tuned.metrics if tuned else {}) if name != task.metric]
     return [task.metric, *rest][:MAX_METRICS]
-
-
-def signed_interval(value: Interval | None) -> str:
-    """A difference with its interval, signs shown; empty where there is none."""
-    if value is None:
-        return ""
-    return f"{signed(value.value)} [{signed(value.low)}, {signed(value.high)}]" if value.known else signed(value.value)
 
 
 def slice_range(task: TaskResult) -> tuple[float, float]:
@@ -131,7 +124,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(figure=figure, interval=plots.with_interval, signed=signed_interval, duration=duration)
+    made.filters.update(figure=figure, interval=plots.with_interval, signed=difference, duration=duration)
     made.globals.update(
         plots=plots,
         detail=plots_detail,

@@ -16,22 +16,34 @@ from markupsafe import Markup
 _ids = itertools.count()
 
 
-def figure(value: float) -> str:
-    """A number as the report shows it: about three significant digits, a dash where it is undefined."""
+def figure(value: float, beside: float = 0.0) -> str:
+    """A number as the report shows it: about three significant digits, a dash where it is undefined.
+
+    Args:
+        value: the number.
+        beside: the size of the numbers it stands beside; a tiny number beside one of size 0.01 or more is 0.000.
+    """
     if not math.isfinite(value):
         return "\N{EN DASH}"
-    size = abs(value)
+    size = max(abs(value), beside)
     if size != 0 and size < 0.0095:
         text = f"{value:.2g}"
     else:
         places = 3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0
         text = f"{value:,.{places}f}"
+        text = text.removeprefix("-") if float(text.replace(",", "")) == 0 else text
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def signed(value: float) -> str:
-    """A difference, with its sign always shown."""
-    return f"+{figure(value)}" if value > 0 else figure(value)
+def figures(values: Sequence[float]) -> list[str]:
+    """Numbers that stand together, all with the decimals of the largest."""
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    return [figure(value, largest) for value in values]
+
+
+def signed(values: Sequence[float]) -> list[str]:
+    """Differences that stand together, with their signs always shown."""
+    return [f"+{text}" if value > 0 else text for value, text in zip(values, figures(values), strict=True)]
 
 
 def short(text: str, limit: int) -> str:
@@ -95,9 +107,14 @@ def padded(values: Sequence[float], share: float = 0.06) -> tuple[float, float]:
 
 
 class Svg:
-    """A picture of `width` x `height` units that scales with the page; all text is escaped."""
+    """A picture that scales with the page; all text is escaped."""
 
     def __init__(self, width: float, height: float, title: str, description: str = "") -> None:
+        """
+        Args:
+            width, height: in the picture's own units, pixels at most.
+            title, description: for those who cannot see it.
+        """
         self.width, self.height, self.title, self.description = width, height, title, description
         self.parts: list[str] = []
 
@@ -246,13 +263,13 @@ class Panel:
             )
 
     def legend(self, entries: Sequence[tuple[str, str, str]], *, outside: bool = False) -> None:
-        """Entries of (text, stroke class, dash): inside at the upper right, or in the room to the right."""
-        x = self.x.end + 12 if outside else self.x.end - 8 - max(len(text) for text, _, _ in entries) * 6.3 - 26
-        y = self.y.end + 14
+        """Entries of (text, stroke class, dash): beside the title, or one below the other in the room to the right."""
+        widths = [len(text) * 6.2 + 42 for text, _, _ in entries]
         for index, (text, css, dash) in enumerate(entries):
-            at = y + 17 * index
-            self.svg.line(x, at - 4, x + 20, at - 4, css, width=2.5, dash=dash)
-            self.svg.text(x + 26, at, text, "f-ink", size=11)
+            x = self.x.end + 12 if outside else self.x.end + 14 - sum(widths[index:])
+            y = self.y.end + 14 + 17 * index if outside else 17
+            self.svg.line(x, y - 4, x + 20, y - 4, css, width=2.5, dash=dash)
+            self.svg.text(x + 26, y, text, "f-ink", size=11)
 
     def draw(self) -> Markup:
         """The picture as markup."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,7 +36,7 @@ def verdict(task: TaskResult) -> Verdict:
             f"The tuned model reaches {task.metric} {with_interval(task.main(after))} on {_rows(task)}.", [], "unsure"
         )
     headline, tone = _headline(task, before, after)
-    notes = [*_against_baseline(task), *_modalities(task, after), *_hidden(task), *_certainty(task, after)]
+    notes = [*_against_baseline(task), *_modalities(task), *_hidden(task), *_certainty(task)]
     baseline = task.first("baseline")
     if tone == "good" and baseline is not None and gain(task, baseline) != "better":
         tone = "unsure"
@@ -44,7 +45,7 @@ def verdict(task: TaskResult) -> Verdict:
 
 def gain(task: TaskResult, other: SystemResult) -> Literal["better", "worse", "same", "unknown"]:
     """How the tuned model compares with another system: "same" where the difference's interval holds 0."""
-    difference = other.difference.get(task.metric, Interval(float("nan")))
+    difference = other.difference.get(task.metric, Interval(math.nan))
     if not difference.known:
         return "unknown"
     if difference.low <= 0 <= difference.high:
@@ -59,8 +60,8 @@ def warnings_of(results: RunResults) -> list[str]:
         if not one.pretrained:
             columns = ", ".join(f"“{column}”" for column in one.columns)
             found.append(
-                f"The {one.kind} encoder of {columns} was trained from scratch: no pretrained weights were given or found."
-                f" A pretrained {one.kind} backbone would very likely do better, and “before” and “alone” are weak for it."
+                f"The {one.kind} encoder of {columns} was trained from scratch: no pretrained weights were given or"
+                f" found. With a pretrained {one.kind} backbone it would very likely do better."
             )
     if results.num_rejected:
         rows = sum(table.rows_in for table in results.tables)
@@ -70,7 +71,7 @@ def warnings_of(results: RunResults) -> list[str]:
 
 
 def _finite(value: Interval) -> bool:
-    return value.value == value.value
+    return math.isfinite(value.value)
 
 
 def _rows(task: TaskResult) -> str:
@@ -79,13 +80,21 @@ def _rows(task: TaskResult) -> str:
 
 def _moved(task: TaskResult, before: SystemResult, after: SystemResult) -> str:
     a, b = task.main(before), task.main(after)
-    return f"from {figure(a.value)} ({before.name}) to {with_interval(b)} on {_rows(task)}"
+    ends = [value for value in (b.value, b.low, b.high) if math.isfinite(value)]
+    return f"from {figure(a.value, max(map(abs, ends)))} ({before.name}) to {with_interval(b)} on {_rows(task)}"
+
+
+def difference(found: Interval | None) -> str:
+    """A difference with its interval, signs shown: `+0.070 [+0.050, +0.090]`; empty where there is none."""
+    if found is None:
+        return ""
+    if not found.known:
+        return signed([found.value])[0]
+    return "{} [{}, {}]".format(*signed([found.value, found.low, found.high]))
 
 
 def _difference(task: TaskResult, other: SystemResult) -> str:
-    found = other.difference.get(task.metric, Interval(float("nan")))
-    ends = f" [{signed(found.low)}, {signed(found.high)}]" if found.known else ""
-    return f"{signed(found.value)}{ends}"
+    return difference(other.difference.get(task.metric, Interval(math.nan)))
 
 
 def _headline(task: TaskResult, before: SystemResult, after: SystemResult) -> tuple[str, Tone]:
@@ -107,61 +116,57 @@ def _headline(task: TaskResult, before: SystemResult, after: SystemResult) -> tu
             "unsure",
         )
     return (
-        f"It cannot be told whether tuning helped: {task.metric} went {_moved(task, before, after)}, too few for an interval.",
+        f"It cannot be told whether tuning helped: {task.metric} went {_moved(task, before, after)}, too few for"
+        " an interval.",
         "unsure",
     )
 
 
 def _against_baseline(task: TaskResult) -> list[str]:
-    baseline = task.first("baseline")
-    if baseline is None or task.first("before") is None:
+    baseline, after = task.first("baseline"), task.first("after")
+    if baseline is None or after is None or task.first("before") is None:
         return []
     how = gain(task, baseline)
-    if how == "same":
-        return [
-            f"It is not clearly better than the baseline ({baseline.name}, {figure(task.main(baseline).value)}),"
-            " which looks at no column: do not use it as it is."
-        ]
-    if how == "worse":
-        return [
-            f"It is worse than the baseline ({baseline.name}, {figure(task.main(baseline).value)}), which looks at no"
-            " column: do not use it."
-        ]
-    return []
+    if how not in ("same", "worse"):
+        return []
+    said = "not clearly better" if how == "same" else "worse"
+    value = figure(task.main(baseline).value, abs(task.main(after).value))
+    return [f"It is {said} than the baseline ({baseline.name}, {value}), which looks at no column: do not use it."]
 
 
-def _modalities(task: TaskResult, after: SystemResult) -> list[str]:
+def _modalities(task: TaskResult) -> list[str]:
     alone = [one for one in task.all("alone") if _finite(task.main(one))]
+    useless = [one for one in alone if _useless(task, one)]
     if not alone:
         return []
-    best, notes = alone[0], []
+    if len(useless) == len(alone):
+        return ["No modality by itself is clearly better than the baseline."]
+    best = alone[0]
     name, value = f"“{best.name}”", figure(task.main(best).value)
     how, size = gain(task, best), _difference(task, best)
     if len(alone) == 1:
-        notes.append(f"There is one modality: {name} reaches {value} by itself.")
+        notes = [f"There is one modality: {name} reaches {value} by itself."]
     elif how == "better":
-        notes.append(f"{name} carries the most: {value} by itself. All modalities together are better by {size}.")
+        notes = [f"{name} carries the most: {value} by itself. All modalities together differ by {size}."]
     elif how == "worse":
-        notes.append(
-            f"{name} is better by itself ({value}): all modalities together differ by {size}. Leave the rest out."
-        )
-    elif how == "same":
-        notes.append(
-            f"{name} gives nearly all of it: {value} by itself; adding the other modalities is not clearly better ({size})."
-        )
-    baseline = task.first("baseline")
-    if baseline is not None:
-        floor, sign = task.main(baseline), 1 if task.greater_is_better else -1
-        useless = [one for one in alone if sign * (task.main(one).value - floor.value) <= 0 or _holds(task, one, floor)]
-        if useless:
-            names = ", ".join(f"“{one.name}”" for one in useless)
-            notes.append(f"No better than the baseline by itself: {names}.")
+        notes = [f"{name} is better by itself ({value}): all together differ by {size}. Leave the rest out."]
+    else:
+        notes = [f"{name} gives nearly all of it: {value} by itself. All together are not clearly better ({size})."]
+    if useless:
+        names = ", ".join(f"“{one.name}”" for one in useless)
+        notes.append(f"Not clearly better than the baseline by itself: {names}.")
     return notes
 
 
-def _holds(task: TaskResult, one: SystemResult, floor: Interval) -> bool:
-    found = task.main(one)
-    return found.known and found.low <= floor.value <= found.high
+def _useless(task: TaskResult, one: SystemResult) -> bool:
+    """Whether the system's interval reaches down to the baseline."""
+    baseline = task.first("baseline")
+    if baseline is None:
+        return False
+    found, floor = task.main(one), task.main(baseline).value
+    if task.greater_is_better:
+        return (found.low if found.known else found.value) < floor or found.value <= floor
+    return (found.high if found.known else found.value) > floor or found.value >= floor
 
 
 def _hidden(task: TaskResult) -> list[str]:
@@ -169,15 +174,13 @@ def _hidden(task: TaskResult) -> list[str]:
     if not ignored:
         return []
     names = ", ".join(f"“{column}”" for one in ignored for column in one.columns or [one.name])
+    return [f"The tuned model makes little use of {names}: hiding it does not clearly change {task.metric}."]
+
+
+def _certainty(task: TaskResult) -> list[str]:
+    if task.rows >= FEW_ROWS:
+        return []
     return [
-        f"The tuned model makes little use of {names}: hiding it changes {task.metric} by no more than chance would."
+        f"{_rows(task)} {'is' if task.rows == 1 else 'are'} few: every figure here is rough, and small differences"
+        " cannot be seen. Evaluate on more rows before relying on them."
     ]
-
-
-def _certainty(task: TaskResult, after: SystemResult) -> list[str]:
-    if task.rows < FEW_ROWS:
-        return [
-            f"{_rows(task)[0].upper() + _rows(task)[1:]} are few: every figure here is rough, and small differences"
-            " cannot be seen. Evaluate on more rows before relying on them."
-        ]
-    return []

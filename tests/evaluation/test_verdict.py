@@ -1,0 +1,98 @@
+"""The verdict says what the figures say, in each case that can arise."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from fusetune.evaluation.results import Interval, SystemResult, TaskResult
+from fusetune.evaluation.verdict import gain, verdict
+
+
+def system(name: str, kind: str, value: float, difference: tuple[float, float, float] | None = None) -> SystemResult:
+    gap = {} if difference is None else {"accuracy": Interval(*difference)}
+    return SystemResult(name, kind, "", {"accuracy": Interval(value, value - 0.02, value + 0.02)}, gap)  # type: ignore[arg-type]
+
+
+def result(*systems: SystemResult, rows: int = 1821, greater: bool = True) -> TaskResult:
+    return TaskResult("binary", "binary", "label", "accuracy", greater, rows, list(systems))
+
+
+BASE = system("majority", "baseline", 0.5, (0.38, 0.36, 0.4))
+AFTER = system("tuned", "after", 0.88)
+
+
+def before(*difference: float) -> SystemResult:
+    return system("frozen probe", "before", 0.81, difference)  # type: ignore[arg-type]
+
+
+def test_tuning_helped() -> None:
+    said = verdict(result(BASE, before(0.07, 0.05, 0.09), AFTER))
+    assert said.headline == (
+        "Tuning raised accuracy from 0.810 (frozen probe) to 0.880 [0.860, 0.900] on 1,821 test rows;"
+        " difference +0.070 [+0.050, +0.090]."
+    )
+    assert said.tone == "good" and said.notes == []
+
+
+@pytest.mark.parametrize(
+    ("difference", "words", "tone"),
+    [
+        ((0.01, -0.02, 0.04), "did not clearly help", "unsure"),
+        ((-0.07, -0.09, -0.05), "Tuning made it worse", "bad"),
+        ((0.07, math.nan, math.nan), "cannot be told", "unsure"),
+    ],
+)
+def test_tuning_did_not_help(difference: tuple[float, float, float], words: str, tone: str) -> None:
+    said = verdict(result(BASE, before(*difference), AFTER))
+    assert words in said.headline and said.tone == tone
+
+
+def test_where_less_is_better_a_fall_is_a_gain() -> None:
+    said = verdict(result(before(-0.07, -0.09, -0.05), AFTER, greater=False))
+    assert said.headline.startswith("Tuning lowered accuracy (lower is better) from") and said.tone == "good"
+    assert gain(result(greater=False), before(0.07, 0.05, 0.09)) == "worse"
+
+
+def test_no_better_than_guessing_is_said_and_never_good() -> None:
+    guess = system("majority", "baseline", 0.87, (0.01, -0.01, 0.03))
+    said = verdict(result(guess, before(0.07, 0.05, 0.09), AFTER))
+    assert said.tone == "unsure" and any("not clearly better than the baseline" in note for note in said.notes)
+
+
+def test_modalities_that_carry_add_or_lack() -> None:
+    photo = system("photo", "alone", 0.5, (0.38, 0.3, 0.4))
+    text = system("text", "alone", 0.8, (0.08, 0.05, 0.1))
+    notes = " ".join(verdict(result(BASE, before(0.07, 0.05, 0.09), photo, text, AFTER)).notes)
+    assert "“text” carries the most: 0.800" in notes
+    assert "Not clearly better than the baseline by itself: “photo”" in notes
+    for gap, words in (((0.01, -0.01, 0.03), "nearly all of it"), ((-0.05, -0.07, -0.03), "Leave the rest out")):
+        notes = " ".join(
+            verdict(result(BASE, before(0.07, 0.05, 0.09), system("text", "alone", 0.8, gap), photo, AFTER)).notes
+        )
+        assert words in notes
+    notes = " ".join(verdict(result(BASE, photo, AFTER)).notes)
+    assert "No modality by itself is clearly better" in notes
+
+
+def test_a_hidden_modality_that_changes_nothing_is_named() -> None:
+    hidden = system("without voice", "without", 0.88, (0.0, -0.01, 0.01))
+    hidden.columns = ["voice"]
+    assert any("little use of “voice”" in note for note in verdict(result(BASE, hidden, AFTER)).notes)
+
+
+def test_few_rows_are_said_to_be_few() -> None:
+    said = verdict(result(BASE, before(0.07, 0.05, 0.09), AFTER, rows=38))
+    assert any("38 test rows are few" in note for note in said.notes)
+
+
+@pytest.mark.parametrize("systems", [(), (BASE,), (SystemResult("tuned", "after", "", {}),)])
+def test_without_figures_there_is_no_verdict(systems: tuple[SystemResult, ...]) -> None:
+    assert "There is no verdict" in verdict(result(*systems)).headline
+
+
+def test_the_tuned_model_by_itself() -> None:
+    assert (
+        verdict(result(AFTER)).headline == "The tuned model reaches accuracy 0.880 [0.860, 0.900] on 1,821 test rows."
+    )
