@@ -124,7 +124,7 @@ def test_small_net_reads_the_factor(tickets: Tickets, column: str, request: pyte
     assert reached >= 0.97
 
 
-_MEMORISES = pytest.mark.xfail(reason="this net memorises labels before it finds the dialog: docs/samples.md", strict=False)
+_MEMORISES = pytest.mark.xfail(reason="the labels are memorised first: docs/samples.md", strict=False)
 
 
 @pytest.mark.parametrize("column", [pytest.param("screenshot", marks=_MEMORISES), "voice"])
