@@ -299,6 +299,9 @@ def test_data_frames(tmp_path):
             "when": pandas.to_datetime(["2020-01-02 03:04", None]),
             "list": [["a", "b"], ["c"]],
             "bytes": [b"\xff", None],
+            "period": pandas.period_range("2020-01", periods=2, freq="M"),
+            "bin": pandas.cut([1.0, 2.0], 2),
+            "class": pandas.Categorical(["u", "v"]),
             7: [True, False],
         },
         index=["x", "y"],
@@ -308,6 +311,9 @@ def test_data_frames(tmp_path):
     assert table.cells("mixed") == [1, "00501"]
     assert table.cells("gap") == [2**60 + 1, None]
     assert table.cells("list") == [["a", "b"], ["c"]]
+    assert table.cells("period") == ["2020-01", "2020-02"]
+    assert table.cells("bin")[1].startswith("(1.5")
+    assert table.cells("class") == ["u", "v"]
     assert table.cells("7") == [True, False]
     assert table.cells("bytes") == [b"\xff", None]
     assert table.cells("when")[0].startswith("2020-01-02 03:04")

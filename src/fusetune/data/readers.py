@@ -276,10 +276,15 @@ def from_pandas(frame: Any, folder: Path) -> Table:
     arrays, fields = [], []
     for place, name in enumerate(names):
         series = frame.iloc[:, place]
-        if series.dtype == object:
+        part = None
+        # Arrow would keep periods as numbers, and categories that are intervals as pairs.
+        if not str(series.dtype).startswith(("object", "category", "period", "interval")):
+            try:
+                part = pa.table({name: pa.array(series, from_pandas=True)})
+            except (pa.ArrowException, TypeError, ValueError):
+                part = None
+        if part is None:
             part = from_cells({name: [_cell(value) for value in series]}, source)
-        else:
-            part = pa.table({name: pa.array(series, from_pandas=True)})
         fields.append(normal_field(part.schema.field(0)))
         arrays.append(normal_array(part.column(0).combine_chunks(), fields[-1]))
     return Table(pa.Table.from_arrays(arrays, schema=pa.schema(fields)), source=source, base_dir=folder)
@@ -297,6 +302,8 @@ def _cell(value: Any) -> Any:
         return None
     if hasattr(value, "isoformat"):
         return value.isoformat()
+    if type(value).__name__ in ("Period", "Interval", "Decimal"):
+        return str(value)
     if isinstance(value, tuple | set | frozenset):
         return list(value)
     return os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 MIN_ROWS = 20
 MIN_GROUPS = 10
@@ -123,8 +122,8 @@ def _group(name: str, texts: list[str]) -> Found | None:
     words = words_of(name)
     if not (words and words[0] in _OWNERS and set(words[1:]) <= _OWNER_ENDINGS):
         return None
-    _, counts = np.unique(np.array(texts, dtype=object).astype(str), return_counts=True)
-    if not MIN_GROUPS <= len(counts) <= 0.9 * len(texts) or counts.max() > len(texts) / 3:
+    counts = Counter(texts)
+    if not MIN_GROUPS <= len(counts) <= 0.9 * len(texts) or max(counts.values()) > len(texts) / 3:
         return None
     return Found(
         "group", f"{len(counts)} {words[0]}s in {len(texts)} rows: the rows of one stay on one side of the split"

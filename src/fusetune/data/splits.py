@@ -162,15 +162,17 @@ def _by_chance(
 def strata_of(cells: Sequence[Any]) -> np.ndarray:
     """(rows,) int64: which class, or which tenth of the range of numbers, each cell is in."""
     texts = ["" if is_missing(cell) else _text(cell) for cell in cells]
-    labels, codes = np.unique(np.array(texts), return_inverse=True)
-    if len(labels) > MAX_CLASSES:
+    # Plain dictionaries: a numpy array of strings makes every one as wide as the longest.
+    places = {text: place for place, text in enumerate(sorted(set(texts)))}
+    codes = np.array([places[text] for text in texts], dtype=np.int64)
+    if len(places) > MAX_CLASSES:
         try:
             numbers = np.array([float(text) if text else np.nan for text in texts])
         except ValueError:
-            return codes.astype(np.int64)
+            return codes
         edges = np.nanquantile(numbers, np.linspace(0, 1, NUM_BINS + 1)[1:-1])
         return np.searchsorted(edges, numbers).astype(np.int64)  # NaN sorts behind the last edge
-    return codes.astype(np.int64)
+    return codes
 
 
 def whole_units(table: Table, schema: Schema) -> np.ndarray:
