@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -165,7 +165,7 @@ class Backbone(nn.Module):
             return values, mask, own
         rows: list[Tensor] = []
         found: list[Tensor] = []
-        for length in lengths.unique().tolist():
+        for length in sorted(set(lengths.tolist())):
             same = (lengths == length).nonzero().squeeze(1)
             rows.append(same)
             found.append(self._call({name: waves[same, :length]})[0])
@@ -223,8 +223,12 @@ class Backbone(nn.Module):
         """Recompute activations in the backward pass instead of keeping them; False where the model cannot."""
         if not getattr(self.model, "supports_gradient_checkpointing", False):
             return False
-        enable = cast(Callable[..., None], self.model.gradient_checkpointing_enable)
-        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        options = {"use_reentrant": False}
+        model: Any = self.model
+        if hasattr(model, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+        else:  # the name in older releases of transformers
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
         return True
 
     # ---- files

@@ -122,8 +122,8 @@ class ImageInputs:
         Args:
             image: in mode RGB, of any size from 1 by 1.
         """
-        pixels = self.processor(image, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
-        pixels = np.asarray(pixels)
+        made = self.processor(image, do_rescale=False, do_normalize=False, return_tensors="np")
+        pixels: np.ndarray = np.asarray(made["pixel_values"][0])
         if not self.fixed:
             pixels = _centre(pixels, *self.image_size)
         if pixels.dtype != np.uint8:

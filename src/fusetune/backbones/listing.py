@@ -80,7 +80,7 @@ def kinds_of(path: Path, config: dict[str, Any]) -> tuple[str, ...]:
     """The kinds of column that a model folder can encode, by its config and the processor files beside it."""
     from transformers import CONFIG_MAPPING, MODEL_MAPPING
 
-    model = MODEL_MAPPING.get(CONFIG_MAPPING[config["model_type"]], None)
+    model: Any = MODEL_MAPPING.get(CONFIG_MAPPING[config["model_type"]], None)
     if model is None:
         return ()
     model = model[0] if isinstance(model, tuple | list) else model

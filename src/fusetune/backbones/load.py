@@ -124,7 +124,7 @@ def _restore(folder: Path, saved: dict[str, Any]) -> Backbone:
 
     with quiet():
         config = _steady(AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
-        model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)  # type: ignore[no-untyped-call]
     kind = saved["kind"]
     part, method = structure.narrow(model, kind, spectrogram=(folder / SPECTROGRAM).is_file())
     tokens = int(saved["max_tokens"]) or None
@@ -156,6 +156,7 @@ def _steady(config: Any) -> Any:
 
 def _load(folder: Path, raw: dict[str, Any]) -> tuple[Any, set[str]]:
     """The model of a folder and the names of the parameters that its checkpoint lacks."""
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModel
 
     try:
@@ -170,7 +171,16 @@ def _load(folder: Path, raw: dict[str, Any]) -> tuple[Any, set[str]]:
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, AttributeError) as error:
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        ImportError,
+        AttributeError,
+        SafetensorError,
+    ) as error:
         raise BackboneError(
             f"transformers cannot load this model (model_type {raw.get('model_type')!r})",
             expected="a folder that transformers.AutoModel loads",
@@ -253,8 +263,7 @@ def _small_input(backbone: Backbone) -> dict[str, Tensor]:
     if isinstance(inputs, TextInputs):
         return inputs.collate([inputs.prepare("a small text")])
     if isinstance(inputs, ImageInputs):
-        noise = np.random.default_rng(0).integers(0, 256, (3, *inputs.image_size), dtype=np.uint8)
-        return inputs.collate([noise])
+        return inputs.collate([np.random.default_rng(0).integers(0, 256, (3, *inputs.image_size), dtype=np.uint8)])
     noise = np.random.default_rng(0).normal(0, 0.1, inputs.sampling_rate)
     return inputs.collate([inputs.prepare(noise.astype(np.float32))])
 

@@ -195,9 +195,10 @@ def fingerprint(files: list[Path]) -> str:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without transformers' and the hub's progress bars and load reports; what was set before comes back."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-    from transformers.utils import logging
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging as their_logging
 
+    logging: Any = their_logging
     level, bars, hub_bars = logging.get_verbosity(), logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()

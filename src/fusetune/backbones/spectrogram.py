@@ -144,7 +144,7 @@ class Spectrogram:
         frames = np.lib.stride_tricks.sliding_window_view(waveform, self.window_length)[:: self.hop_length]
         magnitude = np.abs(np.fft.rfft(frames * self._window, n=self.fft_length))  # (frames, frequencies)
         energy = magnitude if self.power == 1.0 else magnitude**2
-        return np.log(energy @ self.mel_filters + self.log_offset).astype(np.float32)
+        return np.asarray(np.log(energy @ self.mel_filters + self.log_offset), dtype=np.float32)
 
     def patches(self, waveform: np.ndarray) -> np.ndarray:
         """The sound as patches: (patches, patch_frames, num_mel_filters) float32, at least one.
