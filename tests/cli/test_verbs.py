@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import fusetune
+from fusetune.cli import common
 from fusetune.cli.main import app
 from fusetune.evaluation.results import Interval, RunResults, SystemResult, TaskResult, to_json
 
@@ -83,7 +84,7 @@ class TestFit:
             "val": "v.csv",
             "test": "t.csv",
             "out": Path("runs/priority"),
-            "progress": True,
+            "progress": False,
         }
         assert "tuned" in done.stdout
         assert str(Path("runs/priority/report.html")) in done.stdout
@@ -119,7 +120,15 @@ class TestFit:
     def test_json_is_the_report_and_nothing_else(self, api):
         done = run("fit", "a.csv", "-t", "priority", "--json")
         assert json.loads(done.stdout)["tasks"][0]["target"] == "priority"
-        assert api.calls[0][2]["progress"] is False
+
+    @pytest.mark.parametrize(
+        ("terminal", "rank", "as_json", "shown"),
+        [(True, "0", False, True), (False, "0", False, False), (True, "1", False, False), (True, "0", True, False)],
+    )
+    def test_progress_is_for_people_at_a_terminal(self, monkeypatch, terminal, rank, as_json, shown):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setattr(sys, "stdout", types.SimpleNamespace(isatty=lambda: terminal))
+        assert common.shows_progress(as_json) is shown
 
     @pytest.mark.parametrize(
         ("arguments", "said"),
@@ -282,12 +291,13 @@ class TestBackbones:
         (tmp_path / "old" / "pytorch_model.bin").write_bytes(b"x")
         return tmp_path
 
-    def test_folder_of_models(self, models):
+    def test_folder_of_models(self, models, monkeypatch):
         vit, old = json.loads(run("backbones", str(models), "--json").stdout)
         assert (Path(vit["name"]).name, vit["kinds"]) == ("vit", ["image"])
         assert (Path(old["name"]).name, old["refused"]) == ("old", "the folder has no safetensors weights")
-        shown = run("backbones", str(models)).stdout
-        assert "vit" in shown
+        monkeypatch.chdir(models)
+        shown = run("backbones", ".").stdout
+        assert "│ vit " in shown
         assert "cannot be used" in shown
 
     def test_describes_a_model_for_the_kinds_it_reads(self, models):

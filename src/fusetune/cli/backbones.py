@@ -81,9 +81,9 @@ def _refused(folder: Path, listed: set[str]) -> list[dict[str, Any]]:
 
 
 def _list(listed: list[dict[str, Any]]) -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    shown = Table("name", "reads", "dim", "parameters", "where")
+    shown = Table(Column("name", overflow="fold"), "reads", "dim", "parameters", "where")
     for one in listed:
         if "refused" in one:
             shown.add_row(one["name"], "", "", "", f"cannot be used: {one['refused']}")

@@ -56,6 +56,11 @@ def leads() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def shows_progress(as_json: bool) -> bool:
+    """Whether to draw progress bars: in the first process, on a terminal, for people."""
+    return leads() and not as_json and sys.stdout.isatty()
+
+
 def console() -> Console:
     """Where results are printed: standard output; silent in all processes but the first."""
     from rich.console import Console

@@ -50,7 +50,7 @@ def demo(
         test=tickets.tables["test"],
         out=out / "model",
         overrides=[f"seed={seed}"],
-        progress=speaks,
+        progress=common.shows_progress(as_json),
     )
     show(tuned, as_json=as_json)
     if speaks and tuned.results is not None:

@@ -58,7 +58,7 @@ def fit(
         test=test,
         out=out or chosen.out or _folder_for(target or chosen.target),
         config=chosen,
-        progress=not as_json and common.leads(),
+        progress=common.shows_progress(as_json),
     )
     show(tuned, as_json=as_json)
 
