@@ -16,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 
 from fusetune.data.arrow import from_cells, normal_array, normal_batches, normal_field, normal_schema
+from fusetune.data.json_files import read_jsonl
 from fusetune.data.quarantine import Rejected, check_rate
 from fusetune.data.table import Source, Table
-from fusetune.data.text_files import BATCH_ROWS, Parsed, check_names, read_delimited, read_jsonl
+from fusetune.data.text_files import BATCH_ROWS, Parsed, check_names, read_delimited
 from fusetune.errors import StorageError, TableError, nearest
 
 FORMAT = 1

@@ -210,7 +210,7 @@ class Schema:
             SchemaError: it is not YAML, or not a schema; with all problems at once.
         """
         try:
-            data = yaml.load(text, Loader=_Loader)
+            data = _Loader(text).get_single_data()
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise SchemaError(
                 f"the schema is not YAML: {error}", do="check the indentation and the quotes there", file=source
