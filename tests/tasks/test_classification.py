@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -57,6 +57,7 @@ def test_numbers_from_another_reader_are_the_same_labels():
     assert fitted(["1", "2"]).truth([2.0, 1]).tolist() == [1, 0]
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(min_size=1), min_size=2).filter(lambda labels: len(set(labels)) > 1))
 def test_any_text_is_a_label_and_comes_back_as_it_was(labels):
     task = fitted(labels)
@@ -67,6 +68,7 @@ def test_any_text_is_a_label_and_comes_back_as_it_was(labels):
     assert again.columns(certain)["animal"] == labels
 
 
+@settings(deadline=None)
 @given(st.one_of(st.integers(), st.booleans(), st.floats(allow_nan=False), st.text(min_size=1)))
 def test_a_label_is_its_own_label(cell):
     assert label_text(label_text(cell)) == label_text(cell)

@@ -47,7 +47,7 @@ def test_free_text_and_nothing_are_refused():
         infer_task(["", None, float("nan")], "review")
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(
     st.lists(
         st.one_of(

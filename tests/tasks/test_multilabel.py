@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 from torch.nn import functional as F
@@ -46,6 +46,7 @@ def test_unreadable_cells_are_refused(cell):
         fitted().check(cell, row=3)
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.text(min_size=1).filter(lambda s: s.strip() == s), unique=True), min_size=1))
 def test_label_sets_survive_json_and_back(sets):
     cells = [json.dumps(labels) for labels in sets] + ['["one"]', '["two"]']

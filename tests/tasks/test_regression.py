@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.preprocessing import PowerTransformer
 from torch.nn import functional as F
@@ -36,6 +36,7 @@ def test_the_loss_is_torchs_on_the_learned_scale(loss, expected):
 
 
 @pytest.mark.parametrize("name", [name for name in TRANSFORMS if name != "quantile"])
+@settings(deadline=None)
 @given(values=st.lists(st.floats(0, 1e6), min_size=3, unique=True))
 def test_every_scale_leads_back(name, values):
     numbers = np.asarray(values)

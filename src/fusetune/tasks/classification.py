@@ -44,13 +44,23 @@ class LabelTask(Task):
 
     def __init__(self, target: str) -> None:
         super().__init__(target)
-        self.classes: list[str] = []
+        self.classes = []
         self.counts: list[int] = []
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names in the order of the scores' columns."""
+        return self._classes
+
+    @classes.setter
+    def classes(self, classes: list[str]) -> None:
+        self._classes = classes
+        self._places = {label: place for place, label in enumerate(classes)}
 
     @property
     def labels(self) -> list[str]:
         """Class names in the order of the scores' columns."""
-        return self.classes
+        return self._classes
 
     def _learn(self, values: Sequence[Any]) -> Counter[str]:
         """Counts of the labels in the train rows.
@@ -71,8 +81,7 @@ class LabelTask(Task):
 
     def _index(self, value: Any) -> int | None:
         """The class index of a cell, or None: a float may also be written with its point in the train rows."""
-        places = {label: place for place, label in enumerate(self.classes)}
-        return places.get(label_text(value), places.get(str(value)))
+        return self._places.get(label_text(value), self._places.get(str(value)))
 
     def check(self, value: Any, *, row: int) -> None:
         """Refuse a label that no train row has.

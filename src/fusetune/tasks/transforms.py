@@ -52,7 +52,7 @@ def yeo_johnson_back(values: np.ndarray, power: float) -> np.ndarray:
 
 
 class Transform:
-    """A target's scale: bend (log, power or quantiles), then zero mean and unit variance.
+    """A target's scale: bend (log, power of the standardised numbers, or quantiles), then zero mean and unit variance.
 
     `forward` and `back` take and give (rows,) float64.
     """
@@ -72,7 +72,7 @@ class Transform:
                 do=nearest(name, TRANSFORMS),
             )
         self.name = name
-        self.power = 1.0
+        self.power, self.shift, self.width = 1.0, 0.0, 1.0
         self.points: np.ndarray = np.zeros(0)
         self.mean, self.scale = 0.0, 1.0
         self.low, self.high = -np.inf, np.inf
@@ -95,7 +95,9 @@ class Transform:
                 column=column,
             )
         if self.name == "yeo-johnson":
-            self.power = _best_power(values)
+            # far from zero the likeliest power is so extreme that its inverse loses all digits
+            self.shift, self.width = float(values.mean()), float(values.std()) or 1.0
+            self.power = _best_power((values - self.shift) / self.width)
         if self.name == "quantile":
             self.points = np.quantile(values, np.linspace(0, 1, min(QUANTILES, len(values))))
         bent = self._bend(values)
@@ -118,14 +120,14 @@ class Transform:
         if self.name == "log1p":
             return np.asarray(np.expm1(bent))
         if self.name == "yeo-johnson":
-            return yeo_johnson_back(bent, self.power)
+            return yeo_johnson_back(bent, self.power) * self.width + self.shift
         return np.asarray(np.interp(ndtr(bent), np.linspace(0, 1, len(self.points)), self.points))
 
     def _bend(self, values: np.ndarray) -> np.ndarray:
         if self.name == "log1p":
             return np.asarray(np.log1p(np.maximum(values, np.nextafter(-1, 0))))
         if self.name == "yeo-johnson":
-            return yeo_johnson(values, self.power)
+            return yeo_johnson((values - self.shift) / self.width, self.power)
         if self.name == "quantile":
             places = np.linspace(0, 1, len(self.points))
             # equal reference points share the middle of their places: the mean of reading from either end
@@ -138,7 +140,7 @@ class Transform:
         """Everything `from_state` needs, as JSON."""
         return {
             "name": self.name,
-            "power": self.power,
+            "power": [self.power, self.shift, self.width],
             "points": self.points.tolist(),
             "mean": self.mean,
             "scale": self.scale,
@@ -149,7 +151,8 @@ class Transform:
     def from_state(cls, state: dict[str, Any]) -> Transform:
         """The transform that `state()` described."""
         transform = cls(state["name"])
-        transform.power, transform.points = float(state["power"]), np.asarray(state["points"], dtype=np.float64)
+        transform.power, transform.shift, transform.width = map(float, state["power"])
+        transform.points = np.asarray(state["points"], dtype=np.float64)
         transform.mean, transform.scale = float(state["mean"]), float(state["scale"])
         if state["range"] is not None:
             transform.low, transform.high = map(float, state["range"])

@@ -92,7 +92,7 @@ def check_gradients(make: MakeFusion) -> None:
     fusion = make(COLUMNS, DIM).eval()
     inputs = make_inputs(absent=float("nan"))
     pooled = _run(fusion, inputs).pooled
-    (pooled * torch.randn(pooled.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+    torch.autograd.backward((pooled * torch.randn(pooled.shape, generator=torch.Generator().manual_seed(1))).sum())
     for name, parameter in fusion.named_parameters():
         assert parameter.requires_grad, f"{name} is not trained"
         assert parameter.grad is not None, f"{name} has no gradient"

@@ -127,7 +127,7 @@ def check_loss(make: MakeTask, cells: Sequence[Any]) -> None:
 
     leaf = logits.detach().requires_grad_()
     nothing = task.loss(leaf, Target(target.values, torch.zeros_like(target.labelled)), ones)
-    nothing.backward()
+    torch.autograd.backward(nothing)
     assert nothing == 0 and leaf.grad is not None and not leaf.grad.any(), "no labelled row must give 0 with a gradient"
 
 
@@ -138,11 +138,11 @@ def check_learning(make: MakeTask, cells: Sequence[Any]) -> None:
     head, features = task.build_head(DIM), torch.from_numpy(example_features())
     target, ones = task.encode(cells), torch.ones(len(cells))
     optimizer = torch.optim.Adam(head.parameters(), lr=0.1)
-    losses = []
+    losses: list[float] = []
     for _ in range(40):
         optimizer.zero_grad()
         loss = task.loss(head(features), target, ones)
-        loss.backward()
+        torch.autograd.backward(loss)
         for name, parameter in head.named_parameters():
             assert parameter.grad is not None and parameter.grad.isfinite().all(), f"{name} has no finite gradient"
             assert losses or parameter.grad.any(), f"{name}'s gradient is zero"
