@@ -16,11 +16,11 @@ import pytest
 from rich.console import Console
 
 from fusetune.errors import FolderError, StorageError
+from fusetune.evaluation.details import Confusion
 from fusetune.evaluation.plots import comparison, learning
 from fusetune.evaluation.plots_detail import confused_pairs, confusion_map
 from fusetune.evaluation.report import render, terminal_table, write_report
 from fusetune.evaluation.results import (
-    Confusion,
     CurvePoint,
     LearningCurve,
     RunResults,

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from fusetune.evaluation.results import Calibration, ReliabilityBin
+from fusetune.evaluation.details import Calibration, ReliabilityBin
 
 TINY = 1e-12
 

@@ -13,7 +13,7 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from fusetune.evaluation.results import ClassRow, Confusion, Curve, DecileSpread, NumberFit
+from fusetune.evaluation.details import ClassRow, Confusion, Curve, DecileSpread, NumberFit
 
 MAX_CURVES = 10
 MAX_POINTS = 120

@@ -100,8 +100,8 @@ def judge(
     if len(truth) == 0:
         return result
     if kind == "regression":
-        result.fit = number_fit(tuned.scores, truth, seed=seed)
         predicted = tuned.scores
+        result.fit = number_fit(predicted, truth, seed=seed)
     else:
         scores = probabilities(tuned.scores)
         predicted = predictions(task, tuned.scores, truth)

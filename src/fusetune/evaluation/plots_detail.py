@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from fusetune.evaluation.results import Calibration, Confusion, Curve, NumberFit
+from fusetune.evaluation.details import Calibration, Confusion, Curve, NumberFit
 from fusetune.evaluation.svg import Panel, Svg, figure, padded, short
 
 MAX_MAP = 200

@@ -20,18 +20,16 @@ import math
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from fusetune.errors import FolderError
+from fusetune.evaluation.details import Calibration, ClassRow, Confusion, Curve, Number, NumberFit
 
 FORMAT = 1
 """The version of report.json's layout; grows when a field changes its meaning."""
-
-Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
-"""A float where null stands for nan."""
 
 SystemKind = Literal["baseline", "before", "alone", "without", "after"]
 """What is compared: a constant guess; the frozen backbones with a linear probe; a model that sees one modality only;
@@ -77,18 +75,6 @@ class SystemResult:
 
 
 @dataclass
-class ClassRow:
-    """One class of the tuned model's predictions. `average_precision` is nan where the class has no row."""
-
-    label: str
-    support: int
-    precision: Number
-    recall: Number
-    f1: Number
-    average_precision: Number = math.nan
-
-
-@dataclass
 class Slice:
     """The rows where `column` has `value`, and the main metric of the tuned model on them."""
 
@@ -96,89 +82,6 @@ class Slice:
     value: str
     rows: int
     metric: Interval
-
-
-@dataclass
-class Confusion:
-    """Counts of (truth, prediction): only those above 0, as `[true index, predicted index, rows]`."""
-
-    cells: list[list[int]]
-
-
-@dataclass
-class Curve:
-    """One class's ROC or precision-recall curve, thinned out. `area` is that of the full curve (AP for PR)."""
-
-    label: str
-    x: list[Number]
-    y: list[Number]
-    area: Number
-    rate: Number = math.nan
-    """The share of rows that have this class: what PR's precision is for a random order."""
-
-
-@dataclass
-class DecileSpread:
-    """Rows of like prediction: mean prediction, and the 10th, 50th and 90th percentile of (prediction - truth)."""
-
-    predicted: Number
-    low: Number
-    middle: Number
-    high: Number
-    rows: int
-
-
-@dataclass
-class NumberFit:
-    """How a regression's predictions lie to the truth.
-
-    Attributes:
-        truth, predicted: some of the rows (all where there are few), drawn by seed.
-        edges, counts: the histogram of prediction - truth over all rows; one more edge than counts.
-        spread: by tenths of the prediction, lowest first.
-    """
-
-    truth: list[Number]
-    predicted: list[Number]
-    edges: list[Number]
-    counts: list[int]
-    spread: list[DecileSpread]
-
-
-@dataclass
-class ReliabilityBin:
-    """Rows whose confidence lies in [low, high): their mean confidence, and how often they were right."""
-
-    low: Number
-    high: Number
-    rows: int
-    confidence: Number
-    accuracy: Number
-
-
-@dataclass
-class Calibration:
-    """Whether probabilities mean what they say.
-
-    Attributes:
-        bins: equal-width bins of the confidence (top-label; for multi-label, every label's probability).
-        ece: expected calibration error over those bins, 0 to 1 (Naeini et al. 2015).
-        adaptive_ece: the same over bins of equal rows (Nixon et al. 2019, arXiv:1904.01685).
-        brier: mean squared distance of the probabilities from the truth; for classes summed over classes, 0 to 2;
-            for binary of the positive class alone, 0 to 1; for multi-label the mean over labels.
-        measures: what `confidence` is, for people.
-        temperature: the one number by which the validation rows' log-probabilities are best divided; above 1, the
-            model is too sure of itself. nan where it was not fitted.
-        ece_scaled: `ece` after dividing by it.
-    """
-
-    bins: list[ReliabilityBin]
-    ece: Number
-    adaptive_ece: Number
-    brier: Number
-    measures: str
-    temperature: Number = math.nan
-    ece_scaled: Number = math.nan
 
 
 @dataclass
