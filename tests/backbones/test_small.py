@@ -28,7 +28,7 @@ def sound(generator: np.random.Generator, label: int) -> np.ndarray:
     return wave.astype(np.float32)
 
 
-def accuracy(backbone: Backbone, cells: list[np.ndarray], labels: torch.Tensor, steps: int) -> float:
+def accuracy(backbone: Backbone, cells: list[np.ndarray], labels: torch.Tensor, steps: int, size: int) -> float:
     """On the last quarter of the cells, after training on the others."""
     collate = backbone.collate_images if backbone.kind == "image" else backbone.collate_audio
     num_train = len(cells) * 3 // 4
@@ -37,7 +37,7 @@ def accuracy(backbone: Backbone, cells: list[np.ndarray], labels: torch.Tensor, 
     backbone.train()
     order = np.random.default_rng(0)
     for _ in range(steps):
-        chosen = order.choice(num_train, 32, replace=False)
+        chosen = order.choice(num_train, size, replace=False)
         logits = head(backbone(**collate([cells[i] for i in chosen])).values[:, 0])
         optimizer.zero_grad()
         nn.functional.cross_entropy(logits, labels[chosen]).backward()
@@ -54,7 +54,7 @@ def test_pictures() -> None:
     backbone = load_backbone(None, "image")
     labels = torch.from_numpy(generator.integers(0, 4, 320))
     cells = [backbone.prepare_image(picture(generator, int(label))) for label in labels]
-    assert accuracy(backbone, cells, labels, steps=50) >= 0.9
+    assert accuracy(backbone, cells, labels, steps=50, size=32) >= 0.9
     assert not backbone.pretrained and backbone.key == "image_small"
 
 
@@ -64,5 +64,5 @@ def test_sounds() -> None:
     backbone = load_backbone(None, "audio")
     labels = torch.from_numpy(generator.integers(0, 4, 240))
     cells = [backbone.prepare_audio(sound(generator, int(label)), 16_000) for label in labels]
-    assert accuracy(backbone, cells, labels, steps=40) >= 0.9
+    assert accuracy(backbone, cells, labels, steps=70, size=16) >= 0.9
     assert not backbone.pretrained and backbone.key == "audio_small"
