@@ -85,15 +85,20 @@ def load_backbone(
         norm_eval=norm_eval,
     )
     _settle(backbone, pool, found.folder)
-    lacking = sorted(names[id(p)] for p in backbone.parameters() if names.get(id(p)) in missing)
+    lacking = [names[id(p)] for p in backbone.parameters() if names.get(id(p)) in missing]
     if lacking:
-        raise BackboneError(
-            "the checkpoint lacks weights of the encoder, which would be random",
-            came=f"no {', '.join(lacking[:3])}" + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""),
-            do="check that config.json belongs to these weights",
-            file=str(found.folder),
-        )
+        raise _lacking(sorted(lacking), found.folder)
     return backbone
+
+
+def _lacking(names: list[str], folder: Path) -> BackboneError:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return BackboneError(
+        "the checkpoint lacks weights of the encoder, which would be random",
+        came=f"no {', '.join(names[:3])}{more}",
+        do="check that config.json belongs to these weights",
+        file=str(folder),
+    )
 
 
 def restore_backbone(folder: Path) -> Backbone:

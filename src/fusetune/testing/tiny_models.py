@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 WORDS = [f"w{number}" for number in range(40)]
@@ -22,19 +21,36 @@ def tokenizer(
     folder: Path, *, pad: bool = True, specials: bool = True, limit: int = 32, names: list[str] | None = None
 ) -> None:
     """A word-level fast tokenizer over `WORDS`."""
-    core = Tokenizer(models.WordLevel(VOCAB, unk_token="[UNK]"))
-    core.normalizer = normalizers.Lowercase()
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    if specials:
-        core.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", VOCAB["[CLS]"]), ("[SEP]", VOCAB["[SEP]"])]
-        )
+    marks = [(word, VOCAB[word]) for word in ("[CLS]", "[SEP]")]
+    frame = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "[CLS]", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+            {"SpecialToken": {"id": "[SEP]", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {word: {"id": word, "ids": [number], "tokens": [word]} for word, number in marks},
+    }
+    core = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": {"type": "Lowercase"},
+        "pre_tokenizer": {"type": "Whitespace"},
+        "post_processor": frame if specials else None,
+        "decoder": None,
+        "model": {"type": "WordLevel", "vocab": VOCAB, "unk_token": "[UNK]"},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(core))
     given: dict[str, Any] = {"unk_token": "[UNK]", "model_max_length": limit}
     if pad:
         given["pad_token"] = "[PAD]"
     if names:
         given["model_input_names"] = names
-    made: Any = PreTrainedTokenizerFast(tokenizer_object=core, **given)  # type: ignore[no-untyped-call]
+    file = str(folder / "tokenizer.json")
+    made: Any = PreTrainedTokenizerFast(tokenizer_file=file, **given)  # type: ignore[no-untyped-call]
     made.save_pretrained(str(folder))
 
 
