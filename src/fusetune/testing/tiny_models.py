@@ -32,7 +32,7 @@ def tokenizer(
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
         "special_tokens": {word: {"id": word, "ids": [number], "tokens": [word]} for word, number in marks},
     }
-    core = {
+    core: dict[str, Any] = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
