@@ -118,8 +118,6 @@ class ReportConfig(Section):
     alone: Literal["probe", "tuned", "none"] = "probe"
     """Each modality alone: `probe` is a linear model on its frozen features (an encoder trained from scratch is
     trained alone); `tuned` trains every modality alone with the same recipe; `none` leaves it out."""
-    before: bool = True
-    """The frozen pretrained model with a linear probe."""
     bootstrap: Annotated[int, Field(ge=0)] = 1000
     """Resamples for the intervals; 0 leaves them out."""
     slices: list[str] = []
@@ -151,6 +149,10 @@ def _by_name(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _by_kind(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -172,7 +174,9 @@ class Config(Section):
     out: str | None = None
     """The folder for the tuned model and the report. None: a temporary one."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    columns: dict[str, Annotated[ColumnConfig, BeforeValidator(lambda v: {"kind": v} if isinstance(v, str) else v)]] = {}
+    columns: dict[
+        str, Annotated[ColumnConfig, BeforeValidator(lambda v: {"kind": v} if isinstance(v, str) else v)]
+    ] = {}
     """Per column: kind, role, backbone and its kind's options. `{year: number}` is `{year: {kind: number}}`."""
     schema_file: str | None = None
     """A schema as `fusetune schema TABLE -o FILE` writes it, edited; `columns` goes on top of it."""
@@ -230,7 +234,8 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """The config as YAML; what is at its default is left out."""
-        return yaml.safe_dump(self.model_dump(exclude_defaults=True, mode="json"), sort_keys=False, allow_unicode=True)
+        settings = self.model_dump(exclude_defaults=True, mode="json")
+        return str(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
     def with_overrides(self, overrides: Sequence[str] | Mapping[str, Any]) -> Config:
         """The config with `["trainer.epochs=5", "fusion=gated"]` or nested settings laid over it.
@@ -260,7 +265,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError("the config cannot be read", file=str(path), came=str(error)) from error
     if not isinstance(settings, dict):
         raise ConfigError(
-            "the config is not a mapping", file=str(path), expected="lines of `key: value`", came=type(settings).__name__
+            "the config is not a mapping",
+            file=str(path),
+            expected="lines of `key: value`",
+            came=type(settings).__name__,
         )
     for key in ("train", "val", "test", "out", "schema_file"):
         if isinstance(settings.get(key), str):

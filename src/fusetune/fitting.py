@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import resource
-import shlex
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +16,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
 from rich.progress import track
-from torch import Tensor
 
 from fusetune.config import BackboneConfig, Config
 from fusetune.data.examples import Examples, cell_key
@@ -30,7 +27,7 @@ from fusetune.deploy.bundle import Bundle, versions
 from fusetune.errors import StorageError, TableError, shown
 from fusetune.evaluation import describe, systems
 from fusetune.evaluation import results as found
-from fusetune.evaluation.judge import judge
+from fusetune.evaluation.judge import Candidate, judge
 from fusetune.evaluation.mistakes import show_cell
 from fusetune.modalities.base import Modality
 from fusetune.models.build import Backbones, build_modalities, build_model, build_task
@@ -39,6 +36,7 @@ from fusetune.registry import MODALITIES
 from fusetune.tasks.base import Task
 from fusetune.tasks.infer import infer_task
 from fusetune.training.finetune import BackboneRule, Course, fill_features, finetune, set_features
+from fusetune.training.probe import Probe, SplitRows
 
 SPLITS = ("train", "val", "test")
 SHOWN_REJECTED = 50
@@ -90,13 +88,19 @@ class Fit:
                 split: fill_features(model, examples, progress=self._track if self.show else None)
                 for split, examples in self.examples.items()
             }
+        with self._phase("fit linear probes"):
+            rows = {
+                name: {split: SplitRows.of(name, self.examples[split], self.features[split]) for split in SPLITS}
+                for name in self.tasks
+            }
+            self.probes = self._probes(rows)
         with self._phase("tune"):
-            course = self._finetune(model, self.modalities, self.features, log_dir=self.folder / "logs")
+            course = self._finetune(model, self.modalities, self.probes, log_dir=self.folder / "logs")
         bundle = Bundle(
             model, self.modalities, self.tasks, self.schema, self.config, fingerprint(self.examples["train"])
         )
         with self._phase("compare and measure"):
-            results = self._results(model, course)
+            results = self._results(model, course, rows)
         for task in results.tasks:
             after = task.first("after")
             assert after is not None
@@ -129,7 +133,9 @@ class Fit:
         self.schema = Schema.detect(train, targets=targets, overrides=self.config.schema_overrides())
         if not self.schema.names("target"):
             raise TableError(
-                "there is no target column", do="name it: --target COLUMN", expected="a column to predict",
+                "there is no target column",
+                do="name it: --target COLUMN",
+                expected="a column to predict",
                 file=train.source,
             )
         for split, table in given.items():
@@ -177,7 +183,9 @@ class Fit:
 
     def _backbones(self) -> Backbones:
         settings: dict[str, BackboneConfig] = {
-            "text": self.config.text, "image": self.config.image, "audio": self.config.audio,
+            "text": self.config.text,
+            "image": self.config.image,
+            "audio": self.config.audio,
         }
         return Backbones(settings)
 
@@ -237,7 +245,7 @@ class Fit:
         self,
         model: Understand,
         modalities: Mapping[str, Modality],
-        features: Mapping[str, Mapping[str, Tensor]],
+        probes: Mapping[str, Probe],
         *,
         log_dir: Path | None,
         columns: list[str] | None = None,
@@ -253,16 +261,27 @@ class Fit:
             self.config.trainer,
             rules=self._rules(modalities),
             features=(
-                {name: value for name, value in features["train"].items() if name in modalities},
-                {name: value for name, value in features["val"].items() if name in modalities},
+                {name: value for name, value in self.features["train"].items() if name in modalities},
+                {name: value for name, value in self.features["val"].items() if name in modalities},
             ),
+            probes=probes,
             seed=self.config.seed,
             log_dir=log_dir if self.is_main else None,
             bar=self.show,
         )
 
-    def _alone_models(self, splits: systems.SplitRows) -> dict[str, Understand]:
+    def _probes(self, rows: Mapping[str, Mapping[str, SplitRows]], part: list[str] | None = None) -> dict[str, Probe]:
+        """Per task, the best linear model on the columns (those of a part) that have features before any training."""
+        probes = {}
+        for name, splits in rows.items():
+            columns = systems.probe_columns(splits["train"], part if part is not None else list(self.modalities))
+            if columns:
+                probes[name] = Probe.fit(self.tasks[name], splits["train"], splits["val"], columns)
+        return probes
+
+    def _alone_models(self, rows: Mapping[str, Mapping[str, SplitRows]]) -> dict[str, Understand]:
         """A model trained on each modality alone, where the report needs one."""
+        splits = next(iter(rows.values()))["train"]
         grouped = systems.parts(splits.examples)
         if self.config.report.alone == "none" or len(grouped) < 2:
             return {}
@@ -276,23 +295,21 @@ class Fit:
                 backbone = backbones.get(kind, options.get("backbone")) if MODALITIES.get(kind).needs_backbone else None
                 fresh[name] = MODALITIES.get(kind).from_state(name, self.modalities[name].state(), backbone)
             models[part] = build_model(fresh, self.tasks, self.config.fusion)
-            self._finetune(models[part], fresh, self.features, log_dir=None, columns=grouped[part])
+            probes = self._probes(rows, grouped[part])
+            self._finetune(models[part], fresh, probes, log_dir=None, columns=grouped[part])
         return models
 
     # Results
 
-    def _results(self, model: Understand, course: Course) -> found.RunResults:
+    def _results(
+        self, model: Understand, course: Course, rows: Mapping[str, Mapping[str, SplitRows]]
+    ) -> found.RunResults:
         still = [name for name, key in model.routes.items() if key not in course.moved]
         for split in ("val", "test"):
             kept = {name: value for name, value in self.features[split].items() if name in still}
             set_features(self.examples[split], kept)
-        tasks = []
-        models: dict[str, Understand] | None = None
-        for name, task in self.tasks.items():
-            rows = {split: systems.SplitRows.of(name, self.examples[split], self.features[split]) for split in SPLITS}
-            if models is None:
-                models = self._alone_models(rows["train"])
-            tasks.append(self._judge(model, name, task, rows, models))
+        models = self._alone_models(rows)
+        tasks = [self._judge(model, name, task, rows[name], models) for name, task in self.tasks.items()]
         return self._describe(model, course, tasks)
 
     def _judge(
@@ -300,7 +317,7 @@ class Fit:
         model: Understand,
         name: str,
         task: Task,
-        rows: dict[str, systems.SplitRows],
+        rows: Mapping[str, SplitRows],
         models: Mapping[str, Understand],
     ) -> found.TaskResult:
         train, val, test = rows["train"], rows["val"], rows["test"]
@@ -308,13 +325,13 @@ class Fit:
         task.tune(val_scores, val.truth)
         scores = systems.model_scores(model, name, task, test, train)
         candidates = [systems.baseline(task, train, test)]
-        if self.config.report.before and (candidate := systems.before(task, train, val, test)):
-            candidates.append(candidate)
+        if name in self.probes:
+            candidates.append(systems.before(self.probes[name], test))
         if self.config.report.alone != "none":
             candidates += systems.alone(name, task, (train, val, test), models)
         candidates += systems.without(model, name, task, train, test)
         described = f"tuned on {len(train.indices)} rows; best step chosen on {len(val.indices)} validation rows"
-        candidates.append(systems.Candidate("tuned", "after", described, scores, list(self.modalities)))
+        candidates.append(Candidate("tuned", "after", described, scores, list(self.modalities)))
         table = test.examples.table
         table.require(self.config.report.slices)
         group = next(iter(self.schema.names("group")), None)
@@ -346,7 +363,7 @@ class Fit:
             title=f"{', '.join(self.tasks)} from {', '.join(self.modalities)}",
             version=versions()["fusetune"],
             time=datetime.now(UTC).isoformat(timespec="seconds"),
-            command=shlex.join(["fusetune", *sys.argv[1:]]) if sys.argv[0].endswith("fusetune") else "fusetune.fit(...)",
+            command=describe.command(),
             seed=self.config.seed,
             device=describe.device(model),
             threads=torch.get_num_threads(),
@@ -378,9 +395,7 @@ class Fit:
             file, _ = self.files.get(split, (f"{self.files['train'][0]} (split off)", 0))
             rows_in = len(examples.rows) + len({item.row for item in self.rejected[split]}) + self.unlabelled[split]
             used.append(
-                found.TableUsed(
-                    split, file, rows_in, rows_in - len(rejected), len(rejected), self.unlabelled[split]
-                )
+                found.TableUsed(split, file, rows_in, rows_in - len(rejected), len(rejected), self.unlabelled[split])
             )
         return used
 

@@ -60,24 +60,11 @@ def test_vocabulary_is_the_most_frequent_values():
 
 def test_unseen_and_rare_values_share_one_index():
     modality = fitted(["a", "a", "b", "b", "rare"])
-    assert modality.collate(["b", "rare", "never seen", "a"])["index"].tolist() == [2, OTHER, OTHER, 1]
-    assert modality.probe_features(["b", "never seen"]).tolist() == [[0, 0, 1], [1, 0, 0]]
+    assert modality.collate(["b", "rare", "never seen", "a"])["values"].argmax(1).tolist() == [2, OTHER, OTHER, 1]
+    assert modality.collate(["b", "never seen"])["values"].tolist() == [[0, 0, 1], [1, 0, 0]]
     assert modality.is_known("a") and not modality.is_known("rare")
 
 
-def test_the_vector_of_unseen_values_is_trained_though_none_is_rare():
-    encoder = fitted(["a", "b"] * 5, hidden=0.5).build_encoder().train()
-    torch.manual_seed(0)
-    encoder(index=torch.tensor([1, 2] * 20)).values.sum().backward()
-    assert encoder.table.weight.grad[OTHER].abs().sum() > 0
-
-
-def test_nothing_is_hidden_at_prediction():
-    encoder = fitted(["a", "b"] * 5, hidden=0.9).build_encoder().eval()
-    index = torch.tensor([1] * 50)
-    assert torch.equal(encoder(index=index).values[:, 0], encoder.table(index))
-
-
 def test_option_out_of_range_is_refused():
-    with pytest.raises(ConfigError, match="hidden of 0 or more"):
-        CategoryModality("x", hidden=1.0)
+    with pytest.raises(ConfigError, match="min_count of 1 or more"):
+        CategoryModality("x", min_count=0)

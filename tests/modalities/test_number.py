@@ -72,7 +72,7 @@ def test_strings_become_what_float_makes_of_them_or_bad_cells(cell):
 def test_features_are_finite_and_rise_with_the_number(train, other):
     modality = NumberModality("x", bins=4)
     modality.fit(train)
-    low, high = modality.probe_features(sorted([other, train[0]]))
+    low, high = modality.collate(sorted([other, train[0]]))["values"].numpy()
     assert np.isfinite([low, high]).all() and (low <= high).all()
     assert np.abs(low).max() <= MAX_DEVIATIONS
 
@@ -82,7 +82,7 @@ def test_first_feature_is_the_standard_score():
     modality = NumberModality("x")
     modality.fit(train.tolist())
     expected = StandardScaler().fit_transform(train[:, None])[:, 0].clip(-MAX_DEVIATIONS, MAX_DEVIATIONS)
-    features = modality.probe_features(train.tolist())
+    features = modality.collate(train.tolist())["values"].numpy()
     assert np.allclose(features[:, 0], expected, atol=1e-5)
     # Bins of like shares: on average, train rows have as many full bins as the mean rank says.
     assert features.shape == (500, 17)
@@ -93,23 +93,23 @@ def test_piecewise_linear_encoding_is_that_of_the_paper_inside_the_bins():
     modality = NumberModality("x", bins=2)
     modality.fit([0.0, 1.0, 3.0])
     assert modality.edges.tolist() == [0, 1, 3]
-    encoded = modality.probe_features([0.0, 0.5, 1.0, 2.0, 3.0, 9.0, -9.0])[:, 1:]
+    encoded = modality.collate([0.0, 0.5, 1.0, 2.0, 3.0, 9.0, -9.0])["values"].numpy()[:, 1:]
     assert encoded.tolist() == [[0, 0], [0.5, 0], [1, 0], [1, 0.5], [1, 1], [1, 1], [0, 0]]
 
 
 def test_constant_column_and_no_rows_give_finite_features():
     modality = NumberModality("x")
     modality.fit([0.1] * 10)
-    assert modality.std == 1 and modality.probe_features([0.1, 5.0]).shape == (2, 1)
+    assert modality.std == 1 and modality.collate([0.1, 5.0])["values"].numpy().shape == (2, 1)
     untouched = NumberModality("x")
     untouched.fit([])
-    assert untouched.probe_features([2.0]).tolist() == [[2.0]]
+    assert untouched.collate([2.0])["values"].numpy().tolist() == [[2.0]]
 
 
 def test_heavy_tail_does_not_squeeze_the_rest_together():
     modality = NumberModality("x")
     modality.fit([*range(1000), 1e12])
-    first, second = modality.probe_features([100.0, 900.0])
+    first, second = modality.collate([100.0, 900.0])["values"].numpy()
     assert abs(second[0] - first[0]) < 1e-3
     assert np.abs(second[1:] - first[1:]).sum() > 10
 

@@ -170,7 +170,7 @@ class Examples:
         self._read_weights(keep)
         absent = np.all([column.codes < 0 for column in self.columns.values()], axis=0)
         for index in np.flatnonzero(absent & keep):
-            self.rejected.append(Rejected(int(self.rows[index]), "", None, "no input column has a value"))
+            self.rejected.append(Rejected(int(self.rows[index]), None, None, "no input column has a value"))
         self.used = np.flatnonzero(keep & ~absent)
 
     def _read_weights(self, keep: np.ndarray) -> None:
@@ -189,6 +189,15 @@ class Examples:
                 why = "the weight is no number of 0 or more"
                 self.rejected.append(Rejected(int(self.rows[index]), self._weight, cell, why))
 
+    def fit(self) -> None:
+        """Let the modalities learn from these rows, and the tasks from their targets: call it on train rows only."""
+        for column in self.columns.values():
+            if type(column.modality).fit is not Modality.fit:
+                codes = column.codes[self.used]
+                column.modality.fit([column.example(int(code)) for code in codes[codes >= 0]])
+        for name, task in self.tasks.items():
+            task.fit([self.targets[name][index] for index in self.used])
+
     def check_targets(self) -> None:
         """Set apart the used rows whose target cannot be encoded; call it once the tasks are fitted."""
         keep = []
@@ -199,7 +208,7 @@ class Examples:
                     if not is_missing(value):
                         task.check(value, row=int(self.rows[index]))
             except BadCell as error:
-                self.rejected.append(Rejected(error.row or 0, error.column or "", error.value, error.why))
+                self.rejected.append(Rejected.from_error(error))
             else:
                 keep.append(index)
         self.used = np.asarray(keep, dtype=np.int64)

@@ -65,6 +65,10 @@ class UpdateSampler(Sampler[list[int]]):
         parts = self.accumulate * self.num_processes
         for update in self.updates():
             # An update too small for every part leaves some parts with a row that another part has too.
-            shares = np.array_split(update, parts) if len(update) >= parts else np.array_split(np.resize(update, parts), parts)
+            shares = (
+                np.array_split(update, parts)
+                if len(update) >= parts
+                else np.array_split(np.resize(update, parts), parts)
+            )
             for micro in shares[self.process * self.accumulate : (self.process + 1) * self.accumulate]:
                 yield [int(index) for index in micro]

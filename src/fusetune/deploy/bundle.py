@@ -1,12 +1,12 @@
 """The model folder: everything that predicts, in files that any tool can read.
 
-    model.safetensors    every weight
-    bundle.json          columns, tasks, fusion, versions, the SHA-256 of each file here
-    config.yaml          the run's settings
-    schema.yaml          columns, kinds, roles
-    backbones/KEY/       each backbone's architecture and processor, without weights
-    README.md            the model card
-    report.html, report.json, rejected.jsonl, logs/
+model.safetensors    every weight
+bundle.json          columns, tasks, fusion, versions, the SHA-256 of each file here
+config.yaml          the run's settings
+schema.yaml          columns, kinds, roles
+backbones/KEY/       each backbone's architecture and processor, without weights
+README.md            the model card
+report.html, report.json, rejected.jsonl, logs/
 """
 
 from __future__ import annotations
@@ -37,7 +37,11 @@ from fusetune.tasks.base import Task
 
 FORMAT = 1
 BUNDLE, WEIGHTS, CONFIG, SCHEMA, BACKBONES = (
-    "bundle.json", "model.safetensors", "config.yaml", "schema.yaml", "backbones",
+    "bundle.json",
+    "model.safetensors",
+    "config.yaml",
+    "schema.yaml",
+    "backbones",
 )
 LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "pyarrow", "scikit-learn", "pillow")
 
@@ -192,9 +196,7 @@ def _read_content(folder: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def _restore_modality(
-    name: str, entry: Mapping[str, Any], folder: Path, backbones: dict[str, Backbone]
-) -> Modality:
+def _restore_modality(name: str, entry: Mapping[str, Any], folder: Path, backbones: dict[str, Backbone]) -> Modality:
     kind = MODALITIES.get(entry["kind"])
     key, backbone = entry["encoder"], None
     if kind.needs_backbone:

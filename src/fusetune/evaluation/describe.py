@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +18,13 @@ from fusetune.modalities.base import Modality
 from fusetune.models.understand import Understand
 from fusetune.tasks.base import Task
 from fusetune.training.finetune import BackboneRule, Course
+
+
+def command() -> str:
+    """The command line, or what stands for a call from Python."""
+    if Path(sys.argv[0]).stem in ("fusetune", "__main__"):
+        return shlex.join(["fusetune", *sys.argv[1:]])
+    return "fusetune.fit(...)"
 
 
 def device(model: Understand) -> str:

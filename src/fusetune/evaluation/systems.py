@@ -3,42 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
 from fusetune.data.examples import Examples
 from fusetune.evaluation.judge import Candidate
 from fusetune.models.understand import Understand
 from fusetune.tasks.base import Task
 from fusetune.training.inference import predict_logits
-
-Features = Mapping[str, Tensor]
-
-
-@dataclass
-class SplitRows:
-    """The rows of one split that are labelled for a task.
-
-    Attributes:
-        examples: prepared rows.
-        features: frozen encoder outputs per pretrained column, (cells, tokens, dim).
-        indices: the labelled rows' places in the table.
-        truth: their targets as the task's metrics want them.
-    """
-
-    examples: Examples
-    features: Features
-    indices: np.ndarray
-    truth: np.ndarray
-
-    @classmethod
-    def of(cls, task: str, examples: Examples, features: Features) -> SplitRows:
-        """The labelled rows of some examples."""
-        indices = examples.labelled(task)
-        truth = examples.tasks[task].truth([examples.targets[task][index] for index in indices])
-        return cls(examples, features, indices, truth)
+from fusetune.training.probe import Probe, SplitRows
 
 
 def parts(examples: Examples) -> dict[str, list[str]]:
@@ -50,46 +23,8 @@ def parts(examples: Examples) -> dict[str, list[str]]:
 
 
 def probe_columns(split: SplitRows, columns: Collection[str]) -> list[str]:
-    """Those of the columns that have fixed features: a pretrained encoder's, or the modality's own."""
-    return [
-        name
-        for name in columns
-        if name in split.features or split.examples.columns[name].modality.probe_features([]) is not None
-    ]
-
-
-def probe_matrix(split: SplitRows, columns: Collection[str]) -> np.ndarray:
-    """Fixed features of the columns side by side, (rows, features) float32.
-
-    An absent cell is zeros, and every column that can be absent has a 0/1 feature that says so.
-    """
-    blocks = []
-    for name in columns:
-        column = split.examples.columns[name]
-        codes = column.codes[split.indices]
-        table = _cell_features(split, name)
-        block = np.where((codes >= 0)[:, None], table[np.maximum(codes, 0)], np.float32(0))
-        blocks += [block, (codes < 0)[:, None].astype(np.float32)]
-    return np.concatenate(blocks, axis=1).astype(np.float32)
-
-
-def _cell_features(split: SplitRows, name: str) -> np.ndarray:
-    column = split.examples.columns[name]
-    if name in split.features:
-        values = split.features[name].mean(1).numpy()
-        return values if len(values) else np.zeros((1, values.shape[1]), dtype=np.float32)
-    good = [place for place in range(len(column.cells)) if place not in column.bad]
-    found = column.modality.probe_features([column.example(place) for place in good])
-    assert found is not None
-    table = np.zeros((max(1, len(column.cells)), found.shape[1]), dtype=np.float32)
-    table[good] = found
-    return table
-
-
-def probe(task: Task, train: SplitRows, val: SplitRows, test: SplitRows, columns: Collection[str]) -> np.ndarray:
-    """Test scores of a linear model on fixed features of some columns, its strength chosen on validation rows."""
-    model = task.linear(probe_matrix(train, columns), train.truth, probe_matrix(val, columns), val.truth)
-    return model.scores(probe_matrix(test, columns))
+    """Those of the columns that have features before any training."""
+    return [name for name in columns if name in split.features]
 
 
 def model_scores(model: Understand, name: str, task: Task, split: SplitRows, train: SplitRows) -> np.ndarray:
@@ -113,20 +48,12 @@ def baseline(task: Task, train: SplitRows, test: SplitRows) -> Candidate:
     )
 
 
-def before(task: Task, train: SplitRows, val: SplitRows, test: SplitRows) -> Candidate | None:
+def before(probe: Probe, test: SplitRows) -> Candidate:
     """The pretrained encoders as they come, with a linear model on their features and on the tabular columns."""
-    columns = probe_columns(test, test.examples.columns)
-    if not columns:
-        return None
-    left_out = [name for name in test.examples.columns if name not in columns]
+    left_out = [name for name in test.examples.columns if name not in probe.scales]
     note = f"; without {', '.join(left_out)}, which no pretrained model reads" if left_out else ""
-    return Candidate(
-        "frozen probe",
-        "before",
-        f"frozen pretrained encoders and a linear model on their features{note}",
-        probe(task, train, val, test, columns),
-        columns,
-    )
+    what = f"frozen pretrained encoders and a linear model on their features{note}"
+    return Candidate("frozen probe", "before", what, probe.scores(test), list(probe.scales))
 
 
 def without(model: Understand, name: str, task: Task, train: SplitRows, test: SplitRows) -> list[Candidate]:
@@ -166,7 +93,7 @@ def alone(
             scores = model_scores(models[part], name, task, view, train)
             what = "tuned with the same recipe on this modality alone"
         else:
-            scores = probe(task, train, val, test, columns)
+            scores = Probe.fit(task, train, val, columns).scores(test)
             what = "frozen encoders of this modality alone, with a linear model"
         candidates.append(Candidate(f"{part} alone", "alone", what, scores, columns))
     return candidates

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 from torch import Tensor, nn
 
 
@@ -76,16 +75,12 @@ class Modality(abc.ABC):
     @abc.abstractmethod
     def build_encoder(self) -> nn.Module:
         """A module with `forward(**tensors) -> Tokens` (one row per example), the attribute `dim` (its output
-        features) and the attribute `pretrained` (whether its weights come from pretraining)."""
+        features) and the attribute `pretrained`: whether its features are of use before any training."""
 
     @property
     def part_of(self) -> str:
         """The sort of signal this column belongs to in reports: "text", "image", "audio" or "tabular"."""
         return self.kind
-
-    def probe_features(self, examples: Sequence[Any]) -> np.ndarray | None:
-        """Fixed features for a linear model, (examples, features) float32, or None where only the encoder has any."""
-        return None
 
     def size(self, example: Any) -> int:
         """What an example costs to encode, in this modality's own unit; batches are made of like sizes."""

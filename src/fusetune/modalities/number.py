@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fusetune.errors import BadCell, ConfigError
 from fusetune.modalities.base import Detection, Modality
+from fusetune.modalities.fixed import FixedFeatures
 from fusetune.modalities.naming import module_name
 from fusetune.modalities.profile import NUMBER, plain, profile_cells
-from fusetune.types import Tokens
 
 MAX_DEVIATIONS = 8.0
 """The standardised value is clipped to this many standard deviations, so that one wild cell cannot break a batch."""
@@ -43,22 +43,21 @@ class NumberModality(Modality):
 
     kind = "number"
 
-    def __init__(self, column: str, *, bins: int = 16, width: int = 32) -> None:
+    def __init__(self, column: str, *, bins: int = 16) -> None:
         """
         Args:
             column: the column's name.
             bins: most bins of the piecewise-linear encoding, 0 or more; 0 leaves only the standardised value.
-            width: features of the encoder's token, 1 or more.
         """
         super().__init__(column)
-        if bins < 0 or width < 1:
+        if bins < 0:
             raise ConfigError(
                 "a number column's options are out of range",
                 column=column,
-                expected="bins of 0 or more, width of 1 or more",
-                came=f"bins={bins}, width={width}",
+                expected="bins of 0 or more",
+                came=f"bins={bins}",
             )
-        self.bins, self.width = bins, width
+        self.bins = bins
         self.mean, self.std = 0.0, 1.0
         self.edges = np.zeros(0)  # (bins used + 1,) increasing, or empty
 
@@ -137,24 +136,19 @@ class NumberModality(Modality):
         """Each number column has its own encoder."""
         return module_name(self.kind, self.column)
 
-    def build_encoder(self) -> NumberEncoder:
-        """A linear layer over the features; call it after `fit`."""
-        return NumberEncoder(1 + max(len(self.edges) - 1, 0), self.width)
+    def build_encoder(self) -> FixedFeatures:
+        """The features as they are; call it after `fit`."""
+        return FixedFeatures(1 + max(len(self.edges) - 1, 0))
 
     @property
     def part_of(self) -> str:
         """ "tabular"."""
         return "tabular"
 
-    def probe_features(self, examples: Sequence[float]) -> np.ndarray:
-        """(examples, 1 + bins used) float32, the same that the encoder reads."""
-        return self._features(examples)
-
     def state(self) -> dict[str, Any]:
         """Options, mean, standard deviation and edges."""
         return {
             "bins": self.bins,
-            "width": self.width,
             "mean": self.mean,
             "std": self.std,
             "edges": self.edges.tolist(),
@@ -163,37 +157,10 @@ class NumberModality(Modality):
     @classmethod
     def from_state(cls, column: str, state: dict[str, Any], backbone: Any = None) -> NumberModality:
         """The modality that `state()` described."""
-        modality = cls(column, bins=state["bins"], width=state["width"])
+        modality = cls(column, bins=state["bins"])
         modality.mean, modality.std = state["mean"], state["std"]
         modality.edges = np.asarray(state["edges"], dtype=np.float64)
         return modality
-
-
-class NumberEncoder(nn.Module):
-    """One token a number: a linear layer and a GELU over its features."""
-
-    pretrained = False
-
-    def __init__(self, num_features: int, dim: int) -> None:
-        """
-        Args:
-            num_features: features of a number.
-            dim: features of the token.
-        """
-        super().__init__()
-        self.dim = dim
-        self.linear = nn.Linear(num_features, dim)
-
-    def forward(self, *, values: Tensor) -> Tokens:
-        """
-        Args:
-            values: (cells, num_features).
-
-        Returns:
-            (cells, 1, dim), all real.
-        """
-        token = nn.functional.gelu(self.linear(values)).unsqueeze(1)  # (cells, 1, dim)
-        return Tokens(token, torch.ones(token.shape[:2], dtype=torch.bool, device=token.device))
 
 
 def _bin_edges(values: np.ndarray, bins: int) -> np.ndarray:

@@ -42,15 +42,11 @@ class Backbones:
         setting = self.settings[kind]
         name = name or setting.name
         if (kind, name) not in self._loaded:
-            self._loaded[kind, name] = load_backbone(
-                name, kind, pool=setting.pool, max_tokens=setting.max_tokens
-            )
+            self._loaded[kind, name] = load_backbone(name, kind, pool=setting.pool, max_tokens=setting.max_tokens)
         return self._loaded[kind, name]
 
 
-def build_modalities(
-    columns: Mapping[str, tuple[str, Mapping[str, Any]]], backbones: Backbones
-) -> dict[str, Modality]:
+def build_modalities(columns: Mapping[str, tuple[str, Mapping[str, Any]]], backbones: Backbones) -> dict[str, Modality]:
     """A modality for every input column.
 
     Args:

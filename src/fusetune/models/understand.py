@@ -17,8 +17,8 @@ FEATURES = "features"
 class Projection(nn.Module):
     """One column's encoder output on the fusion's scale: standardised, dropped out, mapped to `dim`.
 
-    The standardisation is a fixed shift and scale that `set_scale` learns from train rows, as a linear probe's is;
-    it keeps columns with large features from drowning the others, and unlike a layer norm it keeps each row's norm.
+    The standardisation is a fixed shift and scale, learned from train rows; it keeps columns with large features from
+    drowning the others, and unlike a layer norm it keeps the differences between rows.
     """
 
     shift: Tensor
@@ -31,22 +31,24 @@ class Projection(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(in_dim, dim)
 
-    @torch.no_grad()
-    def set_scale(self, features: Tensor) -> None:
-        """Learn shift and scale from encoder outputs, (cells, in_dim); features that never vary stay as they are."""
-        std = features.std(0, unbiased=False)
-        self.shift.copy_(features.mean(0))
-        self.scale.copy_(torch.where(std > 1e-6 * features.abs().amax(0).clamp(min=1e-6), 1 / std, torch.ones_like(std)))
+    def standardise(self, values: Tensor) -> Tensor:
+        """(cells, tokens, in_dim) with zero mean and unit variance over the train rows."""
+        return (values - self.shift) * self.scale
 
     def forward(self, values: Tensor) -> Tensor:
-        """(cells, tokens, in_dim) to (cells, tokens, dim)."""
-        out: Tensor = self.linear(self.dropout((values - self.shift) * self.scale))
+        """Standardised (cells, tokens, in_dim) to (cells, tokens, dim)."""
+        out: Tensor = self.linear(self.dropout(values))
         return out
 
 
 class Understand(nn.Module):
     """Columns to logits: each column's cells through its encoder and projection, all columns through the fusion.
 
+    logits = head(fusion(projected columns)) + linear(standardised columns)
+
+    The linear part reads the columns whose encoders are of use before any training. It starts as the best linear model
+    on them (`start_from`) with the heads at zero, so training starts from a linear probe's predictions and can only
+    choose to add to them; where no such model was given it stays at zero and the heads start as the tasks made them.
     Columns may share an encoder; each has a projection of its own.
     """
 
@@ -61,7 +63,7 @@ class Understand(nn.Module):
     ) -> None:
         """
         Args:
-            encoders: by key; `forward(**tensors) -> Tokens`, with the attribute `dim`.
+            encoders: by key; `forward(**tensors) -> Tokens`, with the attributes `dim` and `pretrained`.
             routes: per column, the key of its encoder.
             fusion: over exactly these columns.
             heads: per task, from (batch, fusion.dim) to logits.
@@ -73,12 +75,47 @@ class Understand(nn.Module):
         self.tasks = list(heads)
         self.encoders = nn.ModuleDict(dict(encoders))
         # Names of columns and tasks are the user's and may be no module names, hence lists.
-        self.projections = nn.ModuleList(
-            Projection(int(encoders[key].dim), fusion.dim, dropout=dropout)  # type: ignore[arg-type]
-            for key in routes.values()
-        )
+        dims = {column: int(encoders[key].dim) for column, key in routes.items()}  # type: ignore[arg-type]
+        self.projections = nn.ModuleList(Projection(dims[column], fusion.dim, dropout=dropout) for column in routes)
         self.fusion = fusion
         self.heads = nn.ModuleList(heads.values())
+        self.linear_columns = [column for column, key in routes.items() if encoders[key].pretrained]
+        width = sum(dims[column] + 1 for column in self.linear_columns)
+        sizes = [head(torch.zeros(1, fusion.dim)).numel() for head in self.heads]
+        self.linear = nn.ModuleList(nn.Linear(width, size) for size in sizes) if width else None
+        for layer in self.linear or ():
+            nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def set_scale(self, column: str, shift: Tensor, scale: Tensor) -> None:
+        """Standardise a column by (features - shift) * scale, each (dim,)."""
+        projection = self.projections[self.columns.index(column)]
+        assert isinstance(projection, Projection)
+        projection.shift.copy_(shift)
+        projection.scale.copy_(scale)
+
+    @torch.no_grad()
+    def start_from(self, task: str, weight: Tensor, bias: Tensor) -> None:
+        """Start a task from a linear model, its head at zero.
+
+        Args:
+            task: the task's name.
+            weight: (features, logits), over each linear column's standardised features divided by the square root of
+                their number, then whether the column is absent.
+            bias: (logits,).
+        """
+        place = self.tasks.index(task)
+        assert self.linear is not None, "there are columns for the linear part"
+        layer = self.linear[place]
+        assert isinstance(layer, nn.Linear)
+        head = self.heads[place]
+        for parameter in head.parameters():
+            nn.init.zeros_(parameter)
+        device = layer.weight.device
+        at_zero = head(torch.zeros(1, self.fusion.dim, device=device)).view(-1)  # not zero for ordered thresholds
+        layer.weight.copy_(weight.T.to(device))
+        layer.bias.copy_(bias.to(device) - at_zero)
 
     def encode(self, column: str, tensors: dict[str, Tensor]) -> Tokens:
         """A column's distinct cells as its encoder's tokens, (cells, tokens, encoder dim)."""
@@ -90,25 +127,36 @@ class Understand(nn.Module):
 
     def forward(self, batch: Batch) -> Outputs:
         """Logits of every task for each row of the batch; a column that the batch does not bring is absent."""
-        columns = {column: self._tokens(position, column, batch) for position, column in enumerate(self.columns)}
+        columns, blocks = {}, []
+        for column, projection in zip(self.columns, self.projections, strict=True):
+            assert isinstance(projection, Projection)
+            columns[column], block = self._column(column, projection, batch)
+            if column in self.linear_columns:
+                blocks.append(block)
         nowhere = torch.zeros(len(batch), dtype=torch.bool, device=batch.rows.device)
         fused = self.fusion(columns, {column: batch.present.get(column, nowhere) for column in self.columns})
-        pooled = fused.pooled  # (batch, dim)
-        logits = {task: head(pooled) for task, head in zip(self.tasks, self.heads, strict=True)}
-        return Outputs(logits=logits, pooled=pooled, columns=columns, fused=fused.tokens)
+        logits = {}
+        for place, (task, head) in enumerate(zip(self.tasks, self.heads, strict=True)):
+            logits[task] = head(fused.pooled)
+            if self.linear is not None:
+                logits[task] = logits[task] + self.linear[place](torch.cat(blocks, 1)).view_as(logits[task])
+        return Outputs(logits=logits, pooled=fused.pooled, columns=columns, fused=fused.tokens)
 
-    def _tokens(self, position: int, column: str, batch: Batch) -> Tokens:
+    def _column(self, column: str, projection: Projection, batch: Batch) -> tuple[Tokens, Tensor]:
+        """A column's projected tokens, (batch, tokens, dim), and its block for the linear part, (batch, in_dim + 1)."""
+        device, dtype = batch.rows.device, projection.linear.weight.dtype
         tensors = batch.inputs.get(column)
         if not tensors:
-            zeros = torch.zeros(len(batch), 1, self.fusion.dim, device=batch.rows.device, dtype=self._dtype)
-            return Tokens(zeros, torch.zeros(len(batch), 1, dtype=torch.bool, device=batch.rows.device))
-        cells = batch.cells[column]
+            values = torch.zeros(len(batch), 1, self.fusion.dim, device=device, dtype=dtype)
+            block = torch.zeros(len(batch), projection.linear.in_features + 1, device=device, dtype=dtype)
+            block[:, -1] = 1
+            return Tokens(values, torch.zeros(len(batch), 1, dtype=torch.bool, device=device)), block
         encoded = self.encode(column, tensors)
-        values = self.projections[position](encoded.values)  # (cells, tokens, dim)
-        row_cells = cells.clamp(min=0)
-        mask = encoded.mask[row_cells] & (cells >= 0).unsqueeze(1)  # (batch, tokens)
-        return Tokens(values[row_cells].masked_fill(~mask.unsqueeze(-1), 0), mask)
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return self.projections[0].linear.weight.dtype  # type: ignore[union-attr, return-value]
+        scaled = Tokens(projection.standardise(encoded.values), encoded.mask)
+        values = projection(scaled.values)  # (cells, tokens, dim)
+        absent = (batch.cells[column] < 0).unsqueeze(1)  # (batch, 1)
+        row_cells = batch.cells[column].clamp(min=0)
+        mask = encoded.mask[row_cells] & ~absent  # (batch, tokens)
+        vector = (scaled.mean() / projection.linear.in_features**0.5)[row_cells].masked_fill(absent, 0)
+        block = torch.cat([vector, absent.to(vector.dtype)], dim=1)
+        return Tokens(values[row_cells].masked_fill(~mask.unsqueeze(-1), 0), mask), block

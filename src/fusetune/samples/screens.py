@@ -12,18 +12,19 @@ from PIL import Image, ImageDraw, ImageFont
 LEVELS = ("working", "warning", "crashed")
 """What the app does at each level: no dialog, a warning with a triangle, an error with its trace."""
 
-SIZE = (320, 240)
+SIZE = (240, 180)
 """Width and height in pixels."""
 
 Colour = tuple[int, int, int]
 Box = tuple[float, float, float, float]
 
 _ACCENTS: tuple[Colour, ...] = (
-    (37, 99, 235), (124, 58, 237), (219, 39, 119), (220, 38, 38), (217, 119, 6), (22, 163, 74), (13, 148, 136),
-    (71, 85, 105),
+    (37, 99, 235), (99, 102, 241), (14, 116, 190), (22, 140, 90), (13, 148, 136), (71, 85, 105),
 )  # fmt: skip
-_RED: Colour = (205, 35, 40)
-_AMBER: Colour = (240, 165, 20)
+"""The app's own colours are cold: red and amber are kept for what goes wrong, as in most design systems."""
+
+_RED: Colour = (214, 30, 36)
+_AMBER: Colour = (250, 176, 20)
 _CONSOLE: Colour = (24, 26, 32)
 _WORDS = (
     "Orders", "Clients", "Stock", "Teams", "Files", "Plans", "Billing", "Tasks", "Inbox", "Trips", "Notes", "Leads",
@@ -63,6 +64,25 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
+@functools.lru_cache(4096)
+def _ink_of(text: str, size: int) -> tuple[Image.Image, int, int, int, int]:
+    """A text's cover, 0 to 255 a pixel, its place against the text's origin at half height, its width and height."""
+    left, top, right, bottom = (round(side) for side in ImageDraw.Draw(Image.new("L", (1, 1))).textbbox(
+        (0, 0), text, font=_font(size), anchor="lm"))  # fmt: skip
+    cover = Image.new("L", (right - left, bottom - top))
+    ImageDraw.Draw(cover).text((-left, -top), text, font=_font(size), fill=255, anchor="lm")
+    return cover, left, top, right - left, bottom - top
+
+
+def _text(
+    draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, size: int, colour: Colour, *, centre: bool = False
+) -> None:
+    """Write a text that begins at `place`, at half its height, or has its centre there."""
+    cover, left, top, wide, _ = _ink_of(text, size)
+    x = place[0] - wide / 2 if centre else place[0] + left
+    draw.bitmap((round(x), round(place[1]) + top), cover, fill=colour)
+
+
 def draw_screen(level: int, rng: np.random.Generator) -> Image.Image:
     """A screenshot, RGB of `SIZE`.
 
@@ -96,7 +116,7 @@ def _frame(draw: ImageDraw.ImageDraw, theme: _Theme, rng: np.random.Generator) -
     for k, colour in enumerate((_RED, _AMBER, (40, 170, 80))):
         x = 10 + 12 * k if left else width - 10 - 12 * k
         draw.ellipse((x - 4, bar / 2 - 4, x + 4, bar / 2 + 4), fill=colour)
-    draw.text((width / 2, bar / 2), _word(rng), font=_font(11), fill=theme.ink, anchor="mm")
+    _text(draw, (width / 2, bar / 2), _word(rng), 11, theme.ink, centre=True)
     side = int(rng.integers(56, 80))
     draw.rectangle((0, bar, side, height), fill=theme.panel)
     chosen, num_items = int(rng.integers(5)), int(rng.integers(5, 9))
@@ -104,8 +124,8 @@ def _frame(draw: ImageDraw.ImageDraw, theme: _Theme, rng: np.random.Generator) -
         y = bar + 14 + 21 * k
         if k == chosen:
             draw.rounded_rectangle((4, y - 9, side - 4, y + 9), 4, fill=theme.accent)
-        draw.text((10, y), _word(rng), font=_font(10), fill=theme.ink, anchor="lm")
-    draw.text((side + 10, bar + 16), f"{_word(rng)} overview", font=_font(13), fill=theme.ink, anchor="lm")
+        _text(draw, (10, y), _word(rng), 10, theme.ink)
+    _text(draw, (side + 10, bar + 16), f"{_word(rng)} overview", 13, theme.ink)
     x = width - int(rng.integers(18, 60))
     draw.ellipse((x - 8, bar + 8, x + 8, bar + 24), fill=_ACCENTS[rng.integers(len(_ACCENTS))])
     return side
@@ -117,8 +137,8 @@ def _table(draw: ImageDraw.ImageDraw, theme: _Theme, box: Box, rng: np.random.Ge
     step = int(rng.integers(16, 22))
     for y in np.arange(top + 14, bottom - step, step):
         draw.line((left, y + step, right, y + step), fill=theme.line)
-        draw.text((left + 4, y + step / 2), _word(rng), font=_font(9), fill=theme.ink, anchor="lm")
-        draw.text((left + 70, y + step / 2), str(rng.integers(10, 9999)), font=_font(9), fill=theme.ink, anchor="lm")
+        _text(draw, (left + 4, y + step / 2), _word(rng), 9, theme.ink)
+        _text(draw, (left + 70, y + step / 2), str(rng.integers(10, 9999)), 9, theme.ink)
         colour = _ACCENTS[rng.integers(len(_ACCENTS))]
         draw.rounded_rectangle((right - 46, y + 4, right - 46 + rng.integers(18, 42), y + step - 4), 4, fill=colour)
 
@@ -144,17 +164,17 @@ def _cards(draw: ImageDraw.ImageDraw, theme: _Theme, box: Box, rng: np.random.Ge
         draw.rounded_rectangle((x, y, x + wide - 6, y + high - 6), 5, fill=theme.panel, outline=theme.line)
         colour = _ACCENTS[rng.integers(len(_ACCENTS))]
         draw.rounded_rectangle((x + 5, y + 5, x + 19, y + 19), 3, fill=colour)
-        draw.text((x + 24, y + 12), _word(rng), font=_font(9), fill=theme.ink, anchor="lm")
-        draw.text((x + 6, y + high / 2 + 8), str(rng.integers(10, 999)), font=_font(13), fill=theme.ink, anchor="lm")
+        _text(draw, (x + 24, y + 12), _word(rng), 9, theme.ink)
+        _text(draw, (x + 6, y + high / 2 + 8), str(rng.integers(10, 999)), 13, theme.ink)
 
 
 def _form(draw: ImageDraw.ImageDraw, theme: _Theme, box: Box, rng: np.random.Generator) -> None:
     left, top, right, bottom = box
     step = int(rng.integers(26, 36))
     for y in np.arange(top, bottom - step - 16, step):
-        draw.text((left, y + 10), _word(rng), font=_font(9), fill=theme.ink, anchor="lm")
+        _text(draw, (left, y + 10), _word(rng), 9, theme.ink)
         draw.rounded_rectangle((left + 55, y + 2, right - 20, y + 19), 3, fill=theme.panel, outline=theme.line)
-        draw.text((left + 60, y + 10), _word(rng).lower(), font=_font(9), fill=theme.ink, anchor="lm")
+        _text(draw, (left + 60, y + 10), _word(rng).lower(), 9, theme.ink)
     _button(draw, (left, bottom - 16, left + 50, bottom), theme.accent, "Save")
 
 
@@ -165,7 +185,7 @@ def _toast(draw: ImageDraw.ImageDraw, theme: _Theme, rng: np.random.Generator) -
     """A small note in a lower corner, in any colour: every level may have one."""
     x, y = int(rng.integers(90, 215)), int(rng.integers(205, 216))
     draw.rounded_rectangle((x, y, x + 95, y + 19), 5, fill=_ACCENTS[rng.integers(len(_ACCENTS))])
-    draw.text((x + 47, y + 9), f"{_word(rng)} synced", font=_font(9), fill=(255, 255, 255), anchor="mm")
+    _text(draw, (x + 47, y + 9), f"{_word(rng)} synced", 9, (255, 255, 255), centre=True)
 
 
 def _dialog(
@@ -186,8 +206,8 @@ def _warning(draw: ImageDraw.ImageDraw, theme: _Theme, rng: np.random.Generator)
     draw.polygon(((x + 30, y + 12), (x + 10, y + 48), (x + 50, y + 48)), fill=_AMBER)
     draw.rectangle((x + 28, y + 24, x + 32, y + 36), fill=(30, 30, 30))
     draw.rectangle((x + 28, y + 40, x + 32, y + 44), fill=(30, 30, 30))
-    draw.text((x + 58, y + 20), _WARNINGS[rng.integers(len(_WARNINGS))], font=_font(10), fill=theme.ink, anchor="lm")
-    draw.text((x + 58, y + 38), f"{_word(rng)} / {_word(rng)}", font=_font(9), fill=theme.ink, anchor="lm")
+    _text(draw, (x + 58, y + 20), _WARNINGS[rng.integers(len(_WARNINGS))], 10, theme.ink)
+    _text(draw, (x + 58, y + 38), f"{_word(rng)} / {_word(rng)}", 9, theme.ink)
     _button(draw, (x + wide - 122, y + high - 27, x + wide - 68, y + high - 9), theme.line, "Cancel")
     _button(draw, (x + wide - 62, y + high - 27, x + wide - 10, y + high - 9), theme.accent, "OK")
 
@@ -198,19 +218,19 @@ def _error(draw: ImageDraw.ImageDraw, theme: _Theme, rng: np.random.Generator) -
     draw.ellipse((x + 10, y + 10, x + 46, y + 46), fill=_RED)
     for slope in (1, -1):
         draw.line((x + 19, y + 28 - 9 * slope, x + 37, y + 28 + 9 * slope), fill=(255, 255, 255), width=5)
-    draw.text((x + 56, y + 20), _ERRORS[rng.integers(len(_ERRORS))], font=_font(12), fill=theme.ink, anchor="lm")
-    draw.text((x + 56, y + 37), f"code {rng.integers(100, 9999)}", font=_font(9), fill=theme.ink, anchor="lm")
+    _text(draw, (x + 56, y + 20), _ERRORS[rng.integers(len(_ERRORS))], 12, theme.ink)
+    _text(draw, (x + 56, y + 37), f"code {rng.integers(100, 9999)}", 9, theme.ink)
     draw.rectangle((x + 10, y + 54, x + wide - 10, y + high - 32), fill=_CONSOLE)
     for line in np.arange(y + 61, y + high - 36, 11):
         trace = " ".join(_TRACE[k] for k in rng.integers(len(_TRACE), size=int(rng.integers(1, 4))))
-        draw.text((x + 14, line), trace[:34], font=_font(9), fill=(170, 220, 180), anchor="lm")
+        _text(draw, (x + 14, line), trace[:34], 9, (170, 220, 180))
     _button(draw, (x + wide - 62, y + high - 26, x + wide - 10, y + high - 8), theme.line, "Close")
 
 
 def _button(draw: ImageDraw.ImageDraw, box: Box, colour: Colour, text: str) -> None:
     draw.rounded_rectangle(box, 4, fill=colour)
     ink = _grey(255 if sum(colour) < 420 else 30)
-    draw.text(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), text, font=_font(9), fill=ink, anchor="mm")
+    _text(draw, ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2), text, 9, ink, centre=True)
 
 
 def _word(rng: np.random.Generator) -> str:

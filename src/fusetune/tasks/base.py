@@ -88,7 +88,13 @@ class Task(abc.ABC):
     def linear(
         self, features: np.ndarray, truth: np.ndarray, val_features: np.ndarray, val_truth: np.ndarray
     ) -> LinearModel:
-        """A regularised linear model on fixed features, its strength chosen on the validation rows."""
+        """A regularised linear model on fixed features, its strength chosen on the validation rows.
+
+        Args:
+            features: (rows, features) of the train rows, on scales that the penalty may compare.
+            truth: as `truth` gives it.
+            val_features, val_truth: the validation rows'; none are needed.
+        """
 
     @abc.abstractmethod
     def columns(self, scores: np.ndarray) -> dict[str, list[Any]]:
@@ -128,3 +134,7 @@ class LinearModel(abc.ABC):
     @abc.abstractmethod
     def scores(self, features: np.ndarray) -> np.ndarray:
         """Scores as `Task.scores` gives them, for (rows, features)."""
+
+    @abc.abstractmethod
+    def coefficients(self) -> tuple[np.ndarray, np.ndarray]:
+        """Weight (features, logits) and bias (logits,): `Task.scores(features @ weight + bias)` are the scores."""

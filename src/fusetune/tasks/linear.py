@@ -1,6 +1,6 @@
 """Regularised linear models on fixed features: the "before" that tuning is measured against.
 
-Features are standardised on the train rows; a constant feature counts as zero. The penalty is chosen on the validation
+The penalty sees all features alike: the caller puts them on comparable scales. It is chosen on the validation
 rows from a log grid, from strong to weak, each fit starting from the last one; the stronger one wins a tie.
 """
 
@@ -14,7 +14,7 @@ from scipy.special import expit, softmax
 
 from fusetune.tasks.base import LinearModel
 
-PENALTIES = tuple(float(10.0**power) for power in (1, 0.5, 0, -0.5, -1, -1.5, -2, -2.5, -3, -4, -5))
+PENALTIES = tuple(float(10.0**power) for power in np.arange(1, -7.5, -0.5))
 """Penalties on half the squared weights, beside the mean loss a row: scikit-learn's 1 / (C · rows)."""
 
 RIDGE_PENALTIES = tuple(float(power) for power in 10.0 ** np.arange(3, -7.5, -0.5))
@@ -24,38 +24,28 @@ PATIENCE = 3
 """How many weaker penalties in a row may be worse on the validation rows before the search stops."""
 
 
-class Scaler:
-    """Features to zero mean and unit variance, as learned from the train rows."""
-
-    def __init__(self, features: np.ndarray) -> None:
-        features = np.asarray(features, dtype=np.float32)
-        self.mean = features.mean(0, dtype=np.float64).astype(np.float32)
-        spread = features.std(0, dtype=np.float64)
-        self.scale = np.where(spread > 1e-7 * np.maximum(np.abs(self.mean), 1.0), spread, np.inf).astype(np.float32)
-
-    def __call__(self, features: np.ndarray) -> np.ndarray:
-        """(rows, features) float32."""
-        return np.asarray((np.asarray(features, dtype=np.float32) - self.mean) / self.scale)
-
-
 class LinearScores(LinearModel):
-    """scores = finish(scaled features @ weight + bias)."""
+    """scores = finish((features - mean) @ weight + bias)."""
 
     def __init__(
-        self, scaler: Scaler, weight: np.ndarray, bias: np.ndarray, finish: Callable[[np.ndarray], np.ndarray]
+        self, mean: np.ndarray, weight: np.ndarray, bias: np.ndarray, finish: Callable[[np.ndarray], np.ndarray]
     ) -> None:
         """
         Args:
-            scaler: fitted on the train rows.
+            mean: (features,) of the train rows; taken off, so that the bias need not be penalised.
             weight: (features, outputs).
             bias: (outputs,).
             finish: from (rows, outputs) to the task's scores.
         """
-        self.scaler, self.weight, self.bias, self.finish = scaler, weight, bias, finish
+        self.mean, self.weight, self.bias, self.finish = mean, weight, bias, finish
 
     def scores(self, features: np.ndarray) -> np.ndarray:
         """Scores as `Task.scores` gives them, for (rows, features)."""
-        return self.finish((self.scaler(features) @ self.weight + self.bias).astype(np.float64))
+        return self.finish(((features - self.mean) @ self.weight + self.bias).astype(np.float64))
+
+    def coefficients(self) -> tuple[np.ndarray, np.ndarray]:
+        """Weight (features, outputs) and bias (outputs,) on the features as they come."""
+        return self.weight, self.bias - self.mean @ self.weight
 
 
 def solve_logistic(
@@ -64,7 +54,7 @@ def solve_logistic(
     """The minimum of mean cross-entropy + penalty / 2 · |weights|², by L-BFGS; the bias is not penalised.
 
     Args:
-        features: (rows, features) float32, standardised.
+        features: (rows, features) float32, centred.
         targets: (rows, outputs) of 0 and 1.
         penalty: more than 0.
         start: (features + 1, outputs), weights with the bias as the last row.
@@ -129,8 +119,8 @@ def fit_logistic(
         finish: from (rows, outputs) logits to the task's scores, where that is more than softmax or sigmoid.
     """
     finish = finish or (softmax_scores if exclusive else expit)
-    scaler = Scaler(features)
-    scaled = scaler(features)
+    mean = features.mean(0)
+    scaled = (features - mean).astype(np.float32)
     rotation = _rotation(scaled)
     inside = scaled if rotation is None else scaled @ rotation
     rates = np.clip(targets.mean(0), 0.5 / len(targets), 1 - 0.5 / len(targets))
@@ -139,7 +129,7 @@ def fit_logistic(
 
     def model(both: np.ndarray) -> LinearScores:
         weight = both[:-1] if rotation is None else rotation @ both[:-1]
-        return LinearScores(scaler, weight, both[-1], finish)
+        return LinearScores(mean, weight, both[-1], finish)
 
     best, best_value, worse = None, (-np.inf, -np.inf), 0
     for penalty in PENALTIES if len(val_features) else PENALTIES[len(PENALTIES) // 2 :][:1]:
@@ -177,8 +167,8 @@ def fit_ridge(
         judge: validation scores to what is to be large, the second number breaking ties of the first.
         finish: from (rows, 1) predictions to the task's scores.
     """
-    scaler = Scaler(features)
-    scaled = scaler(features).astype(np.float64)
+    mean = features.mean(0, dtype=np.float64)
+    scaled = features - mean
     rows, width = scaled.shape
     bias = np.array([targets.mean()])
     centred = targets - bias
@@ -190,7 +180,7 @@ def fit_ridge(
     def model(penalty: float) -> LinearScores:
         solved = vectors @ (projected / (values + penalty))
         weight = solved if tall else scaled.T @ solved
-        return LinearScores(scaler, weight[:, None], bias, finish)
+        return LinearScores(mean, weight[:, None], bias, finish)
 
     if not len(val_features):
         return model(1.0)

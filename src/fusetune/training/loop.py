@@ -182,7 +182,7 @@ def _update(
             share = len(batch) / rows
             accelerator.backward(loss * share)
         for name, part in parts.items():
-            totals[name] = totals.get(name, 0) + part.detach() * share  # type: ignore[assignment]
+            totals[name] = totals.get(name, 0) + part.detach() * share
     norm = accelerator.clip_grad_norm_(learner.parameters(), stage.clip if stage.clip is not None else float("inf"))
     losses = {name: float(value) for name, value in totals.items()}
     finite = all(math.isfinite(value) for value in losses.values())
