@@ -14,18 +14,24 @@ LABELS = ("normal", "high")
 """The priorities, the one of few points first."""
 
 POINTS: dict[str, tuple[int, ...]] = {
-    "message": (0, 3, 4),
-    "screenshot": (0, 1, 3),
-    "voice": (0, 3),
-    "waiting_hours": (0, 3),
-    "plan": (0, 3),
+    "message": (0, 2, 3),
+    "screenshot": (0, 2, 3),
+    "voice": (0, 2),
+    "waiting_hours": (0, 2),
+    "plan": (0, 2),
 }
-"""Column to the points of each level of its hidden factor. Levels are equally likely and independent."""
+"""Column to the points of each level of its hidden factor."""
 
 COLUMNS = tuple(POINTS)
 
-HIGH_FROM = 9
-"""Least sum of points for the label "high": it splits the combinations of levels in halves."""
+HIGH_FROM = 6
+"""Least sum of points for the label "high"."""
+
+CLOSE = range(4, 8)
+"""Sums of points near the border between the labels."""
+
+CLOSE_SHARE = 0.4
+"""How often these are drawn against others: the fewer borderline cases, the more each column alone says."""
 
 SUBSETS: tuple[frozenset[str], ...] = tuple(
     frozenset(chosen) for size in range(len(COLUMNS) + 1) for chosen in itertools.combinations(COLUMNS, size)
@@ -47,19 +53,57 @@ def clean_labels(factors: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def _posteriors(label_noise: float) -> np.ndarray:
-    """P(label | all factors), `(3, 3, 2, 2, 2, labels)`: one axis for each column's level."""
+def chances() -> np.ndarray:
+    """P(levels of all columns), `(3, 3, 2, 2, 2)`: one axis for each column.
+
+    The first level of a column is as likely as all its others together, which are equally likely; a combination
+    whose points are close to the border between the labels is then drawn `CLOSE_SHARE` times as often.
+    """
     shape = tuple(len(points) for points in POINTS.values())
+    levels = np.indices(shape)
+    weights, points = np.ones(shape), np.zeros(shape, dtype=np.int64)
+    for level, worth in zip(levels, POINTS.values(), strict=True):
+        weights *= np.where(level == 0, 1 / 2, 1 / 2 / (len(worth) - 1))
+        points += np.asarray(worth)[level]
+    weights[np.isin(points, list(CLOSE))] *= CLOSE_SHARE
+    weights /= weights.sum()
+    weights.setflags(write=False)
+    return weights
+
+
+def draw_levels(uniform: np.ndarray) -> np.ndarray:
+    """The levels that numbers drawn uniformly from [0, 1) stand for.
+
+    Args:
+        uniform: `(rows,)`.
+
+    Returns:
+        `(rows, 5)` levels, in the order of `COLUMNS`, distributed as `chances`.
+    """
+    ends = np.cumsum(chances())
+    drawn = np.minimum(np.searchsorted(ends, uniform, side="right"), len(ends) - 1)
+    return np.stack(np.unravel_index(drawn, chances().shape), axis=1).astype(np.int64)
+
+
+@functools.cache
+def _joint(label_noise: float) -> np.ndarray:
+    """P(levels, label), `(3, 3, 2, 2, 2, labels)`."""
+    shape = chances().shape
     levels = np.stack(np.unravel_index(np.arange(np.prod(shape)), shape), axis=1)
     table = np.full((len(levels), len(LABELS)), label_noise)
     table[np.arange(len(levels)), clean_labels(levels)] = 1 - label_noise
-    return table.reshape(*shape, len(LABELS))
+    return np.asarray(chances()[..., None] * table.reshape(*shape, len(LABELS)))
+
+
+def _seen(columns: Iterable[str], label_noise: float) -> np.ndarray:
+    """P(levels of these columns, label), with size 1 where a column is not given."""
+    known = _named(columns)
+    hidden = tuple(axis for axis, column in enumerate(COLUMNS) if column not in known)
+    return np.asarray(_joint(check_noise(label_noise)).sum(axis=hidden, keepdims=True))
 
 
 def posterior(columns: Iterable[str], *, label_noise: float = 0.05) -> np.ndarray:
-    """P(label | the levels of these columns), for every combination of levels.
-
-    Columns that are not given are averaged over, which is exact: levels are independent and equally likely.
+    """P(label | the levels of these columns), for every combination of levels, exactly.
 
     Args:
         columns: names out of `COLUMNS`.
@@ -68,9 +112,8 @@ def posterior(columns: Iterable[str], *, label_noise: float = 0.05) -> np.ndarra
     Returns:
         `(levels of message or 1, ..., levels of plan or 1, labels)`: size 1 where a column is not given.
     """
-    known = _named(columns)
-    hidden = tuple(axis for axis, column in enumerate(COLUMNS) if column not in known)
-    return np.asarray(_posteriors(check_noise(label_noise)).mean(axis=hidden, keepdims=True))
+    seen = _seen(columns, label_noise)
+    return np.asarray(seen / seen.sum(axis=-1, keepdims=True))
 
 
 def patterns(missing: float) -> dict[frozenset[str], float]:
@@ -100,7 +143,7 @@ def ceilings(*, missing: float = 0.0, label_noise: float = 0.05) -> dict[frozens
         31 sets of columns, each with an accuracy in [0, 1].
     """
     check_missing(missing)
-    filled = {known: float(posterior(known, label_noise=label_noise).max(axis=-1).mean()) for known in SUBSETS}
+    filled = {known: float(_seen(known, label_noise).max(axis=-1).sum()) for known in SUBSETS}
     chance = patterns(missing)
     return {
         chosen: sum(share * filled[chosen & kept] for kept, share in chance.items()) for chosen in SUBSETS if chosen

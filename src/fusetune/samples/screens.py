@@ -26,6 +26,9 @@ _ACCENTS: tuple[Colour, ...] = (
 _RED: Colour = (214, 30, 36)
 _AMBER: Colour = (250, 176, 20)
 _CONSOLE: Colour = (24, 26, 32)
+_WHITE: Colour = (255, 255, 255)
+_BLACK: Colour = (30, 30, 30)
+_HEAD = 40  # pixels of a dialog's coloured head
 _WORDS = (
     "Orders", "Clients", "Stock", "Teams", "Files", "Plans", "Billing", "Tasks", "Inbox", "Trips", "Notes", "Leads",
     "Offers", "Budget", "Survey", "Archive",
@@ -65,21 +68,21 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 @functools.lru_cache(4096)
-def _ink_of(text: str, size: int) -> tuple[Image.Image, int, int, int, int]:
-    """A text's cover, 0 to 255 a pixel, its place against the text's origin at half height, its width and height."""
-    left, top, right, bottom = (round(side) for side in ImageDraw.Draw(Image.new("L", (1, 1))).textbbox(
-        (0, 0), text, font=_font(size), anchor="lm"))  # fmt: skip
+def _cover(text: str, size: int) -> tuple[Image.Image, int, int]:
+    """How much of each pixel a text covers, 0 to 255, and where it lies against its origin at half its height."""
+    box = ImageDraw.Draw(Image.new("L", (1, 1))).textbbox((0, 0), text, font=_font(size), anchor="lm")
+    left, top, right, bottom = (round(side) for side in box)
     cover = Image.new("L", (right - left, bottom - top))
     ImageDraw.Draw(cover).text((-left, -top), text, font=_font(size), fill=255, anchor="lm")
-    return cover, left, top, right - left, bottom - top
+    return cover, left, top
 
 
 def _text(
     draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, size: int, colour: Colour, *, centre: bool = False
 ) -> None:
     """Write a text that begins at `place`, at half its height, or has its centre there."""
-    cover, left, top, wide, _ = _ink_of(text, size)
-    x = place[0] - wide / 2 if centre else place[0] + left
+    cover, left, top = _cover(text, size)
+    x = place[0] - cover.width / 2 if centre else place[0] + left
     draw.bitmap((round(x), round(place[1]) + top), cover, fill=colour)
 
 
@@ -97,7 +100,7 @@ def draw_screen(level: int, rng: np.random.Generator) -> Image.Image:
     draw = ImageDraw.Draw(image)
     side = _frame(draw, theme, rng)
     page = _PAGES[rng.integers(len(_PAGES))]
-    page(draw, theme, (side + 10, 58, SIZE[0] - 10, SIZE[1] - 10), rng)
+    page(draw, theme, (side + 8, 46, SIZE[0] - 8, SIZE[1] - 8), rng)
     if rng.random() < 0.5:
         _toast(draw, theme, rng)
     if level == 1:
@@ -110,24 +113,24 @@ def draw_screen(level: int, rng: np.random.Generator) -> Image.Image:
 def _frame(draw: ImageDraw.ImageDraw, theme: _Theme, rng: np.random.Generator) -> float:
     """Title bar, side bar and page title; returns where the page begins."""
     width, height = SIZE
-    bar = int(rng.integers(18, 25))
+    bar = int(rng.integers(14, 20))
     draw.rectangle((0, 0, width, bar), fill=theme.accent if rng.random() < 0.6 else theme.panel)
     left = rng.random() < 0.5
-    for k, colour in enumerate((_RED, _AMBER, (40, 170, 80))):
-        x = 10 + 12 * k if left else width - 10 - 12 * k
-        draw.ellipse((x - 4, bar / 2 - 4, x + 4, bar / 2 + 4), fill=colour)
-    _text(draw, (width / 2, bar / 2), _word(rng), 11, theme.ink, centre=True)
-    side = int(rng.integers(56, 80))
+    for k in range(3):
+        x = 8 + 10 * k if left else width - 8 - 10 * k
+        draw.ellipse((x - 3, bar / 2 - 3, x + 3, bar / 2 + 3), fill=theme.line)
+    _text(draw, (width / 2, bar / 2), _word(rng), 10, theme.ink, centre=True)
+    side = int(rng.integers(44, 60))
     draw.rectangle((0, bar, side, height), fill=theme.panel)
-    chosen, num_items = int(rng.integers(5)), int(rng.integers(5, 9))
+    chosen, num_items = int(rng.integers(4)), int(rng.integers(4, 8))
     for k in range(num_items):
-        y = bar + 14 + 21 * k
+        y = bar + 13 + 18 * k
         if k == chosen:
-            draw.rounded_rectangle((4, y - 9, side - 4, y + 9), 4, fill=theme.accent)
-        _text(draw, (10, y), _word(rng), 10, theme.ink)
-    _text(draw, (side + 10, bar + 16), f"{_word(rng)} overview", 13, theme.ink)
-    x = width - int(rng.integers(18, 60))
-    draw.ellipse((x - 8, bar + 8, x + 8, bar + 24), fill=_ACCENTS[rng.integers(len(_ACCENTS))])
+            draw.rounded_rectangle((3, y - 8, side - 3, y + 8), 4, fill=theme.accent)
+        _text(draw, (7, y), _word(rng), 9, theme.ink)
+    _text(draw, (side + 8, bar + 13), f"{_word(rng)} overview", 11, theme.ink)
+    x = width - int(rng.integers(14, 40))
+    draw.ellipse((x - 6, bar + 6, x + 6, bar + 18), fill=_ACCENTS[rng.integers(len(_ACCENTS))])
     return side
 
 
@@ -138,9 +141,9 @@ def _table(draw: ImageDraw.ImageDraw, theme: _Theme, box: Box, rng: np.random.Ge
     for y in np.arange(top + 14, bottom - step, step):
         draw.line((left, y + step, right, y + step), fill=theme.line)
         _text(draw, (left + 4, y + step / 2), _word(rng), 9, theme.ink)
-        _text(draw, (left + 70, y + step / 2), str(rng.integers(10, 9999)), 9, theme.ink)
+        _text(draw, (left + 58, y + step / 2), str(rng.integers(10, 9999)), 9, theme.ink)
         colour = _ACCENTS[rng.integers(len(_ACCENTS))]
-        draw.rounded_rectangle((right - 46, y + 4, right - 46 + rng.integers(18, 42), y + step - 4), 4, fill=colour)
+        draw.rounded_rectangle((right - 38, y + 4, right - 38 + rng.integers(14, 36), y + step - 4), 4, fill=colour)
 
 
 def _chart(draw: ImageDraw.ImageDraw, theme: _Theme, box: Box, rng: np.random.Generator) -> None:
@@ -183,48 +186,51 @@ _PAGES = (_table, _chart, _cards, _form)
 
 def _toast(draw: ImageDraw.ImageDraw, theme: _Theme, rng: np.random.Generator) -> None:
     """A small note in a lower corner, in any colour: every level may have one."""
-    x, y = int(rng.integers(90, 215)), int(rng.integers(205, 216))
-    draw.rounded_rectangle((x, y, x + 95, y + 19), 5, fill=_ACCENTS[rng.integers(len(_ACCENTS))])
-    _text(draw, (x + 47, y + 9), f"{_word(rng)} synced", 9, (255, 255, 255), centre=True)
+    x, y = int(rng.integers(62, 140)), int(rng.integers(150, 159))
+    draw.rounded_rectangle((x, y, x + 90, y + 17), 5, fill=_ACCENTS[rng.integers(len(_ACCENTS))])
+    _text(draw, (x + 45, y + 8), f"{_word(rng)} synced", 9, _WHITE, centre=True)
 
 
 def _dialog(
-    draw: ImageDraw.ImageDraw, theme: _Theme, wide: int, high: int, rng: np.random.Generator
-) -> tuple[float, float]:
-    """An empty dialog near the middle; returns its left upper corner."""
-    x = (SIZE[0] - wide) / 2 + rng.integers(-22, 23)
-    y = (SIZE[1] - high) / 2 + rng.integers(-16, 17)
-    draw.rounded_rectangle((x + 3, y + 4, x + wide + 3, y + high + 4), 6, fill=_grey(20 if theme.dark else 150))
-    face = _grey(70 if theme.dark else 255)
-    draw.rounded_rectangle((x, y, x + wide, y + high), 6, fill=face, outline=theme.line)
+    draw: ImageDraw.ImageDraw, theme: _Theme, wide: int, high: int, head: Colour, rng: np.random.Generator
+) -> tuple[int, int]:
+    """An empty dialog near the middle, the upper third of it its coloured head; returns its left upper corner."""
+    x = (SIZE[0] - wide) // 2 + int(rng.integers(-9, 10))
+    y = (SIZE[1] - high) // 2 + int(rng.integers(-8, 9))
+    draw.rectangle((x + 3, y + 4, x + wide + 3, y + high + 4), fill=_grey(20 if theme.dark else 150))
+    draw.rectangle((x, y, x + wide, y + high), fill=_grey(70 if theme.dark else 255), outline=theme.line)
+    draw.rectangle((x, y, x + wide, y + _HEAD), fill=head)
     return x, y
 
 
 def _warning(draw: ImageDraw.ImageDraw, theme: _Theme, rng: np.random.Generator) -> None:
-    wide, high = int(rng.integers(150, 176)), int(rng.integers(88, 102))
-    x, y = _dialog(draw, theme, wide, high, rng)
-    draw.polygon(((x + 30, y + 12), (x + 10, y + 48), (x + 50, y + 48)), fill=_AMBER)
-    draw.rectangle((x + 28, y + 24, x + 32, y + 36), fill=(30, 30, 30))
-    draw.rectangle((x + 28, y + 40, x + 32, y + 44), fill=(30, 30, 30))
-    _text(draw, (x + 58, y + 20), _WARNINGS[rng.integers(len(_WARNINGS))], 10, theme.ink)
-    _text(draw, (x + 58, y + 38), f"{_word(rng)} / {_word(rng)}", 9, theme.ink)
-    _button(draw, (x + wide - 122, y + high - 27, x + wide - 68, y + high - 9), theme.line, "Cancel")
-    _button(draw, (x + wide - 62, y + high - 27, x + wide - 10, y + high - 9), theme.accent, "OK")
+    """A dialog with a yellow head, a triangle in it and two buttons to go on."""
+    wide, high = int(rng.integers(138, 153)), int(rng.integers(96, 107))
+    x, y = _dialog(draw, theme, wide, high, _AMBER, rng)
+    draw.polygon(((x + 27, y + 5), (x + 8, y + _HEAD - 5), (x + 46, y + _HEAD - 5)), fill=_BLACK)
+    draw.rectangle((x + 25, y + 16, x + 29, y + 26), fill=_AMBER)
+    draw.rectangle((x + 25, y + 29, x + 29, y + 33), fill=_AMBER)
+    _text(draw, (x + 54, y + _HEAD / 2), "Warning", 16, _BLACK)
+    _text(draw, (x + 10, y + _HEAD + 14), _WARNINGS[rng.integers(len(_WARNINGS))], 10, theme.ink)
+    _text(draw, (x + 10, y + _HEAD + 28), f"{_word(rng)} / {_word(rng)}", 9, theme.ink)
+    _button(draw, (x + wide - 108, y + high - 20, x + wide - 60, y + high - 5), theme.line, "Cancel")
+    _button(draw, (x + wide - 54, y + high - 20, x + wide - 8, y + high - 5), theme.accent, "OK")
 
 
 def _error(draw: ImageDraw.ImageDraw, theme: _Theme, rng: np.random.Generator) -> None:
-    wide, high = int(rng.integers(186, 216)), int(rng.integers(128, 148))
-    x, y = _dialog(draw, theme, wide, high, rng)
-    draw.ellipse((x + 10, y + 10, x + 46, y + 46), fill=_RED)
+    """A dialog with a red head, a crossed circle in it and the trace on black."""
+    wide, high = int(rng.integers(148, 163)), int(rng.integers(112, 123))
+    x, y = _dialog(draw, theme, wide, high, _RED, rng)
+    draw.ellipse((x + 9, y + 4, x + 41, y + 36), fill=_WHITE)
     for slope in (1, -1):
-        draw.line((x + 19, y + 28 - 9 * slope, x + 37, y + 28 + 9 * slope), fill=(255, 255, 255), width=5)
-    _text(draw, (x + 56, y + 20), _ERRORS[rng.integers(len(_ERRORS))], 12, theme.ink)
-    _text(draw, (x + 56, y + 37), f"code {rng.integers(100, 9999)}", 9, theme.ink)
-    draw.rectangle((x + 10, y + 54, x + wide - 10, y + high - 32), fill=_CONSOLE)
-    for line in np.arange(y + 61, y + high - 36, 11):
-        trace = " ".join(_TRACE[k] for k in rng.integers(len(_TRACE), size=int(rng.integers(1, 4))))
-        _text(draw, (x + 14, line), trace[:34], 9, (170, 220, 180))
-    _button(draw, (x + wide - 62, y + high - 26, x + wide - 10, y + high - 8), theme.line, "Close")
+        draw.line((x + 17, y + 20 - 8 * slope, x + 33, y + 20 + 8 * slope), fill=_RED, width=5)
+    _text(draw, (x + 48, y + 14), _ERRORS[rng.integers(len(_ERRORS))], 12, _WHITE)
+    _text(draw, (x + 48, y + 29), f"code {rng.integers(100, 9999)}", 9, _WHITE)
+    draw.rectangle((x + 8, y + _HEAD + 6, x + wide - 8, y + high - 24), fill=_CONSOLE)
+    for line in range(y + _HEAD + 13, y + high - 28, 10):
+        _text(draw, (x + 12, line), _TRACE[rng.integers(len(_TRACE))], 9, (170, 220, 180))
+        _text(draw, (x + 84, line), _TRACE[rng.integers(len(_TRACE))], 9, (170, 220, 180))
+    _button(draw, (x + wide - 56, y + high - 20, x + wide - 8, y + high - 5), theme.line, "Close")
 
 
 def _button(draw: ImageDraw.ImageDraw, box: Box, colour: Colour, text: str) -> None:

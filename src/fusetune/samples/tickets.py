@@ -196,23 +196,23 @@ def make_tickets(
     Example:
         >>> tickets = make_tickets(1000, seed=1, folder="tickets", splits={"train": 0.8, "test": 0.2})
         >>> round(tickets.ceilings[frozenset({"message"})], 3)
-        0.65
+        0.726
     """
     if n < 1 or seed < 0:
         raise ConfigError("cannot make these tickets", expected="n of 1 or more, seed of 0 or more",
                           came=f"n={n}, seed={seed}")  # fmt: skip
     rule.check_missing(missing)
     rule.check_noise(label_noise)
-    factors = np.empty((n, _NUM_COLUMNS), dtype=np.int64)
+    drawn = np.empty(n)
     present = np.empty((n, _NUM_COLUMNS), dtype=bool)
     swapped = np.empty(n, dtype=bool)
-    num_levels = [len(points) for points in POINTS.values()]
     for row in range(n):
         rng = np.random.default_rng([seed, row, 0])
-        factors[row] = rng.integers(num_levels)
+        drawn[row] = rng.random()
         swapped[row] = rng.random() < label_noise
         present[row] = rng.random(_NUM_COLUMNS) >= missing
     present[~present.any(axis=1), COLUMNS.index("message")] = True
+    factors = rule.draw_levels(drawn)
     labels = rule.clean_labels(factors)
     labels = np.where(swapped, 1 - labels, labels)
     tickets = Tickets(n, seed, missing, label_noise, _blocks(n, splits or {"tickets": 1.0}), factors, present, labels)
@@ -265,9 +265,11 @@ label_noise={tickets.label_noise})`. Nothing here is real.
 
 {tables}
 
-The target is `{TARGET}` ({', '.join(LABELS)}). Each column shows one factor, which no other column shows; levels
-are equally likely and independent of each other. Points add up: from {rule.HIGH_FROM} on the label is high. A label is
-then swapped with probability {tickets.label_noise}, and a cell is left out with probability {tickets.missing}.
+The target is `{TARGET}` ({', '.join(LABELS)}). Each column shows one factor, which no other column shows. Points add
+up: from {rule.HIGH_FROM} on the label is high. The first level of a column is drawn as often as all its others
+together, and sums of {min(rule.CLOSE)} to {max(rule.CLOSE)} are drawn {rule.CLOSE_SHARE} times as often as others. A \
+label is then swapped with probability {tickets.label_noise}, and a cell is left out with probability \
+{tickets.missing}.
 
 | column | level: points |
 | --- | --- |

@@ -15,8 +15,11 @@ import numpy as np
 LEVELS = ("calm", "urgent")
 """How the speaker of each level speaks."""
 
-RATE = 16_000
-"""Samples a second."""
+RATE = 8_000
+"""Samples a second, as a telephone's."""
+
+SECONDS = (0.75, 0.85)
+"""How long a note is: any length between."""
 
 _VOWELS = (
     (730, 1090, 2440), (530, 1840, 2480), (270, 2290, 3010), (570, 840, 2410), (300, 870, 2240), (660, 1720, 2410),
@@ -24,7 +27,7 @@ _VOWELS = (
 """First three formants in hertz: a, e, i, o, u, ae."""
 
 _FORMANT_WIDTHS = (90.0, 120.0, 170.0)  # hertz
-_HIGHEST = 4200.0  # hertz: no harmonics above
+_HIGHEST = 3800.0  # hertz: no harmonics above
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,10 @@ def speak(level: int, rng: np.random.Generator) -> np.ndarray:
         rng: where speaker, words and noise come from.
 
     Returns:
-        `(samples,)` float32 in [-1, 1] at `RATE`, 1.0 to 1.2 seconds.
+        `(samples,)` float32 in [-1, 1] at `RATE`, of a length within `SECONDS`.
     """
     manner = _MANNERS[level]
-    num_samples = round(RATE * rng.uniform(1.0, 1.2))
+    num_samples = round(RATE * rng.uniform(*SECONDS))
     own_pitch = np.exp(rng.uniform(np.log(95), np.log(210)))  # hertz
     tract = rng.uniform(0.92, 1.15)  # times the formants
     tilt = rng.uniform(*manner.tilt)
