@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,8 +18,10 @@ from fusetune.data.quarantine import Rejected
 from fusetune.data.table import Table, is_missing
 from fusetune.errors import BadCell
 from fusetune.modalities.base import Modality
-from fusetune.tasks.base import Task
 from fusetune.types import Batch
+
+if TYPE_CHECKING:
+    from fusetune.tasks.base import Task
 
 DECODE_AHEAD = 256
 Progress = Callable[[Iterator[Any], str, int], Iterator[Any]]

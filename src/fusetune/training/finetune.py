@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from torch import Tensor, nn
 
 from fusetune._optional import optional_import
@@ -24,6 +25,7 @@ from fusetune.backbones.freeze import freeze, lr_scales
 from fusetune.backbones.load import Backbone
 from fusetune.config import TrainerConfig
 from fusetune.data.examples import Examples, Progress
+from fusetune.errors import ConfigError, nearest
 from fusetune.models.understand import Understand
 from fusetune.objectives.tasks import TaskLosses
 from fusetune.tasks.base import Task
@@ -65,12 +67,17 @@ def make_accelerator(settings: TrainerConfig, log_dir: Path | None) -> Accelerat
     """Devices, precision and trackers as the settings say.
 
     Raises:
-        MissingExtra: a tracker that was asked for by name is not installed.
+        ConfigError: accelerate knows no tracker of a name.
+        MissingExtra: a tracker is not installed.
     """
     precision = settings.precision
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
     for tracker in settings.trackers if log_dir else []:
+        if tracker not in LOGGER_TYPE_TO_CLASS:
+            known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
+            do = nearest(tracker, LOGGER_TYPE_TO_CLASS) or "trainer.trackers=[] tracks nothing"
+            raise ConfigError(f"there is no tracker called {tracker!r}", expected=known, do=do)
         if tracker in ("tensorboard", "wandb"):
             optional_import(tracker, f"to track the run with trainer.trackers: [{tracker}]")
     AcceleratorState._reset_state()  # a process may run several fits, each with its own precision
@@ -109,7 +116,9 @@ def set_features(examples: Examples, features: Mapping[str, Tensor]) -> None:
 def evaluate_loss(
     model: Understand, tasks: Mapping[str, Task], examples: Examples, *, batch_size: int = 64
 ) -> tuple[float, float, dict[str, dict[str, float]]]:
-    """Loss, score (mean main metric, more is better) and metrics by task on the labelled rows."""
+    """Loss, score (mean main metric, more is better) and metrics by task on the labelled rows; nan without any."""
+    if not len(examples):
+        return math.nan, math.nan, {}
     logits = predict_logits(model, examples, examples.used, batch_size=batch_size)
     place = {int(index): position for position, index in enumerate(examples.used)}
     total, scores, metrics = 0.0, [], {}
@@ -254,7 +263,8 @@ def finetune(
     best, curve = BestStep(learner), Curve()
     callbacks: list[Callback] = [best, curve]
     if log_dir and settings.trackers:
-        accelerator.init_trackers("fusetune", config={"seed": seed})
+        # wandb writes into the current folder where it is not told otherwise.
+        accelerator.init_trackers("fusetune", config={"seed": seed}, init_kwargs={"wandb": {"dir": str(log_dir)}})
         callbacks.append(Trackers(accelerator))
     if bar and accelerator.is_main_process:
         callbacks.append(Bar())
@@ -268,8 +278,7 @@ def finetune(
             set_features(train, features[0])
             set_features(val, features[1])
             head = recipe.head_stage()
-            if probes:
-                first_check(head.name, validate, callbacks)
+            first_check(head.name, validate, callbacks)
             step = run_stage(learner, head, train, validate, accelerator, callbacks)
             best.restore()
         stage = recipe.tune_stage()
@@ -278,9 +287,13 @@ def finetune(
         set_features(train, {name: values for name, values in features[0].items() if name in still})
         set_features(val, {name: values for name, values in features[1].items() if name in still})
         if settings.epochs and (moving or settings.head_epochs == 0):
+            if best.check is None:
+                first_check(stage.name, validate, callbacks)
             best.cover()
             run_stage(learner, stage, train, validate, accelerator, callbacks, first_step=step)
             best.restore()
+        elif best.check is None:
+            first_check(stage.name, validate, callbacks)
     finally:
         for callback in callbacks:
             callback.on_end()

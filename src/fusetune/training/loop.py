@@ -164,6 +164,22 @@ def _updates(train: Examples, sampler: UpdateSampler, stage: Stage) -> Iterator[
             yield micro_batches
 
 
+def loss_shares(micro_batches: Sequence[Batch]) -> list[dict[str, float]]:
+    """What each micro-batch's mean losses count in the update's, so that they sum to the mean over all its rows.
+
+    Returns:
+        Per micro-batch, each task's share of the labelled rows' weight by the task's name, and under "" the share of
+        the rows, for losses that are no task's.
+    """
+    sizes = [
+        {name: float((batch.weights * target.labelled).sum()) for name, target in batch.targets.items()}
+        | {"": float(len(batch))}
+        for batch in micro_batches
+    ]
+    totals = {name: sum(size[name] for size in sizes) for name in sizes[0]}
+    return [{name: value / totals[name] if totals[name] else 0.0 for name, value in size.items()} for size in sizes]
+
+
 def _update(
     learner: torch.nn.Module,
     micro_batches: list[Batch],
@@ -173,16 +189,15 @@ def _update(
     step: int,
 ) -> dict[str, float]:
     """One update of the weights from its micro-batches; gives the losses by name."""
-    rows = sum(len(batch) for batch in micro_batches)
     totals: dict[str, Tensor] = {}
-    for position, batch in enumerate(micro_batches):
+    for position, (batch, shares) in enumerate(zip(micro_batches, loss_shares(micro_batches), strict=True)):
         last = position == len(micro_batches) - 1
         with nullcontext() if last else accelerator.no_sync(learner), accelerator.autocast():
-            loss, parts, _ = learner(batch.to(accelerator.device))
-            share = len(batch) / rows
-            accelerator.backward(loss * share)
-        for name, part in parts.items():
-            totals[name] = totals.get(name, 0) + part.detach() * share
+            _, parts, outputs = learner(batch.to(accelerator.device))
+            scaled = {name: part * shares.get(name, shares[""]) for name, part in parts.items()}
+            accelerator.backward(sum(scaled.values(), outputs.pooled.new_zeros(())))
+        for name, part in scaled.items():
+            totals[name] = totals.get(name, 0) + part.detach()
     norm = accelerator.clip_grad_norm_(learner.parameters(), stage.clip if stage.clip is not None else float("inf"))
     losses = {name: float(value) for name, value in totals.items()}
     finite = all(math.isfinite(value) for value in losses.values())

@@ -1,8 +1,9 @@
 """Linear models on fixed features: what tuning starts from and is measured against.
 
 Each column's features are standardised on the train rows and divided by the square root of their number, so that a
-column with a thousand features weighs as much as one with ten. An absent cell is the mean (zeros), and each column has
-a 0/1 feature more that says whether it is absent.
+column with a thousand features weighs as much as one with ten. Then a column weighs the more, the more it tells by
+itself, so that a penalty for all does not have to be as strong as the least telling column needs. An absent cell is the
+mean (zeros), and each column has a 0/1 feature more that says whether it is absent.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from fusetune.models.understand import Understand
 from fusetune.tasks.base import LinearModel, Task
 
 Features = Mapping[str, Tensor]
+
+MIN_SHARE = 0.05
+MAX_ROWS = 4000
+LOO_PENALTIES = tuple(float(10.0**power) for power in np.arange(0, -6, -1))
 
 
 @dataclass
@@ -65,37 +70,118 @@ def column_scales(examples: Examples, features: Features) -> dict[str, tuple[Ten
 class Probe:
     """A linear model on fixed features of some columns."""
 
-    def __init__(self, scales: Mapping[str, tuple[Tensor, Tensor]], linear: LinearModel) -> None:
-        self.scales, self.linear = dict(scales), linear
+    def __init__(
+        self, scales: Mapping[str, tuple[Tensor, Tensor]], weights: Mapping[str, float], linear: LinearModel
+    ) -> None:
+        """
+        Args:
+            scales: per column, the shift and scale that standardise its features.
+            weights: per column, what its block of features is multiplied by.
+            linear: fitted on the weighted blocks side by side.
+        """
+        self.scales, self.weights, self.linear = dict(scales), dict(weights), linear
 
     @classmethod
     def fit(cls, task: Task, train: SplitRows, val: SplitRows, columns: Collection[str]) -> Probe:
         """Learn from train rows; the strength of the penalty is chosen on validation rows."""
         scales = column_scales(train.examples, {name: train.features[name] for name in columns})
-        linear = task.linear(design(train, scales), train.truth, design(val, scales), val.truth)
-        return cls(scales, linear)
+        blocks = {name: block(train, name, scale) for name, scale in scales.items()}
+        weights = column_weights(blocks, as_numbers(train.truth, len(task.labels)))
+        val_blocks = {name: block(val, name, scale) for name, scale in scales.items()}
+        linear = task.linear(side_by_side(blocks, weights), train.truth, side_by_side(val_blocks, weights), val.truth)
+        return cls(scales, weights, linear)
 
     def scores(self, split: SplitRows) -> np.ndarray:
         """Scores of the split's rows, as `Task.scores` gives them."""
-        return self.linear.scores(design(split, self.scales))
+        blocks = {name: block(split, name, scale) for name, scale in self.scales.items()}
+        return self.linear.scores(side_by_side(blocks, self.weights))
 
     def install(self, model: Understand, task: str) -> None:
         """Make a model's output for a task this linear model, to be tuned from there."""
         assert list(self.scales) == model.linear_columns, "the probe and the model's linear part see the same columns"
         weight, bias = self.linear.coefficients()
+        repeats = [len(shift) + 1 for shift, _ in self.scales.values()]
+        weight = weight * np.repeat([self.weights[name] for name in self.scales], repeats)[:, None]
         model.start_from(task, torch.from_numpy(weight).float(), torch.from_numpy(bias).float())
 
 
-def design(split: SplitRows, scales: Mapping[str, tuple[Tensor, Tensor]]) -> np.ndarray:
-    """(rows, features) float32: for each column its scaled features, then whether it is absent."""
-    blocks = []
-    for name, (shift, scale) in scales.items():
-        codes = torch.from_numpy(split.examples.columns[name].codes[split.indices])
-        table = (split.features[name].mean(1) - shift) * scale / len(shift) ** 0.5
-        present = (codes >= 0).unsqueeze(1)
-        if len(table):
-            blocks.append(torch.where(present, table[codes.clamp(min=0)], 0))
-        else:
-            blocks.append(torch.zeros(len(codes), len(shift)))
-        blocks.append((~present).float())
-    return np.asarray(torch.cat(blocks, dim=1).numpy())
+def block(split: SplitRows, name: str, scale: tuple[Tensor, Tensor]) -> np.ndarray:
+    """A column's features for the linear model, (rows, features + 1) float32; the last says whether it is absent."""
+    shift, factor = scale
+    codes = torch.from_numpy(split.examples.columns[name].codes[split.indices])
+    table = (split.features[name].mean(1) - shift) * factor / len(shift) ** 0.5
+    absent = (codes < 0).unsqueeze(1)
+    values = torch.zeros(len(codes), len(shift))
+    if len(table):
+        values = table[codes.clamp(min=0)].masked_fill(absent, 0)
+    return np.asarray(torch.cat([values, absent.float()], dim=1).numpy())
+
+
+def side_by_side(blocks: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
+    """The blocks, each times its weight, as one (rows, features) float32 matrix."""
+    return np.concatenate([values * np.float32(weights[name]) for name, values in blocks.items()], axis=1)
+
+
+def as_numbers(truth: np.ndarray, num_labels: int) -> np.ndarray:
+    """Truth as (rows, outputs) numbers: one-hot classes, 0/1 labels, or the numbers themselves."""
+    if truth.ndim == 2:
+        return truth.astype(np.float64)
+    if num_labels:
+        return np.asarray(np.eye(num_labels)[truth])
+    return truth.astype(np.float64)[:, None]
+
+
+def column_weights(blocks: Mapping[str, np.ndarray], targets: np.ndarray) -> dict[str, float]:
+    """How much each column's block weighs: the root of its leave-one-out R² by itself, relative to the best column's.
+
+    The weights' mean square is 1; no column weighs less than `sqrt(MIN_SHARE)` of the best.
+
+    Args:
+        blocks: per column, (rows, features).
+        targets: (rows, outputs) numbers of the train rows.
+    """
+    telling = {name: loo_r2(values, targets) for name, values in blocks.items()}
+    best = max(telling.values())
+    if best <= 0:
+        return dict.fromkeys(blocks, 1.0)
+    shares = {name: max(value / best, MIN_SHARE) for name, value in telling.items()}
+    mean = sum(shares.values()) / len(shares)
+    return {name: (share / mean) ** 0.5 for name, share in shares.items()}
+
+
+def loo_r2(features: np.ndarray, targets: np.ndarray) -> float:
+    """The best R² over ridge penalties when each row is predicted from all others, mean over outputs that vary.
+
+    In closed form: the residual of a left-out row is its residual in the fit over (1 - its leverage), so one
+    eigendecomposition serves all penalties (Golub, Heath and Wahba 1979, "Generalized Cross-Validation", eq. 1.2).
+
+    Args:
+        features: (rows, features); at most `MAX_ROWS` evenly spaced rows are looked at.
+        targets: (rows, outputs).
+    """
+    chosen = np.unique(np.linspace(0, len(features) - 1, min(len(features), MAX_ROWS)).astype(np.int64))
+    x = features[chosen].astype(np.float64)
+    y = targets[chosen] - targets[chosen].mean(0)
+    x -= x.mean(0)
+    varies = (y**2).sum(0) > 0
+    if not varies.any() or len(chosen) < 3:
+        return 0.0
+    y = y[:, varies]
+    left, values, _ = np.linalg.svd(x, full_matrices=False) if x.shape[0] < x.shape[1] else _thin_svd(x)
+    projected = left.T @ y  # (components, outputs)
+    best = 0.0
+    for penalty in LOO_PENALTIES:
+        shrink = values**2 / (values**2 + penalty * len(x))
+        residual = y - left @ (shrink[:, None] * projected)
+        leverage = 1 / len(x) + (left**2) @ shrink  # the mean's share counts too
+        loo = residual / np.maximum(1 - leverage, 1e-6)[:, None]
+        best = max(best, float(np.mean(1 - (loo**2).sum(0) / (y**2).sum(0))))
+    return best
+
+
+def _thin_svd(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, None]:
+    """Left vectors and singular values of a tall matrix, by its small Gram matrix."""
+    squares, vectors = np.linalg.eigh(x.T @ x)
+    kept = squares > 1e-10 * max(float(squares[-1]), 1e-300)
+    values = np.sqrt(squares[kept])
+    return x @ vectors[:, kept] / values, values, None
