@@ -1,8 +1,90 @@
-"""What every test runs under: no hub, no tracker's server, one thread a process."""
+"""What every test runs under: no hub, no tracker's server, one thread a process; and a small shop to learn from."""
 
+from __future__ import annotations
+
+import csv
 import os
+import wave
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+Row = dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """By name (see `fusetune.testing.tiny_models`), the folder of a tiny random model."""
+    home, made = tmp_path_factory.mktemp("models"), {}
+
+    def folder(name: str) -> str:
+        from fusetune.testing.tiny_models import make
+
+        if name not in made:
+            made[name] = str(make(name, home / name))
+        return made[name]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row]]:
+    """120 rows with every kind of column, and the folder that their media lie in.
+
+    `label` follows from the note's first word, the photo's colour and the price; `rating`, `stars` and `tags`
+    (several, parted by |) from the same.
+    """
+    from PIL import Image
+
+    folder, rng = tmp_path_factory.mktemp("shop"), np.random.default_rng(7)
+    for name, colour in (("red", (220, 30, 20)), ("blue", (20, 40, 230))):
+        for number in range(4):
+            noise = rng.integers(0, 25, (40, 40, 3)) + np.asarray(colour)
+            Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(folder / f"{name}{number}.png")
+    for number in range(4):
+        pitch = 200 * (number + 1)
+        sound = (np.sin(2 * np.pi * pitch * np.arange(800) / 2000) * 12000).astype("<i2")
+        with wave.open(str(folder / f"voice{number}.wav"), "wb") as file:
+            file.setnchannels(1), file.setsampwidth(2), file.setframerate(2000)
+            file.writeframes(sound.tobytes())
+    rows: list[Row] = []
+    for place in range(120):
+        word, red, price = int(rng.integers(0, 6)), bool(rng.integers(0, 2)), float(rng.uniform(1, 9))
+        hidden = (word - 2.5) / 2 + (1.0 if red else -1.0) + (price - 5) / 3
+        rest = " ".join(f"w{number}" for number in rng.integers(6, 40, 4))
+        rows.append(
+            {
+                "note": f"w{word} {rest}",
+                "photo": f"{'red' if red else 'blue'}{place % 4}.png",
+                "voice": f"voice{int(rng.integers(0, 4))}.wav",
+                "price": f"{price:.2f}",
+                "plan": ("basic", "pro", "team")[place % 3],
+                "label": "yes" if hidden > 0 else "no",
+                "rating": f"{hidden * 2 + 10 + rng.normal() * 0.2:.3f}",
+                "stars": str(int(np.clip(np.round(hidden + 3), 1, 5))),
+                "tags": "|".join(tag for tag, on in (("a", word > 2), ("b", red), ("c", price > 5)) if on) or "d",
+            }
+        )
+    return folder, rows
+
+
+@pytest.fixture(scope="session")
+def write_csv() -> Callable[..., Path]:
+    """Writes rows as CSV: `write_csv(path, rows, columns)`."""
+
+    def write(path: Path, rows: list[Row], columns: list[str] | None = None) -> Path:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            out = csv.DictWriter(file, columns or list(rows[0]), extrasaction="ignore")
+            out.writeheader()
+            out.writerows(rows)
+        return path
+
+    return write

@@ -66,7 +66,8 @@ class FineTuned:
         examples = read_examples(self.bundle, source, targets=True)
         examples.check_targets()
         require_labels(examples, examples.table.source)
-        return measure(self.bundle.model, self.bundle.tasks, examples, slices=slices)
+        bundle = self.bundle
+        return measure(bundle.model, bundle.tasks, examples, slices=slices, group=bundle.schema.group)
 
     def save(self, folder: str | Path) -> Path:
         """Write the model folder.
@@ -119,7 +120,9 @@ def fit(
     if out is not None:
         explicit["out"] = str(out)
     settings = settings.with_overrides(explicit) if explicit else settings
-    sources = {name: given or getattr(settings, name) for name, given in _given(train, val, test).items()}
+    sources = {
+        name: getattr(settings, name) if given is None else given for name, given in _given(train, val, test).items()
+    }
     if sources["train"] is None:
         raise ConfigError("there is no table to learn from", do="name one: fusetune fit TABLE --target COLUMN")
     folder = Path(settings.out) if settings.out else Path(tempfile.mkdtemp(prefix="fusetune-"))

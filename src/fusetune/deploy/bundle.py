@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
@@ -138,7 +140,37 @@ def load_bundle(folder: Path) -> Bundle:
         FolderError: it is no model folder, of a later version, or a file is missing or altered.
     """
     content = _read_content(folder)
-    for name, digest in content["files"].items():
+    try:
+        _check_files(content["files"], folder)
+        backbones: dict[str, Backbone] = {}
+        modalities = {
+            name: _restore_modality(name, entry, folder, backbones) for name, entry in content["columns"].items()
+        }
+        tasks: dict[str, Task] = {
+            name: TASKS.get(entry["task"]).from_state(entry["target"], entry["state"])
+            for name, entry in content["tasks"].items()
+        }
+        model = build_model(modalities, tasks, NamedConfig(**content["fusion"]))
+        load_model(model, str(folder / WEIGHTS))
+        config = Config.build(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")))
+        schema = Schema.from_yaml((folder / SCHEMA).read_text(encoding="utf-8"))
+        learned = content["data_fingerprint"], content["metrics"]
+    except FolderError:
+        raise
+    except _BROKEN as error:
+        raise FolderError(
+            "the model folder cannot be read", came=f"{type(error).__name__}: {error}", file=str(folder)
+        ) from error
+    model.eval()
+    return Bundle(model, modalities, tasks, schema, config, *learned)
+
+
+_BROKEN = (KeyError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError, OSError, yaml.YAMLError)
+"""What reading files of the wrong content ends in."""
+
+
+def _check_files(files: Mapping[str, str], folder: Path) -> None:
+    for name, digest in files.items():
         path = folder / name
         if not path.resolve().is_relative_to(folder.resolve()) or path.is_symlink():
             raise FolderError(f"the model folder names a file outside itself: {name}", file=str(folder))
@@ -151,25 +183,6 @@ def load_bundle(folder: Path) -> Bundle:
                 do="copy the folder again from where it was made, or tune again",
                 file=str(folder),
             )
-    try:
-        backbones: dict[str, Backbone] = {}
-        modalities = {
-            name: _restore_modality(name, entry, folder, backbones) for name, entry in content["columns"].items()
-        }
-        tasks: dict[str, Task] = {
-            name: TASKS.get(entry["task"]).from_state(entry["target"], entry["state"])
-            for name, entry in content["tasks"].items()
-        }
-        model = build_model(modalities, tasks, NamedConfig(**content["fusion"]))
-        load_model(model, str(folder / WEIGHTS))
-        config = Config.from_yaml(folder / CONFIG)
-        schema = Schema.from_yaml((folder / SCHEMA).read_text(encoding="utf-8"))
-    except (KeyError, TypeError, RuntimeError, SafetensorError, OSError) as error:
-        raise FolderError(
-            "the model folder cannot be read", came=f"{type(error).__name__}: {error}", file=str(folder)
-        ) from error
-    model.eval()
-    return Bundle(model, modalities, tasks, schema, config, content["data_fingerprint"], content["metrics"])
 
 
 def _read_content(folder: Path) -> dict[str, Any]:
@@ -200,6 +213,8 @@ def _restore_modality(name: str, entry: Mapping[str, Any], folder: Path, backbon
     kind = MODALITIES.get(entry["kind"])
     key, backbone = entry["encoder"], None
     if kind.needs_backbone:
+        if not re.fullmatch(r"\w+", key):
+            raise FolderError(f"the model folder names a backbone outside itself: {key}", file=str(folder))
         if key not in backbones:
             backbones[key] = restore_backbone(folder / BACKBONES / key)
         backbone = backbones[key]

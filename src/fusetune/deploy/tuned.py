@@ -104,7 +104,8 @@ def read_examples(
     """
     table = Table.read(source)
     table.require([*bundle.modalities, *([task.target for task in bundle.tasks.values()] if targets else [])])
-    examples = Examples(table, bundle.modalities, bundle.tasks if targets else None)
+    weight = bundle.schema.weight if targets and bundle.schema.weight in table else None
+    examples = Examples(table, bundle.modalities, bundle.tasks if targets else None, weight=weight)
     examples.prepare(on_bad_cell=on_bad_cell, memory=bundle.config.data.memory, progress=progress)
     return examples
 
@@ -119,12 +120,10 @@ def predict(
     """
     examples = read_examples(bundle, source, targets=False, on_bad_cell=on_bad_cell, progress=progress)
     table = examples.table
-    rows = np.concatenate([table.rows, np.asarray([item.row for item in table.rejected], dtype=np.int64)])
-    order = np.argsort(rows, kind="stable")
-    place = {int(row): position for position, row in enumerate(rows[order])}
-    used = np.asarray([place[int(row)] for row in table.rows[examples.used]], dtype=np.int64)
-    columns: dict[str, Any] = {ROW: pa.array(rows[order])}
-    columns |= _identifiers(bundle, table, place)
+    rows, places = _in_order(table)
+    used = places[examples.used]
+    columns: dict[str, Any] = {ROW: pa.array(rows)}
+    _add_identifiers(columns, bundle, table, places)
     if len(used):
         logits = predict_logits(bundle.model, examples, examples.used, progress=progress)
         for name, task in bundle.tasks.items():
@@ -135,9 +134,21 @@ def predict(
                 columns[_free(column, columns)] = pa.array(spread)
     else:
         columns |= {task.target: pa.nulls(len(rows)) for task in bundle.tasks.values()}
-    errors = _errors(examples, place)
+    errors = _errors(examples, rows)
     columns[_free(ERROR, columns)] = pa.array(errors, type=pa.string())
     return Predictions(pa.table(columns))
+
+
+def _in_order(table: Table) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of all rows that came, rejected ones where they came, and the place of each of the table's rows there.
+
+    Rows that were selected from a table may come in any order and more than once; that order is kept.
+    """
+    if not table.rejected:
+        return table.rows, np.arange(len(table))
+    rows = np.concatenate([table.rows, np.asarray([item.row for item in table.rejected], dtype=np.int64)])
+    order = np.argsort(rows, kind="stable")
+    return rows[order], np.argsort(order, kind="stable")[: len(table)]
 
 
 def _free(name: str, taken: dict[str, Any]) -> str:
@@ -147,28 +158,30 @@ def _free(name: str, taken: dict[str, Any]) -> str:
     return name
 
 
-def _identifiers(bundle: Bundle, table: Table, place: dict[int, int]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _add_identifiers(columns: dict[str, Any], bundle: Bundle, table: Table, places: np.ndarray) -> None:
     for name in bundle.schema.names("id"):
         if name in table:
-            spread: list[Any] = [None] * len(place)
-            for row, cell in zip(table.rows, table.cells(name), strict=True):
-                spread[place[int(row)]] = None if cell is None else str(cell)
-            found[_free(name, found)] = pa.array(spread, type=pa.string())
-    return found
+            spread: list[Any] = [None] * (len(table) + len(table.rejected))
+            for place, cell in zip(places, table.cells(name), strict=True):
+                spread[place] = None if cell is None else str(cell)
+            columns[_free(name, columns)] = pa.array(spread, type=pa.string())
 
 
-def _errors(examples: Examples, place: dict[int, int]) -> list[str | None]:
-    errors: list[str | None] = [None] * len(place)
+def _errors(examples: Examples, rows: np.ndarray) -> list[str | None]:
+    places: dict[int, list[int]] = {}
+    for place, row in enumerate(rows):
+        places.setdefault(int(row), []).append(place)
+    notes_at: dict[int, list[str]] = {}
     notes = [(item, "") for item in [*examples.table.rejected, *examples.rejected]]
     notes += [(item, " (predicted without it)") for item in examples.masked]
     without_prediction = {item.row for item in examples.rejected}
     for item, suffix in notes:
         note = _describe(item) + ("" if item.row in without_prediction else suffix)
-        position = place[item.row]
-        before = errors[position]
-        errors[position] = note if before is None else f"{before}; {note}"
-    return errors
+        for place in places[item.row]:
+            told = notes_at.setdefault(place, [])
+            if note not in told:  # a row that came twice is noted twice
+                told.append(note)
+    return ["; ".join(notes_at[place]) if place in notes_at else None for place in range(len(rows))]
 
 
 def _describe(item: Rejected) -> str:

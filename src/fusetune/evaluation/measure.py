@@ -60,7 +60,13 @@ class Evaluation:
 
 
 def measure(
-    model: Understand, tasks: Mapping[str, Task], examples: Examples, *, slices: Sequence[str] = (), seed: int = 0
+    model: Understand,
+    tasks: Mapping[str, Task],
+    examples: Examples,
+    *,
+    slices: Sequence[str] = (),
+    group: str | None = None,
+    seed: int = 0,
 ) -> Evaluation:
     """Metrics with bootstrap intervals on the labelled rows, and the main metric by slice.
 
@@ -69,6 +75,7 @@ def measure(
         tasks: by name.
         examples: prepared rows with their targets checked.
         slices: columns of the table.
+        group: a column of the table whose equal cells are drawn together by the bootstrap.
         seed: of the bootstrap.
 
     Raises:
@@ -87,7 +94,19 @@ def measure(
         truth = task.truth([examples.targets[name][row] for row in rows])
         tuned = Candidate("tuned", "after", "the tuned model", scores)
         values = {column: table.cells(column, rows) for column in slices}
-        found.append(judge(task, [tuned], truth, table.rows[rows], slices=values, num_errors=0, seed=seed))
+        found.append(
+            judge(
+                task,
+                [tuned],
+                truth,
+                table.rows[rows],
+                weights=examples.weights[rows],
+                groups=table.cells(group, rows) if group is not None and group in table else None,
+                slices=values,
+                num_errors=0,
+                seed=seed,
+            )
+        )
     rejected = [*table.rejected, *examples.rejected]
     problems = [f"row {item.row}, column {item.column!r}: {item.why}" for item in [*rejected, *examples.masked]]
     shown = problems[:10] + ([f"and {len(problems) - 10} more"] if len(problems) > 10 else [])
