@@ -86,7 +86,7 @@ class TrainerConfig(Section):
     """Peak learning rate of fusion, projections and heads while they learn on frozen features."""
     head_lr: Annotated[float, Field(gt=0)] = 3e-4
     """Their peak learning rate once the backbones move too."""
-    backbone_lr: Annotated[float, Field(gt=0)] = 3e-5
+    backbone_lr: Annotated[float, Field(gt=0)] = 5e-5
     """Peak learning rate of a pretrained backbone's last block. Encoders trained from scratch use `lr`."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Each block nearer to the input learns this much slower."""
@@ -253,7 +253,7 @@ class Config(Section):
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file's settings, with `train`, `val`, `test` and `out` made relative to the file's folder.
+    """A YAML file's settings; paths in it start at the file's folder, backbones' too where they begin with a dot.
 
     Raises:
         ConfigError: the file is missing, not YAML, or not a mapping.
@@ -273,6 +273,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     for key in ("train", "val", "test", "out", "schema_file"):
         if isinstance(settings.get(key), str):
             settings[key] = str(path.parent / settings[key])
+    for key in ("text", "image", "audio"):
+        section = settings.get(key)
+        name = section.get("name") if isinstance(section, dict) else section
+        if isinstance(name, str) and name.startswith("."):
+            settings[key] = (section if isinstance(section, dict) else {}) | {"name": str(path.parent / name)}
     return settings
 
 

@@ -131,8 +131,8 @@ class ImageInputs:
         return pixels
 
     def collate(self, images: Sequence[np.ndarray]) -> dict[str, Tensor]:
-        """`pixel_values`, (images, 3, height, width) float32."""
-        pixels = torch.from_numpy(np.stack(images)).to(torch.float32)
+        """`pixel_values`, (images, 3, height, width) float32, in memory channels last: convolutions are faster so."""
+        pixels = torch.from_numpy(np.stack(images)).to(torch.float32, memory_format=torch.channels_last)
         return {"pixel_values": pixels * self.scale + self.offset}
 
     def save(self, folder: Path) -> None:
@@ -177,7 +177,7 @@ class SpectrogramInputs:
     def collate(self, cells: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """`pixel_values`, (parts, 1, frames, filters) float32, and `owner`, (parts,) int64: each part's cell."""
         owner = np.repeat(np.arange(len(cells)), [len(cell) for cell in cells])
-        pixels = torch.from_numpy(np.concatenate(cells)).unsqueeze(1)
+        pixels = torch.from_numpy(np.concatenate(cells)).unsqueeze(1).to(memory_format=torch.channels_last)
         return {"pixel_values": pixels, "owner": torch.from_numpy(owner)}
 
     def save(self, folder: Path) -> None:

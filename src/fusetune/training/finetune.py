@@ -37,7 +37,10 @@ from fusetune.training.optim import no_decay, param_groups
 from fusetune.training.probe import Probe, column_scales
 
 HEAD_EPOCHS, HEAD_EPOCHS_SCRATCH = 60, 20
-HEAD_PATIENCE = 12
+HEAD_PATIENCE = 8
+HEAD_UPDATES = 40
+"""The head stage makes at most about so many updates an epoch, by batches of up to `HEAD_BATCH` of its cheap rows."""
+HEAD_BATCH = 512
 
 
 @dataclass
@@ -162,7 +165,7 @@ class _Recipe:
         old = {id(p) for key in self.pretrained for p in self.model.encoders[key].parameters()}
         return [p for p in self.model.parameters() if id(p) not in old]
 
-    def head_stage(self) -> Stage:
+    def head_stage(self, num_rows: int) -> Stage:
         """Pretrained encoders frozen, everything new at `lr`."""
         epochs = self.settings.head_epochs
         if epochs is None:
@@ -172,7 +175,10 @@ class _Recipe:
         if self.model.linear is not None and self.starts_linear:
             self.model.linear.requires_grad_(False)  # it is the best linear model of these features already
         patience = None if self.settings.patience is None else max(HEAD_PATIENCE, self.settings.patience)
-        return self._stage("head", epochs, [(self.settings.lr, self.new_parameters())], 1, patience)
+        stage = self._stage("head", epochs, [(self.settings.lr, self.new_parameters())], 1, patience)
+        if not self.scratch:
+            stage.batch_size = max(stage.batch_size, min(num_rows // HEAD_UPDATES, HEAD_BATCH))
+        return stage
 
     def tune_stage(self) -> Stage:
         """Everything that no rule freezes, each pretrained block at its own rate."""
@@ -277,7 +283,7 @@ def finetune(
         if settings.head_epochs != 0:
             set_features(train, features[0])
             set_features(val, features[1])
-            head = recipe.head_stage()
+            head = recipe.head_stage(len(train))
             first_check(head.name, validate, callbacks)
             step = run_stage(learner, head, train, validate, accelerator, callbacks)
             best.restore()
