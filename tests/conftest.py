@@ -7,10 +7,13 @@ import os
 import wave
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from fusetune.api import FineTuned
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
@@ -88,3 +91,49 @@ def write_csv() -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def quick() -> dict[str, Any]:
+    """Settings of a fit that takes a second: the head stage alone, nothing logged."""
+    return {
+        "fusion": {"name": "attention", "dim": 16},
+        "trainer": {"epochs": 0, "head_epochs": 1, "trackers": []},
+        "report": {"bootstrap": 0, "errors": 2, "alone": "none"},
+    }
+
+
+@pytest.fixture(scope="session")
+def shop_tables(shop: tuple[Path, list[Row]], write_csv: Callable[..., Path]) -> dict[str, Path]:
+    """The shop's train, val and test tables; `label` is the only target among the columns."""
+    folder, rows = shop
+    columns = ["note", "photo", "voice", "price", "plan", "label"]
+    parts = {"train": rows[:80], "val": rows[80:100], "test": rows[100:]}
+    return {name: write_csv(folder / f"{name}.csv", part, columns) for name, part in parts.items()}
+
+
+@pytest.fixture(scope="session")
+def fitted(
+    tiny: Callable[[str], str], shop_tables: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> FineTuned:
+    """A model tuned on the shop with a text, an image and an audio encoder, saved to a folder. Leave it as it is."""
+    from fusetune import api
+
+    settings = {
+        "text": tiny("bert"),
+        "image": tiny("vit"),
+        "audio": tiny("wav2vec2"),
+        "fusion": {"name": "attention", "dim": 16},
+        "trainer": {"epochs": 1, "head_epochs": 3, "lr": 0.01},
+        "report": {"bootstrap": 50, "errors": 3},
+    }
+    out = tmp_path_factory.mktemp("fitted") / "model"
+    return api.fit(
+        str(shop_tables["train"]),
+        target="label",
+        val=str(shop_tables["val"]),
+        test=str(shop_tables["test"]),
+        out=out,
+        config=settings,
+        progress=False,
+    )
