@@ -269,7 +269,7 @@ class TestColumns:
             fit(TABULAR, columns={"price": {"bin": 3}})
 
     def test_an_option_that_the_fusion_does_not_take(self, fit):
-        with pytest.raises(ConfigError, match="fusion .attention. has no setting 'head'"):
+        with pytest.raises(ConfigError, match=r"fusion .attention. has no setting 'head'"):
             fit(TABULAR, fusion={"name": "attention", "head": 2})
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 
 MAX_SHOWN = 120
 
@@ -71,6 +71,13 @@ class UserError(FusetuneError, ValueError):
         self.what, self.expected, self.came, self.do = what, expected, came, do
         self.file, self.row, self.column = file, row, column
         super().__init__(self._message())
+
+    def in_file(self, file: str) -> Self:
+        """The same error with the file's name, where it has none: for what was found by parts that know no files."""
+        if self.file is None:
+            self.file = file
+            self.args = (self._message(),)
+        return self
 
     def _message(self) -> str:
         place = [part for part in (self.file, _numbered("row", self.row), _quoted("column", self.column)) if part]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import resource
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,15 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
-from rich.progress import track
 
 from fusetune.config import BackboneConfig, Config
-from fusetune.data.examples import Examples, cell_key
+from fusetune.data.examples import Examples
 from fusetune.data.quarantine import Rejected, check_rate, group_rejected, write_rejected
 from fusetune.data.schema import Schema
 from fusetune.data.splits import split_rows
-from fusetune.data.table import Table, is_missing
+from fusetune.data.table import Table
 from fusetune.deploy.bundle import Bundle, versions
-from fusetune.errors import StorageError, TableError, shown
+from fusetune.errors import StorageError, TableError, UserError, shown
 from fusetune.evaluation import describe, systems
 from fusetune.evaluation import results as found
 from fusetune.evaluation.judge import Candidate, judge
@@ -35,6 +34,7 @@ from fusetune.models.understand import Understand
 from fusetune.registry import MODALITIES
 from fusetune.tasks.base import Task
 from fusetune.tasks.infer import infer_task
+from fusetune.training.callbacks import track
 from fusetune.training.finetune import BackboneRule, Course, fill_features, finetune, set_features
 from fusetune.training.probe import Probe, SplitRows
 
@@ -77,7 +77,10 @@ class Fit:
             self.modalities = build_modalities(self._columns(), self._backbones())
             self.examples = {split: self._examples(split, table) for split, table in tables.items()}
             self._check_rejected()
-            self.examples["train"].fit()
+            try:
+                self.examples["train"].fit()
+            except UserError as error:
+                raise error.in_file(tables["train"].source) from None
             for examples in self.examples.values():
                 examples.check_targets()
             self._check_rejected()
@@ -85,7 +88,7 @@ class Fit:
         with self._phase("encode with frozen backbones"):
             model = build_model(self.modalities, self.tasks, self.config.fusion)
             self.features = {
-                split: fill_features(model, examples, progress=self._track if self.show else None)
+                split: fill_features(model, examples, progress=track if self.show else None)
                 for split, examples in self.examples.items()
             }
         with self._phase("fit linear probes"):
@@ -97,7 +100,7 @@ class Fit:
         with self._phase("tune"):
             course = self._finetune(model, self.modalities, self.probes, log_dir=self.folder / "logs")
         bundle = Bundle(
-            model, self.modalities, self.tasks, self.schema, self.config, fingerprint(self.examples["train"])
+            model, self.modalities, self.tasks, self.schema, self.config, describe.fingerprint(self.examples["train"])
         )
         with self._phase("compare and measure"):
             results = self._results(model, course, rows)
@@ -105,8 +108,6 @@ class Fit:
             after = task.first("after")
             assert after is not None
             bundle.metrics[task.target] = {name: found.plain(one.value) for name, one in after.metrics.items()}
-        if self.is_main:
-            write_rejected(self._all_rejected(), self.folder / "rejected.jsonl")
         return bundle, results
 
     def _claim_folder(self) -> None:
@@ -121,9 +122,6 @@ class Fit:
         yield
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
         self.phases.append(found.Phase(name, time.perf_counter() - start, peak))
-
-    def _track(self, steps: Iterator[Any], what: str, total: int) -> Iterator[Any]:
-        yield from track(steps, description=what, total=total, transient=True)
 
     # Tables
 
@@ -174,9 +172,11 @@ class Fit:
         tasks = {}
         for target in self.schema.names("target"):
             settings = self.config.tasks.get(target)
-            values = [cell for cell in train.cells(target) if not is_missing(cell)]
             name, options = (settings.name, settings.options) if settings else (None, {})
-            tasks[target] = build_task(target, name or infer_task(values)[0], options)
+            try:
+                tasks[target] = build_task(target, name or infer_task(train.cells(target), target)[0], options)
+            except TableError as error:
+                raise error.in_file(train.source) from None
         return tasks
 
     # Examples
@@ -203,11 +203,13 @@ class Fit:
         examples.prepare(
             on_bad_cell=on_bad_cell,
             memory=self.config.data.memory / len(SPLITS) if split != "train" else self.config.data.memory,
-            progress=self._track if self.show else None,
+            progress=track if self.show else None,
         )
         return examples
 
     def _check_rejected(self) -> None:
+        if self.is_main:  # before the check, so that all rows are there to look at if it stops the run
+            write_rejected(self._all_rejected(), self.folder / "rejected.jsonl")
         for split, (file, rows_in) in self.files.items():
             rejected = [*self.rejected[split], *self.examples[split].rejected]
             if split == "train":
@@ -229,7 +231,11 @@ class Fit:
             raise TableError("there are no test rows", do="give --test, or a data.split whose last share is above 0")
 
     def _all_rejected(self) -> list[Rejected]:
-        return [item for split in self.examples for item in [*self.rejected[split], *self.examples[split].rejected]]
+        return [
+            replace(item, file=examples.table.source)
+            for split, examples in self.examples.items()
+            for item in [*self.rejected[split], *examples.rejected]
+        ]
 
     # Model
 
@@ -376,10 +382,10 @@ class Fit:
             parameters=sum(p.numel() for p in model.parameters()),
             trained=course.trained[""],
             warnings=describe.warnings(self.schema, self.examples),
-            num_rejected=len({(item.row, item.column) for item in rejected}),
+            num_rejected=len({(item.file, item.row) for item in rejected}),
             rejected_by={f"{g.column or 'row'}: {g.why}": g.count for g in group_rejected(rejected)},
             rejected=[
-                found.RejectedRow(item.row, item.column or "", shown(item.value), item.why)
+                found.RejectedRow(item.row, item.column or "", shown(item.value), item.why, item.file or "")
                 for item in rejected[:SHOWN_REJECTED]
             ],
             curve=describe.curve(course, self.tasks),
@@ -398,14 +404,3 @@ class Fit:
                 found.TableUsed(split, file, rows_in, rows_in - len(rejected), len(rejected), self.unlabelled[split])
             )
         return used
-
-
-def fingerprint(examples: Examples) -> str:
-    """SHA-256 over the cells that were learned from: inputs and targets of the used rows, in order."""
-    digest = hashlib.sha256()
-    columns = [*examples.columns, *(task.target for task in examples.tasks.values())]
-    for name in columns:
-        digest.update(name.encode("utf-8", "surrogatepass"))
-        for cell in examples.table.cells(name, examples.used):
-            digest.update(repr(None if is_missing(cell) else cell_key(cell)).encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()

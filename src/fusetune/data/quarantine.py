@@ -25,12 +25,14 @@ class Rejected:
         column: the column of the bad cell, or None where the row as a whole cannot be read.
         value: the cell (or the row's text) as it came.
         why: what is wrong with it, for people.
+        file: the table that it is in, where there are several.
     """
 
     row: int
     column: str | None
     value: Any
     why: str
+    file: str | None = None
 
     @classmethod
     def from_error(cls, error: BadCell) -> Rejected:
@@ -40,7 +42,8 @@ class Rejected:
 
     def record(self) -> dict[str, Any]:
         """The same as JSON: bytes as their number, text of more than `VALUE_CHARS` characters cut."""
-        return {"row": self.row, "column": self.column, "value": _plain(self.value), "why": self.why}
+        place = {} if self.file is None else {"file": self.file}
+        return place | {"row": self.row, "column": self.column, "value": _plain(self.value), "why": self.why}
 
 
 def _plain(value: Any) -> Any:
@@ -91,13 +94,13 @@ def group_rejected(rejected: Iterable[Rejected], *, num_rows: int = 5) -> list[R
 
 
 def write_rejected(rejected: Iterable[Rejected], path: Path) -> None:
-    """Write one JSON object a line (row, column, value, why), by row; the file appears whole or not at all.
+    """Write one JSON object a line (file, row, column, value, why), sorted; the file appears whole or not at all.
 
     Raises:
         StorageError: it cannot be written.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    ordered = sorted(rejected, key=lambda item: (item.row, item.column or ""))
+    ordered = sorted(rejected, key=lambda item: (item.file or "", item.row, item.column or ""))
     try:
         with partial.open("w", encoding="utf-8") as handle:
             for item in ordered:
