@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 import sys
 from collections.abc import Mapping
@@ -11,8 +12,9 @@ from typing import Any
 import torch
 
 from fusetune.backbones.load import Backbone
-from fusetune.data.examples import Examples
+from fusetune.data.examples import Examples, cell_key
 from fusetune.data.schema import Schema
+from fusetune.data.table import is_missing
 from fusetune.evaluation.results import BackboneUsed, ColumnUsed, CurvePoint, LearningCurve
 from fusetune.modalities.base import Modality
 from fusetune.models.understand import Understand
@@ -115,3 +117,14 @@ def warnings(schema: Schema, examples: Mapping[str, Examples]) -> list[str]:
                 f"the first: row {cells[0].row}, {cells[0].why}"
             )
     return said
+
+
+def fingerprint(examples: Examples) -> str:
+    """SHA-256 over the cells that were learned from: inputs and targets of the used rows, in order."""
+    digest = hashlib.sha256()
+    columns = [*examples.columns, *(task.target for task in examples.tasks.values())]
+    for name in columns:
+        digest.update(name.encode("utf-8", "surrogatepass"))
+        for cell in examples.table.cells(name, examples.used):
+            digest.update(repr(None if is_missing(cell) else cell_key(cell)).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()

@@ -21,6 +21,7 @@ from fusetune.tasks.base import LinearModel, Task
 
 Features = Mapping[str, Tensor]
 
+LEAST_SPREAD = 1e-3
 MIN_SHARE = 0.05
 MAX_ROWS = 4000
 LOO_PENALTIES = tuple(float(10.0**power) for power in np.arange(0, -6, -1))
@@ -51,11 +52,16 @@ class SplitRows:
 
 
 def learn_scale(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Shift and scale that standardise (rows, dim) features; one that never varies gets the scale 0: it is dropped."""
+    """Shift and scale that standardise (rows, dim) features.
+
+    A feature that hardly varies, beside its own size or beside the others, gets the scale 0: blown up to unit variance
+    it would be noise, and a row that differs there would get enormous features.
+    """
     if not len(values):
         return torch.zeros(values.shape[1]), torch.zeros(values.shape[1])
     mean, std = values.mean(0), values.std(0, unbiased=False)
-    return mean, torch.where(std > 1e-6 * values.abs().amax(0).clamp(min=1e-6), 1 / std, torch.zeros_like(std))
+    varies = (std > 1e-6 * values.abs().amax(0)) & (std > LEAST_SPREAD * std.mean())
+    return mean, torch.where(varies, 1 / std.clamp(min=torch.finfo(std.dtype).tiny), torch.zeros_like(std))
 
 
 def column_scales(examples: Examples, features: Features) -> dict[str, tuple[Tensor, Tensor]]:
