@@ -18,6 +18,7 @@ from fusetune.evaluation.measure import Evaluation, measure
 from fusetune.evaluation.report import write_report
 from fusetune.evaluation.results import RunResults, read_results
 from fusetune.fitting import Fit
+from fusetune.training.callbacks import track
 
 __all__ = ["FineTuned", "Predictions", "evaluate", "fit", "load", "schema_of"]
 
@@ -40,34 +41,37 @@ class FineTuned:
         targets = ", ".join(self.bundle.tasks)
         return f"FineTuned({targets} from {', '.join(self.bundle.modalities)}; folder={str(self.folder)!r})"
 
-    def predict(self, source: Source, *, on_bad_cell: OnBadCell = "mask") -> Predictions:
+    def predict(self, source: Source, *, on_bad_cell: OnBadCell = "mask", progress: bool = False) -> Predictions:
         """Predictions for every row of a table, in order.
 
         Args:
             source: a file, DataFrame, `Dataset` or `Table` with the columns the model was tuned on.
             on_bad_cell: where a cell cannot be read, "mask" predicts from the row's other cells and says so in the
                 error column; "reject" gives that row no prediction.
+            progress: whether to show progress bars.
 
         Raises:
             TableError: the table cannot be read or lacks a column.
         """
-        return predict(self.bundle, source, on_bad_cell=on_bad_cell)
+        return predict(self.bundle, source, on_bad_cell=on_bad_cell, progress=track if progress else None)
 
-    def evaluate(self, source: Source, *, slices: Sequence[str] = ()) -> Evaluation:
+    def evaluate(self, source: Source, *, slices: Sequence[str] = (), progress: bool = False) -> Evaluation:
         """Measure the model on labelled rows.
 
         Args:
             source: as in `predict`, with the target columns.
             slices: columns whose values the main metric is split by.
+            progress: whether to show progress bars.
 
         Raises:
             TableError: the table cannot be read, lacks a column, or has no row with a target.
         """
-        examples = read_examples(self.bundle, source, targets=True)
+        bars = track if progress else None
+        examples = read_examples(self.bundle, source, targets=True, progress=bars)
         examples.check_targets()
         require_labels(examples, examples.table.source)
         bundle = self.bundle
-        return measure(bundle.model, bundle.tasks, examples, slices=slices, group=bundle.schema.group)
+        return measure(bundle.model, bundle.tasks, examples, slices=slices, group=bundle.schema.group, progress=bars)
 
     def save(self, folder: str | Path) -> Path:
         """Write the model folder.
@@ -168,10 +172,12 @@ def load(folder: str | Path) -> FineTuned:
     return FineTuned(bundle, folder=folder, results=read_results(report) if report.is_file() else None)
 
 
-def evaluate(model: FineTuned | str | Path, source: Source, *, slices: Sequence[str] = ()) -> Evaluation:
+def evaluate(
+    model: FineTuned | str | Path, source: Source, *, slices: Sequence[str] = (), progress: bool = False
+) -> Evaluation:
     """Measure a tuned model, or the one in a folder, on labelled rows; see `FineTuned.evaluate`."""
     tuned = model if isinstance(model, FineTuned) else load(model)
-    return tuned.evaluate(source, slices=slices)
+    return tuned.evaluate(source, slices=slices, progress=progress)
 
 
 def schema_of(source: Source, *, target: str | Sequence[str] = (), columns: Mapping[str, Any] | None = None) -> Schema:

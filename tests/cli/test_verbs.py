@@ -45,8 +45,8 @@ class Api(types.ModuleType):
 
         made = pa.table({"row": [0, 1], "priority": ["low", None], "error": [None, "column 'a': it is cut off"]})
 
-        def predict(table):
-            self.calls.append(("predict", (folder, table), {}))
+        def predict(table, **kwargs):
+            self.calls.append(("predict", (folder, table), kwargs))
             return Predictions(made)
 
         return types.SimpleNamespace(predict=predict)
@@ -149,7 +149,7 @@ class TestPredict:
     @pytest.mark.parametrize("name", ["o.csv", "o.CSV", "o.jsonl", "o.parquet"])
     def test_writes_the_table(self, api, tmp_path, name):
         done = run("predict", "m", "new.csv", "--out", name)
-        assert api.calls == [("predict", (Path("m"), "new.csv"), {})]
+        assert api.calls == [("predict", (Path("m"), "new.csv"), {"progress": False})]
         assert (tmp_path / name).stat().st_size > 0
         assert done.stdout.split() == ["2", "rows,", "1", "of", "them", "with", "an", "error:", name]
 
@@ -178,7 +178,7 @@ class TestPredict:
 class TestEvaluate:
     def test_prints(self, api):
         done = run("evaluate", "m", "t.csv", "--slices", "country", "-s", "plan")
-        assert api.calls == [("evaluate", (Path("m"), "t.csv"), {"slices": ["country", "plan"]})]
+        assert api.calls == [("evaluate", (Path("m"), "t.csv"), {"slices": ["country", "plan"], "progress": False})]
         assert done.stdout == "2 rows [in]\n"
 
     def test_json_has_no_nan(self, api):

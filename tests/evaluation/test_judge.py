@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import classification_report, confusion_matrix, roc_auc_score
+from sklearn.metrics import average_precision_score, classification_report, confusion_matrix, roc_auc_score
 
 from fusetune.evaluation.curves import confusion, curves, number_fit, per_class
 from fusetune.evaluation.judge import Candidate, judge, main_metric, predictions, slice_names
@@ -56,18 +56,23 @@ def test_no_rows_give_a_result_without_figures() -> None:
     assert found.rows == 0 and not found.errors
 
 
-def test_per_class_and_confusion_are_sklearns() -> None:
+@pytest.mark.parametrize("weighted", [False, True])
+def test_per_class_and_confusion_are_sklearns(weighted: bool) -> None:
     rng = np.random.default_rng(0)
     truth, predicted = rng.integers(0, 4, 200), rng.integers(0, 4, 200)
     scores = rng.random((200, 4))
     labels = ["a", "b", "c", "d"]
-    report = classification_report(truth, predicted, target_names=labels, output_dict=True)
-    for row in per_class(scores, predicted, truth, labels):
+    weights = rng.random(200) if weighted else None
+    report = classification_report(truth, predicted, target_names=labels, output_dict=True, sample_weight=weights)
+    for place, row in enumerate(per_class(scores, predicted, truth, labels, weights)):
         theirs = report[row.label]
         assert (row.precision, row.recall, row.f1) == pytest.approx(
             (theirs["precision"], theirs["recall"], theirs["f1-score"])
         )
-        assert row.support == theirs["support"]
+        actual = truth == place
+        assert row.support == actual.sum()
+        expected = average_precision_score(actual, scores[:, place], sample_weight=weights)
+        assert row.average_precision == pytest.approx(expected)
     counts = np.zeros((4, 4), dtype=int)
     for true, guess, rows in confusion(predicted, truth).cells:
         counts[true, guess] = rows

@@ -91,18 +91,6 @@ def test_multilabel(rng, weights):
     )
 
 
-def test_per_label(rng, weights):
-    scores = rng.integers(0, 8, size=(ROWS, 3)) / 8
-    truth = (rng.random((ROWS, 3)) < 0.3).astype(int)
-    decided = (scores >= 0.5).astype(int)
-    precision, recall, f1, support = sk.precision_recall_fscore_support(truth, decided, sample_weight=weights)
-    for place, row in enumerate(ours.per_label(scores, decided, truth, list("abc"), weights)):
-        assert row["label"] == "abc"[place]
-        assert [row[name] for name in ("precision", "recall", "f1", "support")] == pytest.approx(
-            [precision[place], recall[place], f1[place], support[place]]
-        )
-
-
 def test_regression(rng, weights):
     truth = rng.normal(size=ROWS).round(1)
     scores = (truth + rng.normal(size=ROWS)).round(1)

@@ -26,7 +26,7 @@ def evaluate(
     """
     from fusetune import api
 
-    evaluation = api.evaluate(folder, table, slices=slices or [])
+    evaluation = api.evaluate(folder, table, slices=slices or [], progress=common.shows_progress(as_json))
     if as_json:
         common.print_json(evaluation.to_json())
     else:

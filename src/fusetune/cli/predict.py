@@ -45,7 +45,7 @@ def predict(
     writer = _writer(out, table)
     from fusetune import api
 
-    predictions = api.load(folder).predict(table)
+    predictions = api.load(folder).predict(table, progress=common.shows_progress(as_json))
     if out is None:
         _print(predictions, ".jsonl" if as_json else ".csv")
         return

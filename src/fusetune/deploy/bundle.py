@@ -106,7 +106,10 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
                 (folder / BACKBONES / key).mkdir(parents=True, exist_ok=True)
                 encoder.save(folder / BACKBONES / key)
         partial = folder / f".{WEIGHTS}.{os.getpid()}"
+        partial.touch()
+        mode = partial.stat().st_mode  # as the umask wants it; safetensors makes files for their owner alone
         save_model(bundle.model, str(partial))
+        partial.chmod(mode)
         partial.replace(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise StorageError(f"the model cannot be written to {folder}: {error}") from error

@@ -26,20 +26,31 @@ def as_matrix(truth: np.ndarray, num_classes: int) -> np.ndarray:
     return matrix
 
 
-def per_class(scores: np.ndarray, predicted: np.ndarray, truth: np.ndarray, labels: list[str]) -> list[ClassRow]:
+def per_class(
+    scores: np.ndarray,
+    predicted: np.ndarray,
+    truth: np.ndarray,
+    labels: list[str],
+    weights: np.ndarray | None = None,
+) -> list[ClassRow]:
     """Precision, recall, F1 and average precision of each class.
 
     Args:
         scores: (rows, classes) probabilities.
         predicted, truth: (rows,) class indices, or (rows, classes) 0/1.
         labels: class names.
+        weights: (rows,) as in the task's metrics; the support counts rows whatever they weigh.
 
     Returns:
         A row a class in the order of `labels`. Without a row of the class, recall and AP are nan; without a
         prediction of it, precision is nan.
     """
     actual, guess = as_matrix(truth, len(labels)), as_matrix(predicted, len(labels))
-    precision, recall, f1, support = precision_recall_fscore_support(actual, guess, average=None, zero_division=np.nan)
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        actual, guess, average=None, zero_division=np.nan, sample_weight=weights
+    )
+    support = actual.sum(axis=0)
+    weight = support if weights is None else weights @ actual
     return [
         ClassRow(
             label,
@@ -47,7 +58,9 @@ def per_class(scores: np.ndarray, predicted: np.ndarray, truth: np.ndarray, labe
             float(precision[index]),
             float(recall[index]),
             float(f1[index]),
-            float(average_precision_score(actual[:, index], scores[:, index])) if support[index] else math.nan,
+            float(average_precision_score(actual[:, index], scores[:, index], sample_weight=weights))
+            if weight[index] > 0
+            else math.nan,
         )
         for index, label in enumerate(labels)
     ]

@@ -106,7 +106,7 @@ def judge(
         scores = probabilities(tuned.scores)
         predicted = predictions(task, tuned.scores, truth)
         checked = None if validation is None else (probabilities(validation[0]), np.asarray(validation[1]))
-        result.per_class = per_class(scores, predicted, truth, task.labels)
+        result.per_class = per_class(scores, predicted, truth, task.labels, weights)
         result.roc, result.pr = curves(scores, truth, task.labels)
         result.calibration = calibrate(scores, truth, task.labels, validation=checked)
         if kind != "multilabel":

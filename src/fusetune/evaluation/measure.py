@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fusetune.data.examples import Examples
+from fusetune.data.examples import Examples, Progress
 from fusetune.evaluation.judge import Candidate, judge
 from fusetune.evaluation.results import TaskResult, plain
 from fusetune.models.understand import Understand
@@ -67,6 +67,7 @@ def measure(
     slices: Sequence[str] = (),
     group: str | None = None,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Metrics with bootstrap intervals on the labelled rows, and the main metric by slice.
 
@@ -77,6 +78,7 @@ def measure(
         slices: columns of the table.
         group: a column of the table whose equal cells are drawn together by the bootstrap.
         seed: of the bootstrap.
+        progress: wraps iterators.
 
     Raises:
         TableError: a slice's column is not in the table.
@@ -84,7 +86,7 @@ def measure(
     table = examples.table
     table.require(slices)
     found = []
-    logits = predict_logits(model, examples, examples.used)
+    logits = predict_logits(model, examples, examples.used, progress=progress)
     place = {int(index): position for position, index in enumerate(examples.used)}
     for name, task in tasks.items():
         rows = examples.labelled(name)

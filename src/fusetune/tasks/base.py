@@ -104,12 +104,6 @@ class Task(abc.ABC):
         """Scores as decisions, in the form of `truth`: class indices, a 0/1 matrix, or the numbers themselves."""
         return scores
 
-    def per_class(
-        self, scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None
-    ) -> list[dict[str, Any]]:
-        """One row of metrics a class, each with its "label" and "support"; empty for numbers."""
-        return []
-
     def tune(self, scores: np.ndarray, truth: np.ndarray) -> None:  # noqa: B027  (most tasks decide by one fixed rule)
         """Choose how scores become decisions on validation rows, where the task's options ask for it."""
 

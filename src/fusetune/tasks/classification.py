@@ -121,13 +121,6 @@ class LabelTask(Task):
         rates = np.bincount(truth, minlength=len(self.classes)) / max(len(truth), 1)
         return np.tile(rates, (rows, 1))
 
-    def per_class(
-        self, scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None
-    ) -> list[dict[str, Any]]:
-        """Per class: label, support, precision, recall, f1, average_precision, roc_auc (one against the rest)."""
-        one_hot = np.eye(len(self.classes))
-        return measures.per_label(scores, one_hot[self.decide(scores)], one_hot[truth], self.classes, weights)
-
     def columns(self, scores: np.ndarray) -> dict[str, list[Any]]:
         """The label under the target's name, its probability, and up to 20 classes' probabilities."""
         decided = self.decide(scores)

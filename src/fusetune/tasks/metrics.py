@@ -8,7 +8,6 @@ the value of a division by zero as 0 (precision, recall, F1, MCC), so does this.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -149,37 +148,6 @@ def classification(
         squares = (scores[:, positive] - (truth == positive)) ** 2
     result["brier"] = float(squares @ weights / total) if total else float("nan")
     return result
-
-
-def per_label(
-    scores: np.ndarray, decided: np.ndarray, truth: np.ndarray, labels: list[str], weights: np.ndarray | None
-) -> list[dict[str, Any]]:
-    """Per label: support (weighted rows), precision, recall, f1, average_precision, roc_auc.
-
-    Args:
-        scores: (rows, labels) probabilities.
-        decided: (rows, labels) of 0 and 1.
-        truth: (rows, labels) of 0 and 1.
-        labels: their names.
-        weights: (rows,).
-    """
-    rows = []
-    sizes = _ones(weights, len(truth))
-    for place, label in enumerate(labels):
-        score, guess, real = scores[:, place], decided[:, place].astype(bool), truth[:, place].astype(bool)
-        hits, said, support = (float(sizes @ which) for which in (guess & real, guess, real))
-        rows.append(
-            {
-                "label": label,
-                "support": support,
-                "precision": hits / said if said else 0.0,
-                "recall": hits / support if support else 0.0,
-                "f1": 2 * hits / (said + support) if said + support else 0.0,
-                "average_precision": average_precision(score, real, sizes),
-                "roc_auc": roc_auc(score, real, sizes),
-            }
-        )
-    return rows
 
 
 def multilabel(

@@ -289,13 +289,6 @@ class MultilabelTask(Task):
         """See `fusetune.tasks.metrics.multilabel`; F1, subset accuracy and Hamming loss use the thresholds."""
         return measures.multilabel(scores, self.decide(scores), truth, weights)
 
-    def per_class(
-        self, scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None
-    ) -> list[dict[str, Any]]:
-        """Per label: label, support, precision, recall, f1, average_precision, roc_auc, threshold."""
-        rows = measures.per_label(scores, self.decide(scores), truth, self.classes, weights)
-        return [{**row, "threshold": threshold} for row, threshold in zip(rows, self.thresholds, strict=True)]
-
     def constant(self, truth: np.ndarray, rows: int) -> np.ndarray:
         """Each label's rate in `truth`, the same for every row."""
         return np.tile(truth.mean(0, dtype=float), (rows, 1))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from rich import progress as bars
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
@@ -173,3 +176,14 @@ class Bar(Callback):
     def on_end(self) -> None:
         """Take the bar away."""
         self.progress.stop()
+
+
+def track(steps: Iterator[Any], what: str, total: int) -> Iterator[Any]:
+    """The steps, with a progress bar on the terminal while they are taken: a `fusetune.data.examples.Progress`.
+
+    Args:
+        steps: what is gone through.
+        what: shown beside the bar, as it is.
+        total: how many steps there are.
+    """
+    yield from bars.track(steps, description=escape(what), total=total, transient=True)
