@@ -28,6 +28,22 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
 
+def _by_name(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _by_kind(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+ByName = BeforeValidator(_by_name)
+StrList = Annotated[list[str], BeforeValidator(_as_list)]
+
+
 class BackboneConfig(Section):
     """The pretrained model that reads one kind of column."""
 
@@ -108,7 +124,7 @@ class TrainerConfig(Section):
     """Evaluations on validation rows an epoch; the best step is what is kept."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that decode cells."""
-    trackers: list[str] = ["tensorboard"]
+    trackers: StrList = ["tensorboard"]
     """tensorboard, wandb or any other that accelerate knows by name; [] for none."""
 
 
@@ -120,7 +136,7 @@ class ReportConfig(Section):
     trained alone); `tuned` trains every modality alone with the same recipe; `none` leaves it out."""
     bootstrap: Annotated[int, Field(ge=0)] = 1000
     """Resamples for the intervals; 0 leaves them out."""
-    slices: list[str] = []
+    slices: StrList = []
     """Columns whose values the metrics are split by."""
     errors: Annotated[int, Field(ge=0)] = 24
     """Worst errors shown."""
@@ -145,21 +161,6 @@ class DataConfig(Section):
         return self
 
 
-def _by_name(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
-def _by_kind(value: Any) -> Any:
-    return {"kind": value} if isinstance(value, str) else value
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-ByName = BeforeValidator(_by_name)
-
-
 class Config(Section):
     """A whole run. See `docs/concepts.md` for what each part does."""
 
@@ -169,7 +170,7 @@ class Config(Section):
     """Rows to choose the best step on. None: split off from `train`."""
     test: str | None = None
     """Rows the report is made on; they choose nothing. None: split off from `train`."""
-    target: Annotated[list[str], BeforeValidator(_as_list)] = []
+    target: StrList = []
     """The column, or columns, to predict."""
     out: str | None = None
     """The folder for the tuned model and the report. None: a temporary one."""
