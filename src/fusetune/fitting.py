@@ -23,7 +23,7 @@ from fusetune.data.schema import Schema
 from fusetune.data.splits import split_rows
 from fusetune.data.table import Table
 from fusetune.deploy.bundle import Bundle, versions
-from fusetune.errors import StorageError, TableError, UserError, shown
+from fusetune.errors import StorageError, TableError, UserError
 from fusetune.evaluation import describe, systems
 from fusetune.evaluation import results as found
 from fusetune.evaluation.judge import Candidate, judge
@@ -39,7 +39,6 @@ from fusetune.training.finetune import BackboneRule, Course, fill_features, fine
 from fusetune.training.probe import Probe, SplitRows
 
 SPLITS = ("train", "val", "test")
-SHOWN_REJECTED = 50
 
 
 class Fit:
@@ -57,7 +56,6 @@ class Fit:
         self.is_main = PartialState().is_main_process
         self.show = progress and self.is_main
         self.phases: list[found.Phase] = []
-        self.warnings: list[str] = []
         self.files: dict[str, tuple[str, int]] = {}
         self.unlabelled = dict.fromkeys(SPLITS, 0)
         self.rejected: dict[str, list[Rejected]] = {split: [] for split in SPLITS}
@@ -213,9 +211,8 @@ class Fit:
         for split, (file, rows_in) in self.files.items():
             rejected = [*self.rejected[split], *self.examples[split].rejected]
             if split == "train":
-                for other in SPLITS[1:]:
-                    if other in self.examples and other not in self.files:
-                        rejected += self.examples[other].rejected
+                split_off = [other for other in self.examples if other not in self.files]
+                rejected += [item for other in split_off for item in self.examples[other].rejected]
             check_rate(rejected, rows_in, limit=self.config.data.max_rejected, source=file)
 
     def _check_rows(self) -> None:
@@ -383,11 +380,8 @@ class Fit:
             trained=course.trained[""],
             warnings=describe.warnings(self.schema, self.examples),
             num_rejected=len({(item.file, item.row) for item in rejected}),
-            rejected_by={f"{g.column or 'row'}: {g.why}": g.count for g in group_rejected(rejected)},
-            rejected=[
-                found.RejectedRow(item.row, item.column or "", shown(item.value), item.why, item.file or "")
-                for item in rejected[:SHOWN_REJECTED]
-            ],
+            rejected_by={f"{group.column or 'row'}: {group.why}": group.count for group in group_rejected(rejected)},
+            rejected=describe.rejected_rows(rejected),
             curve=describe.curve(course, self.tasks),
             phases=self.phases,
             peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

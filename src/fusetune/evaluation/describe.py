@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,17 @@ import torch
 
 from fusetune.backbones.load import Backbone
 from fusetune.data.examples import Examples, cell_key
+from fusetune.data.quarantine import Rejected
 from fusetune.data.schema import Schema
 from fusetune.data.table import is_missing
-from fusetune.evaluation.results import BackboneUsed, ColumnUsed, CurvePoint, LearningCurve
+from fusetune.errors import shown
+from fusetune.evaluation.results import BackboneUsed, ColumnUsed, CurvePoint, LearningCurve, RejectedRow
 from fusetune.modalities.base import Modality
 from fusetune.models.understand import Understand
 from fusetune.tasks.base import Task
 from fusetune.training.finetune import BackboneRule, Course
+
+SHOWN_REJECTED = 50
 
 
 def command() -> str:
@@ -117,6 +121,14 @@ def warnings(schema: Schema, examples: Mapping[str, Examples]) -> list[str]:
                 f"the first: row {cells[0].row}, {cells[0].why}"
             )
     return said
+
+
+def rejected_rows(rejected: Sequence[Rejected]) -> list[RejectedRow]:
+    """The first `SHOWN_REJECTED` of them."""
+    return [
+        RejectedRow(item.row, item.column or "", shown(item.value), item.why, item.file or "")
+        for item in rejected[:SHOWN_REJECTED]
+    ]
 
 
 def fingerprint(examples: Examples) -> str:
