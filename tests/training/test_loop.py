@@ -62,7 +62,7 @@ def make(rows: int = 48, *, weighted: bool = False) -> tuple[Learner, Examples]:
     examples.prepare(on_bad_cell="reject")
     examples.fit()
     torch.manual_seed(0)
-    model = build_model(modalities, tasks, NamedConfig(name="concat", dim=8), dropout=0.0)
+    model = build_model(modalities, tasks, NamedConfig(name="concat", dim=8, modality_dropout=0.0), dropout=0.0)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -1,0 +1,242 @@
+"""The recipe: what is frozen stays, each layer at its rate, the best step comes back, and trackers hold the run."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from fusetune.backbones.backbone import Backbone
+from fusetune.config import BackboneConfig, NamedConfig, TrainerConfig
+from fusetune.data.examples import Examples
+from fusetune.data.table import Table
+from fusetune.errors import ConfigError
+from fusetune.modalities.number import NumberModality
+from fusetune.modalities.text import TextModality
+from fusetune.models.build import Backbones, build_model
+from fusetune.tasks.classification import MulticlassTask
+from fusetune.tasks.regression import RegressionTask
+from fusetune.training import finetune as recipe
+from fusetune.training.finetune import (
+    BackboneRule,
+    evaluate_loss,
+    fill_features,
+    finetune,
+    make_accelerator,
+    set_features,
+)
+from fusetune.training.probe import Probe, SplitRows
+
+
+class Parts:
+    """A text and a number column, a class and a number to predict, split in train and validation rows."""
+
+    def __init__(self, source: str) -> None:
+        rng = np.random.default_rng(5)
+        records = []
+        for _ in range(60):
+            word, x = int(rng.integers(0, 4)), float(rng.normal())
+            text = " ".join(f"w{n}" for n in [word, *rng.integers(4, 40, 3)])
+            records.append({"text": text, "x": x, "k": "ab"[int(word + x > 1.5)], "y": word + x})
+        backbone = Backbones({"text": BackboneConfig(name=source)}).get("text", None)
+        modalities = {"text": TextModality("text", backbone=backbone), "x": NumberModality("x", bins=4)}
+        self.tasks = {"k": MulticlassTask("k"), "y": RegressionTask("y")}
+        table = Table.from_records(records)
+        places = np.arange(40), np.arange(40, 60)
+        self.train, self.val = (Examples(table.select(part), modalities, self.tasks) for part in places)
+        for examples in (self.train, self.val):
+            examples.prepare(on_bad_cell="reject")
+        self.train.fit()
+        torch.manual_seed(0)
+        self.model = build_model(modalities, self.tasks, NamedConfig(name="concat", dim=8))
+        self.features = fill_features(self.model, self.train), fill_features(self.model, self.val)
+        self.encoder = self.model.encoders[self.model.routes["text"]]
+        assert isinstance(self.encoder, Backbone)
+
+    def probes(self) -> dict[str, Probe]:
+        found = {}
+        for name, task in self.tasks.items():
+            rows = [SplitRows.of(name, e, f) for e, f in zip((self.train, self.val), self.features, strict=True)]
+            found[name] = Probe.fit(task, *rows, ["text", "x"])
+        return found
+
+    def tune(self, rule: BackboneRule | None = None, *, probes=True, log_dir=None, **settings):
+        given = TrainerConfig(**({"epochs": 1, "head_epochs": 1, "batch_size": 16, "trackers": []} | settings))
+        rules = {self.model.routes["text"]: rule} if rule else None
+        chosen = self.probes() if probes else None
+        return finetune(
+            self.model, self.tasks, self.train, self.val, given, rules=rules, features=self.features, probes=chosen,
+            log_dir=log_dir,
+        )  # fmt: skip
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+
+@pytest.fixture
+def parts(tiny) -> Parts:
+    return Parts(tiny("bert"))
+
+
+@pytest.mark.parametrize("head_epochs", [0, 1])
+def test_the_result_is_no_worse_than_the_probe_on_validation_rows(parts, head_epochs):
+    probes = parts.probes()
+    course = parts.tune(head_epochs=head_epochs, lr=1.0, backbone_lr=0.5, head_lr=1.0)
+    scores = []
+    for name, task in parts.tasks.items():
+        rows = SplitRows.of(name, parts.val, parts.features[1])
+        value = task.metrics(probes[name].scores(rows), rows.truth)[task.main.name]
+        scores.append(value if task.main.greater_is_better else -value)
+    assert course.checks[0].step == 0 and course.checks[0].score == pytest.approx(np.mean(scores), abs=1e-4)
+    assert course.best.score >= np.mean(scores) - 1e-4
+
+
+def test_the_model_is_left_at_the_best_check(parts):
+    course = parts.tune(epochs=3, head_epochs=3, lr=0.3, backbone_lr=0.05, head_lr=0.3)
+    assert len({round(check.score, 6) for check in course.checks}) > 1
+    loss, score, _ = evaluate_loss(parts.model, parts.tasks, parts.val)
+    assert score == pytest.approx(course.best.score, abs=1e-5)
+    assert loss == pytest.approx(course.best.val_loss, abs=1e-4)
+    assert course.best.score == max(check.score for check in course.checks)
+
+
+@pytest.fixture
+def keep_last(monkeypatch):
+    """Leaves the model at the last step, not at the best."""
+    monkeypatch.setattr(recipe.BestStep, "restore", lambda self: None)
+
+
+@pytest.mark.parametrize("rule", ["all", "only:heads"])
+def test_a_frozen_encoder_stays_bit_identical(parts, keep_last, rule):
+    before = parts.weights()
+    course = parts.tune(BackboneRule(rule), probes=False, head_epochs=0, lr=0.05)
+    after = parts.weights()
+    assert course.moved == set() and course.trained[parts.model.routes["text"]] == 0
+    for name, value in before.items():
+        if name.startswith("encoders"):
+            assert torch.equal(after[name], value), name
+    assert any(not torch.equal(after[name], value) for name, value in before.items() if name.startswith("fusion"))
+
+
+def test_bottom_blocks_stay_bit_identical_and_the_others_move(parts, keep_last):
+    frozen = {id(p) for _, block in parts.encoder.blocks()[:2] for p in block.parameters()}
+    names = {n: id(p) in frozen for n, p in parts.encoder.named_parameters()}
+    before = {n: p.detach().clone() for n, p in parts.encoder.named_parameters()}
+    parts.tune(BackboneRule("bottom:2"), probes=False, head_epochs=0, backbone_lr=0.01)
+    moved = {n: not torch.equal(p.detach(), before[n]) for n, p in parts.encoder.named_parameters()}
+    assert not any(moved[n] for n, still in names.items() if still)
+    assert any(moved[n] for n, still in names.items() if not still)
+
+
+def test_a_pattern_freezes_what_it_matches(parts, keep_last):
+    before = {n: p.detach().clone() for n, p in parts.encoder.named_parameters()}
+    parts.tune(BackboneRule("regex:attention"), probes=False, head_epochs=0, backbone_lr=0.01)
+    for name, parameter in parts.encoder.named_parameters():
+        if "attention" in name:
+            assert torch.equal(parameter.detach(), before[name]), name
+    assert any(not torch.equal(p.detach(), before[n]) for n, p in parts.encoder.named_parameters())
+
+
+@pytest.mark.parametrize("rule", ["botom:2", "bottom:99", "regex:nothing_like_it"])
+def test_wrong_rules_are_refused(parts, rule):
+    with pytest.raises(ConfigError, match="freeze"):
+        parts.tune(BackboneRule(rule), probes=False, head_epochs=0)
+
+
+def test_each_layer_learns_at_its_rate(parts, monkeypatch):
+    stages = []
+    monkeypatch.setattr(recipe, "run_stage", lambda learner, stage, *a, **k: stages.append(stage) or 0)
+    parts.tune(BackboneRule(lr=0.01), layer_decay=0.5, lr=0.2, head_lr=0.3, weight_decay=0.1)
+    head, tune = stages
+    rate = {id(p): (group["lr"], group["weight_decay"]) for group in tune.groups for p in group["params"]}
+    blocks = parts.encoder.blocks()
+    for depth, (_, block) in enumerate(blocks):
+        wanted = 0.01 * 0.5 ** (len(blocks) - 1 - depth)
+        for parameter in block.parameters():
+            assert rate[id(parameter)][0] == pytest.approx(wanted)
+            assert rate[id(parameter)][1] == (0.1 if parameter.ndim > 1 else 0.0)
+    for parameter in parts.model.fusion.parameters():
+        assert rate[id(parameter)][0] == 0.3
+    in_head = {id(p) for group in head.groups for p in group["params"]}
+    assert not in_head & {id(p) for p in parts.encoder.parameters()}
+    assert not in_head & {id(p) for p in parts.model.linear.parameters()}
+    assert all(group["lr"] == 0.2 for group in head.groups)
+    assert {id(p) for p in parts.model.parameters()} == set(rate)
+
+
+def test_the_encoder_does_not_run_while_the_head_learns(parts, monkeypatch):
+    calls = []
+    real = parts.encoder.forward
+    monkeypatch.setattr(parts.encoder, "forward", lambda **k: calls.append(1) or real(**k))
+    parts.tune(epochs=0, head_epochs=2)
+    assert calls == []
+    parts.tune(epochs=1, head_epochs=1)
+    assert calls
+
+
+def test_no_epoch_at_all_is_the_linear_probe(parts):
+    probes = parts.probes()
+    course = parts.tune(epochs=0, head_epochs=0)
+    assert [check.step for check in course.checks] == [0]
+    rows = SplitRows.of("k", parts.val, parts.features[1])
+    logits = recipe.predict_logits(parts.model, parts.val, rows.indices)["k"]
+    np.testing.assert_allclose(parts.tasks["k"].scores(logits), probes["k"].scores(rows), atol=1e-5)
+
+
+def test_features_are_taken_away_in_the_end(parts):
+    parts.tune(epochs=0)
+    assert all(column.features is None for e in (parts.train, parts.val) for column in e.columns.values())
+    set_features(parts.val, parts.features[1])
+    assert parts.val.columns["x"].features is not None
+
+
+def test_loss_of_rows_without_any_label_is_undefined(parts):
+    view = parts.val.restrict(["text"])
+    view.used = view.used[:0]
+    loss, score, metrics = evaluate_loss(parts.model, parts.tasks, view)
+    assert math.isnan(loss) and math.isnan(score) and metrics == {}
+
+
+def test_tensorboard_files_hold_losses_and_metrics(parts, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    course = parts.tune(epochs=1, log_dir=tmp_path, trackers=["tensorboard"])
+    events = EventAccumulator(str(tmp_path / "fusetune"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert tags >= {"train/k", "train/y", "train/lr", "val/loss", "val/k/accuracy", "val/y/r2"}
+    logged = {event.step: event.value for event in events.Scalars("val/loss")}
+    # Two checks may share a step: the last of one stage and the first of the next.
+    assert logged[course.checks[-1].step] == pytest.approx(course.checks[-1].val_loss, rel=1e-5)
+    assert len(events.Scalars("train/k")) == course.checks[-1].step
+
+
+def test_wandb_writes_offline_into_the_logs(parts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    parts.tune(epochs=0, log_dir=tmp_path / "logs", trackers=["wandb"])
+    (run,) = (tmp_path / "logs" / "wandb").glob("offline-run-*")
+    (file,) = run.glob("*.wandb")
+    written = file.read_bytes()
+    assert all(name in written for name in (b"train/k", b"train/y", b"val/loss", b"val/k/accuracy", b"val/y/r2"))
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_an_unknown_tracker_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="did you mean 'tensorboard'"):
+        make_accelerator(TrainerConfig(trackers=["tensorbord"]), tmp_path)
+    assert make_accelerator(TrainerConfig(trackers=["tensorbord"]), None).trackers == []
+
+
+def test_trackers_are_closed_when_a_run_fails(parts, tmp_path, monkeypatch):
+    def fails(*args, **kwargs):
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(recipe, "run_stage", fails)
+    ended = []
+    monkeypatch.setattr(recipe.Trackers, "on_end", lambda self: ended.append(1))
+    with pytest.raises(RuntimeError):
+        parts.tune(log_dir=tmp_path, trackers=["tensorboard"])
+    assert ended == [1] and parts.train.columns["x"].features is None
