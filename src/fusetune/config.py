@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from fusetune.errors import ConfigError, nearest
+from fusetune.registry import MODALITIES
 
-Kind = Literal["text", "image", "audio", "number", "category"]
 Role = Literal["input", "target", "group", "split", "weight", "id", "ignore"]
 OnBadCell = Literal["reject", "mask"]
 
@@ -54,7 +54,8 @@ class BackboneConfig(Section):
     max_tokens: Annotated[int, Field(ge=8)] | None = None
     """Longer texts are cut here. None: the model's own limit, at most 512."""
     freeze: str = "none"
-    """`none`, `all`, `bottom:K` (the embeddings and the first K blocks) or `regex:PATTERN` over parameter names."""
+    """`none`, `all`, `bottom:K` (the first K blocks as `fusetune backbones NAME` lists them, the embeddings being the
+    first) or `regex:PATTERN` over parameter names. Encoders trained from scratch are never frozen."""
     lr: Annotated[float, Field(gt=0)] | None = None
     """Learning rate of this backbone's last block. None: `trainer.backbone_lr`."""
 
@@ -64,10 +65,19 @@ class ColumnConfig(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    kind: Kind | None = None
+    kind: str | None = None
+    """text, image, audio, number, category or a plug-in's. None: detected."""
     role: Role | None = None
+    """input, target, group, split, weight, id or ignore. None: detected."""
     backbone: str | None = None
     """A backbone for this column alone, as in `text.name`."""
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str | None) -> str | None:
+        if kind is not None and kind not in MODALITIES:
+            raise ValueError(f"there is no such kind; {nearest(kind, MODALITIES) or 'known: ' + ', '.join(MODALITIES)}")
+        return kind
 
 
 class NamedConfig(BaseModel):
@@ -76,6 +86,7 @@ class NamedConfig(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     name: str | None = None
+    """Which one."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -90,10 +101,10 @@ class TrainerConfig(Section):
     """Passes over the train rows with everything unfrozen that is not frozen by a rule. 0: only the head stage."""
     head_epochs: Annotated[float, Field(ge=0)] | None = None
     """First, the fusion and heads alone learn on the frozen backbones' features, which are computed once
-    (linear probing, then fine-tuning: Kumar et al. 2022, arXiv 2202.10054). None: 60, or 20 where an image or audio
+    (linear probing, then fine-tuning: Kumar et al. 2022, arXiv 2202.10054). None: 60, or 12 where an image or audio
     encoder is trained from scratch. 0: skip this stage."""
     batch_size: Annotated[int, Field(ge=1)] = 32
-    """Rows an update, over all devices, accumulation included in it `accumulate` times."""
+    """Rows an update, over all devices and micro-batches."""
     accumulate: Annotated[int, Field(ge=1)] = 1
     """Micro-batches an update: each has batch_size / accumulate rows."""
     optimizer: str = "adamw"
@@ -103,7 +114,7 @@ class TrainerConfig(Section):
     head_lr: Annotated[float, Field(gt=0)] = 3e-4
     """Their peak learning rate once the backbones move too."""
     backbone_lr: Annotated[float, Field(gt=0)] = 5e-5
-    """Peak learning rate of a pretrained backbone's last block. Encoders trained from scratch use `lr`."""
+    """Peak learning rate of a pretrained backbone's last block. Encoders from scratch learn as the fusion does."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Each block nearer to the input learns this much slower."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
@@ -162,7 +173,7 @@ class DataConfig(Section):
 
 
 class Config(Section):
-    """A whole run. See `docs/concepts.md` for what each part does."""
+    """A whole run; docs/concepts.md says what each part does."""
 
     train: str | None = None
     """The table to learn from."""
@@ -175,6 +186,7 @@ class Config(Section):
     out: str | None = None
     """The folder for the tuned model and the report. None: a temporary one."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of splits, weights, batches, dropout and intervals."""
     columns: dict[
         str, Annotated[ColumnConfig, BeforeValidator(lambda v: {"kind": v} if isinstance(v, str) else v)]
     ] = {}
@@ -184,12 +196,19 @@ class Config(Section):
     tasks: dict[str, Annotated[NamedConfig, ByName]] = {}
     """Per target: the task's name and options. Inferred where absent."""
     text: Annotated[BackboneConfig, ByName] = BackboneConfig()
+    """What reads text columns."""
     image: Annotated[BackboneConfig, ByName] = BackboneConfig()
+    """What reads image columns."""
     audio: Annotated[BackboneConfig, ByName] = BackboneConfig()
+    """What reads audio columns."""
     fusion: Annotated[NamedConfig, ByName] = NamedConfig(name="attention")
+    """How the columns become one vector: attention, concat, gated or a plug-in's, with its options."""
     trainer: TrainerConfig = TrainerConfig()
+    """How the model is tuned."""
     report: ReportConfig = ReportConfig()
+    """What the report compares."""
     data: DataConfig = DataConfig()
+    """How rows are read and split."""
 
     def schema_overrides(self) -> dict[str, Any]:
         """What the user says about columns, as `Schema.detect` takes it.

@@ -146,10 +146,15 @@ class TestFit:
 
 
 class TestPredict:
+    def test_bad_cells(self, api):
+        run("predict", "m", "new.csv", "--on-bad-cell", "reject")
+        assert api.calls[0][2]["on_bad_cell"] == "reject"
+        assert "mask" in run("predict", "m", "new.csv", "--on-bad-cell", "keep", code=2).stderr
+
     @pytest.mark.parametrize("name", ["o.csv", "o.CSV", "o.jsonl", "o.parquet"])
     def test_writes_the_table(self, api, tmp_path, name):
         done = run("predict", "m", "new.csv", "--out", name)
-        assert api.calls == [("predict", (Path("m"), "new.csv"), {"progress": False})]
+        assert api.calls == [("predict", (Path("m"), "new.csv"), {"on_bad_cell": "mask", "progress": False})]
         assert (tmp_path / name).stat().st_size > 0
         assert done.stdout.split() == ["2", "rows,", "1", "of", "them", "with", "an", "error:", name]
 

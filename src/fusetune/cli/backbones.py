@@ -25,9 +25,10 @@ def backbones(
 ) -> None:
     """List the pretrained models at hand, or describe one.
 
-    Without a source: the embedded text model, the small encoders that are trained from scratch, and what is in the
-    hub's cache. With a model: it is loaded and described for every kind of column that it reads; `freeze: bottom:K`
-    counts the blocks shown.
+    Without a source: the embedded text model, the small encoders that are
+    trained from scratch, and what is in the hub's cache. With a model: it is
+    loaded and described for every kind of column that it reads; the setting
+    freeze=bottom:K counts the blocks shown.
 
     \b
     Examples:

@@ -30,8 +30,9 @@ def demo(
 ) -> None:
     """Make a sample table, tune on it and show what tuning bought.
 
-    The table has support tickets: a message, a screenshot, a voice note, a number and a category. The best
-    reachable accuracy is known for every column and is shown beside what was reached.
+    The table has support tickets: a message, a screenshot, a voice note, a
+    number and a category. The best reachable accuracy is known for every column
+    and is shown beside what was reached.
 
     \b
     Example:

@@ -6,7 +6,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -30,12 +30,17 @@ def predict(
         Path | None,
         typer.Option("--out", "-o", help="File to write: .csv, .jsonl or .parquet; else printed.", show_default=False),
     ] = None,
+    on_bad_cell: Annotated[
+        Literal["mask", "reject"],
+        typer.Option(help="A cell that cannot be read: go on without the cell, or without the row."),
+    ] = "mask",
     as_json: common.Json = False,
 ) -> None:
     """Predict the rows of a table with a tuned model.
 
-    N rows in give N rows out, in order; a row that cannot be read has the reason in its error column.
-    Without --out the rows are printed as CSV, or with --json as JSON Lines.
+    N rows in give N rows out, in order; a row that cannot be read has the
+    reason in its error column. Without --out the rows are printed as CSV, or
+    with --json as JSON Lines.
 
     \b
     Examples:
@@ -45,7 +50,7 @@ def predict(
     writer = _writer(out, table)
     from fusetune import api
 
-    predictions = api.load(folder).predict(table, progress=common.shows_progress(as_json))
+    predictions = api.load(folder).predict(table, on_bad_cell=on_bad_cell, progress=common.shows_progress(as_json))
     if out is None:
         _print(predictions, ".jsonl" if as_json else ".csv")
         return

@@ -24,7 +24,8 @@ def schema(
 ) -> None:
     """Show what each column of a table is taken for, and why.
 
-    With --out it is written as YAML. Edit kinds and roles there and give it back to `fit` with --schema.
+    With --out it is written as YAML. Edit kinds and roles there and give it
+    back to `fit` with --schema.
 
     \b
     Examples:

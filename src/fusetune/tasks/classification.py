@@ -308,9 +308,10 @@ class BinaryTask(ClassificationTask):
         """
         Args:
             target: the target column's name.
-            positive: the positive class's label; found by the rule above where None.
-            label_smoothing: as in `ClassificationTask`.
-            class_weights: as in `ClassificationTask`.
+            positive: the positive class's label; where None, the one label that reads as true, else the last in order.
+            label_smoothing: share in [0, 1) of each target that is spread evenly over both classes.
+            class_weights: "balanced" (rows / (2 · rows of the class)), or a positive weight per label, 1 for labels
+                left out; they multiply the loss, never the metrics.
         """
         super().__init__(target, label_smoothing=label_smoothing, class_weights=class_weights)
         self.positive = None if positive is None else label_text(positive)

@@ -128,7 +128,7 @@ class MultilabelTask(Task):
         """
         Args:
             target: the target column's name.
-            separator: between labels in text cells; " " is any white space. Found by `find_separator` where None.
+            separator: between labels in text cells; " " is any white space. Found from the cells where None.
             min_count: the fewest train rows that a label must have, 1 or more.
             positive_weights: how much more a row counts that has the label: "balanced" (rows without it / rows with
                 it), or a positive weight per label, 1 for labels left out.
