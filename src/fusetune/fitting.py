@@ -35,7 +35,7 @@ from fusetune.registry import MODALITIES
 from fusetune.tasks.base import Task
 from fusetune.tasks.infer import infer_task
 from fusetune.training.callbacks import track
-from fusetune.training.finetune import BackboneRule, Course, fill_features, finetune, set_features
+from fusetune.training.finetune import BackboneRule, Course, encoded, fill_features, finetune
 from fusetune.training.probe import Probe, SplitRows
 
 SPLITS = ("train", "val", "test")
@@ -307,12 +307,13 @@ class Fit:
     def _results(
         self, model: Understand, course: Course, rows: Mapping[str, Mapping[str, SplitRows]]
     ) -> found.RunResults:
-        still = [name for name, key in model.routes.items() if key not in course.moved]
-        for split in ("val", "test"):
-            kept = {name: value for name, value in self.features[split].items() if name in still}
-            set_features(self.examples[split], kept)
         models = self._alone_models(rows)
-        tasks = [self._judge(model, name, task, rows[name], models) for name, task in self.tasks.items()]
+        still = [name for name, key in model.routes.items() if key not in course.moved]
+        kept = {split: {name: known[name] for name in still if name in known} for split, known in self.features.items()}
+        wanted = self.tasks if self.config.report.alone != "none" else {}
+        alone = {name: systems.alone(name, task, rows[name], models) for name, task in wanted.items()}
+        with encoded(model, self.examples["val"], kept["val"]), encoded(model, self.examples["test"], kept["test"]):
+            tasks = [self._judge(model, name, task, rows[name], alone) for name, task in self.tasks.items()]
         return self._describe(model, course, tasks)
 
     def _judge(
@@ -321,7 +322,7 @@ class Fit:
         name: str,
         task: Task,
         rows: Mapping[str, SplitRows],
-        models: Mapping[str, Understand],
+        alone: Mapping[str, list[Candidate]],
     ) -> found.TaskResult:
         train, val, test = rows["train"], rows["val"], rows["test"]
         val_scores = systems.model_scores(model, name, task, val, train)
@@ -330,8 +331,7 @@ class Fit:
         candidates = [systems.baseline(task, train, test)]
         if name in self.probes:
             candidates.append(systems.before(self.probes[name], test))
-        if self.config.report.alone != "none":
-            candidates += systems.alone(name, task, (train, val, test), models)
+        candidates += alone.get(name, [])
         candidates += systems.without(model, name, task, train, test)
         described = f"tuned on {len(train.indices)} rows; best step chosen on {len(val.indices)} validation rows"
         candidates.append(Candidate("tuned", "after", described, scores, list(self.modalities)))

@@ -10,6 +10,7 @@ from fusetune.data.examples import Examples
 from fusetune.evaluation.judge import Candidate
 from fusetune.models.understand import Understand
 from fusetune.tasks.base import Task
+from fusetune.training.finetune import encoded
 from fusetune.training.inference import predict_logits
 from fusetune.training.probe import Probe, SplitRows
 
@@ -73,7 +74,7 @@ def without(model: Understand, name: str, task: Task, train: SplitRows, test: Sp
 def alone(
     name: str,
     task: Task,
-    splits: tuple[SplitRows, SplitRows, SplitRows],
+    splits: Mapping[str, SplitRows],
     models: Mapping[str, Understand],
 ) -> list[Candidate]:
     """Each modality alone, where there are several.
@@ -81,16 +82,17 @@ def alone(
     Args:
         name: the task's name in the model.
         task: fitted.
-        splits: train, validation and test rows.
+        splits: "train", "val" and "test".
         models: per modality, a model trained on it alone; the others are probed.
     """
-    train, val, test = splits
+    train, val, test = splits["train"], splits["val"], splits["test"]
     grouped = parts(test.examples)
     candidates = []
     for part, columns in grouped.items() if len(grouped) > 1 else ():
         if part in models:
             view = SplitRows(test.examples.restrict(columns), test.features, test.indices, test.truth)
-            scores = model_scores(models[part], name, task, view, train)
+            with encoded(models[part], view.examples):
+                scores = model_scores(models[part], name, task, view, train)
             what = "tuned with the same recipe on this modality alone"
         else:
             scores = Probe.fit(task, train, val, columns).scores(test)

@@ -232,7 +232,8 @@ class ClassificationTask(LabelTask):
         """Multinomial logistic regression, its penalty chosen by accuracy (ties: log loss) on validation rows."""
 
         def judge(scores: np.ndarray) -> tuple[float, float]:
-            return float(np.mean(scores.argmax(1) == val_truth)), -measures.log_loss(scores, val_truth)
+            # Accuracy on a few hundred rows is too coarse to choose by: its best of many is often luck.
+            return -measures.log_loss(scores, val_truth), float(np.mean(scores.argmax(1) == val_truth))
 
         targets = np.eye(len(self.classes), dtype=np.float32)[truth]
         return fit_logistic(features, targets, val_features, judge, exclusive=True)

@@ -9,7 +9,8 @@ model is at least as good on the validation rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from fusetune.training.loop import Stage, Validate, run_stage
 from fusetune.training.optim import no_decay, param_groups
 from fusetune.training.probe import Probe, column_scales
 
-HEAD_EPOCHS, HEAD_EPOCHS_SCRATCH = 60, 20
+HEAD_EPOCHS, HEAD_EPOCHS_SCRATCH = 60, 12
 HEAD_PATIENCE = 8
 HEAD_UPDATES = 40
 """The head stage makes at most about so many updates an epoch, by batches of up to `HEAD_BATCH` of its cheap rows."""
@@ -91,22 +92,18 @@ def make_accelerator(settings: TrainerConfig, log_dir: Path | None) -> Accelerat
     )
 
 
-def fill_features(
-    model: Understand, examples: Examples, *, progress: Progress | None = None, keys: Iterable[str] | None = None
-) -> dict[str, Tensor]:
-    """Encoder outputs of every distinct cell, per column whose encoder is pretrained.
+def fill_features(model: Understand, examples: Examples, *, progress: Progress | None = None) -> dict[str, Tensor]:
+    """Encoder outputs of every distinct cell, per column whose encoder is of use before any training.
 
     Args:
         model: with its encoders as they are now.
         examples: prepared rows.
         progress: wraps iterators.
-        keys: only the columns of these encoders.
     """
-    wanted = {key for key, encoder in model.encoders.items() if encoder.pretrained} if keys is None else set(keys)
     return {
         column: encode_cells(model, examples, column, progress=progress)
         for column, key in model.routes.items()
-        if key in wanted and column in examples.columns
+        if model.encoders[key].pretrained and column in examples.columns
     }
 
 
@@ -114,6 +111,35 @@ def set_features(examples: Examples, features: Mapping[str, Tensor]) -> None:
     """Give columns their encoder outputs; the others go through their encoders."""
     for name, column in examples.columns.items():
         column.features = features.get(name)
+
+
+@contextmanager
+def encoded(
+    model: Understand,
+    examples: Examples,
+    known: Mapping[str, Tensor] | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Iterator[None]:
+    """Every cell goes through the model's encoders once, however often its rows are predicted inside.
+
+    Args:
+        model: as it is now.
+        examples: prepared rows.
+        known: encoder outputs of some columns that are right for this model already.
+    """
+    known = known or {}
+    set_features(examples, {})
+    others = {
+        column: encode_cells(model, examples, column)
+        for column in model.routes
+        if column in examples.columns and column not in known
+    }
+    set_features(examples, {**known, **others})
+    try:
+        yield
+    finally:
+        set_features(examples, {})
 
 
 def evaluate_loss(
