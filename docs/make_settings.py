@@ -68,7 +68,7 @@ def takes(annotation: ast.expr) -> str:
 def fields(section: ast.ClassDef, prefix: str) -> list[tuple[str, str, str, str]]:
     """A section's settings; each must have a docstring."""
     rows = []
-    for field, after in zip(section.body, section.body[1:] + [ast.Pass()], strict=True):
+    for field, after in zip(section.body, [*section.body[1:], ast.Pass()], strict=True):
         if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name) or field.value is None:
             continue
         name = field.target.id

@@ -229,7 +229,7 @@ class ClassificationTask(LabelTask):
     def linear(
         self, features: np.ndarray, truth: np.ndarray, val_features: np.ndarray, val_truth: np.ndarray
     ) -> LinearModel:
-        """Multinomial logistic regression, its penalty chosen by accuracy (ties: log loss) on validation rows."""
+        """Multinomial logistic regression, its penalty chosen by log loss (ties: accuracy) on validation rows."""
 
         def judge(scores: np.ndarray) -> tuple[float, float]:
             # Accuracy on a few hundred rows is too coarse to choose by: its best of many is often luck.
