@@ -298,6 +298,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         name = section.get("name") if isinstance(section, dict) else section
         if isinstance(name, str) and name.startswith("."):
             settings[key] = (section if isinstance(section, dict) else {}) | {"name": str(path.parent / name)}
+    columns = settings.get("columns")
+    for column in columns.values() if isinstance(columns, dict) else ():
+        if isinstance(column, dict) and str(column.get("backbone", "")).startswith("."):
+            column["backbone"] = str(path.parent / column["backbone"])
     return settings
 
 

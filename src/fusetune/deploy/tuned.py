@@ -61,7 +61,8 @@ class Predictions:
         flat = self.table
         for index, column in enumerate(flat.schema):
             if pa.types.is_list(column.type):
-                flat = flat.set_column(index, column.name, pa.array(_as_json(flat.column(index).to_pylist())))
+                cells = [None if cell is None else _as_json([cell])[0] for cell in flat.column(index).to_pylist()]
+                flat = flat.set_column(index, column.name, pa.array(cells, type=pa.string()))
         self._write(path, lambda target: arrow_csv.write_csv(flat, target))
 
     def to_parquet(self, path: str | Path) -> None:

@@ -1,0 +1,109 @@
+"""Predictions as a table: columns, order, errors, and the files they are written to."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fusetune.data.quarantine import Rejected
+from fusetune.data.table import Table
+from fusetune.deploy.tuned import Predictions, predict, read_examples, require_labels
+from fusetune.errors import StorageError, TableError
+
+ROW = {"note": "w1 w2", "photo": None, "voice": None, "price": 3.0, "plan": "pro"}
+
+
+def test_columns_are_row_prediction_probabilities_and_error(fitted):
+    found = fitted.predict(Table.from_records([ROW, {**ROW, "price": "x"}]))
+    assert found.table.column_names == ["row", "label", "label_probability", "label:no", "label:yes", "error"]
+    assert found["row"] == [0, 1] and found["error"][0] is None
+    assert found.num_errors == 1 and "1 with an error" in repr(found)
+    for place in range(2):
+        no, yes = found["label:no"][place], found["label:yes"][place]
+        assert no + yes == pytest.approx(1)
+        assert found["label"][place] == ("yes" if yes > no else "no")
+        assert found["label_probability"][place] == pytest.approx(max(no, yes))
+
+
+def test_rejected_rows_stand_where_they_came(fitted):
+    rows = Table.from_records([ROW] * 3)
+    table = Table(
+        rows.arrow, source="t", base_dir=rows.base_dir, rows=pa.array([0, 2, 4]).to_numpy(),
+        rejected=[Rejected(3, None, "a,b", "too many fields"), Rejected(1, None, "x", "too few fields")],
+    )  # fmt: skip
+    found = predict(fitted.bundle, table)
+    assert found["row"] == [0, 1, 2, 3, 4]
+    assert found["error"] == [None, "too few fields", None, "too many fields", None]
+    assert [label is None for label in found["label"]] == [False, True, False, True, False]
+
+
+def test_several_bad_cells_are_all_told_once(fitted):
+    table = Table.from_records([{**ROW, "price": "x", "photo": "nowhere.png"}] * 2).select([0, 1, 1])
+    found = fitted.predict(table)
+    assert found["row"] == [0, 1, 1]
+    assert len(set(found["error"][1:])) == 1
+    note = found["error"][1]
+    assert note.count("'price'") == note.count("'photo'") == 1 and note.count("predicted without it") == 2
+
+
+def test_progress_is_passed_on(fitted):
+    told = []
+
+    def progress(steps, what, total):
+        told.append(what)
+        yield from steps
+
+    predict(fitted.bundle, Table.from_records([ROW]), progress=progress)
+    assert "predicting" in told and "reading note" in told
+
+
+@pytest.fixture
+def found():
+    return Predictions(
+        pa.table(
+            {"row": [0, 1], "tags": [["a", 'é,"'], None], "p": [0.5, None], "error": [None, "column 'x': no\nway"]}
+        )
+    )
+
+
+def test_csv(found, tmp_path):
+    found.to_csv(tmp_path / "o.csv")
+    with (tmp_path / "o.csv").open(encoding="utf-8", newline="") as file:
+        first, second = csv.DictReader(file)
+    assert json.loads(first["tags"]) == ["a", 'é,"'] and float(first["p"]) == 0.5
+    assert second["error"] == "column 'x': no\nway" and second["p"] == ""
+
+
+def test_missing_lists_are_empty_cells_in_csv(found, tmp_path):
+    found.to_csv(tmp_path / "o.csv")
+    with (tmp_path / "o.csv").open(encoding="utf-8", newline="") as file:
+        assert list(csv.DictReader(file))[1]["tags"] == ""
+
+
+def test_parquet_jsonl_and_pandas(found, tmp_path):
+    found.to_parquet(tmp_path / "o.parquet")
+    assert pq.read_table(tmp_path / "o.parquet").equals(found.table)
+    found.to_jsonl(tmp_path / "o.jsonl")
+    lines = (tmp_path / "o.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == found.table.to_pylist()
+    assert found.to_pandas()["row"].tolist() == [0, 1]
+
+
+def test_a_place_that_cannot_be_written(found, tmp_path):
+    with pytest.raises(StorageError, match="nowhere"):
+        found.to_csv(tmp_path / "nowhere" / "o.csv")
+
+
+def test_missing_columns_and_targets(fitted):
+    without = {name: value for name, value in ROW.items() if name != "voice"}
+    with pytest.raises(TableError, match="'voice'"):
+        read_examples(fitted.bundle, Table.from_records([without]), targets=False)
+    with pytest.raises(TableError, match="'label'"):
+        read_examples(fitted.bundle, Table.from_records([ROW]), targets=True)
+    examples = read_examples(fitted.bundle, Table.from_records([{**ROW, "label": None}]), targets=True)
+    with pytest.raises(TableError, match="no row has a target"):
+        require_labels(examples, "t.csv")
