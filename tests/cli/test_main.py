@@ -33,7 +33,7 @@ OPTIONS = {
         "--schema",
         "--json",
     },
-    "predict": {"folder", "table", "--out", "-o", "--json"},
+    "predict": {"folder", "table", "--out", "-o", "--on-bad-cell", "--json"},
     "evaluate": {"folder", "table", "--slices", "-s", "--json"},
     "report": {"folder", "--json"},
     "schema": {"table", "--target", "-t", "--out", "-o", "--json"},
