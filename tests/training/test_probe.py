@@ -38,12 +38,20 @@ def splits():
 
 
 def test_scales_standardise_and_drop_what_never_varies():
-    values = torch.randn(50, 3) * torch.tensor([1.0, 30.0, 0.0]) + torch.tensor([0.0, 5.0, 7.0])
+    values = torch.randn(50, 3) * torch.tensor([1.0, 3.0, 0.0]) + torch.tensor([0.0, 5.0, 7.0])
     shift, scale = learn_scale(values)
     made = (values - shift) * scale
     torch.testing.assert_close(made[:, :2].std(0, unbiased=False), torch.ones(2))
     assert torch.equal(made[:, 2], torch.zeros(50))
     assert torch.isfinite(torch.cat(learn_scale(torch.zeros(0, 3)))).all()
+
+
+def test_a_feature_that_hardly_varies_is_not_blown_up():
+    values = torch.randn(50, 3) * torch.tensor([1.0, 2.0, 1e-4])
+    shift, scale = learn_scale(values)
+    made = ((values - shift) * scale).std(0, unbiased=False)
+    torch.testing.assert_close(made[:2], torch.ones(2))
+    assert 0 < made[2] < 0.01
 
 
 def test_blocks_hold_scaled_features_and_whether_the_cell_is_absent(splits):

@@ -21,7 +21,7 @@ from fusetune.tasks.base import LinearModel, Task
 
 Features = Mapping[str, Tensor]
 
-LEAST_SPREAD = 1e-3
+LEAST_SPREAD = 0.1
 MIN_SHARE = 0.05
 MAX_ROWS = 4000
 LOO_PENALTIES = tuple(float(10.0**power) for power in np.arange(0, -6, -1))
@@ -54,14 +54,16 @@ class SplitRows:
 def learn_scale(values: Tensor) -> tuple[Tensor, Tensor]:
     """Shift and scale that standardise (rows, dim) features.
 
-    A feature that hardly varies, beside its own size or beside the others, gets the scale 0: blown up to unit variance
-    it would be noise, and a row that differs there would get enormous features.
+    A feature that hardly varies beside the others is scaled as if it varied `LEAST_SPREAD` times as much as they do: at
+    unit variance, the noise that dropout makes in it, or a row that differs there, would drown everything else. One
+    that does not vary at all gets the scale 0.
     """
     if not len(values):
         return torch.zeros(values.shape[1]), torch.zeros(values.shape[1])
     mean, std = values.mean(0), values.std(0, unbiased=False)
-    varies = (std > 1e-6 * values.abs().amax(0)) & (std > LEAST_SPREAD * std.mean())
-    return mean, torch.where(varies, 1 / std.clamp(min=torch.finfo(std.dtype).tiny), torch.zeros_like(std))
+    varies = std > 1e-6 * values.abs().amax(0)
+    floor = (LEAST_SPREAD * std.mean()).clamp(min=torch.finfo(std.dtype).tiny)
+    return mean, torch.where(varies, 1 / std.clamp(min=floor), torch.zeros_like(std))
 
 
 def column_scales(examples: Examples, features: Features) -> dict[str, tuple[Tensor, Tensor]]:
