@@ -1,8 +1,13 @@
-"""The pages' Python runs and their commands exist."""
+"""The pages' Python runs, their commands and settings exist, and settings.md is fresh."""
 
+import os
 import re
 import runpy
 import shlex
+import subprocess
+import sys
+import tomllib
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -13,7 +18,8 @@ from fusetune.cli.main import VERBS, app
 from fusetune.config import Config
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TASKS = sorted((ROOT / "docs" / "tasks").glob("*.md"))
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -62,8 +68,83 @@ def run_python(text: str, folder: Path) -> None:
     runpy.run_path(str(folder / "page.py"))
 
 
-def test_fusion_of_the_page_keeps_the_contract(tmp_path):
-    run_python(python(ROOT / "docs" / "extending.md"), tmp_path)
+@pytest.fixture
+def quick_fit(monkeypatch, tmp_path):
+    """`ft.fit` with short training, in a folder of the test."""
+    import fusetune as ft
+
+    monkeypatch.chdir(tmp_path)
+    fit = ft.fit
+    quick = {"trainer": {"epochs": 0.1, "head_epochs": 1, "trackers": []}, "report": {"bootstrap": 20}}
+    monkeypatch.setattr(ft, "fit", lambda *args, **kwargs: fit(*args, **kwargs, overrides=quick, progress=False))
+
+
+@pytest.mark.parametrize("page", [ROOT / "docs" / "tables.md", *TASKS], ids=lambda page: page.stem)
+def test_pages_python_runs(page, quick_fit, tmp_path):
+    run_python(python(page), tmp_path)
+
+
+def test_settings_page_is_fresh():
+    made = runpy.run_path(str(ROOT / "docs" / "make_settings.py"))["page"]()
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert page == made, "run: python docs/make_settings.py"
+
+
+def test_settings_named_in_the_pages_exist():
+    """Settings in running text, such as `trainer.epochs`; names in capitals stand for the user's own."""
+    known = re.findall(r"`([\w.]+)`", (ROOT / "docs" / "settings.md").read_text(encoding="utf-8"))
+    for kind in ("text", "image", "audio"):
+        known += [name.replace("KIND", kind, 1) for name in known if name.startswith("KIND.")]
+    for page in PAGES:
+        named = re.findall(
+            r"`((?:trainer|report|data|text|image|audio|fusion)\.(?!html|json)\w+)", page.read_text(encoding="utf-8")
+        )
+        assert set(named) <= {*known, "fusion.name", "fusion.scale"}, page.name
+
+
+def test_parts_of_the_page_work_as_a_plug_in(tmp_path):
+    """The page's module is installed, as far as entry points tell, and used by name in a process of its own."""
+    page = ROOT / "docs" / "extending.md"
+    (text,) = blocks(page, "toml")
+    project = tomllib.loads(text)["project"]
+    (tmp_path / "my_parts.py").write_text(python(page), encoding="utf-8")
+    installed = tmp_path / "my_parts-0.1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 0.1.0\n")
+    groups = [
+        f"[{group}]\n" + "".join(f"{name} = {place}\n" for name, place in points.items())
+        for group, points in project["entry-points"].items()
+    ]
+    (installed / "entry_points.txt").write_text("\n".join(groups))
+    days = [f"2026-{month:02}-{day:02}" for month in range(1, 6) for day in range(1, 28)]
+    busy = ["busy" if date.fromisoformat(day).weekday() < 5 else "calm" for day in days]
+    lines = "".join(f"{day},{place % 7},{label}\n" for place, (day, label) in enumerate(zip(days, busy, strict=True)))
+    (tmp_path / "days.csv").write_text("day,noise,shop\n" + lines)
+    use = """
+import my_parts, fusetune as ft
+my_parts.test_parts()
+settings = {
+    "fusion": {"name": "mean", "scale": 2.0},
+    "tasks": {"shop": {"name": "focal", "gamma": 1.0}},
+    "trainer": {"epochs": 0, "head_epochs": 1, "trackers": []},
+    "report": {"bootstrap": 0},
+}
+tuned = ft.fit("days.csv", target="shop", config=settings, out="model", progress=False)
+assert tuned.bundle.schema.columns["day"].kind == "weekday"
+assert ft.load("model").predict("days.csv")["shop"] == tuned.predict("days.csv")["shop"]
+print(tuned.results.tasks[0].first("after").metrics["accuracy"].value)
+"""
+    path = os.pathsep.join([str(tmp_path), str(ROOT / "src")])
+    done = subprocess.run(
+        [sys.executable, "-c", use],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 0.8
 
 
 def test_links_lead_somewhere():
@@ -73,18 +154,8 @@ def test_links_lead_somewhere():
 
 
 @pytest.mark.slow
-def test_readme_and_quickstart_run(tmp_path, monkeypatch):
+def test_readme_and_quickstart_run(quick_fit, tmp_path):
     """The pages' own code, on fewer rows and with short training."""
-    import fusetune as ft
-
-    monkeypatch.chdir(tmp_path)
-    fit = ft.fit
-
-    def quick_fit(*args, **kwargs):
-        quick = {"trainer": {"epochs": 0.1, "head_epochs": 1, "trackers": []}, "report": {"bootstrap": 20}}
-        return fit(*args, **kwargs, overrides=quick, progress=False)
-
-    monkeypatch.setattr(ft, "fit", quick_fit)
     run_python(python(ROOT / "README.md").replace("1200", "120"), tmp_path)
     assert len((tmp_path / "predictions.csv").read_text(encoding="utf-8").splitlines()) == 36 + 1
     assert (tmp_path / "runs" / "tickets" / "report.html").is_file()
