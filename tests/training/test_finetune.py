@@ -12,7 +12,7 @@ from fusetune.backbones.backbone import Backbone
 from fusetune.config import BackboneConfig, NamedConfig, TrainerConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
-from fusetune.errors import ConfigError
+from fusetune.errors import ConfigError, MissingExtra
 from fusetune.modalities.number import NumberModality
 from fusetune.modalities.text import TextModality
 from fusetune.models.build import Backbones, build_model
@@ -228,6 +228,20 @@ def test_an_unknown_tracker_is_named(tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'tensorboard'"):
         make_accelerator(TrainerConfig(trackers=["tensorbord"]), tmp_path)
     assert make_accelerator(TrainerConfig(trackers=["tensorbord"]), None).trackers == []
+
+
+def test_without_tensorboard_the_default_tracks_nothing(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "find_spec", lambda name: None)
+    parts.tune(epochs=0, log_dir=tmp_path, trackers=["tensorboard"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tracker_that_is_not_installed_names_its_extra(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MissingExtra, match=r"fusetune\[wandb\]"):
+        make_accelerator(TrainerConfig(trackers=["wandb"]), tmp_path)
 
 
 def test_trackers_are_closed_when_a_run_fails(parts, tmp_path, monkeypatch):

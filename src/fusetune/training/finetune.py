@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -72,12 +73,15 @@ def make_accelerator(settings: TrainerConfig, log_dir: Path | None) -> Accelerat
 
     Raises:
         ConfigError: accelerate knows no tracker of a name.
-        MissingExtra: a tracker is not installed.
+        MissingExtra: a tracker that was asked for is not installed; without tensorboard, the default tracks nothing.
     """
     precision = settings.precision
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-    for tracker in settings.trackers if log_dir else []:
+    trackers = list(settings.trackers) if log_dir else []
+    if trackers == TrainerConfig().trackers and find_spec("tensorboard") is None:
+        trackers = []
+    for tracker in trackers:
         if tracker not in LOGGER_TYPE_TO_CLASS:
             known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
             do = nearest(tracker, LOGGER_TYPE_TO_CLASS) or "trainer.trackers=[] tracks nothing"
@@ -87,7 +91,7 @@ def make_accelerator(settings: TrainerConfig, log_dir: Path | None) -> Accelerat
     AcceleratorState._reset_state()  # a process may run several fits, each with its own precision
     return Accelerator(
         mixed_precision=precision,
-        log_with=settings.trackers if log_dir and settings.trackers else None,
+        log_with=trackers or None,
         project_dir=log_dir,
     )
 
@@ -294,7 +298,7 @@ def finetune(
         probe.install(model, name)
     best, curve = BestStep(learner), Curve()
     callbacks: list[Callback] = [best, curve]
-    if log_dir and settings.trackers:
+    if accelerator.log_with:
         # wandb writes into the current folder where it is not told otherwise.
         accelerator.init_trackers("fusetune", config={"seed": seed}, init_kwargs={"wandb": {"dir": str(log_dir)}})
         callbacks.append(Trackers(accelerator))
