@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,6 +73,12 @@ def test_all_problems_are_told_at_once_with_the_nearest_key():
 def test_values_of_overrides(text, value):
     found = parse_override(f"a.b={text}")
     assert found == {"a": {"b": value}}
+
+
+@pytest.mark.parametrize(("kind", "said"), [("numbr", "did you mean 'number'?"), ("video", "known: image, audio")])
+def test_an_unknown_kind_of_column_is_answered(kind, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        Config.build({"columns": {"year": kind}})
 
 
 @pytest.mark.parametrize("override", ["epochs", "=3", "a=[1", "a={"])

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from fusetune.errors import BadCell, ConfigError
 from fusetune.modalities.category import OTHER, CategoryModality

@@ -55,7 +55,8 @@ def test_more_features_than_rows_give_the_same_as_the_plain_problem():
     truth = np.eye(2)[logits.argmax(1)]
     model = fit_logistic(features, truth, features[:0], lambda scores: (0.0, 0.0), exclusive=True)
     scaled = features - features.mean(0)
-    plain = solve_logistic(scaled, truth, PENALTIES[len(PENALTIES) // 2], np.zeros((101, 2)), exclusive=True, steps=1000)
+    middle = PENALTIES[len(PENALTIES) // 2]
+    plain = solve_logistic(scaled, truth, middle, np.zeros((101, 2)), exclusive=True, steps=1000)
     assert np.allclose(model.scores(features), softmax_scores(scaled @ plain[:-1] + plain[-1]), atol=2e-3)
 
 

@@ -122,9 +122,7 @@ def patterns(missing: float) -> dict[frozenset[str], float]:
     Each cell is left out with probability `missing`, independently of all else; a row that would lose all its
     cells keeps its message.
     """
-    chance = {
-        kept: (1 - missing) ** len(kept) * missing ** (len(COLUMNS) - len(kept)) for kept in SUBSETS
-    }
+    chance = {kept: (1 - missing) ** len(kept) * missing ** (len(COLUMNS) - len(kept)) for kept in SUBSETS}
     chance[frozenset({"message"})] += chance.pop(frozenset())
     return chance
 

@@ -265,7 +265,7 @@ label_noise={tickets.label_noise})`. Nothing here is real.
 
 {tables}
 
-The target is `{TARGET}` ({', '.join(LABELS)}). Each column shows one factor, which no other column shows. Points add
+The target is `{TARGET}` ({", ".join(LABELS)}). Each column shows one factor, which no other column shows. Points add
 up: from {rule.HIGH_FROM} on the label is high. The first level of a column is drawn as often as all its others
 together, and sums of {min(rule.CLOSE)} to {max(rule.CLOSE)} are drawn {rule.CLOSE_SHARE} times as often as others. A \
 label is then swapped with probability {tickets.label_noise}, and a cell is left out with probability \
