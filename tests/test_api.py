@@ -15,7 +15,7 @@ from fusetune import api
 from fusetune.config import Config
 from fusetune.data.table import Table
 from fusetune.deploy.bundle import file_hash
-from fusetune.errors import ConfigError, TableError
+from fusetune.errors import ConfigError, NonFiniteLoss, TableError
 from fusetune.registry import FUSIONS, TASKS
 
 TABULAR = ["price", "plan"]
@@ -448,3 +448,43 @@ def test_ways_to_train(fit, tiny, settings):
     assert {used.how for used in tuned.results.backbones} == {"tuned"}
     assert all(math.isfinite(point.val_loss) for point in tuned.results.curve.points)
     assert Path(tuned.folder / "README.md").is_file()
+
+
+class TestThinTables:
+    """Where a split or a modality has next to nothing, the run goes on or says why not."""
+
+    def test_a_modality_that_only_train_rows_have(self, fit):
+        def split(place, row):
+            row["split"] = "train" if place < 80 else "val" if place < 100 else "test"
+            if place >= 80:
+                row["photo"] = ""
+
+        tuned = fit(["photo", "price"], change=split, report={"alone": "probe"})
+        scores = {system.name: system for system in tuned.results.tasks[0].systems}
+        assert scores["image alone"].metrics["accuracy"].value == scores["constant guess"].metrics["accuracy"].value
+
+    def test_weights_of_zero_in_all_validation_rows(self, fit):
+        def split(place, row):
+            row["split"] = "train" if place < 80 else "val" if place < 100 else "test"
+            row["weight"] = "0" if 80 <= place < 100 else "1"
+
+        tuned = fit(TABULAR, change=split, columns={"weight": {"role": "weight"}})
+        assert tuned.predict(Table.from_records([{"price": 1, "plan": "pro"}])).num_errors == 0
+
+    def test_a_label_that_chance_cannot_put_everywhere(self, fit):
+        def rare(place, row):
+            row["label"] = "rare" if place == 5 else row["label"]
+
+        tuned = fit(TABULAR, change=rare)
+        assert "rare" in tuned.bundle.tasks["label"].labels
+        assert tuned.results.num_rejected == 0
+
+    def test_five_rows(self, shop, write_csv, quick, tmp_path):
+        path = write_csv(tmp_path / "t.csv", shop[1][:5], ["price", "plan", "label"])
+        tuned = api.fit(path, target="label", config=quick, out=tmp_path / "o", progress=True)
+        assert [used.rows_in for used in tuned.results.tables] == [3, 1, 1]
+
+    def test_a_run_that_blows_up_says_where(self, fit):
+        settings = {"lr": 1e30, "clip": None, "head_epochs": 20, "warmup": 0.0, "optimizer": "sgd"}
+        with pytest.raises(NonFiniteLoss, match=r"(?s)update \d+ of stage 'head'.*rows \[\d+.*lower trainer.lr"):
+            fit(TABULAR, "rating", trainer=settings)

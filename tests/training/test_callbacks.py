@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from fusetune.training.callbacks import BestStep, Check, EarlyStopping, better
+from fusetune.training.callbacks import Bar, BestStep, Check, EarlyStopping, better
 
 
 def check(score: float, *, loss: float = 1.0, step: int = 0) -> Check:
@@ -50,3 +50,18 @@ def test_stopping_waits_for_its_patience_and_starts_again_after_a_better_check()
     for score in (0.5, 0.4, 0.3, 0.2):
         never.on_check(check(score))
     assert not never.stop
+
+
+def test_the_bar_takes_checks_before_and_between_stages() -> None:
+    bar = Bar()
+    try:
+        bar.on_check(check(0.25))
+        for stage in ("head", "tune"):
+            bar.on_stage(stage, 3)
+            bar.on_update(1, {"a": 0.5, "b": 1.0}, 0.1)
+            bar.on_check(check(0.5))
+        (task,) = bar.progress.tasks
+        assert (task.description, task.completed, task.total) == ("tune", 1, 3)
+        assert task.fields["note"] == "loss 1.500 val 0.5000"
+    finally:
+        bar.on_end()

@@ -171,7 +171,8 @@ class Bar(Callback):
     def on_check(self, check: Check) -> None:
         """Show the score."""
         self.score = f"val {check.score:.4f}"
-        self.progress.update(self.task, note=f"{self.loss} {self.score}")
+        if self.task is not None:  # the model is evaluated before the first stage begins, too
+            self.progress.update(self.task, note=f"{self.loss} {self.score}")
 
     def on_end(self) -> None:
         """Take the bar away."""
