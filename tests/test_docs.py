@@ -102,6 +102,20 @@ def test_settings_named_in_the_pages_exist():
         assert set(named) <= {*known, "fusion.name", "fusion.scale"}, page.name
 
 
+def inline_settings() -> set[str]:
+    """Every `key=value` in running text, such as `trainer.epochs=0`."""
+    codes = [code for page in PAGES for code in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", page.read_text(encoding="utf-8"))]
+    words = [word for code in codes for word in code.split(" ") if code.count("=") == len(code.split(" "))]
+    return {word for word in words if re.split(r"[.=]", word)[0] in Config.model_fields}
+
+
+def test_settings_with_values_in_the_pages_are_valid():
+    found = inline_settings()
+    assert len(found) >= 20
+    for setting in found:
+        assert Config().with_overrides([setting]) is not None
+
+
 def test_parts_of_the_page_work_as_a_plug_in(tmp_path):
     """The page's module is installed, as far as entry points tell, and used by name in a process of its own."""
     page = ROOT / "docs" / "extending.md"
