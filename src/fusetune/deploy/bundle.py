@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -101,6 +102,7 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder / BACKBONES, ignore_errors=True)  # a model saved here before may have had others
         for key, encoder in bundle.model.encoders.items():
             if isinstance(encoder, Backbone):
                 (folder / BACKBONES / key).mkdir(parents=True, exist_ok=True)

@@ -189,6 +189,13 @@ class _Recipe:
             key for key, encoder in model.encoders.items() if isinstance(encoder, Backbone) and not encoder.pretrained
         }
         self.undecayed = no_decay(model)
+        for key in self.scratch:
+            if key in rules and rules[key].freeze != "none":
+                raise ConfigError(
+                    f"the encoder {key!r} is trained from scratch and cannot be frozen",
+                    came=f"freeze: {rules[key].freeze}",
+                    do="name a pretrained backbone, or leave freeze out",
+                )
 
     def new_parameters(self) -> list[nn.Parameter]:
         """What has no pretrained weights: fusion, projections, heads, linear part, and encoders from scratch."""
