@@ -15,8 +15,8 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
