@@ -50,7 +50,7 @@ def demo(
         target=TARGET,
         test=tickets.tables["test"],
         out=out / "model",
-        overrides=[f"seed={seed}"],
+        overrides=[f"seed={seed}", "trainer.epochs=2"],
         progress=common.shows_progress(as_json),
     )
     show(tuned, as_json=as_json)
