@@ -55,7 +55,7 @@ class BackboneConfig(Section):
     """Longer texts are cut here. None: the model's own limit, at most 512."""
     freeze: str = "none"
     """`none`, `all`, `bottom:K` (the first K blocks as `fusetune backbones NAME` lists them, the embeddings being the
-    first) or `regex:PATTERN` over parameter names. Encoders trained from scratch are never frozen."""
+    first) or `regex:PATTERN` over parameter names. An encoder that is trained from scratch cannot be frozen."""
     lr: Annotated[float, Field(gt=0)] | None = None
     """Learning rate of this backbone's last block. None: `trainer.backbone_lr`."""
 
