@@ -217,7 +217,7 @@ class TestDemo:
             Path("d/table/test.csv"),
             Path("d/model"),
         )
-        assert asked["overrides"] == ["seed=3"]
+        assert asked["overrides"] == ["seed=3", "trainer.epochs=2"]
         assert (tmp_path / train).is_file()
         assert "best reachable" in done.stdout
 
