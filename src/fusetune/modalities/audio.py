@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from fusetune.errors import ConfigError
 from fusetune.modalities import media, sounds
-from fusetune.modalities.base import Detection, Modality
+from fusetune.modalities.base import Detection
+from fusetune.modalities.on_backbone import BackboneModality
 
 if TYPE_CHECKING:
     from fusetune.backbones.load import Backbone
 
 
-class AudioModality(Modality):
+class AudioModality(BackboneModality):
     """A column of sounds.
 
     A cell is a path (absolute, or relative to the table's file), bytes, `{"bytes", "path"}`, or a decoded sound
@@ -30,7 +31,6 @@ class AudioModality(Modality):
     """
 
     kind = "audio"
-    needs_backbone = True
 
     def __init__(self, column: str, *, backbone: Backbone, max_seconds: float | None = None) -> None:
         """
@@ -39,7 +39,7 @@ class AudioModality(Modality):
             backbone: the encoder, of kind "audio".
             max_seconds: seconds of a sound that are used, above 0, at most what the backbone reads; by default that.
         """
-        super().__init__(column)
+        super().__init__(column, backbone=backbone)
         limit = float(backbone.inputs.max_seconds)
         if max_seconds is not None and not 0 < max_seconds <= limit:
             raise ConfigError(
@@ -92,20 +92,6 @@ class AudioModality(Modality):
         """The backbone's tensors, with `owner` where a sound has several parts."""
         return self.backbone.collate_audio(list(examples))
 
-    @property
-    def encoder_key(self) -> str:
-        """The backbone's key: columns with one backbone share it."""
-        return self.backbone.key
-
-    def build_encoder(self) -> nn.Module:
-        """The backbone itself."""
-        return self.backbone
-
     def state(self) -> dict[str, Any]:
         """The options."""
         return {"max_seconds": self.max_seconds}
-
-    @classmethod
-    def from_state(cls, column: str, state: dict[str, Any], backbone: Any = None) -> AudioModality:
-        """The modality that `state()` described, on this backbone."""
-        return cls(column, backbone=backbone, **state)

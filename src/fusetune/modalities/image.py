@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fusetune.errors import ConfigError
 from fusetune.modalities import media, pictures
-from fusetune.modalities.base import Detection, Modality
+from fusetune.modalities.base import Detection
+from fusetune.modalities.on_backbone import BackboneModality
 
 if TYPE_CHECKING:
     from fusetune.backbones.load import Backbone
 
 
-class ImageModality(Modality):
+class ImageModality(BackboneModality):
     """A column of pictures.
 
     A cell is a path (absolute, or relative to the table's file), bytes, `{"bytes", "path"}`, or several of these in
@@ -26,7 +27,6 @@ class ImageModality(Modality):
     """
 
     kind = "image"
-    needs_backbone = True
 
     def __init__(self, column: str, *, backbone: Backbone, max_pictures: int = 32) -> None:
         """
@@ -35,12 +35,12 @@ class ImageModality(Modality):
             backbone: the encoder, of kind "image".
             max_pictures: most pictures a cell may have, 1 or more; a cell with more is refused, not cut.
         """
-        super().__init__(column)
+        super().__init__(column, backbone=backbone)
         if max_pictures < 1:
             raise ConfigError(
                 "max_pictures is out of range", column=column, expected="1 or more", came=str(max_pictures)
             )
-        self.backbone, self.max_pictures = backbone, max_pictures
+        self.max_pictures = max_pictures
 
     @classmethod
     def detect(cls, values: Sequence[Any], *, base_dir: Path) -> Detection:
@@ -81,20 +81,6 @@ class ImageModality(Modality):
         tensors = self.backbone.collate_images([picture for parts in examples for picture in parts])
         return {**tensors, "owner": torch.tensor(owner, dtype=torch.int64)}
 
-    @property
-    def encoder_key(self) -> str:
-        """The backbone's key: columns with one backbone share it."""
-        return self.backbone.key
-
-    def build_encoder(self) -> nn.Module:
-        """The backbone itself."""
-        return self.backbone
-
     def state(self) -> dict[str, Any]:
         """The options."""
         return {"max_pictures": self.max_pictures}
-
-    @classmethod
-    def from_state(cls, column: str, state: dict[str, Any], backbone: Any = None) -> ImageModality:
-        """The modality that `state()` described, on this backbone."""
-        return cls(column, backbone=backbone, **state)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from fusetune.errors import BadCell
-from fusetune.modalities.base import Detection, Modality
+from fusetune.modalities.base import Detection
+from fusetune.modalities.on_backbone import BackboneModality
 from fusetune.modalities.profile import plain, profile_cells
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def check_whole(text: str, *, row: int, column: str) -> None:
         raise BadCell(row=row, column=column, value=ascii(text[:120]), why=why, do=do) from error
 
 
-class TextModality(Modality):
+class TextModality(BackboneModality):
     """A column of writing in any language.
 
     The text goes to the backbone's tokenizer as it is: nothing is lower-cased, stripped or replaced here. What is
@@ -47,7 +48,6 @@ class TextModality(Modality):
     """
 
     kind = "text"
-    needs_backbone = True
 
     def __init__(self, column: str, *, backbone: Backbone) -> None:
         """
@@ -55,8 +55,7 @@ class TextModality(Modality):
             column: the column's name.
             backbone: the encoder, of kind "text".
         """
-        super().__init__(column)
-        self.backbone = backbone
+        super().__init__(column, backbone=backbone)
         self.num_truncated = 0
 
     @classmethod
@@ -120,21 +119,3 @@ class TextModality(Modality):
     def collate(self, examples: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask`, each (examples, longest) int64."""
         return self.backbone.collate_text(examples)
-
-    @property
-    def encoder_key(self) -> str:
-        """The backbone's key: columns with one backbone share it."""
-        return self.backbone.key
-
-    def build_encoder(self) -> nn.Module:
-        """The backbone itself."""
-        return self.backbone
-
-    def state(self) -> dict[str, Any]:
-        """Nothing: the backbone holds all options."""
-        return {}
-
-    @classmethod
-    def from_state(cls, column: str, state: dict[str, Any], backbone: Any = None) -> TextModality:
-        """The modality on this backbone."""
-        return cls(column, backbone=backbone)
