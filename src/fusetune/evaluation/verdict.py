@@ -61,7 +61,7 @@ def warnings_of(results: RunResults) -> list[str]:
             columns = ", ".join(f"“{column}”" for column in one.columns)
             found.append(
                 f"The {one.kind} encoder of {columns} was trained from scratch: no pretrained weights were given or"
-                f" found. With a pretrained {one.kind} backbone it would very likely do better."
+                f" found. With a pretrained {one.kind} backbone it often does better."
             )
     if results.num_rejected:
         rows = sum(table.rows_in for table in results.tables)
