@@ -1,7 +1,7 @@
 # Needs Python 3.11 or newer, pip and make. `make demo` and `make test` set up everything they need in .venv.
 #
 #   make demo    make a sample table, tune on it, say where the report is
-#   make test    run the tests
+#   make test    run the tests but the slow ones; make test-slow runs those
 #   make check   formatting, lint, types, examples
 #   make fmt     put formatting and imports right
 #   make clean   remove .venv, caches and runs
@@ -14,7 +14,7 @@ READY := $(VENV)/.ready
 # Two test processes, each with one thread, fill two cores; nothing is fetched from a hub while testing.
 OFFLINE := HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: all demo test check fmt clean setup
+.PHONY: all demo test test-slow check fmt clean setup
 .DELETE_ON_ERROR:
 
 all: demo
@@ -35,7 +35,10 @@ demo: $(READY)
 	$(BIN)/fusetune demo
 
 test: $(READY)
-	$(OFFLINE) $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(OFFLINE) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: $(READY)
+	$(OFFLINE) $(BIN)/python -m pytest -m slow -s
 
 check: $(READY)
 	$(BIN)/ruff format --check .

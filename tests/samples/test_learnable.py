@@ -1,4 +1,4 @@
-"""Models as small as anybody would use read the hidden factors. Run with `-m real_data -s` to see the figures."""
+"""Models as small as anybody would use read the hidden factors. Run with `-m slow -s` to see the figures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fusetune.modalities.image import ImageModality
 from fusetune.samples import messages, rule, voices
 from fusetune.samples.tickets import Tickets, make_tickets
 
-pytestmark = pytest.mark.real_data
+pytestmark = [pytest.mark.real_data, pytest.mark.slow]
 
 TRAIN, ROWS, BATCH = 1400, 2400, 40
 
