@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 from fusetune.errors import ConfigError, nearest
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adamw": torch.optim.AdamW,
-    "adam": torch.optim.Adam,
+    "adamw": partial(torch.optim.AdamW, fused=True),
+    "adam": partial(torch.optim.Adam, fused=True),
     "nadam": torch.optim.NAdam,
     "radam": torch.optim.RAdam,
     "sgd": lambda groups, lr, weight_decay: torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=weight_decay),
