@@ -14,14 +14,11 @@ from scipy.special import expit, softmax
 
 from fusetune.tasks.base import LinearModel
 
-PENALTIES = tuple(float(10.0**power) for power in np.arange(1, -7.5, -0.5))
+PENALTIES = tuple(float(10.0**power) for power in np.arange(-0.5, -7, -0.5))
 """Penalties on half the squared weights, beside the mean loss a row: scikit-learn's 1 / (C · rows)."""
 
 RIDGE_PENALTIES = tuple(float(power) for power in 10.0 ** np.arange(3, -7.5, -0.5))
 """Penalties on the squared weights, beside the mean squared error: scikit-learn's alpha / rows."""
-
-PATIENCE = 3
-"""How many weaker penalties in a row may be worse on the validation rows before the search stops."""
 
 
 class LinearScores(LinearModel):
@@ -131,17 +128,13 @@ def fit_logistic(
         weight = both[:-1] if rotation is None else rotation @ both[:-1]
         return LinearScores(mean, weight, both[-1], finish)
 
-    best, best_value, worse = None, (-np.inf, -np.inf), 0
+    best, best_value = None, (-np.inf, -np.inf)
     for penalty in PENALTIES if len(val_features) else PENALTIES[len(PENALTIES) // 2 :][:1]:
         both = solve_logistic(inside, targets, penalty, both, exclusive=exclusive)
         candidate = model(both)
         value = judge(candidate.scores(val_features)) if len(val_features) else (0.0, 0.0)
         if best is None or value > best_value:
-            best, best_value, worse = candidate, value, 0
-        else:
-            worse += 1
-            if worse >= PATIENCE:
-                break
+            best, best_value = candidate, value
     assert best is not None
     return best
 
