@@ -86,3 +86,18 @@ def test_a_constant_feature_and_an_absent_class_do_no_harm():
     scores = model.scores(features + np.array([0, 0, 1e6, 0], dtype=np.float32))
     assert np.isfinite(scores).all() and scores[:, 2].max() < 0.05
     assert (scores.argmax(1) == truth).mean() > 0.7
+
+
+def test_a_row_of_weight_three_counts_as_three_rows():
+    features, logits = data(60, 6, 2)
+    counts = np.random.default_rng(1).integers(1, 4, 60)
+    many = np.repeat(np.arange(60), counts)
+    truth = np.eye(2)[logits.argmax(1)]
+    none = features[:0]
+    for fit, targets in (
+        (lambda x, y, w: fit_logistic(x, y, none, lambda s: (0.0, 0.0), exclusive=True, weights=w), truth),
+        (lambda x, y, w: fit_ridge(x, y, none, lambda s: (0.0, 0.0), lambda out: out[:, 0], weights=w), logits[:, 0]),
+    ):
+        weighed, repeated = fit(features, targets, counts.astype(float)), fit(features[many], targets[many], None)
+        assert np.allclose(weighed.scores(features), repeated.scores(features), atol=2e-3)
+        assert not np.allclose(weighed.scores(features), fit(features, targets, None).scores(features), atol=2e-3)

@@ -86,7 +86,12 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def linear(
-        self, features: np.ndarray, truth: np.ndarray, val_features: np.ndarray, val_truth: np.ndarray
+        self,
+        features: np.ndarray,
+        truth: np.ndarray,
+        val_features: np.ndarray,
+        val_truth: np.ndarray,
+        weights: np.ndarray | None = None,
     ) -> LinearModel:
         """A regularised linear model on fixed features, its strength chosen on the validation rows.
 
@@ -94,6 +99,7 @@ class Task(abc.ABC):
             features: (rows, features) of the train rows, on scales that the penalty may compare.
             truth: as `truth` gives it.
             val_features, val_truth: the validation rows'; none are needed.
+            weights: (rows,) of the train rows, 0 or more.
         """
 
     @abc.abstractmethod

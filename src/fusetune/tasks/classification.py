@@ -227,7 +227,12 @@ class ClassificationTask(LabelTask):
         return logits.detach().double().softmax(1).cpu().numpy()
 
     def linear(
-        self, features: np.ndarray, truth: np.ndarray, val_features: np.ndarray, val_truth: np.ndarray
+        self,
+        features: np.ndarray,
+        truth: np.ndarray,
+        val_features: np.ndarray,
+        val_truth: np.ndarray,
+        weights: np.ndarray | None = None,
     ) -> LinearModel:
         """Multinomial logistic regression, its penalty chosen by log loss (ties: accuracy) on validation rows."""
 
@@ -236,7 +241,10 @@ class ClassificationTask(LabelTask):
             return -measures.log_loss(scores, val_truth), float(np.mean(scores.argmax(1) == val_truth))
 
         targets = np.eye(len(self.classes), dtype=np.float32)[truth]
-        return fit_logistic(features, targets, val_features, judge, exclusive=True)
+        class_weights = self._class_weights(torch.zeros(0))
+        if class_weights is not None:
+            weights = class_weights.numpy()[truth] * (1.0 if weights is None else weights)
+        return fit_logistic(features, targets, val_features, judge, exclusive=True, weights=weights)
 
     def state(self) -> dict[str, Any]:
         """Options, labels and counts."""

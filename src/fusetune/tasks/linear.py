@@ -45,8 +45,22 @@ class LinearScores(LinearModel):
         return self.weight, self.bias - self.mean @ self.weight
 
 
+def normal_weights(weights: np.ndarray | None, rows: int) -> np.ndarray:
+    """(rows,) float32 weights with mean 1; all 1 where none are given or all are 0."""
+    if weights is None or not weights.sum() > 0:
+        return np.ones(rows, dtype=np.float32)
+    return np.asarray(weights / weights.mean(), dtype=np.float32)
+
+
 def solve_logistic(
-    features: np.ndarray, targets: np.ndarray, penalty: float, start: np.ndarray, *, exclusive: bool, steps: int = 200
+    features: np.ndarray,
+    targets: np.ndarray,
+    penalty: float,
+    start: np.ndarray,
+    *,
+    exclusive: bool,
+    weights: np.ndarray | None = None,
+    steps: int = 200,
 ) -> np.ndarray:
     """The minimum of mean cross-entropy + penalty / 2 · |weights|², by L-BFGS; the bias is not penalised.
 
@@ -56,6 +70,7 @@ def solve_logistic(
         penalty: more than 0.
         start: (features + 1, outputs), weights with the bias as the last row.
         exclusive: whether exactly one output is true (softmax), or each by itself (sigmoid).
+        weights: (rows,) in the mean.
         steps: the most iterations.
 
     Returns:
@@ -63,6 +78,7 @@ def solve_logistic(
     """
     rows, shape = len(features), start.shape
     targets = targets.astype(np.float32)
+    row_weights = normal_weights(weights, rows)[:, None]
 
     def value(flat: np.ndarray) -> tuple[float, np.ndarray]:
         both = flat.reshape(shape)
@@ -72,11 +88,13 @@ def solve_logistic(
             top = logits.max(1, keepdims=True)
             raised = np.exp(logits - top)
             total = raised.sum(1, keepdims=True)
-            cost = float((np.log(total) + top).sum(dtype=np.float64) - (targets * logits).sum(dtype=np.float64))
+            losses = np.log(total) + top - (targets * logits).sum(1, keepdims=True)
             error = raised / total - targets
         else:
-            cost = float((np.logaddexp(0, logits) - targets * logits).sum(dtype=np.float64))
+            losses = np.logaddexp(0, logits) - targets * logits
             error = expit(logits) - targets
+        cost = float((row_weights * losses).sum(dtype=np.float64))
+        error = error * row_weights
         slope = np.concatenate([features.T @ error, error.sum(0, keepdims=True)]).astype(np.float64) / rows
         slope[:-1] += penalty * both[:-1]
         return cost / rows + penalty / 2 * float((both[:-1] ** 2).sum()), slope.ravel()
@@ -104,6 +122,7 @@ def fit_logistic(
     *,
     exclusive: bool,
     finish: Callable[[np.ndarray], np.ndarray] | None = None,
+    weights: np.ndarray | None = None,
 ) -> LinearScores:
     """Logistic regression, its penalty chosen on the validation rows.
 
@@ -114,13 +133,18 @@ def fit_logistic(
         judge: validation scores to what is to be large, the second number breaking ties of the first.
         exclusive: softmax over the outputs, or a sigmoid each.
         finish: from (rows, outputs) logits to the task's scores, where that is more than softmax or sigmoid.
+        weights: (rows,) of the train rows.
     """
     finish = finish or (softmax_scores if exclusive else expit)
     mean = features.mean(0)
     scaled = (features - mean).astype(np.float32)
     rotation = _rotation(scaled)
     inside = scaled if rotation is None else scaled @ rotation
-    rates = np.clip(targets.mean(0), 0.5 / len(targets), 1 - 0.5 / len(targets))
+    rates = np.clip(
+        np.average(targets, axis=0, weights=normal_weights(weights, len(targets))),
+        0.5 / len(targets),
+        1 - 0.5 / len(targets),
+    )
     both = np.zeros((inside.shape[1] + 1, targets.shape[1]))
     both[-1] = np.log(rates) if exclusive else np.log(rates / (1 - rates))
 
@@ -130,7 +154,7 @@ def fit_logistic(
 
     best, best_value = None, (-np.inf, -np.inf)
     for penalty in PENALTIES if len(val_features) else PENALTIES[len(PENALTIES) // 2 :][:1]:
-        both = solve_logistic(inside, targets, penalty, both, exclusive=exclusive)
+        both = solve_logistic(inside, targets, penalty, both, exclusive=exclusive, weights=weights)
         candidate = model(both)
         value = judge(candidate.scores(val_features)) if len(val_features) else (0.0, 0.0)
         if best is None or value > best_value:
@@ -150,6 +174,8 @@ def fit_ridge(
     val_features: np.ndarray,
     judge: Callable[[np.ndarray], tuple[float, float]],
     finish: Callable[[np.ndarray], np.ndarray],
+    *,
+    weights: np.ndarray | None = None,
 ) -> LinearScores:
     """Ridge regression: one eigendecomposition serves every penalty.
 
@@ -159,12 +185,14 @@ def fit_ridge(
         val_features: (rows, features) of the validation rows; with none, the penalty 1 is taken.
         judge: validation scores to what is to be large, the second number breaking ties of the first.
         finish: from (rows, 1) predictions to the task's scores.
+        weights: (rows,) of the train rows.
     """
-    mean = features.mean(0, dtype=np.float64)
-    scaled = features - mean
+    row_weights = normal_weights(weights, len(features)).astype(np.float64)
+    mean = np.average(features.astype(np.float64), axis=0, weights=row_weights)
+    scaled = (features - mean) * np.sqrt(row_weights)[:, None]
     rows, width = scaled.shape
-    bias = np.array([targets.mean()])
-    centred = targets - bias
+    bias = np.array([np.average(targets, weights=row_weights)])
+    centred = (targets - bias) * np.sqrt(row_weights)
     tall = rows >= width
     values, vectors = np.linalg.eigh((scaled.T @ scaled if tall else scaled @ scaled.T) / rows)
     values = np.maximum(values, 0)

@@ -294,7 +294,12 @@ class MultilabelTask(Task):
         return np.tile(truth.mean(0, dtype=float), (rows, 1))
 
     def linear(
-        self, features: np.ndarray, truth: np.ndarray, val_features: np.ndarray, val_truth: np.ndarray
+        self,
+        features: np.ndarray,
+        truth: np.ndarray,
+        val_features: np.ndarray,
+        val_truth: np.ndarray,
+        weights: np.ndarray | None = None,
     ) -> LinearModel:
         """Logistic regression a label, one penalty for all, chosen by map_macro on validation rows."""
 
@@ -303,7 +308,7 @@ class MultilabelTask(Task):
             real = [value for value in found if not np.isnan(value)]
             return float(np.mean(real)) if real else 0.0, 0.0
 
-        return fit_logistic(features, truth, val_features, judge, exclusive=False)
+        return fit_logistic(features, truth, val_features, judge, exclusive=False, weights=weights)
 
     def columns(self, scores: np.ndarray) -> dict[str, list[Any]]:
         """The labels under the target's name, written as the train rows write them, and up to 20 probabilities.

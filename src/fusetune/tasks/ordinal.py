@@ -146,7 +146,12 @@ class OrdinalTask(LabelTask):
         }
 
     def linear(
-        self, features: np.ndarray, truth: np.ndarray, val_features: np.ndarray, val_truth: np.ndarray
+        self,
+        features: np.ndarray,
+        truth: np.ndarray,
+        val_features: np.ndarray,
+        val_truth: np.ndarray,
+        weights: np.ndarray | None = None,
     ) -> LinearModel:
         """A logistic regression a threshold (Frank and Hall 2001), one penalty for all, chosen by validation qwk."""
 
@@ -155,7 +160,9 @@ class OrdinalTask(LabelTask):
             return (-1.0 if np.isnan(kappa) else kappa), -measures.log_loss(scores, val_truth)
 
         above = (truth[:, None] > np.arange(len(self.classes) - 1)).astype(np.int8)
-        return fit_logistic(features, above, val_features, judge, exclusive=False, finish=level_probabilities)
+        return fit_logistic(
+            features, above, val_features, judge, exclusive=False, finish=level_probabilities, weights=weights
+        )
 
     def state(self) -> dict[str, Any]:
         """Order, levels and counts."""

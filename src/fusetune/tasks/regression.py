@@ -181,14 +181,19 @@ class RegressionTask(Task):
         return np.full(rows, truth.mean())
 
     def linear(
-        self, features: np.ndarray, truth: np.ndarray, val_features: np.ndarray, val_truth: np.ndarray
+        self,
+        features: np.ndarray,
+        truth: np.ndarray,
+        val_features: np.ndarray,
+        val_truth: np.ndarray,
+        weights: np.ndarray | None = None,
     ) -> LinearModel:
         """Ridge regression on the learned scale, its penalty chosen by squared error in the target's unit."""
 
         def judge(scores: np.ndarray) -> tuple[float, float]:
             return -float(np.mean((scores - val_truth) ** 2)), -float(np.mean(np.abs(scores - val_truth)))
 
-        return fit_ridge(features, self.transform.forward(truth), val_features, judge, self._finish)
+        return fit_ridge(features, self.transform.forward(truth), val_features, judge, self._finish, weights=weights)
 
     def columns(self, scores: np.ndarray) -> dict[str, list[Any]]:
         """The number under the target's name."""

@@ -96,7 +96,13 @@ class Probe:
         blocks = {name: block(train, name, scale) for name, scale in scales.items()}
         weights = column_weights(blocks, as_numbers(train.truth, len(task.labels)))
         val_blocks = {name: block(val, name, scale) for name, scale in scales.items()}
-        linear = task.linear(side_by_side(blocks, weights), train.truth, side_by_side(val_blocks, weights), val.truth)
+        linear = task.linear(
+            side_by_side(blocks, weights),
+            train.truth,
+            side_by_side(val_blocks, weights),
+            val.truth,
+            train.examples.weights[train.indices],
+        )
         return cls(scales, weights, linear)
 
     def scores(self, split: SplitRows) -> np.ndarray:
