@@ -116,6 +116,8 @@ def fit(
     """
     settings = _settings(config, overrides)
     explicit: dict[str, Any] = {}
+    if not isinstance(target, str | Sequence | None):
+        raise ConfigError("the target is no name", came=shown(target), do="give the column's name as text")
     if target is not None and target != []:
         explicit["target"] = target if isinstance(target, str) else list(target)
     for name, source in (("train", train), ("val", val), ("test", test)):

@@ -158,6 +158,10 @@ class TestPredict:
         assert (tmp_path / name).stat().st_size > 0
         assert done.stdout.split() == ["2", "rows,", "1", "of", "them", "with", "an", "error:", name]
 
+    def test_a_folder_that_is_not_there_is_said_before_the_rows_are_predicted(self, api):
+        assert "its folder is not there" in run("predict", "m", "new.csv", "-o", "nowhere/o.csv", code=2).stderr
+        assert api.calls == []
+
     def test_prints_csv(self, api):
         lines = run("predict", "m", "new.csv").stdout.splitlines()
         assert lines[0] == '"row","priority","error"'

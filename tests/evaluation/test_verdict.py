@@ -41,7 +41,8 @@ def test_tuning_helped() -> None:
     [
         ((0.01, -0.02, 0.04), "did not clearly help", "unsure"),
         ((-0.07, -0.09, -0.05), "Tuning made it worse", "bad"),
-        ((0.07, math.nan, math.nan), "cannot be told", "unsure"),
+        ((0.07, math.nan, math.nan), "too few rows or groups for an interval", "unsure"),
+        ((7e-10, -1e-8, 1e-8), "Tuning changed nothing: accuracy is 0.880", "unsure"),
     ],
 )
 def test_tuning_did_not_help(difference: tuple[float, float, float], words: str, tone: str) -> None:

@@ -72,6 +72,8 @@ def _writer(out: Path | None, table: str) -> str:
             expected=f"a name that ends in {', '.join(WRITERS)}",
             do=f"--out {out.with_suffix('.csv')}",
         )
+    if not out.resolve().parent.is_dir():
+        raise ConfigError(f"{out} cannot be written", came="its folder is not there", do=f"make it: mkdir {out.parent}")
     if out.resolve() == Path(table).resolve():
         raise ConfigError("the predictions would overwrite the table", came=str(out), do="give --out another name")
     return WRITERS[out.suffix.lower()]

@@ -280,7 +280,9 @@ def checked_overrides(
     made: dict[str, dict[str, Any]] = {}
     for name, value in overrides.items():
         if name not in table:
-            problems.append(_unknown("column", name, table.column_names))
+            dotted = [column for column in table.column_names if column.startswith(f"{name}.")]
+            hint = f"; on the command line: columns='{{{dotted[0]}: KIND}}'" if dotted else ""
+            problems.append(_unknown("column", name, table.column_names) + hint)
             continue
         made[name] = _entry(name, value, problems)
         if name in targets and made[name].get("role") not in (None, "target"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -113,6 +115,12 @@ def curve(course: Course, tasks: Mapping[str, Task]) -> LearningCurve:
 def warnings(schema: Schema, examples: Mapping[str, Examples]) -> list[str]:
     """What the user should know: the schema's warnings, cells that could not be read, texts that were cut."""
     said = list(schema.warnings)
+    for task in examples["train"].tasks.values():
+        for alike in _look_alike(getattr(task, "classes", [])):
+            said.append(
+                f"{', '.join(map(shown, alike))} are labels of their own in {task.target!r}; if they mean the same, write"
+                " them alike"
+            )
     for split, part in examples.items():
         for column in sorted({item.column or "" for item in part.masked}):
             cells = [item for item in part.masked if item.column == column]
@@ -121,6 +129,18 @@ def warnings(schema: Schema, examples: Mapping[str, Examples]) -> list[str]:
                 f"the first: row {cells[0].row}, {cells[0].why}"
             )
     return said
+
+
+def _look_alike(labels: Sequence[str]) -> list[list[str]]:
+    """Labels that only case, spaces at the ends or the way a number is written tell apart, in groups."""
+    groups: dict[str | float, list[str]] = {}
+    for label in labels:
+        key: str | float = label.strip().casefold()
+        if not re.fullmatch(r"[+-]?0\d+", label.strip()):  # 007 is a code
+            with contextlib.suppress(ValueError):
+                key = float(key)
+        groups.setdefault(key, []).append(label)
+    return [alike for alike in groups.values() if len(alike) > 1]
 
 
 def rejected_rows(rejected: Sequence[Rejected]) -> list[RejectedRow]:

@@ -13,6 +13,9 @@ from fusetune.evaluation.svg import figure, signed
 FEW_ROWS = 100
 """Below, the report says that the rows may be too few."""
 
+NOTHING = 1e-6
+"""Differences below, and intervals of them, are rounding."""
+
 Tone = Literal["good", "unsure", "bad"]
 
 
@@ -70,6 +73,11 @@ def warnings_of(results: RunResults) -> list[str]:
     return [*found, *results.warnings]
 
 
+def _is_nothing(found: Interval) -> bool:
+    """Whether a difference is of rounding only, with its interval."""
+    return max(abs(found.value), abs(found.low), abs(found.high)) < NOTHING
+
+
 def _finite(value: Interval) -> bool:
     return math.isfinite(value.value)
 
@@ -109,6 +117,9 @@ def _headline(task: TaskResult, before: SystemResult, after: SystemResult) -> tu
             f"Tuning made it worse: {task.metric} went {_moved(task, before, after)}; difference {size}.{advice}",
             "bad",
         )
+    if how == "same" and _is_nothing(before.difference[task.metric]):
+        stays = f"{task.metric} is {with_interval(task.main(after))} on {_rows(task)}, as of the {before.name}"
+        return f"Tuning changed nothing: {stays}.", "unsure"
     if how == "same":
         return (
             f"Tuning did not clearly help: {task.metric} went {_moved(task, before, after)}; the difference of {size}"
@@ -116,8 +127,8 @@ def _headline(task: TaskResult, before: SystemResult, after: SystemResult) -> tu
             "unsure",
         )
     return (
-        f"It cannot be told whether tuning helped: {task.metric} went {_moved(task, before, after)}, too few for"
-        " an interval.",
+        f"It cannot be told whether tuning helped: {task.metric} went {_moved(task, before, after)}, too few"
+        " rows or groups for an interval.",
         "unsure",
     )
 

@@ -39,7 +39,7 @@ def infer_task(values: Sequence[Any], column: str | None = None) -> tuple[str, s
             + " ("
             + "; ".join(f"{task}: {detection.reason}" for task, detection in found.items())
             + ")",
-            do="name the task, as in task=multiclass, or another target column",
+            do=f"name the task, as in tasks.{column or 'TARGET'}=multiclass, or another target column",
             column=column,
         )
     return name, found[name].reason

@@ -199,5 +199,5 @@ def _by_value(labels: Iterable[str], target: str) -> list[str]:
         raise ConfigError(
             f"the order of the levels of {target!r} is unknown, as they are not all numbers",
             came=", ".join(map(shown, sorted(labels)[:10])),
-            do="give the task's order: the levels from lowest to highest",
+            do=f"give the levels from lowest to highest: tasks.{target}.order='[low, mid, high]'",
         ) from None

@@ -304,7 +304,7 @@ def finetune(
     for name, probe in (probes or {}).items():
         probe.install(model, name)
     best, curve = BestStep(learner), Curve()
-    callbacks: list[Callback] = [best, curve]
+    callbacks: list[Callback] = [curve]
     if accelerator.log_with:
         # wandb writes into the current folder where it is not told otherwise.
         accelerator.init_trackers("fusetune", config={"seed": seed}, init_kwargs={"wandb": {"dir": str(log_dir)}})
@@ -316,34 +316,49 @@ def finetune(
         return evaluate_loss(model, tasks, val)
 
     try:
-        step = 0
-        if settings.head_epochs != 0:
-            set_features(train, features[0])
-            set_features(val, features[1])
-            head = recipe.head_stage(len(train))
-            first_check(head.name, validate, callbacks)
-            step = run_stage(learner, head, train, validate, accelerator, callbacks)
-            best.restore()
-        stage = recipe.tune_stage()
-        moving = recipe.moving()
-        still = [column for column, key in model.routes.items() if key not in moving]
-        set_features(train, {name: values for name, values in features[0].items() if name in still})
-        set_features(val, {name: values for name, values in features[1].items() if name in still})
-        if settings.epochs and (moving or settings.head_epochs == 0):
-            if best.check is None:
-                first_check(stage.name, validate, callbacks)
-            best.cover()
-            run_stage(learner, stage, train, validate, accelerator, callbacks, first_step=step)
-            best.restore()
-        elif best.check is None:
-            first_check(stage.name, validate, callbacks)
+        moved = _stages(recipe, learner, (train, val), features, validate, accelerator, best, callbacks)
     finally:
         for callback in callbacks:
             callback.on_end()
         set_features(train, {})
         set_features(val, {})
     assert best.check is not None, "a stage ends with a check"
-    return Course(curve.checks, best.check, _trained(model), moving)
+    return Course(curve.checks, best.check, _trained(model), moved)
+
+
+def _stages(
+    recipe: _Recipe,
+    learner: Learner,
+    rows: tuple[Examples, Examples],
+    features: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
+    validate: Validate,
+    accelerator: Accelerator,
+    best: BestStep,
+    others: Sequence[Callback],
+) -> set[str]:
+    """The head stage, then the tune stage, each left at the best step so far; gives the encoders that were trained."""
+    settings, model, (train, val) = recipe.settings, recipe.model, rows
+    callbacks = [best, *others]
+    step = 0
+    if settings.head_epochs != 0:
+        set_features(train, features[0])
+        set_features(val, features[1])
+        head = recipe.head_stage(len(train))
+        first_check(head.name, validate, callbacks)
+        step = run_stage(learner, head, train, validate, accelerator, callbacks)
+        best.restore()
+    tune = recipe.tune_stage()
+    moving = recipe.moving()
+    still = [column for column, key in model.routes.items() if key not in moving]
+    set_features(train, {name: values for name, values in features[0].items() if name in still})
+    set_features(val, {name: values for name, values in features[1].items() if name in still})
+    if best.check is None:
+        first_check(tune.name, validate, callbacks)
+    if settings.epochs and (moving or settings.head_epochs == 0):
+        best.cover()
+        run_stage(learner, tune, train, validate, accelerator, callbacks, first_step=step)
+        best.restore()
+    return moving
 
 
 def first_check(stage: str, validate: Validate, callbacks: Sequence[Callback]) -> None:
