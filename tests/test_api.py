@@ -396,6 +396,10 @@ class TestSources:
         assert tuned.folder.is_relative_to(tmp_path)
         column_close(api.load(tuned.folder).predict(table).table, tuned.predict(table).table)
 
+    def test_a_target_that_is_no_name(self, records, quick):
+        with pytest.raises(ConfigError, match="the column's name as text"):
+            api.fit(pa.Table.from_pylist(records), target=2, config=Config.build(quick))
+
     def test_no_table(self):
         with pytest.raises(ConfigError, match="no table"):
             api.fit(target="label")

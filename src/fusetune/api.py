@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from fusetune.data.table import Source, Table
 from fusetune.deploy.bundle import Bundle, load_bundle, move, save_bundle
 from fusetune.deploy.card import write_card
 from fusetune.deploy.tuned import Predictions, predict, read_examples, require_labels
-from fusetune.errors import ConfigError
+from fusetune.errors import ConfigError, shown
 from fusetune.evaluation.measure import Evaluation, measure
 from fusetune.evaluation.report import write_report
 from fusetune.evaluation.results import RunResults, read_results
@@ -116,7 +116,7 @@ def fit(
     """
     settings = _settings(config, overrides)
     explicit: dict[str, Any] = {}
-    if not isinstance(target, str | Sequence | None):
+    if not isinstance(target, str | Iterable | None):
         raise ConfigError("the target is no name", came=shown(target), do="give the column's name as text")
     if target is not None and target != []:
         explicit["target"] = target if isinstance(target, str) else list(target)

@@ -283,3 +283,9 @@ def test_real_tables_are_understood(case):
     schema = Schema.detect(Table.read(path), case[1])
     found = {name: f"{schema.columns[name].kind} {schema.columns[name].role}" for name in FOUND[case]}
     assert found == FOUND[case]
+
+
+def test_a_column_name_with_a_dot_cut_at_its_dot_is_told_how_to_be_written():
+    table = Table.from_records([{"text.name": str(place), "y": "ab"[place % 2]} for place in range(20)])
+    with pytest.raises(SchemaError, match=r"columns='\{text\.name: KIND\}'"):
+        Schema.detect(table, targets=["y"], overrides={"text": {"kind": "number"}})

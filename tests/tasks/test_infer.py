@@ -36,6 +36,11 @@ def test_the_task_follows_from_the_cells(values, task):
     assert name == task and reason
 
 
+def test_no_task_fits_and_the_setting_that_names_one_is_said():
+    with pytest.raises(TableError, match=r"tasks\.colour=multiclass"):
+        infer_task([f"k{place}" for place in range(12)], "colour")
+
+
 def test_few_whole_numbers_are_classes_and_the_reason_says_so():
     assert "only 5 distinct values in 50 rows" in infer_task(["1", "2", "3", "4", "5"] * 10)[1]
 

@@ -24,7 +24,7 @@ def test_levels_are_ordered_by_value_or_as_given():
 
 
 def test_words_need_an_order():
-    with pytest.raises(ConfigError, match="from lowest to highest"):
+    with pytest.raises(ConfigError, match=r"from lowest to highest: tasks\.\S+\.order="):
         fitted(["low", "high"])
     with pytest.raises(ConfigError, match="each once"):
         OrdinalTask("level", order=["a", "a"])

@@ -118,8 +118,8 @@ def warnings(schema: Schema, examples: Mapping[str, Examples]) -> list[str]:
     for task in examples["train"].tasks.values():
         for alike in _look_alike(getattr(task, "classes", [])):
             said.append(
-                f"{', '.join(map(shown, alike))} are labels of their own in {task.target!r}; if they mean the same, write"
-                " them alike"
+                f"{', '.join(map(shown, alike))} are labels of their own in {task.target!r}; if they mean the same,"
+                " write them alike"
             )
     for split, part in examples.items():
         for column in sorted({item.column or "" for item in part.masked}):
@@ -140,7 +140,7 @@ def _look_alike(labels: Sequence[str]) -> list[list[str]]:
             with contextlib.suppress(ValueError):
                 key = float(key)
         groups.setdefault(key, []).append(label)
-    return [alike for alike in groups.values() if len(alike) > 1]
+    return [alike for alike in groups.values() if len(alike) > 1][:5]
 
 
 def rejected_rows(rejected: Sequence[Rejected]) -> list[RejectedRow]:

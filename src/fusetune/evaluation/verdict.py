@@ -118,7 +118,7 @@ def _headline(task: TaskResult, before: SystemResult, after: SystemResult) -> tu
             "bad",
         )
     if how == "same" and _is_nothing(before.difference[task.metric]):
-        stays = f"{task.metric} is {with_interval(task.main(after))} on {_rows(task)}, as of the {before.name}"
+        stays = f"{task.metric} is {with_interval(task.main(after))} on {_rows(task)}, as with the {before.name}"
         return f"Tuning changed nothing: {stays}.", "unsure"
     if how == "same":
         return (
