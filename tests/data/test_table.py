@@ -396,6 +396,6 @@ def test_records_and_missing():
     assert table.cells("c") == [None, {"bytes": b"y", "path": None}]
     with pytest.raises(TableError, match="no rows"):
         Table.from_records([])
-    present = ["NA", "null", " ", 0, False, [], {"bytes": b"x", "path": None}, {"other": None}]
+    present = ["NA", "null", " x ", 0, False, [], {"bytes": b"x", "path": None}, {"other": None}]
     assert not any(map(is_missing, present))
-    assert all(map(is_missing, [None, "", float("nan"), {"bytes": None, "path": ""}]))
+    assert all(map(is_missing, [None, "", " \t", float("nan"), {"bytes": None, "path": ""}]))

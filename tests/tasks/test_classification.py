@@ -58,7 +58,11 @@ def test_numbers_from_another_reader_are_the_same_labels():
 
 
 @settings(deadline=None)
-@given(st.lists(st.text(min_size=1), min_size=2).filter(lambda labels: len(set(labels)) > 1))
+@given(
+    st.lists(st.text(min_size=1).filter(lambda label: not label.isspace()), min_size=2).filter(
+        lambda labels: len(set(labels)) > 1
+    )
+)
 def test_any_text_is_a_label_and_comes_back_as_it_was(labels):
     task = fitted(labels)
     assert sorted(task.labels) == sorted(set(labels))

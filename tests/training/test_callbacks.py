@@ -21,6 +21,12 @@ def test_better_goes_by_score_then_by_loss_and_undefined_beats_nothing() -> None
     assert better(check(math.nan, loss=0.5), check(math.nan, loss=1.0))
 
 
+def test_a_small_gain_counts_only_if_the_loss_confirms_it() -> None:
+    old = check(0.80, loss=0.5)
+    assert better(check(0.83, loss=0.5), old, 0.05) and better(check(0.86, loss=0.9), old, 0.05)
+    assert not better(check(0.83, loss=0.6), old, 0.05) and not better(check(0.79, loss=0.1), old, 0.05)
+
+
 def test_the_best_weights_come_back_with_buffers_and_with_what_was_frozen_then() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     model[0].requires_grad_(False)

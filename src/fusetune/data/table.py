@@ -21,14 +21,14 @@ Source: TypeAlias = Union[str, Path, "pandas.DataFrame", "datasets.Dataset", pa.
 
 
 def is_missing(cell: Any) -> bool:
-    """Whether a cell holds nothing: None, the empty string, NaN, or `{"bytes": None, "path": None}`.
+    """Whether a cell holds nothing: None, a string of no or only white space, NaN, or `{"bytes": None, "path": None}`.
 
     Words for nothing ("NA", "null", "none") are cells like any other.
     """
     if cell is None:
         return True
     if isinstance(cell, str):
-        return not cell
+        return not cell or cell.isspace()
     if isinstance(cell, float):
         return cell != cell
     if isinstance(cell, dict):

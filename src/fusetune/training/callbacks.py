@@ -57,10 +57,10 @@ class Callback:
 
 
 class BestStep(Callback):
-    """Keeps the weights of the best check, on the CPU; a tie goes to the lower validation loss."""
+    """Keeps the weights of the best check, on the CPU; see `better`."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, *, margin: float = 0.0) -> None:
+        self.module, self.margin = module, margin
         self.check: Check | None = None
         self._weights: dict[str, Tensor] = {}
 
@@ -76,7 +76,7 @@ class BestStep(Callback):
 
     def on_check(self, check: Check) -> None:
         """Keep these weights if the check is the best so far."""
-        if self.check is None or better(check, self.check):
+        if self.check is None or better(check, self.check, self.margin):
             self.check = check
             self._weights.update({k: v.detach().to("cpu", copy=True) for k, v in self._trained().items()})
 
@@ -88,22 +88,35 @@ class BestStep(Callback):
             state[name].copy_(value)
 
 
-def better(new: Check, old: Check) -> bool:
-    """Whether a check beats another: by score, then by validation loss; an undefined score beats nothing."""
+def better(new: Check, old: Check, margin: float = 0.0) -> bool:
+    """Whether a check beats another.
+
+    A higher score does, if the validation loss is not higher, or if the score gained more than `margin`: the best of
+    many scores on few rows is often luck, and the loss tells. Equal scores go by the loss; an undefined score beats
+    nothing.
+
+    Args:
+        new: the later check.
+        old: the one to beat.
+        margin: in the score's unit, 0 or more.
+    """
     if math.isnan(new.score) or math.isnan(old.score):
         return math.isnan(old.score) and (not math.isnan(new.score) or new.val_loss < old.val_loss)
-    return (new.score, -new.val_loss) > (old.score, -old.val_loss)
+    gain = new.score - old.score
+    return gain > margin or (gain >= 0 and (new.val_loss <= old.val_loss if gain else new.val_loss < old.val_loss))
 
 
 class EarlyStopping(Callback):
     """Says stop after `patience` checks of a stage without a better one."""
 
-    def __init__(self, patience: int | None) -> None:
-        self.patience, self.best, self.waited = patience, None, 0  # type: tuple[int | None, Check | None, int]
+    def __init__(self, patience: int | None, *, margin: float = 0.0) -> None:
+        self.patience, self.margin = patience, margin
+        self.best: Check | None = None
+        self.waited = 0
 
     def on_check(self, check: Check) -> None:
         """Count the check."""
-        if self.best is None or better(check, self.best):
+        if self.best is None or better(check, self.best, self.margin):
             self.best, self.waited = check, 0
         else:
             self.waited += 1

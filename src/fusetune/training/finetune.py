@@ -181,9 +181,10 @@ class _Recipe:
         seed: int,
         *,
         starts_linear: bool,
+        margin: float,
     ) -> None:
         self.model, self.tasks, self.settings, self.rules, self.seed = model, tasks, settings, rules, seed
-        self.starts_linear = starts_linear
+        self.starts_linear, self.margin = starts_linear, margin
         self.pretrained = {key for key, encoder in model.encoders.items() if encoder.pretrained}
         self.scratch = {
             key for key, encoder in model.encoders.items() if isinstance(encoder, Backbone) and not encoder.pretrained
@@ -257,6 +258,7 @@ class _Recipe:
             accumulate=settings.accumulate,
             evals_per_epoch=evals_per_epoch,
             patience=patience,
+            margin=self.margin,
             workers=settings.workers,
             seed=self.seed,
         )
@@ -296,14 +298,15 @@ def finetune(
         log_dir: where trackers write; None for no trackers.
         bar: whether to show progress.
     """
-    recipe = _Recipe(model, tasks, settings, rules or {}, seed, starts_linear=bool(probes))
+    margin = 0.5 / math.sqrt(max(len(val), 1))  # about the standard error of an accuracy
+    recipe = _Recipe(model, tasks, settings, rules or {}, seed, starts_linear=bool(probes), margin=margin)
     accelerator = make_accelerator(settings, log_dir)
     learner = Learner(model, TaskLosses(tasks)).to(accelerator.device)
     for name, (shift, scale) in column_scales(train, features[0]).items():
         model.set_scale(name, shift, scale)
     for name, probe in (probes or {}).items():
         probe.install(model, name)
-    best, curve = BestStep(learner), Curve()
+    best, curve = BestStep(learner, margin=margin), Curve()
     callbacks: list[Callback] = [curve]
     if accelerator.log_with:
         # wandb writes into the current folder where it is not told otherwise.

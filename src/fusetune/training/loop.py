@@ -42,6 +42,7 @@ class Stage:
         groups: the optimiser's parameter groups with their peak `lr` and their `weight_decay`.
         evals_per_epoch: checks on validation rows an epoch.
         patience: checks without a better one before the stage stops; None for never.
+        margin: what a score must gain to be better although the validation loss is higher.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Stage:
     accumulate: int = 1
     evals_per_epoch: int = 1
     patience: int | None = None
+    margin: float = 0.0
     workers: int = 0
     seed: int = 0
 
@@ -106,7 +108,7 @@ def run_stage(
         num_training_steps=num_updates,
     )
     wrapped, optimizer = accelerator.prepare(learner, optimizer)
-    stopping = EarlyStopping(stage.patience)
+    stopping = EarlyStopping(stage.patience, margin=stage.margin)
     watchers = [*callbacks, stopping]
     for watcher in watchers:
         watcher.on_stage(stage.name, num_updates)
