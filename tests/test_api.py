@@ -492,3 +492,11 @@ class TestThinTables:
         settings = {"lr": 1e30, "clip": None, "head_epochs": 20, "warmup": 0.0, "optimizer": "sgd"}
         with pytest.raises(NonFiniteLoss, match=r"(?s)update \d+ of stage 'head'.*rows \[\d+.*lower trainer.lr"):
             fit(TABULAR, "rating", trainer=settings)
+
+
+def test_an_out_that_is_a_file_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("mine")
+    (tmp_path / "t.csv").write_text("a,y\n1,x\n")
+    with pytest.raises(ConfigError, match="is a file"):
+        api.fit(tmp_path / "t.csv", target="y", out=tmp_path / "taken", progress=False)
+    assert (tmp_path / "taken").read_text() == "mine"

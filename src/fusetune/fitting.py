@@ -23,7 +23,7 @@ from fusetune.data.schema import Schema
 from fusetune.data.splits import split_rows
 from fusetune.data.table import Table
 from fusetune.deploy.bundle import Bundle, versions
-from fusetune.errors import StorageError, TableError, UserError
+from fusetune.errors import ConfigError, StorageError, TableError, UserError
 from fusetune.evaluation import describe, systems
 from fusetune.evaluation import results as found
 from fusetune.evaluation.judge import Candidate, judge
@@ -109,6 +109,8 @@ class Fit:
         return bundle, results
 
     def _claim_folder(self) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ConfigError(f"{self.folder} is a file", expected="a folder for the model", do="give another as --out")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -177,8 +179,6 @@ class Fit:
                 raise error.in_file(train.source) from None
         return tasks
 
-    # Examples
-
     def _backbones(self) -> Backbones:
         settings: dict[str, BackboneConfig] = {
             "text": self.config.text,
@@ -194,8 +194,7 @@ class Fit:
         }
 
     def _examples(self, split: str, table: Table) -> Examples:
-        weight = next(iter(self.schema.names("weight")), None)
-        examples = Examples(table, self.modalities, self.tasks, weight=weight)
+        examples = Examples(table, self.modalities, self.tasks, weight=self.schema.weight)
         # Rows to learn from are refused where a cell is bad; rows to be measured on are predicted as users' rows are.
         on_bad_cell = self.config.data.on_bad_cell if split == "train" else "mask"
         examples.prepare(
@@ -337,7 +336,7 @@ class Fit:
         candidates.append(Candidate("tuned", "after", described, scores, list(self.modalities)))
         table = test.examples.table
         table.require(self.config.report.slices)
-        group = next(iter(self.schema.names("group")), None)
+        group = self.schema.group
         return judge(
             task,
             candidates,

@@ -94,7 +94,7 @@ def show(tuned: FineTuned, *, as_json: bool) -> None:
     """Print what a run found: the table of the report and where the folder is, or the whole report as JSON."""
     if not common.leads():
         return
-    from fusetune.evaluation import report, results
+    from fusetune.evaluation import report, results, verdict
 
     assert tuned.results is not None and tuned.folder is not None, "a fit has results and a folder"
     if as_json:
@@ -102,5 +102,7 @@ def show(tuned: FineTuned, *, as_json: bool) -> None:
         return
     to = common.console()
     to.print(report.terminal_table(tuned.results))
+    for warning in verdict.warnings_of(tuned.results):
+        to.print(f"note: {warning}", markup=False)
     to.print(f"model   {tuned.folder}", soft_wrap=True)
     to.print(f"report  {tuned.folder / 'report.html'}", soft_wrap=True)
