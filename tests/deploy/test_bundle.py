@@ -149,7 +149,7 @@ def test_a_folder_that_cannot_be_written(fitted, tmp_path):
     with pytest.raises(StorageError, match="file"):
         save_bundle(fitted.bundle, tmp_path / "file")
     with pytest.raises(StorageError, match="cannot be made"):
-        api.fit("t.csv", target="a", out=tmp_path / "file")
+        api.fit("t.csv", target="a", out=tmp_path / "file" / "inside")
 
 
 def test_a_save_that_was_cut_short_is_noticed(fitted, folder):
