@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -500,3 +501,22 @@ def test_an_out_that_is_a_file_is_refused_before_the_work(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="is a file"):
         api.fit(tmp_path / "t.csv", target="y", out=tmp_path / "taken", progress=False)
     assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_test_rows_choose_nothing(shop: Any, write_csv: Any, quick: Any, tmp_path: Path) -> None:
+    """Other labels in the test rows leave weights, thresholds and predictions as they were."""
+    rows, columns = shop[1], ["price", "plan", "tags"]
+    labels = [row["tags"] for row in rows[100:]]
+    other = [{**row, "tags": label} for row, label in zip(rows[100:], [*labels[7:], *labels[:7]], strict=True)]
+    train, val = write_csv(tmp_path / "a.csv", rows[:80], columns), write_csv(tmp_path / "b.csv", rows[80:100], columns)
+    config = Config.build({**quick, "tasks": {"tags": {"name": "multilabel", "threshold": "tuned"}}})
+    states, seen = [], []
+    for name, part in (("true", rows[100:]), ("other", other)):
+        test = write_csv(tmp_path / f"{name}.csv", part, columns)
+        tuned = api.fit(
+            train, target="tags", val=val, test=test, config=config, out=tmp_path / name / "out", progress=False
+        )
+        states.append((file_hash(tmp_path / name / "out" / "model.safetensors"), tuned.bundle.tasks["tags"].state()))
+        seen.append(tuned.predict(tmp_path / "true.csv")["tags"])
+    assert states[0] == states[1] and seen[0] == seen[1]
+    assert [row["tags"] for row in other] != labels
