@@ -108,3 +108,5 @@ TASKS = Registry(
         "regression": "fusetune.tasks.regression:RegressionTask",
     },
 )
+
+OBJECTIVES = Registry("objective", {})

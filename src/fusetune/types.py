@@ -53,6 +53,9 @@ class Batch:
         inputs: `inputs[column][name]` is a tensor whose first dimension runs over the column's distinct cells
             (or over parts of them, as the modality decides); empty where no row of the batch has the column.
         cells: `cells[column]` is (batch,) int64: which of the cells a row has, -1 where the column is absent.
+        codes: `codes[column]` is (batch,) int64: equal for rows with equal cells, whatever batch they come in, -1 where
+            the column is absent.
+        groups: (batch,) int64, equal for rows of one group (see the schema's `group` role), -1 for rows of none.
         targets: per task.
         weights: (batch,) float, the rows' weights in the loss.
         rows: (batch,) int64, the row ids that errors and predictions are reported under.
@@ -63,6 +66,8 @@ class Batch:
     weights: Tensor
     rows: Tensor
     targets: dict[str, Target] = field(default_factory=dict)
+    codes: dict[str, Tensor] = field(default_factory=dict)
+    groups: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -83,6 +88,8 @@ class Batch:
             weights=self.weights.to(device),  # type: ignore[call-overload]
             rows=self.rows.to(device),  # type: ignore[call-overload]
             targets={task: target.to(device) for task, target in self.targets.items()},
+            codes={column: codes.to(device) for column, codes in self.codes.items()},  # type: ignore[call-overload]
+            groups=None if self.groups is None else self.groups.to(device),  # type: ignore[call-overload]
         )
 
 

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor, nn
+
+from fusetune.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,20 @@ class Detection:
 
     confidence: float
     reason: str
+
+
+class Augmenter(abc.ABC):
+    """Changes a train row's cell a little, in a way that should not change the row's target."""
+
+    @abc.abstractmethod
+    def __call__(self, cell: Any, example: Any, rng: np.random.Generator) -> Any:
+        """An example to be used in place of `example`, which is left as it is.
+
+        Args:
+            cell: as the table has it.
+            example: what `Modality.decode` made of it.
+            rng: the only source of chance; made from (seed, epoch, row, column).
+        """
 
 
 class Modality(abc.ABC):
@@ -85,6 +102,21 @@ class Modality(abc.ABC):
     def size(self, example: Any) -> int:
         """What an example costs to encode, in this modality's own unit; batches are made of like sizes."""
         return 1
+
+    def augmenter(self, **options: Any) -> Augmenter:
+        """What changes this column's cells in training, after `fit`.
+
+        Args:
+            options: what changes and how much; the kind decides which there are.
+
+        Raises:
+            ConfigError: an unknown option, one out of range, or the kind cannot be augmented.
+        """
+        raise ConfigError(
+            f"columns of kind {self.kind} cannot be augmented",
+            column=self.column,
+            do=f"leave out augment.{self.kind}, or set columns.{self.column}.augment=none",
+        )
 
     @abc.abstractmethod
     def state(self) -> dict[str, Any]:
