@@ -1,4 +1,4 @@
-"""Writes docs/settings.md from the settings' own docstrings: run it after a change of src/fusetune/config.py."""
+"""Writes docs/settings.md from the settings' own docstrings: run it after a change of config.py or sections.py."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from fusetune import config
+from fusetune import config, sections
 from fusetune.models.build import options_of
-from fusetune.registry import FUSIONS, MODALITIES, TASKS, Registry
+from fusetune.registry import FUSIONS, MODALITIES, OBJECTIVES, TASKS, Registry
 
 PAGE = Path(__file__).with_name("settings.md")
 HEAD = """# Settings
 
-Written by `docs/make_settings.py` from `src/fusetune/config.py` and the parts' own docstrings.
+Written by `docs/make_settings.py` from `src/fusetune/config.py`, `sections.py` and the parts' own docstrings.
 
 On the command line a setting is `key=value`, in YAML and Python it is nested: `trainer.epochs=8` is
 `trainer: {epochs: 8}`. A section may be given as its name alone: `fusion=gated`, `image=../models/mobilenet-v2`.
@@ -105,8 +105,8 @@ def parts(title: str, registry: Registry, prefix: str, *taken: str) -> str:
 
 def page() -> str:
     """The whole page."""
-    source = ast.parse(Path(inspect.getfile(config)).read_text(encoding="utf-8"))
-    classes = {node.name: node for node in source.body if isinstance(node, ast.ClassDef)}
+    sources = [ast.parse(Path(inspect.getfile(module)).read_text(encoding="utf-8")) for module in (config, sections)]
+    classes = {node.name: node for source in sources for node in source.body if isinstance(node, ast.ClassDef)}
     found = [HEAD.rstrip()]
     for name, (title, prefix) in SECTIONS.items():
         said = "`KIND` is `text`, `image` or `audio`. " if prefix == "KIND." else ""
@@ -124,6 +124,7 @@ def page() -> str:
         )
     )
     found.append(parts("Options of tasks", TASKS, "tasks.TARGET."))
+    found.append(parts("Options of objectives", OBJECTIVES, "objectives.NAME."))
     return "\n\n".join(found) + "\n"
 
 

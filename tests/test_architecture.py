@@ -20,6 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 LAYERS = [
     "errors",
     "registry",
+    "sections",
     "config",
     "types",
     "_optional",

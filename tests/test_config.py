@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusetune.config import Config, check_options, merge, parse_override
+from fusetune.config import Config, merge, parse_override
 from fusetune.errors import ConfigError
+from fusetune.sections import check_options
 
 
 def test_defaults_are_left_out_of_yaml():

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fusetune.config import Config, OnBadCell
+from fusetune.config import Config
 from fusetune.data.schema import Schema
 from fusetune.data.table import Source, Table
 from fusetune.deploy.bundle import Bundle, load_bundle, move, save_bundle
@@ -18,6 +18,7 @@ from fusetune.evaluation.measure import Evaluation, measure
 from fusetune.evaluation.report import write_report
 from fusetune.evaluation.results import RunResults, read_results
 from fusetune.fitting import Fit
+from fusetune.sections import OnBadCell
 from fusetune.training.callbacks import track
 
 __all__ = ["FineTuned", "Predictions", "evaluate", "fit", "load", "schema_of"]

@@ -7,169 +7,27 @@ A section may be given as its name alone: `fusion: gated` is `fusion: {name: gat
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from fusetune.errors import ConfigError, nearest
-from fusetune.registry import MODALITIES
-
-Role = Literal["input", "target", "group", "split", "weight", "id", "ignore"]
-OnBadCell = Literal["reject", "mask"]
-
-
-class Section(BaseModel):
-    """A group of settings; unknown ones are refused."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=True)
-
-
-def _by_name(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
-def _by_kind(value: Any) -> Any:
-    return {"kind": value} if isinstance(value, str) else value
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-ByName = BeforeValidator(_by_name)
-StrList = Annotated[list[str], BeforeValidator(_as_list)]
-
-
-class BackboneConfig(Section):
-    """The pretrained model that reads one kind of column."""
-
-    name: str | None = None
-    """A hub id or a folder. None: the embedded text model; for images and sounds a small one trained from scratch."""
-    pool: Literal["auto", "mean", "cls", "last"] = "auto"
-    """How a cell's token vectors become one. `auto`: what the model was trained with."""
-    max_tokens: Annotated[int, Field(ge=8)] | None = None
-    """Longer texts are cut here. None: the model's own limit, at most 512."""
-    freeze: str = "none"
-    """`none`, `all`, `bottom:K` (the first K blocks as `fusetune backbones NAME` lists them, the embeddings being the
-    first) or `regex:PATTERN` over parameter names. An encoder that is trained from scratch cannot be frozen."""
-    lr: Annotated[float, Field(gt=0)] | None = None
-    """Learning rate of this backbone's last block. None: `trainer.backbone_lr`."""
-
-
-class ColumnConfig(BaseModel):
-    """What the user says of one column; other keys are options of its kind."""
-
-    model_config = ConfigDict(extra="allow")
-
-    kind: str | None = None
-    """text, image, audio, number, category or a plug-in's. None: detected."""
-    role: Role | None = None
-    """input, target, group, split, weight, id or ignore. None: detected."""
-    backbone: str | None = None
-    """A backbone for this column alone, as in `text.name`."""
-
-    @field_validator("kind")
-    @classmethod
-    def _known(cls, kind: str | None) -> str | None:
-        if kind is not None and kind not in MODALITIES:
-            raise ValueError(f"there is no such kind; {nearest(kind, MODALITIES) or 'known: ' + ', '.join(MODALITIES)}")
-        return kind
-
-
-class NamedConfig(BaseModel):
-    """A part by name; other keys are that part's own options, checked when it is made."""
-
-    model_config = ConfigDict(extra="allow")
-
-    name: str | None = None
-    """Which one."""
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The keys besides the name."""
-        return dict(self.__pydantic_extra__ or {})
-
-
-class TrainerConfig(Section):
-    """How the model is tuned."""
-
-    epochs: Annotated[float, Field(ge=0)] = 5
-    """Passes over the train rows with everything unfrozen that is not frozen by a rule. 0: only the head stage."""
-    head_epochs: Annotated[float, Field(ge=0)] | None = None
-    """First, the fusion and heads alone learn on the frozen backbones' features, which are computed once
-    (linear probing, then fine-tuning: Kumar et al. 2022, arXiv 2202.10054). None: 60, or 12 where an image or audio
-    encoder is trained from scratch. 0: skip this stage."""
-    batch_size: Annotated[int, Field(ge=1)] = 32
-    """Rows an update, over all devices and micro-batches."""
-    accumulate: Annotated[int, Field(ge=1)] = 1
-    """Micro-batches an update: each has batch_size / accumulate rows."""
-    optimizer: str = "adamw"
-    """adamw, adam, nadam, radam, sgd, rmsprop, adagrad, adafactor or lion."""
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    """Peak learning rate of fusion, projections and heads while they learn on frozen features."""
-    head_lr: Annotated[float, Field(gt=0)] = 3e-4
-    """Their peak learning rate once the backbones move too."""
-    backbone_lr: Annotated[float, Field(gt=0)] = 5e-5
-    """Peak learning rate of a pretrained backbone's last block. Encoders from scratch learn as the fusion does."""
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Each block nearer to the input learns this much slower."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Not on biases and norms."""
-    schedule: str = "cosine"
-    """A name of transformers' `SchedulerType`: linear, cosine, constant_with_warmup, polynomial, ..."""
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the steps in which the learning rate rises from 0."""
-    clip: Annotated[float, Field(gt=0)] | None = 1.0
-    """Largest norm of an update's gradient. None: not clipped."""
-    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """Autocast. `auto`: bf16 on a GPU that has it, else none."""
-    gradient_checkpointing: bool = False
-    """Compute activations twice to save memory."""
-    patience: Annotated[int, Field(ge=1)] | None = 3
-    """Stop after so many evaluations without a better main metric on validation rows. None: never."""
-    evals_per_epoch: Annotated[int, Field(ge=1)] = 2
-    """Evaluations on validation rows an epoch; the best step is what is kept."""
-    workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that decode cells."""
-    trackers: StrList = ["tensorboard"]
-    """tensorboard, wandb or any other that accelerate knows by name; [] for none."""
-
-
-class ReportConfig(Section):
-    """What the report compares."""
-
-    alone: Literal["probe", "tuned", "none"] = "probe"
-    """Each modality alone: `probe` is a linear model on its frozen features (an encoder trained from scratch is
-    trained alone); `tuned` trains every modality alone with the same recipe; `none` leaves it out."""
-    bootstrap: Annotated[int, Field(ge=0)] = 1000
-    """Resamples for the intervals; 0 leaves them out."""
-    slices: StrList = []
-    """Columns whose values the metrics are split by."""
-    errors: Annotated[int, Field(ge=0)] = 24
-    """Worst errors shown."""
-
-
-class DataConfig(Section):
-    """How rows are read and split."""
-
-    on_bad_cell: OnBadCell = "reject"
-    """A train row with a cell that cannot be read is rejected, or used without that cell (`mask`)."""
-    max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Larger shares of rejected rows stop the run before training."""
-    split: Annotated[list[float], Field(min_length=3, max_length=3)] = [0.8, 0.1, 0.1]
-    """Train, validation and test shares where no such rows are given."""
-    memory: Annotated[float, Field(ge=0)] = 4.0
-    """GiB of decoded cells kept in memory; the rest is decoded again when needed."""
-
-    @model_validator(mode="after")
-    def _shares(self) -> DataConfig:
-        if min(self.split) < 0 or abs(sum(self.split) - 1) > 1e-6 or self.split[0] == 0:
-            raise ValueError(f"three shares of 0 or more that sum to 1, the first above 0; came {self.split}")
-        return self
+from fusetune.sections import (
+    BackboneConfig,
+    ByName,
+    ColumnConfig,
+    DataConfig,
+    NamedConfig,
+    Objectives,
+    ReportConfig,
+    Section,
+    StrList,
+    TrainerConfig,
+)
 
 
 class Config(Section):
@@ -203,6 +61,9 @@ class Config(Section):
     """What reads audio columns."""
     fusion: Annotated[NamedConfig, ByName] = NamedConfig(name="attention")
     """How the columns become one vector: attention, concat, gated or a plug-in's, with its options."""
+    objectives: Objectives = {}
+    """What is minimised besides the task losses: per name its options, `weight` among them. A name alone, a list of
+    names or `{contrastive: 0.1}` will do."""
     trainer: TrainerConfig = TrainerConfig()
     """How the model is tuned."""
     report: ReportConfig = ReportConfig()
@@ -335,22 +196,6 @@ def merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
             merge(base[key], value)
         else:
             base[key] = value
-
-
-def check_options(part: type, options: Iterable[str], *, known: Iterable[str], where: str) -> None:
-    """Refuse options that a part does not take.
-
-    Raises:
-        ConfigError: with the nearest one it does take.
-    """
-    known = list(known)
-    for option in options:
-        if option not in known:
-            raise ConfigError(
-                f"{where} has no setting {option!r}",
-                expected=", ".join(known) or f"no settings for {part.__name__}",
-                do=nearest(option, known),
-            )
 
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:

@@ -16,7 +16,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
 
-from fusetune.config import BackboneConfig, Config
+from fusetune.config import Config
 from fusetune.data.examples import Examples
 from fusetune.data.quarantine import Rejected, check_rate, group_rejected, write_rejected
 from fusetune.data.schema import Schema
@@ -32,11 +32,14 @@ from fusetune.modalities.base import Modality
 from fusetune.models.build import Backbones, build_modalities, build_model, build_task
 from fusetune.models.understand import Understand
 from fusetune.registry import MODALITIES
+from fusetune.sections import BackboneConfig
 from fusetune.tasks.base import Task
 from fusetune.tasks.infer import infer_task
 from fusetune.training.callbacks import track
-from fusetune.training.finetune import BackboneRule, Course, encoded, fill_features, finetune
+from fusetune.training.features import encoded, fill_features
+from fusetune.training.finetune import Course, finetune
 from fusetune.training.probe import Probe, SplitRows
+from fusetune.training.recipe import BackboneRule
 
 SPLITS = ("train", "val", "test")
 
@@ -262,6 +265,7 @@ class Fit:
             val,
             self.config.trainer,
             rules=self._rules(modalities),
+            objectives=self.config.objectives,
             features=(
                 {name: value for name, value in self.features["train"].items() if name in modalities},
                 {name: value for name, value in self.features["val"].items() if name in modalities},
@@ -377,7 +381,7 @@ class Fit:
             backbones=describe.encoders_used(model, self.modalities, course, self._rules(self.modalities)),
             parameters=sum(p.numel() for p in model.parameters()),
             trained=course.trained[""],
-            warnings=describe.warnings(self.schema, self.examples),
+            warnings=[*describe.warnings(self.schema, self.examples), *course.warnings],
             num_rejected=len({(item.file, item.row) for item in rejected}),
             rejected_by={f"{group.column or 'row'}: {group.why}": group.count for group in group_rejected(rejected)},
             rejected=describe.rejected_rows(rejected),

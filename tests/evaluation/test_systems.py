@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from fusetune.config import BackboneConfig, NamedConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
 from fusetune.evaluation import systems
@@ -14,8 +13,9 @@ from fusetune.modalities.category import CategoryModality
 from fusetune.modalities.number import NumberModality
 from fusetune.modalities.text import TextModality
 from fusetune.models.build import Backbones, build_model
+from fusetune.sections import BackboneConfig, NamedConfig
 from fusetune.tasks.classification import BinaryTask
-from fusetune.training.finetune import fill_features
+from fusetune.training.features import fill_features
 from fusetune.training.inference import predict_logits
 from fusetune.training.probe import Probe, SplitRows
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from fusetune.config import BackboneConfig, NamedConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
 from fusetune.models.build import Backbones, build_modalities, build_model
+from fusetune.sections import BackboneConfig, NamedConfig
 from fusetune.tasks.regression import RegressionTask
 from fusetune.training.inference import encode_cells, evaluating, predict_logits
 

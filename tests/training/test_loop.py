@@ -10,20 +10,21 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from fusetune.config import NamedConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
 from fusetune.errors import NonFiniteLoss
 from fusetune.modalities.category import CategoryModality
 from fusetune.modalities.number import NumberModality
 from fusetune.models.build import build_model
-from fusetune.objectives.tasks import TaskLosses
+from fusetune.objectives.total import Total
+from fusetune.sections import NamedConfig
 from fusetune.tasks.classification import MulticlassTask
 from fusetune.tasks.regression import RegressionTask
 from fusetune.training.callbacks import Callback
 from fusetune.training.learner import Learner
-from fusetune.training.loop import Stage, loss_shares, run_stage
+from fusetune.training.loop import Stage, run_stage
 from fusetune.training.optim import no_decay, param_groups
+from fusetune.training.update import loss_shares
 
 
 class Watch(Callback):
@@ -35,7 +36,7 @@ class Watch(Callback):
     def on_stage(self, name, num_updates):
         self.stages.append((name, num_updates))
 
-    def on_update(self, step, losses, lr):
+    def on_update(self, step, losses, lr, figures):
         self.losses.append(losses)
         self.lrs.append(lr)
 
@@ -66,7 +67,7 @@ def make(rows: int = 48, *, weighted: bool = False) -> tuple[Learner, Examples]:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    return Learner(model, TaskLosses(tasks)), examples
+    return Learner(model, Total(tasks)), examples
 
 
 def stage(learner: Learner, **changes) -> Stage:

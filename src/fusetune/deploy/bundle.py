@@ -29,13 +29,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
 from fusetune.backbones.load import Backbone, restore_backbone
-from fusetune.config import Config, NamedConfig
+from fusetune.config import Config
 from fusetune.data.schema import Schema
 from fusetune.errors import FolderError, StorageError
 from fusetune.modalities.base import Modality
 from fusetune.models.build import build_model
 from fusetune.models.understand import Understand
 from fusetune.registry import MODALITIES, TASKS
+from fusetune.sections import NamedConfig
 from fusetune.tasks.base import Task
 
 FORMAT = 1

@@ -10,7 +10,7 @@ from fusetune.data.examples import Examples
 from fusetune.evaluation.judge import Candidate
 from fusetune.models.understand import Understand
 from fusetune.tasks.base import Task
-from fusetune.training.finetune import encoded
+from fusetune.training.features import encoded
 from fusetune.training.inference import predict_logits
 from fusetune.training.probe import Probe, SplitRows
 

@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 
 from fusetune.backbones.load import Backbone, load_backbone
-from fusetune.config import BackboneConfig, NamedConfig, check_options
 from fusetune.errors import ConfigError
 from fusetune.modalities.base import Modality
 from fusetune.models.understand import Understand
 from fusetune.registry import FUSIONS, MODALITIES, TASKS
+from fusetune.sections import BackboneConfig, NamedConfig, check_options
 from fusetune.tasks.base import Task
 
 DIM = 128

@@ -46,8 +46,8 @@ class Callback:
     def on_stage(self, name: str, num_updates: int) -> None:
         """A stage begins."""
 
-    def on_update(self, step: int, losses: dict[str, float], lr: float) -> None:
-        """An update was made."""
+    def on_update(self, step: int, losses: dict[str, float], lr: float, figures: dict[str, float]) -> None:
+        """An update was made; `figures` are logged besides the losses."""
 
     def on_check(self, check: Check) -> None:
         """The model was evaluated on validation rows."""
@@ -144,9 +144,10 @@ class Trackers(Callback):
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
 
-    def on_update(self, step: int, losses: dict[str, float], lr: float) -> None:
-        """Log the losses and the learning rate."""
-        self.accelerator.log({**{f"train/{k}": v for k, v in losses.items()}, "train/lr": lr}, step=step)
+    def on_update(self, step: int, losses: dict[str, float], lr: float, figures: dict[str, float]) -> None:
+        """Log the losses, the figures and the learning rate."""
+        values = {f"train/{name}": value for name, value in {**losses, **figures}.items()}
+        self.accelerator.log({**values, "train/lr": lr}, step=step)
 
     def on_check(self, check: Check) -> None:
         """Log the validation loss and metrics."""
@@ -176,7 +177,7 @@ class Bar(Callback):
             self.progress.remove_task(self.task)
         self.task = self.progress.add_task(name, total=num_updates, note="")
 
-    def on_update(self, step: int, losses: dict[str, float], lr: float) -> None:
+    def on_update(self, step: int, losses: dict[str, float], lr: float, figures: dict[str, float]) -> None:
         """Advance by one update."""
         self.loss = f"loss {sum(losses.values()):.3f}"
         self.progress.update(self.task, advance=1, note=f"{self.loss} {self.score}")

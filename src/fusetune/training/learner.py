@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fusetune.objectives.total import Total
 from fusetune.types import Batch, Outputs
 
 
 class Learner(nn.Module):
     """A model with what is minimised, so that an objective's own parameters are trained too."""
 
-    def __init__(self, model: nn.Module, objective: nn.Module) -> None:
+    def __init__(self, model: nn.Module, objective: Total) -> None:
         """
         Args:
             model: from a batch to outputs.
-            objective: `(model, batch, outputs) -> {name: loss}`.
+            objective: what is minimised.
         """
         super().__init__()
         self.model, self.objective = model, objective
@@ -24,3 +25,7 @@ class Learner(nn.Module):
         outputs: Outputs = self.model(batch)
         parts: dict[str, Tensor] = self.objective(self.model, batch, outputs)
         return sum(parts.values(), outputs.pooled.new_zeros(())), parts, outputs
+
+    def figures(self) -> dict[str, float]:
+        """What the objectives have to log besides their losses, as of the last batch."""
+        return {name: float(value) for name, value in self.objective.figures().items()}

@@ -7,25 +7,21 @@ A run is one or more stages, each with its own trainable parameters, learning ra
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import get_scheduler
 
 from fusetune.data.examples import Examples
 from fusetune.data.sampler import UpdateSampler
-from fusetune.errors import NonFiniteLoss
 from fusetune.training.callbacks import Callback, Check, EarlyStopping
 from fusetune.training.learner import Learner
 from fusetune.training.optim import build_optimizer
+from fusetune.training.update import Gradients, plain, update
 from fusetune.types import Batch
 
 Validate = Callable[[], tuple[float, float, dict[str, dict[str, float]]]]
@@ -43,6 +39,7 @@ class Stage:
         evals_per_epoch: checks on validation rows an epoch.
         patience: checks without a better one before the stage stops; None for never.
         margin: what a score must gain to be better although the validation loss is higher.
+        gradients: how an update's gradients are computed.
     """
 
     name: str
@@ -59,6 +56,7 @@ class Stage:
     margin: float = 0.0
     workers: int = 0
     seed: int = 0
+    gradients: Gradients = plain
 
 
 def run_stage(
@@ -118,12 +116,15 @@ def run_stage(
     for done, micro_batches in itertools.islice(updates, num_updates):
         step = first_step + done
         wrapped.train()
-        losses = _update(wrapped, micro_batches, optimizer, accelerator, stage, step)
+        where = f"update {step} of stage {stage.name!r}"
+        losses = update(
+            wrapped, micro_batches, optimizer, accelerator, gradients=stage.gradients, clip=stage.clip, where=where
+        )
         lr = max(group["lr"] for group in optimizer.param_groups)
         scheduler.step()
         loss_sum, loss_count = loss_sum + sum(losses.values()), loss_count + 1
         for watcher in watchers:
-            watcher.on_update(step, losses, lr)
+            watcher.on_update(step, losses, lr, learner.figures())
         if done % eval_every == 0 or done == num_updates:
             val_loss, score, metrics = validate()
             check = Check(
@@ -164,53 +165,3 @@ def _updates(train: Examples, sampler: UpdateSampler, stage: Stage) -> Iterator[
         batches = iter(loader)
         while micro_batches := list(itertools.islice(batches, stage.accumulate)):
             yield micro_batches
-
-
-def loss_shares(micro_batches: Sequence[Batch]) -> list[dict[str, float]]:
-    """What each micro-batch's mean losses count in the update's, so that they sum to the mean over all its rows.
-
-    Returns:
-        Per micro-batch, each task's share of the labelled rows' weight by the task's name, and under "" the share of
-        the rows, for losses that are no task's.
-    """
-    sizes = [
-        {name: float((batch.weights * target.labelled).sum()) for name, target in batch.targets.items()}
-        | {"": float(len(batch))}
-        for batch in micro_batches
-    ]
-    totals = {name: sum(size[name] for size in sizes) for name in sizes[0]}
-    return [{name: value / totals[name] if totals[name] else 0.0 for name, value in size.items()} for size in sizes]
-
-
-def _update(
-    learner: torch.nn.Module,
-    micro_batches: list[Batch],
-    optimizer: Any,
-    accelerator: Accelerator,
-    stage: Stage,
-    step: int,
-) -> dict[str, float]:
-    """One update of the weights from its micro-batches; gives the losses by name."""
-    totals: dict[str, Tensor] = {}
-    for position, (batch, shares) in enumerate(zip(micro_batches, loss_shares(micro_batches), strict=True)):
-        last = position == len(micro_batches) - 1
-        with nullcontext() if last else accelerator.no_sync(learner), accelerator.autocast():
-            _, parts, outputs = learner(batch.to(accelerator.device))
-            scaled = {name: part * shares.get(name, shares[""]) for name, part in parts.items()}
-            accelerator.backward(sum(scaled.values(), outputs.pooled.new_zeros(())))
-        for name, part in scaled.items():
-            totals[name] = totals.get(name, 0) + part.detach()
-    norm = accelerator.clip_grad_norm_(learner.parameters(), stage.clip if stage.clip is not None else float("inf"))
-    losses = {name: float(value) for name, value in totals.items()}
-    finite = all(math.isfinite(value) for value in losses.values())
-    if not finite or (norm is not None and not bool(torch.isfinite(norm)) and accelerator.scaler is None):
-        ids = [int(row) for batch in micro_batches for row in batch.rows]
-        optimizer.zero_grad()
-        raise NonFiniteLoss(
-            f"the {'gradient' if finite else 'loss'} became NaN or infinite at update {step} of stage "
-            f"{stage.name!r}; losses {losses}; rows {ids[:64]}\n  Do: lower trainer.lr and trainer.backbone_lr, "
-            "set trainer.clip, or look at these rows. No update was made from them."
-        )
-    optimizer.step()
-    optimizer.zero_grad()
-    return losses

@@ -1,0 +1,64 @@
+"""The total loss: sum of the task losses + sum of weight x objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from fusetune.models.build import options_of
+from fusetune.models.understand import Understand
+from fusetune.objectives.base import Objective
+from fusetune.objectives.tasks import TaskLosses
+from fusetune.registry import OBJECTIVES
+from fusetune.sections import check_options
+from fusetune.tasks.base import Task
+from fusetune.types import Batch, Outputs
+
+
+def build_objectives(
+    model: Understand, tasks: Mapping[str, Task], settings: Mapping[str, Mapping[str, Any]]
+) -> list[Objective]:
+    """The objectives that a run's settings name.
+
+    Args:
+        model: what will be trained.
+        tasks: fitted, by target.
+        settings: per objective's name, its options.
+
+    Raises:
+        ConfigError: no such objective, or an option that it does not take.
+    """
+    built: list[Objective] = []
+    for name, options in settings.items():
+        objective = OBJECTIVES.get(name)
+        check_options(objective, options, known=options_of(objective), where=f"objectives.{name}")
+        built.append(objective(model, tasks, **options))
+    return built
+
+
+class Total(nn.Module):
+    """Every task's loss by the task's name, and every objective's, times its weight, by "objective/NAME"."""
+
+    def __init__(self, tasks: Mapping[str, Task], objectives: Sequence[Objective] = ()) -> None:
+        super().__init__()
+        self.tasks = TaskLosses(tasks)
+        self.objectives = nn.ModuleList(objectives)
+
+    def forward(self, model: nn.Module, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
+        """The losses by name, each a scalar."""
+        losses: dict[str, Tensor] = self.tasks(model, batch, outputs)
+        for objective in self.objectives:
+            assert isinstance(objective, Objective)
+            for name, loss in objective(model, batch, outputs).items():
+                losses[f"objective/{name}"] = loss * objective.weight
+        return losses
+
+    def figures(self) -> dict[str, Tensor]:
+        """What the objectives have to log besides their losses, as of the last batch."""
+        found: dict[str, Tensor] = {}
+        for objective in self.objectives:
+            assert isinstance(objective, Objective)
+            found |= {f"objective/{objective.name}/{name}": value for name, value in objective.figures.items()}
+        return found

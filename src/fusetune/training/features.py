@@ -1,0 +1,62 @@
+"""Encoder outputs computed before: every distinct cell goes through its encoder once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from fusetune.data.examples import Examples, Progress
+from fusetune.models.understand import Understand
+from fusetune.training.inference import encode_cells
+
+
+def fill_features(model: Understand, examples: Examples, *, progress: Progress | None = None) -> dict[str, Tensor]:
+    """Encoder outputs of every distinct cell, per column whose encoder is of use before any training.
+
+    Args:
+        model: with its encoders as they are now.
+        examples: prepared rows.
+        progress: wraps iterators.
+    """
+    return {
+        column: encode_cells(model, examples, column, progress=progress)
+        for column, key in model.routes.items()
+        if model.encoders[key].pretrained and column in examples.columns
+    }
+
+
+def set_features(examples: Examples, features: Mapping[str, Tensor]) -> None:
+    """Give columns their encoder outputs; the others go through their encoders."""
+    for name, column in examples.columns.items():
+        column.features = features.get(name)
+
+
+@contextmanager
+def encoded(
+    model: Understand,
+    examples: Examples,
+    known: Mapping[str, Tensor] | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Iterator[None]:
+    """Every cell goes through the model's encoders once, however often its rows are predicted inside.
+
+    Args:
+        model: as it is now.
+        examples: prepared rows.
+        known: encoder outputs of some columns that are right for this model already.
+    """
+    known = known or {}
+    set_features(examples, {})
+    others = {
+        column: encode_cells(model, examples, column)
+        for column in model.routes
+        if column in examples.columns and column not in known
+    }
+    set_features(examples, {**known, **others})
+    try:
+        yield
+    finally:
+        set_features(examples, {})

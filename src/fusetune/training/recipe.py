@@ -1,0 +1,131 @@
+"""The stages of a fit: what each trains, and how fast."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from fusetune.backbones.freeze import freeze, lr_scales
+from fusetune.backbones.load import Backbone
+from fusetune.errors import ConfigError
+from fusetune.models.understand import Understand
+from fusetune.objectives.base import Objective
+from fusetune.sections import TrainerConfig
+from fusetune.training.loop import Stage
+from fusetune.training.optim import no_decay, param_groups
+
+HEAD_EPOCHS, HEAD_EPOCHS_SCRATCH = 60, 12
+HEAD_PATIENCE = 8
+HEAD_UPDATES = 40
+"""The head stage makes at most about so many updates an epoch, by batches of up to `HEAD_BATCH` of its cheap rows."""
+HEAD_BATCH = 512
+
+
+@dataclass(frozen=True)
+class BackboneRule:
+    """How one encoder is tuned: which blocks are frozen, and its last block's learning rate (None: the default)."""
+
+    freeze: str = "none"
+    lr: float | None = None
+
+
+class Recipe:
+    """One fit's parts, so that its stages read plainly."""
+
+    def __init__(
+        self,
+        model: Understand,
+        objectives: Sequence[Objective],
+        settings: TrainerConfig,
+        rules: Mapping[str, BackboneRule],
+        seed: int,
+        *,
+        starts_linear: bool,
+        margin: float,
+    ) -> None:
+        self.model, self.objectives, self.settings, self.rules, self.seed = model, objectives, settings, rules, seed
+        self.starts_linear, self.margin = starts_linear, margin
+        self.pretrained = {key for key, encoder in model.encoders.items() if encoder.pretrained}
+        self.scratch = {
+            key for key, encoder in model.encoders.items() if isinstance(encoder, Backbone) and not encoder.pretrained
+        }
+        self.undecayed = no_decay(model).union(*(no_decay(objective) for objective in objectives))
+        for key in self.scratch:
+            if key in rules and rules[key].freeze != "none":
+                raise ConfigError(
+                    f"the encoder {key!r} is trained from scratch and cannot be frozen",
+                    came=f"freeze: {rules[key].freeze}",
+                    do="name a pretrained backbone, or leave freeze out",
+                )
+
+    def new_parameters(self) -> list[nn.Parameter]:
+        """What has no pretrained weights: fusion, projections, heads, linear part, scratch encoders, objectives."""
+        old = {id(p) for key in self.pretrained for p in self.model.encoders[key].parameters()}
+        own = [p for objective in self.objectives for p in objective.parameters()]
+        return [p for p in self.model.parameters() if id(p) not in old] + own
+
+    def head_stage(self, num_rows: int) -> Stage:
+        """Pretrained encoders frozen, everything new at `lr`."""
+        epochs = self.settings.head_epochs
+        if epochs is None:
+            epochs = HEAD_EPOCHS_SCRATCH if self.scratch else HEAD_EPOCHS
+        for key in self.pretrained:
+            self.model.encoders[key].requires_grad_(False)
+        if self.model.linear is not None and self.starts_linear:
+            self.model.linear.requires_grad_(False)  # it is the best linear model of these features already
+        patience = None if self.settings.patience is None else max(HEAD_PATIENCE, self.settings.patience)
+        stage = self._stage("head", epochs, [(self.settings.lr, self.new_parameters())], 1, patience)
+        if not self.scratch:
+            stage.batch_size = max(stage.batch_size, min(num_rows // HEAD_UPDATES, HEAD_BATCH))
+        return stage
+
+    def tune_stage(self) -> Stage:
+        """Everything that no rule freezes, each pretrained block at its own rate."""
+        if self.model.linear is not None:
+            self.model.linear.requires_grad_(True)
+        head_lr = self.settings.head_lr if self.settings.head_epochs != 0 else self.settings.lr
+        sets: list[tuple[float, Sequence[Tensor]]] = [(head_lr, self.new_parameters())]
+        for key in sorted(self.pretrained):
+            rule = self.rules.get(key, BackboneRule())
+            encoder = self.model.encoders[key]
+            if not isinstance(encoder, Backbone):
+                continue
+            encoder.requires_grad_(True)
+            freeze(encoder, rule.freeze)
+            if self.settings.gradient_checkpointing:
+                encoder.enable_checkpointing()
+            for scale, named in lr_scales(encoder, self.settings.layer_decay):
+                sets.append(((rule.lr or self.settings.backbone_lr) * scale, [p for _, p in named]))
+        return self._stage("tune", self.settings.epochs, sets, self.settings.evals_per_epoch, self.settings.patience)
+
+    def _stage(
+        self,
+        name: str,
+        epochs: float,
+        sets: Sequence[tuple[float, Iterable[Tensor]]],
+        evals_per_epoch: int,
+        patience: int | None,
+    ) -> Stage:
+        settings = self.settings
+        return Stage(
+            name=name,
+            epochs=epochs,
+            groups=param_groups(sets, weight_decay=settings.weight_decay, undecayed=self.undecayed),
+            optimizer=settings.optimizer,
+            schedule=settings.schedule,
+            warmup=settings.warmup,
+            clip=settings.clip,
+            batch_size=settings.batch_size,
+            accumulate=settings.accumulate,
+            evals_per_epoch=evals_per_epoch,
+            patience=patience,
+            margin=self.margin,
+            workers=settings.workers,
+            seed=self.seed,
+        )
+
+    def moving(self) -> set[str]:
+        """Pretrained encoders that have something to train now."""
+        return {k for k in self.pretrained if any(p.requires_grad for p in self.model.encoders[k].parameters())}

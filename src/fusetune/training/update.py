@@ -1,0 +1,122 @@
+"""One update of the weights: how the gradients are computed, then clip, check, step.
+
+How the gradients come about is a `Gradients`: `plain` here; adversarial ascent, sharpness-aware, cached contrastive
+gradients and gradient surgery are others. Whatever it is, an update that is not finite is not made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from fusetune.errors import NonFiniteLoss
+from fusetune.types import Batch
+
+
+class Gradients(Protocol):
+    """Computes the gradients of an update."""
+
+    def __call__(
+        self, learner: nn.Module, micro_batches: Sequence[Batch], accelerator: Accelerator
+    ) -> dict[str, Tensor]:
+        """Add the gradients of the update's loss to the parameters' `.grad`, which are empty.
+
+        Args:
+            learner: a `Learner`, perhaps wrapped for data parallelism: call it, do not reach around it.
+            micro_batches: the update's rows, on any device.
+            accelerator: autocast, gradient scaling, synchronisation.
+
+        Returns:
+            The update's losses by name, detached scalars.
+        """
+        ...
+
+
+def loss_shares(micro_batches: Sequence[Batch]) -> list[dict[str, float]]:
+    """What each micro-batch's mean losses count in the update's, so that they sum to the mean over all its rows.
+
+    Returns:
+        Per micro-batch, each task's share of the labelled rows' weight by the task's name, and under "" the share of
+        the rows, for losses that are no task's.
+    """
+    sizes = [
+        {name: float((batch.weights * target.labelled).sum()) for name, target in batch.targets.items()}
+        | {"": float(len(batch))}
+        for batch in micro_batches
+    ]
+    totals = {name: sum(size[name] for size in sizes) for name in sizes[0]}
+    return [{name: value / totals[name] if totals[name] else 0.0 for name, value in size.items()} for size in sizes]
+
+
+def scaled(parts: dict[str, Tensor], shares: dict[str, float]) -> dict[str, Tensor]:
+    """A micro-batch's losses times what they count in the update's: see `loss_shares`."""
+    return {name: part * shares.get(name, shares[""]) for name, part in parts.items()}
+
+
+def add_up(totals: dict[str, Tensor], parts: dict[str, Tensor]) -> None:
+    """Add losses to those of earlier micro-batches, detached."""
+    for name, part in parts.items():
+        totals[name] = totals[name] + part.detach() if name in totals else part.detach()
+
+
+def plain(learner: nn.Module, micro_batches: Sequence[Batch], accelerator: Accelerator) -> dict[str, Tensor]:
+    """One forward and backward pass a micro-batch; see `Gradients`."""
+    totals: dict[str, Tensor] = {}
+    for position, (batch, shares) in enumerate(zip(micro_batches, loss_shares(micro_batches), strict=True)):
+        last = position == len(micro_batches) - 1
+        with nullcontext() if last else accelerator.no_sync(learner), accelerator.autocast():
+            _, parts, outputs = learner(batch.to(accelerator.device))
+            parts = scaled(parts, shares)
+            accelerator.backward(sum(parts.values(), outputs.pooled.new_zeros(())))
+        add_up(totals, parts)
+    return totals
+
+
+def update(
+    learner: nn.Module,
+    micro_batches: Sequence[Batch],
+    optimizer: Any,
+    accelerator: Accelerator,
+    *,
+    gradients: Gradients = plain,
+    clip: float | None,
+    where: str,
+) -> dict[str, float]:
+    """Update the weights once.
+
+    Args:
+        learner: as `Gradients` takes it.
+        micro_batches: the update's rows.
+        optimizer: prepared by the accelerator.
+        accelerator: see `Gradients`.
+        gradients: how they are computed.
+        clip: largest norm of the gradient; None leaves it as it is.
+        where: names the update in an error: "update 7 of stage 'tune'".
+
+    Returns:
+        The losses by name.
+
+    Raises:
+        NonFiniteLoss: the loss or the gradient became NaN or infinite; the update is not made.
+    """
+    totals = gradients(learner, micro_batches, accelerator)
+    norm = accelerator.clip_grad_norm_(learner.parameters(), clip if clip is not None else float("inf"))
+    losses = {name: float(value) for name, value in totals.items()}
+    finite = all(math.isfinite(value) for value in losses.values())
+    if not finite or (norm is not None and not bool(torch.isfinite(norm)) and accelerator.scaler is None):
+        ids = [int(row) for batch in micro_batches for row in batch.rows]
+        optimizer.zero_grad()
+        raise NonFiniteLoss(
+            f"the {'gradient' if finite else 'loss'} became NaN or infinite at {where}; losses {losses}; "
+            f"rows {ids[:64]}\n  Do: lower trainer.lr and trainer.backbone_lr, set trainer.clip, or look at these "
+            "rows. No update was made from them."
+        )
+    optimizer.step()
+    optimizer.zero_grad()
+    return losses
