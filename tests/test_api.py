@@ -276,14 +276,14 @@ class TestColumns:
 
 class TestRoles:
     def test_groups_stay_whole_in_the_split_and_in_the_bootstrap(self, fit, monkeypatch):
-        from fusetune import fitting
+        from fusetune.fitting import findings
 
         def patient(place, row):
             row["patient"] = f"p{place // 4}"
 
         seen = {}
-        real = fitting.judge
-        monkeypatch.setattr(fitting, "judge", lambda *a, **k: seen.update(k) or real(*a, **k))
+        real = findings.judge
+        monkeypatch.setattr(findings, "judge", lambda *a, **k: seen.update(k) or real(*a, **k))
         tuned = fit(TABULAR, change=patient, columns={"patient": {"role": "group"}}, report={"bootstrap": 20})
         assert len(seen["groups"]) == len(seen["weights"]) and len(set(seen["groups"])) == len(seen["groups"]) / 4
         sizes = {used.split: used.rows_in for used in tuned.results.tables}

@@ -17,7 +17,7 @@ from fusetune.errors import ConfigError, shown
 from fusetune.evaluation.measure import Evaluation, measure
 from fusetune.evaluation.report import write_report
 from fusetune.evaluation.results import RunResults, read_results
-from fusetune.fitting import Fit
+from fusetune.fitting.fit import Fit
 from fusetune.sections import OnBadCell
 from fusetune.training.callbacks import track
 

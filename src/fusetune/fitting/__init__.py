@@ -1,0 +1,1 @@
+"""One fit from table to report: what `api.fit` runs."""

@@ -1,0 +1,124 @@
+"""What a fit found: the tuned model beside what it must beat, on test rows."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import torch
+
+from fusetune.data.quarantine import group_rejected
+from fusetune.deploy.bundle import versions
+from fusetune.evaluation import describe, systems
+from fusetune.evaluation import results as found
+from fusetune.evaluation.judge import Candidate, judge
+from fusetune.evaluation.mistakes import show_cell
+from fusetune.models.understand import Understand
+from fusetune.tasks.base import Task
+from fusetune.training.features import encoded
+from fusetune.training.finetune import Course
+from fusetune.training.probe import SplitRows
+
+if TYPE_CHECKING:
+    from fusetune.fitting.fit import Fit
+
+
+class Findings:
+    """Measures a fit's tuned model and what it is compared with."""
+
+    def __init__(self, fit: Fit, model: Understand) -> None:
+        self.fit, self.model = fit, model
+
+    def results(
+        self, course: Course, rows: Mapping[str, Mapping[str, SplitRows]], alone_models: Mapping[str, Understand]
+    ) -> found.RunResults:
+        """Compare and measure.
+
+        Args:
+            course: how tuning went.
+            rows: per task and split, the labelled rows.
+            alone_models: per modality that a linear probe cannot stand for, a model trained on it alone.
+        """
+        fit, model = self.fit, self.model
+        still = [name for name, key in model.routes.items() if key not in course.moved]
+        kept = {split: {name: known[name] for name in still if name in known} for split, known in fit.features.items()}
+        wanted = fit.tasks if fit.config.report.alone != "none" else {}
+        alone = {name: systems.alone(name, task, rows[name], alone_models) for name, task in wanted.items()}
+        with encoded(model, fit.examples["val"], kept["val"]), encoded(model, fit.examples["test"], kept["test"]):
+            tasks = [self._judge(name, task, rows[name], alone) for name, task in fit.tasks.items()]
+        return self._describe(course, tasks)
+
+    def _judge(
+        self,
+        name: str,
+        task: Task,
+        rows: Mapping[str, SplitRows],
+        alone: Mapping[str, list[Candidate]],
+    ) -> found.TaskResult:
+        fit, model = self.fit, self.model
+        train, val, test = rows["train"], rows["val"], rows["test"]
+        val_scores = systems.model_scores(model, name, task, val, train)
+        task.tune(val_scores, val.truth)
+        scores = systems.model_scores(model, name, task, test, train)
+        candidates = [systems.baseline(task, train, test)]
+        if name in fit.probes:
+            candidates.append(systems.before(fit.probes[name], test))
+        candidates += alone.get(name, [])
+        candidates += systems.without(model, name, task, train, test)
+        described = f"tuned on {len(train.indices)} rows; best step chosen on {len(val.indices)} validation rows"
+        candidates.append(Candidate("tuned", "after", described, scores, list(fit.modalities)))
+        table = test.examples.table
+        table.require(fit.config.report.slices)
+        group = fit.schema.group
+        return judge(
+            task,
+            candidates,
+            test.truth,
+            table.rows[test.indices],
+            weights=test.examples.weights[test.indices],
+            groups=table.cells(group, test.indices) if group and group in table else None,
+            slices={column: table.cells(column, test.indices) for column in fit.config.report.slices},
+            validation=(val_scores, val.truth),
+            show=lambda at: self._shown(int(test.indices[at])),
+            num=fit.config.report.bootstrap,
+            num_errors=fit.config.report.errors,
+            seed=fit.config.seed,
+        )
+
+    def _shown(self, index: int) -> list[found.Shown]:
+        fit = self.fit
+        table = fit.examples["test"].table
+        return [
+            show_cell(name, modality.kind, table.cells(name, [index])[0], base_dir=table.base_dir)
+            for name, modality in fit.modalities.items()
+        ]
+
+    def _describe(self, course: Course, tasks: list[found.TaskResult]) -> found.RunResults:
+        fit, model = self.fit, self.model
+        rejected = fit.tables.all_rejected(fit.examples)
+        return found.RunResults(
+            title=f"{', '.join(fit.tasks)} from {', '.join(fit.modalities)}",
+            version=versions()["fusetune"],
+            time=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=describe.command(),
+            seed=fit.config.seed,
+            device=describe.device(model),
+            threads=torch.get_num_threads(),
+            tasks=tasks,
+            settings=describe.flat(fit.config.model_dump(exclude_defaults=True, mode="json")),
+            versions=versions(),
+            tables=fit.tables.used(fit.examples),
+            columns=describe.columns_used(fit.schema, fit.examples),
+            backbones=describe.encoders_used(model, fit.modalities, course, fit.rules(fit.modalities)),
+            parameters=sum(p.numel() for p in model.parameters()),
+            trained=course.trained[""],
+            warnings=[*describe.warnings(fit.schema, fit.examples), *course.warnings],
+            num_rejected=len({(item.file, item.row) for item in rejected}),
+            rejected_by={f"{group.column or 'row'}: {group.why}": group.count for group in group_rejected(rejected)},
+            rejected=describe.rejected_rows(rejected),
+            curve=describe.curve(course, fit.tasks),
+            phases=fit.phases,
+            peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        )

@@ -1,0 +1,228 @@
+"""The steps of one fit, from table to tuned model."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import set_seed
+
+from fusetune.config import Config
+from fusetune.data.examples import Examples
+from fusetune.data.quarantine import write_rejected
+from fusetune.data.table import Table
+from fusetune.deploy.bundle import Bundle
+from fusetune.errors import ConfigError, StorageError, TableError, UserError
+from fusetune.evaluation import describe, systems
+from fusetune.evaluation import results as found
+from fusetune.fitting.findings import Findings
+from fusetune.fitting.tables import SPLITS, Tables, check_rows
+from fusetune.modalities.base import Modality
+from fusetune.models.build import Backbones, build_modalities, build_model, build_task
+from fusetune.models.understand import Understand
+from fusetune.registry import MODALITIES
+from fusetune.sections import BackboneConfig
+from fusetune.tasks.base import Task
+from fusetune.tasks.infer import infer_task
+from fusetune.training.callbacks import track
+from fusetune.training.features import fill_features
+from fusetune.training.finetune import Course, finetune
+from fusetune.training.probe import Probe, SplitRows
+from fusetune.training.recipe import BackboneRule
+
+
+class Fit:
+    """The steps of a run and what they pass on."""
+
+    def __init__(self, config: Config, sources: Mapping[str, Any], folder: Path, *, progress: bool) -> None:
+        """
+        Args:
+            config: the settings.
+            sources: the tables under "train", "val" and "test"; the latter two may be None.
+            folder: where the model and logs will be.
+            progress: whether to show progress bars.
+        """
+        self.config, self.sources, self.folder = config, sources, folder
+        self.is_main = PartialState().is_main_process
+        self.show = progress and self.is_main
+        self.phases: list[found.Phase] = []
+
+    def run(self) -> tuple[Bundle, found.RunResults]:
+        """Everything, from the tables to the results.
+
+        Raises:
+            UserError, RunError: see `api.fit`.
+        """
+        self._claim_folder()
+        with self._phase("read tables"):
+            self.tables = Tables(self.config, self.sources)
+            self.schema, tables = self.tables.schema, self.tables.splits
+            self.tasks = self._make_tasks(tables["train"])
+        with self._phase("read cells"):
+            set_seed(self.config.seed)
+            self.modalities = build_modalities(self._columns(), self._backbones())
+            self.examples = {split: self._examples(split, table) for split, table in tables.items()}
+            self._check_rejected()
+            try:
+                self.examples["train"].fit()
+            except UserError as error:
+                raise error.in_file(tables["train"].source) from None
+            for examples in self.examples.values():
+                examples.check_targets()
+            self._check_rejected()
+            check_rows(self.examples, list(self.tasks))
+        with self._phase("encode with frozen backbones"):
+            model = build_model(self.modalities, self.tasks, self.config.fusion)
+            self.features = {
+                split: fill_features(model, examples, progress=track if self.show else None)
+                for split, examples in self.examples.items()
+            }
+        with self._phase("fit linear probes"):
+            rows = {
+                name: {split: SplitRows.of(name, self.examples[split], self.features[split]) for split in SPLITS}
+                for name in self.tasks
+            }
+            self.probes = self._probes(rows)
+        with self._phase("tune"):
+            course = self._finetune(model, self.modalities, self.probes, log_dir=self.folder / "logs")
+        bundle = Bundle(
+            model, self.modalities, self.tasks, self.schema, self.config, describe.fingerprint(self.examples["train"])
+        )
+        with self._phase("compare and measure"):
+            results = Findings(self, model).results(course, rows, self._alone_models(rows))
+        for task in results.tasks:
+            after = task.first("after")
+            assert after is not None
+            bundle.metrics[task.target] = {name: found.plain(one.value) for name, one in after.metrics.items()}
+        return bundle, results
+
+    def _claim_folder(self) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ConfigError(f"{self.folder} is a file", expected="a folder for the model", do="give another as --out")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"the folder {self.folder} cannot be made: {error}") from error
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
+        self.phases.append(found.Phase(name, time.perf_counter() - start, peak))
+
+    def _make_tasks(self, train: Table) -> dict[str, Task]:
+        tasks = {}
+        for target in self.schema.names("target"):
+            settings = self.config.tasks.get(target)
+            name, options = (settings.name, settings.options) if settings else (None, {})
+            try:
+                tasks[target] = build_task(target, name or infer_task(train.cells(target), target)[0], options)
+            except TableError as error:
+                raise error.in_file(train.source) from None
+        return tasks
+
+    def _backbones(self) -> Backbones:
+        settings: dict[str, BackboneConfig] = {
+            "text": self.config.text,
+            "image": self.config.image,
+            "audio": self.config.audio,
+        }
+        return Backbones(settings)
+
+    def _columns(self) -> dict[str, tuple[str, Mapping[str, Any]]]:
+        return {
+            name: (self.schema.columns[name].kind, self.schema.columns[name].options)
+            for name in self.schema.names("input")
+        }
+
+    def _examples(self, split: str, table: Table) -> Examples:
+        examples = Examples(table, self.modalities, self.tasks, weight=self.schema.weight)
+        # Rows to learn from are refused where a cell is bad; rows to be measured on are predicted as users' rows are.
+        on_bad_cell = self.config.data.on_bad_cell if split == "train" else "mask"
+        examples.prepare(
+            on_bad_cell=on_bad_cell,
+            memory=self.config.data.memory / len(SPLITS) if split != "train" else self.config.data.memory,
+            progress=track if self.show else None,
+        )
+        return examples
+
+    def _check_rejected(self) -> None:
+        if self.is_main:  # before the check, so that all rows are there to look at if it stops the run
+            write_rejected(self.tables.all_rejected(self.examples), self.folder / "rejected.jsonl")
+        self.tables.check_rejected(self.examples)
+
+    # Model
+
+    def rules(self, modalities: Mapping[str, Modality]) -> dict[str, BackboneRule]:
+        """How each encoder is tuned, by its key."""
+        by_kind = {"text": self.config.text, "image": self.config.image, "audio": self.config.audio}
+        return {
+            modality.encoder_key: BackboneRule(by_kind[modality.kind].freeze, by_kind[modality.kind].lr)
+            for modality in modalities.values()
+            if modality.kind in by_kind
+        }
+
+    def _finetune(
+        self,
+        model: Understand,
+        modalities: Mapping[str, Modality],
+        probes: Mapping[str, Probe],
+        *,
+        log_dir: Path | None,
+        columns: list[str] | None = None,
+    ) -> Course:
+        train, val = self.examples["train"], self.examples["val"]
+        if columns is not None:
+            train, val = train.restrict(columns), val.restrict(columns)
+        return finetune(
+            model,
+            self.tasks,
+            train,
+            val,
+            self.config.trainer,
+            rules=self.rules(modalities),
+            objectives=self.config.objectives,
+            features=(
+                {name: value for name, value in self.features["train"].items() if name in modalities},
+                {name: value for name, value in self.features["val"].items() if name in modalities},
+            ),
+            probes=probes,
+            seed=self.config.seed,
+            log_dir=log_dir if self.is_main else None,
+            bar=self.show,
+        )
+
+    def _probes(self, rows: Mapping[str, Mapping[str, SplitRows]], part: list[str] | None = None) -> dict[str, Probe]:
+        """Per task, the best linear model on the columns (those of a part) that have features before any training."""
+        probes = {}
+        for name, splits in rows.items():
+            columns = systems.probe_columns(splits["train"], part if part is not None else list(self.modalities))
+            if columns:
+                probes[name] = Probe.fit(self.tasks[name], splits["train"], splits["val"], columns)
+        return probes
+
+    def _alone_models(self, rows: Mapping[str, Mapping[str, SplitRows]]) -> dict[str, Understand]:
+        """A model trained on each modality alone, where the report needs one."""
+        splits = next(iter(rows.values()))["train"]
+        grouped = systems.parts(splits.examples)
+        if self.config.report.alone == "none" or len(grouped) < 2:
+            return {}
+        models = {}
+        for part in systems.trained_alone(self.config.report.alone, splits):
+            set_seed(self.config.seed)
+            backbones = self._backbones()
+            fresh = {}
+            for name in grouped[part]:
+                kind, options = self.schema.columns[name].kind, self.schema.columns[name].options
+                backbone = backbones.get(kind, options.get("backbone")) if MODALITIES.get(kind).needs_backbone else None
+                fresh[name] = MODALITIES.get(kind).from_state(name, self.modalities[name].state(), backbone)
+            models[part] = build_model(fresh, self.tasks, self.config.fusion)
+            probes = self._probes(rows, grouped[part])
+            self._finetune(models[part], fresh, probes, log_dir=None, columns=grouped[part])
+        return models

@@ -1,0 +1,139 @@
+"""A fit's tables: read, given a schema, split, and every row accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from fusetune.config import Config
+from fusetune.data.examples import Examples
+from fusetune.data.quarantine import Rejected, check_rate
+from fusetune.data.schema import Schema
+from fusetune.data.splits import split_rows
+from fusetune.data.table import Table
+from fusetune.errors import TableError
+from fusetune.evaluation.results import TableUsed
+
+SPLITS = ("train", "val", "test")
+
+
+class Tables:
+    """The rows of each split.
+
+    Attributes:
+        schema: learned from the train table.
+        splits: the rows with at least one target, under "train", "val" and "test".
+        files: per table that was given, its file and the rows that came.
+        unlabelled: per split, the rows without any target.
+        rejected: per split, the rows that could not be read.
+    """
+
+    def __init__(self, config: Config, sources: Mapping[str, Any]) -> None:
+        """
+        Args:
+            config: the settings.
+            sources: the tables under "train", "val" and "test"; the latter two may be None.
+
+        Raises:
+            TableError, SchemaError: a table cannot be read, or lacks what is asked of it.
+        """
+        self.config = config
+        self.files: dict[str, tuple[str, int]] = {}
+        self.unlabelled = dict.fromkeys(SPLITS, 0)
+        self.rejected: dict[str, list[Rejected]] = {split: [] for split in SPLITS}
+        self.splits = self._read(sources)
+
+    def _read(self, sources: Mapping[str, Any]) -> dict[str, Table]:
+        given = {split: Table.read(source) for split, source in sources.items() if source is not None}
+        train, targets = given["train"], self.config.target
+        self.schema = Schema.detect(train, targets=targets, overrides=self.config.schema_overrides())
+        if not self.schema.names("target"):
+            raise TableError(
+                "there is no target column",
+                do="name it: --target COLUMN",
+                expected="a column to predict",
+                file=train.source,
+            )
+        for split, table in given.items():
+            self.files[split] = (table.source, len(table) + len(table.rejected))
+            self.rejected[split] += table.rejected
+            self.schema.validate(table, targets=split == "train")
+            table.require(self.schema.targets)
+        labelled = {split: self._labelled(split, table) for split, table in given.items()}
+        return self._split(labelled)
+
+    def _labelled(self, split: str, table: Table) -> Table:
+        """The rows that have at least one target."""
+        has = ~np.all([table.missing(target) for target in self.schema.names("target")], axis=0)
+        self.unlabelled[split] = int((~has).sum())
+        if not has.any():
+            raise TableError(
+                "no row has a target", file=table.source, expected=f"values in {self.schema.names('target')}"
+            )
+        return table.select(has)
+
+    def _split(self, given: dict[str, Table]) -> dict[str, Table]:
+        """Train, validation and test rows: those given, the others split off from train."""
+        wanted = [split for split in SPLITS if split not in given]
+        tables = dict(given)
+        if wanted:
+            train = given["train"]
+            rows = split_rows(
+                train, self.schema, wanted=wanted, fractions=self.config.data.split, seed=self.config.seed
+            )
+            for split, indices in rows.items():
+                if len(indices):
+                    tables[split] = train.select(indices)
+        return {split: tables[split] for split in SPLITS if split in tables}
+
+    def all_rejected(self, examples: Mapping[str, Examples]) -> list[Rejected]:
+        """Every row that is not used, with its file."""
+        return [
+            replace(item, file=rows.table.source)
+            for split, rows in examples.items()
+            for item in [*self.rejected[split], *rows.rejected]
+        ]
+
+    def check_rejected(self, examples: Mapping[str, Examples]) -> None:
+        """Stop where too large a share of a table's rows is rejected.
+
+        Raises:
+            TooManyRejected: it is above `data.max_rejected`.
+        """
+        for split, (file, rows_in) in self.files.items():
+            rejected = [*self.rejected[split], *examples[split].rejected]
+            if split == "train":
+                split_off = [other for other in examples if other not in self.files]
+                rejected += [item for other in split_off for item in examples[other].rejected]
+            check_rate(rejected, rows_in, limit=self.config.data.max_rejected, source=file)
+
+    def used(self, examples: Mapping[str, Examples]) -> list[TableUsed]:
+        """Each split: its rows in are its rows used, rejected and unlabelled ones among them counted apart."""
+        used = []
+        for split, rows in examples.items():
+            rejected = {item.row for item in [*self.rejected[split], *rows.rejected]}
+            file, _ = self.files.get(split, (f"{self.files['train'][0]} (split off)", 0))
+            rows_in = len(rows.rows) + len({item.row for item in self.rejected[split]}) + self.unlabelled[split]
+            used.append(TableUsed(split, file, rows_in, rows_in - len(rejected), len(rejected), self.unlabelled[split]))
+        return used
+
+
+def check_rows(examples: Mapping[str, Examples], targets: list[str]) -> None:
+    """Stop where a split has no row to use.
+
+    Raises:
+        TableError: so it is.
+    """
+    for split, rows in examples.items():
+        if not any(len(rows.labelled(target)) for target in targets):
+            raise TableError(
+                f"no {split} row is left to use",
+                came=f"{len(rows.rows)} rows, all rejected",
+                file=rows.table.source,
+                do="look at rejected rows, or give more rows",
+            )
+    if len(examples.get("test", ())) < 1:
+        raise TableError("there are no test rows", do="give --test, or a data.split whose last share is above 0")
