@@ -69,6 +69,15 @@ class Task(abc.ABC):
         """The weighted mean loss over labelled rows, a scalar: 0 (with a gradient) where no row is labelled."""
 
     @abc.abstractmethod
+    def divergence(self, logits: Tensor, other: Tensor) -> Tensor:
+        """How far two predictions for the same rows are apart, (batch,): 0 for equal ones, else above 0.
+
+        Where logits give probabilities it is KL(logits || other) in nats, the mean over a row's labels or thresholds
+        where it has several, as in the loss; for numbers it is the squared difference on the learned scale. Gradients
+        flow into both.
+        """
+
+    @abc.abstractmethod
     def scores(self, logits: Tensor) -> np.ndarray:
         """Logits on the scale people read: (rows, classes) probabilities, or (rows,) in the target's unit."""
 

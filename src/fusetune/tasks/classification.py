@@ -17,6 +17,7 @@ from fusetune.modalities.base import Detection
 from fusetune.tasks import metrics as measures
 from fusetune.tasks.base import LinearModel, Metric, Task
 from fusetune.tasks.cells import is_whole, label_text, present_cells, sorted_labels
+from fusetune.tasks.divergence import softmax_divergence
 from fusetune.tasks.linear import fit_logistic
 from fusetune.types import Target
 
@@ -221,6 +222,10 @@ class ClassificationTask(LabelTask):
             return weighted_mean(losses, sizes)
         scale = classes[target.values]
         return weighted_mean(losses / scale, sizes * scale)
+
+    def divergence(self, logits: Tensor, other: Tensor) -> Tensor:
+        """KL(softmax(logits) || softmax(other)) in nats, (batch,), of (batch, classes)."""
+        return softmax_divergence(logits, other)
 
     def scores(self, logits: Tensor) -> np.ndarray:
         """(rows, classes) probabilities."""

@@ -20,6 +20,7 @@ from fusetune.tasks import metrics as measures
 from fusetune.tasks.base import LinearModel, Metric, Task
 from fusetune.tasks.cells import is_whole, label_text, present_cells, sorted_labels
 from fusetune.tasks.classification import MAX_WRITTEN_CLASSES, weighted_mean
+from fusetune.tasks.divergence import bernoulli_divergence
 from fusetune.tasks.linear import fit_logistic
 from fusetune.types import Target
 
@@ -270,6 +271,10 @@ class MultilabelTask(Task):
             logits, target.values.to(logits.dtype), pos_weight=self._positive_weights(logits), reduction="none"
         )
         return weighted_mean(losses.mean(1), weights.to(logits.dtype) * target.labelled)
+
+    def divergence(self, logits: Tensor, other: Tensor) -> Tensor:
+        """The mean over labels of KL(sigmoid(logits) || sigmoid(other)) in nats, (batch,), of (batch, labels)."""
+        return bernoulli_divergence(logits, other)
 
     def scores(self, logits: Tensor) -> np.ndarray:
         """(rows, labels) probabilities."""

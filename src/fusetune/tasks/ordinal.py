@@ -17,6 +17,7 @@ from fusetune.tasks import metrics as measures
 from fusetune.tasks.base import LinearModel, Metric
 from fusetune.tasks.cells import label_text
 from fusetune.tasks.classification import LabelTask, weighted_mean
+from fusetune.tasks.divergence import bernoulli_divergence
 from fusetune.tasks.linear import fit_logistic
 from fusetune.types import Target
 
@@ -119,6 +120,10 @@ class OrdinalTask(LabelTask):
         above = (target.values.unsqueeze(1) > thresholds).to(logits.dtype)  # (batch, levels - 1)
         losses = F.binary_cross_entropy_with_logits(logits, above, reduction="none").mean(1)
         return weighted_mean(losses, weights.to(logits.dtype) * target.labelled)
+
+    def divergence(self, logits: Tensor, other: Tensor) -> Tensor:
+        """The mean over thresholds of KL(sigmoid(logits) || sigmoid(other)), (batch,), of (batch, levels - 1)."""
+        return bernoulli_divergence(logits, other)
 
     def scores(self, logits: Tensor) -> np.ndarray:
         """(rows, levels) probabilities."""

@@ -19,6 +19,7 @@ from fusetune.tasks import metrics as measures
 from fusetune.tasks.base import LinearModel, Metric, Task
 from fusetune.tasks.cells import is_whole, label_text, present_cells
 from fusetune.tasks.classification import weighted_mean
+from fusetune.tasks.divergence import squared_difference
 from fusetune.tasks.linear import fit_ridge
 from fusetune.tasks.transforms import Transform
 from fusetune.types import Target
@@ -163,6 +164,10 @@ class RegressionTask(Task):
         else:
             losses = F.l1_loss(logits, wanted, reduction="none")
         return weighted_mean(losses, weights.to(logits.dtype) * target.labelled)
+
+    def divergence(self, logits: Tensor, other: Tensor) -> Tensor:
+        """The squared difference on the learned scale, (batch,), of (batch,)."""
+        return squared_difference(logits, other)
 
     def scores(self, logits: Tensor) -> np.ndarray:
         """(rows,) numbers in the target's unit."""

@@ -69,7 +69,15 @@ def check_task(make: MakeTask, values: Sequence[Any] | None = None) -> list[str]
         if len(task.labels) * 4 > len(cells):
             continue  # numbers taken for labels: too few rows a label to learn from
         taken.append(name)
-        for check in (check_encoding, check_loss, check_learning, check_scores, check_comparisons, check_state):
+        for check in (
+            check_encoding,
+            check_loss,
+            check_divergence,
+            check_learning,
+            check_scores,
+            check_comparisons,
+            check_state,
+        ):
             check(make, cells)
     assert taken, f"fit refuses every one of the example targets: {', '.join(targets)}"
     return taken
@@ -129,6 +137,28 @@ def check_loss(make: MakeTask, cells: Sequence[Any]) -> None:
     nothing = task.loss(leaf, Target(target.values, torch.zeros_like(target.labelled)), ones)
     torch.autograd.backward(nothing)
     assert nothing == 0 and leaf.grad is not None and not leaf.grad.any(), "no labelled row must give 0 with a gradient"
+
+
+def check_divergence(make: MakeTask, cells: Sequence[Any]) -> None:
+    """The divergence is one finite number of 0 or more a row, 0 with no gradient for equal predictions."""
+    task = _fitted(make, cells)
+    logits = _logits(task).detach().requires_grad_()
+    other = (_logits(task) + 0.5 * _logits(task).flip(0)).detach().requires_grad_()
+    apart = task.divergence(logits, other)
+    assert apart.shape == (len(cells),) and apart.isfinite().all(), f"the divergence has the shape {apart.shape}"
+    assert (apart >= -1e-6).all() and apart.mean() > 1e-4, "the divergence of different predictions is not above 0"
+    row = task.divergence(logits[3:4], other[3:4])
+    assert torch.allclose(row, apart[3:4], rtol=1e-5), "a row's divergence depends on the other rows"
+    for leaf, grad in zip((logits, other), torch.autograd.grad(apart.sum(), (logits, other)), strict=True):
+        assert grad.shape == leaf.shape and grad.any(), "a prediction receives no gradient"
+    same = task.divergence(logits, logits.detach())
+    assert torch.allclose(same, torch.zeros_like(same), atol=1e-6), "equal predictions diverge"
+    (grad,) = torch.autograd.grad(same.sum(), logits)
+    assert torch.allclose(grad, torch.zeros_like(grad), atol=1e-5), "the divergence is not least where they are equal"
+    extreme = task.divergence(logits.detach() * 1e4, -logits.detach() * 1e4)
+    assert extreme.isfinite().all(), "extreme logits give a divergence that is not finite"
+    half = task.divergence(logits.to(torch.bfloat16), other.to(torch.bfloat16))
+    assert half.isfinite().all() and half.dtype == torch.float32, "bfloat16 logits are not compared as float32"
 
 
 def check_learning(make: MakeTask, cells: Sequence[Any]) -> None:
