@@ -32,6 +32,7 @@ OPTIONS = {
         "-c",
         "--schema",
         "--json",
+        "--objective",
     },
     "predict": {"folder", "table", "--out", "-o", "--on-bad-cell", "--json"},
     "evaluate": {"folder", "table", "--slices", "-s", "--json"},

@@ -30,6 +30,10 @@ def fit(
     test: Annotated[str | None, typer.Option(help="Table the report is made on; else split off.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write; runs/TARGET if not given.")] = None,
     config: Annotated[str | None, typer.Option("--config", "-c", help="A .yaml file of settings.")] = None,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(help="What is minimised besides the task losses, or alone: contrastive. May be given again."),
+    ] = None,
     schema: Annotated[str | None, typer.Option(help="A .yaml file that `fusetune schema` wrote, edited.")] = None,
     as_json: common.Json = False,
 ) -> None:
@@ -42,6 +46,7 @@ def fit(
       fusetune fit train.csv --target rating --out runs/rating
       fusetune fit train.csv -t rating trainer.epochs=5 fusion=gated
       fusetune fit config.yaml trainer.epochs=5
+      fusetune fit pairs.csv --objective contrastive --out runs/aligned
     """
     from fusetune import api
     from fusetune.config import Config
@@ -49,6 +54,8 @@ def fit(
     train, config = _table_and_config(source, config)
     _check_settings(settings or [])
     chosen = (Config() if config is None else Config.from_yaml(config)).with_overrides(settings or [])
+    if objective:
+        chosen = chosen.with_overrides({"objectives": {name: {} for name in objective}})
     if schema is not None:
         chosen = chosen.with_overrides({"schema_file": schema})
     tuned = api.fit(

@@ -135,6 +135,7 @@ class Examples:
         tasks: Mapping[str, Task] | None = None,
         *,
         weight: str | None = None,
+        group: str | None = None,
     ) -> None:
         self.table = table
         self.rows = table.rows
@@ -146,6 +147,7 @@ class Examples:
         self.targets = {name: table.cells(task.target) for name, task in self.tasks.items()}
         self.weights = np.ones(len(table), dtype=np.float32)
         self._weight = weight
+        self.groups = _group_codes(table.cells(group)) if group is not None else np.full(len(table), -1, dtype=np.int64)
         self.rejected: list[Rejected] = []
         self.masked: list[Rejected] = []
         self.used = np.arange(len(table))
@@ -262,4 +264,13 @@ class Examples:
             weights=torch.from_numpy(self.weights[places]),
             rows=torch.from_numpy(self.rows[places].astype(np.int64)),
             targets=targets,
+            codes={name: torch.from_numpy(column.codes[places]) for name, column in self.columns.items()},
+            groups=torch.from_numpy(self.groups[places]),
         )
+
+
+def _group_codes(cells: Sequence[Any]) -> np.ndarray:
+    """(rows,) int64: equal for equal cells, -1 where the cell is missing."""
+    places: dict[Any, int] = {}
+    codes = [-1 if is_missing(cell) else places.setdefault(cell_key(cell), len(places)) for cell in cells]
+    return np.asarray(codes, dtype=np.int64)

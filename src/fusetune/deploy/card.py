@@ -24,7 +24,8 @@ def write_card(bundle: Bundle, results: RunResults | None, folder: Path) -> Path
 def card(bundle: Bundle, results: RunResults | None) -> str:
     """The card's Markdown: what the model predicts, from what, how well, and how to use it."""
     targets = ", ".join(f"`{name}`" for name in bundle.tasks)
-    lines = [f"# Predicts {targets}", "", "Made with fusetune; load it with the commands below.", ""]
+    what = f"Predicts {targets}" if bundle.tasks else f"Aligns {', '.join(_cell(name) for name in bundle.modalities)}"
+    lines = [f"# {what}", "", "Made with fusetune; load it with the commands below.", ""]
     lines += ["## Use", "", "```sh", "fusetune predict . new.csv --out predictions.csv", "```", ""]
     lines += ["```python", "import fusetune as ft", "", 'tuned = ft.load(".")', 'tuned.predict("new.csv").to_pandas()']
     lines += ["```", "", "## Reads", "", "| column | kind | encoder |", "| --- | --- | --- |"]
@@ -33,6 +34,10 @@ def card(bundle: Bundle, results: RunResults | None) -> str:
         source = encoder.source if isinstance(encoder, Backbone) else "learned here"
         lines.append(f"| {_cell(name)} | {modality.kind} | {_cell(source)} |")
     lines += ["", "A cell may be missing; the model then predicts from the others.", "", "## Predicts", ""]
+    if not bundle.tasks:
+        lines.append(
+            f"- a vector of {bundle.model.fusion.dim} numbers for each column, near where cells belong together"
+        )
     for name, task in bundle.tasks.items():
         labels = f": {', '.join(_cell(label) for label in task.labels[:30])}" if task.labels else ""
         more = f" and {len(task.labels) - 30} more" if len(task.labels) > 30 else ""

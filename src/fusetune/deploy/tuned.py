@@ -17,7 +17,7 @@ from fusetune.data.quarantine import Rejected
 from fusetune.data.table import Source, Table
 from fusetune.deploy.bundle import Bundle
 from fusetune.errors import StorageError, TableError
-from fusetune.training.inference import predict_logits
+from fusetune.training.inference import predict_logits, row_vectors
 
 if TYPE_CHECKING:
     import pandas
@@ -106,7 +106,8 @@ def read_examples(
     table = Table.read(source)
     table.require([*bundle.modalities, *([task.target for task in bundle.tasks.values()] if targets else [])])
     weight = bundle.schema.weight if targets and bundle.schema.weight in table else None
-    examples = Examples(table, bundle.modalities, bundle.tasks if targets else None, weight=weight)
+    group = bundle.schema.group if targets and bundle.schema.group in table else None
+    examples = Examples(table, bundle.modalities, bundle.tasks if targets else None, weight=weight, group=group)
     examples.prepare(on_bad_cell=on_bad_cell, memory=bundle.config.data.memory, progress=progress)
     return examples
 
@@ -126,13 +127,15 @@ def predict(
     columns: dict[str, Any] = {ROW: pa.array(rows)}
     _add_identifiers(columns, bundle, table, places)
     if len(used):
-        logits = predict_logits(bundle.model, examples, examples.used, progress=progress)
+        logits = predict_logits(bundle.model, examples, examples.used, progress=progress) if bundle.tasks else {}
         for name, task in bundle.tasks.items():
             for column, values in task.columns(task.scores(logits[name])).items():
                 spread: list[Any] = [None] * len(rows)
                 for position, value in zip(used, values, strict=True):
                     spread[position] = value
                 columns[_free(column, columns)] = pa.array(spread)
+        if not bundle.tasks:
+            _add_vectors(columns, bundle, examples, used, len(rows))
     else:
         columns |= {task.target: pa.nulls(len(rows)) for task in bundle.tasks.values()}
     errors = _errors(examples, rows)
@@ -168,6 +171,17 @@ def _add_identifiers(columns: dict[str, Any], bundle: Bundle, table: Table, plac
             columns[_free(name, columns)] = pa.array(spread, type=pa.string())
 
 
+def _add_vectors(columns: dict[str, Any], bundle: Bundle, examples: Examples, used: np.ndarray, num_rows: int) -> None:
+    """Per input column, each row's vector in the common space; null where the row lacks the column."""
+    for name, values in row_vectors(bundle.model, examples, examples.used).items():
+        there = examples.columns[name].codes[examples.used] >= 0
+        spread: list[list[float] | None] = [None] * num_rows
+        for position, vector, has in zip(used, values.numpy(), there, strict=True):
+            if has:
+                spread[position] = vector.tolist()
+        columns[_free(f"{name}_vector", columns)] = pa.array(spread, type=pa.list_(pa.float32()))
+
+
 def _errors(examples: Examples, rows: np.ndarray) -> list[str | None]:
     places: dict[int, list[int]] = {}
     for place, row in enumerate(rows):
@@ -190,12 +204,12 @@ def _describe(item: Rejected) -> str:
 
 
 def require_labels(examples: Examples, source: str) -> None:
-    """Refuse to measure where no row has a target.
+    """Refuse to measure where no row has a target; a model without a task needs none.
 
     Raises:
         TableError: there is none.
     """
-    if not any(len(examples.labelled(name)) for name in examples.tasks):
+    if examples.tasks and not any(len(examples.labelled(name)) for name in examples.tasks):
         raise TableError(
             "no row has a target that the model can be measured on",
             expected=f"values in {', '.join(task.target for task in examples.tasks.values())}",

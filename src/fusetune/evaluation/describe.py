@@ -19,6 +19,7 @@ from fusetune.data.quarantine import Rejected
 from fusetune.data.schema import Schema
 from fusetune.data.table import is_missing
 from fusetune.errors import shown
+from fusetune.evaluation import retrieval
 from fusetune.evaluation.results import BackboneUsed, ColumnUsed, CurvePoint, LearningCurve, RejectedRow
 from fusetune.modalities.base import Modality
 from fusetune.models.understand import Understand
@@ -109,6 +110,7 @@ def curve(course: Course, tasks: Mapping[str, Task]) -> LearningCurve:
         for check in course.checks
     ]
     names = [task.main.name if task.main.greater_is_better else f"-{task.main.name}" for task in tasks.values()]
+    names = names or [f"{retrieval.METRIC} of the directions"]
     metric = names[0] if len(names) == 1 else f"mean of {', '.join(names)}"
     return LearningCurve(points, course.best.step, metric)
 

@@ -8,10 +8,12 @@ from typing import Any
 
 from fusetune.data.examples import Examples, Progress
 from fusetune.evaluation.judge import Candidate, judge
-from fusetune.evaluation.results import TaskResult, plain
+from fusetune.evaluation.results import SystemResult, TaskResult, plain
+from fusetune.evaluation.retrieval import judge_search, ranks, searches, sides
+from fusetune.evaluation.systems import parts
 from fusetune.models.understand import Understand
 from fusetune.tasks.base import Task
-from fusetune.training.inference import predict_logits
+from fusetune.training.inference import predict_logits, row_vectors
 
 
 @dataclass
@@ -86,7 +88,9 @@ def measure(
     table = examples.table
     table.require(slices)
     found = []
-    logits = predict_logits(model, examples, examples.used, progress=progress)
+    if not tasks:
+        found += measure_search(model, examples, seed=seed)
+    logits = predict_logits(model, examples, examples.used, progress=progress) if tasks else {}
     place = {int(index): position for position, index in enumerate(examples.used)}
     for name, task in tasks.items():
         rows = examples.labelled(name)
@@ -119,3 +123,30 @@ def measure(
         cells_masked=len(examples.masked),
         problems=shown,
     )
+
+
+def measure_search(model: Understand, examples: Examples, *, seed: int = 0) -> list[TaskResult]:
+    """Retrieval in every direction between the columns of a model that has no task; the tuned model alone.
+
+    Args:
+        model: tuned.
+        examples: prepared rows.
+        seed: of the bootstrap.
+    """
+    codes = {name: column.codes[examples.used] for name, column in examples.columns.items()}
+    groups = examples.groups[examples.used]
+    vectors = {name: values.numpy() for name, values in row_vectors(model, examples, examples.used).items()}
+    found = []
+    for search in searches(sides(parts(examples)), codes, groups):
+        tuned = SystemResult("tuned", "after", "the tuned model", {})
+        asking = groups[search.rows]
+        found.append(
+            judge_search(
+                search,
+                [(tuned, ranks(search, vectors))],
+                examples.rows[examples.used[search.rows]],
+                groups=asking.tolist() if (asking >= 0).all() else None,
+                seed=seed,
+            )
+        )
+    return found

@@ -35,7 +35,7 @@ SystemKind = Literal["baseline", "before", "alone", "without", "after"]
 """What is compared: a constant guess; the frozen backbones with a linear probe; a model that sees one modality only;
 the tuned model with one modality hidden; the tuned model."""
 
-TaskKind = Literal["binary", "multiclass", "ordinal", "multilabel", "regression"]
+TaskKind = Literal["binary", "multiclass", "ordinal", "multilabel", "regression", "retrieval"]
 
 
 @dataclass

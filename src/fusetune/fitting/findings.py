@@ -48,7 +48,8 @@ class Findings:
         alone = {name: systems.alone(name, task, rows[name], alone_models) for name, task in wanted.items()}
         with encoded(model, fit.examples["val"], kept["val"]), encoded(model, fit.examples["test"], kept["test"]):
             tasks = [self._judge(name, task, rows[name], alone) for name, task in fit.tasks.items()]
-        return self._describe(course, tasks)
+        title = f"{', '.join(fit.tasks)} from {', '.join(fit.modalities)}"
+        return self.run_results(course, tasks, title)
 
     def _judge(
         self,
@@ -81,13 +82,14 @@ class Findings:
             groups=table.cells(group, test.indices) if group and group in table else None,
             slices={column: table.cells(column, test.indices) for column in fit.config.report.slices},
             validation=(val_scores, val.truth),
-            show=lambda at: self._shown(int(test.indices[at])),
+            show=lambda at: self.shown(int(test.indices[at])),
             num=fit.config.report.bootstrap,
             num_errors=fit.config.report.errors,
             seed=fit.config.seed,
         )
 
-    def _shown(self, index: int) -> list[found.Shown]:
+    def shown(self, index: int) -> list[found.Shown]:
+        """A test row's cells, for people."""
         fit = self.fit
         table = fit.examples["test"].table
         return [
@@ -95,11 +97,12 @@ class Findings:
             for name, modality in fit.modalities.items()
         ]
 
-    def _describe(self, course: Course, tasks: list[found.TaskResult]) -> found.RunResults:
+    def run_results(self, course: Course, tasks: list[found.TaskResult], title: str) -> found.RunResults:
+        """All that the report says, from how tuning went and what was measured."""
         fit, model = self.fit, self.model
         rejected = fit.tables.all_rejected(fit.examples)
         return found.RunResults(
-            title=f"{', '.join(fit.tasks)} from {', '.join(fit.modalities)}",
+            title=title,
             version=versions()["fusetune"],
             time=datetime.now(UTC).isoformat(timespec="seconds"),
             command=describe.command(),

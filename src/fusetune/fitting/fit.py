@@ -13,13 +13,14 @@ from accelerate import PartialState
 from accelerate.utils import set_seed
 
 from fusetune.config import Config
-from fusetune.data.examples import Examples
+from fusetune.data.examples import Examples, Progress
 from fusetune.data.quarantine import write_rejected
 from fusetune.data.table import Table
 from fusetune.deploy.bundle import Bundle
 from fusetune.errors import ConfigError, StorageError, TableError, UserError
 from fusetune.evaluation import describe, systems
 from fusetune.evaluation import results as found
+from fusetune.fitting.align import Aligning, aligned_columns
 from fusetune.fitting.findings import Findings
 from fusetune.fitting.tables import SPLITS, Tables, check_rows
 from fusetune.modalities.base import Modality
@@ -58,12 +59,20 @@ class Fit:
         Raises:
             UserError, RunError: see `api.fit`.
         """
+        bundle, results = self._run()
+        for task in results.tasks:
+            after = task.first("after")
+            assert after is not None
+            bundle.metrics[task.target] = {name: found.plain(one.value) for name, one in after.metrics.items()}
+        return bundle, results
+
+    def _run(self) -> tuple[Bundle, found.RunResults]:
         self._claim_folder()
-        with self._phase("read tables"):
+        with self.phase("read tables"):
             self.tables = Tables(self.config, self.sources)
             self.schema, tables = self.tables.schema, self.tables.splits
             self.tasks = self._make_tasks(tables["train"])
-        with self._phase("read cells"):
+        with self.phase("read cells"):
             set_seed(self.config.seed)
             self.modalities = build_modalities(self._columns(), self._backbones())
             self.examples = {split: self._examples(split, table) for split, table in tables.items()}
@@ -76,30 +85,31 @@ class Fit:
                 examples.check_targets()
             self._check_rejected()
             check_rows(self.examples, list(self.tasks))
-        with self._phase("encode with frozen backbones"):
+        if not self.tasks:
+            return Aligning(self).run()
+        with self.phase("encode with frozen backbones"):
             model = build_model(self.modalities, self.tasks, self.config.fusion)
             self.features = {
-                split: fill_features(model, examples, progress=track if self.show else None)
+                split: fill_features(model, examples, progress=self.progress)
                 for split, examples in self.examples.items()
             }
-        with self._phase("fit linear probes"):
+        with self.phase("fit linear probes"):
             rows = {
                 name: {split: SplitRows.of(name, self.examples[split], self.features[split]) for split in SPLITS}
                 for name in self.tasks
             }
             self.probes = self._probes(rows)
-        with self._phase("tune"):
-            course = self._finetune(model, self.modalities, self.probes, log_dir=self.folder / "logs")
-        bundle = Bundle(
+        with self.phase("tune"):
+            course = self.finetune(model, self.modalities, probes=self.probes)
+        with self.phase("compare and measure"):
+            results = Findings(self, model).results(course, rows, self._alone_models(rows))
+        return self.bundle(model), results
+
+    def bundle(self, model: Understand) -> Bundle:
+        """The tuned model with all that it needs to read a table."""
+        return Bundle(
             model, self.modalities, self.tasks, self.schema, self.config, describe.fingerprint(self.examples["train"])
         )
-        with self._phase("compare and measure"):
-            results = Findings(self, model).results(course, rows, self._alone_models(rows))
-        for task in results.tasks:
-            after = task.first("after")
-            assert after is not None
-            bundle.metrics[task.target] = {name: found.plain(one.value) for name, one in after.metrics.items()}
-        return bundle, results
 
     def _claim_folder(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():
@@ -109,8 +119,14 @@ class Fit:
         except OSError as error:
             raise StorageError(f"the folder {self.folder} cannot be made: {error}") from error
 
+    @property
+    def progress(self) -> Progress | None:
+        """Wraps iterators in progress bars, where they are shown."""
+        return track if self.show else None
+
     @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> Iterator[None]:
+        """Times what is done inside, for the report."""
         start = time.perf_counter()
         yield
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
@@ -136,19 +152,19 @@ class Fit:
         return Backbones(settings)
 
     def _columns(self) -> dict[str, tuple[str, Mapping[str, Any]]]:
-        return {
-            name: (self.schema.columns[name].kind, self.schema.columns[name].options)
-            for name in self.schema.names("input")
-        }
+        names = self.schema.names("input")
+        if not self.tasks:
+            names = aligned_columns(self.config, names)
+        return {name: (self.schema.columns[name].kind, self.schema.columns[name].options) for name in names}
 
     def _examples(self, split: str, table: Table) -> Examples:
-        examples = Examples(table, self.modalities, self.tasks, weight=self.schema.weight)
+        examples = Examples(table, self.modalities, self.tasks, weight=self.schema.weight, group=self.schema.group)
         # Rows to learn from are refused where a cell is bad; rows to be measured on are predicted as users' rows are.
         on_bad_cell = self.config.data.on_bad_cell if split == "train" else "mask"
         examples.prepare(
             on_bad_cell=on_bad_cell,
             memory=self.config.data.memory / len(SPLITS) if split != "train" else self.config.data.memory,
-            progress=track if self.show else None,
+            progress=self.progress,
         )
         return examples
 
@@ -168,15 +184,22 @@ class Fit:
             if modality.kind in by_kind
         }
 
-    def _finetune(
+    def finetune(
         self,
         model: Understand,
         modalities: Mapping[str, Modality],
-        probes: Mapping[str, Probe],
         *,
-        log_dir: Path | None,
         columns: list[str] | None = None,
+        **start: Any,
     ) -> Course:
+        """Tune a model on the train rows.
+
+        Args:
+            model: as built.
+            modalities: its columns.
+            columns: tune on these columns alone, by the task losses alone and without a log.
+            start: what the model starts from and is evaluated by, as `fusetune.training.finetune.finetune` takes it.
+        """
         train, val = self.examples["train"], self.examples["val"]
         if columns is not None:
             train, val = train.restrict(columns), val.restrict(columns)
@@ -187,15 +210,15 @@ class Fit:
             val,
             self.config.trainer,
             rules=self.rules(modalities),
-            objectives=self.config.objectives,
+            objectives=self.config.objectives if columns is None else {},
             features=(
                 {name: value for name, value in self.features["train"].items() if name in modalities},
                 {name: value for name, value in self.features["val"].items() if name in modalities},
             ),
-            probes=probes,
             seed=self.config.seed,
-            log_dir=log_dir if self.is_main else None,
+            log_dir=self.folder / "logs" if self.is_main and columns is None else None,
             bar=self.show,
+            **start,
         )
 
     def _probes(self, rows: Mapping[str, Mapping[str, SplitRows]], part: list[str] | None = None) -> dict[str, Probe]:
@@ -224,5 +247,5 @@ class Fit:
                 fresh[name] = MODALITIES.get(kind).from_state(name, self.modalities[name].state(), backbone)
             models[part] = build_model(fresh, self.tasks, self.config.fusion)
             probes = self._probes(rows, grouped[part])
-            self._finetune(models[part], fresh, probes, log_dir=None, columns=grouped[part])
+            self.finetune(models[part], fresh, probes=probes, columns=grouped[part])
         return models

@@ -16,6 +16,7 @@ from fusetune.data.splits import split_rows
 from fusetune.data.table import Table
 from fusetune.errors import TableError
 from fusetune.evaluation.results import TableUsed
+from fusetune.objectives.total import lone_objective
 
 SPLITS = ("train", "val", "test")
 
@@ -50,7 +51,7 @@ class Tables:
         given = {split: Table.read(source) for split, source in sources.items() if source is not None}
         train, targets = given["train"], self.config.target
         self.schema = Schema.detect(train, targets=targets, overrides=self.config.schema_overrides())
-        if not self.schema.names("target"):
+        if not self.schema.names("target") and lone_objective(self.config.objectives) is None:
             raise TableError(
                 "there is no target column",
                 do="name it: --target COLUMN",
@@ -66,7 +67,9 @@ class Tables:
         return self._split(labelled)
 
     def _labelled(self, split: str, table: Table) -> Table:
-        """The rows that have at least one target."""
+        """The rows that have at least one target; all where nothing is predicted."""
+        if not self.schema.names("target"):
+            return table
         has = ~np.all([table.missing(target) for target in self.schema.names("target")], axis=0)
         self.unlabelled[split] = int((~has).sum())
         if not has.any():
@@ -128,7 +131,7 @@ def check_rows(examples: Mapping[str, Examples], targets: list[str]) -> None:
         TableError: so it is.
     """
     for split, rows in examples.items():
-        if not any(len(rows.labelled(target)) for target in targets):
+        if not (any(len(rows.labelled(target)) for target in targets) if targets else len(rows)):
             raise TableError(
                 f"no {split} row is left to use",
                 came=f"{len(rows.rows)} rows, all rejected",

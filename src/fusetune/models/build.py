@@ -10,6 +10,7 @@ from torch import nn
 
 from fusetune.backbones.load import Backbone, load_backbone
 from fusetune.errors import ConfigError
+from fusetune.fusion.mean import MeanFusion
 from fusetune.modalities.base import Modality
 from fusetune.models.understand import Understand
 from fusetune.registry import FUSIONS, MODALITIES, TASKS
@@ -18,6 +19,8 @@ from fusetune.tasks.base import Task
 
 DIM = 128
 """Features of the tokens in the fusion."""
+
+SHARED_OPTIONS = ("dim", "input_dropout")
 
 
 def options_of(part: type, *taken: str) -> list[str]:
@@ -91,6 +94,8 @@ def build_model(
 ) -> Understand:
     """Encoders, fusion and heads for fitted modalities and tasks.
 
+    Without a task the columns are only brought into one space: of the fusion's settings `dim` counts alone.
+
     Raises:
         ConfigError: no such fusion, or an option that it does not take.
     """
@@ -100,14 +105,14 @@ def build_model(
         routes[name] = modality.encoder_key
         if modality.encoder_key not in encoders:
             encoders[modality.encoder_key] = modality.build_encoder()
-    fusion_class: Callable[..., Any] = FUSIONS.get(fusion.name or "attention")
-    options = dict(fusion.options)
+    fusion_class: Callable[..., Any] = FUSIONS.get(fusion.name or "attention") if tasks else MeanFusion
+    options = dict(fusion.options) if tasks else {k: v for k, v in fusion.options.items() if k in SHARED_OPTIONS}
     dim = int(options.pop("dim", DIM))
     dropout = float(options.pop("input_dropout", dropout))
     check_options(
         fusion_class,  # type: ignore[arg-type]
         options,
-        known=[*options_of(fusion_class, "columns", "dim"), "dim", "input_dropout"],  # type: ignore[arg-type]
+        known=[*options_of(fusion_class, "columns", "dim"), *SHARED_OPTIONS],  # type: ignore[arg-type]
         where=f"fusion ({fusion.name})",
     )
     built = fusion_class(list(routes), dim, **options)

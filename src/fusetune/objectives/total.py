@@ -17,6 +17,11 @@ from fusetune.tasks.base import Task
 from fusetune.types import Batch, Outputs
 
 
+def lone_objective(settings: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The first of the objectives that can be minimised without a task, or None."""
+    return next((name for name in settings if OBJECTIVES.get(name).alone), None)
+
+
 def build_objectives(
     model: Understand, tasks: Mapping[str, Task], settings: Mapping[str, Mapping[str, Any]]
 ) -> list[Objective]:

@@ -9,7 +9,7 @@ model is at least as good on the validation rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from torch import Tensor
 
 from fusetune.data.examples import Examples
 from fusetune.models.understand import Understand
+from fusetune.objectives.base import Objective
 from fusetune.objectives.total import Total, build_objectives
 from fusetune.sections import TrainerConfig
 from fusetune.tasks.base import Task
+from fusetune.training.alignment import Alignment
 from fusetune.training.callbacks import Bar, BestStep, Callback, Check, Curve, Trackers
 from fusetune.training.devices import make_accelerator
 from fusetune.training.features import set_features
@@ -85,6 +87,8 @@ def finetune(
     objectives: Mapping[str, Mapping[str, Any]] | None = None,
     features: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
     probes: Mapping[str, Probe] | None = None,
+    alignment: Alignment | None = None,
+    validator: Callable[[Sequence[Objective]], Validate] | None = None,
     seed: int = 0,
     log_dir: Path | None = None,
     bar: bool = False,
@@ -102,6 +106,8 @@ def finetune(
         features: `fill_features` of train and of val.
         probes: per task, the linear model on these features to start from; without one, the heads start as the
             tasks made them.
+        alignment: the linear maps to start the projections from, where there is no task.
+        validator: from the objectives to what evaluates the model; by default, the tasks' losses and metrics on `val`.
         seed: of shuffling and dropout.
         log_dir: where trackers write; None for no trackers.
         bar: whether to show progress.
@@ -115,6 +121,8 @@ def finetune(
         model.set_scale(name, shift, scale)
     for name, probe in (probes or {}).items():
         probe.install(model, name)
+    if alignment is not None:
+        alignment.install(model)
     best, curve = BestStep(learner, margin=margin), Curve()
     callbacks: list[Callback] = [curve]
     if accelerator.log_with:
@@ -124,9 +132,7 @@ def finetune(
     if bar and accelerator.is_main_process:
         callbacks.append(Bar())
 
-    def validate() -> tuple[float, float, dict[str, dict[str, float]]]:
-        return evaluate_loss(model, tasks, val)
-
+    validate = validator(extra) if validator else lambda: evaluate_loss(model, tasks, val)
     try:
         moved = _stages(recipe, learner, (train, val), features, validate, accelerator, best, callbacks)
     finally:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fusetune.data.examples import Examples, Progress
 from fusetune.models.understand import Understand
@@ -88,3 +89,24 @@ def encode_cells(
         dim = int(model.encoders[model.routes[column]].dim)  # type: ignore[arg-type]
         features = torch.zeros(len(source.cells), 1, dim)
     return features.clone()  # a tensor made in inference mode could not enter a training step
+
+
+def row_vectors(
+    model: Understand, examples: Examples, indices: np.ndarray, *, batch_size: int = 256
+) -> dict[str, Tensor]:
+    """Each column's vector in the common space: (rows, dim) float32 of unit length on the CPU, zeros where absent.
+
+    Args:
+        model: in any mode and on any device.
+        examples: prepared rows.
+        indices: places in the table.
+        batch_size: rows at a time.
+    """
+    device = model_device(model)
+    parts: dict[str, list[Tensor]] = {column: [] for column in model.columns}
+    with evaluating(model):
+        for start in range(0, len(indices), batch_size):
+            outputs = model(examples.batch(indices[start : start + batch_size]).to(device))
+            for column, tokens in outputs.columns.items():
+                parts[column].append(F.normalize(tokens.mean().float(), dim=1).cpu())
+    return {column: torch.cat(chunks) for column, chunks in parts.items()}

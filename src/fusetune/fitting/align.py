@@ -1,0 +1,204 @@
+"""A fit without a target: columns are brought into one space, where a cell finds those that belong to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from accelerate.utils import set_seed
+
+from fusetune.config import Config
+from fusetune.data.examples import Examples
+from fusetune.deploy.bundle import Bundle
+from fusetune.errors import ConfigError, TableError
+from fusetune.evaluation import results as found
+from fusetune.evaluation import retrieval
+from fusetune.evaluation.systems import parts
+from fusetune.fitting.findings import Findings
+from fusetune.models.build import build_model
+from fusetune.models.understand import Understand
+from fusetune.objectives.base import BatchObjective, Objective
+from fusetune.objectives.total import lone_objective
+from fusetune.training.alignment import Alignment, align
+from fusetune.training.features import encoded, fill_features, set_features
+from fusetune.training.inference import row_vectors
+from fusetune.training.loop import Validate
+from fusetune.training.probe import column_scales
+
+if TYPE_CHECKING:
+    from fusetune.fitting.fit import Fit
+
+MAX_LOSS_ROWS = 1024
+"""The validation loss compares at most so many rows with one another."""
+
+
+def aligned_columns(config: Config, inputs: list[str]) -> list[str]:
+    """The input columns that are aligned: all, or those that the objective names.
+
+    Raises:
+        ConfigError: fewer than two, or one that is no input.
+    """
+    name = lone_objective(config.objectives)
+    options = config.objectives[name] if name else {}
+    named = list(options.get("columns") or inputs)
+    if options.get("anchor") and options["anchor"] not in named:
+        named.insert(0, options["anchor"])
+    unknown = [name for name in named if name not in inputs]
+    if unknown or len(named) < 2:
+        raise ConfigError(
+            f"{unknown[0]!r} is no input column" if unknown else "there is nothing to align",
+            expected=f"two or more of {', '.join(inputs)}",
+            do="name them: objectives.contrastive.columns=[image,text], or name a target: --target COLUMN",
+        )
+    return named
+
+
+class Aligning:
+    """The steps of a fit once its cells are read, where there is no target."""
+
+    def __init__(self, fit: Fit) -> None:
+        self.fit = fit
+        set_seed(fit.config.seed)
+        self.model = build_model(fit.modalities, {}, fit.config.fusion)
+        self.sides = retrieval.sides(parts(fit.examples["train"]))
+        self.searches = {split: self._searches(examples) for split, examples in fit.examples.items()}
+        for split in ("val", "test"):
+            if not self.searches.get(split):
+                raise TableError(
+                    f"no two {split} rows have the columns that are aligned",
+                    expected="at least two rows with two of the columns",
+                    file=fit.examples[split].table.source if split in fit.examples else None,
+                    do="give more rows, or columns that are filled in the same rows",
+                )
+
+    def _searches(self, examples: Examples) -> list[retrieval.Search]:
+        codes = {name: column.codes[examples.used] for name, column in examples.columns.items()}
+        return retrieval.searches(self.sides, codes, examples.groups[examples.used])
+
+    def run(self) -> tuple[Bundle, found.RunResults]:
+        """From cells to results."""
+        fit = self.fit
+        model = self.model
+        with fit.phase("encode with frozen backbones"):
+            fit.features = {
+                split: fill_features(model, examples, progress=fit.progress) for split, examples in fit.examples.items()
+            }
+        with fit.phase("align in closed form"):
+            start = self._start(model)
+            if start is not None:
+                start.install(model)
+                before = self._vectors(model, "test", fit.features["test"])
+        with fit.phase("tune"):
+            course = fit.finetune(model, fit.modalities, alignment=start, validator=self._validator(model))
+        with fit.phase("compare and measure"):
+            still = [name for name, key in model.routes.items() if key not in course.moved]
+            kept = {name: values for name, values in fit.features["test"].items() if name in still}
+            after = self._vectors(model, "test", kept)
+            systems = {"frozen, aligned": before} if start is not None else {}
+            tasks = [self._judge(search, systems, after, start) for search in self.searches["test"]]
+        title = f"Alignment of {', '.join(fit.modalities)}"
+        return fit.bundle(model), Findings(fit, model).run_results(course, tasks, title)
+
+    def _start(self, model: Understand) -> Alignment | None:
+        """The best closed-form alignment of the columns whose encoders are of use before any training."""
+        fit = self.fit
+        scales = column_scales(fit.examples["train"], fit.features["train"])
+        for name, (shift, scale) in scales.items():
+            model.set_scale(name, shift, scale)
+        score = retrieval.mean_score(self.searches["val"])
+
+        def of_val(candidate: Alignment) -> float:
+            candidate.install(model)
+            return score(self._vectors(model, "val", fit.features["val"]))
+
+        return align(fit.examples["train"], fit.features["train"], scales, model.fusion.dim, of_val)
+
+    def _vectors(self, model: Understand, split: str, known: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        """Per column, (used rows, dim) of unit length, zeros where a row lacks it."""
+        examples = self.fit.examples[split]
+        with encoded(model, examples, known):
+            return {name: values.numpy() for name, values in row_vectors(model, examples, examples.used).items()}
+
+    def _validator(self, model: Understand) -> Callable[[Sequence[Objective]], Validate]:
+        """Makes what evaluates the model on validation rows, once the objectives are built."""
+        val, found_searches = self.fit.examples["val"], self.searches["val"]
+
+        def make(objectives: Sequence[Objective]) -> Validate:
+            def validate() -> tuple[float, float, dict[str, dict[str, float]]]:
+                known = {name: column.features for name, column in val.columns.items() if column.features is not None}
+                with encoded(model, val, known):
+                    vectors = {name: one.numpy() for name, one in row_vectors(model, val, val.used).items()}
+                    loss = _loss(model, objectives, val)
+                set_features(val, known)
+                measured = {
+                    one.name: retrieval.metrics(retrieval.ranks(one, vectors), np.empty(0)) for one in found_searches
+                }
+                score = float(np.mean([metrics[retrieval.METRIC] for metrics in measured.values()]))
+                return loss, score, measured
+
+            return validate
+
+        return make
+
+    def _judge(
+        self,
+        search: retrieval.Search,
+        systems: Mapping[str, Mapping[str, np.ndarray]],
+        after: Mapping[str, np.ndarray],
+        start: Alignment | None,
+    ) -> found.TaskResult:
+        """One direction of search on the test rows: by chance, aligned in closed form, tuned."""
+        fit = self.fit
+        examples = fit.examples["test"]
+        rng = np.random.default_rng(fit.config.seed)
+        chance = {name: rng.normal(size=values.shape) for name, values in after.items()}
+        shown = f"{len(search.answer_rows)} distinct answers"
+        compared = [
+            (
+                found.SystemResult("random order", "baseline", f"{shown}, in random order", {}),
+                retrieval.ranks(search, chance),
+            )
+        ]
+        for name, vectors in systems.items():
+            assert start is not None
+            what = f"frozen encoders, aligned in closed form (penalty {start.penalty:g}, power {start.power:g})"
+            compared.append((found.SystemResult(name, "before", what, {}), retrieval.ranks(search, vectors)))
+        what = f"tuned on {len(fit.examples['train'])} rows; best step chosen on {len(fit.examples['val'])} others"
+        ranked = retrieval.ranks(search, after)
+        compared.append((found.SystemResult("tuned", "after", what, {}), ranked))
+        show = Findings(fit, self.model).shown
+        worst = np.argsort(-ranked, kind="stable")[: fit.config.report.errors]
+        firsts = retrieval.first_answers(search, after, worst) if len(worst) else worst
+        rows = examples.used[search.rows]
+        groups = examples.groups[rows]
+        return retrieval.judge_search(
+            search,
+            compared,
+            examples.rows[rows],
+            groups=groups if (groups >= 0).all() else None,
+            worst=[
+                (int(at), int(examples.rows[examples.used[first]]), show(int(rows[at])))
+                for at, first in zip(worst, firsts, strict=True)
+                if ranked[at] > 1
+            ],
+            num=fit.config.report.bootstrap,
+            seed=fit.config.seed,
+        )
+
+
+@torch.no_grad()
+def _loss(model: Understand, objectives: Sequence[Objective], examples: Examples) -> float:
+    """The objectives' weighted loss on the first rows, which are compared with one another all at once."""
+    total = 0.0
+    was_training = model.training
+    model.eval()
+    batch = examples.batch(examples.used[:MAX_LOSS_ROWS]).to(next(model.parameters()).device)
+    outputs = model(batch)
+    for objective in objectives:
+        if isinstance(objective, BatchObjective):
+            losses = objective.of_vectors(objective.vectors(batch, outputs))
+            total += objective.weight * float(sum(losses.values(), torch.zeros(())))
+    model.train(was_training)
+    return total
