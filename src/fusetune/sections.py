@@ -66,7 +66,8 @@ class BackboneConfig(Section):
     """The pretrained model that reads one kind of column."""
 
     name: str | None = None
-    """A hub id or a folder. None: the embedded text model; for images and sounds a small one trained from scratch."""
+    """A hub id, a folder, or the folder of a model tuned before. None: the embedded text model; for images and sounds a
+    small one trained from scratch."""
     pool: Literal["auto", "mean", "cls", "last"] = "auto"
     """How a cell's token vectors become one. `auto`: what the model was trained with."""
     max_tokens: Annotated[int, Field(ge=8)] | None = None
@@ -112,6 +113,66 @@ class NamedConfig(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
+ATTACKS = ("fgm", "pgd", "none")
+ADVERSARIAL = ("fgm", "pgd", "freelb")
+
+
+def _known_name(name: str, known: tuple[str, ...]) -> str:
+    if name not in known:
+        raise ValueError(f"there is no such method; {nearest(name, known) or 'known: ' + ', '.join(known)}")
+    return name
+
+
+class AttackConfig(Section):
+    """A small change of what enters the encoders that makes the loss larger."""
+
+    name: str
+    """`fgm`: one step of size epsilon up the gradient. `pgd`: several steps, each back onto the ball of that size."""
+    epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    """The change's root mean square over that of what it is added to: word embeddings, pixels, samples; standardised
+    features count as 1. So 0.1 changes every column by a tenth of its size."""
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """Gradients that are followed. None: 3. `fgm` follows 1."""
+    step_size: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Size of a step. None: 2.5 epsilon / steps."""
+    columns: StrList = []
+    """Which columns are changed. []: those of text, images and sounds; all where there are none of these."""
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _known_name(name, ATTACKS)
+
+    @model_validator(mode="after")
+    def _one_step(self) -> AttackConfig:
+        if self.name == "fgm" and (self.steps not in (None, 1) or self.step_size not in (None, self.epsilon)):
+            raise ValueError("fgm makes one step of size epsilon; leave steps and step_size out, or take pgd")
+        return self
+
+
+class AdversarialConfig(AttackConfig):
+    """Adversarial training: what is minimised is the loss at inputs that are changed so that it grows."""
+
+    name: str
+    """`fgm` (arXiv 1605.07725): the loss as it is, and after one step up the gradient. `pgd` (1706.06083): and after
+    several. `freelb` (1909.11764): the mean of the losses at all the steps."""
+    weight: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """The share of the changed inputs' loss, the rest is the loss as it is; not for `freelb`."""
+    random_start: bool | None = None
+    """Start from random changes instead of none. None: `freelb` does."""
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _known_name(name, ADVERSARIAL)
+
+    @model_validator(mode="after")
+    def _fits(self) -> AdversarialConfig:
+        if self.name == "freelb" and self.weight != 0.5:
+            raise ValueError("freelb has no weight: its steps, the first of which is near no change, count alike")
+        return self
+
+
 class TrainerConfig(Section):
     """How the model is tuned."""
 
@@ -147,6 +208,9 @@ class TrainerConfig(Section):
     """Autocast. `auto`: bf16 on a GPU that has it, else none."""
     gradient_checkpointing: bool = False
     """Compute activations twice to save memory."""
+    adversarial: Annotated[AdversarialConfig | None, ByName] = None
+    """Adversarial training once the backbones move, or of the heads alone where no backbone moves: `fgm`, `pgd` or
+    `freelb`, with its settings."""
     patience: Annotated[int, Field(ge=1)] | None = 3
     """Stop after so many evaluations without a better main metric on validation rows. None: never."""
     evals_per_epoch: Annotated[int, Field(ge=1)] = 2
@@ -165,6 +229,9 @@ class ReportConfig(Section):
     trained alone); `tuned` trains every modality alone with the same recipe; `none` leaves it out."""
     bootstrap: Annotated[int, Field(ge=0)] = 1000
     """Resamples for the intervals; 0 leaves them out."""
+    attack: Annotated[AttackConfig | None, ByName] = None
+    """`fgm` or `pgd`: how the model before and after tuning does on test rows that are changed against it, with full
+    sight of its weights. None: as `trainer.adversarial`, if that is set. `none`: no attack."""
     slices: StrList = []
     """Columns whose values the metrics are split by."""
     errors: Annotated[int, Field(ge=0)] = 24

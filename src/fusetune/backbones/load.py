@@ -23,6 +23,7 @@ from fusetune.backbones.inputs import (
 from fusetune.backbones.source import check_safe, find, fingerprint, quiet, read_json, weight_files
 from fusetune.backbones.spectrogram import FILE as SPECTROGRAM
 from fusetune.backbones.spectrogram import Spectrogram
+from fusetune.backbones.tuned import is_tuned, load_tuned
 from fusetune.errors import BackboneError, FolderError, FusetuneError, nearest
 
 __all__ = ["Backbone", "load_backbone", "restore_backbone"]
@@ -43,8 +44,9 @@ def load_backbone(
     """Load a pretrained encoder for one kind of cell; safetensors only, and no code from its folder is run.
 
     Args:
-        source: "minilm" (embedded, text), a folder, or a hub id "owner/name" or "owner/name@revision". None for the
-            default: "minilm" for text, a small encoder without pretraining for images and audio.
+        source: "minilm" (embedded, text), a folder, the folder of a tuned model, or a hub id "owner/name" or
+            "owner/name@revision". None for the default: "minilm" for text, a small encoder without pretraining for
+            images and audio.
         kind: "text", "image" or "audio".
         pool: see `Backbone`; "auto" takes what the model was made for.
         max_tokens: tokens of a text that are read; None for what the model was made for, at most 512.
@@ -60,6 +62,8 @@ def load_backbone(
     """
     _choose("kind", kind, KINDS)
     _choose("pool", pool, ("auto", *POOLS))
+    if source is not None and is_tuned(source):
+        return load_tuned(source, kind, pool=pool, restore=restore_backbone)
     if source in (None, small.KEYS.get(kind)) and kind != "text":
         return small.build(kind, pool=pool, max_seconds=max_seconds)
     found = find(source or embedded.NAME)

@@ -1,0 +1,69 @@
+"""The encoders of a tuned model's folder, as backbones of another fit, which starts from what was learned there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from fusetune.backbones.backbone import FILE, Backbone
+from fusetune.backbones.source import WEIGHTS, fingerprint, read_json, short_name
+from fusetune.errors import BackboneError
+
+MARK = "bundle.json"
+FOLDER = "backbones"
+
+
+def is_tuned(source: str | None) -> bool:
+    """Whether a source is the folder of a tuned model."""
+    return source is not None and (Path(source).expanduser() / MARK).is_file()
+
+
+def load_tuned(source: str, kind: str, *, pool: str, restore: Callable[[Path], Backbone]) -> Backbone:
+    """The encoder of one kind of cell, with the weights it was left with.
+
+    Args:
+        source: the folder of a tuned model.
+        kind: "text", "image" or "audio".
+        pool: "auto", or the one that the encoder was tuned with.
+        restore: makes an encoder of random weights from its folder.
+
+    Raises:
+        BackboneError: the model has no encoder of this kind, several, or one that cannot be taken over as it is.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    folder = Path(source).expanduser()
+    files = sorted((folder / FOLDER).glob(f"*/{FILE}"))
+    mine = [file.parent for file in files if read_json(file).get("kind") == kind]
+    if len(mine) != 1:
+        raise BackboneError(
+            f"the tuned model has {'several encoders' if mine else 'no encoder'} for columns of kind {kind}",
+            expected=f"one in {folder / FOLDER}",
+            came=", ".join(path.name for path in mine) or f"{', '.join(file.parent.name for file in files) or 'none'}",
+            do="name the backbone that it was tuned from" if mine else f"name another backbone for {kind} columns",
+            file=str(folder),
+        )
+    backbone = restore(mine[0])
+    prefix = f"encoders.{mine[0].name}."
+    wanted = backbone.state_dict()
+    try:
+        with safe_open(str(folder / WEIGHTS), framework="pt") as weights:
+            there = {name.removeprefix(prefix) for name in weights.keys() if name.startswith(prefix)}  # noqa: SIM118
+            lost = sorted(wanted.keys() - there)
+            if lost:
+                raise BackboneError(
+                    "the tuned model's folder does not hold its whole encoder",
+                    came=f"no {', '.join(lost[:3])}",
+                    do="fold its adapter into the weights first: fusetune merge FOLDER --out OTHER",
+                    file=str(folder),
+                )
+            backbone.load_state_dict({name: weights.get_tensor(prefix + name) for name in wanted})
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise BackboneError("the tuned model's weights cannot be read", came=str(error), file=str(folder)) from error
+    if pool not in ("auto", backbone.pool):
+        raise BackboneError(
+            "the encoder was tuned with another pooling", expected=f"pool: {backbone.pool}", came=pool, file=str(folder)
+        )
+    backbone.source, backbone.fingerprint, backbone.pretrained = source, fingerprint([folder / WEIGHTS]), True
+    backbone.key = "_".join([kind, short_name(folder.resolve().name), backbone.fingerprint[:8]])
+    return backbone.eval()
