@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fusetune.backbones.shift import encode
 from fusetune.fusion.base import Fusion
 from fusetune.types import Batch, Outputs, Tokens
 
@@ -122,8 +123,7 @@ class Understand(nn.Module):
         if FEATURES in tensors:
             values = tensors[FEATURES]
             return Tokens(values, torch.ones(values.shape[:2], dtype=torch.bool, device=values.device))
-        tokens: Tokens = self.encoders[self.routes[column]](**tensors)
-        return tokens
+        return encode(self.encoders[self.routes[column]], tensors)
 
     def forward(self, batch: Batch) -> Outputs:
         """Logits of every task for each row of the batch; a column that the batch does not bring is absent."""

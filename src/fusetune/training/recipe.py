@@ -13,8 +13,10 @@ from fusetune.errors import ConfigError
 from fusetune.models.understand import Understand
 from fusetune.objectives.base import Objective
 from fusetune.sections import TrainerConfig
+from fusetune.training.adversarial import Adversarial
 from fusetune.training.loop import Stage
 from fusetune.training.optim import no_decay, param_groups
+from fusetune.training.update import Gradients, plain
 
 HEAD_EPOCHS, HEAD_EPOCHS_SCRATCH = 60, 12
 HEAD_PATIENCE = 8
@@ -79,7 +81,32 @@ class Recipe:
         stage = self._stage("head", epochs, [(self.settings.lr, self.new_parameters())], 1, patience)
         if not self.scratch:
             stage.batch_size = max(stage.batch_size, min(num_rows // HEAD_UPDATES, HEAD_BATCH))
+        if not self.tunes():
+            stage.gradients = self.gradients()
         return stage
+
+    def tunes(self) -> bool:
+        """Whether there is a tune stage: where no encoder moves, what the head stage learns is what is kept."""
+        return bool(self.settings.epochs) and (self.settings.head_epochs == 0 or any(map(self._moves, self.pretrained)))
+
+    def _moves(self, key: str) -> bool:
+        """Whether its rule leaves an encoder anything to train."""
+        encoder = self.model.encoders[key]
+        if not isinstance(encoder, Backbone):
+            return False
+        before = [parameter.requires_grad for parameter in encoder.parameters()]
+        encoder.requires_grad_(True)
+        freeze(encoder, self.rules.get(key, BackboneRule()).freeze)
+        found = any(parameter.requires_grad for parameter in encoder.parameters())
+        for parameter, flag in zip(encoder.parameters(), before, strict=True):
+            parameter.requires_grad_(flag)
+        return found
+
+    def gradients(self) -> Gradients:
+        """How gradients are computed in the stage that has the last word: the one before it only finds a start."""
+        if self.settings.adversarial is None:
+            return plain
+        return Adversarial(self.model, self.settings.adversarial)
 
     def tune_stage(self) -> Stage:
         """Everything that no rule freezes, each pretrained block at its own rate."""
@@ -98,7 +125,9 @@ class Recipe:
                 encoder.enable_checkpointing()
             for scale, named in lr_scales(encoder, self.settings.layer_decay):
                 sets.append(((rule.lr or self.settings.backbone_lr) * scale, [p for _, p in named]))
-        return self._stage("tune", self.settings.epochs, sets, self.settings.evals_per_epoch, self.settings.patience)
+        stage = self._stage("tune", self.settings.epochs, sets, self.settings.evals_per_epoch, self.settings.patience)
+        stage.gradients = self.gradients()
+        return stage
 
     def _stage(
         self,

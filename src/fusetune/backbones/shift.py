@@ -1,0 +1,53 @@
+"""Word embeddings with something added to them, in one forward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from fusetune.errors import BackboneError
+from fusetune.types import Tokens
+
+SHIFT = "shift"
+"""The input under which a batch brings what is added to its cells' word embeddings, (cells, tokens, features)."""
+
+
+def word_embeddings(encoder: nn.Module) -> nn.Embedding:
+    """What turns token ids into vectors: what the model says itself, else the embedding of the most entries.
+
+    Raises:
+        BackboneError: there is none.
+    """
+    inner: Any = getattr(encoder, "model", encoder)
+    try:
+        said = inner.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        said = None
+    if isinstance(said, nn.Embedding):
+        return said
+    tables = [module for module in encoder.modules() if isinstance(module, nn.Embedding)]
+    found = max(tables, key=lambda table: table.num_embeddings, default=None)
+    if found is None:
+        raise BackboneError(
+            f"{type(inner).__name__} looks up no word embeddings that could be perturbed",
+            do="name other columns in the attack's `columns`",
+        )
+    return found
+
+
+def encode(encoder: nn.Module, tensors: dict[str, Tensor]) -> Tokens:
+    """The encoder's tokens, its word embeddings shifted by the tensor under `SHIFT` where there is one."""
+    rest = dict(tensors)
+    shift = rest.pop(SHIFT, None)
+    if shift is None:
+        return encoder(**rest)  # type: ignore[no-any-return]
+
+    def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return output + shift.to(output.dtype)
+
+    handle = word_embeddings(encoder).register_forward_hook(add)
+    try:
+        return encoder(**rest)  # type: ignore[no-any-return]
+    finally:
+        handle.remove()
