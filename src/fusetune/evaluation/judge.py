@@ -163,11 +163,13 @@ def _systems(
 ) -> list[SystemResult]:
     scores = {str(index): one.scores for index, one in enumerate(candidates)}
     draws = draw_all(task.metrics, scores, truth, num=num, seed=seed, weights=weights, groups=groups)
-    after = next(draws[str(index)] for index, one in enumerate(candidates) if one is tuned)
+    attacked = next((one for one in reversed(candidates) if one.kind == "attack"), None)  # the tuned model comes last
     found = []
     for index, one in enumerate(candidates):
         mine = draws[str(index)]
-        difference = {} if one is tuned else after.minus(mine, 0.95)
+        reference = attacked if one.kind == "attack" else tuned
+        best = next(draws[str(place)] for place, other in enumerate(candidates) if other is reference)
+        difference = {} if one is reference else best.minus(mine, 0.95)
         found.append(
             SystemResult(one.name, one.kind, one.description, mine.intervals(0.95), difference, list(one.columns))
         )

@@ -21,6 +21,7 @@ GROUPS: tuple[tuple[SystemKind, str, str], ...] = (
     ("alone", "One modality alone", "square"),
     ("without", "Tuned, one hidden", "triangle"),
     ("after", "After tuning", "disc"),
+    ("attack", "Under attack", "wedge"),
 )
 
 

@@ -31,9 +31,9 @@ from fusetune.evaluation.details import Calibration, ClassRow, Confusion, Curve,
 FORMAT = 1
 """The version of report.json's layout; grows when a field changes its meaning."""
 
-SystemKind = Literal["baseline", "before", "alone", "without", "after"]
+SystemKind = Literal["baseline", "before", "alone", "without", "after", "attack"]
 """What is compared: a constant guess; the frozen backbones with a linear probe; a model that sees one modality only;
-the tuned model with one modality hidden; the tuned model."""
+the tuned model with one modality hidden; the tuned model; the latter and the one before tuning under attack."""
 
 TaskKind = Literal["binary", "multiclass", "ordinal", "multilabel", "regression", "retrieval"]
 
@@ -61,9 +61,9 @@ class SystemResult:
         kind: its place in the comparison.
         description: what it is, in a sentence.
         metrics: by name.
-        difference: by metric, the tuned model minus this system on the same rows (paired bootstrap). Empty for
-            the tuned model itself.
-        columns: the columns it sees; for "without", those that are hidden from it.
+        difference: by metric, the tuned model minus this system on the same rows (paired bootstrap); for "attack",
+            the tuned model under attack minus this one. Empty for the tuned model itself.
+        columns: the columns it sees; for "without", those that are hidden from it; for "attack", those changed.
     """
 
     name: str
@@ -118,6 +118,26 @@ class Mistake:
 
 
 @dataclass
+class AttackUsed:
+    """How the systems of kind "attack" were attacked.
+
+    Attributes:
+        name: "FGM" or "PGD".
+        epsilon: the largest change, relative: see `fusetune.models.perturb`.
+        steps, step_size: of the ascent.
+        columns: what was changed.
+        units: by column, what epsilon is relative to, in the numbers that enter the encoder.
+    """
+
+    name: str
+    epsilon: Number
+    steps: int
+    step_size: Number
+    columns: list[str]
+    units: dict[str, Number]
+
+
+@dataclass
 class TaskResult:
     """One target on the evaluated rows."""
 
@@ -140,6 +160,7 @@ class TaskResult:
     pr: list[Curve] = field(default_factory=list)
     fit: NumberFit | None = None
     calibration: Calibration | None = None
+    attack: AttackUsed | None = None
     errors: list[Mistake] = field(default_factory=list)
 
     def first(self, kind: SystemKind) -> SystemResult | None:

@@ -39,7 +39,7 @@ def verdict(task: TaskResult) -> Verdict:
             f"The tuned model reaches {task.metric} {with_interval(task.main(after))} on {_rows(task)}.", [], "unsure"
         )
     headline, tone = _headline(task, before, after)
-    notes = [*_against_baseline(task), *_modalities(task), *_hidden(task), *_certainty(task)]
+    notes = [*_against_baseline(task), *_modalities(task), *_hidden(task), *_attacked(task), *_certainty(task)]
     baseline = task.first("baseline")
     if tone == "good" and baseline is not None and gain(task, baseline) != "better":
         tone = "unsure"
@@ -186,6 +186,22 @@ def _hidden(task: TaskResult) -> list[str]:
         return []
     names = ", ".join(f"“{column}”" for one in ignored for column in one.columns or [one.name])
     return [f"The tuned model makes little use of {names}: hiding it does not clearly change {task.metric}."]
+
+
+def _attacked(task: TaskResult) -> list[str]:
+    """What an attack does to the tuned model, and whether tuning changed that."""
+    used, systems, after = task.attack, [one for one in task.systems if one.kind == "attack"], task.first("after")
+    if used is None or not systems or after is None or not _finite(task.main(systems[-1])):
+        return []
+    tuned = systems[-1]
+    clean, under = task.main(after).value, with_interval(task.main(tuned))
+    how = f"an attack with sight of the model ({used.name}, ε {used.epsilon:g} on {', '.join(used.columns)})"
+    note = f"Under {how} {task.metric} goes from {figure(clean, abs(task.main(tuned).value))} to {under}"
+    if len(systems) == 1:
+        return [f"{note}."]
+    before, size = systems[0], _difference(task, systems[0])
+    value = figure(task.main(before).value, abs(clean))
+    return [f"{note}; before tuning the attack takes it to {value}, a difference of {size}."]
 
 
 def _certainty(task: TaskResult) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -13,12 +13,14 @@ from fusetune.data.quarantine import group_rejected
 from fusetune.deploy.bundle import versions
 from fusetune.evaluation import describe, systems
 from fusetune.evaluation import results as found
+from fusetune.evaluation.attack import Attack, attack_of, start_model
 from fusetune.evaluation.judge import Candidate, judge
 from fusetune.evaluation.mistakes import show_cell
 from fusetune.models.understand import Understand
 from fusetune.tasks.base import Task
 from fusetune.training.features import encoded
 from fusetune.training.finetune import Course
+from fusetune.training.inference import model_device
 from fusetune.training.probe import SplitRows
 
 if TYPE_CHECKING:
@@ -45,18 +47,44 @@ class Findings:
         still = [name for name, key in model.routes.items() if key not in course.moved]
         kept = {split: {name: known[name] for name in still if name in known} for split, known in fit.features.items()}
         wanted = fit.tasks if fit.config.report.alone != "none" else {}
-        alone = {name: systems.alone(name, task, rows[name], alone_models) for name, task in wanted.items()}
+        others = {name: systems.alone(name, task, rows[name], alone_models) for name, task in wanted.items()}
+        attack, attacked = self._attacked(rows)
         with encoded(model, fit.examples["val"], kept["val"]), encoded(model, fit.examples["test"], kept["test"]):
-            tasks = [self._judge(name, task, rows[name], alone) for name, task in fit.tasks.items()]
+            tasks = [
+                self._judge(name, task, rows[name], [*others.get(name, []), *attacked.get(name, [])])
+                for name, task in fit.tasks.items()
+            ]
+        for task_result in tasks:
+            task_result.attack = attack
         title = f"{', '.join(fit.tasks)} from {', '.join(fit.modalities)}"
         return self.run_results(course, tasks, title)
+
+    def _attacked(
+        self, rows: Mapping[str, Mapping[str, SplitRows]]
+    ) -> tuple[found.AttackUsed | None, dict[str, list[Candidate]]]:
+        """The model before tuning and the tuned one under attack, per task, where the report has that."""
+        fit = self.fit
+        settings = attack_of(fit.config.report, fit.config.trainer)
+        if settings is None:
+            return None, {}
+        _, start = fit.fresh_model(list(fit.modalities))
+        before = start_model(start, fit.probes).to(model_device(self.model))
+        attack = Attack(before, fit.examples["train"], settings)
+        candidates: dict[str, list[Candidate]] = {}
+        for name, task in fit.tasks.items():
+            tuned = {"frozen probe": before} if name in fit.probes else {}
+            candidates[name] = [
+                attack.candidate(said, model, name, task, rows[name]["test"], rows[name]["train"])
+                for said, model in (tuned | {"tuned": self.model}).items()
+            ]
+        return attack.used(), candidates
 
     def _judge(
         self,
         name: str,
         task: Task,
         rows: Mapping[str, SplitRows],
-        alone: Mapping[str, list[Candidate]],
+        others: Sequence[Candidate],
     ) -> found.TaskResult:
         fit, model = self.fit, self.model
         train, val, test = rows["train"], rows["val"], rows["test"]
@@ -66,7 +94,7 @@ class Findings:
         candidates = [systems.baseline(task, train, test)]
         if name in fit.probes:
             candidates.append(systems.before(fit.probes[name], test))
-        candidates += alone.get(name, [])
+        candidates += others
         candidates += systems.without(model, name, task, train, test)
         described = f"tuned on {len(train.indices)} rows; best step chosen on {len(val.indices)} validation rows"
         candidates.append(Candidate("tuned", "after", described, scores, list(fit.modalities)))

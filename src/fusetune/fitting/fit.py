@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from fusetune.fitting.findings import Findings
 from fusetune.fitting.tables import SPLITS, Tables, check_rows
 from fusetune.modalities.base import Modality
 from fusetune.models.build import Backbones, build_modalities, build_model, build_task
+from fusetune.models.perturb import attacked_columns
 from fusetune.models.understand import Understand
 from fusetune.registry import MODALITIES
 from fusetune.sections import BackboneConfig
@@ -89,6 +90,11 @@ class Fit:
             return Aligning(self).run()
         with self.phase("encode with frozen backbones"):
             model = build_model(self.modalities, self.tasks, self.config.fusion)
+            for asked, where in (
+                (self.config.trainer.adversarial, "trainer.adversarial"),
+                (self.config.report.attack, "report.attack"),
+            ):
+                attacked_columns(model, asked.columns if asked else [], where=where)
             self.features = {
                 split: fill_features(model, examples, progress=self.progress)
                 for split, examples in self.examples.items()
@@ -200,15 +206,16 @@ class Fit:
             columns: tune on these columns alone, by the task losses alone and without a log.
             start: what the model starts from and is evaluated by, as `fusetune.training.finetune.finetune` takes it.
         """
-        train, val = self.examples["train"], self.examples["val"]
+        train, val, trainer = self.examples["train"], self.examples["val"], self.config.trainer
         if columns is not None:
+            trainer = trainer.model_copy(update={"adversarial": None})
             train, val = train.restrict(columns), val.restrict(columns)
         return finetune(
             model,
             self.tasks,
             train,
             val,
-            self.config.trainer,
+            trainer,
             rules=self.rules(modalities),
             objectives=self.config.objectives if columns is None else {},
             features=(
@@ -230,6 +237,17 @@ class Fit:
                 probes[name] = Probe.fit(self.tasks[name], splits["train"], splits["val"], columns)
         return probes
 
+    def fresh_model(self, columns: Sequence[str]) -> tuple[dict[str, Modality], Understand]:
+        """A model on some of the columns as it was before tuning, and its modalities."""
+        set_seed(self.config.seed)
+        backbones = self._backbones()
+        fresh = {}
+        for name in columns:
+            kind, options = self.schema.columns[name].kind, self.schema.columns[name].options
+            backbone = backbones.get(kind, options.get("backbone")) if MODALITIES.get(kind).needs_backbone else None
+            fresh[name] = MODALITIES.get(kind).from_state(name, self.modalities[name].state(), backbone)
+        return fresh, build_model(fresh, self.tasks, self.config.fusion)
+
     def _alone_models(self, rows: Mapping[str, Mapping[str, SplitRows]]) -> dict[str, Understand]:
         """A model trained on each modality alone, where the report needs one."""
         splits = next(iter(rows.values()))["train"]
@@ -238,14 +256,7 @@ class Fit:
             return {}
         models = {}
         for part in systems.trained_alone(self.config.report.alone, splits):
-            set_seed(self.config.seed)
-            backbones = self._backbones()
-            fresh = {}
-            for name in grouped[part]:
-                kind, options = self.schema.columns[name].kind, self.schema.columns[name].options
-                backbone = backbones.get(kind, options.get("backbone")) if MODALITIES.get(kind).needs_backbone else None
-                fresh[name] = MODALITIES.get(kind).from_state(name, self.modalities[name].state(), backbone)
-            models[part] = build_model(fresh, self.tasks, self.config.fusion)
+            fresh, models[part] = self.fresh_model(grouped[part])
             probes = self._probes(rows, grouped[part])
             self.finetune(models[part], fresh, probes=probes, columns=grouped[part])
         return models
