@@ -1,7 +1,8 @@
-"""Word embeddings with something added to them, in one forward pass."""
+"""Encoders whose input is changed in a forward pass: word embeddings with something added to them."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,17 +38,22 @@ def word_embeddings(encoder: nn.Module) -> nn.Embedding:
 
 
 def encode(encoder: nn.Module, tensors: dict[str, Tensor]) -> Tokens:
-    """The encoder's tokens, its word embeddings shifted by the tensor under `SHIFT` where there is one."""
+    """The encoder's tokens, its word embeddings shifted by the tensor under `SHIFT` where there is one.
+
+    The tensors may take gradients.
+    """
     rest = dict(tensors)
     shift = rest.pop(SHIFT, None)
-    if shift is None:
-        return encoder(**rest)  # type: ignore[no-any-return]
-
-    def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return output + shift.to(output.dtype)
-
-    handle = word_embeddings(encoder).register_forward_hook(add)
-    try:
-        return encoder(**rest)  # type: ignore[no-any-return]
-    finally:
-        handle.remove()
+    with ExitStack() as after:
+        if shift is not None:
+            table = word_embeddings(encoder)
+            handle = table.register_forward_hook(lambda module, args, output: output + shift.to(output.dtype))
+            after.callback(handle.remove)
+        elif any(tensor.requires_grad for tensor in rest.values()):
+            # transformers' encoders of sounds make their input a leaf that takes gradients, which this one cannot be.
+            for module in encoder.modules():
+                if getattr(module, "_requires_grad", False) is True:
+                    module._requires_grad = False  # type: ignore[assignment]
+                    after.callback(setattr, module, "_requires_grad", True)
+        tokens: Tokens = encoder(**rest)
+        return tokens

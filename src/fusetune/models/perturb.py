@@ -81,7 +81,7 @@ def find_site(model: Understand, column: str, tensors: Mapping[str, Tensor]) -> 
         BackboneError: the column's encoder reads token ids and looks up no embeddings for them.
     """
     encoder = model.encoders[model.routes[column]]
-    floating = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
+    floating = [name for name, tensor in tensors.items() if tensor.is_floating_point() and name != SHIFT]
     if FEATURES in tensors or isinstance(encoder, FixedFeatures):
         name = FEATURES if FEATURES in tensors else floating[0]
         projection = model.projections[model.columns.index(column)]
@@ -195,7 +195,8 @@ class Ball:
             site = self.sites[column]
             shift = torch.where(site.real, delta, 0.0) * self.units[column] * site.per
             tensors = inputs[column]
-            moved = shift if site.name == SHIFT else tensors[site.name] + shift.to(tensors[site.name].dtype)
+            before = tensors.get(site.name)  # none where word embeddings are not shifted yet
+            moved = shift if before is None else before + shift.to(before.dtype)
             inputs[column] = {**tensors, site.name: moved}
         return replace(self.batch, inputs=inputs)
 
