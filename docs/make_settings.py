@@ -26,7 +26,9 @@ SECTIONS = {
     "BackboneConfig": ("Backbones", "KIND."),
     "ColumnConfig": ("Columns", "columns.NAME."),
     "TrainerConfig": ("Training", "trainer."),
+    "AdversarialConfig": ("Adversarial training", "trainer.adversarial."),
     "ReportConfig": ("The report", "report."),
+    "AttackConfig": ("Attacks", "report.attack."),
     "DataConfig": ("Data", "data."),
 }
 SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
@@ -69,12 +71,12 @@ def fields(section: ast.ClassDef, prefix: str) -> list[tuple[str, str, str, str]
     """A section's settings; each must have a docstring."""
     rows = []
     for field, after in zip(section.body, [*section.body[1:], ast.Pass()], strict=True):
-        if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name) or field.value is None:
+        if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
             continue
         name = field.target.id
         said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
         assert said, f"{section.name}.{name} has no docstring"
-        value = ast.unparse(field.value)
+        value = "None" if field.value is None else ast.unparse(field.value)
         default = {"None": "", "{}": "", "[]": ""}.get(value, "" if "Config" in value else f"`{value}`")
         default = "`attention`" if name == "fusion" else default.replace("'", "")
         rows.append((f"`{prefix}{name}`", takes(field.annotation), default, words(str(after.value.value))))

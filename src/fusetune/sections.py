@@ -128,9 +128,9 @@ class AttackConfig(Section):
 
     name: str
     """`fgm`: one step of size epsilon up the gradient. `pgd`: several steps, each back onto the ball of that size."""
-    epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    epsilon: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.02
     """The change's root mean square over that of what it is added to: word embeddings, pixels, samples; standardised
-    features count as 1. So 0.1 changes every column by a tenth of its size."""
+    features count as 1. So 0.02 changes every column by a fiftieth of its size."""
     steps: Annotated[int, Field(ge=1)] | None = None
     """Gradients that are followed. None: 3. `fgm` follows 1."""
     step_size: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
@@ -151,7 +151,8 @@ class AttackConfig(Section):
 
 
 class AdversarialConfig(AttackConfig):
-    """Adversarial training: what is minimised is the loss at inputs that are changed so that it grows."""
+    """What is minimised is the loss at inputs that are changed so that it grows. `epsilon`, `steps`, `step_size` and
+    `columns` are those of an attack."""
 
     name: str
     """`fgm` (arXiv 1605.07725): the loss as it is, and after one step up the gradient. `pgd` (1706.06083): and after

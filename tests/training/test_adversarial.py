@@ -297,7 +297,7 @@ def test_low_precision_and_checkpointing_give_nearly_the_same(tiny, settings):
 def test_default_steps():
     assert Ascent.of(AdversarialConfig(name="fgm", epsilon=0.3)) == Ascent(0.3, 1, 0.3)
     assert Ascent.of(AdversarialConfig(name="pgd", epsilon=0.3, steps=5)) == Ascent(0.3, 5, pytest.approx(0.15))
-    assert Ascent.of(AdversarialConfig(name="freelb", step_size=0.02)) == Ascent(0.1, 3, 0.02)
+    assert Ascent.of(AdversarialConfig(name="freelb", step_size=0.01)) == Ascent(0.02, 3, 0.01)
 
 
 def test_a_column_that_is_not_there_is_refused(parts):

@@ -34,7 +34,7 @@ class VirtualAdversarial(Objective):
     Relations: with `trainer.adversarial` δ makes the loss larger, which needs targets; here it changes the prediction.
     R-Drop compares two draws of dropout instead of two inputs.
 
-    Example: objectives: {vat: {epsilon: 0.05}}
+    Example: objectives: {vat: {epsilon: 0.02}}
 
     Reference: Miyato et al. 2018, "Virtual Adversarial Training" (arXiv 1704.03976), algorithm 1 and equation 11.
     """
@@ -47,7 +47,7 @@ class VirtualAdversarial(Objective):
         tasks: Mapping[str, Task],
         *,
         weight: float = 1.0,
-        epsilon: float = 0.1,
+        epsilon: float = 0.02,
         num_steps: int = 1,
         xi: float = 0.01,
         columns: Sequence[str] | str = (),
