@@ -159,6 +159,7 @@ def test_rows_without_the_column_and_columns_that_are_perturbed_already(tiny):
     outer = {"t": ball.uniform(0.5)["t"].detach()}
     moved = ball.perturbed(outer)
     again = Ball(model, moved, ["t"])
+    assert again.units == ball.units
     still = model(again.perturbed(again.zeros())).logits["binary"]
     torch.testing.assert_close(still, model(moved).logits["binary"])
     learner = Learner(model, Total(tasks, [VirtualAdversarial(model, tasks)]))
