@@ -261,6 +261,8 @@ def test_the_report_has_both_models_under_attack(fit):
     assert (before.name, after.name) == ("frozen probe, attacked", "tuned, attacked")
     for clean, attacked in (("before", before), ("after", after)):
         assert task.main(attacked).value < task.main(task.first(clean)).value
+    assert before.metrics["log_loss"].value != after.metrics["log_loss"].value
+    assert task.first("before").metrics["log_loss"].value != task.first("after").metrics["log_loss"].value
     gap = before.difference["accuracy"].value
     assert gap == pytest.approx(task.main(after).value - task.main(before).value) and not after.difference
     page, table = render(results), terminal_table(results)
