@@ -60,7 +60,8 @@ class Config(Section):
     audio: Annotated[BackboneConfig, ByName] = BackboneConfig()
     """What reads audio columns."""
     fusion: Annotated[NamedConfig, ByName] = NamedConfig(name="attention")
-    """How the columns become one vector: attention, concat, gated or a plug-in's, with its options."""
+    """How the columns become one vector: attention, concat, gated, cross_attention, bottleneck, convolution, low_rank,
+    film, mixture or a plug-in's, with its options."""
     objectives: Objectives = {}
     """What is minimised besides the task losses: per name its options, `weight` among them. A name alone, a list of
     names or `{contrastive: 0.1}` will do."""

@@ -95,6 +95,12 @@ FUSIONS = Registry(
         "attention": "fusetune.fusion.attention:AttentionFusion",
         "concat": "fusetune.fusion.concat:ConcatFusion",
         "gated": "fusetune.fusion.gated:GatedFusion",
+        "cross_attention": "fusetune.fusion.cross_attention:CrossAttentionFusion",
+        "bottleneck": "fusetune.fusion.bottleneck:BottleneckFusion",
+        "convolution": "fusetune.fusion.convolution:ConvolutionFusion",
+        "low_rank": "fusetune.fusion.low_rank:LowRankFusion",
+        "film": "fusetune.fusion.film:FilmFusion",
+        "mixture": "fusetune.fusion.mixture:MixtureFusion",
     },
 )
 

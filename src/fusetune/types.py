@@ -17,10 +17,13 @@ class Tokens:
     Attributes:
         values: (batch, tokens, dim) float.
         mask: (batch, tokens) bool, True where a token is real.
+        grid: (extra, height, width) where the tokens are maps: of each picture first `extra` tokens that lie nowhere
+            (a class token), then height * width of them, row by row; a cell's pictures follow one another.
     """
 
     values: Tensor
     mask: Tensor
+    grid: tuple[int, int, int] | None = None
 
     def mean(self) -> Tensor:
         """The mean of each row's real tokens, zeros where it has none: (batch, dim)."""

@@ -5,10 +5,15 @@ from fusetune.errors import ConfigError
 from fusetune.fusion._columns import kept_columns
 from fusetune.fusion.attention import AttentionFusion
 from fusetune.fusion.base import Fused, Fusion
+from fusetune.fusion.bottleneck import BottleneckFusion
 from fusetune.fusion.concat import ConcatFusion
+from fusetune.fusion.convolution import ConvolutionFusion
+from fusetune.fusion.film import FilmFusion
 from fusetune.fusion.gated import GatedFusion
+from fusetune.fusion.low_rank import LowRankFusion
+from fusetune.fusion.mixture import MixtureFusion
 from fusetune.registry import FUSIONS
-from fusetune.testing.fusion import COLUMNS, DIM, check_fusion, make_inputs
+from fusetune.testing.fusion import COLUMNS, DIM, check_fusion, check_grid, check_one_column, check_padding, make_inputs
 from fusetune.types import Tokens
 
 
@@ -72,6 +77,21 @@ def test_the_contract_catches_fusions_that_break_it():
             )
             return Fused(Tokens(total.unsqueeze(1), torch.ones(len(total), 1, dtype=torch.bool)), total)
 
+    class Padded(ConcatFusion):
+        """Counts tokens that are not real."""
+
+        def forward(self, columns, present):
+            return super().forward(
+                {n: Tokens(t.values.nan_to_num(), t.mask[:, :1] & torch.ones_like(t.mask)) for n, t in columns.items()},
+                present,
+            )
+
+    class Several(ConcatFusion):
+        """Needs no perceptron where there is but one column."""
+
+        def mix(self, vectors, kept):
+            return super().mix(vectors, kept) if len(self.columns) > 1 else (vectors, vectors[:, 0])
+
     class Idle(ConcatFusion):
         """Has a parameter that nothing uses."""
 
@@ -83,6 +103,38 @@ def test_the_contract_catches_fusions_that_break_it():
         check_fusion(Leaky)
     with pytest.raises(AssertionError, match="idle has no gradient"):
         check_fusion(Idle)
+    with pytest.raises(AssertionError, match="how far it is padded"):
+        check_padding(Padded)
+    with pytest.raises(AssertionError, match="a second picture"):
+        check_grid(Padded)
+    with pytest.raises(AssertionError, match=r"mlp.0.weight.* has no gradient"):
+        check_one_column(Several)
+
+
+@pytest.mark.parametrize("name", list(FUSIONS))
+def test_every_fusion_learns_what_only_two_columns_together_tell(name):
+    """The sign of a product, on rows never seen: each column alone, and any sum over columns, is at chance."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
+    columns = COLUMNS[:2]
+    fusion, head = FUSIONS.get(name)(columns, 8, dropout=0.0, modality_dropout=0.0), torch.nn.Linear(8, 1)
+    optimizer = torch.optim.Adam([*fusion.parameters(), *head.parameters()], 5e-3)
+
+    def draw(rows):
+        values = torch.randn(rows, 2, 1, 8, generator=generator)
+        there = torch.ones(rows, 1, dtype=torch.bool)
+        tokens = {column: Tokens(values[:, place], there) for place, column in enumerate(columns)}
+        pooled = fusion(tokens, dict.fromkeys(columns, there[:, 0])).pooled
+        return head(pooled).squeeze(1), (values[:, 0, 0, 0] * values[:, 1, 0, 0] > 0).float()
+
+    for _ in range(150):
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(*draw(128))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        guesses, truth = draw(2000)
+    assert ((guesses > 0) == (truth > 0)).float().mean() > 0.7
 
 
 @pytest.mark.parametrize(
@@ -93,6 +145,13 @@ def test_the_contract_catches_fusions_that_break_it():
         (lambda: ConcatFusion(COLUMNS, 8, depth=0), "depth"),
         (lambda: GatedFusion(COLUMNS, 8, dropout=1.0), "dropout"),
         (lambda: ConcatFusion(COLUMNS, 8, modality_dropout=-0.1), "modality_dropout"),
+        (lambda: BottleneckFusion(COLUMNS, 8, num_latents=0), "num_latents"),
+        (lambda: ConvolutionFusion(COLUMNS, 8, kernel_size=2), "kernel_size"),
+        (lambda: ConvolutionFusion(COLUMNS, 8, depth=0), "depth"),
+        (lambda: LowRankFusion(COLUMNS, 8, rank=0), "rank"),
+        (lambda: FilmFusion(COLUMNS, 8, by="imagge"), "did you mean 'image'"),
+        (lambda: MixtureFusion(COLUMNS, 8, num_experts=0), "num_experts"),
+        (lambda: MixtureFusion(COLUMNS, 8, num_experts=2, top_k=3), "1 to 2"),
     ],
 )
 def test_settings_out_of_range_are_refused(make, message):
@@ -100,32 +159,17 @@ def test_settings_out_of_range_are_refused(make, message):
         make()
 
 
-def test_concat_options():
-    plain = ConcatFusion(COLUMNS, DIM, skip=False, depth=2).eval()
-    assert plain.skip is None
-    check_fusion(lambda columns, dim: ConcatFusion(columns, dim, skip=False, depth=3))
-    check_fusion(lambda columns, dim: AttentionFusion(columns, dim, num_heads=1, depth=1))
-
-
-def test_attention_agrees_with_torchs_encoder_layer():
-    torch.manual_seed(0)
-    from fusetune.fusion.attention import AttentionBlock
-
-    ours = AttentionBlock(DIM, num_heads=4, dropout=0.0)
-    theirs = torch.nn.TransformerEncoderLayer(
-        DIM, 4, 4 * DIM, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-    ).train()
-    with torch.no_grad():
-        theirs.self_attn.in_proj_weight.copy_(ours.qkv.weight)
-        theirs.self_attn.in_proj_bias.zero_()
-        for name, module in (
-            ("self_attn.out_proj", ours.out),
-            ("linear1", ours.mlp[0]),
-            ("linear2", ours.mlp[3]),
-            ("norm1", ours.norm_attention),
-            ("norm2", ours.norm_mlp),
-        ):
-            theirs.get_submodule(name).load_state_dict(module.state_dict())
-    tokens, mask = torch.randn(3, 5, DIM), torch.rand(3, 5) < 0.6
-    mask[:, 0] = True
-    assert torch.allclose(ours(tokens, mask), theirs(tokens, src_key_padding_mask=~mask), atol=1e-5)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda columns, dim: ConcatFusion(columns, dim, skip=False, depth=3),
+        lambda columns, dim: AttentionFusion(columns, dim, num_heads=1, depth=1),
+        lambda columns, dim: BottleneckFusion(columns, dim, num_heads=1, depth=1, num_latents=1),
+        lambda columns, dim: ConvolutionFusion(columns, dim, kernel_size=1, depth=2),
+        lambda columns, dim: LowRankFusion(columns, dim, rank=1),
+        lambda columns, dim: FilmFusion(columns, dim, by=columns[-1], skip=False),
+        lambda columns, dim: MixtureFusion(columns, dim, num_experts=3, top_k=3, depth=2),
+    ],
+)
+def test_the_contract_holds_with_other_options(make):
+    check_fusion(make)

@@ -1,13 +1,15 @@
-"""What fusions share: which columns count in a row, modality dropout, and one vector a column."""
+"""What fusions share: which columns count in a row, modality dropout, one vector a column, and the perceptron."""
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusetune.errors import ConfigError
+from fusetune.fusion.base import Fused, Fusion
 from fusetune.types import Tokens
 
 
@@ -20,6 +22,19 @@ def check_rate(name: str, rate: float) -> float:
     if not 0 <= rate < 1:
         raise ConfigError(f"{name} is out of range", expected="0 <= rate < 1", came=str(rate))
     return rate
+
+
+def check_count(name: str, count: int, *, most: int | None = None) -> int:
+    """The count, refused unless it is 1 or more, and at most `most`.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if count < 1 or (most is not None and count > most):
+        raise ConfigError(
+            f"{name} is out of range", expected="1 or more" if most is None else f"1 to {most}", came=str(count)
+        )
+    return count
 
 
 def kept_columns(
@@ -72,3 +87,49 @@ def column_vectors(order: Sequence[str], columns: dict[str, Tokens], kept: Tenso
     )  # (batch, columns, dim)
     means = means.masked_fill(~kept.unsqueeze(-1), 0.0)
     return torch.where(kept.unsqueeze(-1), means, null.to(means.dtype))
+
+
+class VectorFusion(Fusion):
+    """A fusion of one vector a column: the mean of its tokens, or its learned null vector where it is absent."""
+
+    def __init__(self, columns: Sequence[str], dim: int, *, modality_dropout: float) -> None:
+        """
+        Args:
+            columns: the columns, in a fixed order.
+            dim: features of every token and of the pooled vector.
+            modality_dropout: probability in [0, 1) that a present column is hidden from a row in training.
+
+        Raises:
+            ConfigError: the probability is out of range.
+        """
+        super().__init__(columns, dim)
+        self.modality_dropout = check_rate("modality_dropout", modality_dropout)
+        self.null = nn.Parameter(torch.randn(len(self.columns), dim) * 0.02)
+        self.norm = nn.LayerNorm(dim)
+
+    @abc.abstractmethod
+    def mix(self, vectors: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """The columns' vectors as they leave, (batch, columns, dim), and what they make together, (batch, dim).
+
+        Args:
+            vectors: (batch, columns, dim).
+            kept: (batch, columns) bool, True where the column counts.
+        """
+
+    def forward(self, columns: dict[str, Tokens], present: dict[str, Tensor]) -> Fused:
+        """See `Fusion.forward`; the fused tokens are one vector a column, real where the column counts."""
+        kept = kept_columns(self.columns, columns, present, drop=self.modality_dropout, training=self.training)
+        vectors, pooled = self.mix(column_vectors(self.columns, columns, kept, self.null), kept)
+        return Fused(tokens=Tokens(vectors, kept), pooled=self.norm(pooled))
+
+
+def perceptron(num_in: int, dim: int, *, depth: int, dropout: float) -> nn.Sequential:
+    """From `num_in` features through `depth` hidden layers of 2 x dim features, each with GELU and dropout, to `dim`.
+
+    Raises:
+        ConfigError: `depth` or `dropout` is out of range.
+    """
+    layers: list[nn.Module] = []
+    for size in [num_in] + [2 * dim] * (check_count("depth", depth) - 1):
+        layers += [nn.Linear(size, 2 * dim), nn.GELU(), nn.Dropout(check_rate("dropout", dropout))]
+    return nn.Sequential(*layers, nn.Linear(2 * dim, dim))

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from fusetune.errors import ConfigError
-from fusetune.fusion._columns import check_rate, column_vectors, kept_columns
-from fusetune.fusion.base import Fused, Fusion
-from fusetune.types import Tokens
+from fusetune.fusion._columns import VectorFusion, perceptron
 
 
-class ConcatFusion(Fusion):
+class ConcatFusion(VectorFusion):
     """pooled = LayerNorm(MLP([v_1; ...; v_k]) + S [v_1; ...; v_k]), v_c the mean of column c's tokens.
 
     Where a column is absent, v_c is its learned null vector. The linear path S lets the fusion be the linear model
@@ -42,26 +38,13 @@ class ConcatFusion(Fusion):
         Raises:
             ConfigError: a setting is out of range.
         """
-        super().__init__(columns, dim)
-        if depth < 1:
-            raise ConfigError("depth is out of range", expected="1 or more hidden layers", came=str(depth))
-        check_rate("dropout", dropout)
-        self.modality_dropout = check_rate("modality_dropout", modality_dropout)
+        super().__init__(columns, dim, modality_dropout=modality_dropout)
         wide = len(self.columns) * dim
-        self.null = nn.Parameter(torch.randn(len(self.columns), dim) * 0.02)
-        layers: list[nn.Module] = []
-        for size in [wide] + [2 * dim] * (depth - 1):
-            layers += [nn.Linear(size, 2 * dim), nn.GELU(), nn.Dropout(dropout)]
-        self.mlp = nn.Sequential(*layers, nn.Linear(2 * dim, dim))
+        self.mlp = perceptron(wide, dim, depth=depth, dropout=dropout)
         self.skip = nn.Linear(wide, dim, bias=False) if skip else None
-        self.norm = nn.LayerNorm(dim)
 
-    def forward(self, columns: dict[str, Tokens], present: dict[str, Tensor]) -> Fused:
-        """See `Fusion.forward`; the fused tokens are one vector a column, real where the column counts."""
-        kept = kept_columns(self.columns, columns, present, drop=self.modality_dropout, training=self.training)
-        vectors = column_vectors(self.columns, columns, kept, self.null)  # (batch, columns, dim)
+    def mix(self, vectors: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """See `VectorFusion.mix`; the vectors leave as they came."""
         flat = vectors.flatten(1)  # (batch, columns * dim)
-        pooled = self.mlp(flat)
-        if self.skip is not None:
-            pooled = pooled + self.skip(flat)
-        return Fused(tokens=Tokens(vectors, kept), pooled=self.norm(pooled))
+        pooled: Tensor = self.mlp(flat)
+        return vectors, pooled if self.skip is None else pooled + self.skip(flat)

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fusetune.fusion._columns import check_rate, column_vectors, kept_columns
-from fusetune.fusion.base import Fused, Fusion
-from fusetune.types import Tokens
+from fusetune.fusion._columns import VectorFusion, check_rate
 
 
-class GatedFusion(Fusion):
+class GatedFusion(VectorFusion):
     """Gated multimodal units for any number of columns.
 
     h_c = tanh(W_c v_c + b_c), z_c = sigmoid(G_c [v_1; ...; v_k] + g_c), pooled = LayerNorm(sum over the columns
@@ -36,20 +34,15 @@ class GatedFusion(Fusion):
         Raises:
             ConfigError: a setting is out of range.
         """
-        super().__init__(columns, dim)
-        self.modality_dropout = check_rate("modality_dropout", modality_dropout)
+        super().__init__(columns, dim, modality_dropout=modality_dropout)
         num = len(self.columns)
-        self.null = nn.Parameter(torch.randn(num, dim) * 0.02)
         self.transforms = nn.ModuleList(nn.Linear(dim, dim) for _ in self.columns)
         self.gates = nn.Linear(num * dim, num * dim)
         self.dropout = nn.Dropout(check_rate("dropout", dropout))
-        self.norm = nn.LayerNorm(dim)
 
-    def forward(self, columns: dict[str, Tokens], present: dict[str, Tensor]) -> Fused:
-        """See `Fusion.forward`; the fused tokens are the gated vectors, one a column, real where it counts."""
-        kept = kept_columns(self.columns, columns, present, drop=self.modality_dropout, training=self.training)
-        vectors = column_vectors(self.columns, columns, kept, self.null)  # (batch, columns, dim)
+    def mix(self, vectors: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """See `VectorFusion.mix`; the vectors leave gated."""
         hidden = torch.stack([layer(vectors[:, place]) for place, layer in enumerate(self.transforms)], dim=1).tanh()
         gates = self.gates(vectors.flatten(1)).sigmoid().view_as(hidden)  # (batch, columns, dim)
         gated = (self.dropout(hidden) * gates).masked_fill(~kept.unsqueeze(-1), 0.0)
-        return Fused(tokens=Tokens(gated, kept), pooled=self.norm(gated.sum(1)))
+        return gated, gated.sum(1)

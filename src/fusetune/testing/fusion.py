@@ -7,6 +7,7 @@ from itertools import product
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fusetune.fusion.base import Fused, Fusion
 from fusetune.types import Tokens
@@ -64,6 +65,8 @@ def check_fusion(make: MakeFusion) -> None:
         check_double,
         check_one_column,
         check_empty_column,
+        check_padding,
+        check_grid,
     ):
         check(make)
 
@@ -170,12 +173,14 @@ def check_double(make: MakeFusion) -> None:
 
 
 def check_one_column(make: MakeFusion) -> None:
-    """One column is enough, in training and in evaluation."""
+    """One column is enough, in training and in evaluation, and leaves no parameter out of the gradient's way."""
     for mode in (True, False):
         fusion = make(COLUMNS[:1], DIM).train(mode)
-        assert _run(fusion, make_inputs(COLUMNS[:1])).pooled.isfinite().all(), (
-            "one column gives output that is not finite"
-        )
+        pooled = _run(fusion, make_inputs(COLUMNS[:1])).pooled
+        assert pooled.isfinite().all(), "one column gives output that is not finite"
+        torch.autograd.backward(pooled.square().sum())
+        without = [name for name, parameter in fusion.named_parameters() if parameter.grad is None]
+        assert not without, f"with one column, {', '.join(without)} has no gradient"
 
 
 def check_empty_column(make: MakeFusion) -> None:
@@ -190,3 +195,34 @@ def check_empty_column(make: MakeFusion) -> None:
             empty = Tokens(torch.zeros(rows, num, DIM), torch.zeros(rows, num, dtype=torch.bool))
             results.append(_run(fusion, ({**tokens, COLUMNS[1]: empty}, present)).pooled)
     assert torch.allclose(results[0], results[1], atol=1e-6) and torch.allclose(results[0], results[2], atol=1e-6)
+
+
+def check_padding(make: MakeFusion) -> None:
+    """Tokens that are not real change nothing when there are more of them."""
+    fusion = make(COLUMNS, DIM).eval()
+    tokens, present = make_inputs()
+    longer = {
+        name: Tokens(F.pad(part.values, (0, 0, 0, 2), value=torch.nan), F.pad(part.mask, (0, 2)))
+        for name, part in tokens.items()
+    }
+    with torch.no_grad():
+        plain, other = _run(fusion, (tokens, present)).pooled, _run(fusion, (longer, present)).pooled
+    assert torch.allclose(plain, other, atol=1e-6), "a row's vector depends on how far it is padded"
+
+
+def check_grid(make: MakeFusion) -> None:
+    """Maps are fused, whole ones that are not real change nothing, and every parameter still gets a gradient."""
+    fusion = make(COLUMNS, DIM).eval()
+    tokens, present = make_inputs()
+    rows, grid = len(present[COLUMNS[1]]), (1, 2, 3)
+    values = torch.randn(rows, 7, DIM, generator=torch.Generator().manual_seed(3))
+    mask = present[COLUMNS[1]].unsqueeze(1).expand(rows, 7)
+    one = Tokens(values.masked_fill(~mask.unsqueeze(2), torch.nan), mask, grid)
+    two = Tokens(F.pad(one.values, (0, 0, 0, 7), value=torch.nan), F.pad(mask, (0, 7)), grid)
+    plain = _run(fusion, ({**tokens, COLUMNS[1]: one}, present)).pooled
+    other = _run(fusion, ({**tokens, COLUMNS[1]: two}, present)).pooled
+    assert plain.isfinite().all(), "a map gives output that is not finite"
+    assert torch.allclose(plain, other, atol=1e-5), "a second picture changes rows that do not have it"
+    torch.autograd.backward(other.square().sum())
+    broken = [name for name, p in fusion.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not broken, f"with a map, the gradient of {', '.join(broken)} is missing or not finite"

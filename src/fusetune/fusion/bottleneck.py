@@ -1,0 +1,78 @@
+"""Fusion by attention bottlenecks: columns exchange through a few shared tokens only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fusetune.fusion._attention import AttentionBlock
+from fusetune.fusion._columns import check_count
+from fusetune.fusion.attention import AttentionFusion
+from fusetune.fusion.base import Fused
+from fusetune.types import Tokens
+
+
+class BottleneckFusion(AttentionFusion):
+    """Each column's tokens attend to themselves and to the shared tokens b; b attends to each column by itself.
+
+    x_c ← Block(x_c over [x_c; b]), b_c ← Block(b over x_c), for every column c; then b ← the mean of b_c over the
+    columns that are present. What passes between columns passes through b, which sums up each of them in few vectors.
+    At the end one block lets a learned query attend to all columns' tokens and to b; what it becomes is the pooled
+    vector. Column embeddings and null tokens are those of `attention`.
+
+    Reference: Nagrani et al. 2021, "Attention Bottlenecks for Multimodal Fusion" (MBT, arXiv 2107.00135). There each
+    modality has weights of its own; here the columns share a block's weights and differ by their embeddings and
+    projections, so the size does not grow with the number of columns. There b_c attends to b as well, which has
+    more tokens than a column that is a single vector and would drown it.
+    """
+
+    def __init__(
+        self,
+        columns: Sequence[str],
+        dim: int,
+        *,
+        num_latents: int = 4,
+        num_heads: int = 4,
+        depth: int = 2,
+        dropout: float = 0.1,
+        modality_dropout: float = 0.1,
+    ) -> None:
+        """
+        Args:
+            columns: the columns, in a fixed order.
+            dim: features of every token, divisible by `num_heads`.
+            num_latents: shared tokens, at least 1.
+            num_heads: attention heads, at least 1.
+            depth: blocks, at least 1; with 1, only the query sees several columns. The query's own block comes on top.
+            dropout: rate in [0, 1) inside the blocks.
+            modality_dropout: probability in [0, 1) that a present column is hidden from a row in training.
+
+        Raises:
+            ConfigError: a setting is out of range or `dim` cannot be split among the heads.
+        """
+        super().__init__(
+            columns, dim, num_heads=num_heads, depth=depth, dropout=dropout, modality_dropout=modality_dropout
+        )
+        self.latents = nn.Parameter(torch.randn(check_count("num_latents", num_latents), dim) * 0.02)
+        self.reader = AttentionBlock(dim, num_heads=num_heads, dropout=dropout)
+
+    def forward(self, columns: dict[str, Tokens], present: dict[str, Tensor]) -> Fused:
+        """See `Fusion.forward`; the fused tokens are the columns', null tokens counted as real, then the shared."""
+        tokens, mask, owner, kept = self.sequence(columns, present)
+        num, num_columns, num_latents = tokens.shape[1], len(self.columns), len(self.latents)
+        latents = self.latents.to(tokens.dtype).expand(len(tokens), -1, -1)  # (batch, latents, dim)
+        asking = torch.arange(num_columns, device=owner.device).repeat_interleave(num_latents)  # a copy's column
+        own = mask.unsqueeze(1) & (torch.cat([owner, asking]).unsqueeze(1) == owner)  # (batch, queries, tokens)
+        shared = (torch.arange(own.shape[1], device=owner.device) < num).view(1, -1, 1)
+        seen = torch.cat([own, shared.expand(len(tokens), -1, num_latents)], dim=2)
+        share = kept.to(tokens.dtype)[:, :, None, None]  # (batch, columns, 1, 1)
+        for block in self.blocks:
+            queries = torch.cat([tokens, latents.repeat(1, num_columns, 1)], dim=1)
+            tokens, copies = block(queries, seen, torch.cat([tokens, latents], dim=1)).tensor_split((num,), dim=1)
+            latents = (copies.unflatten(1, (num_columns, num_latents)) * share).sum(1) / share.sum(1)
+        tokens = torch.cat([tokens, latents], dim=1)
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1]).expand(-1, num_latents)], dim=1)
+        pooled = self.norm(self.reader(self.start(tokens), mask, tokens))[:, 0]
+        return Fused(tokens=Tokens(self.norm(tokens), mask), pooled=pooled)

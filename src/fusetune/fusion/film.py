@@ -1,0 +1,72 @@
+"""Fusion by modulation: one column scales and shifts the features of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fusetune.errors import ConfigError, nearest
+from fusetune.fusion.concat import ConcatFusion
+
+
+class FilmFusion(ConcatFusion):
+    """Feature-wise linear modulation, then `concat`: v_c becomes (1 + γ_c) * v_c + β_c for every column c but `by`.
+
+    [γ_1; β_1; ...] = F v_by + f, which starts at zero, so that at the start this is `concat`. As v_c is a mean of
+    tokens and the modulation is linear in it, each token is modulated alike. Where `by` is absent nothing is modulated
+    and its learned null vector stands for it in the perceptron. With one column there is nothing to modulate.
+
+    Reference: Perez et al. 2018, "FiLM: Visual Reasoning with a General Conditioning Layer" (arXiv 1709.07871), with
+    the scale counted from 1.
+    """
+
+    def __init__(
+        self,
+        columns: Sequence[str],
+        dim: int,
+        *,
+        by: str | None = None,
+        depth: int = 1,
+        dropout: float = 0.1,
+        modality_dropout: float = 0.1,
+        skip: bool = True,
+    ) -> None:
+        """
+        Args:
+            columns: the columns, in a fixed order.
+            dim: features of every token and of the pooled vector.
+            by: the column that modulates the others. None: the first.
+            depth: hidden layers of the perceptron, at least 1, each of 2 x dim features.
+            dropout: rate in [0, 1) after every hidden layer.
+            modality_dropout: probability in [0, 1) that a present column is hidden from a row in training.
+            skip: whether there is a linear path beside the perceptron.
+
+        Raises:
+            ConfigError: `by` is none of the columns, or a setting is out of range.
+        """
+        super().__init__(columns, dim, depth=depth, dropout=dropout, modality_dropout=modality_dropout, skip=skip)
+        if by is not None and by not in self.columns:
+            raise ConfigError(
+                f"fusion.by names no input column: {by!r}",
+                expected=", ".join(self.columns),
+                do=nearest(str(by), self.columns),
+            )
+        self.by = 0 if by is None else self.columns.index(by)
+        num_others = len(self.columns) - 1
+        self.film = nn.Linear(dim, num_others * 2 * dim) if num_others else None
+        if self.film is not None:
+            nn.init.zeros_(self.film.weight)
+            nn.init.zeros_(self.film.bias)
+
+    def mix(self, vectors: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """See `VectorFusion.mix`; the vectors leave modulated."""
+        if self.film is not None:
+            before, own, after = vectors.tensor_split((self.by, self.by + 1), dim=1)
+            others = torch.cat([before, after], dim=1)  # (batch, columns - 1, dim)
+            scale, shift = self.film(own).view(len(vectors), others.shape[1], 2, self.dim).unbind(2)
+            there = kept[:, self.by, None, None]
+            others = torch.where(there, (1 + scale) * others + shift, others)
+            vectors = torch.cat([others[:, : self.by], own, others[:, self.by :]], dim=1)
+        return super().mix(vectors, kept)
