@@ -139,6 +139,22 @@ def test_every_fusion(fit, tiny, fusion):
     assert api.load(tuned.folder).bundle.config.fusion.name == fusion
 
 
+def test_every_token_goes_into_the_fusion(fit, tiny, shop_tables):
+    """From the setting to a folder that predicts the same: texts of differing lengths, and pictures as maps."""
+    settings = {"text": {"name": tiny("bert"), "pool": "none"}, "image": {"name": tiny("resnet"), "pool": "none"}}
+    tuned = fit(["note", "photo", "price"], fusion={"name": "convolution", "dim": 16}, **settings)
+    model = tuned.bundle.model
+    assert model.encoders[model.routes["photo"]].grid == (0, 4, 4)
+    column_close(api.load(tuned.folder).predict(shop_tables["test"]).table, tuned.predict(shop_tables["test"]).table)
+
+
+def test_a_modality_alone_does_without_the_column_that_film_names(fit):
+    settings = {"fusion": {"name": "film", "by": "price", "dim": 16}, "report": {"alone": "tuned", "bootstrap": 0}}
+    tuned = fit(["note", "price", "plan"], text={"freeze": "all"}, **settings)
+    assert tuned.results.tasks[0].first("alone") is not None
+    assert tuned.bundle.model.fusion.by == 1
+
+
 TARGETS = {"binary": "label", "multiclass": "plan", "multilabel": "tags", "regression": "rating", "ordinal": "stars"}
 
 

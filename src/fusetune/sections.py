@@ -68,8 +68,9 @@ class BackboneConfig(Section):
     name: str | None = None
     """A hub id, a folder, or the folder of a model tuned before. None: the embedded text model; for images and sounds a
     small one trained from scratch."""
-    pool: Literal["auto", "mean", "cls", "last"] = "auto"
-    """How a cell's token vectors become one. `auto`: what the model was trained with."""
+    pool: Literal["auto", "mean", "cls", "last", "none"] = "auto"
+    """How a cell's token vectors become one. `auto`: what the model was trained with. `none`: they stay apart, and the
+    fusion sees every word, patch or moment; the frozen features of a column then take tokens times the memory."""
     max_tokens: Annotated[int, Field(ge=8)] | None = None
     """Longer texts are cut here. None: the model's own limit, at most 512."""
     freeze: str = "none"

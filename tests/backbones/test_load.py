@@ -15,12 +15,26 @@ from fusetune.backbones.listing import describe, list_backbones
 from fusetune.backbones.load import load_backbone, restore_backbone
 from fusetune.errors import BackboneError, FolderError
 from fusetune.testing import tiny_models
+from fusetune.testing.backbones import collate, example_cells
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("models")
-    for name in ("bert", "vit", "clip", "llama", "resnet", "dinov2", "t5", "whisper", "mobilenet"):
+    for name in (
+        "bert",
+        "vit",
+        "clip",
+        "llama",
+        "resnet",
+        "dinov2",
+        "t5",
+        "whisper",
+        "mobilenet",
+        "siglip",
+        "swin",
+        "wav2vec2",
+    ):
         tiny_models.make(name, home / name)
     return home
 
@@ -72,6 +86,43 @@ def test_parts_belong_to_cells(home: Path) -> None:
     alone, cells = every(pixel_values=pixels).values, every(pixel_values=pixels, owner=owner)
     torch.testing.assert_close(cells.values[1], alone[[0, 2, 3]].flatten(0, 1))
     assert cells.mask.sum(1).tolist() == [17, 51]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "grid"),
+    [
+        ("resnet", "image", (0, 4, 4)),
+        ("vit", "image", (1, 4, 4)),
+        ("clip", "image", (1, 4, 4)),
+        ("siglip", "image", (0, 4, 4)),
+        ("swin", "image", None),  # it joins patches on the way
+        ("bert", "text", None),
+        ("wav2vec2", "audio", None),
+    ],
+)
+def test_tokens_of_a_picture_say_how_they_lie_in_it(home: Path, name: str, kind: str, grid: object) -> None:
+    backbone = load_backbone(str(home / name), kind, pool="none")
+    tokens = backbone(**collate(backbone, example_cells(backbone)))
+    assert backbone.grid == tokens.grid == grid
+    assert load_backbone(str(home / name), kind, pool="mean").grid is None
+    if grid is not None:
+        extra, height, width = grid
+        assert tokens.values.shape[1] == extra + height * width
+
+
+def test_maps_are_row_by_row(home: Path) -> None:
+    """A spot low on the left changes most what stands there in the map."""
+    for name in ("resnet", "vit", "dinov2"):
+        backbone = load_backbone(str(home / name), "image", pool="none")
+        pixels = torch.zeros(2, 3, 32, 32)
+        pixels[1, :, 24:, :8] = 3.0  # the last of four rows, the first of four columns
+        first, second = backbone(pixel_values=pixels, owner=torch.tensor([0, 1])).values
+        extra, height, width = backbone.grid
+        changed = (second - first)[extra:].norm(dim=1).view(height, width)
+        quarters = [
+            changed[rows, columns].sum() for rows in (slice(2), slice(2, 4)) for columns in (slice(2), slice(2, 4))
+        ]
+        assert max(quarters) == quarters[2]
 
 
 def test_sentence_transformers_pooling(copy: Path) -> None:

@@ -12,6 +12,7 @@ from fusetune.modalities.category import CategoryModality
 from fusetune.modalities.number import NumberModality
 from fusetune.tasks.classification import BinaryTask
 from fusetune.tasks.regression import RegressionTask
+from fusetune.types import Tokens
 
 RECORDS = [
     {"price": "1", "plan": "a", "weight": "1", "label": "yes", "rating": "1.5"},
@@ -87,10 +88,15 @@ def test_equal_cells_are_encoded_once_and_absent_ones_not_at_all():
 def test_features_stand_in_for_tensors_in_the_cells_order():
     examples = make()
     column = examples.columns["price"]
-    column.features = torch.arange(len(column.cells) * 2.0).view(-1, 1, 2)
+    values = torch.arange(len(column.cells) * 6.0).view(-1, 3, 2)
+    real = torch.arange(3) <= torch.arange(len(column.cells)).unsqueeze(1)  # cell 0 has one token, cell 1 has two, ...
+    column.features = Tokens(values, real)
     batch = examples.batch([1, 0, 2])
-    given = batch.inputs["price"]["features"][batch.cells["price"]]
-    assert torch.equal(given, column.features[torch.from_numpy(column.codes[[1, 0, 2]])])
+    codes = torch.from_numpy(column.codes[[1, 0, 2]])
+    assert codes.tolist() == [1, 0, 0]
+    given = batch.inputs["price"]
+    assert torch.equal(given["features"][batch.cells["price"]], values[codes, :2])  # no longer than these cells need
+    assert torch.equal(given["real"][batch.cells["price"]], real[codes, :2])
 
 
 def test_fitting_sees_used_rows_only():

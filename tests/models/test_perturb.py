@@ -45,12 +45,12 @@ def media_cells(kind: str, folder) -> list[str]:
     return ["0.png", "1.png;2.png", "3.png", "1.png"]
 
 
-def make(name: str, tiny, folder, *, rows: int = 8):
+def make(name: str, tiny, folder, *, rows: int = 8, pool: str = "auto"):
     """A model of a media column and two tabular ones, and rows; row 3 lacks the media column, row 5 the number."""
     source, _, kind = name.partition(" ")
     kind = kind or next(k for k, known in KIND.items() if source in known)
     cells = media_cells(kind, folder)
-    backbone = load_backbone(tiny(source), kind)
+    backbone = load_backbone(tiny(source), kind, pool=pool)
     modalities = {
         "m": MODALITIES.get(kind)("m", backbone=backbone),
         "x": NumberModality("x", bins=3),
@@ -158,6 +158,16 @@ def test_tabular_columns_and_computed_features_are_perturbed_at_their_standardis
         after = projection.standardise(model.encode(column, ball.perturbed(deltas).inputs[column]).values)
         torch.testing.assert_close(after - before, deltas[column].view_as(before).detach(), atol=1e-5, rtol=1e-4)
     assert not deltas["x"][..., 2].any() and deltas["x"][..., 1].all()
+
+
+def test_computed_features_of_every_token_are_not_perturbed_at_padding(tiny, tmp_path):
+    model, examples = make("bert", tiny, tmp_path, pool="none")
+    set_features(examples, fill_features(model, examples))
+    batch = examples.batch(range(8))
+    real = batch.inputs["m"]["real"]
+    assert not real.all()
+    deltas = Ball(model, batch, ["m"]).uniform(0.5)
+    assert not deltas["m"][~real].any() and deltas["m"][real].any(1).all()
 
 
 def test_an_absent_column_and_an_unnamed_one_have_no_perturbation(tiny, tmp_path):

@@ -10,9 +10,14 @@ from torch import nn
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
 from fusetune.models.build import Backbones, build_modalities, build_model
+from fusetune.registry import FUSIONS
 from fusetune.sections import BackboneConfig, NamedConfig
 from fusetune.tasks.regression import RegressionTask
+from fusetune.training.features import encoded
 from fusetune.training.inference import encode_cells, evaluating, predict_logits
+from fusetune.training.probe import SplitRows, block, column_scales
+
+MODELS = {"text": "bert", "image": "resnet"}
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +37,37 @@ def made(tiny):
     examples.fit()
     torch.manual_seed(0)
     return build_model(modalities, {"y": task}, NamedConfig(name="attention", dim=8)), examples
+
+
+@pytest.fixture(scope="module")
+def build(tiny, shop):
+    """`build(fusion)`: a model with `pool: none` on texts of 1 to 9 words and on cells of 0 to 3 pictures, and 20 rows of them."""
+    folder, _ = shop
+    rng = np.random.default_rng(0)
+    records = [
+        {
+            "text": " ".join(f"w{n}" for n in rng.integers(0, 40, 1 + place % 9)),
+            "photo": [f"red{n % 4}.png" for n in range(place % 4)] or None,
+            "y": place,
+        }
+        for place in range(20)
+    ]
+    settings = {kind: BackboneConfig(name=tiny(name), pool="none") for kind, name in MODELS.items()}
+    backbones = Backbones(settings)
+    modalities = build_modalities({"text": ("text", {}), "photo": ("image", {})}, backbones)
+    task = RegressionTask("y")
+    examples = Examples(Table.from_records(records, base_dir=folder), modalities, {"y": task})
+    examples.prepare(on_bad_cell="reject")
+    examples.fit()
+
+    def make(fusion):
+        torch.manual_seed(0)
+        model = build_model(modalities, {"y": task}, NamedConfig(name=fusion, dim=8))
+        for layer in model.linear:
+            nn.init.normal_(layer.weight)
+        return model, examples
+
+    return make
 
 
 def test_batches_and_order_do_not_matter(made):
@@ -68,8 +104,10 @@ def test_evaluating_restores_the_mode_after_an_error():
 def test_cells_are_encoded_once_each_in_their_order(made):
     model, examples = made
     column = examples.columns["b"]
-    features = encode_cells(model, examples, "b", batch_size=4)
-    assert features.shape == (len(column.cells), 1, 16) and not features.is_inference()
+    found = encode_cells(model, examples, "b", batch_size=4)
+    features = found.values
+    assert features.shape == (len(column.cells), 1, 16) and found.mask.all()
+    assert not features.is_inference() and not found.mask.is_inference()
     for place in (0, len(column.cells) - 1):
         tensors = column.modality.collate([column.example(place)])
         with evaluating(model):
@@ -83,14 +121,16 @@ def test_cells_that_could_not_be_read_are_zeros(made):
     other = Examples(Table.from_records(records), {"a": examples.columns["a"].modality})
     other.prepare(on_bad_cell="mask")
     features = encode_cells(model, other, "a")
-    assert features[1].abs().sum() == 0 and features[0].abs().sum() > 0 and features[2].abs().sum() > 0
+    assert features.mask.tolist() == [[True], [False], [True]]
+    assert features.values.abs().sum((1, 2)).gt(0).tolist() == [True, False, True]
 
 
 def test_no_cell_at_all(made):
     model, examples = made
     other = Examples(Table.from_records([{"a": None, "x": 1}]), {"a": examples.columns["a"].modality})
     other.prepare(on_bad_cell="mask")
-    assert encode_cells(model, other, "a").shape == (0, 1, 16)
+    found = encode_cells(model, other, "a")
+    assert found.values.shape == (0, 1, 16) and found.mask.shape == (0, 1)
 
 
 def test_progress_sees_every_batch(made):
@@ -104,3 +144,56 @@ def test_progress_sees_every_batch(made):
     predict_logits(model, examples, examples.used, batch_size=6, progress=progress)
     encode_cells(model, examples, "a", batch_size=6, progress=progress)
     assert told == [("predicting", 4), ("encoding a", 4)]
+
+
+class TestEveryToken:
+    """`pool: none`: cells with differing numbers of tokens, and pictures that keep their height and width."""
+
+    @pytest.mark.parametrize("fusion", list(FUSIONS))
+    def test_predictions_with_features_are_those_without(self, build, fusion):
+        model, examples = build(fusion)
+        plain = predict_logits(model, examples, examples.used)["y"]
+        alone = torch.cat([predict_logits(model, examples, examples.used[i : i + 1])["y"] for i in range(20)])
+        with encoded(model, examples):
+            assert examples.columns["text"].features is not None
+            given = predict_logits(model, examples, examples.used, batch_size=7)["y"]
+        assert plain.std() > 0.1
+        torch.testing.assert_close(alone, plain, atol=1e-4, rtol=0)  # whatever else is in the batch
+        torch.testing.assert_close(given, plain, atol=1e-4, rtol=0)
+
+    def test_features_say_which_tokens_are_real(self, build):
+        model, examples = build("attention")
+        found, column = encode_cells(model, examples, "text", batch_size=3), examples.columns["text"]
+        counts = [len(cell.split()) + 2 for cell in column.cells]  # words between two special tokens
+        assert found.mask.sum(1).tolist() == counts and found.values.shape[1] == max(counts) == 11
+        assert not found.values[~found.mask].any()
+        pictures = encode_cells(model, examples, "photo").mask.sum(1)
+        assert pictures.tolist() == [16 * len(cell) for cell in examples.columns["photo"].cells]
+
+    def test_a_columns_map_reaches_the_fusion_from_features_too(self, build):
+        model, examples = build("convolution")
+        seen = []
+        hook = model.fusion.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        predict_logits(model, examples, examples.used)
+        with encoded(model, examples):
+            predict_logits(model, examples, examples.used)
+        hook.remove()
+        assert [(tokens["text"].grid, tokens["photo"].grid) for tokens in seen] == [(None, (0, 4, 4))] * 2
+
+    def test_scale_and_linear_part_read_the_mean_of_the_real_tokens(self, build):
+        model, examples = build("attention")
+        column, found = examples.columns["text"], encode_cells(model, examples, "text")
+        means = torch.stack([values[real].mean(0) for values, real in zip(found.values, found.mask, strict=True)])
+        rows = means[torch.from_numpy(column.codes)]
+        shift, scale = column_scales(examples, {"text": found})["text"]
+        torch.testing.assert_close(shift, rows.mean(0), atol=1e-5, rtol=0)
+        split = SplitRows(examples, {"text": found}, examples.used, np.zeros(20))
+        expected = (rows - shift) * scale / 4  # the root of 16 features
+        np.testing.assert_allclose(block(split, "text", (shift, scale))[:, :-1], expected, atol=1e-5)
+        model.set_scale("text", shift, scale)
+        reads = []
+        hook = model.linear[0].register_forward_pre_hook(lambda _, args: reads.append(args[0]))
+        with evaluating(model):
+            model(examples.batch(examples.used))
+        hook.remove()
+        torch.testing.assert_close(reads[0][:, :16], expected, atol=1e-4, rtol=0)

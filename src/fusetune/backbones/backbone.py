@@ -40,9 +40,11 @@ class Backbone(nn.Module):
         sampling_rate: samples a second that a sound must have; 0 for other kinds.
         image_size: (height, width) of the pictures that are read, in pixels; (0, 0) for other kinds.
         norm_eval: keep the running statistics of batch normalisation in training, as small batches would spoil them.
+        grid: with pool "none", how a picture's tokens lie in it, where they do (see `Tokens`).
     """
 
     dim: int
+    grid: tuple[int, int, int] | None = None
 
     def __init__(
         self,
@@ -140,7 +142,7 @@ class Backbone(nn.Module):
             (cells, 1, dim), or (cells, tokens, dim) with pool "none".
         """
         values, mask, own = self._encode(**inputs)
-        tokens = Tokens(values, mask) if self.pool == "none" else self._pooled(values, mask, own)
+        tokens = Tokens(values, mask, self.grid) if self.pool == "none" else self._pooled(values, mask, own)
         return tokens if owner is None else _join(tokens, owner)
 
     def _encode(self, *, lengths: Tensor | None = None, **inputs: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -252,6 +254,7 @@ class Backbone(nn.Module):
             "fingerprint": self.fingerprint,
             "pretrained": self.pretrained,
             "dim": self.dim,
+            "grid": None if self.grid is None else list(self.grid),
             "max_tokens": self.max_tokens,
             "whole_length": isinstance(self.inputs, TextInputs) and self.inputs.whole_length,
             "max_seconds": self.inputs.max_seconds,
@@ -268,7 +271,7 @@ def _join(tokens: Tokens, owner: Tensor) -> Tokens:
         weight = mask.to(values.dtype)  # (parts, 1)
         total = values.new_zeros(cells, values.shape[2]).index_add(0, owner, values[:, 0] * weight)
         count = values.new_zeros(cells, 1).index_add(0, owner, weight)
-        return Tokens((total / count.clamp(min=1)).unsqueeze(1), count > 0)
+        return Tokens((total / count.clamp(min=1)).unsqueeze(1), count > 0, tokens.grid)
     order = owner.argsort(stable=True)
     counts = torch.bincount(owner, minlength=cells)
     starts = counts.cumsum(0) - counts
@@ -278,4 +281,4 @@ def _join(tokens: Tokens, owner: Tensor) -> Tokens:
     real = mask.new_zeros(shape)
     joined[owner[order], place] = values[order]
     real[owner[order], place] = mask[order]
-    return Tokens(joined.flatten(1, 2), real.flatten(1, 2))
+    return Tokens(joined.flatten(1, 2), real.flatten(1, 2), tokens.grid)

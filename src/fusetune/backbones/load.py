@@ -29,6 +29,8 @@ from fusetune.errors import BackboneError, FolderError, FusetuneError, nearest
 __all__ = ["Backbone", "load_backbone", "restore_backbone"]
 
 USUAL_TOKENS = 512
+MOST_EXTRA = 16
+"""Class and register tokens before a picture's patches; more would say that the patches were counted wrongly."""
 _POOLING = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
 
 
@@ -146,6 +148,9 @@ def _restore(folder: Path, saved: dict[str, Any]) -> Backbone:
     named = {name: saved[name] for name in ("pool", "key", "source", "fingerprint", "pretrained", "norm_eval")}
     backbone = Backbone(part, inputs=inputs, kind=kind, method=method, config=config, **named)
     backbone.removed, backbone.dim = removed, int(saved["dim"])
+    if saved.get("grid") is not None:
+        extra, height, width = (int(number) for number in saved["grid"])
+        backbone.grid = (extra, height, width)
     return backbone.eval()
 
 
@@ -252,6 +257,8 @@ def _settle(backbone: Backbone, pool: str, folder: Path) -> None:
         values, _, own = backbone._encode(**inputs)
     if pool == "auto":
         backbone.pool = _auto_pool(backbone, own, folder)
+    if backbone.pool == "none" and backbone.kind != "text":
+        backbone.grid = _grid(backbone, values.shape[1])
     if backbone.pool == "own" and own is None:
         raise BackboneError(
             "this model makes no vector of its own", expected="pool: mean, cls, last or none", came="own"
@@ -294,20 +301,30 @@ def _auto_pool(backbone: Backbone, own: Tensor | None, folder: Path) -> str:
     if (
         own is not None
         and any(isinstance(module, nn.Conv2d) for module in backbone.model.modules())
-        and _is_grid(backbone)
+        and _map_size(backbone) is not None
     ):
         return "own"
     return "cls" if structure.has_class_token(backbone.model) else "mean"
 
 
-def _is_grid(backbone: Backbone) -> bool:
-    """Whether the model is convolutional: its last hidden state is (rows, dim, height, width)."""
+def _map_size(backbone: Backbone) -> tuple[int, int] | None:
+    """(height, width) where the model is convolutional: its last hidden state is (rows, dim, height, width)."""
     inputs = _small_input(backbone)
     inputs.pop("owner", None)
     inputs.pop("lengths", None)
     with torch.no_grad():
         out = getattr(backbone.model, backbone.method)(**inputs)
-    return bool(out.last_hidden_state.ndim == 4)
+    shape = out.last_hidden_state.shape
+    return (int(shape[2]), int(shape[3])) if len(shape) == 4 else None
+
+
+def _grid(backbone: Backbone, num_tokens: int) -> tuple[int, int, int] | None:
+    """How a picture's tokens lie in it (see `Tokens`): a convolutional model's map, or a transformer's patches."""
+    size = _map_size(backbone)
+    if size is None and backbone.kind == "image":
+        size = structure.patch_grid(backbone.model, backbone.image_size)
+    extra = -1 if size is None else num_tokens - size[0] * size[1]
+    return (extra, *size) if size is not None and 0 <= extra <= MOST_EXTRA else None
 
 
 @torch.no_grad()

@@ -159,4 +159,7 @@ def _wrap(kind: str, inputs: ImageInputs | SpectrogramInputs, pool: str) -> Back
         pretrained=False,
     )
     backbone.dim = 2 * channels if pool == "own" else channels
+    if pool == "none":
+        side = IMAGE_SIDE // 16
+        backbone.grid = (0, side, side) if kind == "image" else (0, SPECTROGRAM.patch_frames // 16, 1)
     return backbone.eval()

@@ -103,6 +103,17 @@ def _children(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return first + [(name, child) for name, child in model.named_children() if any(True for _ in child.parameters())]
 
 
+def patch_grid(model: nn.Module, image_size: tuple[int, int]) -> tuple[int, int] | None:
+    """(height, width) in patches of a picture of (height, width) pixels; None where the model cuts none.
+
+    Patches are cut by the first convolution, whose windows then do not overlap.
+    """
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is None or first.kernel_size != first.stride:
+        return None
+    return image_size[0] // first.kernel_size[0], image_size[1] // first.kernel_size[1]
+
+
 def reached(output: Tensor) -> set[int]:
     """The ids of all tensors with gradients that an output was computed from."""
     found: set[int] = set()

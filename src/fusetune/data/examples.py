@@ -18,7 +18,7 @@ from fusetune.data.quarantine import Rejected
 from fusetune.data.table import Table, is_missing
 from fusetune.errors import BadCell
 from fusetune.modalities.base import Modality
-from fusetune.types import Batch
+from fusetune.types import Batch, Tokens
 
 if TYPE_CHECKING:
     from fusetune.tasks.base import Task
@@ -52,7 +52,7 @@ class Column:
         self.modality, self.base_dir = modality, base_dir
         self.cells: list[Any] = []
         self.bad: dict[int, BadCell] = {}
-        self.features: Tensor | None = None
+        self.features: Tokens | None = None
         self.codes = np.full(len(values), -1, dtype=np.int64)
         self._examples: dict[int, Any] = {}
         self._sizes: list[int] = []
@@ -109,7 +109,10 @@ class Column:
     def tensors(self, places: np.ndarray) -> dict[str, Tensor]:
         """The encoder's input for some distinct cells."""
         if self.features is not None:
-            return {"features": self.features[torch.from_numpy(places)]}
+            chosen = torch.from_numpy(places)
+            real = self.features.mask[chosen]
+            longest = int(real.any(0).nonzero().max()) + 1 if real.any() else real.shape[1]  # no more than needed
+            return {"features": self.features.values[chosen, :longest], "real": real[:, :longest]}
         return self.modality.collate([self.example(int(place)) for place in places])
 
 

@@ -26,6 +26,7 @@ from fusetune.training.features import encoded, fill_features, set_features
 from fusetune.training.inference import row_vectors
 from fusetune.training.loop import Validate
 from fusetune.training.probe import column_scales
+from fusetune.types import Tokens
 
 if TYPE_CHECKING:
     from fusetune.fitting.fit import Fit
@@ -115,7 +116,7 @@ class Aligning:
 
         return align(fit.examples["train"], fit.features["train"], scales, model.fusion.dim, of_val)
 
-    def _vectors(self, model: Understand, split: str, known: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    def _vectors(self, model: Understand, split: str, known: Mapping[str, Tokens]) -> dict[str, np.ndarray]:
         """Per column, (used rows, dim) of unit length, zeros where a row lacks it."""
         examples = self.fit.examples[split]
         with encoded(model, examples, known):

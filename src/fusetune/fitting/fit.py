@@ -28,7 +28,7 @@ from fusetune.models.build import Backbones, build_modalities, build_model, buil
 from fusetune.models.perturb import attacked_columns
 from fusetune.models.understand import Understand
 from fusetune.registry import MODALITIES
-from fusetune.sections import BackboneConfig
+from fusetune.sections import BackboneConfig, NamedConfig
 from fusetune.tasks.base import Task
 from fusetune.tasks.infer import infer_task
 from fusetune.training.callbacks import track
@@ -246,7 +246,10 @@ class Fit:
             kind, options = self.schema.columns[name].kind, self.schema.columns[name].options
             backbone = backbones.get(kind, options.get("backbone")) if MODALITIES.get(kind).needs_backbone else None
             fresh[name] = MODALITIES.get(kind).from_state(name, self.modalities[name].state(), backbone)
-        return fresh, build_model(fresh, self.tasks, self.config.fusion)
+        # An option that names a column left out, as film's `by` may, goes back to its default.
+        hidden = [name for name in self.modalities if name not in fresh]
+        chosen = {key: value for key, value in self.config.fusion.options.items() if value not in hidden}
+        return fresh, build_model(fresh, self.tasks, NamedConfig(name=self.config.fusion.name, **chosen))
 
     def _alone_models(self, rows: Mapping[str, Mapping[str, SplitRows]]) -> dict[str, Understand]:
         """A model trained on each modality alone, where the report needs one."""

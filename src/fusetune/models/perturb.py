@@ -28,7 +28,7 @@ from fusetune.backbones.inputs import AudioInputs, TextInputs
 from fusetune.backbones.shift import SHIFT, word_embeddings
 from fusetune.errors import ConfigError, nearest
 from fusetune.modalities.fixed import FixedFeatures
-from fusetune.models.understand import FEATURES, Projection
+from fusetune.models.understand import FEATURES, REAL, Projection
 from fusetune.types import Batch
 
 if TYPE_CHECKING:
@@ -88,7 +88,10 @@ def find_site(model: Understand, column: str, tensors: Mapping[str, Tensor]) -> 
         assert isinstance(projection, Projection)
         values = projection.standardise(tensors[name])
         per = torch.where(projection.scale > 0, 1 / projection.scale.clamp(min=torch.finfo(values.dtype).tiny), 0.0)
-        return Site(name, values, (projection.scale > 0).expand_as(values), _owner(values, tensors), per, True)
+        real = (projection.scale > 0).expand_as(values)
+        if REAL in tensors:
+            real = real & tensors[REAL].unsqueeze(-1)
+        return Site(name, values, real, _owner(values, tensors), per, True)
     if floating:
         values = tensors[floating[0]]
         return Site(floating[0], values, _real(encoder, tensors, values), _owner(values, tensors), values.new_ones(()))

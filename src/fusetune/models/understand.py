@@ -13,6 +13,8 @@ from fusetune.types import Batch, Outputs, Tokens
 
 FEATURES = "features"
 """The input under which a batch brings a column's encoder output, computed before, instead of raw tensors."""
+REAL = "real"
+"""The input beside it that says which of its tokens are real, (cells, tokens) bool."""
 
 
 class Projection(nn.Module):
@@ -121,8 +123,8 @@ class Understand(nn.Module):
     def encode(self, column: str, tensors: dict[str, Tensor]) -> Tokens:
         """A column's distinct cells as its encoder's tokens, (cells, tokens, encoder dim)."""
         if FEATURES in tensors:
-            values = tensors[FEATURES]
-            return Tokens(values, torch.ones(values.shape[:2], dtype=torch.bool, device=values.device))
+            grid = getattr(self.encoders[self.routes[column]], "grid", None)
+            return Tokens(tensors[FEATURES], tensors[REAL], grid)
         return encode(self.encoders[self.routes[column]], tensors)
 
     def forward(self, batch: Batch) -> Outputs:
@@ -159,4 +161,4 @@ class Understand(nn.Module):
         mask = encoded.mask[row_cells] & ~absent  # (batch, tokens)
         vector = (scaled.mean() / projection.linear.in_features**0.5)[row_cells].masked_fill(absent, 0)
         block = torch.cat([vector, absent.to(vector.dtype)], dim=1)
-        return Tokens(values[row_cells].masked_fill(~mask.unsqueeze(-1), 0), mask), block
+        return Tokens(values[row_cells].masked_fill(~mask.unsqueeze(-1), 0), mask, encoded.grid), block

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fusetune.data.examples import Examples
 from fusetune.models.understand import Projection, Understand
+from fusetune.types import Tokens
 
 PENALTIES = (1e-1, 1e-2, 3e-3, 1e-3, 3e-4)
 POWERS = (0.0, 1.0, 2.0)
@@ -52,7 +53,7 @@ class Alignment:
 
 def align(
     examples: Examples,
-    features: Mapping[str, Tensor],
+    features: Mapping[str, Tokens],
     scales: Mapping[str, tuple[Tensor, Tensor]],
     dim: int,
     score: Callable[[Alignment], float],
@@ -91,14 +92,14 @@ def align(
 
 
 def _block(
-    examples: Examples, rows: np.ndarray, name: str, table: Tensor, scale: tuple[Tensor, Tensor]
+    examples: Examples, rows: np.ndarray, name: str, table: Tokens, scale: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """A column's features in rows, (rows, features) float64 with zeros where it is absent, and where it is present."""
     codes = torch.from_numpy(examples.columns[name].codes[rows])
     there = codes >= 0
     shift, factor = scale
-    values = (table.mean(1) - shift) * factor / table.shape[-1] ** 0.5
-    block = values[codes.clamp(min=0)] if len(values) else torch.zeros(len(codes), table.shape[-1])
+    values = (table.mean() - shift) * factor / len(shift) ** 0.5
+    block = values[codes.clamp(min=0)] if len(values) else torch.zeros(len(codes), len(shift))
     return block.masked_fill(~there.unsqueeze(1), 0).double(), there
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from torch import Tensor
-
 from fusetune.data.examples import Examples, Progress
 from fusetune.models.understand import Understand
 from fusetune.training.inference import encode_cells
+from fusetune.types import Tokens
 
 
-def fill_features(model: Understand, examples: Examples, *, progress: Progress | None = None) -> dict[str, Tensor]:
+def fill_features(model: Understand, examples: Examples, *, progress: Progress | None = None) -> dict[str, Tokens]:
     """Encoder outputs of every distinct cell, per column whose encoder is of use before any training.
 
     Args:
@@ -27,7 +26,7 @@ def fill_features(model: Understand, examples: Examples, *, progress: Progress |
     }
 
 
-def set_features(examples: Examples, features: Mapping[str, Tensor]) -> None:
+def set_features(examples: Examples, features: Mapping[str, Tokens]) -> None:
     """Give columns their encoder outputs; the others go through their encoders."""
     for name, column in examples.columns.items():
         column.features = features.get(name)
@@ -37,7 +36,7 @@ def set_features(examples: Examples, features: Mapping[str, Tensor]) -> None:
 def encoded(
     model: Understand,
     examples: Examples,
-    known: Mapping[str, Tensor] | None = None,
+    known: Mapping[str, Tokens] | None = None,
     *,
     progress: Progress | None = None,
 ) -> Iterator[None]:

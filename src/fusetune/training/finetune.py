@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from fusetune.data.examples import Examples
 from fusetune.models.understand import Understand
@@ -34,6 +33,7 @@ from fusetune.training.learner import Learner
 from fusetune.training.loop import Validate, run_stage
 from fusetune.training.probe import Probe, column_scales
 from fusetune.training.recipe import BackboneRule, Recipe
+from fusetune.types import Tokens
 
 
 @dataclass
@@ -85,7 +85,7 @@ def finetune(
     *,
     rules: Mapping[str, BackboneRule] | None = None,
     objectives: Mapping[str, Mapping[str, Any]] | None = None,
-    features: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
+    features: tuple[Mapping[str, Tokens], Mapping[str, Tokens]],
     probes: Mapping[str, Probe] | None = None,
     alignment: Alignment | None = None,
     validator: Callable[[Sequence[Objective]], Validate] | None = None,
@@ -149,7 +149,7 @@ def _stages(
     recipe: Recipe,
     learner: Learner,
     rows: tuple[Examples, Examples],
-    features: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
+    features: tuple[Mapping[str, Tokens], Mapping[str, Tokens]],
     validate: Validate,
     accelerator: Accelerator,
     best: BestStep,

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fusetune.data.examples import Examples, Progress
 from fusetune.models.understand import Understand
+from fusetune.types import Tokens
 
 
 @contextmanager
@@ -65,30 +66,32 @@ def predict_logits(
 
 def encode_cells(
     model: Understand, examples: Examples, column: str, *, batch_size: int = 64, progress: Progress | None = None
-) -> Tensor:
+) -> Tokens:
     """The encoder's output for every distinct cell of a column: (cells, tokens, dim) float32 on the CPU.
 
-    Cells that could not be read are zeros; no row points at them.
+    Cells with fewer tokens than others are padded with zeros. Cells that could not be read have no real token; no row
+    points at them.
     """
     source = examples.columns[column]
     good = np.asarray([place for place in range(len(source.cells)) if place not in source.bad], dtype=np.int64)
-    good = good[np.argsort([source.size(int(place)) for place in good], kind="stable")]
+    good = good[np.argsort([-source.size(int(place)) for place in good], kind="stable")]  # most tokens first
     steps: Iterator[np.ndarray] = iter([good[i : i + batch_size] for i in range(0, len(good), batch_size)])
     if progress is not None:
         steps = progress(steps, f"encoding {column}", -(-len(good) // batch_size))
     device = model_device(model)
-    features: Tensor | None = None
+    dim = int(model.encoders[model.routes[column]].dim)  # type: ignore[arg-type]
+    features, real = torch.zeros(len(source.cells), 1, dim), torch.zeros(len(source.cells), 1, dtype=torch.bool)
     with evaluating(model):
         for places in steps:
             tensors = {name: tensor.to(device) for name, tensor in source.tensors(places).items()}
-            values = model.encode(column, tensors).values.float().cpu()
-            if features is None:
-                features = values.new_zeros(len(source.cells), *values.shape[1:])
-            features[torch.from_numpy(places)] = values
-    if features is None:
-        dim = int(model.encoders[model.routes[column]].dim)  # type: ignore[arg-type]
-        features = torch.zeros(len(source.cells), 1, dim)
-    return features.clone()  # a tensor made in inference mode could not enter a training step
+            tokens = model.encode(column, tensors)
+            num, chosen = tokens.values.shape[1], torch.from_numpy(places)
+            longer = num - features.shape[1]
+            if longer > 0:
+                features, real = F.pad(features, (0, 0, 0, longer)), F.pad(real, (0, longer))
+            features[chosen, :num] = tokens.values.masked_fill(~tokens.mask.unsqueeze(-1), 0).float().cpu()
+            real[chosen, :num] = tokens.mask.cpu()
+    return Tokens(features.clone(), real.clone())  # a tensor made in inference mode could not enter a training step
 
 
 def row_vectors(

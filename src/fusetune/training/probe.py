@@ -18,8 +18,9 @@ from torch import Tensor
 from fusetune.data.examples import Examples
 from fusetune.models.understand import Understand
 from fusetune.tasks.base import LinearModel, Task
+from fusetune.types import Tokens
 
-Features = Mapping[str, Tensor]
+Features = Mapping[str, Tokens]
 
 LEAST_SPREAD = 0.1
 MIN_SHARE = 0.05
@@ -71,7 +72,7 @@ def column_scales(examples: Examples, features: Features) -> dict[str, tuple[Ten
     scales = {}
     for name, table in features.items():
         codes = examples.columns[name].codes[examples.used]
-        scales[name] = learn_scale(table.mean(1)[torch.from_numpy(codes[codes >= 0])])
+        scales[name] = learn_scale(table.mean()[torch.from_numpy(codes[codes >= 0])])
     return scales
 
 
@@ -123,7 +124,7 @@ def block(split: SplitRows, name: str, scale: tuple[Tensor, Tensor]) -> np.ndarr
     """A column's features for the linear model, (rows, features + 1) float32; the last says whether it is absent."""
     shift, factor = scale
     codes = torch.from_numpy(split.examples.columns[name].codes[split.indices])
-    table = (split.features[name].mean(1) - shift) * factor / len(shift) ** 0.5
+    table = (split.features[name].mean() - shift) * factor / len(shift) ** 0.5
     absent = (codes < 0).unsqueeze(1)
     values = torch.zeros(len(codes), len(shift))
     if len(table):
