@@ -18,6 +18,7 @@ from fusetune.modalities.category import CategoryModality
 from fusetune.modalities.number import NumberModality
 from fusetune.models.build import build_model
 from fusetune.models.perturb import Ball, Chance, attacked_columns, find_site, unit_of
+from fusetune.models.understand import FEATURES
 from fusetune.registry import MODALITIES
 from fusetune.sections import NamedConfig
 from fusetune.tasks.regression import RegressionTask
@@ -168,6 +169,18 @@ def test_computed_features_of_every_token_are_not_perturbed_at_padding(tiny, tmp
     assert not real.all()
     deltas = Ball(model, batch, ["m"]).uniform(0.5)
     assert not deltas["m"][~real].any() and deltas["m"][real].any(1).all()
+
+
+def test_padding_among_computed_features_is_left_as_it_is(tiny, tmp_path):
+    model, examples = make("bert", tiny, tmp_path, pool="none")
+    set_features(examples, fill_features(model, examples))
+    batch = examples.batch(range(8))
+    ball = Ball(model, batch, ["m"])
+    lengths = [len(text.split()) + 2 for text in TEXTS]
+    assert batch.inputs["m"][FEATURES].shape[1] == max(lengths)
+    drawn = ball.uniform(1.0)["m"]
+    assert drawn.any(2).sum(1).tolist() == lengths
+    assert not ball.perturbed({"m": torch.ones_like(drawn)}).inputs["m"][FEATURES][1, 3:].any()
 
 
 def test_an_absent_column_and_an_unnamed_one_have_no_perturbation(tiny, tmp_path):
