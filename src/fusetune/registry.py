@@ -115,4 +115,9 @@ TASKS = Registry(
     },
 )
 
-OBJECTIVES = Registry("objective", {})
+OBJECTIVES = Registry(
+    "objective",
+    {
+        "vat": "fusetune.objectives.vat:VirtualAdversarial",
+    },
+)
