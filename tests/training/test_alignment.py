@@ -18,6 +18,12 @@ from fusetune.training.alignment import align
 from fusetune.training.features import encoded
 from fusetune.training.inference import row_vectors
 from fusetune.training.probe import column_scales
+from fusetune.types import Tokens
+
+
+def one_token(values: np.ndarray) -> Tokens:
+    """(cells, features) as the features of cells with one token each."""
+    return Tokens(torch.from_numpy(values).float().unsqueeze(1), torch.ones(len(values), 1, dtype=torch.bool))
 
 
 class Views:
@@ -40,7 +46,7 @@ class Views:
             column = self.examples.columns[name]
             values = hidden @ rng.normal(size=(2, dim)) + noise * rng.normal(size=(num, dim))
             rows = [int(np.flatnonzero(column.codes == place)[0]) for place in range(len(column.cells))]
-            self.features[name] = torch.from_numpy(values[rows]).float().unsqueeze(1)
+            self.features[name] = one_token(values[rows])
         self.scales = column_scales(self.examples, self.features)
 
     def align(self, dim: int = 2, score=lambda found: 0.0, names="abc"):
@@ -49,7 +55,7 @@ class Views:
 
     def mapped(self, found, name: str) -> torch.Tensor:
         shift, scale = self.scales[name]
-        table = (self.features[name].mean(1) - shift) * scale / len(shift) ** 0.5
+        table = (self.features[name].mean() - shift) * scale / len(shift) ** 0.5
         return (table @ found.maps[name])[torch.from_numpy(self.examples.columns[name].codes).clamp(min=0)]
 
 
@@ -69,8 +75,8 @@ def test_two_columns_give_the_canonical_variates(monkeypatch):
     views = Views(noise=0.4, missing=False)
     found = views.align(names="ab")
     oracle = CCA(n_components=2, max_iter=5000, tol=1e-12)
-    oracle.fit(*(views.features[name].mean(1).double().numpy() for name in "ab"))
-    x, y = oracle.transform(*(views.features[name].mean(1).double().numpy() for name in "ab"))
+    oracle.fit(*(views.features[name].mean().double().numpy() for name in "ab"))
+    x, y = oracle.transform(*(views.features[name].mean().double().numpy() for name in "ab"))
     for name, variates in (("a", x), ("b", y)):
         mine = views.mapped(found, name).double().numpy()
         assert np.rad2deg(subspace_angles(mine - mine.mean(0), variates)).max() < 1
@@ -115,7 +121,7 @@ def test_a_model_that_starts_from_it_gives_its_vectors(monkeypatch, power):
     widths = {name: projection.linear.in_features for name, projection in zip("abc", model.projections, strict=True)}
     rng = np.random.default_rng(0)
     views.features = {
-        name: torch.from_numpy(rng.normal(size=(len(views.examples.columns[name].cells), 1, width))).float()
+        name: one_token(rng.normal(size=(len(views.examples.columns[name].cells), width)))
         for name, width in widths.items()
     }
     views.scales = column_scales(views.examples, views.features)
