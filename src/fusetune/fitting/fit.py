@@ -36,6 +36,7 @@ from fusetune.training.features import fill_features
 from fusetune.training.finetune import Course, finetune
 from fusetune.training.probe import Probe, SplitRows
 from fusetune.training.recipe import BackboneRule
+from fusetune.training.surgery import check_balance
 
 
 class Fit:
@@ -90,6 +91,7 @@ class Fit:
             return Aligning(self).run()
         with self.phase("encode with frozen backbones"):
             model = build_model(self.modalities, self.tasks, self.config.fusion)
+            check_balance(self.config.trainer.balance)
             for asked, where in (
                 (self.config.trainer.adversarial, "trainer.adversarial"),
                 (self.config.report.attack, "report.attack"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from torch import nn
 
 from fusetune.backbones.load import Backbone, load_backbone
@@ -14,13 +15,14 @@ from fusetune.fusion.mean import MeanFusion
 from fusetune.modalities.base import Modality
 from fusetune.models.understand import Understand
 from fusetune.registry import FUSIONS, MODALITIES, TASKS
-from fusetune.sections import BackboneConfig, NamedConfig, check_options
+from fusetune.sections import BackboneConfig, NamedConfig, check_options, check_value
 from fusetune.tasks.base import Task
 
 DIM = 128
 """Features of the tokens in the fusion."""
 
-SHARED_OPTIONS = ("dim", "input_dropout")
+SHARED_OPTIONS = {"dim": Annotated[int, Field(ge=1)], "input_dropout": Annotated[float, Field(ge=0, lt=1)]}
+"""What the section `fusion` takes for every fusion."""
 
 
 def options_of(part: type, *taken: str) -> list[str]:
@@ -97,7 +99,7 @@ def build_model(
     Without a task the columns are only brought into one space: of the fusion's settings `dim` counts alone.
 
     Raises:
-        ConfigError: no such fusion, or an option that it does not take.
+        ConfigError: no such fusion, or an option or value that it does not take.
     """
     encoders: dict[str, nn.Module] = {}
     routes: dict[str, str] = {}
@@ -107,6 +109,8 @@ def build_model(
             encoders[modality.encoder_key] = modality.build_encoder()
     fusion_class: Callable[..., Any] = FUSIONS.get(fusion.name or "attention") if tasks else MeanFusion
     options = dict(fusion.options) if tasks else {k: v for k, v in fusion.options.items() if k in SHARED_OPTIONS}
+    for name in options.keys() & SHARED_OPTIONS.keys():
+        check_value(f"fusion.{name}", options[name], SHARED_OPTIONS[name])
     dim = int(options.pop("dim", DIM))
     dropout = float(options.pop("input_dropout", dropout))
     check_options(

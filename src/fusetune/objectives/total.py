@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fusetune.models.build import options_of
 from fusetune.models.understand import Understand
+from fusetune.objectives.balance import Balance
 from fusetune.objectives.base import Objective
 from fusetune.objectives.tasks import TaskLosses
 from fusetune.registry import OBJECTIVES
@@ -44,16 +45,25 @@ def build_objectives(
 
 
 class Total(nn.Module):
-    """Every task's loss by the task's name, and every objective's, times its weight, by "objective/NAME"."""
+    """Every task's loss by the task's name, and every objective's, times its weight, by "objective/NAME".
 
-    def __init__(self, tasks: Mapping[str, Task], objectives: Sequence[Objective] = ()) -> None:
+    Attributes:
+        balance: what the tasks' losses count where there are several, else None.
+    """
+
+    def __init__(
+        self, tasks: Mapping[str, Task], objectives: Sequence[Objective] = (), balance: Balance | None = None
+    ) -> None:
         super().__init__()
         self.tasks = TaskLosses(tasks)
+        self.balance = balance
         self.objectives = nn.ModuleList(objectives)
 
     def forward(self, model: nn.Module, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
         """The losses by name, each a scalar."""
         losses: dict[str, Tensor] = self.tasks(model, batch, outputs)
+        if self.balance is not None:
+            losses = self.balance(losses, batch)
         for objective in self.objectives:
             assert isinstance(objective, Objective)
             for name, loss in objective(model, batch, outputs).items():
@@ -61,8 +71,9 @@ class Total(nn.Module):
         return losses
 
     def figures(self) -> dict[str, Tensor]:
-        """What the objectives have to log besides their losses, as of the last batch."""
-        found: dict[str, Tensor] = {}
+        """What the objectives and the balance have to log besides their losses, as of the last batch."""
+        balance = self.balance.figures if self.balance is not None else {}
+        found = {f"balance/{name}": value for name, value in balance.items()}
         for objective in self.objectives:
             assert isinstance(objective, Objective)
             found |= {f"objective/{objective.name}/{name}": value for name, value in objective.figures.items()}

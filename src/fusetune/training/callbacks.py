@@ -28,6 +28,8 @@ class Check:
         score: the mean over tasks of the main metric, turned so that more is better.
         metrics: per task, its metrics.
         lr: the largest learning rate now.
+        task_losses: per task, where there are several: the mean of its loss, divided by that of the constant guess,
+            over the updates since the last check.
     """
 
     stage: str
@@ -38,6 +40,7 @@ class Check:
     score: float
     metrics: dict[str, dict[str, float]]
     lr: float
+    task_losses: dict[str, float] = field(default_factory=dict)
 
 
 class Callback:

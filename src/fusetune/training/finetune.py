@@ -20,6 +20,7 @@ from accelerate import Accelerator
 
 from fusetune.data.examples import Examples
 from fusetune.models.understand import Understand
+from fusetune.objectives.balance import build_balance
 from fusetune.objectives.base import Objective
 from fusetune.objectives.total import Total, build_objectives
 from fusetune.sections import TrainerConfig
@@ -54,9 +55,22 @@ class Course:
 
 
 def evaluate_loss(
-    model: Understand, tasks: Mapping[str, Task], examples: Examples, *, batch_size: int = 64
+    model: Understand,
+    tasks: Mapping[str, Task],
+    examples: Examples,
+    *,
+    scales: Mapping[str, float] | None = None,
+    batch_size: int = 64,
 ) -> tuple[float, float, dict[str, dict[str, float]]]:
-    """Loss, score (mean main metric, more is better) and metrics by task on the labelled rows; nan without any."""
+    """Loss, score (mean main metric, more is better) and metrics by task on the labelled rows; nan without any.
+
+    Args:
+        model: in any mode.
+        tasks: fitted.
+        examples: prepared rows.
+        scales: per task, what its loss is multiplied by before losses are added up; 1 where None.
+        batch_size: rows at a time.
+    """
     if not len(examples):
         return math.nan, math.nan, {}
     logits = predict_logits(model, examples, examples.used, batch_size=batch_size)
@@ -69,7 +83,7 @@ def evaluate_loss(
         chosen = logits[name][[place[int(row)] for row in rows]]
         values = [examples.targets[name][row] for row in rows]
         weights = torch.from_numpy(examples.weights[rows])
-        total += float(task.loss(chosen, task.encode(values), weights))
+        total += float(task.loss(chosen, task.encode(values), weights)) * (scales[name] if scales else 1)
         metrics[name] = task.metrics(task.scores(chosen), task.truth(values), examples.weights[rows])
         main = metrics[name][task.main.name]
         scores.append(main if task.main.greater_is_better else -main)
@@ -114,9 +128,12 @@ def finetune(
     """
     margin = 0.5 / math.sqrt(max(len(val), 1))  # about the standard error of an accuracy
     extra = build_objectives(model, tasks, objectives or {})
-    recipe = Recipe(model, extra, settings, rules or {}, seed, starts_linear=bool(probes), margin=margin)
+    balance = build_balance(settings.balance, model, tasks, train)
+    recipe = Recipe(
+        model, extra, settings, rules or {}, seed, starts_linear=bool(probes), margin=margin, balance=balance
+    )
     accelerator = make_accelerator(settings, log_dir)
-    learner = Learner(model, Total(tasks, extra)).to(accelerator.device)
+    learner = Learner(model, Total(tasks, extra, balance)).to(accelerator.device)
     for name, (shift, scale) in column_scales(train, features[0]).items():
         model.set_scale(name, shift, scale)
     for name, probe in (probes or {}).items():
@@ -132,7 +149,8 @@ def finetune(
     if bar and accelerator.is_main_process:
         callbacks.append(Bar())
 
-    validate = validator(extra) if validator else lambda: evaluate_loss(model, tasks, val)
+    scales = balance.scales() if balance is not None else None
+    validate = validator(extra) if validator else lambda: evaluate_loss(model, tasks, val, scales=scales)
     try:
         moved = _stages(recipe, learner, (train, val), features, validate, accelerator, best, callbacks)
     finally:

@@ -27,5 +27,5 @@ class Learner(nn.Module):
         return sum(parts.values(), outputs.pooled.new_zeros(())), parts, outputs
 
     def figures(self) -> dict[str, float]:
-        """What the objectives have to log besides their losses, as of the last batch."""
+        """What the objectives and the balance have to log besides their losses, as of the last batch."""
         return {name: float(value) for name, value in self.objective.figures().items()}

@@ -125,11 +125,15 @@ def run_stage(
         loss_sum, loss_count = loss_sum + sum(losses.values()), loss_count + 1
         for watcher in watchers:
             watcher.on_update(step, losses, lr, learner.figures())
+        balance = learner.objective.balance
+        if balance is not None and done % sampler.num_updates == 0:
+            balance.end_epoch()
         if done % eval_every == 0 or done == num_updates:
             val_loss, score, metrics = validate()
             check = Check(
                 stage.name, step, done / sampler.num_updates, loss_sum / loss_count, val_loss, score, metrics, lr
             )
+            check.task_losses = balance.take() if balance is not None else {}
             loss_sum, loss_count = 0.0, 0
             for watcher in watchers:
                 watcher.on_check(check)

@@ -11,11 +11,13 @@ from fusetune.backbones.freeze import freeze, lr_scales
 from fusetune.backbones.load import Backbone
 from fusetune.errors import ConfigError
 from fusetune.models.understand import Understand
+from fusetune.objectives.balance import Balance
 from fusetune.objectives.base import Objective
 from fusetune.sections import TrainerConfig
 from fusetune.training.adversarial import Adversarial
 from fusetune.training.loop import Stage
 from fusetune.training.optim import no_decay, param_groups
+from fusetune.training.surgery import balanced
 from fusetune.training.update import Gradients, plain
 
 HEAD_EPOCHS, HEAD_EPOCHS_SCRATCH = 60, 12
@@ -46,14 +48,16 @@ class Recipe:
         *,
         starts_linear: bool,
         margin: float,
+        balance: Balance | None = None,
     ) -> None:
-        self.model, self.objectives, self.settings, self.rules, self.seed = model, objectives, settings, rules, seed
-        self.starts_linear, self.margin = starts_linear, margin
+        self.model, self.settings, self.rules, self.seed = model, settings, rules, seed
+        self.objectives: list[nn.Module] = [*objectives, *([balance] if balance is not None else [])]
+        self.starts_linear, self.margin, self.balance = starts_linear, margin, balance
         self.pretrained = {key for key, encoder in model.encoders.items() if encoder.pretrained}
         self.scratch = {
             key for key, encoder in model.encoders.items() if isinstance(encoder, Backbone) and not encoder.pretrained
         }
-        self.undecayed = no_decay(model).union(*(no_decay(objective) for objective in objectives))
+        self.undecayed = no_decay(model).union(*(no_decay(objective) for objective in self.objectives))
         for key in self.scratch:
             if key in rules and rules[key].freeze != "none":
                 raise ConfigError(
@@ -63,7 +67,7 @@ class Recipe:
                 )
 
     def new_parameters(self) -> list[nn.Parameter]:
-        """What has no pretrained weights: fusion, projections, heads, linear part, scratch encoders, objectives."""
+        """What has no pretrained weights: all but pretrained encoders, and what objectives and the balance learn."""
         old = {id(p) for key in self.pretrained for p in self.model.encoders[key].parameters()}
         own = [p for objective in self.objectives for p in objective.parameters()]
         return [p for p in self.model.parameters() if id(p) not in old] + own
@@ -81,6 +85,7 @@ class Recipe:
         stage = self._stage("head", epochs, [(self.settings.lr, self.new_parameters())], 1, patience)
         if not self.scratch:
             stage.batch_size = max(stage.batch_size, min(num_rows // HEAD_UPDATES, HEAD_BATCH))
+        stage.gradients = balanced(self.settings.balance, self.balance, self.seed) or plain
         if not self.tunes():
             stage.gradients = self.gradients()
         return stage
@@ -105,7 +110,7 @@ class Recipe:
     def gradients(self) -> Gradients:
         """How gradients are computed in the stage that has the last word: the one before it only finds a start."""
         if self.settings.adversarial is None:
-            return plain
+            return balanced(self.settings.balance, self.balance, self.seed) or plain
         return Adversarial(self.model, self.settings.adversarial)
 
     def tune_stage(self) -> Stage:

@@ -1,0 +1,296 @@
+"""Several tasks' losses on one scale, and how much each of them counts.
+
+Every task's loss is divided by its loss at the best constant guess for the train rows, so that 1 means "knows nothing
+of the inputs" whatever the kind of target. With ℓ_k the divided loss of task k, what is minimised is
+
+    sum          Σ ℓ_k
+    uncertainty  Σ ½ exp(−s_k) ℓ_k + ½ s_k, with s_k learned             Kendall et al. 2018, arXiv 1705.07115
+    dwa          Σ λ_k ℓ_k, λ = K softmax(r/2), r_k = L_k(t−1)/L_k(t−2)   Liu et al. 2019, arXiv 1803.10704
+    famo         Σ c z_k log ℓ_k, z = softmax(ξ)                          Liu et al. 2023, arXiv 2306.03792
+    pcgrad       as sum; the gradients of shared parameters are changed   `fusetune.training.surgery`
+    upgrad       as sum; the gradients of shared parameters are changed   `fusetune.training.surgery`
+
+L_k(t) is the mean of ℓ_k in epoch t. A run with one task is left as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+
+from fusetune.data.examples import Examples
+from fusetune.models.understand import Understand
+from fusetune.tasks.base import Task
+from fusetune.types import Batch
+
+LEAST_CONSTANT = 0.01
+"""A task whose constant guess costs less (one class nearly everywhere) is divided by this."""
+MAX_ROWS = 2048
+"""The constant guess is fitted on so many evenly spaced labelled rows at most."""
+TEMPERATURE = 2.0
+"""Of dwa's softmax, as in the paper."""
+FAMO_LR, FAMO_DECAY, FAMO_BETAS = 0.025, 1e-3, (0.9, 0.999)
+"""Of the logits ξ, learned by Adam: the rate and the decay of the paper."""
+FAMO_FLOOR = 1e-3
+"""Added to ℓ_k: a task that is solved but for a thousandth of the constant guess's loss stops drawing weight."""
+
+
+def constant_loss(task: Task, start: Tensor, values: Sequence[Any], weights: np.ndarray) -> float:
+    """The task's loss at the logits that, given to all rows alike, make it smallest.
+
+    Args:
+        task: fitted.
+        start: a row's logits to start from.
+        values: cells, at least one labelled; evenly spaced ones stand for many.
+        weights: (rows,) of the rows.
+    """
+    chosen = np.unique(np.linspace(0, len(values) - 1, min(len(values), MAX_ROWS)).astype(np.int64))
+    target = task.encode([values[place] for place in chosen])
+    counts = torch.from_numpy(weights[chosen])
+    logits = start.detach().float().cpu().clone().requires_grad_()
+    solver = torch.optim.LBFGS([logits], max_iter=100, line_search_fn="strong_wolfe")
+    best = math.inf
+
+    def closure() -> Tensor:
+        nonlocal best
+        solver.zero_grad()
+        loss = task.loss(logits.expand(len(chosen), *logits.shape), target, counts)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if math.isfinite(value := loss.item()):
+            best = min(best, value)
+        return loss
+
+    with torch.enable_grad():
+        solver.step(closure)  # type: ignore[no-untyped-call]
+    return best
+
+
+def constant_losses(model: Understand, tasks: Mapping[str, Task], train: Examples) -> dict[str, float]:
+    """`constant_loss` of every task on its labelled train rows; 1 for a task without any."""
+    found = {}
+    for place, (name, task) in enumerate(tasks.items()):
+        rows = train.labelled(name)
+        with torch.no_grad():
+            at_zero = model.heads[place](torch.zeros(1, model.fusion.dim, device=next(model.parameters()).device))[0]
+        values = [train.targets[name][row] for row in rows]
+        found[name] = constant_loss(task, at_zero, values, train.weights[rows]) if len(rows) else 1.0
+    return found
+
+
+class Balance(nn.Module):
+    """`sum`: every task's divided loss counts 1.
+
+    Attributes:
+        names: of the tasks.
+        scale: (tasks,) what each task's loss is multiplied by: 1 / its loss at the constant guess.
+        figures: by task, what its divided loss counted in the last forward pass.
+    """
+
+    scale: Tensor
+
+    def __init__(self, constants: Mapping[str, float]) -> None:
+        """
+        Args:
+            constants: by task, its loss at the constant guess.
+        """
+        super().__init__()
+        self.names = list(constants)
+        scales = [1 / max(value, LEAST_CONSTANT) if math.isfinite(value) else 1.0 for value in constants.values()]
+        self.register_buffer("scale", torch.tensor(scales))
+        self.figures: dict[str, Tensor] = {}
+        self._sums: tuple[Tensor, Tensor] | None = None
+
+    def scales(self) -> dict[str, float]:
+        """`scale` by task."""
+        return dict(zip(self.names, self.scale.tolist(), strict=True))
+
+    def forward(self, losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """What is minimised, by task.
+
+        Args:
+            losses: the tasks' own mean losses over the batch's labelled rows, scalars.
+            batch: says how many rows are labelled for each.
+        """
+        sums, seen = self.measure(losses, batch)
+        if self.training and torch.is_grad_enabled():
+            self.note(sums, seen)
+        weights = self.weights(sums / seen, seen > 0)
+        self.figures = dict(zip(self.names, weights.detach(), strict=True))
+        # Task by task, so that no task's gradient reaches another's head, not even as zeros.
+        return {
+            name: self.part(losses[name] * self.scale[place], weights[place], place)
+            for place, name in enumerate(self.names)
+        }
+
+    def measure(self, losses: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+        """Each task's divided loss summed over the rows that are labelled for it, and these rows' weight, (tasks,)."""
+        seen = torch.stack([(batch.weights * batch.targets[name].labelled).sum() for name in self.names])
+        means = torch.stack([losses[name].detach().float() for name in self.names])
+        return means * self.scale * seen, seen
+
+    def part(self, loss: Tensor, weight: Tensor, place: int) -> Tensor:
+        """A task's share in what is minimised."""
+        return loss * weight
+
+    def weights(self, values: Tensor, present: Tensor) -> Tensor:
+        """(tasks,) what each divided loss counts.
+
+        Args:
+            values: (tasks,) the divided losses; nan where no row is labelled.
+            present: (tasks,) bool, whether the batch has a row that is labelled for the task.
+        """
+        return torch.ones_like(values)
+
+    def note(self, sums: Tensor, seen: Tensor) -> None:
+        """Remember losses that gradients are taken of, as `measure` gives them."""
+        before, count = self._sums or (torch.zeros_like(sums), torch.zeros_like(seen))
+        self._sums = before + sums, count + seen
+
+    def take(self) -> dict[str, float]:
+        """Each task's mean divided loss since the last time; nan where no row was labelled for it."""
+        if self._sums is None:
+            return {}
+        (total, count), self._sums = self._sums, None
+        return dict(zip(self.names, (total / count).tolist(), strict=True))
+
+    def end_epoch(self) -> None:
+        """Learn from the epoch that has passed."""
+
+
+class Uncertainty(Balance):
+    """Learned log-variances s_k: part k is ½ exp(−s_k) ℓ_k + ½ s_k, smallest at exp(s_k) = ℓ_k.
+
+    The paper's two forms, for numbers and for classes, differ in where s_k starts; here ℓ_k counts 1 at the start.
+    """
+
+    def __init__(self, constants: Mapping[str, float]) -> None:
+        super().__init__(constants)
+        self.log_variance = nn.Parameter(torch.full((len(self.names),), -math.log(2)))
+
+    def weights(self, values: Tensor, present: Tensor) -> Tensor:
+        """½ exp(−s), with a gradient."""
+        return 0.5 * torch.exp(-self.log_variance)
+
+    def part(self, loss: Tensor, weight: Tensor, place: int) -> Tensor:
+        """½ exp(−s_k) ℓ_k + ½ s_k."""
+        return loss * weight + 0.5 * self.log_variance[place]
+
+
+class DynamicAverage(Balance):
+    """λ = K softmax(r/T), r_k = L_k(t−1)/L_k(t−2) of the last two epochs' mean losses; 1 in the first two epochs."""
+
+    factor: Tensor
+    total: Tensor
+    count: Tensor
+    before: Tensor
+
+    def __init__(self, constants: Mapping[str, float]) -> None:
+        super().__init__(constants)
+        self.register_buffer("factor", torch.ones(len(self.names)))
+        self.register_buffer("total", torch.zeros(len(self.names)))
+        self.register_buffer("count", torch.zeros(len(self.names)))
+        self.register_buffer("before", torch.full((len(self.names),), math.nan))
+
+    def weights(self, values: Tensor, present: Tensor) -> Tensor:
+        """λ of this epoch."""
+        return self.factor
+
+    def note(self, sums: Tensor, seen: Tensor) -> None:
+        """Add to the epoch's means, too: over all processes, as data parallelism gives all the buffers of the first."""
+        super().note(sums, seen)
+        both = torch.stack([sums, seen])
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(both)
+        self.total += both[0]
+        self.count += both[1]
+
+    @torch.no_grad()
+    def end_epoch(self) -> None:
+        """The next epoch's λ; a task that had no labelled row in one of the two epochs has the ratio 1."""
+        mean = self.total / self.count
+        if not self.before.isnan().all():
+            ratio = mean / self.before
+            ratio = torch.where(ratio.isfinite(), ratio, torch.ones_like(ratio))
+            self.factor.copy_(len(self.names) * torch.softmax(ratio / TEMPERATURE, 0))
+        self.before.copy_(mean)
+        self.total.zero_()
+        self.count.zero_()
+
+
+class Famo(Balance):
+    """Weights c z_k/ℓ_k with z = softmax(ξ) and 1/c = Σ z_k/ℓ_k: the gradient of c Σ z_k log ℓ_k, c held fixed.
+
+    ξ learns from how much an update lowered each log ℓ_k (`learn`), so that all fall at the same rate. A task without a
+    labelled row in a batch takes no part in it: its loss of 0 would take all the weight.
+    """
+
+    logits: Tensor
+    mean: Tensor
+    square: Tensor
+    steps: Tensor
+
+    def __init__(self, constants: Mapping[str, float]) -> None:
+        super().__init__(constants)
+        for name in ("logits", "mean", "square"):
+            self.register_buffer(name, torch.zeros(len(self.names)))
+        self.register_buffer("steps", torch.zeros(()))
+        self.begin()
+
+    def begin(self) -> None:
+        """An update begins: `noted` is (2, tasks), the sums and the rows' weights of `measure` since then."""
+        self.noted = torch.zeros(2, len(self.names), device=self.logits.device)
+
+    def note(self, sums: Tensor, seen: Tensor) -> None:
+        """Add to the update's losses, too."""
+        super().note(sums, seen)
+        self.noted = self.noted + torch.stack([sums, seen])
+
+    def weights(self, values: Tensor, present: Tensor) -> Tensor:
+        """c z_k/ℓ_k; they sum to 1."""
+        share = (self._shares(present) / (values + FAMO_FLOOR)).nan_to_num()
+        return share / share.sum().clamp(min=torch.finfo(share.dtype).tiny)
+
+    def _shares(self, present: Tensor) -> Tensor:
+        """z over the tasks that are present, 0 for the others."""
+        return torch.softmax(self.logits.masked_fill(~present, -math.inf), 0).nan_to_num()
+
+    @torch.no_grad()
+    def learn(self, before: Tensor, after: Tensor, present: Tensor) -> None:
+        """Update ξ from the divided losses of the same rows before and after an update of the weights, (tasks,)."""
+        gain = torch.log(before + FAMO_FLOOR) - torch.log(after + FAMO_FLOOR)
+        share = self._shares(present)
+        gain = torch.where(present & gain.isfinite(), gain, torch.zeros_like(gain))
+        gradient = share * (gain - (share * gain).sum()) + FAMO_DECAY * self.logits
+        self.steps += 1
+        (fast, slow), steps = FAMO_BETAS, float(self.steps)
+        self.mean.lerp_(gradient, 1 - fast)
+        self.square.mul_(slow).addcmul_(gradient, gradient, value=1 - slow)
+        size = (self.square / (1 - slow**steps)).sqrt() + 1e-8
+        self.logits -= FAMO_LR * self.mean / (1 - fast**steps) / size
+
+
+BALANCES: dict[str, type[Balance]] = {
+    "sum": Balance,
+    "uncertainty": Uncertainty,
+    "dwa": DynamicAverage,
+    "famo": Famo,
+    "pcgrad": Balance,
+    "upgrad": Balance,
+}
+
+
+def build_balance(name: str, model: Understand, tasks: Mapping[str, Task], train: Examples) -> Balance | None:
+    """The balance of this name; None where there are not several tasks.
+
+    Args:
+        name: a key of `BALANCES`.
+        model: with the heads of these tasks.
+        tasks: fitted, by target.
+        train: prepared rows.
+    """
+    return BALANCES[name](constant_losses(model, tasks, train)) if len(tasks) > 1 else None
