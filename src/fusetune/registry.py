@@ -118,6 +118,7 @@ TASKS = Registry(
 OBJECTIVES = Registry(
     "objective",
     {
+        "contrastive": "fusetune.objectives.contrastive:ContrastiveObjective",
         "vat": "fusetune.objectives.vat:VirtualAdversarial",
     },
 )

@@ -1,0 +1,299 @@
+"""Contrastive learning between the columns of a row."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from fusetune.backbones.load import Backbone
+from fusetune.errors import ConfigError, nearest
+from fusetune.objectives.base import BatchObjective
+from fusetune.objectives.contrastive_forms import FORMS, alignment, apart, related, uniformity
+from fusetune.objectives.contrastive_parts import (
+    DIM,
+    PROJECTIONS,
+    LogitScale,
+    check_choice,
+    check_number,
+    collapse_warnings,
+    projection_head,
+    unit,
+)
+from fusetune.objectives.gather import COUNTS
+from fusetune.types import Batch, Outputs
+
+if TYPE_CHECKING:
+    from fusetune.models.understand import Understand
+    from fusetune.tasks.base import Task
+
+ALIGN_UNIFORM = "align_uniform"
+TEMPERATURES = {"sigmoid": 0.1}
+TEMPERATURE = 0.07
+BIAS = -10.0
+VECTOR, CODE, GROUP = "vector/", "code/", "group"
+
+
+@dataclass
+class _Rows:
+    """The rows that have both columns of a pair, of all processes.
+
+    Attributes:
+        x, y: (rows, dim) of unit length.
+        ids: (rows, 3): the cells' codes and the group; rows that share one are no negatives of each other.
+        valid: (rows,) bool, True where a row has a negative.
+        own: (anchors,) the places of the rows whose losses are made here.
+        counts: (anchors,) what each of these counts in the mean over all valid rows: 0 where it is not valid.
+    """
+
+    x: Tensor
+    y: Tensor
+    ids: Tensor
+    valid: Tensor
+    own: Tensor
+    counts: Tensor
+
+    def mean(self, terms: Tensor) -> Tensor:
+        """The own rows' part of the mean over all valid rows of (anchors,) terms."""
+        return (terms * self.counts).sum() / self.valid.sum()
+
+
+class ContrastiveObjective(BatchObjective):
+    """L = λ L_s + (1 − λ) L_d: the columns of a row are pulled together, those of different rows pushed apart.
+
+    Inputs: each column's tokens before the fusion, averaged, through a projection of its own, of unit length. With
+    x_i and y_i row i's vectors of two columns and s_ij = x_i·y_j:
+
+    - infonce: L_s = −mean s_ii/τ, L_d = mean log Σ_j exp(s_ij/τ). λ = ½: ½ CLIP (arXiv 2103.00020).
+    - decoupled: the same, the sum over j ≠ i. λ = ½ without `within`: ½ DCL (arXiv 2110.06848).
+    - sigmoid: L_s = mean softplus(−(t s_ii + b)), L_d = (1/B) Σ_{i≠j} softplus(t s_ij + b). λ = ½: ½ SigLIP (arXiv
+      2303.15343).
+    - supcon: both columns' vectors side by side, the cells of the same row, group or equal cell being the positives.
+      λ = ½: ½ SupCon (arXiv 2004.11362).
+    - align_uniform: L_s = E‖x − y‖², L_d = ½ [log E exp(−2 ‖x − x'‖²) + the same of y] (arXiv 2005.10242).
+
+    Both directions and all pairs of columns are averaged, each row that has both columns counting once a pair.
+
+    Requires: rows with two of the columns. A row that lacks one takes part in no pair with it. Rows of one group, and
+    rows with equal cells in either column, are never each other's negatives. A row without any negative counts nothing.
+
+    Relations: `supcon` compares rows of equal labels, this the columns within rows.
+
+    Figures: L_s, L_d; alignment and uniformity; the gap ‖mean x − mean y‖ between modalities (Liang et al. 2022, arXiv
+    2203.02053); the temperature.
+    """
+
+    name = "contrastive"
+    alone = True
+
+    def __init__(
+        self,
+        model: Understand,
+        tasks: Mapping[str, Task],
+        *,
+        weight: float = 1.0,
+        form: str = "decoupled",
+        lam: float = 0.5,
+        columns: Sequence[str] | str | None = None,
+        anchor: str | None = None,
+        within: bool | None = None,
+        temperature: float | None = None,
+        learn_temperature: bool = True,
+        bias: float | None = None,
+        projection: str | None = None,
+        dim: int = DIM,
+    ) -> None:
+        """
+        Args:
+            model: see `Objective`.
+            tasks: see `Objective`.
+            weight: what the loss counts in the total, above 0.
+            form: infonce, decoupled, sigmoid, supcon or align_uniform.
+            lam: λ in [0, 1], the share of the pull; in a config also `lambda`.
+            columns: which columns are compared; by default all, but where there is a task, those that are read by an
+                encoder of texts, images or sounds if two or more are.
+            anchor: a column that each of the others is compared with; by default all are compared with all.
+            within: whether other rows' cells of a row's own column are negatives too; infonce (default no) and
+                decoupled (default yes) only.
+            temperature: τ at the start, in [0.01, 1]; by default 0.07, sigmoid 0.1 (t = 10).
+            learn_temperature: whether τ is trained.
+            bias: b of sigmoid at the start, default -10; of few rows, nearer to -ln(rows) is learned from sooner.
+            projection: linear, mlp or none, a head a column, left out once trained; by default linear where there is a
+                task, none (the model's own projections) where there is none, as these vectors are then searched.
+            dim: size of the heads' space.
+
+        Raises:
+            ConfigError: a setting is unknown or out of range, or fewer than two columns remain.
+        """
+        super().__init__(model, tasks, weight=weight)
+        where = f"objectives.{self.name}"
+        self.form = check_choice(f"{where}.form", form, [*FORMS, ALIGN_UNIFORM])
+        self.lam = check_number(f"{where}.lambda", lam, 0, 1)
+        self.within = self._within(within)
+        self.columns = self._columns(model, bool(tasks), columns, anchor)
+        self.pairs = [
+            (first, second)
+            for first, second in itertools.combinations(self.columns, 2)
+            if anchor is None or anchor in (first, second)
+        ]
+        kind = projection if projection is not None else "linear" if tasks else "none"
+        check_choice(f"{where}.projection", kind, PROJECTIONS)
+        size = int(check_number(f"{where}.dim", dim, 1, math.inf))
+        # Names of columns are the user's and may be no module names, hence a list.
+        self.heads = nn.ModuleList(projection_head(kind, model.fusion.dim, size) for _ in self.columns)
+        self.scale, self.bias = self._scale(temperature, learn_temperature, bias)
+        self.warnings += collapse_warnings(where, self.form, self.lam, within=self.within)
+        if kind != "none" and not tasks:
+            self.warnings.append(
+                f"{where}: search reads the vectors before the {kind} projection; take projection=none"
+            )
+
+    def _within(self, within: bool | None) -> bool:
+        if within is not None and self.form not in ("infonce", "decoupled"):
+            raise ConfigError(
+                f"objectives.{self.name}.within does not go with form={self.form}",
+                expected="form=infonce or form=decoupled",
+                came=f"within={within}",
+                do="leave within out",
+            )
+        return self.form == "decoupled" if within is None else bool(within)
+
+    def _columns(
+        self, model: Understand, has_task: bool, columns: Sequence[str] | str | None, anchor: str | None
+    ) -> list[str]:
+        named = [columns] if isinstance(columns, str) else list(columns or ())
+        if not named:
+            read = [name for name, key in model.routes.items() if isinstance(model.encoders[key], Backbone)]
+            named = read if has_task and len(read) > 1 else list(model.columns)
+        if anchor is not None and anchor not in named:
+            named.insert(0, anchor)
+        for name in named:
+            if name not in model.columns:
+                raise ConfigError(
+                    f"objectives.{self.name} names {name!r}, which is no input column",
+                    expected=", ".join(model.columns),
+                    do=nearest(name, model.columns),
+                )
+        named = list(dict.fromkeys(named))
+        if len(named) < 2:
+            raise ConfigError(
+                f"objectives.{self.name} compares the columns of a row with each other",
+                expected="two or more input columns",
+                came=", ".join(named),
+                do="name more columns, or take objectives.supcon, which compares rows of equal labels",
+            )
+        return named
+
+    def _scale(
+        self, temperature: float | None, learned: bool, bias: float | None
+    ) -> tuple[LogitScale | None, nn.Parameter | None]:
+        """1/τ and b, None where the form has none."""
+        where = f"objectives.{self.name}"
+        for name, value, takes in (
+            ("temperature", temperature, self.form != ALIGN_UNIFORM),
+            ("bias", bias, self.form == "sigmoid"),
+        ):
+            if value is not None and not takes:
+                raise ConfigError(f"{where}.{name} does not go with form={self.form}", do=f"leave {name} out")
+        if self.form == ALIGN_UNIFORM:
+            return None, None
+        start = TEMPERATURES.get(self.form, TEMPERATURE) if temperature is None else temperature
+        scale = LogitScale(check_number(f"{where}.temperature", start, 0.01, 1), learned=learned)
+        if self.form != "sigmoid":
+            return scale, None
+        return scale, nn.Parameter(
+            torch.tensor([check_number(f"{where}.bias", BIAS if bias is None else bias, -100, 100)])
+        )
+
+    def vectors(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
+        """Per column its vector, (batch, dim) of unit length, and its cells' codes, (batch,); the groups, (batch,)."""
+        nothing = torch.full_like(batch.rows, -1)
+        found = {GROUP: nothing if batch.groups is None else batch.groups}
+        for column, head in zip(self.columns, self.heads, strict=True):
+            tokens = outputs.columns[column]
+            found[VECTOR + column] = unit(head(tokens.mean()))
+            found[CODE + column] = torch.where(tokens.mask.any(1), batch.codes.get(column, nothing), -1)
+        return found
+
+    def of_vectors(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See `BatchObjective.of_vectors`; the loss is named contrastive."""
+        units = [vectors[VECTOR + column] for column in self.columns]
+        own = [parameter.sum() for part in (self.scale,) if part is not None for parameter in part.parameters()]
+        own += [] if self.bias is None else [self.bias.sum()]
+        # All of it enters the loss, be there nothing to compare: processes that exchange gradients rely on it.
+        nothing = torch.stack([*(values.sum() for values in units), *own]).sum() * 0
+        sums: dict[str, Tensor] = {}
+        total = 0
+        with torch.autocast(units[0].device.type, enabled=False):  # similarities over τ need more than 8 bits
+            for first, second in self.pairs:
+                rows = self._rows(vectors, first, second)
+                size = int(rows.valid.sum())
+                if not size:
+                    continue
+                pull, push = self._terms(rows)
+                with torch.no_grad():
+                    figures = {"L_s": pull.detach(), "L_d": push.detach()} | _geometry(rows)
+                for name, value in (figures | {"": self.lam * pull + (1 - self.lam) * push}).items():
+                    sums[name] = sums.get(name, 0) + size * value
+                total += size
+        self.figures = {name: value / total for name, value in sums.items() if name}
+        if self.scale is not None:
+            self.figures["temperature"] = 1 / self.scale().detach()[0]
+        return {self.name: nothing + sums[""] / total if total else nothing}
+
+    def _rows(self, vectors: Mapping[str, Tensor], first: str, second: str) -> _Rows:
+        codes = [vectors[CODE + first], vectors[CODE + second]]
+        here = ((codes[0] >= 0) & (codes[1] >= 0)).nonzero().squeeze(1)
+        x, y = vectors[VECTOR + first][here], vectors[VECTOR + second][here]
+        groups = vectors[GROUP][here]
+        alone = -1 - torch.arange(len(here), device=here.device)  # rows of no group are groups of their own
+        ids = torch.stack([codes[0][here], codes[1][here], torch.where(groups >= 0, groups, alone)], 1)
+        valid = related(apart, ids)
+        counts = vectors[COUNTS][here] if COUNTS in vectors else x.new_ones(len(here))
+        own = counts.nonzero().squeeze(1)
+        return _Rows(x, y, ids, valid, own, (counts * valid)[own])
+
+    def _terms(self, rows: _Rows) -> tuple[Tensor, Tensor]:
+        """L_s and L_d of a pair of columns: the own rows' part."""
+        if self.form == ALIGN_UNIFORM:
+            # The logarithm of a mean over all pairs of rows is no mean over rows: every process makes all of it.
+            negatives = apart(rows.ids, rows.ids)
+            pushes = [uniformity(values @ values.T, negatives) for values in (rows.x, rows.y)]
+            return alignment(rows.x, rows.y)[rows.valid].mean(), (pushes[0] + pushes[1]) / 2
+        ways = [self._one_way(rows, *columns) for columns in ((rows.x, rows.y), (rows.y, rows.x))]
+        return (ways[0][0] + ways[1][0]) / 2, (ways[0][1] + ways[1][1]) / 2
+
+    def _one_way(self, rows: _Rows, anchors: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.scale is not None
+        negatives = apart(rows.ids[rows.own], rows.ids)  # (anchors, rows)
+        itself = torch.zeros_like(negatives)
+        itself[torch.arange(len(rows.own), device=rows.own.device), rows.own] = True
+        candidates, positives = others, itself
+        if self.form == "supcon":
+            candidates = torch.cat([others, anchors])
+            positives = torch.cat([~negatives, ~negatives & ~itself], 1)
+        elif self.within:
+            candidates = torch.cat([others, anchors])
+            positives = torch.cat([itself, torch.zeros_like(itself)], 1)
+        if len(candidates) > len(others):
+            negatives = torch.cat([negatives, negatives], 1)
+        logits = self.scale() * (anchors[rows.own] @ candidates.T)
+        if self.bias is not None:
+            logits = logits + self.bias
+        pull, push = FORMS[self.form](logits, positives, negatives)
+        return rows.mean(pull), rows.mean(push)
+
+
+def _geometry(rows: _Rows) -> dict[str, Tensor]:
+    """How the vectors of two columns lie: of the own rows, against all."""
+    gap = (rows.x.mean(0) - rows.y.mean(0)).norm()
+    negatives = apart(rows.ids[rows.own], rows.ids)
+    if not negatives.any():  # this process has no row of the pair
+        return {"gap": gap}
+    pushes = [uniformity(values[rows.own] @ values.T, negatives) for values in (rows.x, rows.y)]
+    return {"alignment": rows.mean(alignment(rows.x, rows.y)[rows.own]), "uniformity": sum(pushes) / 2, "gap": gap}

@@ -1,0 +1,135 @@
+"""What contrastive objectives share: temperature, projection heads, vectors of unit length, checks and warnings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fusetune.errors import ConfigError, nearest, shown
+
+DIM = 128
+MAX_LOG_SCALE = math.log(100)
+PROJECTIONS = ("linear", "mlp", "none")
+MIN_COSINE = 0.5
+"""A λ is warned about under which a collapse costs less than similarities of matches that stay below this."""
+
+
+class _Bounded(torch.autograd.Function):
+    """A clamp that stops a gradient only where its step would lead further out of bounds."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        """`value` in [0, ln 100]."""
+        ctx.save_for_backward(value)
+        return value.clamp(0, MAX_LOG_SCALE)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """The gradient, or 0 where a step against it leads out."""
+        (value,), (gradient,) = ctx.saved_tensors, gradients
+        outwards = ((value >= MAX_LOG_SCALE) & (gradient < 0)) | ((value <= 0) & (gradient > 0))
+        return gradient.masked_fill(outwards, 0)
+
+
+class LogitScale(nn.Module):
+    """1/τ, learned as its logarithm in [0, ln 100], so τ stays in [0.01, 1] (Radford et al. 2021, arXiv 2103.00020)."""
+
+    log_scale: Tensor
+
+    def __init__(self, temperature: float, *, learned: bool) -> None:
+        """
+        Args:
+            temperature: τ at the start, in [0.01, 1].
+            learned: whether it is a parameter; of one dimension, so weight decay leaves it out.
+        """
+        super().__init__()
+        start = torch.tensor([-math.log(temperature)])
+        if learned:
+            self.log_scale = nn.Parameter(start)
+        else:
+            self.register_buffer("log_scale", start)
+
+    def forward(self) -> Tensor:
+        """1/τ, (1,)."""
+        bounded: Tensor = _Bounded.apply(self.log_scale)  # type: ignore[no-untyped-call]
+        return bounded.exp()
+
+
+def projection_head(kind: str, in_dim: int, dim: int) -> nn.Module:
+    """From (rows, in_dim) to the shared space: `linear` as in CLIP, `mlp` as in SimCLR, `none` leaves the vectors."""
+    if kind == "none":
+        return nn.Identity()
+    if kind == "linear":
+        return nn.Linear(in_dim, dim, bias=False)
+    return nn.Sequential(nn.Linear(in_dim, in_dim), nn.ReLU(), nn.Linear(in_dim, dim, bias=False))
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """(rows, dim) of unit length, in float32 or float64."""
+    if vectors.dtype in (torch.float16, torch.bfloat16):
+        vectors = vectors.float()
+    return F.normalize(vectors, dim=1, eps=1e-6)
+
+
+def check_number(setting: str, value: Any, low: float, high: float) -> float:
+    """The number, refused unless it lies in [low, high].
+
+    Raises:
+        ConfigError: it does not, or is no number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        expected = f"a number from {low:g} to {high:g}" if math.isfinite(high) else f"a number of {low:g} or more"
+        raise ConfigError(f"{setting} is out of range", expected=expected, came=shown(value))
+    return float(value)
+
+
+def check_choice(setting: str, value: Any, choices: Collection[str]) -> str:
+    """The name, refused unless it is one of the choices.
+
+    Raises:
+        ConfigError: it is not; the message has the nearest one.
+    """
+    if value not in choices:
+        raise ConfigError(
+            f"{setting} is unknown", expected=", ".join(choices), came=shown(value), do=nearest(str(value), choices)
+        )
+    return str(value)
+
+
+def collapse_warnings(where: str, form: str, lam: float, *, within: bool) -> list[str]:
+    """What is known to go wrong with a form and a λ, each with the reason and what to do.
+
+    Args:
+        where: the objective's place in the settings.
+        form: see `contrastive_forms`, or "align_uniform".
+        lam: λ.
+        within: whether other cells of a row's own column are among its negatives.
+    """
+    said = f"{where}: with form={form} and lambda={lam:g} "
+    if lam == 1:
+        return [said + "nothing is pushed apart, so all vectors may become one point; take a lambda below 1"]
+    if lam == 0:
+        return [said + "nothing is pulled together, so matches are not found; take a lambda above 0"]
+    if form in ("infonce", "supcon") and lam < 0.5:
+        return [
+            f"{said}a match is pushed away once the softmax gives it more than lambda/(1-lambda) = "
+            f"{lam / (1 - lam):.2f}; take lambda=0.5 or more, or form=decoupled"
+        ]
+    if form == "decoupled" and not within and lam < 1 / 3:
+        return [
+            said + "the columns of a row become opposites, x = -y, as this costs least: pushing all rows apart gains "
+            "1-lambda, which is more than the 2·lambda that the pull loses; take within=true or lambda=0.5"
+        ]
+    # One point gains the pull, which matches of mean cosine c gain too, c times, while they stay spread out.
+    least = {"align_uniform": 3 - 2 / lam, "sigmoid": 0.0}.get(form, 2 - 1 / lam)
+    if least > MIN_COSINE:
+        return [
+            f"{said}all vectors becoming one point costs less than staying apart, unless matches reach a mean cosine "
+            f"of {least:.2f}; take lambda=0.5"
+        ]
+    return []
