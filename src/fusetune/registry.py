@@ -119,6 +119,7 @@ OBJECTIVES = Registry(
     "objective",
     {
         "contrastive": "fusetune.objectives.contrastive:ContrastiveObjective",
+        "supcon": "fusetune.objectives.supcon:SupConObjective",
         "vat": "fusetune.objectives.vat:VirtualAdversarial",
     },
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor, nn
 
 from fusetune.errors import ConfigError
+from fusetune.objectives.gather import gathered
 from fusetune.types import Batch, Outputs
 
 if TYPE_CHECKING:
@@ -62,8 +63,8 @@ class Objective(nn.Module, abc.ABC):
 class BatchObjective(Objective):
     """An objective that compares rows with one another, so that it is no mean over rows.
 
-    It is computed from `vectors`, which are made of each row by itself. So the rows of all micro-batches of an update,
-    and of all processes, can be compared: their vectors are put side by side first.
+    It is computed from `vectors`, which are made of each row by itself. So the rows of all processes are compared, and
+    those of all micro-batches of an update (`fusetune.training.grad_cache`): their vectors are put side by side first.
     """
 
     @abc.abstractmethod
@@ -72,8 +73,12 @@ class BatchObjective(Objective):
 
     @abc.abstractmethod
     def of_vectors(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The losses by name from the vectors of any number of rows."""
+        """The losses by name from the vectors of any number of rows.
+
+        Args:
+            vectors: `vectors` of the rows; those of several processes are as `fusetune.objectives.gather` makes them.
+        """
 
     def forward(self, model: nn.Module, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
         """See `Objective.forward`."""
-        return self.of_vectors(self.vectors(batch, outputs))
+        return self.of_vectors(gathered(self.vectors(batch, outputs)))

@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fusetune.models.build import options_of
 from fusetune.models.understand import Understand
 from fusetune.objectives.balance import Balance
-from fusetune.objectives.base import Objective
+from fusetune.objectives.base import BatchObjective, Objective
 from fusetune.objectives.tasks import TaskLosses
 from fusetune.registry import OBJECTIVES
 from fusetune.sections import check_options
 from fusetune.tasks.base import Task
 from fusetune.types import Batch, Outputs
+
+PYTHON_NAMES = {"lambda": "lam"}
+"""Settings whose name is none in Python."""
+
+Pulls = Mapping[str, Mapping[str, Tensor]]
+"""By batch objective and by name of its vectors: the gradient of its loss at them."""
 
 
 def lone_objective(settings: Mapping[str, Mapping[str, Any]]) -> str | None:
@@ -39,6 +46,7 @@ def build_objectives(
     built: list[Objective] = []
     for name, options in settings.items():
         objective = OBJECTIVES.get(name)
+        options = {PYTHON_NAMES.get(option, option): value for option, value in options.items()}
         check_options(objective, options, known=options_of(objective), where=f"objectives.{name}")
         built.append(objective(model, tasks, **options))
     return built
@@ -59,16 +67,34 @@ class Total(nn.Module):
         self.balance = balance
         self.objectives = nn.ModuleList(objectives)
 
-    def forward(self, model: nn.Module, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
-        """The losses by name, each a scalar."""
+    def forward(
+        self, model: nn.Module, batch: Batch, outputs: Outputs, pulls: Pulls | None = None
+    ) -> dict[str, Tensor]:
+        """The losses by name, each a scalar.
+
+        Args:
+            model: what gave the outputs.
+            batch: the rows.
+            outputs: of the model for these rows.
+            pulls: of objectives that compared these rows with others already; instead of their loss there is
+                "pull/OBJECTIVE", the sum of vectors times pulls: its gradient is the loss's by these rows.
+        """
         losses: dict[str, Tensor] = self.tasks(model, batch, outputs)
         if self.balance is not None:
             losses = self.balance(losses, batch)
         for objective in self.objectives:
             assert isinstance(objective, Objective)
+            if pulls is not None and objective.name in pulls:
+                assert isinstance(objective, BatchObjective)
+                losses[f"pull/{objective.name}"] = pulled(objective.vectors(batch, outputs), pulls[objective.name])
+                continue
             for name, loss in objective(model, batch, outputs).items():
                 losses[f"objective/{name}"] = loss * objective.weight
         return losses
+
+    def compared(self) -> list[BatchObjective]:
+        """The objectives that compare rows with one another."""
+        return [objective for objective in self.objectives if isinstance(objective, BatchObjective)]
 
     def figures(self) -> dict[str, Tensor]:
         """What the objectives and the balance have to log besides their losses, as of the last batch."""
@@ -78,3 +104,8 @@ class Total(nn.Module):
             assert isinstance(objective, Objective)
             found |= {f"objective/{objective.name}/{name}": value for name, value in objective.figures.items()}
         return found
+
+
+def pulled(vectors: Mapping[str, Tensor], pulls: Mapping[str, Tensor]) -> Tensor:
+    """Σ of vectors times pulls, a scalar."""
+    return torch.stack([(vectors[name] * pull).sum() for name, pull in pulls.items()]).sum()

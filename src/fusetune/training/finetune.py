@@ -159,8 +159,7 @@ def finetune(
         set_features(train, {})
         set_features(val, {})
     assert best.check is not None, "a stage ends with a check"
-    warnings = [warning for objective in extra for warning in objective.warnings]
-    return Course(curve.checks, best.check, _trained(model), moved, warnings)
+    return Course(curve.checks, best.check, _trained(model), moved, recipe.warnings())
 
 
 def _stages(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fusetune.objectives.total import Total
+from fusetune.objectives.total import Pulls, Total
 from fusetune.types import Batch, Outputs
 
 
@@ -20,10 +20,10 @@ class Learner(nn.Module):
         super().__init__()
         self.model, self.objective = model, objective
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Outputs]:
-        """The total loss, its parts by name, and the model's outputs."""
+    def forward(self, batch: Batch, pulls: Pulls | None = None) -> tuple[Tensor, dict[str, Tensor], Outputs]:
+        """The total loss, its parts by name, and the model's outputs; for `pulls` see `Total.forward`."""
         outputs: Outputs = self.model(batch)
-        parts: dict[str, Tensor] = self.objective(self.model, batch, outputs)
+        parts: dict[str, Tensor] = self.objective(self.model, batch, outputs, pulls)
         return sum(parts.values(), outputs.pooled.new_zeros(())), parts, outputs
 
     def figures(self) -> dict[str, float]:

@@ -12,13 +12,14 @@ from fusetune.backbones.load import Backbone
 from fusetune.errors import ConfigError
 from fusetune.models.understand import Understand
 from fusetune.objectives.balance import Balance
-from fusetune.objectives.base import Objective
+from fusetune.objectives.base import BatchObjective, Objective
 from fusetune.sections import TrainerConfig
 from fusetune.training.adversarial import Adversarial
+from fusetune.training.grad_cache import cached
 from fusetune.training.loop import Stage
 from fusetune.training.optim import no_decay, param_groups
 from fusetune.training.surgery import balanced
-from fusetune.training.update import Gradients, plain
+from fusetune.training.update import Gradients
 
 HEAD_EPOCHS, HEAD_EPOCHS_SCRATCH = 60, 12
 HEAD_PATIENCE = 8
@@ -85,7 +86,7 @@ class Recipe:
         stage = self._stage("head", epochs, [(self.settings.lr, self.new_parameters())], 1, patience)
         if not self.scratch:
             stage.batch_size = max(stage.batch_size, min(num_rows // HEAD_UPDATES, HEAD_BATCH))
-        stage.gradients = balanced(self.settings.balance, self.balance, self.seed) or plain
+        stage.gradients = balanced(self.settings.balance, self.balance, self.seed) or cached
         if not self.tunes():
             stage.gradients = self.gradients()
         return stage
@@ -110,8 +111,19 @@ class Recipe:
     def gradients(self) -> Gradients:
         """How gradients are computed in the stage that has the last word: the one before it only finds a start."""
         if self.settings.adversarial is None:
-            return balanced(self.settings.balance, self.balance, self.seed) or plain
+            return balanced(self.settings.balance, self.balance, self.seed) or cached
         return Adversarial(self.model, self.settings.adversarial)
+
+    def warnings(self) -> list[str]:
+        """What the objectives warn of, and what they cannot do with this way of computing gradients."""
+        said = [warning for objective in self.objectives for warning in getattr(objective, "warnings", [])]
+        names = [objective.name for objective in self.objectives if isinstance(objective, BatchObjective)]
+        if names and self.settings.accumulate > 1 and self.gradients() is not cached:
+            said.append(
+                f"objectives.{names[0]} compares the rows of one micro-batch, not of all {self.settings.accumulate}, "
+                "as the trainer's settings have gradients computed one micro-batch at a time; take trainer.accumulate=1"
+            )
+        return said
 
     def tune_stage(self) -> Stage:
         """Everything that no rule freezes, each pretrained block at its own rate."""

@@ -1,0 +1,104 @@
+"""Rows of all micro-batches of an update compared with one another, in the memory of one micro-batch.
+
+GradCache: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", arXiv 2101.06983.
+A loss L that compares rows depends on micro-batch b by its vectors v_b alone, so ∂L/∂θ = Σ_b (∂L/∂v_b)ᵀ ∂v_b/∂θ:
+
+1. all v_b, without keeping what backward passes need;
+2. L of all of them, and its gradient at each;
+3. micro-batch by micro-batch: v_b again, with the same draws of dropout, and a backward pass of Σ v_b · ∂L/∂v_b.
+
+The gradients are those of one large batch; each micro-batch is computed forward twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from fusetune.models.perturb import Chance
+from fusetune.objectives.base import BatchObjective
+from fusetune.objectives.gather import gathered
+from fusetune.training.learner import Learner
+from fusetune.training.update import add_up, loss_shares, plain, scaled
+from fusetune.types import Batch
+
+Vectors = dict[str, dict[str, Tensor]]
+
+
+def cached(learner: nn.Module, micro_batches: Sequence[Batch], accelerator: Accelerator) -> dict[str, Tensor]:
+    """`plain`, but that objectives of rows against rows see the rows of all micro-batches; see `Gradients`."""
+    bare = accelerator.unwrap_model(learner)
+    assert isinstance(bare, Learner)
+    objectives = bare.objective.compared()
+    if not objectives or len(micro_batches) == 1:
+        return plain(learner, micro_batches, accelerator)
+    chances, vectors = _vectors(bare, micro_batches, accelerator)
+    totals: dict[str, Tensor] = {}
+    pulls: list[Vectors] = [{} for _ in micro_batches]
+    owns: list[tuple[Tensor, Tensor]] = []
+    for objective in objectives:
+        losses, parts, own = _compare(objective, [found[objective.name] for found in vectors])
+        totals |= losses
+        owns += own
+        for place, part in enumerate(parts):
+            pulls[place][objective.name] = part
+    for place, (batch, shares) in enumerate(zip(micro_batches, loss_shares(micro_batches), strict=True)):
+        last = place == len(micro_batches) - 1
+        chances[place].again()
+        with nullcontext() if last else accelerator.no_sync(learner), accelerator.autocast():
+            _, found, outputs = learner(batch.to(accelerator.device), pulls[place])
+            taken = [found.pop(f"pull/{objective.name}") for objective in objectives]
+            found = scaled(found, shares)
+            # What the comparison itself learns is made part of this loss, so that processes average its gradient too.
+            taken += [(parameter * gradient).sum() for parameter, gradient in owns] if last else []
+            accelerator.backward(sum([*found.values(), *taken], outputs.pooled.new_zeros(())))
+        add_up(totals, found)
+    return totals
+
+
+@torch.no_grad()
+def _vectors(
+    learner: Learner, micro_batches: Sequence[Batch], accelerator: Accelerator
+) -> tuple[list[Chance], list[Vectors]]:
+    """Per micro-batch, where the generators stood before it, and each objective's vectors."""
+    kept = {name: buffer.clone() for name, buffer in learner.model.named_buffers()}  # as batch norm's means
+    chances, vectors = [], []
+    for batch in micro_batches:
+        chances.append(Chance(accelerator.device))
+        batch = batch.to(accelerator.device)
+        with accelerator.autocast():
+            outputs = learner.model(batch)
+            vectors.append({part.name: part.vectors(batch, outputs) for part in learner.objective.compared()})
+    for name, buffer in learner.model.named_buffers():
+        buffer.copy_(kept[name])
+    return chances, vectors
+
+
+def _compare(
+    objective: BatchObjective, vectors: Sequence[dict[str, Tensor]]
+) -> tuple[dict[str, Tensor], list[dict[str, Tensor]], list[tuple[Tensor, Tensor]]]:
+    """The objective's weighted losses; their gradient at each micro-batch's vectors; its parameters' and gradients."""
+    sizes = [len(next(iter(part.values()))) for part in vectors]
+    whole = {name: torch.cat([part[name] for part in vectors]) for name in vectors[0]}
+    leaves = {name: value.requires_grad_() for name, value in whole.items() if value.is_floating_point()}
+    with torch.enable_grad():
+        losses = objective.of_vectors(gathered(whole))
+        weighted = {f"objective/{name}": loss * objective.weight for name, loss in losses.items()}
+        total = torch.stack(list(weighted.values())).sum()
+    parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(total, [*leaves.values(), *parameters], allow_unused=True)
+    parts: list[dict[str, Tensor]] = [{} for _ in vectors]
+    for name, gradient in zip(leaves, gradients, strict=False):
+        if gradient is not None:
+            for place, part in enumerate(torch.split(gradient, sizes)):
+                parts[place][name] = part
+    own: list[tuple[Tensor, Tensor]] = [
+        (parameter, gradient)
+        for parameter, gradient in zip(parameters, gradients[len(leaves) :], strict=True)
+        if gradient is not None
+    ]
+    return {name: loss.detach() for name, loss in weighted.items()}, parts, own
