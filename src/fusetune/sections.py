@@ -250,6 +250,8 @@ class ReportConfig(Section):
     alone: Literal["probe", "tuned", "none"] = "probe"
     """Each modality alone: `probe` is a linear model on its frozen features (an encoder trained from scratch is
     trained alone); `tuned` trains every modality alone with the same recipe; `none` leaves it out."""
+    single: bool = False
+    """Where there are several targets: each of them trained by itself too, with the same recipe, and compared with."""
     bootstrap: Annotated[int, Field(ge=0)] = 1000
     """Resamples for the intervals; 0 leaves them out."""
     attack: Annotated[AttackConfig | None, ByName] = None

@@ -106,6 +106,12 @@ def curve(course: Course, tasks: Mapping[str, Task]) -> LearningCurve:
             val_metric=check.score,
             lr=check.lr,
             stage=check.stage,
+            task_metrics={
+                name: check.metrics[name][task.main.name] for name, task in tasks.items() if name in check.metrics
+            }
+            if len(tasks) > 1
+            else {},
+            task_losses=check.task_losses,
         )
         for check in course.checks
     ]

@@ -20,6 +20,7 @@ GROUPS: tuple[tuple[SystemKind, str, str], ...] = (
     ("before", "Before tuning", "diamond"),
     ("alone", "One modality alone", "square"),
     ("without", "Tuned, one hidden", "triangle"),
+    ("single", "Tuned for this alone", "star"),
     ("after", "After tuning", "disc"),
     ("attack", "Under attack", "wedge"),
 )
@@ -106,7 +107,11 @@ def learning(curve: LearningCurve) -> list[Markup]:
         ("validation loss", [point.val_loss for point in points], "s-before", "6 3"),
     ]
     metric = [(f"validation {curve.metric}", [point.val_metric for point in points], "s-tuned", "")]
-    for title, unit, series in (("Loss", "loss", losses), (f"Validation {curve.metric}", curve.metric, metric)):
+    drawn = [("Loss", "loss", losses), (f"Validation {curve.metric}", curve.metric, metric)]
+    for name in points[0].task_metrics if points else ():
+        own = [("validation", [point.task_metrics.get(name, math.nan) for point in points], "s-tuned", "")]
+        drawn.append((f"Validation metric of {short(name, 24)}", name, own))
+    for title, unit, series in drawn:
         known = [one for one in series if any(math.isfinite(value) for value in one[1])]
         if not known:
             continue

@@ -79,7 +79,7 @@ def terminal_table(results: RunResults, *, path: Path | None = None) -> Group:
 
 
 def in_order(task: TaskResult) -> list[SystemResult]:
-    """The systems as they are listed: baseline, before, alone, without, after, attack."""
+    """The systems as they are listed: baseline, before, alone, without, single, after, attack."""
     return [one for kind, _, _ in plots.GROUPS for one in task.all(kind)]
 
 

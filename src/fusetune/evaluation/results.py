@@ -31,9 +31,10 @@ from fusetune.evaluation.details import Calibration, ClassRow, Confusion, Curve,
 FORMAT = 1
 """The version of report.json's layout; grows when a field changes its meaning."""
 
-SystemKind = Literal["baseline", "before", "alone", "without", "after", "attack"]
+SystemKind = Literal["baseline", "before", "alone", "without", "single", "after", "attack"]
 """What is compared: a constant guess; the frozen backbones with a linear probe; a model that sees one modality only;
-the tuned model with one modality hidden; the tuned model; the latter and the one before tuning under attack."""
+the tuned model with one modality hidden; a model tuned for this target only; the tuned model; the latter and the one
+before tuning under attack."""
 
 TaskKind = Literal["binary", "multiclass", "ordinal", "multilabel", "regression", "retrieval"]
 
@@ -232,7 +233,11 @@ class RejectedRow:
 
 @dataclass
 class CurvePoint:
-    """What was measured at one step. nan where a figure was not measured at this step."""
+    """What was measured at one step. nan where a figure was not measured at this step.
+
+    Where there are several tasks, `task_metrics` has each one's main metric on validation rows, `task_losses` its mean
+    train loss divided by that of the constant guess.
+    """
 
     step: int
     epoch: Number = math.nan
@@ -241,6 +246,8 @@ class CurvePoint:
     val_metric: Number = math.nan
     lr: Number = math.nan
     stage: str = ""
+    task_metrics: dict[str, Number] = field(default_factory=dict)
+    task_losses: dict[str, Number] = field(default_factory=dict)
 
 
 @dataclass

@@ -142,12 +142,17 @@ class Svg:
         self.parts.append(f'<circle cx="{x}" cy="{y}" r="{r}" class="{css}" fill-opacity="{opacity:.3g}"{tail}')
 
     def mark(self, x: float, y: float, r: float, css: str, shape: str, hint: str = "") -> None:
-        """A marker that is told apart by its shape as well: disc, square, diamond, triangle, wedge or ring."""
+        """A marker that is told apart by its shape as well: disc, square, diamond, triangle, wedge, star or ring."""
         corners = {
             "square": f"{x - r},{y - r} {x + r},{y - r} {x + r},{y + r} {x - r},{y + r}",
             "diamond": f"{x},{y - 1.3 * r} {x + 1.3 * r},{y} {x},{y + 1.3 * r} {x - 1.3 * r},{y}",
             "triangle": f"{x},{y - 1.2 * r} {x + 1.2 * r},{y + r} {x - 1.2 * r},{y + r}",
             "wedge": f"{x - 1.2 * r},{y - r} {x + 1.2 * r},{y - r} {x},{y + 1.2 * r}",
+            "star": " ".join(
+                f"{x + (1.5 if place % 2 else 0.65) * r * math.sin(math.pi * place / 5):.1f},"
+                f"{y + (1.5 if place % 2 else 0.65) * r * math.cos(math.pi * place / 5):.1f}"
+                for place in range(10)
+            ),
         }
         if shape in corners:
             self.parts.append(

@@ -101,6 +101,22 @@ def alone(
     return candidates
 
 
+def single(name: str, task: Task, model: Understand, splits: Mapping[str, SplitRows]) -> Candidate:
+    """A model tuned for one of several targets only.
+
+    Args:
+        name: the task's name in the model.
+        task: fitted.
+        model: tuned for it.
+        splits: "train" and "test".
+    """
+    test = splits["test"]
+    with encoded(model, test.examples):
+        scores = model_scores(model, name, task, test, splits["train"])
+    what = "tuned with the same recipe for this target alone"
+    return Candidate("this target alone", "single", what, scores, list(test.examples.columns))
+
+
 def trained_alone(how: str, split: SplitRows) -> list[str]:
     """The modalities that "alone" needs a trained model for: all if `how` is "tuned", else those without features."""
     return [

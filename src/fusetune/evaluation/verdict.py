@@ -39,7 +39,14 @@ def verdict(task: TaskResult) -> Verdict:
             f"The tuned model reaches {task.metric} {with_interval(task.main(after))} on {_rows(task)}.", [], "unsure"
         )
     headline, tone = _headline(task, before, after)
-    notes = [*_against_baseline(task), *_modalities(task), *_hidden(task), *_attacked(task), *_certainty(task)]
+    notes = [
+        *_against_baseline(task),
+        *_modalities(task),
+        *_hidden(task),
+        *_single(task),
+        *_attacked(task),
+        *_certainty(task),
+    ]
     baseline = task.first("baseline")
     if tone == "good" and baseline is not None and gain(task, baseline) != "better":
         tone = "unsure"
@@ -186,6 +193,20 @@ def _hidden(task: TaskResult) -> list[str]:
         return []
     names = ", ".join(f"“{column}”" for one in ignored for column in one.columns or [one.name])
     return [f"The tuned model makes little use of {names}: hiding it does not clearly change {task.metric}."]
+
+
+def _single(task: TaskResult) -> list[str]:
+    """Whether learning this target together with the others paid."""
+    one = task.first("single")
+    if one is None or not _finite(task.main(one)):
+        return []
+    said = {
+        "better": "Learning the targets together helps this one",
+        "worse": "Learning the targets together harms this one",
+    }.get(gain(task, one), "Learning the targets together changes nothing sure here")
+    return [
+        f"{said}: trained for it alone, the model reaches {figure(task.main(one).value)} ({_difference(task, one)})."
+    ]
 
 
 def _attacked(task: TaskResult) -> list[str]:

@@ -34,7 +34,11 @@ class Findings:
         self.fit, self.model = fit, model
 
     def results(
-        self, course: Course, rows: Mapping[str, Mapping[str, SplitRows]], alone_models: Mapping[str, Understand]
+        self,
+        course: Course,
+        rows: Mapping[str, Mapping[str, SplitRows]],
+        alone_models: Mapping[str, Understand],
+        single_models: Mapping[str, Understand],
     ) -> found.RunResults:
         """Compare and measure.
 
@@ -42,12 +46,15 @@ class Findings:
             course: how tuning went.
             rows: per task and split, the labelled rows.
             alone_models: per modality that a linear probe cannot stand for, a model trained on it alone.
+            single_models: per task that is compared with it, a model trained for it alone.
         """
         fit, model = self.fit, self.model
         still = [name for name, key in model.routes.items() if key not in course.moved]
         kept = {split: {name: known[name] for name in still if name in known} for split, known in fit.features.items()}
         wanted = fit.tasks if fit.config.report.alone != "none" else {}
         others = {name: systems.alone(name, task, rows[name], alone_models) for name, task in wanted.items()}
+        for name, single in single_models.items():
+            others.setdefault(name, []).append(systems.single(name, fit.tasks[name], single, rows[name]))
         attack, attacked = self._attacked(rows)
         with encoded(model, fit.examples["val"], kept["val"]), encoded(model, fit.examples["test"], kept["test"]):
             tasks = [

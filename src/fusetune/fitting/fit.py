@@ -110,7 +110,7 @@ class Fit:
         with self.phase("tune"):
             course = self.finetune(model, self.modalities, probes=self.probes)
         with self.phase("compare and measure"):
-            results = Findings(self, model).results(course, rows, self._alone_models(rows))
+            results = Findings(self, model).results(course, rows, self._alone_models(rows), self._single_models())
         return self.bundle(model), results
 
     def bundle(self, model: Understand) -> Bundle:
@@ -198,6 +198,7 @@ class Fit:
         modalities: Mapping[str, Modality],
         *,
         columns: list[str] | None = None,
+        tasks: Mapping[str, Task] | None = None,
         **start: Any,
     ) -> Course:
         """Tune a model on the train rows.
@@ -206,26 +207,34 @@ class Fit:
             model: as built.
             modalities: its columns.
             columns: tune on these columns alone, by the task losses alone and without a log.
+            tasks: tune for these tasks alone, without a log.
             start: what the model starts from and is evaluated by, as `fusetune.training.finetune.finetune` takes it.
         """
         train, val, trainer = self.examples["train"], self.examples["val"], self.config.trainer
         if columns is not None:
             trainer = trainer.model_copy(update={"adversarial": None})
             train, val = train.restrict(columns), val.restrict(columns)
+        tasks = self.tasks if tasks is None else tasks
+        whole = columns is None and len(tasks) == len(self.tasks)
+        objectives = {
+            name: options
+            for name, options in self.config.objectives.items()
+            if columns is None and options.get("target", next(iter(tasks), None)) in {*tasks, None}
+        }
         return finetune(
             model,
-            self.tasks,
+            tasks,
             train,
             val,
             trainer,
             rules=self.rules(modalities),
-            objectives=self.config.objectives if columns is None else {},
+            objectives=objectives,
             features=(
                 {name: value for name, value in self.features["train"].items() if name in modalities},
                 {name: value for name, value in self.features["val"].items() if name in modalities},
             ),
             seed=self.config.seed,
-            log_dir=self.folder / "logs" if self.is_main and columns is None else None,
+            log_dir=self.folder / "logs" if self.is_main and whole else None,
             bar=self.show,
             **start,
         )
@@ -239,8 +248,10 @@ class Fit:
                 probes[name] = Probe.fit(self.tasks[name], splits["train"], splits["val"], columns)
         return probes
 
-    def fresh_model(self, columns: Sequence[str]) -> tuple[dict[str, Modality], Understand]:
-        """A model on some of the columns as it was before tuning, and its modalities."""
+    def fresh_model(
+        self, columns: Sequence[str], tasks: Mapping[str, Task] | None = None
+    ) -> tuple[dict[str, Modality], Understand]:
+        """A model on some of the columns, for all tasks or some, as it was before tuning; and its modalities."""
         set_seed(self.config.seed)
         backbones = self._backbones()
         fresh = {}
@@ -251,7 +262,9 @@ class Fit:
         # An option that names a column left out, as film's `by` may, goes back to its default.
         hidden = [name for name in self.modalities if name not in fresh]
         chosen = {key: value for key, value in self.config.fusion.options.items() if value not in hidden}
-        return fresh, build_model(fresh, self.tasks, NamedConfig(name=self.config.fusion.name, **chosen))
+        return fresh, build_model(
+            fresh, self.tasks if tasks is None else tasks, NamedConfig(name=self.config.fusion.name, **chosen)
+        )
 
     def _alone_models(self, rows: Mapping[str, Mapping[str, SplitRows]]) -> dict[str, Understand]:
         """A model trained on each modality alone, where the report needs one."""
@@ -264,4 +277,13 @@ class Fit:
             fresh, models[part] = self.fresh_model(grouped[part])
             probes = self._probes(rows, grouped[part])
             self.finetune(models[part], fresh, probes=probes, columns=grouped[part])
+        return models
+
+    def _single_models(self) -> dict[str, Understand]:
+        """A model trained for each task alone, where the report needs one."""
+        models: dict[str, Understand] = {}
+        for name, task in self.tasks.items() if self.config.report.single and len(self.tasks) > 1 else ():
+            fresh, models[name] = self.fresh_model(list(self.modalities), {name: task})
+            probes = {name: self.probes[name]} if name in self.probes else {}
+            self.finetune(models[name], fresh, probes=probes, tasks={name: task})
         return models
