@@ -10,7 +10,7 @@ from typing import Any
 from fusetune.config import Config
 from fusetune.data.schema import Schema
 from fusetune.data.table import Source, Table
-from fusetune.deploy.bundle import Bundle, load_bundle, move, save_bundle
+from fusetune.deploy.bundle import Bundle, load_bundle, merge_adapters, move, save_bundle
 from fusetune.deploy.card import write_card
 from fusetune.deploy.tuned import Predictions, predict, read_examples, require_labels
 from fusetune.errors import ConfigError, shown
@@ -73,6 +73,17 @@ class FineTuned:
         require_labels(examples, examples.table.source)
         bundle = self.bundle
         return measure(bundle.model, bundle.tasks, examples, slices=slices, group=bundle.schema.group, progress=bars)
+
+    def merge(self) -> FineTuned:
+        """Work adapters into the backbones' weights, in place: the same predictions, within rounding, by a model whose
+        saved folder needs no other.
+
+        Raises:
+            ConfigError: no backbone has an adapter.
+        """
+        if not merge_adapters(self.bundle.model):
+            raise ConfigError("no backbone of this model has an adapter", do="it can be used as it is")
+        return self
 
     def save(self, folder: str | Path) -> Path:
         """Write the model folder.

@@ -73,6 +73,39 @@ def _known_objectives(value: dict[str, dict[str, Any]]) -> dict[str, dict[str, A
 Objectives = Annotated[dict[str, dict[str, Any]], BeforeValidator(_as_options), AfterValidator(_known_objectives)]
 
 
+ADAPTERS = ("lora", "rslora", "dora", "ia3", "vera", "oft")
+
+
+class AdapterConfig(Section):
+    """Few new weights are trained beside a backbone's own, which stay as they are."""
+
+    name: str
+    """`lora` (arXiv 2106.09685), `rslora` (2312.03732), `dora` (2402.09353), `ia3` (2205.05638), `vera` (2310.11454) or
+    `oft` (2306.07280)."""
+    rank: Annotated[int, Field(ge=1)] | None = None
+    """Of the products that are added; for `oft` the size of a block. None: 8, `vera` 64, `oft` 16. Not for `ia3`."""
+    alpha: Annotated[int, Field(ge=1)] | None = None
+    """α of `lora`, `rslora` and `dora`. None: twice the rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """On what goes into the adapter; not for `ia3`."""
+    targets: str = "auto"
+    """Which modules get one: `attention` (linear maps in attention), `linear` (all), `conv` (convolutions that mix
+    features), or a regular expression on their paths. `auto`: the first of these that the model has."""
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _known_name(name, ADAPTERS)
+
+    @model_validator(mode="after")
+    def _fits(self) -> AdapterConfig:
+        if self.name == "ia3" and (self.rank is not None or self.dropout):
+            raise ValueError("ia3 has one factor a feature: no rank, no dropout")
+        if self.alpha is not None and self.name not in ("lora", "rslora", "dora"):
+            raise ValueError(f"{self.name} has no alpha")
+        return self
+
+
 class BackboneConfig(Section):
     """The pretrained model that reads one kind of column."""
 
@@ -86,9 +119,13 @@ class BackboneConfig(Section):
     """Longer texts are cut here. None: the model's own limit, at most 512."""
     freeze: str = "none"
     """`none`, `all`, `bottom:K` (the first K blocks as `fusetune backbones NAME` lists them, the embeddings being the
-    first) or `regex:PATTERN` over parameter names. An encoder that is trained from scratch cannot be frozen."""
+    first), `only:bias` or `only:norm` (all but these), or `regex:PATTERN` over parameter names. An encoder that is
+    trained from scratch cannot be frozen."""
     lr: Annotated[float, Field(gt=0)] | None = None
-    """Learning rate of this backbone's last block. None: `trainer.backbone_lr`."""
+    """Learning rate of this backbone's last block. None: `trainer.backbone_lr`, for an adapter 10 times that, for
+    `ia3` and `vera` 50 times."""
+    adapter: Annotated[AdapterConfig | None, ByName] = None
+    """Train few weights beside the backbone's: `lora`, `rslora`, `dora`, `ia3`, `vera` or `oft`, with its settings."""
 
 
 class ColumnConfig(BaseModel):

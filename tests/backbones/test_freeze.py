@@ -112,3 +112,34 @@ def test_checkpointing_gives_the_same_gradients(bert: Backbone, tmp_path: Path) 
         assert one.grad is not None and two.grad is not None
         torch.testing.assert_close(one.grad, two.grad, msg=name)
     assert not load_backbone(None, "image").enable_checkpointing()
+
+
+@pytest.mark.parametrize("model", ["bert", "vit", "mobilenet"])
+def test_only_biases_or_only_norms(tiny, model):
+    kind = "text" if model == "bert" else "image"
+    for rule in ("only:bias", "only:norm"):
+        backbone = load_backbone(tiny(model), kind)
+        found = freeze(backbone, rule)
+        trained = {name for name, p in backbone.named_parameters() if p.requires_grad}
+        if rule == "only:bias":
+            wanted = {name for name, _ in backbone.named_parameters() if name.endswith("bias")}
+        else:
+            norms = [path for path, m in backbone.named_modules() if isinstance(m, nn.LayerNorm | nn.BatchNorm2d)]
+            wanted = {f"{path}.{name}" for path in norms for name in ("weight", "bias")}
+        assert trained == wanted and trained
+        assert found.trainable == sum(p.numel() for n, p in backbone.named_parameters() if n in wanted) < found.total
+
+
+def test_only_biases_of_a_model_without_any(tiny):
+    backbone = load_backbone(tiny("bert"), "text")
+    for module in backbone.modules():
+        if getattr(module, "bias", None) is not None:
+            module.bias = None
+    with pytest.raises(ConfigError, match="has no biases"):
+        freeze(backbone, "only:bias")
+
+
+def test_what_is_not_pretrained_is_trained_under_these_rules():
+    backbone = load_backbone(None, "image")
+    for rule in ("only:bias", "only:norm", "only:heads"):
+        assert freeze(backbone, rule).trainable == sum(p.numel() for p in backbone.parameters())

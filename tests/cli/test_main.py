@@ -36,6 +36,7 @@ OPTIONS = {
     },
     "predict": {"folder", "table", "--out", "-o", "--on-bad-cell", "--json"},
     "evaluate": {"folder", "table", "--slices", "-s", "--json"},
+    "merge": {"folder", "--out", "-o", "--json"},
     "report": {"folder", "--json"},
     "schema": {"table", "--target", "-t", "--out", "-o", "--json"},
     "demo": {"--rows", "--out", "-o", "--seed", "--json"},

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fusetune.backbones import structure
 from fusetune.backbones.inputs import AudioInputs, ImageInputs, Inputs, SpectrogramInputs, TextInputs
 from fusetune.errors import BackboneError
+from fusetune.sections import AdapterConfig
 from fusetune.types import Tokens
 
 FILE = "backbone.json"
@@ -41,6 +42,8 @@ class Backbone(nn.Module):
         image_size: (height, width) of the pictures that are read, in pixels; (0, 0) for other kinds.
         norm_eval: keep the running statistics of batch normalisation in training, as small batches would spoil them.
         grid: with pool "none", how a picture's tokens lie in it, where they do (see `Tokens`).
+        adapter: the adapter's settings, where the encoder has one (`fusetune.backbones.adapters`): `adapted` has the
+            paths of the modules in `model` that it sits on, `brought` the names of the tensors that it added.
     """
 
     dim: int
@@ -79,6 +82,9 @@ class Backbone(nn.Module):
         self.sampling_rate = inputs.sampling_rate if isinstance(inputs, AudioInputs | SpectrogramInputs) else 0
         self.image_size = inputs.image_size if isinstance(inputs, ImageInputs) else (0, 0)
         self.removed: list[tuple[str, str]] = []
+        self.adapter: AdapterConfig | None = None
+        self.adapted: list[str] = []
+        self.brought: set[str] = set()
         # Group normalisation over time would see the padding, so such an encoder takes sounds of one length at a time.
         self._alone = isinstance(inputs, AudioInputs) and any(isinstance(m, nn.GroupNorm) for m in model.modules())
 
@@ -260,6 +266,7 @@ class Backbone(nn.Module):
             "max_seconds": self.inputs.max_seconds,
             "norm_eval": self.norm_eval,
             "removed": [list(pair) for pair in self.removed],
+            "adapter": None if self.adapter is None else self.adapter.model_dump(),
         }
 
 

@@ -5,6 +5,8 @@ A rule is one of:
     none              nothing is frozen: everything is trained
     all               every encoder is frozen, trained from scratch or not; the rest of the model is trained
     only:heads        the same for pretrained encoders only: what was not pretrained is trained
+    only:bias         of pretrained encoders only the biases are trained (BitFit: Ben Zaken et al., arXiv 2106.10199)
+    only:norm         of pretrained encoders only normalisation layers are trained (Frankle et al., arXiv 2003.00152)
     bottom:K          the first K blocks of every pretrained encoder are frozen; block 0 is the embeddings
     regex:PATTERN     parameters whose name has a match of the pattern are frozen
 """
@@ -17,10 +19,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from fusetune.backbones.adapters import freeze_base
 from fusetune.backbones.backbone import Backbone
 from fusetune.errors import ConfigError, nearest
 
-RULES = ("none", "all", "only:heads", "bottom:K", "regex:PATTERN")
+RULES = ("none", "all", "only:heads", "only:bias", "only:norm", "bottom:K", "regex:PATTERN")
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def check_rule(rule: str) -> tuple[str, str]:
         ConfigError: it is not a rule, K is not a whole number from 0, or the pattern is not a regular expression.
     """
     name, colon, argument = rule.partition(":")
-    if rule in ("none", "all", "only:heads"):
+    if rule in ("none", "all", "only:heads", "only:bias", "only:norm"):
         return rule, ""
     if name == "bottom" and colon:
         if argument.isascii() and argument.isdigit():
@@ -81,18 +84,24 @@ def freeze(model: nn.Module, rule: str) -> Trainable:
             rule would leave nothing to train in a model that is more than an encoder.
     """
     name, argument = check_rule(rule)
+    if name.startswith("only:"):
+        name, argument = "only", rule.partition(":")[2]
     encoders = [module for module in model.modules() if isinstance(module, Backbone)]
     model.requires_grad_(True)
     if name == "all":
         for encoder in encoders:
             encoder.requires_grad_(False)
-    elif name == "only:heads":
+    elif name == "only":
         for encoder in encoders:
-            encoder.requires_grad_(not encoder.pretrained)
+            if encoder.pretrained:
+                _freeze_all_but(encoder, argument)
     elif name == "bottom":
         _freeze_bottom(encoders, int(argument), rule)
     elif name == "regex":
         _freeze_matches(model, argument)
+    for encoder in encoders:
+        if encoder.adapter is not None:
+            freeze_base(encoder)
     parameters = list(model.parameters())
     return Trainable(sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters))
 
@@ -111,6 +120,24 @@ def _freeze_bottom(encoders: list[Backbone], count: int, rule: str) -> None:
     for encoder in pretrained:
         for _, block in encoder.blocks()[:count]:
             block.requires_grad_(False)
+
+
+def _freeze_all_but(encoder: Backbone, kept: str) -> None:
+    """Freeze an encoder but for its biases ("bias"), its normalisation layers ("norm") or nothing ("heads")."""
+    encoder.requires_grad_(False)
+    found = False
+    for module in encoder.modules():
+        norm = "norm" in type(module).__name__.lower()
+        for name, parameter in module.named_parameters(recurse=False):
+            if (kept == "bias" and name == "bias") or (kept == "norm" and norm):
+                parameter.requires_grad_(True)
+                found = True
+    if not found and kept != "heads":
+        raise ConfigError(
+            f"freeze: the encoder {encoder.key!r} has no {'biases' if kept == 'bias' else 'normalisation layers'}",
+            came=f"only:{kept}",
+            do="take another rule, or an adapter",
+        )
 
 
 def _freeze_matches(model: nn.Module, pattern: str) -> None:

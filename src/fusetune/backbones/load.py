@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.backbones import embedded, small, structure
+from fusetune.backbones.adapters import adapt
 from fusetune.backbones.backbone import FILE, KINDS, POOLS, Backbone
 from fusetune.backbones.inputs import (
     MAX_SECONDS,
@@ -25,6 +26,7 @@ from fusetune.backbones.spectrogram import FILE as SPECTROGRAM
 from fusetune.backbones.spectrogram import Spectrogram
 from fusetune.backbones.tuned import is_tuned, load_tuned
 from fusetune.errors import BackboneError, FolderError, FusetuneError, nearest
+from fusetune.sections import AdapterConfig
 
 __all__ = ["Backbone", "load_backbone", "restore_backbone"]
 
@@ -117,6 +119,8 @@ def restore_backbone(folder: Path) -> Backbone:
         saved = read_json(folder / FILE)
         if saved["small"]:
             return small.restore(saved, folder)
+        if saved.get("adapter") is not None:
+            return _adapted(saved)
         config = check_safe(folder)
         if "auto_map" in config:
             raise BackboneError("config.json names code to run (auto_map)", do="take the folder from whom you trust")
@@ -128,6 +132,28 @@ def restore_backbone(folder: Path) -> Backbone:
         raise FolderError(
             "the encoder cannot be restored", came=came, do="save the model again", file=str(folder / FILE)
         ) from error
+
+
+def _adapted(saved: dict[str, Any]) -> Backbone:
+    """A backbone with an adapter: the pretrained weights come from where they came from, the adapter's are random."""
+    backbone = load_backbone(
+        saved["source"],
+        saved["kind"],
+        pool=saved["pool"],
+        max_tokens=int(saved["max_tokens"]) or None,
+        max_seconds=float(saved["max_seconds"]),
+        norm_eval=bool(saved["norm_eval"]),
+    )
+    if backbone.fingerprint != saved["fingerprint"]:
+        raise BackboneError(
+            f"{saved['source']} is not the pretrained model that the adapter was trained on",
+            expected=f"weights of SHA-256 {saved['fingerprint']}",
+            came=backbone.fingerprint,
+            do="put the model back that was there; a merged folder does without: fusetune merge FOLDER --out OTHER",
+        )
+    adapt(backbone, AdapterConfig.model_validate(saved["adapter"]))
+    backbone.key = saved["key"]
+    return backbone.eval()
 
 
 def _restore(folder: Path, saved: dict[str, Any]) -> Backbone:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from fusetune.backbones.adapters import brought_state, merge
 from fusetune.backbones.backbone import FILE, Backbone
 from fusetune.backbones.source import WEIGHTS, fingerprint, read_json, short_name
 from fusetune.errors import BackboneError
@@ -45,19 +46,20 @@ def load_tuned(source: str, kind: str, *, pool: str, restore: Callable[[Path], B
         )
     backbone = restore(mine[0])
     prefix = f"encoders.{mine[0].name}."
-    wanted = backbone.state_dict()
+    wanted = {f"model.{name}" for name in brought_state(backbone)} if backbone.adapter else {*backbone.state_dict()}
     try:
         with safe_open(str(folder / WEIGHTS), framework="pt") as weights:
             there = {name.removeprefix(prefix) for name in weights.keys() if name.startswith(prefix)}  # noqa: SIM118
-            lost = sorted(wanted.keys() - there)
+            lost = sorted(wanted - there)
             if lost:
                 raise BackboneError(
                     "the tuned model's folder does not hold its whole encoder",
                     came=f"no {', '.join(lost[:3])}",
-                    do="fold its adapter into the weights first: fusetune merge FOLDER --out OTHER",
+                    do="copy the folder again from where it was made, or tune again",
                     file=str(folder),
                 )
-            backbone.load_state_dict({name: weights.get_tensor(prefix + name) for name in wanted})
+            backbone.load_state_dict({name: weights.get_tensor(prefix + name) for name in wanted}, strict=False)
+            merge(backbone)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise BackboneError("the tuned model's weights cannot be read", came=str(error), file=str(folder)) from error
     if pool not in ("auto", backbone.pool):

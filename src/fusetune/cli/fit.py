@@ -13,6 +13,7 @@ from fusetune.errors import ConfigError
 
 if TYPE_CHECKING:
     from fusetune.api import FineTuned
+    from fusetune.evaluation.results import RunResults
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -111,5 +112,16 @@ def show(tuned: FineTuned, *, as_json: bool) -> None:
     to.print(report.terminal_table(tuned.results))
     for warning in verdict.warnings_of(tuned.results):
         to.print(f"note: {warning}", markup=False)
+    to.print(_cost(tuned.results), soft_wrap=True)
     to.print(f"model   {tuned.folder}", soft_wrap=True)
     to.print(f"report  {tuned.folder / 'report.html'}", soft_wrap=True)
+
+
+def _cost(results: RunResults) -> str:
+    """What was trained, and what it took."""
+    seconds = sum(phase.seconds for phase in results.phases if phase.name == "tune")
+    share = results.trained / max(results.parameters, 1)
+    return (
+        f"trained {results.trained:,} of {results.parameters:,} parameters ({share:.2%}) in {seconds:,.0f} s; "
+        f"peak memory {results.peak_mb:,.0f} MB"
+    )

@@ -22,6 +22,7 @@ VERBS = {
     "fit": "Tune a model on a table; write the model folder and the report.",
     "predict": "Predict the rows of a table with a tuned model.",
     "evaluate": "Measure a tuned model on labelled rows.",
+    "merge": "Work a model's adapters into its weights, for a folder that needs no other.",
     "report": "Show a model folder's report and write its HTML again.",
     "schema": "Show what each column of a table is taken for, and why.",
     "demo": "Make a sample table, tune on it and show what tuning bought.",

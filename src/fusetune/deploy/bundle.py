@@ -1,6 +1,6 @@
 """The model folder: everything that predicts, in files that any tool can read.
 
-model.safetensors    every weight
+model.safetensors    every weight; of a backbone with an adapter the adapter's alone
 bundle.json          columns, tasks, fusion, versions, the SHA-256 of each file here
 config.yaml          the run's settings
 schema.yaml          columns, kinds, roles
@@ -26,8 +26,10 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import Tensor
 
+from fusetune.backbones.adapters import brought_state, merge
 from fusetune.backbones.load import Backbone, restore_backbone
 from fusetune.config import Config
 from fusetune.data.schema import Schema
@@ -111,7 +113,7 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
         partial = folder / f".{WEIGHTS}.{os.getpid()}"
         partial.touch()
         mode = partial.stat().st_mode  # as the umask wants it; safetensors makes files for their owner alone
-        save_model(bundle.model, str(partial))
+        _save_weights(bundle.model, str(partial))
         partial.chmod(mode)
         partial.replace(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
@@ -139,6 +141,50 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
     write_text(folder / BUNDLE, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
 
 
+def _adapted(model: Understand) -> dict[str, Backbone]:
+    """The backbones with an adapter, by the start of their tensors' names."""
+    return {
+        f"encoders.{key}.": encoder
+        for key, encoder in model.encoders.items()
+        if isinstance(encoder, Backbone) and encoder.adapter is not None
+    }
+
+
+def _own_state(model: Understand) -> dict[str, Tensor]:
+    """Every tensor but those that a backbone with an adapter has from its source."""
+    state: dict[str, Tensor] = dict(model.state_dict())
+    for start, encoder in _adapted(model).items():
+        brought = {f"{start}model.{name}" for name in brought_state(encoder)}
+        state = {name: value for name, value in state.items() if not name.startswith(start) or name in brought}
+    return state
+
+
+def _save_weights(model: Understand, path: str) -> None:
+    if _adapted(model):
+        save_file({name: value.detach().clone() for name, value in _own_state(model).items()}, path)
+    else:
+        save_model(model, path)
+
+
+def _load_weights(model: Understand, path: str) -> None:
+    if not _adapted(model):
+        load_model(model, path)
+        return
+    state = load_file(path)
+    if state.keys() != _own_state(model).keys():
+        lost = sorted(state.keys() ^ _own_state(model).keys())
+        raise ValueError(f"{WEIGHTS} holds other tensors than the model: {', '.join(lost[:3])}")
+    model.load_state_dict(state, strict=False)
+
+
+def merge_adapters(model: Understand) -> int:
+    """Work every adapter into its backbone's weights; how many there were."""
+    adapted = list(_adapted(model).values())
+    for encoder in adapted:
+        merge(encoder)
+    return len(adapted)
+
+
 def load_bundle(folder: Path) -> Bundle:
     """Read a model folder, after checking that its files are the ones that were saved.
 
@@ -157,7 +203,7 @@ def load_bundle(folder: Path) -> Bundle:
             for name, entry in content["tasks"].items()
         }
         model = build_model(modalities, tasks, NamedConfig(**content["fusion"]))
-        load_model(model, str(folder / WEIGHTS))
+        _load_weights(model, str(folder / WEIGHTS))
         config = Config.build(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")))
         schema = Schema.from_yaml((folder / SCHEMA).read_text(encoding="utf-8"))
         learned = content["data_fingerprint"], content["metrics"]

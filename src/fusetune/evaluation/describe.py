@@ -79,7 +79,8 @@ def encoders_used(
         elif key not in course.moved:
             how = "frozen"
         else:
-            how = "tuned" if rules[key].freeze == "none" else f"tuned, freeze={rules[key].freeze}"
+            how = "tuned" if encoder.adapter is None else f"{encoder.adapter.name} on {len(encoder.adapted)} modules"
+            how += "" if rules[key].freeze == "none" else f", freeze={rules[key].freeze}"
         used.append(
             BackboneUsed(
                 kind=encoder.kind,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from torch import nn
 
+from fusetune.backbones.adapters import adapt
 from fusetune.backbones.load import Backbone, load_backbone
 from fusetune.errors import ConfigError
 from fusetune.fusion.mean import MeanFusion
@@ -47,7 +48,10 @@ class Backbones:
         setting = self.settings[kind]
         name = name or setting.name
         if (kind, name) not in self._loaded:
-            self._loaded[kind, name] = load_backbone(name, kind, pool=setting.pool, max_tokens=setting.max_tokens)
+            loaded = load_backbone(name, kind, pool=setting.pool, max_tokens=setting.max_tokens)
+            if setting.adapter is not None:
+                adapt(loaded, setting.adapter)
+            self._loaded[kind, name] = loaded
         return self._loaded[kind, name]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from fusetune.backbones.adapters import rate
 from fusetune.backbones.freeze import freeze, lr_scales
 from fusetune.backbones.load import Backbone
 from fusetune.errors import ConfigError
@@ -141,7 +142,7 @@ class Recipe:
             if self.settings.gradient_checkpointing:
                 encoder.enable_checkpointing()
             for scale, named in lr_scales(encoder, self.settings.layer_decay):
-                sets.append(((rule.lr or self.settings.backbone_lr) * scale, [p for _, p in named]))
+                sets.append(((rule.lr or self.settings.backbone_lr * rate(encoder)) * scale, [p for _, p in named]))
         stage = self._stage("tune", self.settings.epochs, sets, self.settings.evals_per_epoch, self.settings.patience)
         stage.gradients = self.gradients()
         return stage

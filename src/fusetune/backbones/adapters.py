@@ -1,0 +1,185 @@
+"""Parameter-efficient tuning: a backbone's weights stay, and few new ones beside them are trained, through peft.
+
+    lora    W + (α/r) B A                          Hu et al. 2021, arXiv 2106.09685
+    rslora  W + (α/√r) B A                         Kalajdzievski 2023, arXiv 2312.03732
+    dora    m · (W + (α/r) B A) / ‖W + (α/r) B A‖   Liu et al. 2024, arXiv 2402.09353
+    ia3     l ⊙ W x, l a vector                    Liu et al. 2022, arXiv 2205.05638
+    vera    W + diag(b) B diag(d) A, A and B fixed, random and shared      Kopiczko et al. 2023, arXiv 2310.11454
+    oft     R W, R orthogonal and block-diagonal   Qiu et al. 2023, arXiv 2306.07280
+
+Each starts as the pretrained model itself. Which modules get one is found by looking at the model (`target_modules`).
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusetune.backbones.backbone import Backbone
+from fusetune.backbones.source import quiet
+from fusetune.errors import ConfigError
+from fusetune.sections import AdapterConfig
+
+RANKS = {"lora": 8, "rslora": 8, "dora": 8, "vera": 64, "oft": 16}
+"""By default: of the products, of the shared projections, and the size of a block of R."""
+RATES = {"ia3": 50.0, "vera": 50.0}
+RATE = 10.0
+"""Learning rates, in units of what full tuning would take: few weights that start at nothing move further."""
+LORA = ("Linear", "Conv1D", "Conv2d", "Conv1d")
+KINDS_OF_MODULE = {"ia3": ("Linear", "Conv1D", "Conv2d"), "vera": ("Linear", "Conv1D"), "oft": ("Linear",)}
+"""What peft can give each adapter to, where it is not all of `LORA`. `Conv1D` is GPT-2's transposed linear map."""
+ATTENTION = re.compile(r"att(entio)?n", re.IGNORECASE)
+
+
+def rate(backbone: Backbone) -> float:
+    """What the learning rate of full tuning is multiplied by for this backbone: 1 without an adapter."""
+    return 1.0 if backbone.adapter is None else RATES.get(backbone.adapter.name, RATE)
+
+
+def adapt(backbone: Backbone, settings: AdapterConfig) -> None:
+    """Give a pretrained backbone an adapter; only the adapter's weights can be trained from then on.
+
+    Raises:
+        ConfigError: the encoder is not pretrained, has an adapter, or has no module that fits.
+    """
+    where = f"{backbone.kind}.adapter"
+    if not backbone.pretrained:
+        raise ConfigError(
+            f"{where}: the {backbone.kind} encoder is trained from scratch, so there is nothing to adapt",
+            came=settings.name,
+            do=f"name a pretrained model: {backbone.kind}=FOLDER, or leave the adapter out",
+        )
+    if backbone.adapter is not None:
+        raise ConfigError(f"{where}: {backbone.source} has an adapter already", do="merge it first: fusetune merge")
+    fits = KINDS_OF_MODULE.get(settings.name, LORA)
+    chosen = target_modules(backbone.model, settings.targets, where=where, fits=fits)
+    known = set(backbone.model.state_dict())
+    _inject(backbone.model, settings, chosen)
+    backbone.adapter = settings
+    backbone.adapted = chosen
+    backbone.brought = {name for name in backbone.model.state_dict() if name.replace(".base_layer.", ".") not in known}
+    freeze_base(backbone)
+
+
+def target_modules(model: nn.Module, how: str, *, where: str = "adapter", fits: Sequence[str] = LORA) -> list[str]:
+    """The paths of the modules that get an adapter.
+
+    Args:
+        model: the encoder.
+        how: `attention`: linear maps inside attention modules. `linear`: all linear maps. `conv`: all convolutions that
+            mix features (not the depthwise ones). `auto`: the first of these that there are. Else a regular expression,
+            of which a module's path must have a match.
+        where: names the setting in an error.
+        fits: the classes of modules that can have one.
+
+    Raises:
+        ConfigError: there is none, or the pattern is no regular expression.
+    """
+    known = {path: type(module).__name__ for path, module in model.named_modules() if _fits(module, fits)}
+    linear = [path for path, name in known.items() if name in ("Linear", "Conv1D")]
+    inside = [path for path in linear if ATTENTION.search(path)]
+    convolutions = [path for path in known if path not in linear]
+    named = {"attention": inside, "linear": linear, "conv": convolutions, "auto": inside or linear or convolutions}
+    if how in named:
+        found = named[how]
+    else:
+        try:
+            found = [path for path in known if re.search(how, path)]
+        except re.error as error:
+            raise ConfigError(f"{where}.targets: {how!r} is not a regular expression ({error})") from error
+    if not found:
+        some = ", ".join(list(known)[:3])
+        raise ConfigError(
+            f"{where}: no module fits targets={how}",
+            expected=f"{', '.join(named)} or a pattern that finds modules such as {some}"
+            if some
+            else f"modules of the kinds {', '.join(fits)}",
+            came="a model without them" if not some else how,
+            do="" if some else "take adapter=lora, or freeze=only:norm",
+        )
+    return found
+
+
+def _fits(module: nn.Module, kinds: Sequence[str]) -> bool:
+    """Whether a module is of one of the kinds, and mixes all features: a depthwise convolution does not."""
+    return type(module).__name__ in kinds and getattr(module, "groups", 1) == 1
+
+
+def _config(settings: AdapterConfig, chosen: list[str]) -> Any:
+    import peft
+
+    rank = settings.rank or RANKS.get(settings.name, 0)
+    if settings.name in ("lora", "rslora", "dora"):
+        return peft.LoraConfig(
+            r=rank,
+            lora_alpha=settings.alpha or 2 * rank,
+            lora_dropout=settings.dropout,
+            use_rslora=settings.name == "rslora",
+            use_dora=settings.name == "dora",
+            target_modules=chosen,
+        )
+    if settings.name == "ia3":
+        return peft.IA3Config(target_modules=chosen, feedforward_modules=[])
+    if settings.name == "vera":
+        return peft.VeraConfig(r=rank, vera_dropout=settings.dropout, target_modules=chosen, save_projection=True)
+    return peft.OFTConfig(r=0, oft_block_size=rank, module_dropout=settings.dropout, target_modules=chosen)
+
+
+def _inject(model: nn.Module, settings: AdapterConfig, chosen: list[str]) -> None:
+    import peft
+
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of block sizes that peft fits to the layer
+        if settings.name == "vera":  # whose projections belong to the model that peft wraps around
+            peft.get_peft_model(model, _config(settings, chosen))
+        else:
+            peft.inject_adapter_in_model(_config(settings, chosen), model)
+    for path in chosen:
+        layer = model.get_submodule(path)
+        base = layer.get_base_layer()  # type: ignore[operator]
+        for name in getattr(base, "__constants__", ()):  # as `stride`, which some models read to pad
+            if not hasattr(layer, name):
+                setattr(layer, name, getattr(base, name))
+
+
+def freeze_base(backbone: Backbone) -> None:
+    """Keep everything but the adapter's weights from being trained; what is frozen of these stays so."""
+    for name, parameter in backbone.model.named_parameters():
+        if name not in backbone.brought or name.rpartition(".")[0].endswith(("vera_A", "vera_B")):
+            parameter.requires_grad_(False)
+
+
+def brought_state(backbone: Backbone) -> dict[str, Tensor]:
+    """The adapter's tensors by their names in `backbone.model`, each once where modules share it."""
+    found: dict[str, Tensor] = {}
+    seen: set[tuple[int, torch.Size]] = set()
+    for name, value in backbone.model.state_dict().items():
+        if name in backbone.brought and (value.data_ptr(), value.shape) not in seen:
+            seen.add((value.data_ptr(), value.shape))
+            found[name] = value
+    return found
+
+
+@torch.no_grad()
+def merge(backbone: Backbone) -> None:
+    """Work the adapter into the weights: the same function by a model of the original shape. All of it can be trained.
+
+    Does nothing where there is no adapter.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if backbone.adapter is None:
+        return
+    for path in backbone.adapted:
+        layer = backbone.model.get_submodule(path)
+        assert isinstance(layer, BaseTunerLayer)
+        layer.merge()
+        owner, _, name = path.rpartition(".")
+        setattr(backbone.model.get_submodule(owner), name, layer.get_base_layer())
+    backbone.adapter, backbone.adapted, backbone.brought = None, [], set()
+    backbone.requires_grad_(True)
