@@ -8,14 +8,15 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from fusetune import config, sections
+from fusetune import config, fusion_section, sections
 from fusetune.models.build import options_of
 from fusetune.registry import FUSIONS, MODALITIES, OBJECTIVES, TASKS, Registry
 
 PAGE = Path(__file__).with_name("settings.md")
 HEAD = """# Settings
 
-Written by `docs/make_settings.py` from `src/fusetune/config.py`, `sections.py` and the parts' own docstrings.
+Written by `docs/make_settings.py` from `src/fusetune/config.py`, `sections.py`, `fusion_section.py` and the parts' own
+docstrings.
 
 On the command line a setting is `key=value`, in YAML and Python it is nested: `trainer.epochs=8` is
 `trainer: {epochs: 8}`. A section may be given as its name alone: `fusion=gated`, `image=../models/mobilenet-v2`.
@@ -25,6 +26,7 @@ SECTIONS = {
     "Config": ("The run", ""),
     "BackboneConfig": ("Backbones", "KIND."),
     "ColumnConfig": ("Columns", "columns.NAME."),
+    "AutoConfig": ("Choosing the fusion", "fusion."),
     "TrainerConfig": ("Training", "trainer."),
     "AdversarialConfig": ("Adversarial training", "trainer.adversarial."),
     "ReportConfig": ("The report", "report."),
@@ -59,7 +61,12 @@ def takes(annotation: ast.expr) -> str:
     choices = re.search(r"Literal\[(.*?)\]", source)
     if choices or "OnBadCell" in source:
         return ", ".join(f"`{name}`" for name in re.findall(r"'(\w+)'", choices[1] if choices else "'reject' 'mask'"))
-    for name, shown in (("Role", "a role"), ("NamedConfig", "a name, options"), ("Config", "a section")):
+    for name, shown in (
+        ("Role", "a role"),
+        ("NamedConfig", "a name, options"),
+        ("FusionConfig", "a name, options"),
+        ("Config", "a section"),
+    ):
         if name in source:
             return f"per name: {shown}" if source.startswith("dict") else shown
     kind = re.search(r"list\[\w+\]|StrList|\w*float|\bint\b|bool|str", source)
@@ -107,7 +114,10 @@ def parts(title: str, registry: Registry, prefix: str, *taken: str) -> str:
 
 def page() -> str:
     """The whole page."""
-    sources = [ast.parse(Path(inspect.getfile(module)).read_text(encoding="utf-8")) for module in (config, sections)]
+    sources = [
+        ast.parse(Path(inspect.getfile(module)).read_text(encoding="utf-8"))
+        for module in (config, sections, fusion_section)
+    ]
     classes = {node.name: node for source in sources for node in source.body if isinstance(node, ast.ClassDef)}
     found = [HEAD.rstrip()]
     for name, (title, prefix) in SECTIONS.items():

@@ -21,6 +21,7 @@ LAYERS = [
     "errors",
     "registry",
     "sections",
+    "fusion_section",
     "config",
     "types",
     "_optional",

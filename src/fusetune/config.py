@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from fusetune.errors import ConfigError, nearest
+from fusetune.fusion_section import FusionConfig
 from fusetune.sections import (
     BackboneConfig,
     ByName,
@@ -59,9 +60,9 @@ class Config(Section):
     """What reads image columns."""
     audio: Annotated[BackboneConfig, ByName] = BackboneConfig()
     """What reads audio columns."""
-    fusion: Annotated[NamedConfig, ByName] = NamedConfig(name="attention")
+    fusion: FusionConfig = NamedConfig(name="attention")
     """How the columns become one vector: attention, concat, gated, cross_attention, bottleneck, convolution, low_rank,
-    film, mixture or a plug-in's, with its options."""
+    film, mixture or a plug-in's, with its options; `auto` lets validation rows choose one."""
     objectives: Objectives = {}
     """What is minimised besides the task losses: per name its options, `weight` among them. A name alone, a list of
     names or `{contrastive: 0.1}` will do."""
@@ -213,7 +214,7 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
 
 
 def _problem(detail: ErrorDetails) -> str:
-    location = detail["loc"]
+    location = tuple(part for part in detail["loc"] if not str(part).startswith(":"))  # which are tags of a union
     name = ".".join(str(part) for part in location)
     if detail["type"] == "extra_forbidden":
         known = _fields_at(location[:-1])

@@ -54,11 +54,29 @@ def card(bundle: Bundle, results: RunResults | None) -> str:
                 lines.append(f"| {_cell(system.name)} | {value.value:.3f}{span} |")
             lines.append("")
         lines += [f"On {measured.rows} {measured.split} rows; see `report.html`." for measured in results.tasks]
+        lines += _choice(results)
         if results.warnings:
             lines += ["", "## Know before use", ""] + [f"- {warning}" for warning in results.warnings]
     lines += ["", "## Made with", "", f"Train rows' SHA-256: `{bundle.fingerprint}`", ""]
     lines += [f"- {name} {number}" for name, number in versions().items()]
     return "\n".join(lines) + "\n"
+
+
+def _choice(results: RunResults) -> list[str]:
+    """How the fusion was chosen, where it was."""
+    choice = results.choice
+    if choice is None:
+        return []
+    lines = [
+        "",
+        "## Fusion",
+        "",
+        choice.said,
+        "",
+        f"| fusion | {choice.metric} | seconds | |",
+        "| --- | --- | --- | --- |",
+    ]
+    return lines + [f"| {' | '.join(_cell(cell) for cell in row)} |" for row in choice.rows()]
 
 
 def _cell(text: str) -> str:

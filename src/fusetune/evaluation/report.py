@@ -73,9 +73,24 @@ def terminal_table(results: RunResults, *, path: Path | None = None) -> Group:
             table.add_row(*(Text(readable(cell), style=style) for cell in cells))
         said = verdict(task)
         parts += [table, Text(said.headline), *(Text(f"  {note}") for note in said.notes), Text("")]
+    if results.choice is not None:
+        parts += [_choice_table(results), Text("")]
     if path is not None:
         parts.append(Text(f"report: {path}"))
     return Group(*parts)
+
+
+def _choice_table(results: RunResults) -> Group:
+    choice = results.choice
+    assert choice is not None
+    table = Table(title=Text("fusions on frozen features"), title_justify="left")
+    table.add_column("fusion")
+    table.add_column(Text(choice.metric), justify="right")
+    table.add_column("seconds", justify="right")
+    table.add_column("")
+    for row in choice.rows():
+        table.add_row(*(Text(cell, style="bold" if row[0] == choice.chosen else "") for cell in row))
+    return Group(table, Text(choice.said))
 
 
 def in_order(task: TaskResult) -> list[SystemResult]:

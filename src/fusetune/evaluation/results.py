@@ -26,7 +26,15 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from fusetune.errors import FolderError
-from fusetune.evaluation.details import Calibration, ClassRow, Confusion, Curve, Number, NumberFit
+from fusetune.evaluation.details import (
+    Calibration,
+    ClassRow,
+    Confusion,
+    Curve,
+    FusionChoice,
+    Number,
+    NumberFit,
+)
 
 FORMAT = 1
 """The version of report.json's layout; grows when a field changes its meaning."""
@@ -282,6 +290,7 @@ class RunResults:
         parameters, trained: of the whole model.
         rejected: the first of them; `num_rejected` counts all, `rejected_by` by reason.
         warnings: what the user should know, in sentences.
+        choice: how the fusion was chosen, where it was not named.
     """
 
     title: str
@@ -306,6 +315,7 @@ class RunResults:
     curve: LearningCurve = field(default_factory=LearningCurve)
     phases: list[Phase] = field(default_factory=list)
     peak_mb: Number = math.nan
+    choice: FusionChoice | None = None
     format: int = FORMAT
 
 

@@ -158,5 +158,6 @@ class Findings:
             rejected=describe.rejected_rows(rejected),
             curve=describe.curve(course, fit.tasks),
             phases=fit.phases,
+            choice=fit.choice,
             peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         )

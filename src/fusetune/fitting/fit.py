@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
 
@@ -20,9 +21,12 @@ from fusetune.deploy.bundle import Bundle
 from fusetune.errors import ConfigError, StorageError, TableError, UserError
 from fusetune.evaluation import describe, systems
 from fusetune.evaluation import results as found
+from fusetune.evaluation.details import FusionChoice
 from fusetune.fitting.align import Aligning, aligned_columns
+from fusetune.fitting.choose import choose_fusion, start_fusion
 from fusetune.fitting.findings import Findings
 from fusetune.fitting.tables import SPLITS, Tables, check_rows
+from fusetune.fusion_section import AutoConfig
 from fusetune.modalities.base import Modality
 from fusetune.models.build import Backbones, build_modalities, build_model, build_task
 from fusetune.models.perturb import attacked_columns
@@ -54,6 +58,7 @@ class Fit:
         self.is_main = PartialState().is_main_process
         self.show = progress and self.is_main
         self.phases: list[found.Phase] = []
+        self.choice: FusionChoice | None = None
 
     def run(self) -> tuple[Bundle, found.RunResults]:
         """Everything, from the tables to the results.
@@ -90,7 +95,8 @@ class Fit:
         if not self.tasks:
             return Aligning(self).run()
         with self.phase("encode with frozen backbones"):
-            model = build_model(self.modalities, self.tasks, self.config.fusion)
+            self.chance = torch.get_rng_state()
+            model = self.build(start_fusion(self))
             check_balance(self.config.trainer.balance)
             for asked, where in (
                 (self.config.trainer.adversarial, "trainer.adversarial"),
@@ -107,11 +113,21 @@ class Fit:
                 for name in self.tasks
             }
             self.probes = self._probes(rows)
+        if isinstance(self.config.fusion, AutoConfig):
+            with self.phase("choose the fusion"):
+                self.choice, fusion = choose_fusion(self)
+            self.config = self.config.model_copy(update={"fusion": fusion})
+            model = self.build(fusion)
         with self.phase("tune"):
             course = self.finetune(model, self.modalities, probes=self.probes)
         with self.phase("compare and measure"):
             results = Findings(self, model).results(course, rows, self._alone_models(rows), self._single_models())
         return self.bundle(model), results
+
+    def build(self, fusion: NamedConfig) -> Understand:
+        """The model with this fusion, its weights drawn as if no other had been built before."""
+        torch.set_rng_state(self.chance)
+        return build_model(self.modalities, self.tasks, fusion)
 
     def bundle(self, model: Understand) -> Bundle:
         """The tuned model with all that it needs to read a table."""
