@@ -120,6 +120,9 @@ OBJECTIVES = Registry(
     {
         "contrastive": "fusetune.objectives.contrastive:ContrastiveObjective",
         "supcon": "fusetune.objectives.supcon:SupConObjective",
+        "mixup": "fusetune.objectives.mixup:Mixup",
+        "rdrop": "fusetune.objectives.rdrop:RDrop",
+        "unimodal": "fusetune.objectives.unimodal:Unimodal",
         "vat": "fusetune.objectives.vat:VirtualAdversarial",
     },
 )

@@ -261,6 +261,16 @@ class TrainerConfig(Section):
     adversarial: Annotated[AdversarialConfig | None, ByName] = None
     """Adversarial training once the backbones move, or of the heads alone where no backbone moves: `fgm`, `pgd` or
     `freelb`, with its settings."""
+    sam: Annotated[float, Field(gt=0)] | None = None
+    """Sharpness-aware minimisation (arXiv 2010.01412) in the last stage: gradients are taken this far up the slope,
+    0.05 for example; twice the time."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Evaluate and keep the exponential moving average of the weights with this decay, 0.999 for example."""
+    soup: Annotated[int, Field(ge=2)] | None = None
+    """Average the weights of up to so many of the best steps, each joining only if the validation score rises with it
+    (arXiv 2203.05482)."""
+    interpolate: bool = False
+    """Go back towards the weights before tuning as far as the validation score says (WiSE-FT, arXiv 2109.01903)."""
     balance: Literal["sum", "uncertainty", "dwa", "famo", "pcgrad", "upgrad"] = "sum"
     """What several tasks' losses count, each divided by that of the constant guess: all alike, by learned
     uncertainties, by the last epochs' progress (`dwa`), falling at one rate (`famo`), or with gradients that do not
@@ -278,6 +288,9 @@ class TrainerConfig(Section):
     def _balance_alone(self) -> TrainerConfig:
         if self.adversarial is not None and self.balance in ("famo", "pcgrad", "upgrad"):
             raise ValueError(f"adversarial goes with balance sum, uncertainty or dwa, not with {self.balance}")
+        if self.sam is not None and (self.adversarial is not None or self.balance == "famo"):
+            other = "adversarial" if self.adversarial is not None else "balance=famo"
+            raise ValueError(f"sam and {other} both say where gradients are taken; leave one of them out")
         return self
 
 

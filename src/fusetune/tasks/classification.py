@@ -18,6 +18,7 @@ from fusetune.tasks import metrics as measures
 from fusetune.tasks.base import LinearModel, Metric, Task
 from fusetune.tasks.cells import is_whole, label_text, present_cells, sorted_labels
 from fusetune.tasks.divergence import softmax_divergence
+from fusetune.tasks.focal import check_focal, focused
 from fusetune.tasks.linear import fit_logistic
 from fusetune.types import Target
 
@@ -140,13 +141,17 @@ class ClassificationTask(LabelTask):
 
     main = Metric("accuracy")
 
-    def __init__(self, target: str, *, label_smoothing: float = 0.0, class_weights: ClassWeights = None) -> None:
+    def __init__(
+        self, target: str, *, label_smoothing: float = 0.0, class_weights: ClassWeights = None, focal: float = 0.0
+    ) -> None:
         """
         Args:
             target: the target column's name.
             label_smoothing: share in [0, 1) of each target that is spread evenly over all classes.
             class_weights: "balanced" (rows / (classes · rows of the class)), or a positive weight per label, 1 for
                 labels left out; they multiply the loss, never the metrics.
+            focal: γ of the focal loss (arXiv 1708.02002), 0 or more: rows answered well count (1 − p)^γ as much. It
+                makes probabilities less sure than they should be.
 
         Raises:
             ConfigError: a setting is out of range.
@@ -160,7 +165,7 @@ class ClassificationTask(LabelTask):
             )
         if isinstance(class_weights, Mapping) and not all(weight > 0 for weight in class_weights.values()):
             raise ConfigError("a class weight is not positive", came=shown(dict(class_weights)))
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.focal = label_smoothing, check_focal(focal)
         self.class_weights = dict(class_weights) if isinstance(class_weights, Mapping) else class_weights
 
     def fit(self, values: Sequence[Any]) -> None:
@@ -218,6 +223,8 @@ class ClassificationTask(LabelTask):
         losses = F.cross_entropy(
             logits, target.values, weight=classes, label_smoothing=self.label_smoothing, reduction="none"
         )  # (batch,), each already times its class's weight
+        right = logits.softmax(1).gather(1, target.values.unsqueeze(1)).squeeze(1)
+        losses = focused(losses, right, self.focal)
         if classes is None:
             return weighted_mean(losses, sizes)
         scale = classes[target.values]
@@ -256,6 +263,7 @@ class ClassificationTask(LabelTask):
         return {
             "label_smoothing": self.label_smoothing,
             "class_weights": self.class_weights,
+            "focal": self.focal,
             "classes": self.classes,
             "counts": self.counts,
         }
@@ -318,6 +326,7 @@ class BinaryTask(ClassificationTask):
         positive: str | None = None,
         label_smoothing: float = 0.0,
         class_weights: ClassWeights = None,
+        focal: float = 0.0,
     ) -> None:
         """
         Args:
@@ -326,8 +335,9 @@ class BinaryTask(ClassificationTask):
             label_smoothing: share in [0, 1) of each target that is spread evenly over both classes.
             class_weights: "balanced" (rows / (2 · rows of the class)), or a positive weight per label, 1 for labels
                 left out; they multiply the loss, never the metrics.
+            focal: γ of the focal loss (arXiv 1708.02002), 0 or more: rows answered well count (1 − p)^γ as much.
         """
-        super().__init__(target, label_smoothing=label_smoothing, class_weights=class_weights)
+        super().__init__(target, label_smoothing=label_smoothing, class_weights=class_weights, focal=focal)
         self.positive = None if positive is None else label_text(positive)
 
     @classmethod

@@ -21,6 +21,7 @@ from fusetune.tasks.base import LinearModel, Metric, Task
 from fusetune.tasks.cells import is_whole, label_text, present_cells, sorted_labels
 from fusetune.tasks.classification import MAX_WRITTEN_CLASSES, weighted_mean
 from fusetune.tasks.divergence import bernoulli_divergence
+from fusetune.tasks.focal import check_focal, focused
 from fusetune.tasks.linear import fit_logistic
 from fusetune.types import Target
 
@@ -125,6 +126,7 @@ class MultilabelTask(Task):
         min_count: int = 1,
         positive_weights: Literal["balanced"] | Mapping[str, float] | None = None,
         threshold: float | Literal["tuned"] = 0.5,
+        focal: float = 0.0,
     ) -> None:
         """
         Args:
@@ -135,6 +137,7 @@ class MultilabelTask(Task):
                 it), or a positive weight per label, 1 for labels left out.
             threshold: the probability in (0, 1) from which on a label is given, or "tuned": per label the one with the
                 best F1 on validation rows.
+            focal: γ of the focal loss (arXiv 1708.02002), 0 or more: labels answered well count (1 − p)^γ as much.
 
         Raises:
             ConfigError: a setting is out of range.
@@ -152,6 +155,7 @@ class MultilabelTask(Task):
             raise ConfigError("a positive weight is not above 0", came=shown(dict(positive_weights)))
         self.separator, self.min_count, self.threshold = separator, min_count, threshold
         self.positive_weights = dict(positive_weights) if isinstance(positive_weights, Mapping) else positive_weights
+        self.focal = check_focal(focal)
         self.classes: list[str] = []
         self.counts: list[int] = []
         self.rows = 0
@@ -270,6 +274,8 @@ class MultilabelTask(Task):
         losses = F.binary_cross_entropy_with_logits(
             logits, target.values.to(logits.dtype), pos_weight=self._positive_weights(logits), reduction="none"
         )
+        likely = logits.sigmoid()
+        losses = focused(losses, torch.where(target.values > 0, likely, 1 - likely), self.focal)
         return weighted_mean(losses.mean(1), weights.to(logits.dtype) * target.labelled)
 
     def divergence(self, logits: Tensor, other: Tensor) -> Tensor:
@@ -342,6 +348,7 @@ class MultilabelTask(Task):
                 "min_count": self.min_count,
                 "positive_weights": self.positive_weights,
                 "threshold": self.threshold,
+                "focal": self.focal,
             },
             "classes": self.classes,
             "counts": self.counts,

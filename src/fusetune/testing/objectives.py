@@ -84,7 +84,7 @@ def _loss(objective: Objective, model: Understand, batch: Batch) -> Tensor:
 
 
 def _built(make: MakeObjective) -> tuple[Objective, Understand, Batch]:
-    model, tasks, examples = make_parts()
+    model, tasks, examples = make_parts(dropout=0.1)
     torch.manual_seed(0)
     objective = make(model, tasks)
     assert isinstance(objective, Objective), f"made a {type(objective).__name__}, not an Objective"

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from fusetune.data.examples import Examples
 from fusetune.models.understand import Understand
@@ -26,6 +27,7 @@ from fusetune.objectives.total import Total, build_objectives
 from fusetune.sections import TrainerConfig
 from fusetune.tasks.base import Task
 from fusetune.training.alignment import Alignment
+from fusetune.training.averaging import Kept, copied, interpolate, soup, trained_weights
 from fusetune.training.callbacks import Bar, BestStep, Callback, Check, Curve, Trackers
 from fusetune.training.devices import make_accelerator
 from fusetune.training.features import set_features
@@ -174,12 +176,16 @@ def _stages(
 ) -> set[str]:
     """The head stage, then the tune stage, each left at the best step so far; gives the encoders that were trained."""
     settings, model, (train, val) = recipe.settings, recipe.model, rows
-    callbacks = [best, *others]
+    last = "tune" if recipe.tunes() else "head"
+    kept = Kept(learner, last, settings.soup, recipe.margin) if settings.soup is not None else None
+    callbacks = [best, *others, *([kept] if kept is not None else [])]
+    start: dict[str, Tensor] = {}
     step = 0
     if settings.head_epochs != 0:
         set_features(train, features[0])
         set_features(val, features[1])
         head = recipe.head_stage(len(train))
+        start = copied(trained_weights(learner))
         first_check(head.name, validate, callbacks)
         step = run_stage(learner, head, train, validate, accelerator, callbacks)
         best.restore()
@@ -192,9 +198,39 @@ def _stages(
         first_check(tune.name, validate, callbacks)
     if settings.epochs and (moving or settings.head_epochs == 0):
         best.cover()
+        start = copied(trained_weights(learner))
         run_stage(learner, tune, train, validate, accelerator, callbacks, first_step=step)
         best.restore()
+    recipe.said += averaged(learner, settings, start, kept, best, validate)
     return moving
+
+
+def averaged(
+    learner: Learner,
+    settings: TrainerConfig,
+    start: dict[str, Tensor],
+    kept: Kept | None,
+    best: BestStep,
+    validate: Validate,
+) -> list[str]:
+    """Average the best step's weights with others, as the settings say; gives what was done, in sentences."""
+    said: list[str] = []
+    assert best.check is not None
+    loss, score = best.check.val_loss, best.check.score
+    if kept is not None:
+        steps = soup(learner, best.check, copied(trained_weights(learner)), kept.checks, validate)
+        loss, score, _ = validate()
+        if len(steps) > 1:
+            listed = ", ".join(map(str, steps))
+            said.append(f"The weights are the mean of those at steps {listed} (soup): {score:.4f} on validation rows.")
+        else:
+            said.append("No other step's weights raised the validation score, so the soup is the best step alone.")
+    if settings.interpolate:
+        share = interpolate(learner, start, (score, loss), validate)
+        said.append(
+            f"Of the way from the weights before tuning to the tuned ones, {share:.0%} is kept, as validation rows say."
+        )
+    return said
 
 
 def first_check(stage: str, validate: Validate, callbacks: Sequence[Callback]) -> None:

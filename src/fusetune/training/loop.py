@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import get_scheduler
 
 from fusetune.data.examples import Examples
 from fusetune.data.sampler import UpdateSampler
+from fusetune.training.averaging import Average
 from fusetune.training.callbacks import Callback, Check, EarlyStopping
 from fusetune.training.learner import Learner
 from fusetune.training.optim import build_optimizer
@@ -40,6 +42,7 @@ class Stage:
         patience: checks without a better one before the stage stops; None for never.
         margin: what a score must gain to be better although the validation loss is higher.
         gradients: how an update's gradients are computed.
+        ema: the decay of the weights' moving average, which is then evaluated and kept in their place.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Stage:
     workers: int = 0
     seed: int = 0
     gradients: Gradients = plain
+    ema: float | None = None
 
 
 def run_stage(
@@ -107,7 +111,8 @@ def run_stage(
     )
     wrapped, optimizer = accelerator.prepare(learner, optimizer)
     stopping = EarlyStopping(stage.patience, margin=stage.margin)
-    watchers = [*callbacks, stopping]
+    average = Average(learner, stage.ema) if stage.ema is not None else None
+    watchers = [*callbacks, stopping, *([average] if average is not None else [])]
     for watcher in watchers:
         watcher.on_stage(stage.name, num_updates)
 
@@ -129,14 +134,15 @@ def run_stage(
         if balance is not None and done % sampler.num_updates == 0:
             balance.end_epoch()
         if done % eval_every == 0 or done == num_updates:
-            val_loss, score, metrics = validate()
-            check = Check(
-                stage.name, step, done / sampler.num_updates, loss_sum / loss_count, val_loss, score, metrics, lr
-            )
-            check.task_losses = balance.take() if balance is not None else {}
+            with average.swapped() if average is not None else nullcontext():
+                val_loss, score, metrics = validate()
+                check = Check(
+                    stage.name, step, done / sampler.num_updates, loss_sum / loss_count, val_loss, score, metrics, lr
+                )
+                check.task_losses = balance.take() if balance is not None else {}
+                for watcher in watchers:
+                    watcher.on_check(check)
             loss_sum, loss_count = 0.0, 0
-            for watcher in watchers:
-                watcher.on_check(check)
             if stopping.stop:
                 break
     accelerator.free_memory()

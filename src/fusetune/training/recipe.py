@@ -19,6 +19,7 @@ from fusetune.training.adversarial import Adversarial
 from fusetune.training.grad_cache import cached
 from fusetune.training.loop import Stage
 from fusetune.training.optim import no_decay, param_groups
+from fusetune.training.sam import Sharpness
 from fusetune.training.surgery import balanced
 from fusetune.training.update import Gradients
 
@@ -55,6 +56,7 @@ class Recipe:
         self.model, self.settings, self.rules, self.seed = model, settings, rules, seed
         self.objectives: list[nn.Module] = [*objectives, *([balance] if balance is not None else [])]
         self.starts_linear, self.margin, self.balance = starts_linear, margin, balance
+        self.said: list[str] = []
         self.pretrained = {key for key, encoder in model.encoders.items() if encoder.pretrained}
         self.scratch = {
             key for key, encoder in model.encoders.items() if isinstance(encoder, Backbone) and not encoder.pretrained
@@ -111,20 +113,23 @@ class Recipe:
 
     def gradients(self) -> Gradients:
         """How gradients are computed in the stage that has the last word: the one before it only finds a start."""
-        if self.settings.adversarial is None:
-            return balanced(self.settings.balance, self.balance, self.seed) or cached
-        return Adversarial(self.model, self.settings.adversarial)
+        if self.settings.adversarial is not None:
+            return Adversarial(self.model, self.settings.adversarial)
+        found = balanced(self.settings.balance, self.balance, self.seed) or cached
+        return found if self.settings.sam is None else Sharpness(self.settings.sam, found)
 
     def warnings(self) -> list[str]:
         """What the objectives warn of, and what they cannot do with this way of computing gradients."""
         said = [warning for objective in self.objectives for warning in getattr(objective, "warnings", [])]
         names = [objective.name for objective in self.objectives if isinstance(objective, BatchObjective)]
-        if names and self.settings.accumulate > 1 and self.gradients() is not cached:
+        found = self.gradients()
+        found = found.gradients if isinstance(found, Sharpness) else found
+        if names and self.settings.accumulate > 1 and found is not cached:
             said.append(
                 f"objectives.{names[0]} compares the rows of one micro-batch, not of all {self.settings.accumulate}, "
                 "as the trainer's settings have gradients computed one micro-batch at a time; take trainer.accumulate=1"
             )
-        return said
+        return [*said, *self.said]
 
     def tune_stage(self) -> Stage:
         """Everything that no rule freezes, each pretrained block at its own rate."""
@@ -171,6 +176,7 @@ class Recipe:
             margin=self.margin,
             workers=settings.workers,
             seed=self.seed,
+            ema=settings.ema,
         )
 
     def moving(self) -> set[str]:

@@ -1,0 +1,70 @@
+"""Mixup in feature space: rows between rows have targets between targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from fusetune.errors import ConfigError
+from fusetune.objectives.base import Objective
+from fusetune.tasks.base import Task
+from fusetune.types import Batch, Outputs, Target
+
+if TYPE_CHECKING:
+    from fusetune.models.understand import Understand
+
+
+class Mixup(Objective):
+    """λ ℓ(f(λ z_i + (1−λ) z_j), y_i) + (1−λ) ℓ(f(λ z_i + (1−λ) z_j), y_j), λ ~ Beta(α, α) for each batch.
+
+    z_i is row i's fused vector, what the head reads; the linear part, which reads the columns' features, is mixed as
+    these are. j is a random order of the batch's rows. A pair counts for a task if both rows have its target.
+
+    Reference: Zhang et al. 2018, "mixup", arXiv 1710.09412; Verma et al. 2019, "Manifold Mixup", arXiv 1806.05236, at
+    the last hidden layer, where columns of any kind are vectors.
+
+    Requires: a task. Costs next to nothing: encoders and fusion run once.
+    """
+
+    name = "mixup"
+
+    def __init__(
+        self, model: Understand, tasks: Mapping[str, Task], *, weight: float = 1.0, alpha: float = 1.0
+    ) -> None:
+        """
+        Args:
+            model: see `Objective`.
+            tasks: see `Objective`.
+            weight: what the loss counts beside the task's own, above 0.
+            alpha: α above 0: near 0 rows are hardly mixed, 1 takes every share alike.
+
+        Raises:
+            ConfigError: there is no task, or a setting is out of range.
+        """
+        super().__init__(model, tasks, weight=weight)
+        if not tasks:
+            raise ConfigError("the objective mixup mixes targets, and nothing is predicted", do="name a target")
+        if not alpha > 0:
+            raise ConfigError("objectives.mixup.alpha is out of range", expected="above 0", came=str(alpha))
+        self.tasks, self.alpha = dict(tasks), alpha
+
+    def forward(self, model: nn.Module, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
+        """The mean over pairs, several tasks added up."""
+        order = torch.randperm(len(batch)).to(outputs.pooled.device)
+        share = float(torch.distributions.Beta(self.alpha, self.alpha).sample())
+        pooled = share * outputs.pooled + (1 - share) * outputs.pooled[order]
+        total = outputs.pooled.sum() * 0
+        for name, head in zip(model.tasks, model.heads, strict=True):  # type: ignore[arg-type]
+            task, target, logits = self.tasks[name], batch.targets[name], outputs.logits[name]
+            linear = logits - head(outputs.pooled)
+            mixed = head(pooled) + share * linear + (1 - share) * linear[order]
+            both = target.labelled & target.labelled[order]
+            for part, values, weights in (
+                (share, target.values, batch.weights),
+                (1 - share, target.values[order], batch.weights[order]),
+            ):
+                total = total + part * task.loss(mixed, Target(values, both), weights)
+        return {self.name: total}

@@ -1,0 +1,58 @@
+"""R-Drop: predictions that dropout does not move."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from fusetune.errors import ConfigError
+from fusetune.objectives.base import Objective
+from fusetune.tasks.base import Task
+from fusetune.types import Batch, Outputs
+
+if TYPE_CHECKING:
+    from fusetune.models.understand import Understand
+
+
+class RDrop(Objective):
+    """½ (KL(p‖q) + KL(q‖p)) of the predictions p and q of two passes with other dropout masks, the mean over rows.
+
+    For numbers, the squared difference on the learned scale (`Task.divergence`). Several tasks are added up. The paper
+    takes the task's loss of both passes; here it is the first pass's alone, whose expectation is the same.
+
+    Reference: Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks", arXiv 2106.14448; α is `weight`.
+
+    Requires: a task; rows need no target. One forward pass more.
+    """
+
+    name = "rdrop"
+
+    def __init__(self, model: Understand, tasks: Mapping[str, Task], *, weight: float = 1.0) -> None:
+        """
+        Args:
+            model: see `Objective`.
+            tasks: see `Objective`.
+            weight: α, what the loss counts in the total, above 0; the paper takes 1 to 5.
+
+        Raises:
+            ConfigError: there is no task, or the weight is not above 0.
+        """
+        super().__init__(model, tasks, weight=weight)
+        if not tasks:
+            raise ConfigError("the objective rdrop compares predictions, and nothing is predicted", do="name a target")
+        self.tasks = dict(tasks)
+        drops = [m for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
+        if not drops and not getattr(model.fusion, "modality_dropout", 0):
+            self.warnings.append("objectives.rdrop: the model has no dropout, so both passes predict alike")
+
+    def forward(self, model: nn.Module, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
+        """The mean divergence of the batch's rows, targets or not."""
+        again = model(batch).logits
+        apart = [
+            task.divergence(outputs.logits[name], again[name]) + task.divergence(again[name], outputs.logits[name])
+            for name, task in self.tasks.items()
+        ]
+        return {self.name: torch.stack(apart).sum(0).mean() / 2}
