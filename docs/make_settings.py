@@ -27,6 +27,7 @@ SECTIONS = {
     "BackboneConfig": ("Backbones", "KIND."),
     "ColumnConfig": ("Columns", "columns.NAME."),
     "AutoConfig": ("Choosing the fusion", "fusion."),
+    "StackConfig": ("Trees beside the network", "fusion."),
     "TrainerConfig": ("Training", "trainer."),
     "AdversarialConfig": ("Adversarial training", "trainer.adversarial."),
     "ReportConfig": ("The report", "report."),
@@ -65,6 +66,7 @@ def takes(annotation: ast.expr) -> str:
         ("Role", "a role"),
         ("NamedConfig", "a name, options"),
         ("FusionConfig", "a name, options"),
+        ("Neural", "a name, options"),
         ("Config", "a section"),
     ):
         if name in source:
@@ -85,7 +87,7 @@ def fields(section: ast.ClassDef, prefix: str) -> list[tuple[str, str, str, str]
         assert said, f"{section.name}.{name} has no docstring"
         value = "None" if field.value is None else ast.unparse(field.value)
         default = {"None": "", "{}": "", "[]": ""}.get(value, "" if "Config" in value else f"`{value}`")
-        default = "`attention`" if name == "fusion" else default.replace("'", "")
+        default = "`attention`" if name in ("fusion", "base") else default.replace("'", "")
         rows.append((f"`{prefix}{name}`", takes(field.annotation), default, words(str(after.value.value))))
     return rows
 

@@ -33,6 +33,7 @@ LAYERS = [
     "models",
     "objectives",
     "training",
+    "trees",
     "evaluation",
     "trust",
     "deploy",

@@ -14,6 +14,7 @@ EXTRAS = {
     "tensorboard": "track",
     "wandb": "wandb",
     "torchjd": "multitask",
+    "lightgbm": "trees",
     "pandas": "pandas",
     "datasets": "datasets",
 }

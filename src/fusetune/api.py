@@ -72,7 +72,15 @@ class FineTuned:
         examples.check_targets()
         require_labels(examples, examples.table.source)
         bundle = self.bundle
-        return measure(bundle.model, bundle.tasks, examples, slices=slices, group=bundle.schema.group, progress=bars)
+        return measure(
+            bundle.model,
+            bundle.tasks,
+            examples,
+            slices=slices,
+            group=bundle.schema.group,
+            progress=bars,
+            stack=bundle.stack,
+        )
 
     def merge(self) -> FineTuned:
         """Work adapters into the backbones' weights, in place: the same predictions, within rounding, by a model whose
@@ -81,7 +89,7 @@ class FineTuned:
         Raises:
             ConfigError: no backbone has an adapter.
         """
-        if not merge_adapters(self.bundle.model):
+        if not merge_adapters(self.bundle.model, self.bundle.stack):
             raise ConfigError("no backbone of this model has an adapter", do="it can be used as it is")
         return self
 

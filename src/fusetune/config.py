@@ -62,7 +62,8 @@ class Config(Section):
     """What reads audio columns."""
     fusion: FusionConfig = NamedConfig(name="attention")
     """How the columns become one vector: attention, concat, gated, cross_attention, bottleneck, convolution, low_rank,
-    film, mixture or a plug-in's, with its options; `auto` lets validation rows choose one."""
+    film, mixture or a plug-in's, with its options; `auto` lets validation rows choose one; `stack`
+    sets boosted trees beside the network (the extra `trees`)."""
     objectives: Objectives = {}
     """What is minimised besides the task losses: per name its options, `weight` among them. A name alone, a list of
     names or `{contrastive: 0.1}` will do."""

@@ -6,6 +6,7 @@ config.yaml          the run's settings
 schema.yaml          columns, kinds, roles
 backbones/KEY/       each backbone's architecture and processor, without weights
 README.md            the model card
+stack/               where boosted trees predict too: LightGBM's text, and tensors
 report.html, report.json, rejected.jsonl, logs/
 """
 
@@ -33,13 +34,17 @@ from fusetune.backbones.adapters import brought_state, merge
 from fusetune.backbones.load import Backbone, restore_backbone
 from fusetune.config import Config
 from fusetune.data.schema import Schema
-from fusetune.errors import FolderError, StorageError
+from fusetune.errors import FolderError, MissingExtra, StorageError
+from fusetune.fusion_section import neural
 from fusetune.modalities.base import Modality
 from fusetune.models.build import build_model
 from fusetune.models.understand import Understand
 from fusetune.registry import MODALITIES, TASKS
 from fusetune.sections import NamedConfig
 from fusetune.tasks.base import Task
+from fusetune.trees.files import FOLDER as STACK
+from fusetune.trees.files import load_stack, save_stack
+from fusetune.trees.stack import Stack
 
 FORMAT = 1
 BUNDLE, WEIGHTS, CONFIG, SCHEMA, BACKBONES = (
@@ -58,6 +63,7 @@ class Bundle:
 
     Attributes:
         fingerprint: SHA-256 over the train table's cells that were used.
+        stack: the trees beside the model, where there are any.
     """
 
     model: Understand
@@ -67,6 +73,7 @@ class Bundle:
     config: Config
     fingerprint: str = ""
     metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    stack: Stack | None = None
 
 
 def versions() -> dict[str, str]:
@@ -116,18 +123,20 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
         _save_weights(bundle.model, str(partial))
         partial.chmod(mode)
         partial.replace(folder / WEIGHTS)
+        stack = save_stack(bundle.stack, folder)
     except (OSError, SafetensorError) as error:
         raise StorageError(f"the model cannot be written to {folder}: {error}") from error
     write_text(folder / CONFIG, bundle.config.to_yaml())
     write_text(folder / SCHEMA, bundle.schema.to_yaml())
     files = [folder / WEIGHTS, folder / CONFIG, folder / SCHEMA]
-    files += sorted(path for path in (folder / BACKBONES).rglob("*") if path.is_file())
+    files += sorted(path for part in (BACKBONES, STACK) for path in (folder / part).rglob("*") if path.is_file())
     content = {
         "format": FORMAT,
         "versions": versions(),
         "data_fingerprint": bundle.fingerprint,
         "metrics": bundle.metrics,
-        "fusion": bundle.config.fusion.model_dump(),
+        "fusion": neural(bundle.config.fusion).model_dump(),
+        "stack": stack,
         "columns": {
             name: {"kind": modality.kind, "encoder": modality.encoder_key, "state": modality.state()}
             for name, modality in bundle.modalities.items()
@@ -177,9 +186,12 @@ def _load_weights(model: Understand, path: str) -> None:
     model.load_state_dict(state, strict=False)
 
 
-def merge_adapters(model: Understand) -> int:
-    """Work every adapter into its backbone's weights; how many there were."""
+def merge_adapters(model: Understand, stack: Stack | None = None) -> int:
+    """Work every adapter into its backbone's weights, also in what a stack keeps of them; how many the model had."""
     adapted = list(_adapted(model).values())
+    for encoder in stack.frozen.values() if stack is not None else ():
+        if isinstance(encoder, Backbone) and encoder.adapter is not None:
+            merge(encoder)
     for encoder in adapted:
         merge(encoder)
     return len(adapted)
@@ -206,8 +218,9 @@ def load_bundle(folder: Path) -> Bundle:
         _load_weights(model, str(folder / WEIGHTS))
         config = Config.build(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")))
         schema = Schema.from_yaml((folder / SCHEMA).read_text(encoding="utf-8"))
-        learned = content["data_fingerprint"], content["metrics"]
-    except FolderError:
+        stack = load_stack(content.get("stack"), folder, model, tasks)
+        learned = content["data_fingerprint"], content["metrics"], stack
+    except (FolderError, MissingExtra):
         raise
     except _BROKEN as error:
         raise FolderError(

@@ -17,7 +17,8 @@ from fusetune.data.quarantine import Rejected
 from fusetune.data.table import Source, Table
 from fusetune.deploy.bundle import Bundle
 from fusetune.errors import StorageError, TableError
-from fusetune.training.inference import predict_logits, row_vectors
+from fusetune.training.inference import row_vectors
+from fusetune.trees.stack import predict_scores
 
 if TYPE_CHECKING:
     import pandas
@@ -127,9 +128,13 @@ def predict(
     columns: dict[str, Any] = {ROW: pa.array(rows)}
     _add_identifiers(columns, bundle, table, places)
     if len(used):
-        logits = predict_logits(bundle.model, examples, examples.used, progress=progress) if bundle.tasks else {}
+        scores = (
+            predict_scores(bundle.model, bundle.tasks, examples, stack=bundle.stack, progress=progress)
+            if bundle.tasks
+            else {}
+        )
         for name, task in bundle.tasks.items():
-            for column, values in task.columns(task.scores(logits[name])).items():
+            for column, values in task.columns(scores[name]).items():
                 spread: list[Any] = [None] * len(rows)
                 for position, value in zip(used, values, strict=True):
                     spread[position] = value

@@ -162,3 +162,24 @@ class FusionChoice:
             )
             for one in self.candidates
         ]
+
+
+@dataclass
+class StackUsed:
+    """What trees beside the network count for a task, and the validation rows' main metric that says so.
+
+    Attributes:
+        weight: of the trees' predictions, 0 to 1.
+        metric: the main metric's name.
+        network, alone, together: its value by the network, by the trees, by both with this weight.
+        trees: how many were grown.
+        said: the same in a sentence.
+    """
+
+    weight: Number
+    metric: str
+    network: Number = math.nan
+    alone: Number = math.nan
+    together: Number = math.nan
+    trees: int = 0
+    said: str = ""

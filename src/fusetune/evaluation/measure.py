@@ -13,7 +13,8 @@ from fusetune.evaluation.retrieval import judge_search, ranks, searches, sides
 from fusetune.evaluation.systems import parts
 from fusetune.models.understand import Understand
 from fusetune.tasks.base import Task
-from fusetune.training.inference import predict_logits, row_vectors
+from fusetune.training.inference import row_vectors
+from fusetune.trees.stack import Stack, predict_scores
 
 
 @dataclass
@@ -70,6 +71,7 @@ def measure(
     group: str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    stack: Stack | None = None,
 ) -> Evaluation:
     """Metrics with bootstrap intervals on the labelled rows, and the main metric by slice.
 
@@ -81,6 +83,7 @@ def measure(
         group: a column of the table whose equal cells are drawn together by the bootstrap.
         seed: of the bootstrap.
         progress: wraps iterators.
+        stack: the trees beside the model, where there are any.
 
     Raises:
         TableError: a slice's column is not in the table.
@@ -90,13 +93,13 @@ def measure(
     found = []
     if not tasks:
         found += measure_search(model, examples, seed=seed)
-    logits = predict_logits(model, examples, examples.used, progress=progress) if tasks else {}
+    predicted = predict_scores(model, tasks, examples, stack=stack, progress=progress) if tasks else {}
     place = {int(index): position for position, index in enumerate(examples.used)}
     for name, task in tasks.items():
         rows = examples.labelled(name)
         if not len(rows):
             continue
-        scores = task.scores(logits[name][[place[int(row)] for row in rows]])
+        scores = predicted[name][[place[int(row)] for row in rows]]
         truth = task.truth([examples.targets[name][row] for row in rows])
         tuned = Candidate("tuned", "after", "the tuned model", scores)
         values = {column: table.cells(column, rows) for column in slices}

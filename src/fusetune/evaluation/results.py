@@ -34,6 +34,7 @@ from fusetune.evaluation.details import (
     FusionChoice,
     Number,
     NumberFit,
+    StackUsed,
 )
 
 FORMAT = 1
@@ -170,6 +171,7 @@ class TaskResult:
     fit: NumberFit | None = None
     calibration: Calibration | None = None
     attack: AttackUsed | None = None
+    stack: StackUsed | None = None
     errors: list[Mistake] = field(default_factory=list)
 
     def first(self, kind: SystemKind) -> SystemResult | None:

@@ -13,6 +13,7 @@ from fusetune.tasks.base import Task
 from fusetune.training.features import encoded
 from fusetune.training.inference import predict_logits
 from fusetune.training.probe import Probe, SplitRows
+from fusetune.trees.stack import Stack
 
 
 def parts(examples: Examples) -> dict[str, list[str]]:
@@ -28,13 +29,27 @@ def probe_columns(split: SplitRows, columns: Collection[str]) -> list[str]:
     return [name for name in columns if name in split.features]
 
 
-def model_scores(model: Understand, name: str, task: Task, split: SplitRows, train: SplitRows) -> np.ndarray:
-    """Scores of the labelled rows; rows that the examples do not use get the constant guess learned on train rows."""
+def model_scores(
+    model: Understand, name: str, task: Task, split: SplitRows, train: SplitRows, stack: Stack | None = None
+) -> np.ndarray:
+    """Scores of the labelled rows; rows that the examples do not use get the constant guess learned on train rows.
+
+    Args:
+        model: tuned.
+        name: the task's name in the model.
+        task: fitted.
+        split: rows to predict.
+        train: rows that the constant guess is learned on.
+        stack: the trees beside the model, where there are any.
+    """
     scores = task.constant(train.truth, len(split.indices))
     usable = np.isin(split.indices, split.examples.used)
     if usable.any():
         logits = predict_logits(model, split.examples, split.indices[usable])[name]
         scores[usable] = task.scores(logits)
+        if stack is not None:
+            rows = split.indices[usable]
+            scores[usable] = stack.scores(name, task, scores[usable], split.examples, rows, split.features)
     return scores
 
 
@@ -57,17 +72,23 @@ def before(probe: Probe, test: SplitRows) -> Candidate:
     return Candidate("frozen probe", "before", what, probe.scores(test), list(probe.scales))
 
 
-def without(model: Understand, name: str, task: Task, train: SplitRows, test: SplitRows) -> list[Candidate]:
-    """The tuned model with one modality hidden from it, one candidate a modality where there are several."""
+def without(
+    model: Understand, name: str, task: Task, train: SplitRows, test: SplitRows, stack: Stack | None = None
+) -> list[Candidate]:
+    """The tuned model with one modality hidden from it, one candidate a modality where there are several; and without
+    its trees."""
     grouped = parts(test.examples)
     candidates = []
     for part, columns in grouped.items() if len(grouped) > 1 else ():
         seen = test.examples.restrict([column for column in test.examples.columns if column not in columns])
         view = SplitRows(seen, test.features, test.indices, test.truth)
-        scores = model_scores(model, name, task, view, train)
+        scores = model_scores(model, name, task, view, train, stack)
         candidates.append(
             Candidate(f"without {part}", "without", f"the tuned model, {', '.join(columns)} hidden", scores, columns)
         )
+    if stack is not None and name in stack.blends:
+        alone = model_scores(model, name, task, test, train)
+        candidates.append(Candidate("without trees", "without", "the tuned network alone, without its trees", alone))
     return candidates
 
 

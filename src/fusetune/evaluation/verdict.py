@@ -43,6 +43,7 @@ def verdict(task: TaskResult) -> Verdict:
         *_against_baseline(task),
         *_modalities(task),
         *_hidden(task),
+        *([task.stack.said] if task.stack is not None else []),
         *_single(task),
         *_attacked(task),
         *_certainty(task),
@@ -188,10 +189,10 @@ def _useless(task: TaskResult, one: SystemResult) -> bool:
 
 
 def _hidden(task: TaskResult) -> list[str]:
-    ignored = [one for one in task.systems if one.kind == "without" and gain(task, one) == "same"]
+    ignored = [one for one in task.systems if one.kind == "without" and one.columns and gain(task, one) == "same"]
     if not ignored:
         return []
-    names = ", ".join(f"“{column}”" for one in ignored for column in one.columns or [one.name])
+    names = ", ".join(f"“{column}”" for one in ignored for column in one.columns)
     return [f"The tuned model makes little use of {names}: hiding it does not clearly change {task.metric}."]
 
 

@@ -17,6 +17,7 @@ from fusetune.evaluation import results as found
 from fusetune.evaluation import retrieval
 from fusetune.evaluation.systems import parts
 from fusetune.fitting.findings import Findings
+from fusetune.fusion_section import neural
 from fusetune.models.build import build_model
 from fusetune.models.understand import Understand
 from fusetune.objectives.base import BatchObjective, Objective
@@ -62,7 +63,7 @@ class Aligning:
     def __init__(self, fit: Fit) -> None:
         self.fit = fit
         set_seed(fit.config.seed)
-        self.model = build_model(fit.modalities, {}, fit.config.fusion)
+        self.model = build_model(fit.modalities, {}, neural(fit.config.fusion))
         self.sides = retrieval.sides(parts(fit.examples["train"]))
         self.searches = {split: self._searches(examples) for split, examples in fit.examples.items()}
         for split in ("val", "test"):

@@ -23,7 +23,7 @@ from accelerate.utils import broadcast_object_list
 
 from fusetune.errors import ConfigError, nearest
 from fusetune.evaluation.details import FusionChoice, FusionTried
-from fusetune.fusion_section import AutoConfig
+from fusetune.fusion_section import AutoConfig, neural
 from fusetune.models.build import SHARED_OPTIONS, options_of
 from fusetune.models.understand import Understand
 from fusetune.registry import FUSIONS
@@ -76,7 +76,7 @@ def start_fusion(fit: Fit) -> NamedConfig:
     Raises:
         ConfigError: a candidate cannot be made with these settings.
     """
-    settings = fit.config.fusion
+    settings = neural(fit.config.fusion)
     if not isinstance(settings, AutoConfig):
         return settings
     candidates = list(candidates_of(settings, len(fit.modalities)).values())
@@ -95,7 +95,7 @@ def choose_fusion(fit: Fit, *, clock: Clock = time.perf_counter) -> tuple[Fusion
     Returns:
         How it was chosen, and the fusion with its options.
     """
-    settings = fit.config.fusion
+    settings = neural(fit.config.fusion)
     assert isinstance(settings, AutoConfig)
     candidates = candidates_of(settings, len(fit.modalities))
     tried: list[FusionTried] = []

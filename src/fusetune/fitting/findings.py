@@ -63,6 +63,8 @@ class Findings:
             ]
         for task_result in tasks:
             task_result.attack = attack
+        for name, task_result in zip(fit.tasks, tasks, strict=True):
+            task_result.stack = fit.stacked.get(name)
         title = f"{', '.join(fit.tasks)} from {', '.join(fit.modalities)}"
         return self.run_results(course, tasks, title)
 
@@ -95,14 +97,14 @@ class Findings:
     ) -> found.TaskResult:
         fit, model = self.fit, self.model
         train, val, test = rows["train"], rows["val"], rows["test"]
-        val_scores = systems.model_scores(model, name, task, val, train)
+        val_scores = systems.model_scores(model, name, task, val, train, fit.stack)
         task.tune(val_scores, val.truth)
-        scores = systems.model_scores(model, name, task, test, train)
+        scores = systems.model_scores(model, name, task, test, train, fit.stack)
         candidates = [systems.baseline(task, train, test)]
         if name in fit.probes:
             candidates.append(systems.before(fit.probes[name], test))
         candidates += others
-        candidates += systems.without(model, name, task, train, test)
+        candidates += systems.without(model, name, task, train, test, fit.stack)
         described = f"tuned on {len(train.indices)} rows; best step chosen on {len(val.indices)} validation rows"
         candidates.append(Candidate("tuned", "after", described, scores, list(fit.modalities)))
         table = test.examples.table

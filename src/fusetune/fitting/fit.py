@@ -21,12 +21,13 @@ from fusetune.deploy.bundle import Bundle
 from fusetune.errors import ConfigError, StorageError, TableError, UserError
 from fusetune.evaluation import describe, systems
 from fusetune.evaluation import results as found
-from fusetune.evaluation.details import FusionChoice
+from fusetune.evaluation.details import FusionChoice, StackUsed
 from fusetune.fitting.align import Aligning, aligned_columns
 from fusetune.fitting.choose import choose_fusion, start_fusion
 from fusetune.fitting.findings import Findings
+from fusetune.fitting.stack import Growing, as_they_are, check_stack
 from fusetune.fitting.tables import SPLITS, Tables, check_rows
-from fusetune.fusion_section import AutoConfig
+from fusetune.fusion_section import AutoConfig, StackConfig, neural, with_neural
 from fusetune.modalities.base import Modality
 from fusetune.models.build import Backbones, build_modalities, build_model, build_task
 from fusetune.models.perturb import attacked_columns
@@ -41,6 +42,7 @@ from fusetune.training.finetune import Course, finetune
 from fusetune.training.probe import Probe, SplitRows
 from fusetune.training.recipe import BackboneRule
 from fusetune.training.surgery import check_balance
+from fusetune.trees.stack import Stack
 
 
 class Fit:
@@ -59,6 +61,8 @@ class Fit:
         self.show = progress and self.is_main
         self.phases: list[found.Phase] = []
         self.choice: FusionChoice | None = None
+        self.stack: Stack | None = None
+        self.stacked: dict[str, StackUsed] = {}
 
     def run(self) -> tuple[Bundle, found.RunResults]:
         """Everything, from the tables to the results.
@@ -75,6 +79,7 @@ class Fit:
 
     def _run(self) -> tuple[Bundle, found.RunResults]:
         self._claim_folder()
+        check_stack(self)
         with self.phase("read tables"):
             self.tables = Tables(self.config, self.sources)
             self.schema, tables = self.tables.schema, self.tables.splits
@@ -113,13 +118,17 @@ class Fit:
                 for name in self.tasks
             }
             self.probes = self._probes(rows)
-        if isinstance(self.config.fusion, AutoConfig):
+        if isinstance(neural(self.config.fusion), AutoConfig):
             with self.phase("choose the fusion"):
                 self.choice, fusion = choose_fusion(self)
-            self.config = self.config.model_copy(update={"fusion": fusion})
+            self.config = self.config.model_copy(update={"fusion": with_neural(self.config.fusion, fusion)})
             model = self.build(fusion)
+        before = as_they_are(self, model)
         with self.phase("tune"):
             course = self.finetune(model, self.modalities, probes=self.probes)
+        if isinstance(self.config.fusion, StackConfig):
+            with self.phase("grow trees"):
+                self.stack, self.stacked = Growing(self, model, course, rows, before).run()
         with self.phase("compare and measure"):
             results = Findings(self, model).results(course, rows, self._alone_models(rows), self._single_models())
         return self.bundle(model), results
@@ -131,8 +140,9 @@ class Fit:
 
     def bundle(self, model: Understand) -> Bundle:
         """The tuned model with all that it needs to read a table."""
+        fingerprint = describe.fingerprint(self.examples["train"])
         return Bundle(
-            model, self.modalities, self.tasks, self.schema, self.config, describe.fingerprint(self.examples["train"])
+            model, self.modalities, self.tasks, self.schema, self.config, fingerprint=fingerprint, stack=self.stack
         )
 
     def _claim_folder(self) -> None:
@@ -277,9 +287,10 @@ class Fit:
             fresh[name] = MODALITIES.get(kind).from_state(name, self.modalities[name].state(), backbone)
         # An option that names a column left out, as film's `by` may, goes back to its default.
         hidden = [name for name in self.modalities if name not in fresh]
-        chosen = {key: value for key, value in self.config.fusion.options.items() if value not in hidden}
+        fusion = neural(self.config.fusion)
+        chosen = {key: value for key, value in fusion.options.items() if value not in hidden}
         return fresh, build_model(
-            fresh, self.tasks if tasks is None else tasks, NamedConfig(name=self.config.fusion.name, **chosen)
+            fresh, self.tasks if tasks is None else tasks, NamedConfig(name=fusion.name, **chosen)
         )
 
     def _alone_models(self, rows: Mapping[str, Mapping[str, SplitRows]]) -> dict[str, Understand]:

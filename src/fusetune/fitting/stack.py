@@ -1,0 +1,226 @@
+"""`fusion: stack`: trees are grown beside the tuned network, and validation rows say what they count.
+
+Sound, as no row's features know its own target: what trees see are the columns as they are, what encoders say that were
+never tuned, and the logits of a linear model on the latter that learned on other train rows (stacked generalisation:
+Wolpert 1992; a fold at a time: Breiman 1996, "Stacked Regressions"). The tuned network's own predictions and its tuned
+encoders' vectors are not among them: of train rows they know the targets, of new rows they do not.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from fusetune.backbones.load import Backbone
+from fusetune.evaluation import systems
+from fusetune.evaluation.details import StackUsed
+from fusetune.fusion_section import StackConfig
+from fusetune.models.understand import Understand
+from fusetune.tasks.base import Task
+from fusetune.training.features import encoded
+from fusetune.training.finetune import Course
+from fusetune.training.probe import Probe, SplitRows
+from fusetune.trees.boost import Rows, grow, outputs, tree_scores
+from fusetune.trees.stack import Blend, Stack, mix
+from fusetune.trees.text import lightgbm
+from fusetune.trees.view import Line, View
+
+if TYPE_CHECKING:
+    from fusetune.fitting.fit import Fit
+
+WEIGHTS = np.linspace(0, 1, 21)
+"""What the trees may count."""
+TINY = 1e-12
+
+
+def check_stack(fit: Fit) -> None:
+    """Stop before anything is read where a stack cannot be grown.
+
+    Raises:
+        MissingExtra: LightGBM is not installed.
+    """
+    if isinstance(fit.config.fusion, StackConfig):
+        lightgbm()
+
+
+def as_they_are(fit: Fit, model: Understand) -> dict[str, nn.Module]:
+    """Copies of the pretrained encoders that tuning may move, where trees will need them."""
+    if not isinstance(fit.config.fusion, StackConfig) or not fit.config.trainer.epochs:
+        return {}
+    return {
+        key: copy.deepcopy(encoder).cpu()
+        for key, encoder in model.encoders.items()
+        if isinstance(encoder, Backbone) and encoder.pretrained
+    }
+
+
+class Growing:
+    """Grows a fit's trees once its network is tuned."""
+
+    def __init__(
+        self,
+        fit: Fit,
+        model: Understand,
+        course: Course,
+        rows: Mapping[str, Mapping[str, SplitRows]],
+        before: Mapping[str, nn.Module],
+    ) -> None:
+        """
+        Args:
+            fit: with its probes.
+            model: tuned.
+            course: how tuning went.
+            rows: per task and split, the labelled rows with what untuned encoders say of them.
+            before: `as_they_are`.
+        """
+        settings = fit.config.fusion
+        assert isinstance(settings, StackConfig)
+        self.fit, self.model, self.rows, self.settings = fit, model, rows, settings
+        self.view = View.fit(fit.examples["train"], fit.features["train"], components=settings.components)
+        self.frozen = {key: encoder for key, encoder in before.items() if _moved(encoder, model.encoders[key])}
+        still = [name for name, key in model.routes.items() if key not in course.moved]
+        self.known = {name: known for name, known in fit.features["val"].items() if name in still}
+
+    def run(self) -> tuple[Stack | None, dict[str, StackUsed]]:
+        """The stack, None where no task is better with trees; and per task what was found."""
+        blends, used = {}, {}
+        with encoded(self.model, self.fit.examples["val"], self.known):
+            for name, task in self.fit.tasks.items():
+                blend, used[name] = self._task(name, task)
+                if blend is not None:
+                    blends[name] = blend
+        return (Stack(self.view, blends, self.frozen) if blends else None), used
+
+    def _task(self, name: str, task: Task) -> tuple[Blend | None, StackUsed]:
+        train, val = self.rows[name]["train"], self.rows[name]["val"]
+        none = StackUsed(0.0, task.main.name)
+        if outputs(task) is None:
+            none.said = f"No trees are grown for the task {task.name}."
+            return None, none
+        probe = self.fit.probes.get(name)
+        if not self.view.width and probe is None:
+            none.said = "No trees are grown: no column is a number, a category or read by a pretrained encoder."
+            return None, none
+        if not len(val.indices):
+            none.said = "No trees are grown: no validation row has a target to weigh them by."
+            return None, none
+        line = Line.of(probe) if probe is not None else None
+        learned = Rows(
+            self._matrix(train, self._held_out(name, task) if probe is not None else None),
+            train.truth,
+            train.examples.weights[train.indices],
+        )
+        logits = line.logits(val.examples, val.indices, val.features) if line is not None else None
+        watched = Rows(self._matrix(val, logits), val.truth, val.examples.weights[val.indices])
+        boosters = grow(task, learned, watched, self.view.categorical, self.settings, seed=self.fit.config.seed)
+        network = systems.model_scores(self.model, name, task, val, train)
+        used = weigh(task, network, tree_scores(task, boosters, watched.matrix), val.truth, watched.weights)
+        used.trees = sum(booster.num_trees() for booster in boosters)
+        return (Blend(used.weight, boosters, line) if used.weight else None), used
+
+    def _matrix(self, split: SplitRows, logits: np.ndarray | None) -> np.ndarray:
+        return self.view.matrix(split.examples, split.indices, split.features, logits)
+
+    def _held_out(self, name: str, task: Task) -> np.ndarray:
+        """Per train row, (rows, logits) of a linear model that learned on the other folds; groups stay together."""
+        train, val = self.rows[name]["train"], self.rows[name]["val"]
+        columns = list(self.fit.probes[name].scales)
+        parts = fold_of(train.examples.groups[train.indices], self.settings.folds, seed=self.fit.config.seed)
+        logits: np.ndarray | None = None
+        for part in np.unique(parts):
+            inside = np.flatnonzero(parts == part)
+            others = np.flatnonzero(parts != part)
+            rows = SplitRows(train.examples, train.features, train.indices[others], train.truth[others])
+            found = Line.of(Probe.fit(task, rows, val, columns)).logits(
+                train.examples, train.indices[inside], train.features
+            )
+            if logits is None:
+                logits = np.zeros((len(parts), found.shape[1]), dtype=np.float32)
+            logits[inside] = found
+        assert logits is not None
+        return logits
+
+
+def fold_of(groups: np.ndarray, folds: int, *, seed: int) -> np.ndarray:
+    """Which fold each row is in: at random, folds of like size, rows of one group in one fold.
+
+    Args:
+        groups: (rows,) int64, -1 for a row of none.
+        folds: at most so many; as many as there are rows or groups where there are fewer, and at least 2.
+        seed: of the draw.
+
+    Returns:
+        (rows,) int64.
+    """
+    own = np.where(groups < 0, -1 - np.arange(len(groups)), groups)
+    units, unit_of = np.unique(own, return_inverse=True)
+    parts = np.arange(len(units)) % max(2, min(folds, len(units)))
+    return np.asarray(np.random.default_rng(seed).permutation(parts)[unit_of])
+
+
+def weigh(task: Task, network: np.ndarray, trees: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> StackUsed:
+    """The weight of the trees, chosen on validation rows.
+
+    Of the weights 0, 0.05, ..., 1 under which the main metric is no worse than the network's, it is the one with the
+    smallest loss (log loss; for numbers the squared error), the smaller of two as good; but 0 unless the loss falls by
+    more than one standard error of its mean difference from the network's, row by row.
+
+    Args:
+        task: fitted.
+        network, trees: scores, as `Task.scores` gives them.
+        truth: as `Task.truth` gives it.
+        weights: (rows,) of the rows.
+    """
+    sign = 1.0 if task.main.greater_is_better else -1.0
+
+    def main(scores: np.ndarray) -> float:
+        return task.metrics(scores, truth, weights)[task.main.name]
+
+    alone = main(network)
+    before = row_losses(network, truth)
+    best, best_loss = 0.0, mean(before, weights)
+    for weight in WEIGHTS[1:]:
+        scores = mix(network, trees, float(weight))
+        value, loss = main(scores), mean(row_losses(scores, truth), weights)
+        if not sign * value < sign * alone and loss < best_loss - TINY:
+            best, best_loss = float(weight), loss
+    gained = before - row_losses(mix(network, trees, best), truth)
+    if mean(gained, weights) <= (mean((gained - mean(gained, weights)) ** 2, weights) / len(gained)) ** 0.5:
+        best = 0.0
+    used = StackUsed(best, task.main.name, alone, main(trees), main(mix(network, trees, best)))
+    figures = f"the network alone {used.network:.3f}, the trees alone {used.alone:.3f}"
+    if best:
+        used.said = (
+            f"LightGBM's trees count {best:.0%} of the prediction: on validation rows {used.metric} is"
+            f" {used.together:.3f} together, {figures}."
+        )
+    else:
+        used.said = f"Trees did not help, so none were kept: on validation rows {used.metric} is {figures}."
+    return used
+
+
+def row_losses(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """(rows,): log loss in nats of probabilities, the mean over labels where there are several; squared error of
+    numbers."""
+    if not np.issubdtype(truth.dtype, np.integer):
+        return np.asarray((scores - truth) ** 2)
+    if truth.ndim == 2:
+        given = np.clip(scores, TINY, 1 - TINY)
+        return np.asarray(-np.where(truth > 0, np.log(given), np.log1p(-given)).mean(1))
+    return np.asarray(-np.log(np.clip(scores[np.arange(len(truth)), truth], TINY, 1)))
+
+
+def mean(values: np.ndarray, weights: np.ndarray) -> float:
+    """The weighted mean of (rows,); all rows count alike where every weight is 0."""
+    return float(np.average(values, weights=weights if weights.sum() > 0 else None))
+
+
+def _moved(before: nn.Module, after: nn.Module) -> bool:
+    """Whether tuning left an encoder other than it was."""
+    state = after.state_dict()
+    return any(not torch.equal(value, state[name].cpu()) for name, value in before.state_dict().items())

@@ -1,0 +1,1 @@
+"""Boosted trees beside the network: what `fusion: stack` adds."""

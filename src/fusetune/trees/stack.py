@@ -1,0 +1,135 @@
+"""A network's predictions and trees' predictions of the same rows, as one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from fusetune.data.examples import Examples, Progress
+from fusetune.models.understand import Understand
+from fusetune.tasks.base import Task
+from fusetune.training.features import encoded, fill_features
+from fusetune.training.inference import predict_logits
+from fusetune.training.probe import Features
+from fusetune.trees.boost import tree_scores
+from fusetune.trees.view import Line, View
+from fusetune.types import Tokens
+
+
+@dataclass
+class Blend:
+    """One task's trees.
+
+    Attributes:
+        weight: of the trees' scores, above 0 and at most 1; the network's has the rest.
+        boosters: LightGBM's, as `fusetune.trees.boost` grows them.
+        line: the linear model whose logits the trees see, or None.
+    """
+
+    weight: float
+    boosters: list[Any]
+    line: Line | None
+
+
+class Stack:
+    """Trees beside a network.
+
+    scores = (1 - weight) * network's scores + weight * trees' scores, on the scale people read: probabilities, or the
+    target's unit. The trees see what encoders say that were never tuned, as those that were have seen the train rows'
+    targets: where tuning moved an encoder, the stack keeps it as it was.
+    """
+
+    def __init__(self, view: View, blends: Mapping[str, Blend], frozen: Mapping[str, nn.Module]) -> None:
+        """
+        Args:
+            view: what the trees see of a row.
+            blends: per task that has trees.
+            frozen: by key, encoders as they were before tuning moved them.
+        """
+        self.view, self.blends, self.frozen = view, dict(blends), dict(frozen)
+
+    def features(self, model: Understand, examples: Examples) -> dict[str, Tokens]:
+        """What the untuned encoders say of every distinct cell.
+
+        Args:
+            model: tuned; its encoders that were not moved serve as they are.
+            examples: prepared rows.
+        """
+        untuned = copy.copy(model)  # a view: the model's own parts, but for these encoders
+        untuned._modules = dict(model._modules)
+        device = next(model.parameters()).device
+        kept = {key: encoder.to(device) for key, encoder in self.frozen.items()}
+        untuned.encoders = nn.ModuleDict({**dict(model.encoders.items()), **kept})
+        before = {name: column.features for name, column in examples.columns.items()}
+        for column in examples.columns.values():
+            column.features = None
+        try:
+            return fill_features(untuned, examples)
+        finally:
+            for name, column in examples.columns.items():
+                column.features = before[name]
+
+    def unmoved(self, model: Understand, features: Mapping[str, Tokens]) -> dict[str, Tokens]:
+        """Those of the features that are the tuned model's too."""
+        return {name: tokens for name, tokens in features.items() if model.routes[name] not in self.frozen}
+
+    def trees(self, name: str, task: Task, examples: Examples, indices: np.ndarray, features: Features) -> np.ndarray:
+        """The trees' own scores of rows, as `Task.scores` gives them.
+
+        Args:
+            name: the task's name, one of `blends`.
+            task: fitted.
+            examples: prepared rows.
+            indices: places in the table.
+            features: see `features`.
+        """
+        blend = self.blends[name]
+        logits = blend.line.logits(examples, indices, features) if blend.line is not None else None
+        return tree_scores(task, blend.boosters, self.view.matrix(examples, indices, features, logits))
+
+    def scores(
+        self, name: str, task: Task, network: np.ndarray, examples: Examples, indices: np.ndarray, features: Features
+    ) -> np.ndarray:
+        """The scores of both together; the network's where the task has no trees. For the arguments see `trees`."""
+        if name not in self.blends or not len(indices):
+            return network
+        return mix(network, self.trees(name, task, examples, indices, features), self.blends[name].weight)
+
+
+def predict_scores(
+    model: Understand,
+    tasks: Mapping[str, Task],
+    examples: Examples,
+    *,
+    stack: Stack | None = None,
+    progress: Progress | None = None,
+) -> dict[str, np.ndarray]:
+    """Per task, the scores of the used rows, in their order.
+
+    Args:
+        model: tuned.
+        tasks: by name.
+        examples: prepared rows, at least one of them used.
+        stack: the trees beside the model, where there are any.
+        progress: wraps iterators.
+    """
+    if stack is None:
+        logits = predict_logits(model, examples, examples.used, progress=progress)
+        return {name: task.scores(logits[name]) for name, task in tasks.items()}
+    features = stack.features(model, examples)
+    with encoded(model, examples, stack.unmoved(model, features)):
+        logits = predict_logits(model, examples, examples.used, progress=progress)
+    return {
+        name: stack.scores(name, task, task.scores(logits[name]), examples, examples.used, features)
+        for name, task in tasks.items()
+    }
+
+
+def mix(network: np.ndarray, trees: np.ndarray, weight: float) -> np.ndarray:
+    """(1 - weight) * network + weight * trees."""
+    return (1 - weight) * network + weight * trees
