@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 from fusetune.errors import ConfigError, nearest
 from fusetune.fusion_section import FusionConfig
 from fusetune.sections import (
+    Augmentations,
     BackboneConfig,
     ByName,
     ColumnConfig,
@@ -67,6 +68,9 @@ class Config(Section):
     objectives: Objectives = {}
     """What is minimised besides the task losses: per name its options, `weight` among them. A name alone, a list of
     names or `{contrastive: 0.1}` will do."""
+    augment: Augmentations = {}
+    """How train rows' cells are changed a little every epoch, by kind of column: `{text: {word_dropout: 0.1}, image:
+    [flip, trivial]}`."""
     trainer: TrainerConfig = TrainerConfig()
     """How the model is tuned."""
     report: ReportConfig = ReportConfig()
@@ -84,7 +88,7 @@ class Config(Section):
         if self.schema_file is not None:
             overrides = dict(read_yaml(self.schema_file).get("columns") or {})
         for name, column in self.columns.items():
-            said = column.model_dump(exclude_none=True)
+            said = column.model_dump(exclude_none=True, exclude={"augment"})
             entry = {key: said.pop(key) for key in ("kind", "role") if key in said}
             before = overrides.get(name)
             base = dict(before) if isinstance(before, Mapping) else {}

@@ -128,6 +128,25 @@ class BackboneConfig(Section):
     """Train few weights beside the backbone's: `lora`, `rslora`, `dora`, `ia3`, `vera` or `oft`, with its settings."""
 
 
+def _as_augmentation(value: Any) -> Any:
+    """Names alone, or in a list, with their defaults; `none` for none."""
+    if value in ("none", False):
+        return {}
+    names = [value] if isinstance(value, str) else value
+    return dict.fromkeys(names, True) if isinstance(names, list) else value
+
+
+def _known_kinds(value: dict[str, Any]) -> dict[str, Any]:
+    for kind in value:
+        if kind not in MODALITIES:
+            raise ValueError(f"there is no kind {kind!r}; {nearest(kind, MODALITIES) or ', '.join(MODALITIES)}")
+    return value
+
+
+Augmentation = Annotated[dict[str, Any], BeforeValidator(_as_augmentation)]
+Augmentations = Annotated[dict[str, Augmentation], AfterValidator(_known_kinds)]
+
+
 class ColumnConfig(BaseModel):
     """What the user says of one column; other keys are options of its kind."""
 
@@ -139,6 +158,8 @@ class ColumnConfig(BaseModel):
     """input, target, group, split, weight, id or ignore. None: detected."""
     backbone: str | None = None
     """A backbone for this column alone, as in `text.name`."""
+    augment: Augmentation | None = None
+    """How this column's train cells are changed, in place of what `augment` says of its kind; `none` for not at all."""
 
     @field_validator("kind")
     @classmethod

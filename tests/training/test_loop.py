@@ -163,7 +163,7 @@ def test_rows_are_reshuffled_every_epoch_and_repeat_with_the_seed():
         learner, examples = make()
         seen = []
         real = examples.batch
-        examples.batch = lambda places, seen=seen, real=real: seen.append(sorted(places)) or real(places)
+        examples.batch = lambda places, *, epoch, seen=seen, real=real: seen.append(sorted(places)) or real(places)
         run(learner, examples, stage(learner, epochs=2, seed=seed))
         found.append(seen)
     assert found[0] == found[1] != found[2]

@@ -134,7 +134,7 @@ def _inject(model: nn.Module, settings: AdapterConfig, chosen: list[str]) -> Non
     import peft
 
     with quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of block sizes that peft fits to the layer, of names older than transformers 5
+        warnings.simplefilter("ignore")  # of block sizes that are fitted to the layer, of older names
         if settings.name == "vera":  # whose projections belong to the model that peft wraps around
             peft.get_peft_model(model, _config(settings, chosen))
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor
 from fusetune.data.quarantine import Rejected
 from fusetune.data.table import Table, is_missing
 from fusetune.errors import BadCell
-from fusetune.modalities.base import Modality
+from fusetune.modalities.base import Augmenter, Modality
 from fusetune.types import Batch, Tokens
 
 if TYPE_CHECKING:
@@ -129,6 +130,10 @@ class Examples:
 
     `prepare` reads every cell once. After it, each row is either used or in `rejected`; a row that has none of
     its input columns is always rejected, as there is nothing to predict from.
+
+    Attributes:
+        augment: per column, what changes its cells in training; none but where it was put there.
+        seed: of these changes.
     """
 
     def __init__(
@@ -154,6 +159,8 @@ class Examples:
         self.rejected: list[Rejected] = []
         self.masked: list[Rejected] = []
         self.used = np.arange(len(table))
+        self.augment: dict[str, Augmenter] = {}
+        self.seed = 0
 
     def prepare(self, *, on_bad_cell: str, memory: float = 4.0, progress: Progress | None = None) -> None:
         """Decode every cell, and set apart the rows that cannot be used.
@@ -179,6 +186,15 @@ class Examples:
         for index in np.flatnonzero(absent & keep):
             self.rejected.append(Rejected(int(self.rows[index]), None, None, "no input column has a value"))
         self.used = np.flatnonzero(keep & ~absent)
+
+    def _augmented(self, name: str, places: np.ndarray, epoch: int) -> dict[str, Tensor]:
+        """The encoder's input for a column's cells in some rows, augmented; these rows have it."""
+        column, augmenter = self.columns[name], self.augment[name]
+        examples = []
+        for place in places:
+            code, draws = int(column.codes[place]), _draws(self.seed, epoch, int(self.rows[place]), name)
+            examples.append(augmenter(column.cells[code], column.example(code), draws, column.base_dir))
+        return column.modality.collate(examples)
 
     def _read_weights(self, keep: np.ndarray) -> None:
         if self._weight is None:
@@ -245,8 +261,14 @@ class Examples:
             total += np.asarray([column.size(int(code)) for code in column.codes[indices]], dtype=np.int64)
         return total
 
-    def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        """Some rows, by their places in the table, as a batch."""
+    def batch(self, indices: Sequence[int] | np.ndarray, *, epoch: int | None = None) -> Batch:
+        """Some rows, by their places in the table, as a batch.
+
+        Args:
+            indices: the places.
+            epoch: of training: cells are augmented, each row's by itself, with draws that depend on (seed, epoch, row,
+                column) alone. None: they are as they are.
+        """
         places = np.asarray(indices, dtype=np.int64)
         inputs: dict[str, dict[str, Tensor]] = {}
         cells: dict[str, Tensor] = {}
@@ -256,7 +278,11 @@ class Examples:
             distinct, inverse = np.unique(codes[present], return_inverse=True)
             row_cells = np.full(len(places), -1, dtype=np.int64)
             row_cells[present] = inverse
-            inputs[name] = column.tensors(distinct) if len(distinct) else {}
+            if epoch is not None and name in self.augment and column.features is None:
+                row_cells[present] = np.arange(int(present.sum()))
+                inputs[name] = self._augmented(name, places[present], epoch) if present.any() else {}
+            else:
+                inputs[name] = column.tensors(distinct) if len(distinct) else {}
             cells[name] = torch.from_numpy(row_cells)
         targets = {
             name: task.encode([self.targets[name][index] for index in places]) for name, task in self.tasks.items()
@@ -270,6 +296,11 @@ class Examples:
             codes={name: torch.from_numpy(column.codes[places]) for name, column in self.columns.items()},
             groups=torch.from_numpy(self.groups[places]),
         )
+
+
+def _draws(seed: int, epoch: int, row: int, column: str) -> np.random.Generator:
+    """What one row's cell is augmented with in an epoch."""
+    return np.random.default_rng((seed, epoch, row, zlib.crc32(column.encode())))
 
 
 def _group_codes(cells: Sequence[Any]) -> np.ndarray:

@@ -97,6 +97,7 @@ class Fit:
                 examples.check_targets()
             self._check_rejected()
             check_rows(self.examples, list(self.tasks))
+            self._augment()
         if not self.tasks:
             return Aligning(self).run()
         with self.phase("encode with frozen backbones"):
@@ -201,6 +202,23 @@ class Fit:
             progress=self.progress,
         )
         return examples
+
+    def _augment(self) -> None:
+        """Say how train rows' cells are changed in training."""
+        train, kinds = self.examples["train"], {modality.kind for modality in self.modalities.values()}
+        if lost := [kind for kind in self.config.augment if kind not in kinds]:
+            raise ConfigError(
+                f"augment.{lost[0]} finds no column of this kind", expected=", ".join(sorted(kinds)), do="leave it out"
+            )
+        train.seed = self.config.seed
+        for name, modality in self.modalities.items():
+            own = self.config.columns[name].augment if name in self.config.columns else None
+            options = self.config.augment.get(modality.kind, {}) if own is None else own
+            if any(value not in (None, False) for value in options.values()):
+                augmenter, column = modality.augmenter(**options), train.columns[name]
+                codes = column.codes[train.used]
+                augmenter.prepare(column.cells, codes, column.example, progress=self.progress)
+                train.augment[name] = augmenter
 
     def _check_rejected(self) -> None:
         if self.is_main:  # before the check, so that all rows are there to look at if it stops the run

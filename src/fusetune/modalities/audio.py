@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fusetune.errors import ConfigError
 from fusetune.modalities import media, sounds
-from fusetune.modalities.base import Detection
+from fusetune.modalities.base import Augmenter, Detection
 from fusetune.modalities.on_backbone import BackboneModality
 
 if TYPE_CHECKING:
@@ -67,22 +67,39 @@ class AudioModality(BackboneModality):
             BadCell: it cannot be found or decoded whole, is of no length, or has a value that is not finite.
             MissingExtra: the extra `audio` is not installed.
         """
-        place = media.Place(row, self.column, base_dir)
+        samples, truncated = self._samples(cell, media.Place(row, self.column, base_dir))
+        self.num_truncated += truncated
+        return self.backbone.prepare_audio(samples, self.backbone.sampling_rate)
+
+    def _samples(self, cell: Any, place: media.Place) -> tuple[np.ndarray, bool]:
+        """The sound's samples at the backbone's rate, and whether it is longer than what is read."""
         if isinstance(cell, dict) and cell.get("array") is not None:
             samples, rate = sounds.from_array(cell["array"], cell.get("sampling_rate"), place)
             wanted = max(int(self.max_seconds * rate), 1)
             truncated, samples, shown = len(samples) > wanted, samples[:wanted], f"{len(samples)} samples"
         else:
-            parts = media.split_cell(cell, base_dir)
+            parts = media.split_cell(cell, place.base_dir)
             if len(parts) != 1:
                 why = f"it names {len(parts)} sounds, not one"
                 raise place.bad(cell, why, "give one sound a cell; put others in columns of their own")
             shown = parts[0] if isinstance(parts[0], str) else "sound in the cell"
             data = media.read_part(parts[0], place)
             samples, rate, truncated = sounds.read_sound(data, place, shown, max_seconds=self.max_seconds)
-        self.num_truncated += truncated
-        samples = sounds.resample(samples, rate, self.backbone.sampling_rate, place, shown)
-        return self.backbone.prepare_audio(samples, self.backbone.sampling_rate)
+        return sounds.resample(samples, rate, self.backbone.sampling_rate, place, shown), truncated
+
+    def augmenter(self, **options: Any) -> Augmenter:
+        """See `fusetune.modalities.augment_audio`."""
+        from fusetune.backbones.inputs import SpectrogramInputs
+        from fusetune.modalities.augment_audio import AudioAugmenter
+
+        rate = self.backbone.sampling_rate
+        return AudioAugmenter(
+            options,
+            samples=lambda cell, base_dir: self._samples(cell, media.Place(0, self.column, base_dir))[0],
+            prepare=lambda wave: self.backbone.prepare_audio(wave, rate),
+            rate=rate,
+            spectrogram=isinstance(self.backbone.inputs, SpectrogramInputs),
+        )
 
     def size(self, example: np.ndarray) -> int:
         """The length of the example's first dimension: samples or patches."""

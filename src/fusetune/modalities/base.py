@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,13 +31,26 @@ class Augmenter(abc.ABC):
     """Changes a train row's cell a little, in a way that should not change the row's target."""
 
     @abc.abstractmethod
-    def __call__(self, cell: Any, example: Any, rng: np.random.Generator) -> Any:
+    def __call__(self, cell: Any, example: Any, rng: np.random.Generator, base_dir: Path) -> Any:
         """An example to be used in place of `example`, which is left as it is.
 
         Args:
             cell: as the table has it.
             example: what `Modality.decode` made of it.
             rng: the only source of chance; made from (seed, epoch, row, column).
+            base_dir: where relative media paths start.
+        """
+
+    def prepare(  # noqa: B027  (most need nothing)
+        self, cells: Sequence[Any], codes: np.ndarray, example: Callable[[int], Any], *, progress: Any = None
+    ) -> None:
+        """Whatever is done once before training.
+
+        Args:
+            cells: the train rows' distinct cells.
+            codes: (rows,) which of them each row has, -1 for none.
+            example: what `Modality.decode` made of a distinct cell.
+            progress: wraps iterators.
         """
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fusetune.errors import BadCell, ConfigError
-from fusetune.modalities.base import Detection, Modality
+from fusetune.modalities.base import Augmenter, Detection, Modality
 from fusetune.modalities.fixed import FixedFeatures
 from fusetune.modalities.naming import module_name
 from fusetune.modalities.profile import plain, profile_cells
@@ -108,6 +108,12 @@ class CategoryModality(Modality):
     def is_known(self, example: str) -> bool:
         """Whether the value has a feature of its own."""
         return example in self._index
+
+    def augmenter(self, **options: Any) -> Augmenter:
+        """See `fusetune.modalities.augment_tabular`."""
+        from fusetune.modalities.augment_tabular import CellAugmenter
+
+        return CellAugmenter("category", options)
 
     def collate(self, examples: Sequence[str]) -> dict[str, Tensor]:
         """`values` is (examples, 1 + vocabulary) float32, one-hot; the first is "none of the known ones"."""

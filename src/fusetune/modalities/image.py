@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fusetune.errors import ConfigError
 from fusetune.modalities import media, pictures
-from fusetune.modalities.base import Detection
+from fusetune.modalities.base import Augmenter, Detection
 from fusetune.modalities.on_backbone import BackboneModality
 
 if TYPE_CHECKING:
@@ -70,6 +70,12 @@ class ImageModality(BackboneModality):
             media.read_part(part, place), place, name, used_at=max(self.backbone.image_size)
         )
         return self.backbone.prepare_image(picture)
+
+    def augmenter(self, **options: Any) -> Augmenter:
+        """See `fusetune.modalities.augment_image`."""
+        from fusetune.modalities.augment_image import ImageAugmenter
+
+        return ImageAugmenter(options)
 
     def size(self, example: list[np.ndarray]) -> int:
         """Pictures."""

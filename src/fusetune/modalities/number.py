@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fusetune.errors import BadCell, ConfigError
-from fusetune.modalities.base import Detection, Modality
+from fusetune.modalities.base import Augmenter, Detection, Modality
 from fusetune.modalities.fixed import FixedFeatures
 from fusetune.modalities.naming import module_name
 from fusetune.modalities.profile import NUMBER, plain, profile_cells
@@ -126,6 +126,12 @@ class NumberModality(Modality):
                 bins = np.clip((values / 2 - low) / (high - low), 0, 1)  # (examples, bins used)
                 scaled = np.concatenate([scaled, bins], axis=1)
         return scaled.astype(np.float32)
+
+    def augmenter(self, **options: Any) -> Augmenter:
+        """See `fusetune.modalities.augment_tabular`."""
+        from fusetune.modalities.augment_tabular import CellAugmenter
+
+        return CellAugmenter("number", options, std=lambda: self.std)
 
     def collate(self, examples: Sequence[float]) -> dict[str, Tensor]:
         """`values` is (examples, 1 + bins used) float32: standardised value, then piecewise-linear encoding."""

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from fusetune.errors import BadCell
-from fusetune.modalities.base import Detection
+from fusetune.modalities.base import Augmenter, Detection
 from fusetune.modalities.on_backbone import BackboneModality
 from fusetune.modalities.profile import plain, profile_cells
 
@@ -111,6 +111,12 @@ class TextModality(BackboneModality):
         tokens = self.backbone.tokenize(text)
         self.num_truncated += len(tokens) >= max_tokens
         return np.asarray(tokens, dtype=np.int32)
+
+    def augmenter(self, **options: Any) -> Augmenter:
+        """See `fusetune.modalities.augment_text`."""
+        from fusetune.modalities.augment_text import TextAugmenter
+
+        return TextAugmenter(options, tokenize=self.backbone.tokenize)
 
     def size(self, example: np.ndarray) -> int:
         """Tokens."""

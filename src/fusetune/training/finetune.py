@@ -132,7 +132,15 @@ def finetune(
     extra = build_objectives(model, tasks, objectives or {})
     balance = build_balance(settings.balance, model, tasks, train)
     recipe = Recipe(
-        model, extra, settings, rules or {}, seed, starts_linear=bool(probes), margin=margin, balance=balance
+        model,
+        extra,
+        settings,
+        rules or {},
+        seed,
+        starts_linear=bool(probes),
+        margin=margin,
+        balance=balance,
+        augmented=train.augment,
     )
     accelerator = make_accelerator(settings, log_dir)
     learner = Learner(model, Total(tasks, extra, balance)).to(accelerator.device)
@@ -182,7 +190,8 @@ def _stages(
     start: dict[str, Tensor] = {}
     step = 0
     if settings.head_epochs != 0:
-        set_features(train, features[0])
+        cheap = [name for name in train.augment if not recipe.read_anew(name)]  # these are encoded in each batch
+        set_features(train, {name: values for name, values in features[0].items() if name not in cheap})
         set_features(val, features[1])
         head = recipe.head_stage(len(train))
         start = copied(trained_weights(learner))
@@ -192,11 +201,12 @@ def _stages(
     tune = recipe.tune_stage()
     moving = recipe.moving()
     still = [column for column, key in model.routes.items() if key not in moving]
-    set_features(train, {name: values for name, values in features[0].items() if name in still})
+    fixed = [name for name in still if name not in train.augment]
+    set_features(train, {name: values for name, values in features[0].items() if name in fixed})
     set_features(val, {name: values for name, values in features[1].items() if name in still})
     if best.check is None:
         first_check(tune.name, validate, callbacks)
-    if settings.epochs and (moving or settings.head_epochs == 0):
+    if last == "tune":
         best.cover()
         start = copied(trained_weights(learner))
         run_stage(learner, tune, train, validate, accelerator, callbacks, first_step=step)

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
@@ -169,7 +170,7 @@ def _updates(train: Examples, sampler: UpdateSampler, stage: Stage) -> Iterator[
         loader = DataLoader(
             _Places(len(train.rows)),
             batch_sampler=sampler,
-            collate_fn=train.batch,
+            collate_fn=partial(train.batch, epoch=epoch),
             num_workers=stage.workers,
         )
         batches = iter(loader)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -52,11 +52,13 @@ class Recipe:
         starts_linear: bool,
         margin: float,
         balance: Balance | None = None,
+        augmented: Collection[str] = (),
     ) -> None:
         self.model, self.settings, self.rules, self.seed = model, settings, rules, seed
         self.objectives: list[nn.Module] = [*objectives, *([balance] if balance is not None else [])]
         self.starts_linear, self.margin, self.balance = starts_linear, margin, balance
         self.said: list[str] = []
+        self.augmented = augmented
         self.pretrained = {key for key, encoder in model.encoders.items() if encoder.pretrained}
         self.scratch = {
             key for key, encoder in model.encoders.items() if isinstance(encoder, Backbone) and not encoder.pretrained
@@ -95,8 +97,14 @@ class Recipe:
         return stage
 
     def tunes(self) -> bool:
-        """Whether there is a tune stage: where no encoder moves, what the head stage learns is what is kept."""
-        return bool(self.settings.epochs) and (self.settings.head_epochs == 0 or any(map(self._moves, self.pretrained)))
+        """Whether there is a tune stage: where no encoder moves and nothing it reads is augmented, the head stage's
+        result is what is kept."""
+        anew = self.settings.head_epochs == 0 or any(self.read_anew(column) for column in self.model.columns)
+        return bool(self.settings.epochs) and (anew or any(map(self._moves, self.pretrained)))
+
+    def read_anew(self, column: str) -> bool:
+        """Whether a column's cells are augmented and go through a network, which is not done in the head stage."""
+        return column in self.augmented and isinstance(self.model.encoders[self.model.routes[column]], Backbone)
 
     def _moves(self, key: str) -> bool:
         """Whether its rule leaves an encoder anything to train."""

@@ -1,0 +1,167 @@
+"""Augmentation of texts, word by word, by synonyms, or by another model's words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fusetune.errors import ConfigError
+from fusetune.modalities.augment import Option, Transform, settings, transforms
+from fusetune.modalities.base import Augmenter
+from fusetune.modalities.paraphrase import Paraphrases
+
+SYNONYMS = {"file": None, "rate": 0.1}
+PARAPHRASE = {"model": None, "rate": 0.5, "max_tokens": 128}
+
+
+class TextAugmenter(Augmenter):
+    """Transforms of the words between white space; a text that none of them changes stays as it is to the letter.
+
+    paraphrase     with probability `rate`, the text as one seq2seq model, or a chain of them, says it (back-
+                   translation: Sennrich et al. 2016, arXiv 1511.06709); once for every distinct text, and kept on disk.
+    synonyms       each word with synonyms becomes one of them with probability `rate` (EDA).
+    swap           about this share of the words change places, two by two (EDA).
+    word_dropout   each word is left out with this probability; one stays (EDA: Wei and Zou 2019, arXiv 1901.11196).
+    """
+
+    def __init__(self, options: Mapping[str, Any], *, tokenize: Callable[[str], np.ndarray]) -> None:
+        """
+        Args:
+            options: see the class.
+            tokenize: from a text to an example.
+
+        Raises:
+            ConfigError: an unknown option, or one out of range.
+        """
+        self.tokenize = tokenize
+        self.paraphrases: Paraphrases | None = None
+        known = {
+            "paraphrase": Option(self._paraphrase, {}),
+            "synonyms": Option(_synonyms, {}),
+            "swap": Option(_swap, 0.1, 0, 1),
+            "word_dropout": Option(_dropout, 0.1, 0, 1),
+        }
+        self.transforms = transforms("text", options, known)
+
+    def prepare(
+        self, cells: Sequence[Any], codes: np.ndarray, example: Callable[[int], Any], *, progress: Any = None
+    ) -> None:
+        """Have the train rows' texts paraphrased, as far as that was not done before."""
+        if self.paraphrases is not None:
+            self.paraphrases.fill([str(cells[code]) for code in np.unique(codes[codes >= 0])], progress)
+
+    def __call__(self, cell: Any, example: Any, rng: np.random.Generator, base_dir: Path) -> Any:
+        """See `Augmenter`."""
+        text = said = str(cell)
+        for transform in self.transforms:
+            said = transform(said, rng)
+        if said == text or not said.strip():
+            return example
+        tokens = self.tokenize(said)
+        return tokens if len(tokens) else example
+
+    def _paraphrase(self, value: Any) -> Transform:
+        chosen = settings("augment.text.paraphrase", {"model": value} if isinstance(value, str) else value, PARAPHRASE)
+        models = [chosen["model"]] if isinstance(chosen["model"], str) else list(chosen["model"] or ())
+        if not models:
+            raise ConfigError("augment.text.paraphrase must name a seq2seq model", expected="model: FOLDER or hub id")
+        rate = _rate("paraphrase", chosen["rate"])
+        kept = self.paraphrases = Paraphrases(models, max_tokens=int(chosen["max_tokens"]))
+        return lambda text, rng: kept.of(text) if rng.random() < rate else text
+
+
+def _rate(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ConfigError(f"augment.text.{name}.rate is out of range", expected="0 to 1", came=str(value))
+    return float(value)
+
+
+def _dropout(rate: float) -> Transform:
+    def drop(text: str, rng: np.random.Generator) -> str:
+        words = text.split()
+        keep = rng.random(len(words)) >= rate
+        if keep.all() or not words:
+            return text
+        if not keep.any():
+            keep[rng.integers(0, len(words))] = True
+        return " ".join(word for word, kept in zip(words, keep, strict=True) if kept)
+
+    return drop
+
+
+def _swap(share: float) -> Transform:
+    def swap(text: str, rng: np.random.Generator) -> str:
+        words = text.split()
+        for _ in range(int(rng.binomial(len(words) // 2, share)) if len(words) > 1 else 0):
+            one, two = rng.choice(len(words), 2, replace=False)
+            words[one], words[two] = words[two], words[one]
+        return " ".join(words) if words != text.split() else text
+
+    return swap
+
+
+def _synonyms(value: Any) -> Transform:
+    chosen = settings("augment.text.synonyms", {"file": value} if isinstance(value, str) else value, SYNONYMS)
+    rate = _rate("synonyms", chosen["rate"])
+    if not chosen["file"]:
+        raise ConfigError(
+            "augment.text.synonyms must name where synonyms are",
+            expected="file: a WordNet `dict` folder, or a file of lines WORD<tab>SYNONYM,SYNONYM",
+        )
+    known = read_synonyms(Path(str(chosen["file"])).expanduser())
+
+    def replace(text: str, rng: np.random.Generator) -> str:
+        words = text.split()
+        for place, (word, drawn) in enumerate(zip(words, rng.random(len(words)), strict=True)):
+            core = word.strip(".,;:!?\"'()")
+            others = known.get(core.lower(), ())
+            if drawn < rate and others:
+                other = others[int(rng.integers(0, len(others)))]
+                words[place] = word.replace(core, other.capitalize() if core[:1].isupper() else other, 1)
+        return " ".join(words) if words != text.split() else text
+
+    return replace
+
+
+def read_synonyms(path: Path) -> dict[str, tuple[str, ...]]:
+    """Per word, in lower case, its synonyms.
+
+    Args:
+        path: the `dict` folder of WordNet (its files `data.noun`, `data.verb`, `data.adj`, `data.adv`: words of one
+            synset are synonyms), or a text file of lines WORD<tab>SYNONYM,SYNONYM.
+
+    Raises:
+        ConfigError: it cannot be read, or holds no synonyms.
+    """
+    groups: list[list[str]] = []
+    try:
+        if path.is_dir():
+            for file in sorted(path.glob("data.*")):
+                groups += [
+                    _synset(line) for line in file.read_text(encoding="utf-8").splitlines() if line[:1].isdigit()
+                ]
+            pairs = [(word, other) for group in groups for word in group for other in group]
+        else:
+            cut = [line.split("\t", 1) for line in path.read_text(encoding="utf-8").splitlines() if "\t" in line]
+            pairs = [(word.strip(), other.strip()) for word, others in cut for other in others.split(",")]
+    except (OSError, UnicodeDecodeError, ValueError, IndexError) as error:
+        raise ConfigError(f"synonyms cannot be read: {error}", file=str(path)) from error
+    found: dict[str, dict[str, None]] = {}
+    for word, other in pairs:
+        if other and other.lower() != word.lower():
+            found.setdefault(word.lower(), {})[other] = None
+    if not found:
+        raise ConfigError(
+            "there are no synonyms", expected="WordNet's dict folder, or lines WORD<tab>SYNONYM,SYNONYM", file=str(path)
+        )
+    return {word: tuple(others) for word, others in found.items()}
+
+
+def _synset(line: str) -> list[str]:
+    """A synset's words from a line of WordNet: offset, lexicographer file, type, count (hexadecimal), words."""
+    fields = line.split()
+    words = fields[4 : 4 + 2 * int(fields[3], 16) : 2]
+    return [word.partition("(")[0].replace("_", " ") for word in words]

@@ -1,0 +1,127 @@
+"""Texts as other models say them: paraphrase and back-translation, made once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fusetune.backbones.source import check_safe, find, fingerprint, quiet, weight_files
+from fusetune.errors import BackboneError, StorageError
+
+BATCH = 16
+BEAMS = 4
+
+
+def cache_folder() -> Path:
+    """`$FUSETUNE_CACHE`, else `fusetune` in the user's cache folder."""
+    base = os.environ.get("FUSETUNE_CACHE")
+    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fusetune"
+
+
+class Paraphrases:
+    """What a chain of seq2seq models makes of texts, by beam search, so the same every time."""
+
+    def __init__(self, models: Sequence[str], *, max_tokens: int) -> None:
+        """
+        Args:
+            models: folders or hub ids, the first one reads the text, each next one what the last one wrote.
+            max_tokens: of what is read and written.
+        """
+        self.models, self.max_tokens = list(models), max_tokens
+        self._said: dict[str, str] = {}
+
+    def of(self, text: str) -> str:
+        """The text in other words; itself where none were made."""
+        return self._said.get(text) or text
+
+    def fill(self, texts: Sequence[str], progress: Any = None) -> None:
+        """Have texts said in other words, but for those that were before.
+
+        Args:
+            texts: distinct ones.
+            progress: wraps iterators.
+
+        Raises:
+            BackboneError: a model cannot be found, is not safe to load, or is no seq2seq model.
+            StorageError: what was made cannot be kept.
+        """
+        folders = [find(source).folder for source in self.models]
+        prints = [fingerprint(weight_files(folder)) for folder in folders]
+        name = hashlib.sha256(json.dumps([prints, self.max_tokens, BEAMS]).encode()).hexdigest()[:16]
+        path = cache_folder() / "paraphrases" / f"{name}.jsonl"
+        self._said = _read(path)
+        missing = [text for text in texts if text not in self._said]
+        if not missing:
+            return
+        made = missing
+        for folder in folders:
+            made = self._through(folder, made, progress)
+        self._said |= dict(zip(missing, made, strict=True))
+        _write(path, self._said)
+
+    @torch.no_grad()
+    def _through(self, folder: Path, texts: Sequence[str], progress: Any) -> list[str]:
+        from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+        check_safe(folder)
+        try:
+            with quiet():
+                tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+                model: Any = AutoModelForSeq2SeqLM.from_pretrained(
+                    str(folder), use_safetensors=True, trust_remote_code=False, local_files_only=True
+                )
+        except (OSError, ValueError, KeyError) as error:
+            raise BackboneError(
+                "the model that paraphrases cannot be loaded",
+                expected="a sequence-to-sequence model with its tokenizer, as T5, BART or Marian",
+                came=str(error).splitlines()[0],
+                file=str(folder),
+            ) from error
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model.to(device).eval()
+        order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+        starts: Iterator[int] = iter(range(0, len(order), BATCH))
+        if progress is not None:
+            starts = progress(starts, "paraphrasing", -(-len(order) // BATCH))
+        made = [""] * len(texts)
+        for start in starts:
+            places = order[start : start + BATCH]
+            given = [texts[place] for place in places]
+            inputs = tokenizer(given, return_tensors="pt", padding=True, truncation=True, max_length=self.max_tokens)
+            inputs.pop("token_type_ids", None)
+            ids = model.generate(**inputs.to(device), num_beams=BEAMS, do_sample=False, max_new_tokens=self.max_tokens)
+            for place, text in zip(places, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
+                made[place] = text.strip() or texts[place]
+        return made
+
+
+def _read(path: Path) -> dict[str, str]:
+    """What is kept; lines that are broken are left out."""
+    found: dict[str, str] = {}
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                text, said = json.loads(line)
+                found[str(text)] = str(said)
+            except (ValueError, TypeError):
+                continue
+    return found
+
+
+def _write(path: Path, said: dict[str, str]) -> None:
+    """Keep all of it, whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text("".join(json.dumps(pair) + "\n" for pair in said.items()), encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise StorageError(
+            f"paraphrases cannot be kept in {path.parent}: {error}; set FUSETUNE_CACHE to a folder to write in"
+        ) from error
