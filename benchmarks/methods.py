@@ -34,6 +34,13 @@ METHODS: dict[str, list[str]] = {
     "attention + contrastive": ["objectives={contrastive: {weight: 0.1}}"],
     "attention + supcon": ["objectives={supcon: {weight: 0.1}}"],
     "attention + vat": ["objectives={vat: {weight: 0.5}}"],
+    "attention + mixup": ["objectives=mixup"],
+    "attention + rdrop": ["objectives=rdrop"],
+    "attention + unimodal": ["objectives=unimodal"],
+    "attention, sam": ["trainer.sam=0.05"],
+    "attention, ema, soup": ["trainer.ema=0.99", "trainer.soup=5"],
+    "auto": ["fusion=auto"],
+    "stack": ["fusion=stack"],
 }
 LABELS_ONLY = ("attention + supcon",)
 
