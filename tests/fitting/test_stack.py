@@ -153,11 +153,12 @@ def test_trees_that_do_not_help_are_not_kept(quick, write_csv, tmp_path):
     assert not [one for one in tuned.results.tasks[0].systems if one.name == "without trees"]
 
 
-def test_tuned_encoders_are_kept_as_they_were_for_the_trees(tiny, shop_tables, quick, tmp_path):
-    """Trees see the untuned text encoder, also after loading and where the tuned one has moved."""
+@pytest.mark.parametrize("adapter", [None, "lora"])
+def test_tuned_encoders_are_kept_as_they_were_for_the_trees(adapter, tiny, shop_tables, quick, tmp_path):
+    """Trees see the untuned text encoder, also after loading and merging and where the tuned one has moved."""
     settings = quick | {
         "fusion": {"name": "stack", "base": {"name": "auto", "candidates": ["concat", "gated"], "dim": 16}},
-        "text": tiny("bert"),
+        "text": {"name": tiny("bert")} | ({"adapter": adapter} if adapter else {}),
         "columns": {"photo": {"role": "ignore"}, "voice": {"role": "ignore"}},
         "trainer": {"epochs": 1, "head_epochs": 0, "lr": 0.01, "backbone_lr": 0.01, "trackers": [], "patience": None},
     }
@@ -183,6 +184,10 @@ def test_tuned_encoders_are_kept_as_they_were_for_the_trees(tiny, shop_tables, q
     back = fresh.bundle.stack.features(fresh.bundle.model, again)
     assert np.allclose(back["note"].values, untuned["note"].values, atol=1e-6)
     assert fresh.predict(given["test"]).table.equals(tuned.predict(given["test"]).table)
+    if adapter:
+        merged = api.load(fresh.merge().save(tmp_path / "merged")).predict(given["test"])
+        probabilities = [name for name in merged.table.column_names if name.startswith("label:")]
+        assert all(np.allclose(merged[name], tuned.predict(given["test"])[name], atol=1e-5) for name in probabilities)
 
 
 def test_no_row_of_a_group_is_in_two_folds():
