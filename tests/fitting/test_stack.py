@@ -44,7 +44,7 @@ def fit(table, quick, *targets, out=None, val=None, test=None, **more):
     roles = {name: {"role": "ignore"} for name in TARGETS if name not in targets}
     roles |= {"a": "number", "b": "number", "c": "category", "w": {"role": "weight"}, "g": {"role": "group"}}
     settings = quick | {
-        "fusion": {"name": "stack", "base": {"name": "concat", "dim": 16}, "rounds": 300},
+        "fusion": {"name": "stack", "base": {"name": "concat", "dim": 16}, "rounds": 120},
         "data": {"split": [0.7, 0.15, 0.15]},
         "columns": roles,
         "tasks": {"stars": "ordinal"} if "stars" in targets else {},
@@ -78,6 +78,7 @@ def test_the_folder_predicts_the_same_and_holds_no_pickle(stacked, steps):
     assert first.table.equals(second.table)
     names = [path.relative_to(folder).as_posix() for path in (folder / "stack").iterdir()]
     assert all(name.endswith((".txt", ".safetensors")) for name in names) and len(names) == 1 + 1 + 3 + 1 + 3 + 1
+    assert len({path.stat().st_mode for path in (folder / "stack").iterdir()}) == 1
     content = json.loads((folder / "bundle.json").read_text())
     assert set(names) <= set(content["files"]) and content["fusion"] == {"name": "concat", "dim": 16}
     assert all(not path.read_bytes().startswith(b"\x80") for path in folder.rglob("*") if path.is_file())
@@ -104,6 +105,16 @@ def test_rows_that_lack_columns_are_predicted(stacked, tmp_path):
     (tmp_path / "few.csv").write_text("a,b,c\n,,q\n3.2,,\n1,2,never seen\n")
     numbers = stacked.predict(str(tmp_path / "few.csv"))["y"]
     assert np.isfinite(numbers).all() and len(set(numbers)) == 3
+
+
+def test_rows_without_a_column_that_was_always_there_are_the_network_s_alone(stacked, tmp_path):
+    """`a` was missing in every twentieth row, so trees know what to do without it; `b` and `c` never were."""
+    (tmp_path / "few.csv").write_text("a,b,c\n,2,q\n3.2,,q\n3.2,2,\n3.2,2,q\n")
+    network = api.load(stacked.folder)
+    network.bundle.stack = None
+    both, alone = (np.asarray(one.predict(str(tmp_path / "few.csv"))["y"]) for one in (stacked, network))
+    assert (both == alone).tolist() == [False, True, True, False]
+    assert stacked.bundle.stack.view.needed == ["b", "c"]
 
 
 def test_an_altered_or_broken_tree_file_is_refused(stacked, tmp_path):

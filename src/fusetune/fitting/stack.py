@@ -119,7 +119,10 @@ class Growing:
         watched = Rows(self._matrix(val, logits), val.truth, val.examples.weights[val.indices])
         boosters = grow(task, learned, watched, self.view.categorical, self.settings, seed=self.fit.config.seed)
         network = systems.model_scores(self.model, name, task, val, train)
-        used = weigh(task, network, tree_scores(task, boosters, watched.matrix), val.truth, watched.weights)
+        whole = self.view.whole(val.examples, val.indices)
+        trees = network.copy()  # as `Stack.scores` predicts rows that lack what trees need
+        trees[whole] = tree_scores(task, boosters, watched.matrix)[whole]
+        used = weigh(task, network, trees, val.truth, watched.weights)
         used.trees = sum(booster.num_trees() for booster in boosters)
         return (Blend(used.weight, boosters, line) if used.weight else None), used
 

@@ -56,11 +56,15 @@ def save_stack(stack: Stack | None, folder: Path) -> dict[str, Any] | None:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, place / VIEW)
     if stack.frozen:
         save_model(nn.ModuleDict(stack.frozen), str(place / FROZEN))
+    mode = (place / "0-0.txt").stat().st_mode  # as the umask wants it; safetensors makes files for their owner alone
+    for path in place.iterdir():
+        path.chmod(mode)
     view = stack.view
     return {
         "numbers": view.numbers,
         "categories": view.categories,
         "axes": list(view.axes),
+        "needed": view.needed,
         "tasks": tasks,
         "frozen": list(stack.frozen),
     }
@@ -87,7 +91,7 @@ def load_stack(content: Mapping[str, Any] | None, folder: Path, model: Understan
         name: Axes(tensors[f"axes.{index}.mean"].numpy(), tensors[f"axes.{index}.axes"].numpy())
         for index, name in enumerate(content["axes"])
     }
-    view = View(content["numbers"], content["categories"], axes)
+    view = View(content["numbers"], content["categories"], axes, content["needed"])
     blends = {}
     for number, said in enumerate(content["tasks"]):
         line = _line(tensors, number, said["line"]) if said["line"] is not None else None

@@ -95,10 +95,15 @@ class Stack:
     def scores(
         self, name: str, task: Task, network: np.ndarray, examples: Examples, indices: np.ndarray, features: Features
     ) -> np.ndarray:
-        """The scores of both together; the network's where the task has no trees. For the arguments see `trees`."""
-        if name not in self.blends or not len(indices):
+        """The scores of both together; the network's where the task has no trees, or the row lacks a column that they
+        need. For the arguments see `trees`."""
+        whole = self.view.whole(examples, indices)
+        if name not in self.blends or not whole.any():
             return network
-        return mix(network, self.trees(name, task, examples, indices, features), self.blends[name].weight)
+        scores = network.copy()
+        trees = self.trees(name, task, examples, indices[whole], features)
+        scores[whole] = mix(network[whole], trees, self.blends[name].weight)
+        return scores
 
 
 def predict_scores(

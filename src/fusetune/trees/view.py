@@ -7,7 +7,7 @@ vocabulary. Any other column that has features before training gives its vector'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,8 @@ from fusetune.modalities.category import CategoryModality
 from fusetune.modalities.number import NumberModality
 from fusetune.training.probe import Features, Probe, SplitRows, block, side_by_side
 
+MIN_MISSING = 0.01
+"""Trees know what to do without a column that at least this share of the train rows lacks."""
 MAX_ROWS = 10_000
 """Principal components are learned on at most so many evenly spaced train rows."""
 
@@ -83,14 +85,18 @@ def _absent(rows: int, dim: int) -> np.ndarray:
 class View:
     """The columns as trees' features."""
 
-    def __init__(self, numbers: list[str], categories: list[str], axes: Mapping[str, Axes]) -> None:
+    def __init__(
+        self, numbers: list[str], categories: list[str], axes: Mapping[str, Axes], needed: Collection[str]
+    ) -> None:
         """
         Args:
             numbers: columns of numbers.
             categories: columns of categories.
             axes: columns seen through a frozen encoder.
+            needed: columns that hardly any train row lacks.
         """
         self.numbers, self.categories, self.axes = list(numbers), list(categories), dict(axes)
+        self.needed = list(needed)
 
     @classmethod
     def fit(cls, train: Examples, features: Features, *, components: int) -> View:
@@ -110,7 +116,8 @@ class View:
             codes = codes[codes >= 0]
             if name in features and name not in [*numbers, *categories] and len(codes) > 1:
                 axes[name] = Axes.fit(features[name].mean().numpy()[codes], components)
-        return cls(numbers, categories, axes)
+        missing = {name: np.mean(train.columns[name].codes[train.used] < 0) for name in [*numbers, *categories, *axes]}
+        return cls(numbers, categories, axes, [name for name, share in missing.items() if share < MIN_MISSING])
 
     @property
     def width(self) -> int:
@@ -121,6 +128,14 @@ class View:
     def categorical(self) -> list[int]:
         """The places of the features that are categories."""
         return list(range(len(self.numbers), len(self.numbers) + len(self.categories)))
+
+    def whole(self, examples: Examples, indices: np.ndarray) -> np.ndarray:
+        """(rows,) bool: whether a row has every column that it needs. Where a column was never missing, the branch that
+        a missing one takes was learned from nothing."""
+        here = np.ones(len(indices), dtype=bool)
+        for name in self.needed:
+            here &= examples.columns[name].codes[indices] >= 0 if name in examples.columns else False
+        return here
 
     def matrix(
         self, examples: Examples, indices: np.ndarray, features: Features, logits: np.ndarray | None = None
