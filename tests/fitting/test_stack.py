@@ -108,13 +108,13 @@ def test_rows_that_lack_columns_are_predicted(stacked, tmp_path):
 
 
 def test_rows_without_a_column_that_was_always_there_are_the_network_s_alone(stacked, tmp_path):
-    """`a` was missing in every twentieth row, so trees know what to do without it; `b` and `c` never were."""
+    """`a` was missing in every twentieth row, so trees know what to do without it; `b` never was; `c` tells little."""
     (tmp_path / "few.csv").write_text("a,b,c\n,2,q\n3.2,,q\n3.2,2,\n3.2,2,q\n")
     network = api.load(stacked.folder)
     network.bundle.stack = None
     both, alone = (np.asarray(one.predict(str(tmp_path / "few.csv"))["y"]) for one in (stacked, network))
-    assert (both == alone).tolist() == [False, True, True, False]
-    assert stacked.bundle.stack.view.needed == ["b", "c"]
+    assert (both == alone).tolist() == [False, True, False, False]
+    assert stacked.bundle.stack.blends["y"].needed == ["b"]
 
 
 def test_an_altered_or_broken_tree_file_is_refused(stacked, tmp_path):

@@ -28,7 +28,7 @@ from fusetune.training.probe import Probe, SplitRows
 from fusetune.trees.boost import Rows, grow, outputs, tree_scores
 from fusetune.trees.stack import Blend, Stack, mix
 from fusetune.trees.text import lightgbm
-from fusetune.trees.view import Line, View
+from fusetune.trees.view import Line, View, has_all
 
 if TYPE_CHECKING:
     from fusetune.fitting.fit import Fit
@@ -119,12 +119,14 @@ class Growing:
         watched = Rows(self._matrix(val, logits), val.truth, val.examples.weights[val.indices])
         boosters = grow(task, learned, watched, self.view.categorical, self.settings, seed=self.fit.config.seed)
         network = systems.model_scores(self.model, name, task, val, train)
-        whole = self.view.whole(val.examples, val.indices)
+        gains = sum(np.asarray(booster.feature_importance("gain")) for booster in boosters)
+        needed = self.view.needed(train.examples, np.asarray(gains))
+        whole = has_all(val.examples, val.indices, needed)
         trees = network.copy()  # as `Stack.scores` predicts rows that lack what trees need
         trees[whole] = tree_scores(task, boosters, watched.matrix)[whole]
         used = weigh(task, network, trees, val.truth, watched.weights)
         used.trees = sum(booster.num_trees() for booster in boosters)
-        return (Blend(used.weight, boosters, line) if used.weight else None), used
+        return (Blend(used.weight, boosters, line, needed) if used.weight else None), used
 
     def _matrix(self, split: SplitRows, logits: np.ndarray | None) -> np.ndarray:
         return self.view.matrix(split.examples, split.indices, split.features, logits)

@@ -52,7 +52,8 @@ def save_stack(stack: Stack | None, folder: Path) -> dict[str, Any] | None:
             tensors |= {f"line.{number}.bias": torch.from_numpy(blend.line.bias)}
             for index, (shift, scale) in enumerate(blend.line.scales.values()):
                 tensors |= {f"line.{number}.{index}.shift": shift, f"line.{number}.{index}.scale": scale}
-        tasks.append({"name": name, "weight": blend.weight, "boosters": len(blend.boosters), "line": columns})
+        said = {"name": name, "weight": blend.weight, "boosters": len(blend.boosters)}
+        tasks.append({**said, "line": columns, "needed": blend.needed})
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, place / VIEW)
     if stack.frozen:
         save_model(nn.ModuleDict(stack.frozen), str(place / FROZEN))
@@ -64,7 +65,6 @@ def save_stack(stack: Stack | None, folder: Path) -> dict[str, Any] | None:
         "numbers": view.numbers,
         "categories": view.categories,
         "axes": list(view.axes),
-        "needed": view.needed,
         "tasks": tasks,
         "frozen": list(stack.frozen),
     }
@@ -91,7 +91,7 @@ def load_stack(content: Mapping[str, Any] | None, folder: Path, model: Understan
         name: Axes(tensors[f"axes.{index}.mean"].numpy(), tensors[f"axes.{index}.axes"].numpy())
         for index, name in enumerate(content["axes"])
     }
-    view = View(content["numbers"], content["categories"], axes, content["needed"])
+    view = View(content["numbers"], content["categories"], axes)
     blends = {}
     for number, said in enumerate(content["tasks"]):
         line = _line(tensors, number, said["line"]) if said["line"] is not None else None
@@ -101,7 +101,7 @@ def load_stack(content: Mapping[str, Any] | None, folder: Path, model: Understan
         many = per_round(tasks[said["name"]])
         paths = [place / f"{number}-{at}.txt" for at in range(int(said["boosters"]))]
         boosters = [read_trees(path.read_bytes().decode("utf-8"), width, many) for path in paths]
-        blends[said["name"]] = Blend(float(said["weight"]), boosters, line)
+        blends[said["name"]] = Blend(float(said["weight"]), boosters, line, list(said["needed"]))
     frozen = nn.ModuleDict({key: copy.deepcopy(model.encoders[key]) for key in content["frozen"]})
     if content["frozen"]:
         load_model(frozen, str(place / FROZEN))

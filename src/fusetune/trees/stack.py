@@ -17,7 +17,7 @@ from fusetune.training.features import encoded, fill_features
 from fusetune.training.inference import predict_logits
 from fusetune.training.probe import Features
 from fusetune.trees.boost import tree_scores
-from fusetune.trees.view import Line, View
+from fusetune.trees.view import Line, View, has_all
 from fusetune.types import Tokens
 
 
@@ -29,11 +29,13 @@ class Blend:
         weight: of the trees' scores, above 0 and at most 1; the network's has the rest.
         boosters: LightGBM's, as `fusetune.trees.boost` grows them.
         line: the linear model whose logits the trees see, or None.
+        needed: columns without which a row is the network's alone; see `View.needed`.
     """
 
     weight: float
     boosters: list[Any]
     line: Line | None
+    needed: list[str]
 
 
 class Stack:
@@ -97,8 +99,10 @@ class Stack:
     ) -> np.ndarray:
         """The scores of both together; the network's where the task has no trees, or the row lacks a column that they
         need. For the arguments see `trees`."""
-        whole = self.view.whole(examples, indices)
-        if name not in self.blends or not whole.any():
+        if name not in self.blends:
+            return network
+        whole = has_all(examples, indices, self.blends[name].needed)
+        if not whole.any():
             return network
         scores = network.copy()
         trees = self.trees(name, task, examples, indices[whole], features)

@@ -20,6 +20,8 @@ from fusetune.training.probe import Features, Probe, SplitRows, block, side_by_s
 
 MIN_MISSING = 0.01
 """Trees know what to do without a column that at least this share of the train rows lacks."""
+MIN_GAIN = 0.05
+"""Trees lean on a column that has at least this share of what all their splits gain."""
 MAX_ROWS = 10_000
 """Principal components are learned on at most so many evenly spaced train rows."""
 
@@ -85,18 +87,14 @@ def _absent(rows: int, dim: int) -> np.ndarray:
 class View:
     """The columns as trees' features."""
 
-    def __init__(
-        self, numbers: list[str], categories: list[str], axes: Mapping[str, Axes], needed: Collection[str]
-    ) -> None:
+    def __init__(self, numbers: list[str], categories: list[str], axes: Mapping[str, Axes]) -> None:
         """
         Args:
             numbers: columns of numbers.
             categories: columns of categories.
             axes: columns seen through a frozen encoder.
-            needed: columns that hardly any train row lacks.
         """
         self.numbers, self.categories, self.axes = list(numbers), list(categories), dict(axes)
-        self.needed = list(needed)
 
     @classmethod
     def fit(cls, train: Examples, features: Features, *, components: int) -> View:
@@ -116,8 +114,7 @@ class View:
             codes = codes[codes >= 0]
             if name in features and name not in [*numbers, *categories] and len(codes) > 1:
                 axes[name] = Axes.fit(features[name].mean().numpy()[codes], components)
-        missing = {name: np.mean(train.columns[name].codes[train.used] < 0) for name in [*numbers, *categories, *axes]}
-        return cls(numbers, categories, axes, [name for name, share in missing.items() if share < MIN_MISSING])
+        return cls(numbers, categories, axes)
 
     @property
     def width(self) -> int:
@@ -129,13 +126,25 @@ class View:
         """The places of the features that are categories."""
         return list(range(len(self.numbers), len(self.numbers) + len(self.categories)))
 
-    def whole(self, examples: Examples, indices: np.ndarray) -> np.ndarray:
-        """(rows,) bool: whether a row has every column that it needs. Where a column was never missing, the branch that
-        a missing one takes was learned from nothing."""
-        here = np.ones(len(indices), dtype=bool)
-        for name in self.needed:
-            here &= examples.columns[name].codes[indices] >= 0 if name in examples.columns else False
-        return here
+    def needed(self, train: Examples, gains: np.ndarray) -> list[str]:
+        """The columns that trees lean on and hardly ever missed: the branch that such a missing one takes was learned
+        from nothing.
+
+        Args:
+            train: the rows that the trees learned from.
+            gains: (features,) how much splits on each feature lowered the loss.
+        """
+        owners = [*self.numbers, *self.categories]
+        owners += [name for name, one in self.axes.items() for _ in range(one.axes.shape[1])]
+        total = float(gains.sum()) or 1.0
+        shares = {name: 0.0 for name in owners}
+        for name, gain in zip(owners, gains[: len(owners)], strict=True):  # what is left are the linear model's logits
+            shares[name] += float(gain) / total
+        return [
+            name
+            for name, share in shares.items()
+            if share >= MIN_GAIN and np.mean(train.columns[name].codes[train.used] < 0) < MIN_MISSING
+        ]
 
     def matrix(
         self, examples: Examples, indices: np.ndarray, features: Features, logits: np.ndarray | None = None
@@ -160,6 +169,14 @@ class View:
         if logits is not None:
             parts.append(logits.astype(np.float64))
         return np.concatenate(parts, axis=1) if parts else np.zeros((len(indices), 0))
+
+
+def has_all(examples: Examples, indices: np.ndarray, needed: Collection[str]) -> np.ndarray:
+    """(rows,) bool: whether a row has each of these columns."""
+    here = np.ones(len(indices), dtype=bool)
+    for name in needed:
+        here &= examples.columns[name].codes[indices] >= 0 if name in examples.columns else False
+    return here
 
 
 def _tabular(
