@@ -257,3 +257,10 @@ def test_trackers_are_closed_when_a_run_fails(parts, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError):
         parts.tune(log_dir=tmp_path, trackers=["tensorboard"])
     assert ended == [1] and parts.train.columns["x"].features is None
+
+
+@pytest.mark.parametrize("settings", [{"epochs": 0}, {"epochs": 0, "head_epochs": 0}])
+def test_without_a_tune_stage_no_encoder_counts_as_trained(parts, settings):
+    course = parts.tune(**settings)
+    assert not course.moved
+    assert course.trained[parts.model.routes["text"]] == 0

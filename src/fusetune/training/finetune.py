@@ -198,15 +198,18 @@ def _stages(
         first_check(head.name, validate, callbacks)
         step = run_stage(learner, head, train, validate, accelerator, callbacks)
         best.restore()
-    tune = recipe.tune_stage()
-    moving = recipe.moving()
+    tune = recipe.tune_stage() if last == "tune" else None
+    moving: set[str] = recipe.moving() if tune is not None else set()
+    if tune is None:
+        for key in recipe.pretrained:
+            model.encoders[key].requires_grad_(False)
     still = [column for column, key in model.routes.items() if key not in moving]
     fixed = [name for name in still if name not in train.augment]
     set_features(train, {name: values for name, values in features[0].items() if name in fixed})
     set_features(val, {name: values for name, values in features[1].items() if name in still})
     if best.check is None:
-        first_check(tune.name, validate, callbacks)
-    if last == "tune":
+        first_check(last, validate, callbacks)
+    if tune is not None:
         best.cover()
         start = copied(trained_weights(learner))
         run_stage(learner, tune, train, validate, accelerator, callbacks, first_step=step)
