@@ -22,6 +22,7 @@ LAYERS = [
     "registry",
     "sections",
     "fusion_section",
+    "data_section",
     "config",
     "types",
     "_optional",

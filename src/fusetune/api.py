@@ -108,7 +108,7 @@ class FineTuned:
 
 
 def fit(
-    train: Source | None = None,
+    train: Source | list[Source] | None = None,
     *,
     target: str | Sequence[str] | None = None,
     val: Source | None = None,
@@ -121,7 +121,7 @@ def fit(
     """Tune a model on a table, compare it with what it must beat, and save it.
 
     Args:
-        train: rows to learn from; None where the config names them.
+        train: rows to learn from, or a list of tables, drawn from as `data.mix` says; None where the config names them.
         target: the column, or columns, to predict.
         val: rows that choose the best step; split off from `train` where None.
         test: rows that the report is made on and that choose nothing; split off from `train` where None.
@@ -143,13 +143,15 @@ def fit(
     for name, source in (("train", train), ("val", val), ("test", test)):
         if source is not None and isinstance(source, str | Path):
             explicit[name] = str(source)
+        elif isinstance(source, list) and all(isinstance(one, str | Path) for one in source):
+            explicit[name] = [str(one) for one in source]
     if out is not None:
         explicit["out"] = str(out)
     settings = settings.with_overrides(explicit) if explicit else settings
     sources = {
         name: getattr(settings, name) if given is None else given for name, given in _given(train, val, test).items()
     }
-    if sources["train"] is None:
+    if not _named(sources["train"]):
         raise ConfigError("there is no table to learn from", do="name one: fusetune fit TABLE --target COLUMN")
     folder = Path(settings.out) if settings.out else Path(tempfile.mkdtemp(prefix="fusetune-"))
     run = Fit(settings, sources, folder, progress=progress)
@@ -160,7 +162,11 @@ def fit(
     return tuned
 
 
-def _given(train: Source | None, val: Source | None, test: Source | None) -> dict[str, Any]:
+def _named(train: Any) -> bool:
+    return train is not None and not (isinstance(train, list) and not train)
+
+
+def _given(train: Source | list[Source] | None, val: Source | None, test: Source | None) -> dict[str, Any]:
     return {
         name: None if isinstance(source, str | Path) else source
         for name, source in (("train", train), ("val", val), ("test", test))

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_core import ErrorDetails
 
+from fusetune.data_section import DataConfig
 from fusetune.errors import ConfigError, nearest
 from fusetune.fusion_section import FusionConfig
 from fusetune.sections import (
@@ -22,7 +23,6 @@ from fusetune.sections import (
     BackboneConfig,
     ByName,
     ColumnConfig,
-    DataConfig,
     NamedConfig,
     Objectives,
     ReportConfig,
@@ -35,8 +35,8 @@ from fusetune.sections import (
 class Config(Section):
     """A whole run; docs/concepts.md says what each part does."""
 
-    train: str | None = None
-    """The table to learn from."""
+    train: StrList = []
+    """The table to learn from, or several; see `data.mix`."""
     val: str | None = None
     """Rows to choose the best step on. None: split off from `train`."""
     test: str | None = None
@@ -161,6 +161,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     for key in ("train", "val", "test", "out", "schema_file"):
         if isinstance(settings.get(key), str):
             settings[key] = str(path.parent / settings[key])
+    if isinstance(settings.get("train"), list):
+        settings["train"] = [str(path.parent / table) for table in settings["train"]]
     for key in ("text", "image", "audio"):
         section = settings.get(key)
         name = section.get("name") if isinstance(section, dict) else section

@@ -334,25 +334,6 @@ class ReportConfig(Section):
     """Worst errors shown."""
 
 
-class DataConfig(Section):
-    """How rows are read and split."""
-
-    on_bad_cell: OnBadCell = "reject"
-    """A train row with a cell that cannot be read is rejected, or used without that cell (`mask`)."""
-    max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Larger shares of rejected rows stop the run before training."""
-    split: Annotated[list[float], Field(min_length=3, max_length=3)] = [0.8, 0.1, 0.1]
-    """Train, validation and test shares where no such rows are given."""
-    memory: Annotated[float, Field(ge=0)] = 4.0
-    """GiB of decoded cells kept in memory; the rest is decoded again when needed."""
-
-    @model_validator(mode="after")
-    def _shares(self) -> DataConfig:
-        if min(self.split) < 0 or abs(sum(self.split) - 1) > 1e-6 or self.split[0] == 0:
-            raise ValueError(f"three shares of 0 or more that sum to 1, the first above 0; came {self.split}")
-        return self
-
-
 def check_options(part: type, options: Mapping[str, Any] | Iterable[str], *, known: Iterable[str], where: str) -> None:
     """Refuse options that a part does not take, and values of another type than its constructor says.
 

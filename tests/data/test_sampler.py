@@ -57,3 +57,30 @@ def test_rows_of_like_cost_share_a_batch() -> None:
     by_cost = UpdateSampler(np.arange(2000), sizes, batch_size=32)
     padded = sum(len(batch) * int(sizes[batch].max()) for batch in by_cost)
     assert padded < 1.1 * sizes.sum()
+
+
+@given(counts=st.lists(st.integers(1, 60), min_size=2, max_size=4), mix=st.floats(0, 1), epochs=st.integers(1, 6))
+def test_tables_are_drawn_in_their_share_and_their_rows_in_turn(counts: list[int], mix: float, epochs: int) -> None:
+    tables = np.repeat(np.arange(len(counts)), counts)
+    drawn = UpdateSampler(np.arange(len(tables)), np.ones(len(tables)), batch_size=8, tables=tables, mix=mix)
+    weights = np.asarray(counts) ** mix / np.sum(np.asarray(counts) ** mix)
+    seen: Counter[int] = Counter()
+    for epoch in range(epochs):
+        drawn.epoch = epoch
+        rows = [row for update in drawn for row in update]
+        assert len(rows) == len(tables)
+        per_table = np.bincount(tables[rows], minlength=len(counts))
+        assert np.abs(per_table - len(tables) * weights).max() < 1
+        seen.update(rows)
+    for table in range(len(counts)):  # nobody is drawn a second time before all were drawn once
+        times = [seen[row] for row in np.flatnonzero(tables == table)]
+        assert max(times) - min(times) <= 1
+
+
+def test_one_table_or_a_mix_of_one_change_nothing() -> None:
+    sizes = np.random.default_rng(0).integers(1, 100, 90)
+    plain = list(UpdateSampler(np.arange(90), sizes, batch_size=8))
+    tables = np.repeat([0, 1], [80, 10])
+    assert plain == list(UpdateSampler(np.arange(90), sizes, batch_size=8, tables=tables, mix=1))
+    assert plain == list(UpdateSampler(np.arange(90), sizes, batch_size=8, tables=np.zeros(90), mix=0.3))
+    assert plain != list(UpdateSampler(np.arange(90), sizes, batch_size=8, tables=tables, mix=0.3))

@@ -24,7 +24,8 @@ def fit(
         str, typer.Argument(metavar="TABLE|CONFIG", help="Table to learn from, or a .yaml file of settings.")
     ],
     settings: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings, as trainer.epochs=5.")
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE|TABLE", help="Settings, as trainer.epochs=5; more tables."),
     ] = None,
     target: common.Target = None,
     val: Annotated[str | None, typer.Option(help="Table to choose the best step on; else split off.")] = None,
@@ -47,20 +48,24 @@ def fit(
       fusetune fit train.csv --target rating --out runs/rating
       fusetune fit train.csv -t rating trainer.epochs=5 fusion=gated
       fusetune fit config.yaml trainer.epochs=5
+      fusetune fit films.csv books.csv -t rating data.mix=0.5
       fusetune fit pairs.csv --objective contrastive --out runs/aligned
     """
     from fusetune import api
     from fusetune.config import Config
 
     train, config = _table_and_config(source, config)
-    _check_settings(settings or [])
-    chosen = (Config() if config is None else Config.from_yaml(config)).with_overrides(settings or [])
+    more = [setting for setting in settings or [] if "=" not in setting]
+    _check_tables(train, more)
+    chosen = (Config() if config is None else Config.from_yaml(config)).with_overrides(
+        [setting for setting in settings or [] if "=" in setting]
+    )
     if objective:
         chosen = chosen.with_overrides({"objectives": {name: {} for name in objective}})
     if schema is not None:
         chosen = chosen.with_overrides({"schema_file": schema})
     tuned = api.fit(
-        train,
+        train if train is None else [train, *more],
         target=target,
         val=val,
         test=test,
@@ -88,13 +93,20 @@ def _table_and_config(source: str, config: str | None) -> tuple[str | None, str 
     return None, source
 
 
-def _check_settings(settings: list[str]) -> None:
-    for setting in settings:
-        if "=" not in setting:
+def _check_tables(train: str | None, more: list[str]) -> None:
+    """Refuse words that are neither settings nor tables."""
+    for word in more:
+        if train is None or common.is_config(word):
             raise ConfigError(
-                f"{setting!r} is no setting",
+                f"{word!r} stands beside a file of settings",
                 expected="key=value, as trainer.epochs=5",
-                do="give further tables with --val and --test",
+                do="name the tables in the file, as `train: [films.csv, books.csv]`",
+            )
+        if not Path(word).exists():
+            raise ConfigError(
+                f"{word!r} is no setting, and there is no such table",
+                expected="key=value, as trainer.epochs=5, or a further table to learn from",
+                do="give tables to be measured on with --val and --test",
             )
 
 

@@ -134,6 +134,7 @@ class Examples:
     Attributes:
         augment: per column, what changes its cells in training; none but where it was put there.
         seed: of these changes.
+        mix: how train rows are drawn where the table is several joined ones, as `UpdateSampler` takes it.
     """
 
     def __init__(
@@ -161,6 +162,7 @@ class Examples:
         self.used = np.arange(len(table))
         self.augment: dict[str, Augmenter] = {}
         self.seed = 0
+        self.mix = 1.0
 
     def prepare(self, *, on_bad_cell: str, memory: float = 4.0, progress: Progress | None = None) -> None:
         """Decode every cell, and set apart the rows that cannot be used.

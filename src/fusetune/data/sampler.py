@@ -27,6 +27,8 @@ class UpdateSampler(Sampler[list[int]]):
         seed: int = 0,
         process: int = 0,
         num_processes: int = 1,
+        tables: np.ndarray | None = None,
+        mix: float = 1.0,
     ) -> None:
         """
         Args:
@@ -35,10 +37,17 @@ class UpdateSampler(Sampler[list[int]]):
             batch_size: rows an update, over all processes.
             accumulate: micro-batches an update on each process.
             process: this process's number.
+            tables: the number of each row's table, aligned with `indices`.
+            mix: rows come from table i with probability p_i ∝ n_i^mix, n_i being its rows: 1 takes every row once an
+                epoch, 0 as many rows of each table (temperature sampling: Arivazhagan et al. 2019,
+                arXiv 1907.05019, with T = 1 / mix). The length of an epoch stays.
         """
         self.indices, self.sizes = indices, sizes
         self.batch_size, self.accumulate, self.seed = batch_size, accumulate, seed
         self.process, self.num_processes = process, num_processes
+        codes = np.zeros(len(indices), dtype=np.int64) if tables is None else tables
+        self.tables = [np.flatnonzero(codes == code) for code in np.unique(codes)]
+        self.shares = _shares([len(places) for places in self.tables], mix)
         self.epoch = 0
 
     @property
@@ -52,7 +61,7 @@ class UpdateSampler(Sampler[list[int]]):
     def updates(self) -> list[np.ndarray]:
         """This epoch's updates: each one's rows, over all processes."""
         generator = np.random.default_rng((self.seed, self.epoch))
-        order = generator.permutation(len(self.indices))
+        order = generator.permutation(self._drawn())
         pool = self.batch_size * POOL_BATCHES
         batches: list[np.ndarray] = []
         for start in range(0, len(order), pool):
@@ -60,6 +69,19 @@ class UpdateSampler(Sampler[list[int]]):
             chunk = chunk[np.argsort(self.sizes[chunk], kind="stable")]
             batches += [chunk[i : i + self.batch_size] for i in range(0, len(chunk), self.batch_size)]
         return [self.indices[batches[i]] for i in generator.permutation(len(batches))]
+
+    def _drawn(self) -> np.ndarray:
+        """This epoch's rows, each table's in its share: the next ones of passes over it that are shuffled anew."""
+        if [len(places) for places in self.tables] == self.shares:
+            return np.arange(len(self.indices))
+        found = []
+        for number, (places, share) in enumerate(zip(self.tables, self.shares, strict=True)):
+            first, last = self.epoch * share, (self.epoch + 1) * share
+            passes = range(first // len(places), -(-last // len(places)))
+            rows = [places[np.random.default_rng((self.seed, number, one)).permutation(len(places))] for one in passes]
+            start = first - passes.start * len(places)
+            found.append(np.concatenate(rows)[start : start + share] if share else places[:0])
+        return np.concatenate(found)
 
     def __iter__(self) -> Iterator[list[int]]:
         parts = self.accumulate * self.num_processes
@@ -72,3 +94,15 @@ class UpdateSampler(Sampler[list[int]]):
             )
             for micro in shares[self.process * self.accumulate : (self.process + 1) * self.accumulate]:
                 yield [int(index) for index in micro]
+
+
+def _shares(counts: list[int], mix: float) -> list[int]:
+    """How many of an epoch's rows come from each table: N p_i, p_i ∝ n_i^mix, rounded by the largest remainders."""
+    if mix == 1 or len(counts) < 2:
+        return counts
+    weights = np.asarray(counts, dtype=np.float64) ** mix
+    exact = sum(counts) * weights / weights.sum()
+    shares = np.floor(exact).astype(np.int64)
+    left = sum(counts) - int(shares.sum())
+    shares[np.argsort(shares - exact, kind="stable")[:left]] += 1
+    return [int(share) for share in shares]

@@ -48,6 +48,7 @@ class Table:
         rows: (rows,) int64, each row's id: 0 is the first row of data in the source.
         rejected: rows of the source that are not here, with the reason.
         notes: what a user should know about how it was read.
+        files: what it was read from, each with its first row's id here; several where tables were joined.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Table:
         rejected: Sequence[Rejected] = (),
         notes: Sequence[str] = (),
         keep: object = None,
+        files: Sequence[tuple[str, int]] = (),
     ) -> None:
         """
         Args:
@@ -70,7 +72,9 @@ class Table:
             rejected: the other rows.
             notes: what a user should know about how it was read.
             keep: held as long as the table lives, as the temporary file that `arrow` is mapped from.
+            files: as the attribute; the source alone where empty.
         """
+        self.files = list(files) or [(source, 0)]
         self.source, self.base_dir = source, base_dir
         self.rows = np.arange(arrow.num_rows, dtype=np.int64) if rows is None else rows
         self.rejected, self.notes = list(rejected), list(notes)
@@ -191,6 +195,19 @@ class Table:
         """(rows,) bool, True where the cell is missing."""
         return np.fromiter((is_missing(cell) for cell in self.cells(column)), dtype=bool, count=len(self))
 
+    def parts(self) -> np.ndarray:
+        """(rows,) int64, the place in `files` of what each row was read from."""
+        return np.searchsorted([first for _, first in self.files], self.rows, side="right") - 1
+
+    def where(self, row: int) -> tuple[str, int]:
+        """What a row was read from, and its number there.
+
+        Args:
+            row: its id here.
+        """
+        source, first = next(one for one in reversed(self.files) if one[1] <= row)
+        return source, row - first
+
     def select(self, indices: Sequence[int] | np.ndarray) -> Table:
         """The rows at these positions, with their ids, in this order; nothing is copied.
 
@@ -202,6 +219,7 @@ class Table:
         wanted = np.asarray(indices)
         wanted = np.flatnonzero(wanted) if wanted.dtype == bool else wanted.astype(np.int64)
         part = Table(self._base, source=self.source, base_dir=self.base_dir, rows=self.rows[wanted], keep=self._keep)
+        part.files = self.files
         part._places = wanted if self._places is None else self._places[wanted]
         return part
 

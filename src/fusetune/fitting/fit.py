@@ -52,7 +52,7 @@ class Fit:
         """
         Args:
             config: the settings.
-            sources: the tables under "train", "val" and "test"; the latter two may be None.
+            sources: the tables under "train", "val" and "test": one of each; several as a list, or none as None.
             folder: where the model and logs will be.
             progress: whether to show progress bars.
         """
@@ -204,13 +204,13 @@ class Fit:
         return examples
 
     def _augment(self) -> None:
-        """Say how train rows' cells are changed in training."""
+        """Say how train rows are drawn, and how their cells are changed in training."""
         train, kinds = self.examples["train"], {modality.kind for modality in self.modalities.values()}
         if lost := [kind for kind in self.config.augment if kind not in kinds]:
             raise ConfigError(
                 f"augment.{lost[0]} finds no column of this kind", expected=", ".join(sorted(kinds)), do="leave it out"
             )
-        train.seed = self.config.seed
+        train.seed, train.mix = self.config.seed, self.config.data.mix
         for name, modality in self.modalities.items():
             own = self.config.columns[name].augment if name in self.config.columns else None
             options = self.config.augment.get(modality.kind, {}) if own is None else own

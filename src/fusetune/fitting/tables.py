@@ -10,6 +10,7 @@ import numpy as np
 
 from fusetune.config import Config
 from fusetune.data.examples import Examples
+from fusetune.data.joined import concat
 from fusetune.data.quarantine import Rejected, check_rate
 from fusetune.data.schema import Schema
 from fusetune.data.splits import split_rows
@@ -36,7 +37,7 @@ class Tables:
         """
         Args:
             config: the settings.
-            sources: the tables under "train", "val" and "test"; the latter two may be None.
+            sources: the tables under "train", "val" and "test"; lists of train tables; the latter two may be None.
 
         Raises:
             TableError, SchemaError: a table cannot be read, or lacks what is asked of it.
@@ -48,7 +49,11 @@ class Tables:
         self.splits = self._read(sources)
 
     def _read(self, sources: Mapping[str, Any]) -> dict[str, Table]:
-        given = {split: Table.read(source) for split, source in sources.items() if source is not None}
+        given = {
+            split: concat([Table.read(one) for one in (source if isinstance(source, list) else [source])])
+            for split, source in sources.items()
+            if source is not None
+        }
         train, targets = given["train"], self.config.target
         self.schema = Schema.detect(train, targets=targets, overrides=self.config.schema_overrides())
         if not self.schema.names("target") and lone_objective(self.config.objectives) is None:
@@ -94,11 +99,12 @@ class Tables:
 
     def all_rejected(self, examples: Mapping[str, Examples]) -> list[Rejected]:
         """Every row that is not used, with its file."""
-        return [
-            replace(item, file=rows.table.source)
-            for split, rows in examples.items()
-            for item in [*self.rejected[split], *rows.rejected]
-        ]
+        found = []
+        for split, rows in examples.items():
+            for item in [*self.rejected[split], *rows.rejected]:
+                file, row = rows.table.where(item.row)
+                found.append(replace(item, file=file, row=row))
+        return found
 
     def check_rejected(self, examples: Mapping[str, Examples]) -> None:
         """Stop where too large a share of a table's rows is rejected.

@@ -100,6 +100,8 @@ def run_stage(
         seed=stage.seed,
         process=accelerator.process_index,
         num_processes=accelerator.num_processes,
+        tables=train.table.parts()[train.used],
+        mix=train.mix,
     )
     num_updates = max(1, round(stage.epochs * sampler.num_updates))
     eval_every = max(1, sampler.num_updates // stage.evals_per_epoch)
