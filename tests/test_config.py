@@ -132,7 +132,7 @@ def test_paths_in_a_file_start_at_its_folder(tmp_path):
     )
     config = Config.from_yaml(tmp_path / "sub" / "c.yaml")
     home = tmp_path / "sub"
-    assert (config.train, config.out) == (str(home / "../t.csv"), str(home / "o"))
+    assert (config.train, config.out) == ([str(home / "../t.csv")], str(home / "o"))
     assert config.image.name == config.audio.name == config.columns["a"].backbone == str(home / "../models/vit")
     assert (config.text.name, config.columns["b"].backbone, config.audio.pool) == ("some/hub-id", "hub/id", "cls")
 

@@ -77,7 +77,7 @@ class TestFit:
         done = run("fit", "a.csv", "--target", "priority", "--val", "v.csv", "--test", "t.csv", "trainer.epochs=2")
         (_, (train,), asked) = api.calls[0]
         config = asked.pop("config")
-        assert train == "a.csv"
+        assert train == ["a.csv"]
         assert config.trainer.epochs == 2
         assert asked == {
             "target": ["priority"],
@@ -96,7 +96,7 @@ class TestFit:
         config = asked["config"]
         assert train is None
         assert asked["out"] == Path("runs/rating")
-        assert (config.train, config.target) == (str(tmp_path / "a.csv"), ["rating"])
+        assert (config.train, config.target) == ([str(tmp_path / "a.csv")], ["rating"])
         assert (config.trainer.epochs, config.trainer.lr, config.fusion.name) == (3, 0.1, "gated")
 
     def test_out_of_the_config_is_kept(self, api, tmp_path):
