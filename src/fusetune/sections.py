@@ -275,8 +275,11 @@ class TrainerConfig(Section):
     """Share of the steps in which the learning rate rises from 0."""
     clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest norm of an update's gradient. None: not clipped."""
-    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """Autocast. `auto`: bf16 on a GPU that has it, else none."""
+    precision: Annotated[
+        Literal["auto", "no", "bf16", "fp16"], BeforeValidator(lambda v: "no" if v is False else v)  # as YAML reads no
+    ] = "auto"
+    """Autocast where encoders are trained. `auto`: bf16 on a GPU that has it; on a processor that has it, if a trial
+    finds it faster and its loss near; else float32."""
     gradient_checkpointing: bool = False
     """Compute activations twice to save memory."""
     adversarial: Annotated[AdversarialConfig | None, ByName] = None

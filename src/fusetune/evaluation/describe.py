@@ -37,10 +37,11 @@ def command() -> str:
     return "fusetune.fit(...)"
 
 
-def device(model: Understand) -> str:
-    """The model's device in words: "cpu", or the GPU's name."""
+def device(model: Understand, precision: str = "no") -> str:
+    """The model's device in words, "cpu" or the GPU's name, and the precision where it is not float32."""
     where = next(model.parameters()).device
-    return torch.cuda.get_device_name(where) if where.type == "cuda" else str(where)
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else str(where)
+    return name if precision == "no" else f"{name}, {precision}"
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -290,6 +290,7 @@ class RunResults:
         settings: the configuration that was used, as flat `key: value` text.
         versions: of the libraries.
         parameters, trained: of the whole model.
+        waited: the share of the updates' time that went by in waiting for batches, where it was measured.
         rejected: the first of them; `num_rejected` counts all, `rejected_by` by reason.
         warnings: what the user should know, in sentences.
         choice: how the fusion was chosen, where it was not named.
@@ -310,6 +311,7 @@ class RunResults:
     backbones: list[BackboneUsed] = field(default_factory=list)
     parameters: int = 0
     trained: int = 0
+    waited: Number = math.nan
     warnings: list[str] = field(default_factory=list)
     num_rejected: int = 0
     rejected_by: dict[str, int] = field(default_factory=dict)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
@@ -15,16 +14,18 @@ from fusetune.errors import ConfigError, nearest
 from fusetune.sections import TrainerConfig
 
 
-def make_accelerator(settings: TrainerConfig, log_dir: Path | None) -> Accelerator:
-    """Devices, precision and trackers as the settings say.
+def make_accelerator(settings: TrainerConfig, log_dir: Path | None, precision: str = "no") -> Accelerator:
+    """Devices and trackers as the settings say.
+
+    Args:
+        settings: the trainer's.
+        log_dir: where trackers write; None for no trackers.
+        precision: see `fusetune.training.precision.chosen`.
 
     Raises:
         ConfigError: accelerate knows no tracker of a name.
         MissingExtra: a tracker that was asked for is not installed; without tensorboard, the default tracks nothing.
     """
-    precision = settings.precision
-    if precision == "auto":
-        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
     trackers = list(settings.trackers) if log_dir else []
     if trackers == TrainerConfig().trackers and find_spec("tensorboard") is None:
         trackers = []

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from fusetune.data.examples import Examples
@@ -34,6 +35,7 @@ from fusetune.training.features import set_features
 from fusetune.training.inference import predict_logits
 from fusetune.training.learner import Learner
 from fusetune.training.loop import Validate, run_stage
+from fusetune.training.precision import chosen
 from fusetune.training.probe import Probe, column_scales
 from fusetune.training.recipe import BackboneRule, Recipe
 from fusetune.types import Tokens
@@ -47,6 +49,8 @@ class Course:
         trained: how many parameters were trained, per encoder key and in all under "".
         moved: the keys of the pretrained encoders that were trained.
         warnings: what the objectives have to say about their settings.
+        precision: "no" for float32, "bf16" or "fp16".
+        waited: the share of the updates' time that went by in waiting for batches.
     """
 
     checks: list[Check]
@@ -54,6 +58,8 @@ class Course:
     trained: dict[str, int]
     moved: set[str]
     warnings: list[str]
+    precision: str = "no"
+    waited: float = 0.0
 
 
 def evaluate_loss(
@@ -142,14 +148,15 @@ def finetune(
         balance=balance,
         augmented=train.augment,
     )
-    accelerator = make_accelerator(settings, log_dir)
-    learner = Learner(model, Total(tasks, extra, balance)).to(accelerator.device)
+    learner = Learner(model, Total(tasks, extra, balance))
     for name, (shift, scale) in column_scales(train, features[0]).items():
         model.set_scale(name, shift, scale)
     for name, probe in (probes or {}).items():
         probe.install(model, name)
     if alignment is not None:
         alignment.install(model)
+    accelerator = make_accelerator(settings, log_dir, _precision(recipe, learner, train, features[0]))
+    learner.to(accelerator.device)
     best, curve = BestStep(learner, margin=margin), Curve()
     callbacks: list[Callback] = [curve]
     if accelerator.log_with:
@@ -169,7 +176,30 @@ def finetune(
         set_features(train, {})
         set_features(val, {})
     assert best.check is not None, "a stage ends with a check"
-    return Course(curve.checks, best.check, _trained(model), moved, recipe.warnings())
+    course = Course(curve.checks, best.check, _trained(model), moved, recipe.warnings())
+    course.precision = str(accelerator.mixed_precision)
+    seconds = sum(stage.seconds for stage in recipe.stages)
+    course.waited = sum(stage.waited for stage in recipe.stages) / seconds if seconds else 0.0
+    return course
+
+
+def _precision(recipe: Recipe, learner: Learner, train: Examples, features: Mapping[str, Tokens]) -> str:
+    """The arithmetic of the stage that has the last word; all processes take the first one's."""
+    stage = recipe.tune_stage() if recipe.tunes() else recipe.head_stage(len(train))
+    trained = [parameter for group in stage.groups for parameter in group["params"]]
+    still = {column for column, key in recipe.model.routes.items() if key not in recipe.moving()}
+    updates = round(stage.epochs * len(train) / stage.batch_size)
+    set_features(train, {name: values for name, values in features.items() if name in still - train.augment.keys()})
+    found = [
+        chosen(
+            recipe.settings.precision,
+            learner,
+            lambda: train.batch(train.used[: max(1, stage.batch_size // stage.accumulate)]),
+            trained,
+            updates,
+        )
+    ]
+    return str(broadcast_object_list(found)[0]) if PartialState().num_processes > 1 else found[0]
 
 
 def _stages(
@@ -197,6 +227,7 @@ def _stages(
         start = copied(trained_weights(learner))
         first_check(head.name, validate, callbacks)
         step = run_stage(learner, head, train, validate, accelerator, callbacks)
+        recipe.stages.append(head)
         best.restore()
     tune = recipe.tune_stage() if last == "tune" else None
     moving: set[str] = recipe.moving() if tune is not None else set()
@@ -213,6 +244,7 @@ def _stages(
         best.cover()
         start = copied(trained_weights(learner))
         run_stage(learner, tune, train, validate, accelerator, callbacks, first_step=step)
+        recipe.stages.append(tune)
         best.restore()
     recipe.said += averaged(learner, settings, start, kept, best, validate)
     return moving

@@ -31,7 +31,7 @@ Vectors = dict[str, dict[str, Tensor]]
 
 def cached(learner: nn.Module, micro_batches: Sequence[Batch], accelerator: Accelerator) -> dict[str, Tensor]:
     """`plain`, but that objectives of rows against rows see the rows of all micro-batches; see `Gradients`."""
-    bare = accelerator.unwrap_model(learner)
+    bare = learner if isinstance(learner, Learner) else accelerator.unwrap_model(learner)
     assert isinstance(bare, Learner)
     objectives = bare.objective.compared()
     if not objectives or len(micro_batches) == 1:

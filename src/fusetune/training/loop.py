@@ -6,26 +6,24 @@ A run is one or more stages, each with its own trainable parameters, learning ra
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-from torch.utils.data import DataLoader, Dataset
+from accelerate.utils import AutocastKwargs, set_seed
 from transformers import get_scheduler
 
 from fusetune.data.examples import Examples
 from fusetune.data.sampler import UpdateSampler
 from fusetune.training.averaging import Average
 from fusetune.training.callbacks import Callback, Check, EarlyStopping
+from fusetune.training.feed import Feed
 from fusetune.training.learner import Learner
 from fusetune.training.optim import build_optimizer
 from fusetune.training.update import Gradients, plain, update
-from fusetune.types import Batch
 
 Validate = Callable[[], tuple[float, float, dict[str, dict[str, float]]]]
 """Gives (loss, score, metrics by task) on the validation rows."""
@@ -43,6 +41,9 @@ class Stage:
         patience: checks without a better one before the stage stops; None for never.
         margin: what a score must gain to be better although the validation loss is higher.
         gradients: how an update's gradients are computed.
+        autocast: whether the accelerator's lower precision is used.
+        seconds: set by the run: what the updates took, checks not counted.
+        waited: set by the run: what of it went by in waiting for batches.
         ema: the decay of the weights' moving average, which is then evaluated and kept in their place.
     """
 
@@ -62,6 +63,9 @@ class Stage:
     seed: int = 0
     gradients: Gradients = plain
     ema: float | None = None
+    autocast: bool = True
+    seconds: float = 0.0
+    waited: float = 0.0
 
 
 def run_stage(
@@ -92,7 +96,60 @@ def run_stage(
         NonFiniteLoss: the loss or the gradient became NaN or infinite; that update is not made.
     """
     set_seed(stage.seed)
-    sampler = UpdateSampler(
+    sampler = _sampler(stage, train, accelerator)
+    num_updates = max(1, round(stage.epochs * sampler.num_updates))
+    eval_every = max(1, sampler.num_updates // stage.evals_per_epoch)
+    optimizer = build_optimizer(stage.optimizer, stage.groups, lr=stage.groups[0]["lr"])
+    warmup = round(stage.warmup * num_updates)
+    scheduler = get_scheduler(stage.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=num_updates)
+    accelerator.autocast_handler = AutocastKwargs(enabled=stage.autocast)
+    wrapped, optimizer = accelerator.prepare(learner, optimizer)
+    stopping = EarlyStopping(stage.patience, margin=stage.margin)
+    average = Average(learner, stage.ema) if stage.ema is not None else None
+    watchers = [*callbacks, stopping, *([average] if average is not None else [])]
+    for watcher in watchers:
+        watcher.on_stage(stage.name, num_updates)
+
+    trained = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
+    wrapped.train()
+    start, loss_sum, loss_count = time.perf_counter(), 0.0, 0
+    with Feed(train, sampler, num_updates, workers=stage.workers) as feed:
+        for done, micro_batches in enumerate(feed, start=1):
+            step = first_step + done
+            where = f"update {step} of stage {stage.name!r}"
+            losses = update(
+                wrapped, micro_batches, optimizer, accelerator, stage.gradients, trained, clip=stage.clip, where=where
+            )
+            lr = max(group["lr"] for group in optimizer.param_groups)
+            scheduler.step()
+            loss_sum, loss_count = loss_sum + sum(losses.values()), loss_count + 1
+            for watcher in watchers:
+                watcher.on_update(step, losses, lr, learner.figures())
+            balance = learner.objective.balance
+            if balance is not None and done % sampler.num_updates == 0:
+                balance.end_epoch()
+            if done % eval_every == 0 or done == num_updates:
+                paused = time.perf_counter()
+                with average.swapped() if average is not None else nullcontext():
+                    epoch = done / sampler.num_updates
+                    check = Check(stage.name, step, epoch, loss_sum / loss_count, *validate(), lr)
+                    check.task_losses = balance.take() if balance is not None else {}
+                    for watcher in watchers:
+                        watcher.on_check(check)
+                wrapped.train()
+                start, loss_sum, loss_count = start + time.perf_counter() - paused, 0.0, 0
+                if stopping.stop:
+                    break
+        stage.seconds, stage.waited = time.perf_counter() - start, feed.waited
+    accelerator.free_memory()
+    for name in ("forward", "_original_forward"):  # which mixed precision put there
+        learner.__dict__.pop(name, None)
+    return step
+
+
+def _sampler(stage: Stage, train: Examples, accelerator: Accelerator) -> UpdateSampler:
+    """What draws the rows of this process."""
+    return UpdateSampler(
         train.used,
         train.sizes(train.used),
         batch_size=stage.batch_size,
@@ -103,78 +160,3 @@ def run_stage(
         tables=train.table.parts()[train.used],
         mix=train.mix,
     )
-    num_updates = max(1, round(stage.epochs * sampler.num_updates))
-    eval_every = max(1, sampler.num_updates // stage.evals_per_epoch)
-    optimizer = build_optimizer(stage.optimizer, stage.groups, lr=stage.groups[0]["lr"])
-    scheduler = get_scheduler(
-        stage.schedule,
-        optimizer,
-        num_warmup_steps=round(stage.warmup * num_updates),
-        num_training_steps=num_updates,
-    )
-    wrapped, optimizer = accelerator.prepare(learner, optimizer)
-    stopping = EarlyStopping(stage.patience, margin=stage.margin)
-    average = Average(learner, stage.ema) if stage.ema is not None else None
-    watchers = [*callbacks, stopping, *([average] if average is not None else [])]
-    for watcher in watchers:
-        watcher.on_stage(stage.name, num_updates)
-
-    loss_sum, loss_count = 0.0, 0
-    updates = enumerate(_updates(train, sampler, stage), start=1)
-    for done, micro_batches in itertools.islice(updates, num_updates):
-        step = first_step + done
-        wrapped.train()
-        where = f"update {step} of stage {stage.name!r}"
-        losses = update(
-            wrapped, micro_batches, optimizer, accelerator, gradients=stage.gradients, clip=stage.clip, where=where
-        )
-        lr = max(group["lr"] for group in optimizer.param_groups)
-        scheduler.step()
-        loss_sum, loss_count = loss_sum + sum(losses.values()), loss_count + 1
-        for watcher in watchers:
-            watcher.on_update(step, losses, lr, learner.figures())
-        balance = learner.objective.balance
-        if balance is not None and done % sampler.num_updates == 0:
-            balance.end_epoch()
-        if done % eval_every == 0 or done == num_updates:
-            with average.swapped() if average is not None else nullcontext():
-                val_loss, score, metrics = validate()
-                check = Check(
-                    stage.name, step, done / sampler.num_updates, loss_sum / loss_count, val_loss, score, metrics, lr
-                )
-                check.task_losses = balance.take() if balance is not None else {}
-                for watcher in watchers:
-                    watcher.on_check(check)
-            loss_sum, loss_count = 0.0, 0
-            if stopping.stop:
-                break
-    accelerator.free_memory()
-    return step
-
-
-class _Places(Dataset[int]):
-    """Places in the table: what the sampler draws and `Examples.batch` takes."""
-
-    def __init__(self, num_rows: int) -> None:
-        self.num_rows = num_rows
-
-    def __len__(self) -> int:
-        return self.num_rows
-
-    def __getitem__(self, place: int) -> int:
-        return place
-
-
-def _updates(train: Examples, sampler: UpdateSampler, stage: Stage) -> Iterator[list[Batch]]:
-    """The micro-batches of each update, epoch after epoch without end."""
-    for epoch in itertools.count():
-        sampler.epoch = epoch
-        loader = DataLoader(
-            _Places(len(train.rows)),
-            batch_sampler=sampler,
-            collate_fn=partial(train.batch, epoch=epoch),
-            num_workers=stage.workers,
-        )
-        batches = iter(loader)
-        while micro_batches := list(itertools.islice(batches, stage.accumulate)):
-            yield micro_batches

@@ -58,6 +58,7 @@ class Recipe:
         self.objectives: list[nn.Module] = [*objectives, *([balance] if balance is not None else [])]
         self.starts_linear, self.margin, self.balance = starts_linear, margin, balance
         self.said: list[str] = []
+        self.stages: list[Stage] = []
         self.augmented = augmented
         self.pretrained = {key for key, encoder in model.encoders.items() if encoder.pretrained}
         self.scratch = {
@@ -91,6 +92,7 @@ class Recipe:
         stage = self._stage("head", epochs, [(self.settings.lr, self.new_parameters())], 1, patience)
         if not self.scratch:
             stage.batch_size = max(stage.batch_size, min(num_rows // HEAD_UPDATES, HEAD_BATCH))
+        stage.autocast = bool(self.scratch)  # the others' features are there: small sums, slower in lower precision
         stage.gradients = balanced(self.settings.balance, self.balance, self.seed) or cached
         if not self.tunes():
             stage.gradients = self.gradients()

@@ -83,8 +83,9 @@ def update(
     micro_batches: Sequence[Batch],
     optimizer: Any,
     accelerator: Accelerator,
+    gradients: Gradients,
+    trained: Sequence[Tensor],
     *,
-    gradients: Gradients = plain,
     clip: float | None,
     where: str,
 ) -> dict[str, float]:
@@ -96,6 +97,7 @@ def update(
         optimizer: prepared by the accelerator.
         accelerator: see `Gradients`.
         gradients: how they are computed.
+        trained: the parameters that have gradients.
         clip: largest norm of the gradient; None leaves it as it is.
         where: names the update in an error: "update 7 of stage 'tune'".
 
@@ -106,7 +108,7 @@ def update(
         NonFiniteLoss: the loss or the gradient became NaN or infinite; the update is not made.
     """
     totals = gradients(learner, micro_batches, accelerator)
-    norm = accelerator.clip_grad_norm_(learner.parameters(), clip if clip is not None else float("inf"))
+    norm = accelerator.clip_grad_norm_(trained, clip if clip is not None else float("inf"))
     losses = {name: float(value) for name, value in totals.items()}
     finite = all(math.isfinite(value) for value in losses.values())
     if not finite or (norm is not None and not bool(torch.isfinite(norm)) and accelerator.scaler is None):

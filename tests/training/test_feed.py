@@ -1,0 +1,63 @@
+"""Batches made ahead are those of the sampler, in order, however they are made, and no draw of dropout is taken."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from fusetune.data.sampler import UpdateSampler
+from fusetune.training.feed import AHEAD, Feed
+
+
+class Rows:
+    """Stands in for `Examples`: a batch is its rows and epoch."""
+
+    def __init__(self, num, work=lambda: None):
+        self.rows = np.arange(num)
+        self.work = work
+
+    def batch(self, places, *, epoch):
+        self.work()
+        return [int(place) for place in places], epoch
+
+
+def sampler(num=23, accumulate=2):
+    return UpdateSampler(np.arange(num), np.arange(num) % 5, batch_size=6, accumulate=accumulate, seed=3)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_order_and_epochs(workers):
+    drawn = sampler()
+    expected = []
+    for epoch in range(3):
+        drawn.epoch = epoch
+        batches = [(batch, epoch) for batch in drawn]
+        expected += [batches[place : place + 2] for place in range(0, len(batches), 2)]
+    chance = torch.get_rng_state()
+    with Feed(Rows(23), sampler(), 10, workers=workers) as feed:
+        assert list(feed) == expected[:10]
+    assert torch.equal(chance, torch.get_rng_state())
+
+
+def test_what_is_made_ahead_is_bounded_and_ends():
+    made = []
+    rows = Rows(23, lambda: made.append(threading.current_thread().name))
+    with Feed(rows, sampler(accumulate=1), 100) as feed:
+        for taken, _ in zip(range(1, 20), feed, strict=False):
+            assert len(made) <= taken + AHEAD
+    assert len(made) <= 20 + AHEAD and all("fusetune-feed" in name for name in made)
+
+
+def test_waiting_is_counted_and_errors_come_through():
+    with Feed(Rows(23, lambda: time.sleep(0.02)), sampler(accumulate=1), 5) as feed:
+        for _ in feed:
+            pass
+    assert 0.05 < feed.waited < 5
+
+    def fail():
+        raise KeyError("a cell")
+
+    with Feed(Rows(23, fail), sampler(), 5) as feed, pytest.raises(KeyError, match="a cell"):
+        list(feed)
