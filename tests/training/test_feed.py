@@ -27,8 +27,8 @@ def sampler(num=23, accumulate=2):
     return UpdateSampler(np.arange(num), np.arange(num) % 5, batch_size=6, accumulate=accumulate, seed=3)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_order_and_epochs(workers):
+@pytest.mark.parametrize(("workers", "ahead"), [(0, 0), (0, AHEAD), (2, AHEAD)])
+def test_order_and_epochs(workers, ahead):
     drawn = sampler()
     expected = []
     for epoch in range(3):
@@ -36,7 +36,7 @@ def test_order_and_epochs(workers):
         batches = [(batch, epoch) for batch in drawn]
         expected += [batches[place : place + 2] for place in range(0, len(batches), 2)]
     chance = torch.get_rng_state()
-    with Feed(Rows(23), sampler(), 10, workers=workers) as feed:
+    with Feed(Rows(23), sampler(), 10, workers=workers, ahead=ahead) as feed:
         assert list(feed) == expected[:10]
     assert torch.equal(chance, torch.get_rng_state())
 

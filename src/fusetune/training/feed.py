@@ -37,21 +37,37 @@ class _Places(Dataset[int]):
 class Feed:
     """The micro-batches of each update, epoch after epoch.
 
-    They are made ahead by a thread, or by processes where `workers` asks for them.
+    They are made ahead by a thread, or by processes where `workers` asks for them; with `ahead=0` when they are asked
+    for, which is best where the model itself has use for every core.
 
     Attributes:
         waited: seconds in which nothing was done but wait for the next micro-batches.
     """
 
-    def __init__(self, train: Examples, sampler: UpdateSampler, num_updates: int, *, workers: int = 0) -> None:
+    def __init__(
+        self,
+        train: Examples,
+        sampler: UpdateSampler,
+        num_updates: int,
+        *,
+        workers: int = 0,
+        ahead: int = AHEAD,
+    ) -> None:
         """
         Args:
             train: prepared rows.
             sampler: draws the rows of each epoch.
             num_updates: how many there are.
             workers: processes; 0 for a thread of this one.
+            ahead: micro-batches that the thread makes before they are asked for.
         """
-        self.train, self.sampler, self.num_updates, self.workers = train, sampler, num_updates, workers
+        self.train, self.sampler, self.num_updates, self.workers, self.ahead = (
+            train,
+            sampler,
+            num_updates,
+            workers,
+            ahead,
+        )
         self.waited = 0.0
         self._thread = ThreadPoolExecutor(1, "fusetune-feed")
 
@@ -79,8 +95,11 @@ class Feed:
         ahead: deque[Future[Batch]] = deque()
         for epoch, places in itertools.islice(self._drawn(), self.num_updates * self.sampler.accumulate):
             make: Callable[[], Batch] = partial(self.train.batch, places, epoch=epoch)
+            if not self.ahead:
+                yield make()
+                continue
             ahead.append(self._thread.submit(make))
-            if len(ahead) > AHEAD:
+            if len(ahead) > self.ahead:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()

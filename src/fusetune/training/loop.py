@@ -20,7 +20,7 @@ from fusetune.data.examples import Examples
 from fusetune.data.sampler import UpdateSampler
 from fusetune.training.averaging import Average
 from fusetune.training.callbacks import Callback, Check, EarlyStopping
-from fusetune.training.feed import Feed
+from fusetune.training.feed import AHEAD, Feed
 from fusetune.training.learner import Learner
 from fusetune.training.optim import build_optimizer
 from fusetune.training.update import Gradients, plain, update
@@ -113,7 +113,8 @@ def run_stage(
     trained = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
     wrapped.train()
     start, loss_sum, loss_count = time.perf_counter(), 0.0, 0
-    with Feed(train, sampler, num_updates, workers=stage.workers) as feed:
+    ahead = 0 if accelerator.device.type == "cpu" else AHEAD
+    with Feed(train, sampler, num_updates, workers=stage.workers, ahead=ahead) as feed:
         for done, micro_batches in enumerate(feed, start=1):
             step = first_step + done
             where = f"update {step} of stage {stage.name!r}"
