@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["FUSETUNE_CACHE"] = "none"  # tests that are about it name a folder of their own
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Row = dict[str, Any]

@@ -21,6 +21,11 @@ class DataConfig(Section):
     mix: Annotated[float, Field(ge=0, le=1)] = 1.0
     """How rows are drawn from several train tables of n_i rows: with p_i ∝ n_i^mix; an epoch stays as long. 1: every
     row once an epoch; 0: as many rows of each table."""
+    cache: str | None = None
+    """The folder where encoders' outputs, and what the first trained layer reads, are kept for other runs. None:
+    $FUSETUNE_CACHE or ~/.cache/fusetune. `none`: nothing is kept."""
+    cache_gib: Annotated[float, Field(ge=0)] = 10.0
+    """GiB that the folder may take; what was not used for the longest time goes first. 0: nothing is kept."""
     memory: Annotated[float, Field(ge=0)] = 4.0
     """GiB of decoded cells kept in memory; the rest is decoded again when needed."""
 

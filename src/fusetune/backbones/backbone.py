@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fusetune.backbones import structure
+from fusetune.backbones.boundary import starting_at
 from fusetune.backbones.inputs import AudioInputs, ImageInputs, Inputs, SpectrogramInputs, TextInputs
 from fusetune.errors import BackboneError
 from fusetune.sections import AdapterConfig
@@ -85,6 +86,7 @@ class Backbone(nn.Module):
         self.adapter: AdapterConfig | None = None
         self.adapted: list[str] = []
         self.brought: set[str] = set()
+        self.starts_at, self.gives_tuples = 0, False  # of passes that bring what a layer reads, see `boundary`
         # Group normalisation over time would see the padding, so such an encoder takes sounds of one length at a time.
         self._alone = isinstance(inputs, AudioInputs) and any(isinstance(m, nn.GroupNorm) for m in model.modules())
 
@@ -137,16 +139,20 @@ class Backbone(nn.Module):
 
     # ---- from tensors to tokens
 
-    def forward(self, *, owner: Tensor | None = None, **inputs: Tensor) -> Tokens:
+    def forward(self, *, owner: Tensor | None = None, boundary: Tensor | None = None, **inputs: Tensor) -> Tokens:
         """
         Args:
             owner: (parts,) int64 from 0 up without gaps, where a cell may have several parts: which cell each
                 belongs to. Their vectors are averaged; with pool "none" their tokens follow one another.
+            boundary: what the first trained layer reads, where that is known: see `fusetune.backbones.boundary`.
             inputs: what a collate method gave.
 
         Returns:
             (cells, 1, dim), or (cells, tokens, dim) with pool "none".
         """
+        if boundary is not None:
+            with starting_at(self, self.starts_at, boundary.to(next(self.model.parameters()).dtype)):
+                return self(owner=owner, **inputs)  # type: ignore[no-any-return]
         values, mask, own = self._encode(**inputs)
         tokens = Tokens(values, mask, self.grid) if self.pool == "none" else self._pooled(values, mask, own)
         return tokens if owner is None else _join(tokens, owner)

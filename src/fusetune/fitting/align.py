@@ -85,7 +85,8 @@ class Aligning:
         model = self.model
         with fit.phase("encode with frozen backbones"):
             fit.features = {
-                split: fill_features(model, examples, progress=fit.progress) for split, examples in fit.examples.items()
+                split: fill_features(model, examples, cache=fit.cache, progress=fit.progress)
+                for split, examples in fit.examples.items()
             }
         with fit.phase("align in closed form"):
             start = self._start(model)

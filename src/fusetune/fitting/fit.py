@@ -16,6 +16,7 @@ from accelerate.utils import set_seed
 from fusetune.config import Config
 from fusetune.data.examples import Examples, Progress
 from fusetune.data.quarantine import write_rejected
+from fusetune.data.store import Cache
 from fusetune.data.table import Table
 from fusetune.deploy.bundle import Bundle
 from fusetune.errors import ConfigError, StorageError, TableError, UserError
@@ -60,6 +61,7 @@ class Fit:
         self.is_main = PartialState().is_main_process
         self.show = progress and self.is_main
         self.phases: list[found.Phase] = []
+        self.cache = Cache.of(config.data.cache, config.data.cache_gib)
         self.choice: FusionChoice | None = None
         self.stack: Stack | None = None
         self.stacked: dict[str, StackUsed] = {}
@@ -110,7 +112,7 @@ class Fit:
             ):
                 attacked_columns(model, asked.columns if asked else [], where=where)
             self.features = {
-                split: fill_features(model, examples, progress=self.progress)
+                split: fill_features(model, examples, cache=self.cache, progress=self.progress)
                 for split, examples in self.examples.items()
             }
         with self.phase("fit linear probes"):
@@ -278,6 +280,7 @@ class Fit:
                 {name: value for name, value in self.features["val"].items() if name in modalities},
             ),
             seed=self.config.seed,
+            cache=self.cache,
             log_dir=self.folder / "logs" if self.is_main and whole else None,
             bar=self.show,
             **start,

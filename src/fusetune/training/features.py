@@ -5,22 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
+
 from fusetune.data.examples import Examples, Progress
+from fusetune.data.store import Cache
 from fusetune.models.understand import Understand
 from fusetune.training.inference import encode_cells
+from fusetune.training.stored import open_store
 from fusetune.types import Tokens
 
 
-def fill_features(model: Understand, examples: Examples, *, progress: Progress | None = None) -> dict[str, Tokens]:
+def fill_features(
+    model: Understand, examples: Examples, *, cache: Cache | None = None, progress: Progress | None = None
+) -> dict[str, Tokens]:
     """Encoder outputs of every distinct cell, per column whose encoder is of use before any training.
 
     Args:
         model: with its encoders as they are now.
         examples: prepared rows.
+        cache: keeps the outputs for other runs; only for a model whose encoders are as they were loaded.
         progress: wraps iterators.
     """
     return {
-        column: encode_cells(model, examples, column, progress=progress)
+        column: encode_cells(
+            model,
+            examples,
+            column,
+            store=open_store(cache, model.encoders[key], "output", torch.float32),
+            progress=progress,
+        )
         for column, key in model.routes.items()
         if model.encoders[key].pretrained and column in examples.columns
     }
@@ -29,7 +42,7 @@ def fill_features(model: Understand, examples: Examples, *, progress: Progress |
 def set_features(examples: Examples, features: Mapping[str, Tokens]) -> None:
     """Give columns their encoder outputs; the others go through their encoders."""
     for name, column in examples.columns.items():
-        column.features = features.get(name)
+        column.features, column.trunk = features.get(name), None
 
 
 @contextmanager

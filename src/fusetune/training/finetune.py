@@ -21,6 +21,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from fusetune.data.examples import Examples
+from fusetune.data.store import Cache
 from fusetune.models.understand import Understand
 from fusetune.objectives.balance import build_balance
 from fusetune.objectives.base import Objective
@@ -38,6 +39,7 @@ from fusetune.training.loop import Validate, run_stage
 from fusetune.training.precision import chosen
 from fusetune.training.probe import Probe, column_scales
 from fusetune.training.recipe import BackboneRule, Recipe
+from fusetune.training.trunk import start_later
 from fusetune.types import Tokens
 
 
@@ -112,6 +114,7 @@ def finetune(
     alignment: Alignment | None = None,
     validator: Callable[[Sequence[Objective]], Validate] | None = None,
     seed: int = 0,
+    cache: Cache | None = None,
     log_dir: Path | None = None,
     bar: bool = False,
 ) -> Course:
@@ -131,6 +134,7 @@ def finetune(
         alignment: the linear maps to start the projections from, where there is no task.
         validator: from the objectives to what evaluates the model; by default, the tasks' losses and metrics on `val`.
         seed: of shuffling and dropout.
+        cache: keeps what the first trained layer of a partly frozen encoder reads; None: frozen layers run every time.
         log_dir: where trackers write; None for no trackers.
         bar: whether to show progress.
     """
@@ -169,7 +173,7 @@ def finetune(
     scales = balance.scales() if balance is not None else None
     validate = validator(extra) if validator else lambda: evaluate_loss(model, tasks, val, scales=scales)
     try:
-        moved = _stages(recipe, learner, (train, val), features, validate, accelerator, best, callbacks)
+        moved = _stages(recipe, learner, (train, val), features, validate, accelerator, best, callbacks, cache)
     finally:
         for callback in callbacks:
             callback.on_end()
@@ -211,6 +215,7 @@ def _stages(
     accelerator: Accelerator,
     best: BestStep,
     others: Sequence[Callback],
+    cache: Cache | None,
 ) -> set[str]:
     """The head stage, then the tune stage, each left at the best step so far; gives the encoders that were trained."""
     settings, model, (train, val) = recipe.settings, recipe.model, rows
@@ -243,6 +248,10 @@ def _stages(
     if tune is not None:
         best.cover()
         start = copied(trained_weights(learner))
+        if recipe.reads_cells_as_they_are():
+            with accelerator.main_process_first():
+                low = accelerator.mixed_precision == "bf16"
+                recipe.said += start_later(model, rows, cache, low=low)
         run_stage(learner, tune, train, validate, accelerator, callbacks, first_step=step)
         recipe.stages.append(tune)
         best.restore()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusetune.data.examples import Examples, Progress
+from fusetune.data.store import Store
 from fusetune.models.understand import Understand
+from fusetune.training.stored import missing
 from fusetune.types import Tokens
 
 
@@ -65,22 +68,40 @@ def predict_logits(
 
 
 def encode_cells(
-    model: Understand, examples: Examples, column: str, *, batch_size: int = 64, progress: Progress | None = None
+    model: Understand,
+    examples: Examples,
+    column: str,
+    *,
+    batch_size: int = 64,
+    store: Store | None = None,
+    progress: Progress | None = None,
 ) -> Tokens:
     """The encoder's output for every distinct cell of a column: (cells, tokens, dim) float32 on the CPU.
 
     Cells with fewer tokens than others are padded with zeros. Cells that could not be read have no real token; no row
-    points at them.
+    points at them. What the store has is not computed, and what is computed is stored.
     """
     source = examples.columns[column]
     good = np.asarray([place for place in range(len(source.cells)) if place not in source.bad], dtype=np.int64)
     good = good[np.argsort([-source.size(int(place)) for place in good], kind="stable")]  # most tokens first
+    digests: list[bytes] = []
+    known: list[int] = []
+    if store is not None:
+        digests, lacking = missing(store, source)
+        known = sorted(set(good.tolist()) - set(lacking.tolist()))
+        good = lacking
     steps: Iterator[np.ndarray] = iter([good[i : i + batch_size] for i in range(0, len(good), batch_size)])
     if progress is not None:
         steps = progress(steps, f"encoding {column}", -(-len(good) // batch_size))
     device = model_device(model)
     dim = int(model.encoders[model.routes[column]].dim)  # type: ignore[arg-type]
-    features, real = torch.zeros(len(source.cells), 1, dim), torch.zeros(len(source.cells), 1, dtype=torch.bool)
+    longest = max([1, *(len(store.rows(digests[place])) for place in known)]) if store is not None else 1
+    features = torch.zeros(len(source.cells), longest, dim)
+    real = torch.zeros(len(source.cells), longest, dtype=torch.bool)
+    for place in known:
+        assert store is not None
+        rows = store.rows(digests[place])
+        features[place, : len(rows)], real[place, : len(rows)] = rows, True
     with evaluating(model):
         for places in steps:
             tensors = {name: tensor.to(device) for name, tensor in source.tensors(places).items()}
@@ -91,7 +112,28 @@ def encode_cells(
                 features, real = F.pad(features, (0, 0, 0, longer)), F.pad(real, (0, longer))
             features[chosen, :num] = tokens.values.masked_fill(~tokens.mask.unsqueeze(-1), 0).float().cpu()
             real[chosen, :num] = tokens.mask.cpu()
+            store = _keep(store, [digests[place] for place in places if digests], features[chosen], real[chosen])
+    _keep(store, [], features, real, last=True)
     return Tokens(features.clone(), real.clone())  # a tensor made in inference mode could not enter a training step
+
+
+def _keep(
+    store: Store | None, digests: list[bytes], features: Tensor, real: Tensor, *, last: bool = False
+) -> Store | None:
+    """Store cells' real tokens, where they stand first; gives the store, or None once it could not be written."""
+    if store is None:
+        return None
+    try:
+        for digest, values, mask in zip(digests, features, real, strict=False):
+            count = int(mask.sum())
+            if mask[:count].all():
+                store.add(digest, values[:count])
+        if last:
+            store.flush()
+    except OSError as error:
+        warnings.warn(f"encoders' outputs are not kept for later runs: {error}", stacklevel=2)
+        return None
+    return store
 
 
 def row_vectors(

@@ -108,6 +108,11 @@ class Recipe:
         """Whether a column's cells are augmented and go through a network, which is not done in the head stage."""
         return column in self.augmented and isinstance(self.model.encoders[self.model.routes[column]], Backbone)
 
+    def reads_cells_as_they_are(self) -> bool:
+        """Whether nothing changes encoders' inputs in training, as attacks do, so that frozen layers may run once."""
+        names = [getattr(objective, "name", None) for objective in self.objectives]  # a balance has none
+        return self.settings.adversarial is None and "vat" not in names
+
     def _moves(self, key: str) -> bool:
         """Whether its rule leaves an encoder anything to train."""
         encoder = self.model.encoders[key]

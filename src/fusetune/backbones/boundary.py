@@ -1,0 +1,137 @@
+"""Frozen first layers of an encoder, run once: what the first trained layer reads is kept, and passes start there.
+
+Nothing is known of the model but its list of equal layers. The first of them that is trained is stopped at, to learn
+what it reads; later the frozen ones are passed over. Whether a model bears that is tried out, not assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusetune.backbones import structure
+from fusetune.backbones.inputs import AudioInputs, TextInputs
+
+BOUNDARY = "boundary"
+"""The input under which a batch brings what the first trained layer reads, (rows or parts, ...)."""
+TOLERANCE = 1e-4
+
+
+class _Reached(Exception):
+    """The pass came to the first trained layer."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+
+def frozen_layers(backbone: Any) -> int:
+    """How many first layers have nothing to train, nor has anything before them; 0 where a pass cannot start later."""
+    found = structure.layers(backbone.model)
+    if found is None or isinstance(backbone.inputs, AudioInputs):
+        return 0
+    path, members = found
+    names = [f"{path}.{number}" for number in range(len(members))]
+    number = 0
+    for name, block in backbone.blocks():
+        if any(parameter.requires_grad for parameter in block.parameters()) or name not in ("embeddings", *names):
+            break
+        number = names.index(name) + 1 if name in names else number
+    return number if number < len(members) else 0
+
+
+def run_to(backbone: Any, number: int, tensors: dict[str, Tensor]) -> Tensor:
+    """What layer `number` reads of these cells, (rows or parts, ...).
+
+    Raises:
+        LookupError: the pass never came there, or the layer reads no tensor first.
+    """
+    found = structure.layers(backbone.model)
+    assert found is not None
+
+    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = args[0] if args else kwargs.get("hidden_states")
+        if not isinstance(hidden, Tensor):
+            raise LookupError("the layer reads no tensor first")
+        raise _Reached(hidden)
+
+    handle = found[1][number].register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        backbone(**tensors)
+    except _Reached as reached:
+        return reached.hidden
+    finally:
+        handle.remove()
+    raise LookupError("the pass never came to the layer")
+
+
+@contextmanager
+def starting_at(backbone: Any, number: int, hidden: Tensor) -> Iterator[None]:
+    """Passes inside skip the first `number` layers, the next one reads `hidden`.
+
+    Args:
+        backbone: the encoder.
+        number: as `frozen_layers` gave it.
+        hidden: as `run_to` gave it.
+    """
+    found = structure.layers(backbone.model)
+    assert found is not None
+
+    def first(*args: Any, **kwargs: Any) -> Any:
+        return (hidden,) if backbone.gives_tuples else hidden
+
+    def later(*args: Any, **kwargs: Any) -> Any:
+        passed = args[0] if args else kwargs["hidden_states"]
+        return (passed,) if backbone.gives_tuples else passed
+
+    skipped = found[1][:number]
+    for place, layer in enumerate(skipped):
+        layer.forward = later if place else first
+    try:
+        yield
+    finally:
+        for layer in skipped:
+            layer.__dict__.pop("forward", None)
+
+
+def stand_in(backbone: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What must come with the boundary: texts' tensors as they are, one black picture in place of all pictures."""
+    if isinstance(backbone.inputs, TextInputs):
+        return tensors
+    return {name: tensor if name == "owner" else torch.zeros_like(tensor[:1]) for name, tensor in tensors.items()}
+
+
+def bears(backbone: Any, number: int, tensors: dict[str, Tensor]) -> bool:
+    """Whether passes of this model may start at a layer: they give what whole passes give, within `TOLERANCE`.
+
+    Args:
+        backbone: in evaluation mode.
+        number: as `frozen_layers` gave it.
+        tensors: what a collate method gave of some cells.
+    """
+    found = structure.layers(backbone.model)
+    assert found is not None
+    given: list[Any] = []
+    handle = found[1][number - 1].register_forward_hook(lambda module, args, output: given.append(output))
+    try:
+        whole = backbone(**tensors)
+        handle.remove()
+        if not given or (isinstance(given[0], tuple) and len(given[0]) != 1):
+            return False
+        backbone.gives_tuples = isinstance(given[0], tuple)
+        hidden = run_to(backbone, number, tensors)
+        if isinstance(backbone.inputs, TextInputs) and hidden.shape[:2] != tensors["input_ids"].shape:
+            return False
+        backbone.starts_at = number
+        again = backbone(**stand_in(backbone, tensors), boundary=hidden)
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError):
+        return False
+    finally:
+        handle.remove()
+    scale = float(whole.values.abs().max().clamp(min=1))
+    same = again.values.shape == whole.values.shape and torch.equal(again.mask, whole.mask)
+    return bool(same and torch.allclose(again.values, whole.values, rtol=0, atol=TOLERANCE * scale))

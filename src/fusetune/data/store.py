@@ -1,0 +1,183 @@
+"""Tensors of cells kept on disk between runs: written whole or not at all, mapped to be read, bounded in size.
+
+A store is a folder named by the hash of its key, which says what the tensors are (weights, processor, place in the
+model, number format, versions). In it are segments: safetensors files of some cells' digests, row counts and values.
+A segment appears under its name when it is complete, so any number of processes may write and read at once; two that
+write the same cells waste space and nothing else. The least lately used segments go when all stores together outgrow
+their limit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+SEGMENT_BYTES = 64 * 2**20
+ABANDONED = 24 * 3600
+"""Seconds after which a file that was never finished is taken for that of a process that is gone."""
+ENDING = ".safetensors"
+
+
+class Cache:
+    """Where stores are, and how large they may be together."""
+
+    def __init__(self, folder: str | Path, gib: float) -> None:
+        """
+        Args:
+            folder: made when something is written.
+            gib: GiB of all segments together.
+        """
+        self.folder, self.limit = Path(folder), int(gib * 2**30)
+
+    @classmethod
+    def of(cls, folder: str | None, gib: float) -> Cache | None:
+        """The cache of a setting: its folder, else $FUSETUNE_CACHE, else the user's cache folder; None for "none"."""
+        usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fusetune"
+        named = folder or os.environ.get("FUSETUNE_CACHE") or str(usual)
+        return None if named == "none" or gib == 0 else cls(named, gib)
+
+    def store(self, key: Mapping[str, Any], dtype: torch.dtype) -> Store:
+        """The store of this key."""
+        return Store(self, {**key, "dtype": str(dtype)}, dtype)
+
+    def prune(self, spared: set[Path]) -> None:
+        """Delete the segments that were not used for the longest time until the rest fits, and abandoned files."""
+        found, now = [], time.time()
+        for path in self.folder.glob(f"*/*{ENDING}*"):
+            try:
+                stat = path.stat()
+                if path.suffix != ENDING:
+                    if now - stat.st_mtime > ABANDONED:
+                        path.unlink()
+                    continue
+            except OSError:
+                continue  # another process was faster
+            found.append((stat.st_mtime, stat.st_size, path))
+        total = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if total <= self.limit:
+                return
+            if path not in spared:
+                path.unlink(missing_ok=True)
+                total -= size
+
+
+class Store:
+    """Rows of one shape for each of some cells.
+
+    Attributes:
+        broken: segments that could not be used, with the reason; they are left alone and written anew.
+    """
+
+    def __init__(self, cache: Cache, key: Mapping[str, Any], dtype: torch.dtype) -> None:
+        text = json.dumps(key, sort_keys=True)
+        self.cache, self.dtype, self.key = cache, dtype, hashlib.sha256(text.encode()).hexdigest()
+        self.folder = cache.folder / self.key[:32]
+        self.broken: list[str] = []
+        self._places: dict[bytes, tuple[int, int, int]] = {}
+        self._segments: list[Tensor] = []
+        self._known: set[Path] = set()
+        self._waiting: dict[bytes, Tensor] = {}
+        self._waiting_bytes = 0
+        self._described = text
+        self.refresh()
+
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._places or digest in self._waiting
+
+    def __len__(self) -> int:
+        return len(self._places) + len(self._waiting)
+
+    def refresh(self) -> None:
+        """Take in the segments that were written since."""
+        for path in sorted(self.folder.glob(f"*{ENDING}")) if self.folder.is_dir() else ():
+            if path not in self._known:
+                self._known.add(path)
+                try:
+                    self._open(path)
+                    os.utime(path)
+                except (OSError, SafetensorError, ValueError, KeyError) as error:
+                    self.broken.append(f"{path}: {error}")
+
+    def _open(self, path: Path) -> None:
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("key") != self.key:
+                raise ValueError("it was made for another key")
+            digests, counts = file.get_tensor("digests"), file.get_tensor("counts")
+            values = file.get_tensor("values")  # a view of the mapped file
+        ends = counts.cumsum(0).tolist()
+        if len(digests) != len(counts) or (ends and ends[-1] != len(values)) or values.dtype != self.dtype:
+            raise ValueError("its parts do not fit together")
+        self._segments.append(values)
+        for digest, count, end in zip(digests.numpy(), counts.tolist(), ends, strict=True):
+            self._places.setdefault(digest.tobytes(), (len(self._segments) - 1, end - count, end))
+
+    def add(self, digest: bytes, rows: Tensor) -> None:
+        """Keep a cell's rows, (rows, ...); they are on disk after the next `flush`, which happens by itself at times.
+
+        Raises:
+            OSError: a segment cannot be written.
+        """
+        if digest in self:
+            return
+        kept = rows.detach().to("cpu", self.dtype, copy=True)
+        self._waiting[digest] = kept
+        self._waiting_bytes += kept.nbytes
+        if self._waiting_bytes >= SEGMENT_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits as a segment.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if not self._waiting:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        described = self.folder / "key.json"
+        if not described.exists():
+            described.write_text(self._described + "\n", encoding="utf-8")
+        path = self.folder / f"{uuid.uuid4().hex}{ENDING}"
+        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        digests = torch.frombuffer(bytearray(b"".join(self._waiting)), dtype=torch.uint8).view(len(self._waiting), -1)
+        tensors = {
+            "digests": digests,
+            "counts": torch.tensor([len(rows) for rows in self._waiting.values()]),
+            "values": torch.cat(list(self._waiting.values())),
+        }
+        try:
+            save_file(tensors, partial, metadata={"key": self.key})
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except SafetensorError as error:
+            raise OSError(f"{partial}: {error}") from error
+        finally:
+            partial.unlink(missing_ok=True)
+        self._waiting, self._waiting_bytes = {}, 0
+        self._known.add(path)
+        self._open(path)
+        self.cache.prune(self._known)
+
+    def rows(self, digest: bytes) -> Tensor:
+        """A cell's rows, (rows, ...) of the store's dtype: a view, not to be changed."""
+        if digest in self._waiting:
+            return self._waiting[digest]
+        segment, start, end = self._places[digest]
+        return self._segments[segment][start:end]
+
+    def missing(self, digests: Sequence[bytes]) -> list[int]:
+        """The places of those that are not here."""
+        return [place for place, digest in enumerate(digests) if digest not in self]

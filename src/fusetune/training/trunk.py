@@ -1,0 +1,113 @@
+"""Encoders' outputs, and what their first trained layer reads, computed once a distinct cell and kept between runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusetune.backbones.backbone import Backbone
+from fusetune.backbones.boundary import BOUNDARY, bears, frozen_layers, run_to, stand_in
+from fusetune.backbones.inputs import TextInputs
+from fusetune.data.examples import Column, Examples, Progress
+from fusetune.data.store import Cache, Store
+from fusetune.models.understand import Understand
+from fusetune.training.inference import evaluating, model_device
+from fusetune.training.stored import missing, open_store
+
+BATCH = 64
+
+
+def batches(places: np.ndarray, what: str, progress: Progress | None) -> Iterator[np.ndarray]:
+    """Some places at a time."""
+    steps: Iterator[np.ndarray] = iter([places[start : start + BATCH] for start in range(0, len(places), BATCH)])
+    return steps if progress is None else progress(steps, what, -(-len(places) // BATCH))
+
+
+class Trunk:
+    """A column whose encoder starts at its first trained layer: makes the encoder's inputs of its distinct cells."""
+
+    def __init__(self, column: Column, store: Store, digests: Sequence[bytes], backbone: Backbone) -> None:
+        self.column, self.store, self.digests, self.backbone = column, store, digests, backbone
+        self._one: dict[str, Tensor] = {}
+
+    def __call__(self, places: np.ndarray) -> dict[str, Tensor]:
+        """The tensors of some cells."""
+        parts = [self.store.rows(self.digests[int(place)]) for place in places]
+        column = self.column
+        if isinstance(self.backbone.inputs, TextInputs):
+            tensors = column.modality.collate([column.example(int(place)) for place in places])
+            return {**tensors, BOUNDARY: torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)}
+        if not self._one:
+            self._one = stand_in(self.backbone, column.modality.collate([column.example(int(places[0]))]))
+        counts = torch.tensor([len(part) for part in parts])
+        owner = torch.arange(len(parts)).repeat_interleave(counts)
+        return {**self._one, "owner": owner, BOUNDARY: torch.cat(parts)}
+
+
+def start_later(
+    model: Understand, rows: Sequence[Examples], cache: Cache | None, *, low: bool, progress: Progress | None = None
+) -> list[str]:
+    """Have the cells of partly frozen encoders start at the first trained layer, wherever that gives the same.
+
+    Args:
+        model: with its parameters frozen as they will be.
+        rows: train and validation rows; augmented columns, and those with features, stay as they are.
+        cache: where what the layer reads is kept; None does nothing.
+        low: store in bfloat16, where the model computes in it; else in float32.
+        progress: wraps iterators.
+
+    Returns:
+        What could not be done, in sentences.
+    """
+    said = []
+    for name, key in model.routes.items():
+        encoder = model.encoders[key]
+        number = frozen_layers(encoder) if isinstance(encoder, Backbone) and cache is not None else 0
+        if not number or not isinstance(encoder, Backbone):
+            continue
+        store = open_store(cache, encoder, number, torch.bfloat16 if low else torch.float32)
+        for examples in rows:
+            column = examples.columns.get(name)
+            if store is None or column is None or name in examples.augment or column.features is not None:
+                continue
+            try:
+                column.trunk = _filled(model, encoder, number, column, store, progress)
+            except OSError as error:
+                said.append(f"the frozen layers of {name} run in every epoch: the cache cannot be written ({error})")
+    return said
+
+
+def _filled(
+    model: Understand, encoder: Backbone, number: int, column: Column, store: Store, progress: Progress | None
+) -> Trunk | None:
+    """The column's trunk, every cell of it computed; None where the encoder does not bear it."""
+    device = model_device(model)
+    digests, places = missing(store, column)
+    good = [place for place, digest in enumerate(digests) if digest][:4]
+    with evaluating(encoder):
+        if not good or not bears(encoder, number, _tensors(column, good, device)):
+            return None
+        for some in batches(places, f"running the frozen layers on {column.modality.column}", progress):
+            tensors = _tensors(column, some, device)
+            hidden = run_to(encoder, number, tensors)
+            for place, part in zip(some, _split(hidden, tensors), strict=True):
+                store.add(digests[int(place)], part)
+        store.flush()
+    return Trunk(column, store, digests, encoder)
+
+
+def _tensors(column: Column, places: Sequence[int] | np.ndarray, device: torch.device) -> dict[str, Tensor]:
+    made = column.modality.collate([column.example(int(place)) for place in places])
+    return {name: tensor.to(device) for name, tensor in made.items()}
+
+
+def _split(hidden: Tensor, tensors: dict[str, Tensor]) -> list[Tensor]:
+    """Each cell's part: its real tokens, or its pictures."""
+    if "attention_mask" in tensors:
+        return [row[:count] for row, count in zip(hidden, tensors["attention_mask"].sum(1).tolist(), strict=True)]
+    if "owner" in tensors:
+        return list(hidden.split(torch.bincount(tensors["owner"]).tolist()))  # type: ignore[no-untyped-call]
+    return [hidden[place : place + 1] for place in range(len(hidden))]
