@@ -12,7 +12,16 @@ from fusetune.data.schema import Schema
 from fusetune.data.table import Source, Table
 from fusetune.deploy.bundle import Bundle, load_bundle, merge_adapters, move, save_bundle
 from fusetune.deploy.card import write_card
-from fusetune.deploy.tuned import Predictions, predict, read_examples, require_labels
+from fusetune.deploy.tuned import (
+    Precision,
+    Predictions,
+    arithmetic,
+    predict,
+    predict_parts,
+    read_examples,
+    require_labels,
+    write,
+)
 from fusetune.errors import ConfigError, shown
 from fusetune.evaluation.measure import Evaluation, measure
 from fusetune.evaluation.report import write_report
@@ -42,26 +51,69 @@ class FineTuned:
         targets = ", ".join(self.bundle.tasks)
         return f"FineTuned({targets} from {', '.join(self.bundle.modalities)}; folder={str(self.folder)!r})"
 
-    def predict(self, source: Source, *, on_bad_cell: OnBadCell = "mask", progress: bool = False) -> Predictions:
+    def predict(
+        self,
+        source: Source,
+        *,
+        on_bad_cell: OnBadCell = "mask",
+        precision: Precision = "float32",
+        progress: bool = False,
+    ) -> Predictions:
         """Predictions for every row of a table, in order.
 
         Args:
             source: a file, DataFrame, `Dataset` or `Table` with the columns the model was tuned on.
             on_bad_cell: where a cell cannot be read, "mask" predicts from the row's other cells and says so in the
                 error column; "reject" gives that row no prediction.
+            precision: "bf16" is faster where the processor or GPU has it; the last digits differ.
             progress: whether to show progress bars.
 
         Raises:
             TableError: the table cannot be read or lacks a column.
         """
-        return predict(self.bundle, source, on_bad_cell=on_bad_cell, progress=track if progress else None)
+        bars = track if progress else None
+        return predict(self.bundle, source, on_bad_cell=on_bad_cell, precision=precision, progress=bars)
 
-    def evaluate(self, source: Source, *, slices: Sequence[str] = (), progress: bool = False) -> Evaluation:
+    def predict_to(
+        self,
+        source: Source,
+        path: str | Path,
+        *,
+        on_bad_cell: OnBadCell = "mask",
+        precision: Precision = "float32",
+        progress: bool = False,
+    ) -> tuple[int, int]:
+        """Write predictions to a .csv, .jsonl or .parquet file, in memory that does not grow with the table.
+
+        Returns:
+            The rows, and those of them with something in their error column.
+
+        Raises:
+            TableError: the table cannot be read or lacks a column.
+            StorageError: the file cannot be written.
+            ConfigError: its name has another ending.
+        """
+        ending = Path(path).suffix.lower()
+        if ending not in (".csv", ".jsonl", ".parquet"):
+            raise ConfigError(f"no table can be written as {str(path)!r}", expected="a .csv, .jsonl or .parquet file")
+        bars = track if progress else None
+        parts = predict_parts(self.bundle, source, on_bad_cell=on_bad_cell, precision=precision, progress=bars)
+        return write(parts, path, ending)
+
+    def evaluate(
+        self,
+        source: Source,
+        *,
+        slices: Sequence[str] = (),
+        precision: Precision = "float32",
+        progress: bool = False,
+    ) -> Evaluation:
         """Measure the model on labelled rows.
 
         Args:
             source: as in `predict`, with the target columns.
             slices: columns whose values the main metric is split by.
+            precision: as in `predict`.
             progress: whether to show progress bars.
 
         Raises:
@@ -72,15 +124,16 @@ class FineTuned:
         examples.check_targets()
         require_labels(examples, examples.table.source)
         bundle = self.bundle
-        return measure(
-            bundle.model,
-            bundle.tasks,
-            examples,
-            slices=slices,
-            group=bundle.schema.group,
-            progress=bars,
-            stack=bundle.stack,
-        )
+        with arithmetic(bundle, precision):
+            return measure(
+                bundle.model,
+                bundle.tasks,
+                examples,
+                slices=slices,
+                group=bundle.schema.group,
+                progress=bars,
+                stack=bundle.stack,
+            )
 
     def merge(self) -> FineTuned:
         """Work adapters into the backbones' weights, in place: the same predictions, within rounding, by a model whose
@@ -201,11 +254,16 @@ def load(folder: str | Path) -> FineTuned:
 
 
 def evaluate(
-    model: FineTuned | str | Path, source: Source, *, slices: Sequence[str] = (), progress: bool = False
+    model: FineTuned | str | Path,
+    source: Source,
+    *,
+    slices: Sequence[str] = (),
+    precision: Precision = "float32",
+    progress: bool = False,
 ) -> Evaluation:
     """Measure a tuned model, or the one in a folder, on labelled rows; see `FineTuned.evaluate`."""
     tuned = model if isinstance(model, FineTuned) else load(model)
-    return tuned.evaluate(source, slices=slices, progress=progress)
+    return tuned.evaluate(source, slices=slices, precision=precision, progress=progress)
 
 
 def schema_of(source: Source, *, target: str | Sequence[str] = (), columns: Mapping[str, Any] | None = None) -> Schema:

@@ -41,20 +41,22 @@ class Api(types.ModuleType):
         return types.SimpleNamespace(results=results(*self.columns), folder=Path(kwargs["out"]))
 
     def load(self, folder):
-        from fusetune.deploy.tuned import Predictions
+        from fusetune.deploy.tuned import Predictions, write
 
         made = pa.table({"row": [0, 1], "priority": ["low", None], "error": [None, "column 'a': it is cut off"]})
 
-        def predict(table, **kwargs):
+        def predict_to(table, out, **kwargs):
             self.calls.append(("predict", (folder, table), kwargs))
-            return Predictions(made)
+            return write([Predictions(made)], out, Path(out).suffix.lower())
 
-        return types.SimpleNamespace(predict=predict)
+        def evaluate(table, **kwargs):
+            self.calls.append(("evaluate", (folder, table), kwargs))
+            found = {"rows_in": 2, "metric": math.nan}
+            kind = type("Evaluation", (), {"to_json": lambda self: found, "__str__": lambda self: "2 rows [in]"})
+            kind.tasks = results("a").tasks
+            return kind()
 
-    def evaluate(self, *args, **kwargs):
-        self.calls.append(("evaluate", args, kwargs))
-        found = {"rows_in": 2, "metric": math.nan}
-        return type("Evaluation", (), {"to_json": lambda self: found, "__str__": lambda self: "2 rows [in]"})()
+        return types.SimpleNamespace(predict_to=predict_to, evaluate=evaluate)
 
 
 @pytest.fixture
@@ -154,7 +156,9 @@ class TestPredict:
     @pytest.mark.parametrize("name", ["o.csv", "o.CSV", "o.jsonl", "o.parquet"])
     def test_writes_the_table(self, api, tmp_path, name):
         done = run("predict", "m", "new.csv", "--out", name)
-        assert api.calls == [("predict", (Path("m"), "new.csv"), {"on_bad_cell": "mask", "progress": False})]
+        assert api.calls == [
+            ("predict", (Path("m"), "new.csv"), {"on_bad_cell": "mask", "precision": "float32", "progress": False})
+        ]
         assert (tmp_path / name).stat().st_size > 0
         assert done.stdout.split() == ["2", "rows,", "1", "of", "them", "with", "an", "error:", name]
 
@@ -187,8 +191,14 @@ class TestPredict:
 class TestEvaluate:
     def test_prints(self, api):
         done = run("evaluate", "m", "t.csv", "--slices", "country", "-s", "plan")
-        assert api.calls == [("evaluate", (Path("m"), "t.csv"), {"slices": ["country", "plan"], "progress": False})]
+        asked = {"slices": ["country", "plan"], "precision": "float32", "progress": False}
+        assert api.calls == [("evaluate", (Path("m"), "t.csv"), asked)]
         assert done.stdout == "2 rows [in]\n"
+
+    def test_what_a_lower_precision_loses_is_said(self, api):
+        done = run("evaluate", "m", "t.csv", "--precision", "bf16")
+        assert [asked.get("precision") for _, _, asked in api.calls] == ["bf16", None]
+        assert done.stdout.splitlines()[1:] == ["priority: accuracy 0.4000 in float32, 0.4000 in bf16"]
 
     def test_json_has_no_nan(self, api):
         assert json.loads(run("evaluate", "m", "t.csv", "--json").stdout) == {"rows_in": 2, "metric": None}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from fusetune.data.quarantine import Rejected
 from fusetune.data.table import Table
-from fusetune.deploy.tuned import Predictions, predict, read_examples, require_labels
+from fusetune.deploy.tuned import Predictions, predict, predict_parts, read_examples, require_labels, write
 from fusetune.errors import StorageError, TableError
 
 ROW = {"note": "w1 w2", "photo": None, "voice": None, "price": 3.0, "plan": "pro"}
@@ -59,6 +60,55 @@ def test_progress_is_passed_on(fitted):
 
     predict(fitted.bundle, Table.from_records([ROW]), progress=progress)
     assert "predicting" in told and "reading note" in told
+
+
+def test_parts_are_the_whole_in_order(fitted, tmp_path):
+    rng = np.random.default_rng(0)
+    records = [{**ROW, "price": int(price), "plan": rng.choice(["basic", "team"])} for price in rng.integers(0, 90, 25)]
+    records[11] = dict.fromkeys(ROW)  # nothing to predict from
+    rejected = [Rejected(row, None, "a,b", "too many fields") for row in (0, 13, 27)]
+    ids = np.asarray([row for row in range(28) if row not in (0, 13, 27)])
+    rows = Table.from_records(records)
+    table = Table(rows.arrow, source="t", base_dir=rows.base_dir, rows=ids, rejected=rejected)
+    whole = predict(fitted.bundle, table)
+    parts = list(predict_parts(fitted.bundle, table, rows=4))
+    assert [len(part) for part in parts] == [5, 4, 5, 4, 4, 4, 2] and sum(map(len, parts)) == len(whole) == 28
+    assert whole["row"] == list(range(28)) and whole.num_errors == 4
+    for ending in (".csv", ".jsonl", ".parquet"):
+        assert write(predict_parts(fitted.bundle, table, rows=4), tmp_path / f"o{ending}", ending) == (28, 4)
+    written = pq.read_table(tmp_path / "o.parquet")
+    assert written.schema == whole.table.schema
+    for name in whole.table.column_names:
+        cells = zip(whole[name], written.column(name).to_pylist(), strict=True)
+        assert all(a == b or a == pytest.approx(b, abs=1e-5) for a, b in cells), name
+    lines = (tmp_path / "o.jsonl").read_text().splitlines()
+    assert [json.loads(line)["label"] for line in lines] == whole["label"]
+    with (tmp_path / "o.csv").open(newline="") as file:
+        assert [line["label"] or None for line in csv.DictReader(file)] == whole["label"]
+
+
+def test_a_table_without_a_row_to_predict_has_all_columns(fitted):
+    found = predict(fitted.bundle, Table.from_records([dict.fromkeys(ROW)]))
+    assert found.table.schema == predict(fitted.bundle, Table.from_records([ROW])).table.schema
+    assert found["label"] == [None] and found.num_errors == 1
+
+
+def test_an_interrupted_file_is_not_there(found, tmp_path):
+    (tmp_path / "o.csv").write_text("what was there")
+
+    def parts():
+        yield found
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(parts(), tmp_path / "o.csv", ".csv")
+    assert (tmp_path / "o.csv").read_text() == "what was there" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_bf16_is_near(fitted):
+    table = Table.from_records([ROW, {**ROW, "price": 80}])
+    exact, near = fitted.predict(table)["label:yes"], fitted.predict(table, precision="bf16")["label:yes"]
+    assert exact != near and exact == pytest.approx(near, abs=0.05)
 
 
 @pytest.fixture

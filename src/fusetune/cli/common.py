@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -47,6 +47,9 @@ Target = Annotated[
 ]
 Slices = Annotated[
     list[str] | None, typer.Option("--slices", "-s", help="Column to split the metrics by; give it again for several.")
+]
+Precision = Annotated[
+    Literal["float32", "bf16"], typer.Option(help="bf16: faster where the processor has it; the last digits differ.")
 ]
 ModelFolder = Annotated[Path, typer.Argument(help="Folder that `fusetune fit` wrote.", show_default=False)]
 

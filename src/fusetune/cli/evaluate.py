@@ -16,18 +16,31 @@ def evaluate(
     folder: common.ModelFolder,
     table: Annotated[str, typer.Argument(help="Table with the true values.", show_default=False)],
     slices: common.Slices = None,
+    precision: common.Precision = "float32",
     as_json: common.Json = False,
 ) -> None:
     """Measure a tuned model on labelled rows.
 
+    With --precision bf16 it is measured in float32 too, and what is lost is
+    said.
+
     \b
     Example:
       fusetune evaluate runs/rating test.csv --slices country
+      fusetune evaluate runs/rating test.csv --precision bf16
     """
     from fusetune import api
 
-    evaluation = api.evaluate(folder, table, slices=slices or [], progress=common.shows_progress(as_json))
+    tuned, shown = api.load(folder), common.shows_progress(as_json)
+    evaluation = tuned.evaluate(table, slices=slices or [], precision=precision, progress=shown)
     if as_json:
         common.print_json(evaluation.to_json())
-    else:
-        common.console().print(str(evaluation))
+        return
+    common.console().print(str(evaluation))
+    if precision != "float32":
+        whole = tuned.evaluate(table, progress=shown)
+        for low, full in zip(evaluation.tasks, whole.tasks, strict=True):
+            values = [task.systems[0].metrics[task.metric].value for task in (full, low)]
+            common.console().print(
+                f"{full.target}: {full.metric} {values[0]:.4f} in float32, {values[1]:.4f} in {precision}"
+            )

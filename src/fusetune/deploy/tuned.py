@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import torch
 from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 
@@ -17,13 +20,17 @@ from fusetune.data.quarantine import Rejected
 from fusetune.data.table import Source, Table
 from fusetune.deploy.bundle import Bundle
 from fusetune.errors import StorageError, TableError
-from fusetune.training.inference import row_vectors
+from fusetune.training.inference import model_device, row_vectors
 from fusetune.trees.stack import predict_scores
 
 if TYPE_CHECKING:
     import pandas
 
 ROW, ERROR = "row", "error"
+PART_ROWS = 8192
+"""Rows whose cells are in memory at once."""
+Precision = Literal["float32", "bf16"]
+"""bf16: autocast, faster where the processor or GPU has it; the last digits differ."""
 
 
 class Predictions:
@@ -59,28 +66,62 @@ class Predictions:
 
     def to_csv(self, path: str | Path) -> None:
         """Write a CSV file with a header; lists are JSON."""
-        flat = self.table
-        for index, column in enumerate(flat.schema):
-            if pa.types.is_list(column.type):
-                cells = [None if cell is None else _as_json([cell])[0] for cell in flat.column(index).to_pylist()]
-                flat = flat.set_column(index, column.name, pa.array(cells, type=pa.string()))
-        self._write(path, lambda target: arrow_csv.write_csv(flat, target))
+        write([self], path, ".csv")
 
     def to_parquet(self, path: str | Path) -> None:
         """Write a Parquet file."""
-        self._write(path, lambda target: parquet.write_table(self.table, target))
+        write([self], path, ".parquet")
 
     def to_jsonl(self, path: str | Path) -> None:
         """Write one JSON object a row."""
-        lines = "".join(line + "\n" for line in _as_json(self.table.to_pylist()))
-        self._write(path, lambda target: target.write(lines.encode()))
+        write([self], path, ".jsonl")
 
-    def _write(self, path: str | Path, write: Any) -> None:
-        try:
-            with Path(path).open("wb") as target:
-                write(target)
-        except OSError as error:
-            raise StorageError(f"{path} cannot be written: {error}") from error
+
+def write(parts: Iterable[Predictions], path: str | Path, ending: str) -> tuple[int, int]:
+    """Write predictions part by part; the file appears whole or not at all.
+
+    Args:
+        parts: with the same columns.
+        path: the file.
+        ending: .csv, .jsonl or .parquet, which decides the form.
+
+    Returns:
+        The rows, and those of them with something in their error column.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    rows = errors = 0
+    try:
+        with partial.open("wb") as target, ExitStack() as open_writers:
+            writer: Any = None
+            for part in parts:
+                rows, errors = rows + len(part), errors + part.num_errors
+                if ending == ".jsonl":
+                    target.write("".join(line + "\n" for line in _as_json(part.table.to_pylist())).encode())
+                    continue
+                table = _flat(part.table) if ending == ".csv" else part.table
+                if writer is None:
+                    make = arrow_csv.CSVWriter if ending == ".csv" else parquet.ParquetWriter
+                    writer = open_writers.enter_context(make(target, table.schema))
+                writer.write_table(table)
+        partial.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return rows, errors
+
+
+def _flat(table: pa.Table) -> pa.Table:
+    """Lists as JSON."""
+    for index, column in enumerate(table.schema):
+        if pa.types.is_list(column.type):
+            cells = [None if cell is None else _as_json([cell])[0] for cell in table.column(index).to_pylist()]
+            table = table.set_column(index, column.name, pa.array(cells, type=pa.string()))
+    return table
 
 
 def _as_json(values: Sequence[Any]) -> list[str]:
@@ -114,38 +155,97 @@ def read_examples(
 
 
 def predict(
-    bundle: Bundle, source: Source, *, on_bad_cell: str = "mask", progress: Progress | None = None
+    bundle: Bundle,
+    source: Source,
+    *,
+    on_bad_cell: str = "mask",
+    precision: Precision = "float32",
+    progress: Progress | None = None,
 ) -> Predictions:
     """Predictions for every row of a table; see `Predictions` for what they hold.
 
     Raises:
         TableError: the table cannot be read or lacks a column.
     """
-    examples = read_examples(bundle, source, targets=False, on_bad_cell=on_bad_cell, progress=progress)
+    parts = predict_parts(bundle, source, on_bad_cell=on_bad_cell, precision=precision, progress=progress)
+    return Predictions(pa.concat_tables([part.table for part in parts]))
+
+
+def predict_parts(
+    bundle: Bundle,
+    source: Source,
+    *,
+    on_bad_cell: str = "mask",
+    precision: Precision = "float32",
+    progress: Progress | None = None,
+    rows: int = PART_ROWS,
+) -> Iterator[Predictions]:
+    """Predictions of so many rows of a table at a time, in order, in memory that does not grow with the table.
+
+    Raises:
+        TableError: the table cannot be read or lacks a column.
+    """
+    table = Table.read(source)
+    table.require(bundle.modalities)
+    for part in _parts(table, rows):
+        examples = read_examples(bundle, part, targets=False, on_bad_cell=on_bad_cell, progress=progress)
+        with arithmetic(bundle, precision):
+            found = _predict(bundle, examples, progress)
+        yield found
+
+
+def arithmetic(bundle: Bundle, precision: Precision) -> torch.autocast:
+    """What a precision means for the model."""
+    return torch.autocast(model_device(bundle.model).type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def _parts(table: Table, rows: int) -> Iterator[Table]:
+    """So many of a table's rows at a time, each part with the rejected rows that came among its own."""
+    if len(table) <= rows:
+        yield table
+        return
+    starts = range(0, len(table), rows)
+    for number, start in enumerate(starts):
+        part = table.select(np.arange(start, min(start + rows, len(table))))
+        first = -1 if number == 0 else int(table.rows[start])
+        after = np.inf if number == len(starts) - 1 else int(table.rows[start + rows])
+        part.rejected = [item for item in table.rejected if first <= item.row < after]
+        yield part
+
+
+def _predict(bundle: Bundle, examples: Examples, progress: Progress | None) -> Predictions:
     table = examples.table
     rows, places = _in_order(table)
     used = places[examples.used]
     columns: dict[str, Any] = {ROW: pa.array(rows)}
     _add_identifiers(columns, bundle, table, places)
-    if len(used):
-        scores = (
-            predict_scores(bundle.model, bundle.tasks, examples, stack=bundle.stack, progress=progress)
-            if bundle.tasks
-            else {}
-        )
-        for name, task in bundle.tasks.items():
-            for column, values in task.columns(scores[name]).items():
-                spread: list[Any] = [None] * len(rows)
-                for position, value in zip(used, values, strict=True):
-                    spread[position] = value
-                columns[_free(column, columns)] = pa.array(spread)
-        if not bundle.tasks:
-            _add_vectors(columns, bundle, examples, used, len(rows))
+    if bundle.tasks:
+        for column, kind, values in _of_tasks(bundle, examples, progress):
+            spread: list[Any] = [None] * len(rows)
+            for position, value in zip(used, values, strict=True):
+                spread[position] = value
+            columns[_free(column, columns)] = pa.array(spread, type=kind)
     else:
-        columns |= {task.target: pa.nulls(len(rows)) for task in bundle.tasks.values()}
+        _add_vectors(columns, bundle, examples, used, len(rows))
     errors = _errors(examples, rows)
     columns[_free(ERROR, columns)] = pa.array(errors, type=pa.string())
     return Predictions(pa.table(columns))
+
+
+def _of_tasks(
+    bundle: Bundle, examples: Examples, progress: Progress | None
+) -> Iterator[tuple[str, pa.DataType, list[Any]]]:
+    """The prediction columns: name, type and the used rows' values; the same columns where no row is used."""
+    model = bundle.model
+    scores: dict[str, Any] = {}
+    if len(examples):
+        scores = predict_scores(model, bundle.tasks, examples, stack=bundle.stack, progress=progress)
+    for name, task in bundle.tasks.items():
+        size = model.heads[model.tasks.index(name)](torch.zeros(1, model.fusion.dim, device=model_device(model)))
+        like = task.columns(task.scores(torch.zeros_like(size, device="cpu")))
+        found = task.columns(scores[name]) if scores else {column: [] for column in like}
+        for column, values in found.items():
+            yield column, pa.array(like[column]).type, values
 
 
 def _in_order(table: Table) -> tuple[np.ndarray, np.ndarray]:
@@ -178,7 +278,9 @@ def _add_identifiers(columns: dict[str, Any], bundle: Bundle, table: Table, plac
 
 def _add_vectors(columns: dict[str, Any], bundle: Bundle, examples: Examples, used: np.ndarray, num_rows: int) -> None:
     """Per input column, each row's vector in the common space; null where the row lacks the column."""
-    for name, values in row_vectors(bundle.model, examples, examples.used).items():
+    vectors = row_vectors(bundle.model, examples, examples.used) if len(used) else {}
+    for name in bundle.model.columns:
+        values = vectors.get(name, torch.zeros(0))
         there = examples.columns[name].codes[examples.used] >= 0
         spread: list[list[float] | None] = [None] * num_rows
         for position, vector, has in zip(used, values.numpy(), there, strict=True):
