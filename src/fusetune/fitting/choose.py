@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from fusetune.errors import ConfigError, nearest
@@ -28,6 +27,7 @@ from fusetune.models.build import SHARED_OPTIONS, options_of
 from fusetune.models.understand import Understand
 from fusetune.registry import FUSIONS
 from fusetune.sections import NamedConfig
+from fusetune.training.devices import processes
 from fusetune.training.finetune import finetune
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def _score(fit: Fit, model: Understand) -> float:
 
 def _of_main(score: float, spent: bool) -> tuple[float, bool]:
     """What the main process measured, so that all processes go on alike."""
-    if PartialState().num_processes == 1:
+    if processes().num_processes == 1:
         return score, spent
     values: list[float | bool] = [score, spent]
     broadcast_object_list(values)

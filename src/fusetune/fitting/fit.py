@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import set_seed
 
 from fusetune.config import Config
@@ -38,6 +37,7 @@ from fusetune.sections import BackboneConfig, NamedConfig
 from fusetune.tasks.base import Task
 from fusetune.tasks.infer import infer_task
 from fusetune.training.callbacks import track
+from fusetune.training.devices import processes
 from fusetune.training.features import fill_features
 from fusetune.training.finetune import Course, finetune
 from fusetune.training.probe import Probe, SplitRows
@@ -58,7 +58,7 @@ class Fit:
             progress: whether to show progress bars.
         """
         self.config, self.sources, self.folder = config, sources, folder
-        self.is_main = PartialState().is_main_process
+        self.is_main = processes().is_main_process
         self.show = progress and self.is_main
         self.phases: list[found.Phase] = []
         self.cache = Cache.of(config.data.cache, config.data.cache_gib)

@@ -89,7 +89,8 @@ class Adversarial:
     ) -> dict[str, Tensor]:
         """See `Gradients`; the losses at perturbed inputs are under "adversarial/NAME", freelb's under their names."""
         totals: dict[str, Tensor] = {}
-        for position, (batch, shares) in enumerate(zip(micro_batches, loss_shares(micro_batches), strict=True)):
+        counts = loss_shares(micro_batches, accelerator)
+        for position, (batch, shares) in enumerate(zip(micro_batches, counts, strict=True)):
             ball = Ball(self.model, batch.to(accelerator.device), self.columns)
             deltas = ball.uniform(self.ascent.epsilon) if self.random_start else ball.zeros()
             passes = _Passes(learner, shares, accelerator, last=position == len(micro_batches) - 1)

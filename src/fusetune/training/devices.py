@@ -5,13 +5,23 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from accelerate import Accelerator
+import torch
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from accelerate.utils import DistributedDataParallelKwargs
 
 from fusetune._optional import optional_import
 from fusetune.errors import ConfigError, nearest
 from fusetune.sections import TrainerConfig
+
+
+def processes() -> PartialState:
+    """The processes that run this together, as torchrun or accelerate launched them; without GPUs they talk by gloo.
+
+    Ask this before anything else of accelerate is used: what is asked first decides.
+    """
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def make_accelerator(settings: TrainerConfig, log_dir: Path | None, precision: str = "no") -> Accelerator:
@@ -41,4 +51,6 @@ def make_accelerator(settings: TrainerConfig, log_dir: Path | None, precision: s
         mixed_precision=precision,
         log_with=trackers or None,
         project_dir=log_dir,
+        # A batch without a column's cells leaves that column's encoder out of the backward pass.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
@@ -31,7 +31,7 @@ from fusetune.tasks.base import Task
 from fusetune.training.alignment import Alignment
 from fusetune.training.averaging import Kept, copied, interpolate, soup, trained_weights
 from fusetune.training.callbacks import Bar, BestStep, Callback, Check, Curve, Trackers
-from fusetune.training.devices import make_accelerator
+from fusetune.training.devices import make_accelerator, processes
 from fusetune.training.features import set_features
 from fusetune.training.inference import predict_logits
 from fusetune.training.learner import Learner
@@ -203,7 +203,7 @@ def _precision(recipe: Recipe, learner: Learner, train: Examples, features: Mapp
             updates,
         )
     ]
-    return str(broadcast_object_list(found)[0]) if PartialState().num_processes > 1 else found[0]
+    return str(broadcast_object_list(found)[0]) if processes().num_processes > 1 else found[0]
 
 
 def _stages(

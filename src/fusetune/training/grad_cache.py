@@ -46,7 +46,7 @@ def cached(learner: nn.Module, micro_batches: Sequence[Batch], accelerator: Acce
         owns += own
         for place, part in enumerate(parts):
             pulls[place][objective.name] = part
-    for place, (batch, shares) in enumerate(zip(micro_batches, loss_shares(micro_batches), strict=True)):
+    for place, (batch, shares) in enumerate(zip(micro_batches, loss_shares(micro_batches, accelerator), strict=True)):
         last = place == len(micro_batches) - 1
         chances[place].again()
         with nullcontext() if last else accelerator.no_sync(learner), accelerator.autocast():

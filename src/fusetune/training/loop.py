@@ -95,7 +95,7 @@ def run_stage(
     Raises:
         NonFiniteLoss: the loss or the gradient became NaN or infinite; that update is not made.
     """
-    set_seed(stage.seed)
+    set_seed(stage.seed, device_specific=True)
     sampler = _sampler(stage, train, accelerator)
     num_updates = max(1, round(stage.epochs * sampler.num_updates))
     eval_every = max(1, sampler.num_updates // stage.evals_per_epoch)

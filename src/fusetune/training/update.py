@@ -38,8 +38,11 @@ class Gradients(Protocol):
         ...
 
 
-def loss_shares(micro_batches: Sequence[Batch]) -> list[dict[str, float]]:
+def loss_shares(micro_batches: Sequence[Batch], accelerator: Accelerator) -> list[dict[str, float]]:
     """What each micro-batch's mean losses count in the update's, so that they sum to the mean over all its rows.
+
+    With several processes, each of which has other rows of the update, the mean over processes is the mean over all
+    rows, as gradients are averaged over processes.
 
     Returns:
         Per micro-batch, each task's share of the labelled rows' weight by the task's name, and under "" the share of
@@ -51,6 +54,9 @@ def loss_shares(micro_batches: Sequence[Batch]) -> list[dict[str, float]]:
         for batch in micro_batches
     ]
     totals = {name: sum(size[name] for size in sizes) for name in sizes[0]}
+    if accelerator.num_processes > 1:
+        own = torch.tensor(list(totals.values()), dtype=torch.float64, device=accelerator.device)
+        totals = dict(zip(totals, accelerator.reduce(own, "mean").tolist(), strict=True))
     return [{name: value / totals[name] if totals[name] else 0.0 for name, value in size.items()} for size in sizes]
 
 
@@ -68,7 +74,8 @@ def add_up(totals: dict[str, Tensor], parts: dict[str, Tensor]) -> None:
 def plain(learner: nn.Module, micro_batches: Sequence[Batch], accelerator: Accelerator) -> dict[str, Tensor]:
     """One forward and backward pass a micro-batch; see `Gradients`."""
     totals: dict[str, Tensor] = {}
-    for position, (batch, shares) in enumerate(zip(micro_batches, loss_shares(micro_batches), strict=True)):
+    counts = loss_shares(micro_batches, accelerator)
+    for position, (batch, shares) in enumerate(zip(micro_batches, counts, strict=True)):
         last = position == len(micro_batches) - 1
         with nullcontext() if last else accelerator.no_sync(learner), accelerator.autocast():
             _, parts, outputs = learner(batch.to(accelerator.device))
@@ -109,6 +116,8 @@ def update(
     """
     totals = gradients(learner, micro_batches, accelerator)
     norm = accelerator.clip_grad_norm_(trained, clip if clip is not None else float("inf"))
+    if accelerator.num_processes > 1:
+        totals = {name: accelerator.reduce(totals[name], "mean") for name in sorted(totals)}
     losses = {name: float(value) for name, value in totals.items()}
     finite = all(math.isfinite(value) for value in losses.values())
     if not finite or (norm is not None and not bool(torch.isfinite(norm)) and accelerator.scaler is None):

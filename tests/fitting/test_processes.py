@@ -1,0 +1,93 @@
+"""A fit launched by torchrun or accelerate in two processes learns what one process learns from the same batches."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fusetune
+
+BIN = Path(sys.executable).parent
+LAUNCHERS = {
+    "torchrun": [str(BIN / "torchrun"), "--standalone", "--nproc_per_node", "2", "-m", "fusetune"],
+    "accelerate": [str(BIN / "accelerate"), "launch", "--cpu", "--num_processes", "2"],
+}
+
+
+@pytest.fixture(scope="module")
+def given(tiny, shop, write_csv, tmp_path_factory):
+    """A table with missing cells and targets and with weights, and settings without a draw of dropout."""
+    home = tmp_path_factory.mktemp("processes")
+    shutil.copytree(tiny("bert"), home / "bert")
+    config = json.loads((home / "bert" / "config.json").read_text())
+    config["hidden_dropout_prob"] = config["attention_probs_dropout_prob"] = 0.0
+    (home / "bert" / "config.json").write_text(json.dumps(config))
+    rng = np.random.default_rng(0)
+    rows = [{key: row[key] for key in ("note", "price", "plan", "label")} for row in shop[1]]
+    for place, row in enumerate(rows):
+        row["weight"] = round(float(rng.uniform(0.1, 3)), 2)
+        row["note"] = "" if place % 6 == 0 else row["note"]
+        row["plan"] = "" if place % 5 == 0 else row["plan"]
+    write_csv(home / "t.csv", rows)
+    settings = {
+        "train": "t.csv",
+        "target": ["label", "plan"],
+        "columns": {"weight": {"role": "weight"}},
+        "text": {"name": "./bert"},
+        "fusion": {"name": "attention", "dim": 16, "dropout": 0, "modality_dropout": 0, "input_dropout": 0},
+        "trainer": {
+            "epochs": 2,
+            "head_epochs": 1,
+            "batch_size": 12,
+            "accumulate": 2,
+            "trackers": [],
+            "patience": None,
+            "precision": "no",
+        },
+        "report": {"bootstrap": 0, "alone": "none"},
+    }
+    (home / "c.yaml").write_text(json.dumps(settings))
+    fusetune.fit(config=home / "c.yaml", out=home / "one", progress=False)
+    return home
+
+
+def curve(folder: Path) -> list[list[float]]:
+    points = json.loads((folder / "report.json").read_text())["curve"]["points"]
+    return [[point["step"], point["train_loss"] or 0.0, point["val_loss"], point["val_metric"]] for point in points]
+
+
+@pytest.mark.parametrize("launcher", list(LAUNCHERS))
+def test_two_processes_learn_what_one_learns(given, launcher, tmp_path):
+    command = list(LAUNCHERS[launcher])
+    if launcher == "accelerate":
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            command += ["--main_process_port", str(free.getsockname()[1]), "-m", "fusetune"]
+    words = [*command, "fit", str(given / "c.yaml"), "-o", str(tmp_path / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    one, two = curve(given / "one"), curve(tmp_path / "two")
+    assert len(one) > 4
+    np.testing.assert_allclose(two, one, atol=1e-5, rtol=0)
+    assert done.stdout.count("report  ") == 1  # one process speaks
+    table = given / "t.csv"
+    first, second = (fusetune.load(folder).predict(table) for folder in (given / "one", tmp_path / "two"))
+    np.testing.assert_allclose(second["label_probability"], first["label_probability"], atol=1e-4)
+
+
+def test_a_mistake_is_told_and_ends_all_processes(given, tmp_path):
+    words = [*LAUNCHERS["torchrun"], "fit", str(given / "t.csv"), "-t", "labell", "-o", str(tmp_path / "m")]
+    done = subprocess.run(
+        words, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode != 0
+    assert "did you mean 'label'?" in done.stderr and 'fusetune/api.py"' not in done.stderr  # no traceback of ours
