@@ -217,8 +217,6 @@ def test_a_missing_file_is_answered_with_the_nearest_name(tmp_path):
         Table.read(tmp_path / "trian.csv")
     with pytest.raises(TableError, match=r"folder .* is not there either"):
         Table.read(tmp_path / "no" / "train.csv")
-    with pytest.raises(TableError, match=r"one of its files: train.csv"):
-        Table.read(tmp_path)
 
 
 @pytest.mark.parametrize("url", ["https://example.org/a.csv", "s3://bucket/a.parquet"])
@@ -399,3 +397,20 @@ def test_records_and_missing():
     present = ["NA", "null", " x ", 0, False, [], {"bytes": b"x", "path": None}, {"other": None}]
     assert not any(map(is_missing, present))
     assert all(map(is_missing, [None, "", " \t", float("nan"), {"bytes": None, "path": ""}]))
+
+
+def test_a_folder_of_shards_is_one_table(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for number in range(3):
+        pq.write_table(pa.table({"a": [number * 10, number * 10 + 1], "b": ["x", "y"]}), folder / f"p-{number}.parquet")
+    (folder / "_SUCCESS").write_text("")
+    table = Table.read(folder)
+    assert table.cells("a") == [0, 1, 10, 11, 20, 21] and table.source == str(folder)
+    assert table.where(3) == (str(folder / "p-1.parquet"), 1) and table.base_dir == folder.absolute()
+    (folder / "extra.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(TableError, match="not the parts of one table"):
+        Table.read(folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(TableError, match="no table at all"):
+        Table.read(tmp_path / "empty")

@@ -18,7 +18,7 @@ PROBED = 500
 """So many cells of a text column are looked at for the names of files."""
 
 
-def concat(tables: Sequence[Table]) -> Table:
+def concat(tables: Sequence[Table], source: str | None = None) -> Table:
     """One table of all rows.
 
     A column that a table lacks is missing in its rows. Row ids go on from table to table, rejected rows counted;
@@ -26,6 +26,7 @@ def concat(tables: Sequence[Table]) -> Table:
 
     Args:
         tables: one or more; one alone is returned as it is.
+        source: what they are called together; else their names.
 
     Raises:
         TableError: a column's cells in one table cannot stand in one column with those in another.
@@ -46,7 +47,7 @@ def concat(tables: Sequence[Table]) -> Table:
     schema = pa.schema([field for field, _ in columns.values()])
     return Table(
         pa.Table.from_arrays([array for _, array in columns.values()], schema=schema),
-        source=" + ".join(table.source for table in tables),
+        source=source or " + ".join(table.source for table in tables),
         base_dir=tables[0].base_dir,
         rows=np.concatenate(rows),
         rejected=rejected,

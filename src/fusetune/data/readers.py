@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from fusetune.data.arrow import from_cells, normal_array, normal_batches, normal_field, normal_schema
+from fusetune.data.joined import concat
 from fusetune.data.json_files import read_jsonl
 from fusetune.data.quarantine import Rejected, check_rate
 from fusetune.data.table import Source, Table
@@ -30,6 +31,9 @@ def read_source(source: Source, *, base_dir: str | Path | None, cache_dir: str |
     """What `Table.read` does; see there."""
     if isinstance(source, str | Path):
         path = check_path(str(source))
+        if path.is_dir():
+            shards = [read_source(one, base_dir=base_dir or path, cache_dir=cache_dir) for one in _shards(path)]
+            return concat(shards, source=str(path))
         folder = Path(base_dir) if base_dir is not None else path.parent
         return FORMATS[path.suffix.lower()](path, folder.absolute(), Path(cache_dir) if cache_dir else None)
     folder = Path(base_dir or Path.cwd()).absolute()
@@ -48,10 +52,10 @@ def read_source(source: Source, *, base_dir: str | Path | None, cache_dir: str |
 
 
 def check_path(name: str) -> Path:
-    """The path of a table's file.
+    """The path of a table's file, or of a folder of such files.
 
     Raises:
-        TableError: it is a URL, is not there, is a folder, or has an extension that is not read.
+        TableError: it is a URL, is not there, or has an extension that is not read.
     """
     if "://" in name:
         raise TableError(
@@ -61,9 +65,7 @@ def check_path(name: str) -> Path:
         )
     path = Path(name).expanduser()
     if path.is_dir():
-        tables = sorted(one.name for one in path.iterdir() if one.suffix.lower() in FORMATS)
-        do = f"give one of its files: {', '.join(tables[:5])}" if tables else None
-        raise TableError("this is a folder", expected="a table's file", do=do, file=name)
+        return path
     if not path.exists():
         folder = path.parent if path.parent.is_dir() else None
         near = nearest(path.name, (one.name for one in folder.iterdir())) if folder else None
@@ -92,6 +94,25 @@ _INSTEAD = {
     ".pkl": "a pickle can run code when it is read; save it as Parquet",
     ".pickle": "a pickle can run code when it is read; save it as Parquet",
 }
+
+
+def _shards(folder: Path) -> list[Path]:
+    """A folder's tables, by name: parts of one table, all of one kind.
+
+    Raises:
+        TableError: there is none, or they are of several kinds.
+    """
+    found = sorted(one for one in folder.iterdir() if one.suffix.lower() in FORMATS and one.is_file())
+    kinds = sorted({one.suffix.lower() for one in found})
+    if len(kinds) == 1:
+        return found
+    raise TableError(
+        "the folder's files are not the parts of one table",
+        expected="tables of one kind: " + ", ".join(FORMATS),
+        came=", ".join(one.name for one in found[:5]) or "no table at all",
+        do="give one of its files" if found else None,
+        file=str(folder),
+    )
 
 
 class _Kept:

@@ -87,8 +87,9 @@ class Table:
         """Read a table.
 
         Args:
-            source: a CSV, TSV, JSONL, Parquet, Arrow or Feather file, a pandas DataFrame, a Hugging Face
-                `Dataset`, an Arrow table, or a `Table`, which is returned as it is.
+            source: a CSV, TSV, JSONL, Parquet, Arrow or Feather file, a folder of such files of one kind, which are the
+                parts of one table, a pandas DataFrame, a Hugging Face `Dataset`, an Arrow table, or a `Table`, which is
+                returned as it is.
             base_dir: where relative media paths start; the file's folder, or the current one for objects.
             cache_dir: keeps the Arrow form of a text or Parquet file there for the next time; where None it lies in
                 a private temporary folder until the table is gone.
