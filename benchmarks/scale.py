@@ -3,7 +3,7 @@
 python benchmarks/scale.py                       # 1,000 to 100,000 generated rows
 python benchmarks/scale.py --most 1000000 --out runs/scale
 
-Rows have a text of eight words, a number, a category and a binary target; the text encoder is a tiny random one, so that
+Rows have a text of eight words, a number, a category and a binary target; the text encoder is tiny and random, so that
 what is measured is everything but the encoder's arithmetic. Each fit runs in a process of its own: one epoch of the
 heads, no intervals. A slope of 1 is linear; memory is given in bytes a row beyond the smallest table.
 """
