@@ -138,3 +138,19 @@ def fitted(
         config=settings,
         progress=False,
     )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_network() -> None:
+    """Nothing that is tested connects to another machine."""
+    import socket
+
+    connect = socket.socket.connect
+
+    def refuse(self: socket.socket, address: Any) -> None:
+        host = address[0] if isinstance(address, tuple) else ""
+        if self.family != socket.AF_UNIX and host not in ("127.0.0.1", "::1", "localhost"):
+            pytest.fail(f"a connection to {address} was tried")
+        connect(self, address)
+
+    socket.socket.connect = refuse  # type: ignore[method-assign]
