@@ -282,7 +282,7 @@ def test_low_precision_and_checkpointing_give_nearly_the_same(tiny, settings):
     close(again[1], wanted[1], atol=1e-6)
 
     class Half:
-        device, scaler = torch.device("cpu"), None
+        device, scaler, num_processes = torch.device("cpu"), None, 1
         no_sync, backward = staticmethod(CPU.no_sync), staticmethod(CPU.backward)
 
         def autocast(self):

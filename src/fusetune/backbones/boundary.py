@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.backbones import structure
+from fusetune.backbones.grouping import whole
 from fusetune.backbones.inputs import AudioInputs, TextInputs
 
 BOUNDARY = "boundary"
@@ -61,7 +62,8 @@ def run_to(backbone: Any, number: int, tensors: dict[str, Tensor]) -> Tensor:
 
     handle = found[1][number].register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        backbone(**tensors)
+        with whole(backbone):
+            backbone(**tensors)
     except _Reached as reached:
         return reached.hidden
     finally:

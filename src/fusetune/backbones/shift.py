@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fusetune.backbones.grouping import whole
 from fusetune.errors import BackboneError
 from fusetune.types import Tokens
 
@@ -49,6 +50,7 @@ def encode(encoder: nn.Module, tensors: dict[str, Tensor]) -> Tokens:
             table = word_embeddings(encoder)
             handle = table.register_forward_hook(lambda module, args, output: output + shift.to(output.dtype))
             after.callback(handle.remove)
+            after.enter_context(whole(encoder))
         elif any(tensor.requires_grad for tensor in rest.values()):
             # transformers' encoders of sounds make their input a leaf that takes gradients, which this one cannot be.
             for module in encoder.modules():

@@ -1,0 +1,62 @@
+"""Texts in groups of like length give what they give together, and cost less."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fusetune.backbones import grouping
+from fusetune.backbones.grouping import length_cuts, whole
+from fusetune.backbones.load import load_backbone
+
+
+@given(st.lists(st.integers(1, 200), max_size=80))
+def test_cuts_save_what_a_pass_costs(lengths: list[int]) -> None:
+    found = np.sort(np.asarray(lengths, dtype=np.int64))
+    cuts = length_cuts(found)
+    assert cuts == sorted(set(cuts)) and all(0 < cut < len(found) for cut in cuts)
+    groups = np.split(found, cuts)
+    padded = sum(len(group) * int(group.max(initial=0)) for group in groups)
+    alone = len(found) * int(found.max(initial=0))
+    assert alone - padded >= len(cuts) * grouping.PASS_TOKENS
+    for group in groups:  # and no cut that pays is left out
+        assert all(place * (group[-1] - group[place - 1]) < grouping.PASS_TOKENS for place in range(1, len(group)))
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "t5", "llama", "gpt2", "clip"])
+@pytest.mark.parametrize("pool", ["mean", "cls", "last"])
+def test_equal_to_one_pass(tiny, name: str, pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grouping, "PASS_TOKENS", 4)
+    backbone = load_backbone(tiny(name), "text", pool=pool).eval()
+    rng = np.random.default_rng(0)
+    texts = [" ".join(f"w{n}" for n in rng.integers(0, 40, length)) for length in (1, 9, 2, 2, 1, 8, 1)]
+    tensors = backbone.collate_text([backbone.tokenize(text) for text in texts])
+    live = list(backbone.parameters())
+    found, passes = [], []
+    encode = backbone._encode
+    monkeypatch.setattr(backbone, "_encode", lambda **inputs: passes.append(1) or encode(**inputs))
+    for together in (False, True):
+        backbone.together = together
+        tokens = backbone(**tensors)
+        loss = (tokens.values * torch.linspace(0, 1, tokens.values.numel()).view_as(tokens.values)).sum()
+        gradients = torch.autograd.grad(loss, live, allow_unused=True)
+        found.append([tokens.values, tokens.mask.float(), *(g for g in gradients if g is not None)])
+    assert len(passes) > 2
+    for grouped, one in zip(*found, strict=True):
+        torch.testing.assert_close(grouped, one, atol=1e-5, rtol=1e-4)
+
+
+def test_inside_whole_there_is_one_pass(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grouping, "PASS_TOKENS", 1)
+    backbone = load_backbone(tiny("bert"), "text").eval()
+    tensors = backbone.collate_text([backbone.tokenize(text) for text in ("w1", "w1 w2 w3 w4")])
+    passes: list[int] = []
+    encode = backbone._encode
+    monkeypatch.setattr(backbone, "_encode", lambda **inputs: passes.append(1) or encode(**inputs))
+    with whole(backbone):
+        backbone(**tensors)
+    backbone(**tensors)
+    assert len(passes) == 3
