@@ -10,7 +10,7 @@ from typing import Any
 from fusetune.config import Config
 from fusetune.data.schema import Schema
 from fusetune.data.table import Source, Table
-from fusetune.deploy.bundle import Bundle, load_bundle, merge_adapters, move, save_bundle
+from fusetune.deploy.bundle import BUNDLE, Bundle, load_bundle, merge_adapters, move, save_bundle
 from fusetune.deploy.card import write_card
 from fusetune.deploy.tuned import (
     Precision,
@@ -27,6 +27,7 @@ from fusetune.evaluation.measure import Evaluation, measure
 from fusetune.evaluation.report import write_report
 from fusetune.evaluation.results import RunResults, read_results
 from fusetune.fitting.fit import Fit
+from fusetune.fitting.run_folder import RunFolder, interrupted
 from fusetune.sections import OnBadCell
 from fusetune.training.callbacks import track
 
@@ -169,6 +170,7 @@ def fit(
     out: str | Path | None = None,
     config: Config | Mapping[str, Any] | str | Path | None = None,
     overrides: Sequence[str] | Mapping[str, Any] = (),
+    resume: bool | None = None,
     progress: bool = True,
 ) -> FineTuned:
     """Tune a model on a table, compare it with what it must beat, and save it.
@@ -181,11 +183,14 @@ def fit(
         out: the folder for the model and its report; a temporary one where None.
         config: settings, or a YAML file of them.
         overrides: settings on top: `["trainer.epochs=5"]` or `{"trainer": {"epochs": 5}}`.
+        resume: what of a run that was stopped in the folder: True goes on with it, False begins anew and deletes its
+            checkpoints, None refuses. Where there is none, a run begins; True gives a finished one as it is.
         progress: whether to show progress bars.
 
     Raises:
         UserError: something in the table or the settings has to be put right; see `fusetune.errors`.
         RunError: the run failed.
+        Interrupted: a signal came while it was training; a checkpoint was written.
     """
     settings = _settings(config, overrides)
     explicit: dict[str, Any] = {}
@@ -207,12 +212,31 @@ def fit(
     if not _named(sources["train"]):
         raise ConfigError("there is no table to learn from", do="name one: fusetune fit TABLE --target COLUMN")
     folder = Path(settings.out) if settings.out else Path(tempfile.mkdtemp(prefix="fusetune-"))
-    run = Fit(settings, sources, folder, progress=progress)
-    bundle, results = run.run()
-    tuned = FineTuned(bundle, folder=folder, results=results)
-    if run.is_main:
-        tuned.save(folder)
+    with RunFolder(folder, settings, resume=resume) as place:
+        if place.finished:
+            return load(folder)
+        run = Fit(settings, sources, place, progress=progress)
+        bundle, results = run.run()
+        tuned = FineTuned(bundle, folder=folder, results=results)
+        if run.is_main:
+            tuned.save(folder)
+            place.finish()
     return tuned
+
+
+def resume(folder: str | Path, *, progress: bool = True) -> FineTuned:
+    """Go on with the run that was stopped in a folder, or give the model that it came to.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    folder = Path(folder)
+    settings = interrupted(folder)
+    if settings is None:
+        if not (folder / BUNDLE).is_file():
+            raise ConfigError(f"{folder} has no run to go on with", do="give the table again: fusetune fit TABLE ...")
+        return load(folder)
+    return fit(config=settings, out=folder, resume=True, progress=progress)
 
 
 def _named(train: Any) -> bool:

@@ -14,6 +14,8 @@
         ├── NonFiniteLoss             the loss or a gradient became NaN or infinite
         └── StorageError              a file could not be written
 
+Besides, `Interrupted` (KeyboardInterrupt): the run was told to stop, by Ctrl-C or SIGTERM.
+
 A message says what was expected, what came and what to do, and where: file, row, column.
 """
 
@@ -153,3 +155,16 @@ class NonFiniteLoss(RunError):
 
 class StorageError(RunError):
     """A file could not be written; the message has the path and the reason."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was told to stop by a signal, and stopped where it can be gone on with."""
+
+    def __init__(self, signal: int, *, saved: bool) -> None:
+        """
+        Args:
+            signal: its number.
+            saved: whether a checkpoint was written.
+        """
+        self.signal, self.saved = signal, saved
+        super().__init__("stopped; a checkpoint was written, --resume goes on from it" if saved else "stopped")

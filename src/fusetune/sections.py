@@ -305,6 +305,11 @@ class TrainerConfig(Section):
     """Evaluations on validation rows an epoch; the best step is what is kept."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that decode cells."""
+    checkpoint_minutes: Annotated[float, Field(ge=0)] | None = 5.0
+    """Minutes between checkpoints in the run's folder, from which `--resume` goes on; they take a twentieth of the time
+    at most. 0: one an update. None: none."""
+    skip_nonfinite: Annotated[int, Field(ge=0)] | None = None
+    """Leave out up to so many updates whose loss or gradient is NaN or infinite. None: stop at the first."""
     trackers: StrList = ["tensorboard"]
     """tensorboard, wandb or any other that accelerate knows by name; [] for none."""
 

@@ -63,7 +63,7 @@ def test_the_bar_takes_checks_before_and_between_stages() -> None:
     try:
         bar.on_check(check(0.25))
         for stage in ("head", "tune"):
-            bar.on_stage(stage, 3)
+            bar.on_stage(stage, 3, 0)
             bar.on_update(1, {"a": 0.5, "b": 1.0}, 0.1, {})
             bar.on_check(check(0.5))
         (task,) = bar.progress.tasks

@@ -33,7 +33,7 @@ class Watch(Callback):
     def __init__(self):
         self.losses, self.checks, self.stages, self.lrs = [], [], [], []
 
-    def on_stage(self, name, num_updates):
+    def on_stage(self, name, num_updates, done):
         self.stages.append((name, num_updates))
 
     def on_update(self, step, losses, lr, figures):

@@ -21,7 +21,8 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 @app.command()
 def fit(
     source: Annotated[
-        str, typer.Argument(metavar="TABLE|CONFIG", help="Table to learn from, or a .yaml file of settings.")
+        str,
+        typer.Argument(metavar="TABLE|CONFIG|RUN", help="Table to learn from, .yaml of settings, or a stopped run."),
     ],
     settings: Annotated[
         list[str] | None,
@@ -37,6 +38,10 @@ def fit(
         typer.Option(help="What is minimised besides the task losses, or alone: contrastive. May be given again."),
     ] = None,
     schema: Annotated[str | None, typer.Option(help="A .yaml file that `fusetune schema` wrote, edited.")] = None,
+    resume: Annotated[
+        bool | None,
+        typer.Option("--resume/--no-resume", help="Go on with a run that was stopped in the folder, or begin anew."),
+    ] = None,
     as_json: common.Json = False,
 ) -> None:
     """Tune a model on a table; write the model folder and the report.
@@ -50,10 +55,14 @@ def fit(
       fusetune fit config.yaml trainer.epochs=5
       fusetune fit films.csv books.csv -t rating data.mix=0.5
       fusetune fit pairs.csv --objective contrastive --out runs/aligned
+      fusetune fit runs/rating --resume
     """
     from fusetune import api
     from fusetune.config import Config
 
+    if resume and Path(source).is_dir() and (out is None or out == Path(source)):
+        show(api.resume(source, progress=common.shows_progress(as_json)), as_json=as_json)
+        return
     train, config = _table_and_config(source, config)
     more = [setting for setting in settings or [] if "=" not in setting]
     _check_tables(train, more)
@@ -71,6 +80,7 @@ def fit(
         test=test,
         out=out or chosen.out or _folder_for(target or chosen.target),
         config=chosen,
+        resume=resume,
         progress=common.shows_progress(as_json),
     )
     show(tuned, as_json=as_json)

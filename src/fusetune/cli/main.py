@@ -1,6 +1,6 @@
 """The command `fusetune`: its verbs, what is shown when one fails, and the exit codes.
 
-0: done. 1: the run failed. 2: the user's mistake. 130: stopped with Ctrl-C.
+0: done. 1: the run failed. 2: the user's mistake. 130: stopped with Ctrl-C. 143: stopped by SIGTERM.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import typer.main
 
 import fusetune
 from fusetune.cli import common, failures
-from fusetune.errors import nearest
+from fusetune.errors import Interrupted, nearest
 
 VERBS = {
     "fit": "Tune a model on a table; write the model folder and the report.",
@@ -65,9 +65,9 @@ class Verbs(typer.core.TyperGroup):
         """
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            common.errors_console().print("\nstopped", style="yellow")
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as stop:
+            common.errors_console().print(f"\n{stop or 'stopped'}", style="yellow")
+            raise typer.Exit(128 + stop.signal if isinstance(stop, Interrupted) else 130) from None
         except Exception as error:
             if hasattr(error, "exit_code") or isinstance(error, typer.Abort | BrokenPipeError):
                 raise  # typer's own: a usage error, --help, a closed pipe

@@ -162,6 +162,15 @@ def rejected_rows(rejected: Sequence[Rejected]) -> list[RejectedRow]:
     ]
 
 
+def weights_used(model: Understand) -> dict[str, str]:
+    """By key, the fingerprint of each pretrained backbone's weights."""
+    return {
+        key: str(encoder.fingerprint)
+        for key, encoder in model.encoders.items()
+        if isinstance(encoder, Backbone) and encoder.pretrained
+    }
+
+
 def fingerprint(examples: Examples) -> str:
     """SHA-256 over the cells that were learned from: inputs and targets of the used rows, in order."""
     digest = hashlib.sha256()

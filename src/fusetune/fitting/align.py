@@ -23,7 +23,7 @@ from fusetune.models.understand import Understand
 from fusetune.objectives.base import BatchObjective, Objective
 from fusetune.objectives.total import lone_objective
 from fusetune.training.alignment import Alignment, align
-from fusetune.training.features import encoded, fill_features, set_features
+from fusetune.training.features import encoded, set_features
 from fusetune.training.inference import row_vectors
 from fusetune.training.loop import Validate
 from fusetune.training.probe import column_scales
@@ -84,10 +84,7 @@ class Aligning:
         fit = self.fit
         model = self.model
         with fit.phase("encode with frozen backbones"):
-            fit.features = {
-                split: fill_features(model, examples, cache=fit.cache, progress=fit.progress)
-                for split, examples in fit.examples.items()
-            }
+            fit.features = fit.encode(model)
         with fit.phase("align in closed form"):
             start = self._start(model)
             if start is not None:

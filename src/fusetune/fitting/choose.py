@@ -15,7 +15,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from accelerate.utils import broadcast_object_list
@@ -98,6 +98,9 @@ def choose_fusion(fit: Fit, *, clock: Clock = time.perf_counter) -> tuple[Fusion
     settings = neural(fit.config.fusion)
     assert isinstance(settings, AutoConfig)
     candidates = candidates_of(settings, len(fit.modalities))
+    if (kept := fit.place.recall("fusion")) is not None:
+        choice = FusionChoice(**{**kept, "candidates": [FusionTried(**one) for one in kept["candidates"]]})
+        return choice, candidates[choice.chosen]
     tried: list[FusionTried] = []
     start = clock()
     spent = False
@@ -115,6 +118,7 @@ def choose_fusion(fit: Fit, *, clock: Clock = time.perf_counter) -> tuple[Fusion
     mains = list(dict.fromkeys(task.main.name for task in fit.tasks.values()))
     metric = f"validation {mains[0]}" if len(mains) == 1 else "mean of the validation metrics"
     choice = choose(tried, metric, margin=margin, minutes=settings.minutes)
+    fit.place.remember("fusion", asdict(choice))
     return choice, candidates[choice.chosen]
 
 

@@ -6,7 +6,6 @@ import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,13 +17,14 @@ from fusetune.data.quarantine import write_rejected
 from fusetune.data.store import Cache
 from fusetune.data.table import Table
 from fusetune.deploy.bundle import Bundle
-from fusetune.errors import ConfigError, StorageError, TableError, UserError
+from fusetune.errors import ConfigError, TableError, UserError
 from fusetune.evaluation import describe, systems
 from fusetune.evaluation import results as found
 from fusetune.evaluation.details import FusionChoice, StackUsed
 from fusetune.fitting.align import Aligning, aligned_columns
 from fusetune.fitting.choose import choose_fusion, start_fusion
 from fusetune.fitting.findings import Findings
+from fusetune.fitting.run_folder import RunFolder
 from fusetune.fitting.stack import Growing, as_they_are, check_stack
 from fusetune.fitting.tables import SPLITS, Tables, check_rows
 from fusetune.fusion_section import AutoConfig, StackConfig, neural, with_neural
@@ -44,20 +44,21 @@ from fusetune.training.probe import Probe, SplitRows
 from fusetune.training.recipe import BackboneRule
 from fusetune.training.surgery import check_balance
 from fusetune.trees.stack import Stack
+from fusetune.types import Tokens
 
 
 class Fit:
     """The steps of a run and what they pass on."""
 
-    def __init__(self, config: Config, sources: Mapping[str, Any], folder: Path, *, progress: bool) -> None:
+    def __init__(self, config: Config, sources: Mapping[str, Any], place: RunFolder, *, progress: bool) -> None:
         """
         Args:
             config: the settings.
             sources: the tables under "train", "val" and "test": one of each; several as a list, or none as None.
-            folder: where the model and logs will be.
+            place: where the model and logs will be.
             progress: whether to show progress bars.
         """
-        self.config, self.sources, self.folder = config, sources, folder
+        self.config, self.sources, self.place, self.folder = config, sources, place, place.folder
         self.is_main = processes().is_main_process
         self.show = progress and self.is_main
         self.phases: list[found.Phase] = []
@@ -80,7 +81,6 @@ class Fit:
         return bundle, results
 
     def _run(self) -> tuple[Bundle, found.RunResults]:
-        self._claim_folder()
         check_stack(self)
         with self.phase("read tables"):
             self.tables = Tables(self.config, self.sources)
@@ -111,10 +111,7 @@ class Fit:
                 (self.config.report.attack, "report.attack"),
             ):
                 attacked_columns(model, asked.columns if asked else [], where=where)
-            self.features = {
-                split: fill_features(model, examples, cache=self.cache, progress=self.progress)
-                for split, examples in self.examples.items()
-            }
+            self.features = self.encode(model)
         with self.phase("fit linear probes"):
             rows = {
                 name: {split: SplitRows.of(name, self.examples[split], self.features[split]) for split in SPLITS}
@@ -141,20 +138,27 @@ class Fit:
         torch.set_rng_state(self.chance)
         return build_model(self.modalities, self.tasks, fusion)
 
+    def encode(self, model: Understand) -> dict[str, dict[str, Tokens]]:
+        """What the frozen encoders make of every cell, by split and column."""
+        tables = {split: describe.fingerprint(examples) for split, examples in self.examples.items()}
+        self.place.check(tables, describe.weights_used(model))
+        return {
+            split: fill_features(
+                model,
+                examples,
+                cache=self.cache,
+                keeper=self.place.keeper(f"encode-{split}"),
+                progress=self.progress,
+            )
+            for split, examples in self.examples.items()
+        }
+
     def bundle(self, model: Understand) -> Bundle:
         """The tuned model with all that it needs to read a table."""
         fingerprint = describe.fingerprint(self.examples["train"])
         return Bundle(
             model, self.modalities, self.tasks, self.schema, self.config, fingerprint=fingerprint, stack=self.stack
         )
-
-    def _claim_folder(self) -> None:
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ConfigError(f"{self.folder} is a file", expected="a folder for the model", do="give another as --out")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"the folder {self.folder} cannot be made: {error}") from error
 
     @property
     def progress(self) -> Progress | None:
@@ -267,7 +271,8 @@ class Fit:
             for name, options in self.config.objectives.items()
             if columns is None and options.get("target", next(iter(tasks), None)) in {*tasks, None}
         }
-        return finetune(
+        kind, names = ("alone", list(modalities)) if columns is not None else ("single", list(tasks))
+        course = finetune(
             model,
             tasks,
             train,
@@ -281,10 +286,14 @@ class Fit:
             ),
             seed=self.config.seed,
             cache=self.cache,
+            keeper=self.place.keeper("tune") if whole else self.place.keeper(kind, names),
             log_dir=self.folder / "logs" if self.is_main and whole else None,
             bar=self.show,
             **start,
         )
+        if whole:
+            course.warnings += self.place.said
+        return course
 
     def _probes(self, rows: Mapping[str, Mapping[str, SplitRows]], part: list[str] | None = None) -> dict[str, Probe]:
         """Per task, the best linear model on the columns (those of a part) that have features before any training."""

@@ -161,6 +161,14 @@ class Balance(nn.Module):
     def end_epoch(self) -> None:
         """Learn from the epoch that has passed."""
 
+    def own(self) -> tuple[Tensor, Tensor] | None:
+        """What this process knows of its own, besides buffers and parameters."""
+        return self._sums
+
+    def set_own(self, sums: tuple[Tensor, Tensor] | None) -> None:
+        """Know this again."""
+        self._sums = sums
+
 
 class Uncertainty(Balance):
     """Learned log-variances s_k: part k is ½ exp(−s_k) ℓ_k + ½ s_k, smallest at exp(s_k) = ℓ_k.

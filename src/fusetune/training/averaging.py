@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,16 @@ class Average(Callback):
         for name, value in trained_weights(self.module).items():
             self.values[name].lerp_(value, 1 - decay)
 
+    def state(self) -> dict[str, Any]:
+        """The averages and the number of updates in them."""
+        return {"values": self.values, "updates": self.updates}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Know these again."""
+        for name, value in self.values.items():
+            value.copy_(state["values"][name])
+        self.updates = state["updates"]
+
     @contextmanager
     def swapped(self) -> Iterator[None]:
         """The module has the average's weights inside, and its own again after; both exactly."""
@@ -103,6 +113,14 @@ class Kept(Callback):
         if place < self.most:
             self.checks.insert(place, (check, copied(trained_weights(self.module))))
             del self.checks[self.most :]
+
+    def state(self) -> list[dict[str, Any]]:
+        """The checks with their weights."""
+        return [{"check": asdict(check), "weights": weights} for check, weights in self.checks]
+
+    def load(self, state: list[dict[str, Any]]) -> None:
+        """Know these again."""
+        self.checks = [(Check(**one["check"]), dict(one["weights"])) for one in state]
 
 
 def soup(

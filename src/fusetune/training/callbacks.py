@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -46,8 +46,8 @@ class Check:
 class Callback:
     """Hooks of the loop; every one may be left out."""
 
-    def on_stage(self, name: str, num_updates: int) -> None:
-        """A stage begins."""
+    def on_stage(self, name: str, num_updates: int, done: int) -> None:
+        """A stage begins, or is gone on with after some updates."""
 
     def on_update(self, step: int, losses: dict[str, float], lr: float, figures: dict[str, float]) -> None:
         """An update was made; `figures` are logged besides the losses."""
@@ -57,6 +57,13 @@ class Callback:
 
     def on_end(self) -> None:
         """The run is over, well or not."""
+
+    def state(self) -> Any:
+        """What it knows, as a checkpoint keeps it; None for nothing."""
+        return None
+
+    def load(self, state: Any) -> None:
+        """Know this again."""
 
 
 class BestStep(Callback):
@@ -89,6 +96,15 @@ class BestStep(Callback):
         state = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
         for name, value in self._weights.items():
             state[name].copy_(value)
+
+    def state(self) -> dict[str, Any]:
+        """The best check and its weights."""
+        return {"check": None if self.check is None else asdict(self.check), "weights": self._weights}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Know these again."""
+        self.check = None if state["check"] is None else Check(**state["check"])
+        self._weights = dict(state["weights"])
 
 
 def better(new: Check, old: Check, margin: float = 0.0) -> bool:
@@ -129,6 +145,15 @@ class EarlyStopping(Callback):
         """Whether to stop now."""
         return self.patience is not None and self.waited >= self.patience
 
+    def state(self) -> dict[str, Any]:
+        """The stage's best check and the checks since."""
+        return {"best": None if self.best is None else asdict(self.best), "waited": self.waited}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Know these again."""
+        self.best = None if state["best"] is None else Check(**state["best"])
+        self.waited = state["waited"]
+
 
 @dataclass
 class Curve(Callback):
@@ -139,6 +164,14 @@ class Curve(Callback):
     def on_check(self, check: Check) -> None:
         """Keep it."""
         self.checks.append(check)
+
+    def state(self) -> list[dict[str, Any]]:
+        """The checks."""
+        return [asdict(check) for check in self.checks]
+
+    def load(self, state: list[dict[str, Any]]) -> None:
+        """Know these again."""
+        self.checks = [Check(**check) for check in state]
 
 
 class Trackers(Callback):
@@ -174,11 +207,11 @@ class Bar(Callback):
         self.loss, self.score = "", ""
         self.task: Any = None
 
-    def on_stage(self, name: str, num_updates: int) -> None:
+    def on_stage(self, name: str, num_updates: int, done: int) -> None:
         """Begin a new bar."""
         if self.task is not None:
             self.progress.remove_task(self.task)
-        self.task = self.progress.add_task(name, total=num_updates, note="")
+        self.task = self.progress.add_task(name, total=num_updates, completed=done, note="")
 
     def on_update(self, step: int, losses: dict[str, float], lr: float, figures: dict[str, float]) -> None:
         """Advance by one update."""

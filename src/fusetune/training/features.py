@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
@@ -11,12 +13,18 @@ from fusetune.data.examples import Examples, Progress
 from fusetune.data.store import Cache
 from fusetune.models.understand import Understand
 from fusetune.training.inference import encode_cells
+from fusetune.training.keeper import Keeper
 from fusetune.training.stored import open_store
 from fusetune.types import Tokens
 
 
 def fill_features(
-    model: Understand, examples: Examples, *, cache: Cache | None = None, progress: Progress | None = None
+    model: Understand,
+    examples: Examples,
+    *,
+    cache: Cache | None = None,
+    keeper: Keeper | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Tokens]:
     """Encoder outputs of every distinct cell, per column whose encoder is of use before any training.
 
@@ -24,6 +32,7 @@ def fill_features(
         model: with its encoders as they are now.
         examples: prepared rows.
         cache: keeps the outputs for other runs; only for a model whose encoders are as they were loaded.
+        keeper: knows which cells were computed together, where the run goes on.
         progress: wraps iterators.
     """
     return {
@@ -32,6 +41,7 @@ def fill_features(
             examples,
             column,
             store=open_store(cache, model.encoders[key], "output", torch.float32),
+            together=partial(keeper.places, f"features-{zlib.crc32(column.encode())}") if keeper is not None else None,
             progress=progress,
         )
         for column, key in model.routes.items()

@@ -15,10 +15,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from fusetune.data.examples import Examples
 from fusetune.data.sampler import UpdateSampler
+from fusetune.errors import RunError
 from fusetune.types import Batch
 
 AHEAD = 4
 """Micro-batches that are made before they are asked for."""
+PATIENCE = 120
+"""Seconds after which a worker that gives no batch is taken to hang."""
 
 
 class _Places(Dataset[int]):
@@ -50,6 +53,7 @@ class Feed:
         sampler: UpdateSampler,
         num_updates: int,
         *,
+        first: int = 0,
         workers: int = 0,
         ahead: int = AHEAD,
     ) -> None:
@@ -58,16 +62,12 @@ class Feed:
             train: prepared rows.
             sampler: draws the rows of each epoch.
             num_updates: how many there are.
+            first: how many of them were made before.
             workers: processes; 0 for a thread of this one.
             ahead: micro-batches that the thread makes before they are asked for.
         """
-        self.train, self.sampler, self.num_updates, self.workers, self.ahead = (
-            train,
-            sampler,
-            num_updates,
-            workers,
-            ahead,
-        )
+        self.train, self.sampler, self.workers, self.ahead = train, sampler, workers, ahead
+        self.first, self.num_updates = first, num_updates
         self.waited = 0.0
         self._thread = ThreadPoolExecutor(1, "fusetune-feed")
 
@@ -79,21 +79,24 @@ class Feed:
 
     def __iter__(self) -> Iterator[list[Batch]]:
         batches = self._by_processes() if self.workers else self._by_thread()
-        for _ in range(self.num_updates):
+        for _ in range(self.first, self.num_updates):
             start = time.perf_counter()
             micro_batches = list(itertools.islice(batches, self.sampler.accumulate))
             self.waited += time.perf_counter() - start
             yield micro_batches
 
-    def _drawn(self) -> Iterator[tuple[int, Sequence[int]]]:
-        """The epoch and the rows of each micro-batch."""
-        for epoch in itertools.count():
+    def _drawn(self) -> Iterator[tuple[int, list[list[int]]]]:
+        """Each epoch, and the rows of its micro-batches that are still to come."""
+        start = self.first // self.sampler.num_updates
+        for epoch in itertools.count(start):
             self.sampler.epoch = epoch
-            yield from ((epoch, places) for places in list(self.sampler))
+            made = self.first % self.sampler.num_updates if epoch == start else 0
+            yield epoch, list(self.sampler)[made * self.sampler.accumulate :]
 
     def _by_thread(self) -> Iterator[Batch]:
         ahead: deque[Future[Batch]] = deque()
-        for epoch, places in itertools.islice(self._drawn(), self.num_updates * self.sampler.accumulate):
+        drawn = ((epoch, places) for epoch, micro_batches in self._drawn() for places in micro_batches)
+        for epoch, places in itertools.islice(drawn, (self.num_updates - self.first) * self.sampler.accumulate):
             make: Callable[[], Batch] = partial(self.train.batch, places, epoch=epoch)
             if not self.ahead:
                 yield make()
@@ -107,13 +110,31 @@ class Feed:
     def _by_processes(self) -> Iterator[Batch]:
         # Without a generator of its own the loader would draw from the one that dropout draws from.
         own, places = torch.Generator(), _Places(len(self.train.rows))
-        for epoch in itertools.count():
-            self.sampler.epoch = epoch
+        for epoch, micro_batches in self._drawn():
             loader: DataLoader[Any] = DataLoader(
                 places,
-                batch_sampler=self.sampler,
+                batch_sampler=micro_batches,
                 collate_fn=partial(self.train.batch, epoch=epoch),
                 num_workers=self.workers,
                 generator=own,
+                timeout=PATIENCE,
             )
-            yield from loader
+            made = iter(loader)
+            for rows in micro_batches:
+                try:
+                    batch = next(made)
+                except RuntimeError as error:
+                    if "DataLoader" not in str(error):
+                        raise
+                    raise self._lost(rows, str(error)) from None
+                yield batch
+
+    def _lost(self, places: Sequence[int], why: str) -> RunError:
+        """What to say of a worker that died or hangs."""
+        ids = [int(self.train.rows[place]) for place in places]
+        return RunError(
+            f"a process that makes batches was killed or does not answer; the rows waited for: {ids[:64]}\n"
+            f"  It says: {why.splitlines()[0]}\n"
+            "  Do: trainer.workers=0 makes them in the main process; look at these rows' cells; a killed process often "
+            "means that memory is short"
+        )

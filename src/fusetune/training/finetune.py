@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,12 @@ from fusetune.objectives.total import Total, build_objectives
 from fusetune.sections import TrainerConfig
 from fusetune.tasks.base import Task
 from fusetune.training.alignment import Alignment
-from fusetune.training.averaging import Kept, copied, interpolate, soup, trained_weights
+from fusetune.training.averaging import Kept, copied, interpolate, put, soup, trained_weights
 from fusetune.training.callbacks import Bar, BestStep, Callback, Check, Curve, Trackers
 from fusetune.training.devices import make_accelerator, processes
 from fusetune.training.features import set_features
 from fusetune.training.inference import predict_logits
+from fusetune.training.keeper import END, Keeper, moving, watch_on
 from fusetune.training.learner import Learner
 from fusetune.training.loop import Validate, run_stage
 from fusetune.training.precision import chosen
@@ -62,6 +63,16 @@ class Course:
     warnings: list[str]
     precision: str = "no"
     waited: float = 0.0
+
+    def to_state(self) -> dict[str, Any]:
+        """As a checkpoint keeps it."""
+        return asdict(self) | {"moved": sorted(self.moved)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Course:
+        """The course that a checkpoint kept."""
+        checks, best = [Check(**check) for check in state["checks"]], Check(**state["best"])
+        return cls(**{**state, "checks": checks, "best": best, "moved": set(state["moved"])})
 
 
 def evaluate_loss(
@@ -115,6 +126,7 @@ def finetune(
     validator: Callable[[Sequence[Objective]], Validate] | None = None,
     seed: int = 0,
     cache: Cache | None = None,
+    keeper: Keeper | None = None,
     log_dir: Path | None = None,
     bar: bool = False,
 ) -> Course:
@@ -135,9 +147,15 @@ def finetune(
         validator: from the objectives to what evaluates the model; by default, the tasks' losses and metrics on `val`.
         seed: of shuffling and dropout.
         cache: keeps what the first trained layer of a partly frozen encoder reads; None: frozen layers run every time.
+        keeper: keeps checkpoints, and may have one to go on with.
         log_dir: where trackers write; None for no trackers.
         bar: whether to show progress.
+
+    Raises:
+        Interrupted: a signal came.
+        RunError: the training failed; see `run_stage`.
     """
+    keeper = keeper or Keeper()
     margin = 0.5 / math.sqrt(max(len(val), 1))  # about the standard error of an accuracy
     extra = build_objectives(model, tasks, objectives or {})
     balance = build_balance(settings.balance, model, tasks, train)
@@ -159,7 +177,12 @@ def finetune(
         probe.install(model, name)
     if alignment is not None:
         alignment.install(model)
-    accelerator = make_accelerator(settings, log_dir, _precision(recipe, learner, train, features[0]))
+    if (ended := keeper.take(END)) is not None:
+        put(learner.to(processes().device), ended["weights"])
+        return Course.from_state(ended["course"])
+    saved = keeper.saved
+    precision = _precision(recipe, learner, train, features[0]) if saved is None else saved["precision"]
+    accelerator = make_accelerator(settings, log_dir, precision)
     learner.to(accelerator.device)
     best, curve = BestStep(learner, margin=margin), Curve()
     callbacks: list[Callback] = [curve]
@@ -173,7 +196,7 @@ def finetune(
     scales = balance.scales() if balance is not None else None
     validate = validator(extra) if validator else lambda: evaluate_loss(model, tasks, val, scales=scales)
     try:
-        moved = _stages(recipe, learner, (train, val), features, validate, accelerator, best, callbacks, cache)
+        moved = _stages(recipe, learner, (train, val), features, validate, accelerator, best, callbacks, cache, keeper)
     finally:
         for callback in callbacks:
             callback.on_end()
@@ -184,6 +207,7 @@ def finetune(
     course.precision = str(accelerator.mixed_precision)
     seconds = sum(stage.seconds for stage in recipe.stages)
     course.waited = sum(stage.waited for stage in recipe.stages) / seconds if seconds else 0.0
+    keeper.end({"weights": moving(learner), "course": course.to_state()}, accelerator)
     return course
 
 
@@ -216,24 +240,35 @@ def _stages(
     best: BestStep,
     others: Sequence[Callback],
     cache: Cache | None,
+    keeper: Keeper,
 ) -> set[str]:
     """The head stage, then the tune stage, each left at the best step so far; gives the encoders that were trained."""
     settings, model, (train, val) = recipe.settings, recipe.model, rows
     last = "tune" if recipe.tunes() else "head"
     kept = Kept(learner, last, settings.soup, recipe.margin) if settings.soup is not None else None
     callbacks = [best, *others, *([kept] if kept is not None else [])]
-    start: dict[str, Tensor] = {}
-    step = 0
+    start, step = _went_on(keeper, recipe, callbacks)
+    keeper.outer = lambda: {
+        "start": start,
+        "step": step,
+        "stages": [[stage.seconds, stage.waited] for stage in recipe.stages],
+        "said": recipe.said,
+    }
     if settings.head_epochs != 0:
         cheap = [name for name in train.augment if not recipe.read_anew(name)]  # these are encoded in each batch
         set_features(train, {name: values for name, values in features[0].items() if name not in cheap})
         set_features(val, features[1])
         head = recipe.head_stage(len(train))
-        start = copied(trained_weights(learner))
-        first_check(head.name, validate, callbacks)
-        step = run_stage(learner, head, train, validate, accelerator, callbacks)
+        if keeper.is_past(head.name):
+            head.seconds, head.waited = keeper.saved["outer"]["stages"][0] if keeper.saved else (0.0, 0.0)
+        else:
+            if keeper.saved is None:
+                start = copied(trained_weights(learner))
+                first_check(head.name, validate, callbacks)
+            step = run_stage(learner, head, train, validate, accelerator, callbacks, keeper=keeper)
+            recipe.said += head.said
+            best.restore()
         recipe.stages.append(head)
-        best.restore()
     tune = recipe.tune_stage() if last == "tune" else None
     moving: set[str] = recipe.moving() if tune is not None else set()
     if tune is None:
@@ -246,17 +281,29 @@ def _stages(
     if best.check is None:
         first_check(last, validate, callbacks)
     if tune is not None:
-        best.cover()
-        start = copied(trained_weights(learner))
+        if keeper.saved is None:
+            best.cover()
+            start = copied(trained_weights(learner))
         if recipe.reads_cells_as_they_are():
             with accelerator.main_process_first():
                 low = accelerator.mixed_precision == "bf16"
-                recipe.said += start_later(model, rows, cache, low=low)
-        run_stage(learner, tune, train, validate, accelerator, callbacks, first_step=step)
+                recipe.said += start_later(model, rows, cache, low=low, keeper=keeper)
+        run_stage(learner, tune, train, validate, accelerator, callbacks, first_step=step, keeper=keeper)
+        recipe.said += tune.said
         recipe.stages.append(tune)
         best.restore()
     recipe.said += averaged(learner, settings, start, kept, best, validate)
     return moving
+
+
+def _went_on(keeper: Keeper, recipe: Recipe, callbacks: Sequence[Callback]) -> tuple[dict[str, Tensor], int]:
+    """The weights before the stage under way and the updates before it; what is known from before is known again."""
+    if (saved := keeper.saved) is None:
+        return {}, 0
+    outer = saved["outer"]
+    watch_on(callbacks, saved["watchers"])
+    recipe.said += [*outer["said"], f"The run was stopped, and went on from update {outer['step'] + saved['done']}."]
+    return outer["start"], outer["step"]
 
 
 def averaged(

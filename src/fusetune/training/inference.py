@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -74,25 +74,29 @@ def encode_cells(
     *,
     batch_size: int = 64,
     store: Store | None = None,
+    together: Callable[[np.ndarray], np.ndarray] | None = None,
     progress: Progress | None = None,
 ) -> Tokens:
     """The encoder's output for every distinct cell of a column: (cells, tokens, dim) float32 on the CPU.
 
     Cells with fewer tokens than others are padded with zeros. Cells that could not be read have no real token; no row
-    points at them. What the store has is not computed, and what is computed is stored.
+    points at them. What the store has is not computed, and what is computed is stored. `together` gives the cells, in
+    order, that are computed `batch_size` at a time, from those that would be; groups that the store has are left out.
     """
     source = examples.columns[column]
     good = np.asarray([place for place in range(len(source.cells)) if place not in source.bad], dtype=np.int64)
     good = good[np.argsort([-source.size(int(place)) for place in good], kind="stable")]  # most tokens first
     digests: list[bytes] = []
-    known: list[int] = []
+    known: set[int] = set()
     if store is not None:
         digests, lacking = missing(store, source)
-        known = sorted(set(good.tolist()) - set(lacking.tolist()))
-        good = lacking
-    steps: Iterator[np.ndarray] = iter([good[i : i + batch_size] for i in range(0, len(good), batch_size)])
+        known = set(good.tolist()) - set(lacking.tolist())
+        good = lacking if together is None else together(lacking)
+    groups = [good[i : i + batch_size] for i in range(0, len(good), batch_size)]
+    groups = [places for places in groups if not known.issuperset(places.tolist())]
+    steps: Iterator[np.ndarray] = iter(groups)
     if progress is not None:
-        steps = progress(steps, f"encoding {column}", -(-len(good) // batch_size))
+        steps = progress(steps, f"encoding {column}", len(groups))
     device = model_device(model)
     dim = int(model.encoders[model.routes[column]].dim)  # type: ignore[arg-type]
     longest = max([1, *(len(store.rows(digests[place])) for place in known)]) if store is not None else 1
@@ -106,13 +110,14 @@ def encode_cells(
         for places in steps:
             tensors = {name: tensor.to(device) for name, tensor in source.tensors(places).items()}
             tokens = model.encode(column, tensors)
-            num, chosen = tokens.values.shape[1], torch.from_numpy(places)
+            num, new = tokens.values.shape[1], [at for at, place in enumerate(places) if int(place) not in known]
+            chosen = torch.from_numpy(places[new])
             longer = num - features.shape[1]
             if longer > 0:
                 features, real = F.pad(features, (0, 0, 0, longer)), F.pad(real, (0, longer))
-            features[chosen, :num] = tokens.values.masked_fill(~tokens.mask.unsqueeze(-1), 0).float().cpu()
-            real[chosen, :num] = tokens.mask.cpu()
-            store = _keep(store, [digests[place] for place in places if digests], features[chosen], real[chosen])
+            features[chosen, :num] = tokens.values.masked_fill(~tokens.mask.unsqueeze(-1), 0).float().cpu()[new]
+            real[chosen, :num] = tokens.mask.cpu()[new]
+            store = _keep(store, [digests[place] for place in places[new] if digests], features[chosen], real[chosen])
     _keep(store, [], features, real, last=True)
     return Tokens(features.clone(), real.clone())  # a tensor made in inference mode could not enter a training step
 

@@ -6,24 +6,39 @@ A run is one or more stages, each with its own trainable parameters, learning ra
 
 from __future__ import annotations
 
+import gc
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs, set_seed
 from transformers import get_scheduler
 
 from fusetune.data.examples import Examples
 from fusetune.data.sampler import UpdateSampler
-from fusetune.training.averaging import Average
+from fusetune.errors import Interrupted, NonFiniteLoss, RunError
+from fusetune.models.perturb import Chance
+from fusetune.training.averaging import Average, put
 from fusetune.training.callbacks import Callback, Check, EarlyStopping
 from fusetune.training.feed import AHEAD, Feed
+from fusetune.training.keeper import (
+    Keeper,
+    State,
+    generators,
+    moving,
+    of_all_processes,
+    set_generators,
+    watch_on,
+    watched,
+)
 from fusetune.training.learner import Learner
 from fusetune.training.optim import build_optimizer
-from fusetune.training.update import Gradients, plain, update
+from fusetune.training.update import Gradients, is_out_of_memory, plain, update
 
 Validate = Callable[[], tuple[float, float, dict[str, dict[str, float]]]]
 """Gives (loss, score, metrics by task) on the validation rows."""
@@ -45,6 +60,8 @@ class Stage:
         seconds: set by the run: what the updates took, checks not counted.
         waited: set by the run: what of it went by in waiting for batches.
         ema: the decay of the weights' moving average, which is then evaluated and kept in their place.
+        skip: how many updates whose loss or gradient is not finite are left out; None stops at the first.
+        said: set by the run: what it did other than asked, in sentences.
     """
 
     name: str
@@ -66,6 +83,8 @@ class Stage:
     autocast: bool = True
     seconds: float = 0.0
     waited: float = 0.0
+    skip: int | None = None
+    said: list[str] = field(default_factory=list)
 
 
 def run_stage(
@@ -77,6 +96,7 @@ def run_stage(
     callbacks: Sequence[Callback],
     *,
     first_step: int = 0,
+    keeper: Keeper | None = None,
 ) -> int:
     """Train for one stage.
 
@@ -88,64 +108,267 @@ def run_stage(
         accelerator: devices, precision, gradient synchronisation, trackers.
         callbacks: called at every update and check.
         first_step: updates made in earlier stages.
+        keeper: keeps the state, and may have one to go on with.
 
     Returns:
         Updates made so far, this stage's included.
 
     Raises:
         NonFiniteLoss: the loss or the gradient became NaN or infinite; that update is not made.
+        RunError: memory is short for a single row.
+        StorageError: a checkpoint cannot be written.
+        Interrupted: a signal came; the state was kept.
     """
-    set_seed(stage.seed, device_specific=True)
-    sampler = _sampler(stage, train, accelerator)
-    num_updates = max(1, round(stage.epochs * sampler.num_updates))
-    eval_every = max(1, sampler.num_updates // stage.evals_per_epoch)
-    optimizer = build_optimizer(stage.optimizer, stage.groups, lr=stage.groups[0]["lr"])
-    warmup = round(stage.warmup * num_updates)
-    scheduler = get_scheduler(stage.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=num_updates)
-    accelerator.autocast_handler = AutocastKwargs(enabled=stage.autocast)
-    wrapped, optimizer = accelerator.prepare(learner, optimizer)
-    stopping = EarlyStopping(stage.patience, margin=stage.margin)
-    average = Average(learner, stage.ema) if stage.ema is not None else None
-    watchers = [*callbacks, stopping, *([average] if average is not None else [])]
-    for watcher in watchers:
-        watcher.on_stage(stage.name, num_updates)
+    running = _Running(learner, stage, train, validate, accelerator, callbacks, first_step, keeper or Keeper())
+    try:
+        with running.keeper.listening():
+            running.begin()
+            while not running.train_on():
+                pass
+    finally:
+        accelerator.free_memory()
+        for name in ("forward", "_original_forward"):  # which mixed precision put there
+            learner.__dict__.pop(name, None)
+    return first_step + running.done
 
-    trained = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
-    wrapped.train()
-    start, loss_sum, loss_count = time.perf_counter(), 0.0, 0
-    ahead = 0 if accelerator.device.type == "cpu" else AHEAD
-    with Feed(train, sampler, num_updates, workers=stage.workers, ahead=ahead) as feed:
-        for done, micro_batches in enumerate(feed, start=1):
-            step = first_step + done
-            where = f"update {step} of stage {stage.name!r}"
-            losses = update(
-                wrapped, micro_batches, optimizer, accelerator, stage.gradients, trained, clip=stage.clip, where=where
+
+class _Running:
+    """A stage under way.
+
+    Attributes:
+        done: updates made, left-out ones included.
+        checked: `done` at the last check.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        stage: Stage,
+        train: Examples,
+        validate: Validate,
+        accelerator: Accelerator,
+        callbacks: Sequence[Callback],
+        first_step: int,
+        keeper: Keeper,
+    ) -> None:
+        self.learner, self.stage, self.train, self.validate = learner, stage, train, validate
+        self.accelerator, self.first_step, self.keeper = accelerator, first_step, keeper
+        set_seed(stage.seed, device_specific=True)
+        self.sampler = _sampler(stage, train, accelerator)
+        self.num_updates = max(1, round(stage.epochs * self.sampler.num_updates))
+        self.eval_every = max(1, self.sampler.num_updates // stage.evals_per_epoch)
+        optimizer = build_optimizer(stage.optimizer, stage.groups, lr=stage.groups[0]["lr"])
+        warmup = round(stage.warmup * self.num_updates)
+        self.scheduler = get_scheduler(
+            stage.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=self.num_updates
+        )
+        accelerator.autocast_handler = AutocastKwargs(enabled=stage.autocast)
+        self.wrapped, self.optimizer = accelerator.prepare(learner, optimizer)
+        self.trained = [parameter for parameter in self.wrapped.parameters() if parameter.requires_grad]
+        self.buffers = list(learner.buffers())
+        self.stopping = EarlyStopping(stage.patience, margin=stage.margin)
+        self.average = Average(learner, stage.ema) if stage.ema is not None else None
+        self.watchers = [*callbacks, self.stopping, *([self.average] if self.average is not None else [])]
+        self.done, self.checked, self.loss_sum, self.loss_count, self.left_out = 0, 0, 0.0, 0, 0
+
+    def begin(self) -> None:
+        """From the start, or from a state that was kept."""
+        saved = self.keeper.take(self.stage.name)
+        if saved is not None:
+            self._load(saved)
+        for watcher in self.watchers:
+            watcher.on_stage(self.stage.name, self.num_updates, self.done)
+        self.wrapped.train()
+
+    def train_on(self) -> bool:
+        """Make updates until the stage is over: True; or until memory is short and micro-batches are halved: False."""
+        stage, accelerator = self.stage, self.accelerator
+        ahead = 0 if accelerator.device.type == "cpu" else AHEAD
+        if self._over():
+            return True
+        seconds, waited, paused = stage.seconds, stage.waited, 0.0
+        start = time.perf_counter()
+        with Feed(
+            self.train, self.sampler, self.num_updates, first=self.done, workers=stage.workers, ahead=ahead
+        ) as feed:
+            for micro_batches in feed:
+                losses = self._update(micro_batches)
+                if losses is None:
+                    return False
+                self.done += 1
+                lr = max(group["lr"] for group in self.optimizer.param_groups)
+                self.scheduler.step()
+                if losses:
+                    self.loss_sum, self.loss_count = self.loss_sum + sum(losses.values()), self.loss_count + 1
+                    for watcher in self.watchers:
+                        watcher.on_update(self.first_step + self.done, losses, lr, self.learner.figures())
+                balance = self.learner.objective.balance
+                if balance is not None and self.done % self.sampler.num_updates == 0:
+                    balance.end_epoch()
+                pause = time.perf_counter()
+                stage.seconds, stage.waited = seconds + pause - start - paused, waited + feed.waited
+                if self.keeper.due(accelerator):
+                    self._save()
+                    self.keeper.stop()
+                over = self._over()
+                paused += time.perf_counter() - pause
+                if over:
+                    return True
+        return True
+
+    def _over(self) -> bool:
+        """Check if it is time to; whether there is nothing left to do."""
+        ended = self.done == self.num_updates
+        if self.done and self.checked != self.done and (ended or self.done % self.eval_every == 0):
+            self._check()
+            self.wrapped.train()
+            self.keeper.stop()
+        return ended or self.stopping.stop
+
+    def _check(self) -> None:
+        lr = max(group["lr"] for group in self.optimizer.param_groups)
+        balance = self.learner.objective.balance
+        with self.average.swapped() if self.average is not None else nullcontext():
+            try:
+                with self.keeper.may_stop(self.accelerator.num_processes):
+                    found = self.validate()
+            except Interrupted:
+                stopped = True
+            else:
+                stopped = False
+                epoch = self.done / self.sampler.num_updates
+                mean = self.loss_sum / self.loss_count if self.loss_count else None
+                check = Check(self.stage.name, self.first_step + self.done, epoch, mean, *found, lr)
+                check.task_losses = balance.take() if balance is not None else {}
+                for watcher in self.watchers:
+                    watcher.on_check(check)
+                self.loss_sum, self.loss_count, self.checked = 0.0, 0, self.done
+        if stopped:
+            self._save()
+            self.keeper.stop()
+
+    def _update(self, micro_batches: Sequence[Any]) -> dict[str, float] | None:
+        """The losses; none where the update was left out; None where memory was short and it is to be made again."""
+        chance = Chance(self.accelerator.device)
+        buffers = [buffer.clone() for buffer in self.buffers]
+        balance = self.learner.objective.balance
+        own = balance.own() if balance is not None else None
+        where = f"update {self.first_step + self.done + 1} of stage {self.stage.name!r}"
+        try:
+            return update(
+                self.wrapped,
+                micro_batches,
+                self.optimizer,
+                self.accelerator,
+                self.stage.gradients,
+                self.trained,
+                clip=self.stage.clip,
+                where=where,
             )
-            lr = max(group["lr"] for group in optimizer.param_groups)
-            scheduler.step()
-            loss_sum, loss_count = loss_sum + sum(losses.values()), loss_count + 1
-            for watcher in watchers:
-                watcher.on_update(step, losses, lr, learner.figures())
-            balance = learner.objective.balance
-            if balance is not None and done % sampler.num_updates == 0:
-                balance.end_epoch()
-            if done % eval_every == 0 or done == num_updates:
-                paused = time.perf_counter()
-                with average.swapped() if average is not None else nullcontext():
-                    epoch = done / sampler.num_updates
-                    check = Check(stage.name, step, epoch, loss_sum / loss_count, *validate(), lr)
-                    check.task_losses = balance.take() if balance is not None else {}
-                    for watcher in watchers:
-                        watcher.on_check(check)
-                wrapped.train()
-                start, loss_sum, loss_count = start + time.perf_counter() - paused, 0.0, 0
-                if stopping.stop:
-                    break
-        stage.seconds, stage.waited = time.perf_counter() - start, feed.waited
-    accelerator.free_memory()
-    for name in ("forward", "_original_forward"):  # which mixed precision put there
-        learner.__dict__.pop(name, None)
-    return step
+        except NonFiniteLoss as error:
+            self._leave_out(error)
+            short = False
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._halve(where, str(error).splitlines()[0])
+            short = True
+        with torch.no_grad():
+            for buffer, value in zip(self.buffers, buffers, strict=True):
+                buffer.copy_(value)
+        if balance is not None:
+            balance.set_own(own)
+        if not short:
+            return {}
+        self.optimizer.zero_grad()
+        chance.again()
+        gc.collect()
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    def _leave_out(self, error: NonFiniteLoss) -> None:
+        """Go on without an update, if that was asked for.
+
+        Raises:
+            NonFiniteLoss: it was not, or there were too many.
+        """
+        self.left_out += 1
+        if self.stage.skip is None:
+            raise error
+        if self.left_out > self.stage.skip:
+            raise NonFiniteLoss(
+                f"{error}\n  trainer.skip_nonfinite={self.stage.skip} such updates were left out before."
+            )
+        self._say(f"An update was left out: {str(error).splitlines()[0]}.")
+
+    def _halve(self, where: str, why: str) -> None:
+        """Have the same updates made of micro-batches of half the size.
+
+        Raises:
+            RunError: they have a single row each, or several processes would have to agree.
+        """
+        rows = -(-self.stage.batch_size // (self.sampler.accumulate * self.accelerator.num_processes))
+        if rows <= 1 or self.accelerator.num_processes > 1:
+            raise RunError(
+                f"memory was short at {where}, with {rows} rows a micro-batch: {why}\n"
+                "  Do: trainer.accumulate=N makes micro-batches smaller; freeze backbones, shorten texts "
+                "(text.max_tokens), trainer.gradient_checkpointing=true"
+            )
+        self.sampler.accumulate *= 2
+        self._say(
+            f"Memory was short at {where}: from there on an update is made of {self.sampler.accumulate} micro-batches "
+            f"(trainer.accumulate={self.sampler.accumulate}) of {-(-rows // 2)} rows, the batch size is the same."
+        )
+
+    def _say(self, text: str) -> None:
+        self.stage.said.append(text)
+        warnings.warn(text, stacklevel=2)
+
+    def _save(self) -> None:
+        """Keep the state as it is after an update."""
+        accelerator, balance = self.accelerator, self.learner.objective.balance
+        own = {"generators": generators(accelerator.device), "balance": balance.own() if balance is not None else None}
+        scaler = accelerator.scaler
+        state: State = {
+            "stage": self.stage.name,
+            "precision": str(accelerator.mixed_precision),
+            "done": self.done,
+            "checked": self.checked,
+            "accumulate": self.sampler.accumulate,
+            "weights": moving(self.learner),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "processes": of_all_processes(own, accelerator),
+            "watchers": watched(self.watchers),
+            "outer": self.keeper.outer(),
+            "sums": [self.loss_sum, self.loss_count, self.left_out, self.stage.seconds, self.stage.waited],
+            "said": self.stage.said,
+        }
+        bad = [name for name in moving(self.learner) if _is_bad(dict(self.learner.named_parameters()).get(name))]
+        if bad:
+            raise NonFiniteLoss(
+                f"the weights {', '.join(bad[:3])} are not finite, so no checkpoint was written of them"
+            )
+        self.keeper.save(state, accelerator)
+
+    def _load(self, saved: State) -> None:
+        """Be where the state was kept."""
+        put(self.learner, saved["weights"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scheduler.load_state_dict(saved["scheduler"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(saved["scaler"])
+        watch_on(self.watchers, saved["watchers"])
+        self.done, self.checked, self.sampler.accumulate = saved["done"], saved["checked"], saved["accumulate"]
+        self.loss_sum, self.loss_count, self.left_out, self.stage.seconds, self.stage.waited = saved["sums"]
+        self.stage.said = list(saved["said"])
+        own = saved["processes"][self.accelerator.process_index]
+        balance = self.learner.objective.balance
+        if balance is not None:
+            balance.set_own(own["balance"])
+        set_generators(own["generators"], self.accelerator.device)
 
 
 def _sampler(stage: Stage, train: Examples, accelerator: Accelerator) -> UpdateSampler:
@@ -161,3 +384,7 @@ def _sampler(stage: Stage, train: Examples, accelerator: Accelerator) -> UpdateS
         tables=train.table.parts()[train.used],
         mix=train.mix,
     )
+
+
+def _is_bad(parameter: torch.nn.Parameter | None) -> bool:
+    return parameter is not None and not bool(torch.isfinite(parameter).all())

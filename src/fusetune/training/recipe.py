@@ -192,6 +192,7 @@ class Recipe:
             workers=settings.workers,
             seed=self.seed,
             ema=settings.ema,
+            skip=settings.skip_nonfinite,
         )
 
     def moving(self) -> set[str]:

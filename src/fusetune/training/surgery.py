@@ -205,40 +205,30 @@ def dual_cone(vectors: Tensor, products: Tensor) -> Tensor:
 class FamoGradients:
     """Plain gradients of FAMO's weighted losses; its logits learn from the update before. A `Gradients`.
 
-    As in the paper's own code, an update's rows are looked at again once it is made, here when the next one begins: one
-    forward pass more, with the same draws of dropout, and nothing of it stays but what the logits learn.
+    As in the paper's own code, an update's rows are looked at again once it is made: one forward pass more, with the
+    same draws of dropout, and nothing of it stays but what the logits learn.
     """
 
     def __init__(self, balance: Famo) -> None:
         self.balance = balance
-        self._made: tuple[Sequence[Batch], Chance, Tensor] | None = None
+        self._chance: Chance | None = None
 
     def __call__(
         self, learner: nn.Module, micro_batches: Sequence[Batch], accelerator: Accelerator
     ) -> dict[str, Tensor]:
         """See `Gradients`."""
-        if self._made is not None:
-            self._look_back(learner, accelerator, *self._made)
-        chance = Chance(accelerator.device)
+        self._chance = Chance(accelerator.device)
         self.balance.begin()
-        totals = plain(learner, micro_batches, accelerator)
-        self._made = micro_batches, chance, self.balance.noted
-        return totals
+        return plain(learner, micro_batches, accelerator)
 
     @torch.no_grad()
-    def _look_back(
-        self,
-        wrapped: nn.Module,
-        accelerator: Accelerator,
-        micro_batches: Sequence[Batch],
-        chance: Chance,
-        before: Tensor,
-    ) -> None:
+    def look_back(self, wrapped: nn.Module, micro_batches: Sequence[Batch], accelerator: Accelerator) -> None:
         """Let the logits learn from these rows' losses before the update of the weights and now."""
-        learner = accelerator.unwrap_model(wrapped)
+        learner, before = accelerator.unwrap_model(wrapped), self.balance.noted
+        assert self._chance is not None, "gradients were taken of these rows"
         kept = {name: buffer.clone() for name, buffer in learner.model.named_buffers()}  # as batch norm's means
         present = Chance(accelerator.device)
-        chance.again()
+        self._chance.again()
         after = torch.zeros_like(before)
         for batch in micro_batches:
             batch = batch.to(accelerator.device)

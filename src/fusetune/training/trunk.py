@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from fusetune.data.examples import Column, Examples, Progress
 from fusetune.data.store import Cache, Store
 from fusetune.models.understand import Understand
 from fusetune.training.inference import evaluating, model_device
+from fusetune.training.keeper import Keeper
 from fusetune.training.stored import missing, open_store
 
 BATCH = 64
@@ -48,7 +51,13 @@ class Trunk:
 
 
 def start_later(
-    model: Understand, rows: Sequence[Examples], cache: Cache | None, *, low: bool, progress: Progress | None = None
+    model: Understand,
+    rows: Sequence[Examples],
+    cache: Cache | None,
+    *,
+    low: bool,
+    keeper: Keeper | None = None,
+    progress: Progress | None = None,
 ) -> list[str]:
     """Have the cells of partly frozen encoders start at the first trained layer, wherever that gives the same.
 
@@ -57,6 +66,7 @@ def start_later(
         rows: train and validation rows; augmented columns, and those with features, stay as they are.
         cache: where what the layer reads is kept; None does nothing.
         low: store in bfloat16, where the model computes in it; else in float32.
+        keeper: knows which cells were computed together, where the run goes on.
         progress: wraps iterators.
 
     Returns:
@@ -69,19 +79,26 @@ def start_later(
         if not number or not isinstance(encoder, Backbone):
             continue
         store = open_store(cache, encoder, number, torch.bfloat16 if low else torch.float32)
-        for examples in rows:
+        for place, examples in enumerate(rows):
             column = examples.columns.get(name)
             if store is None or column is None or name in examples.augment or column.features is not None:
                 continue
             try:
-                column.trunk = _filled(model, encoder, number, column, store, progress)
+                together = partial((keeper or Keeper()).places, f"trunk-{place}-{zlib.crc32(name.encode())}")
+                column.trunk = _filled(model, encoder, number, column, store, together, progress)
             except OSError as error:
                 said.append(f"the frozen layers of {name} run in every epoch: the cache cannot be written ({error})")
     return said
 
 
 def _filled(
-    model: Understand, encoder: Backbone, number: int, column: Column, store: Store, progress: Progress | None
+    model: Understand,
+    encoder: Backbone,
+    number: int,
+    column: Column,
+    store: Store,
+    together: Callable[[np.ndarray], np.ndarray],
+    progress: Progress | None,
 ) -> Trunk | None:
     """The column's trunk, every cell of it computed; None where the encoder does not bear it."""
     device = model_device(model)
@@ -90,7 +107,9 @@ def _filled(
     with evaluating(encoder):
         if not good or not bears(encoder, number, _tensors(column, good, device)):
             return None
-        for some in batches(places, f"running the frozen layers on {column.modality.column}", progress):
+        for some in batches(together(places), f"running the frozen layers on {column.modality.column}", progress):
+            if all(digests[place] in store for place in some):
+                continue
             tensors = _tensors(column, some, device)
             hidden = run_to(encoder, number, tensors)
             for place, part in zip(some, _split(hidden, tensors), strict=True):

@@ -38,6 +38,14 @@ class Gradients(Protocol):
         ...
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was short, on a GPU or in this process."""
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and ("not enough memory" in said or "can't allocate memory" in said)
+    )
+
+
 def loss_shares(micro_batches: Sequence[Batch], accelerator: Accelerator) -> list[dict[str, float]]:
     """What each micro-batch's mean losses count in the update's, so that they sum to the mean over all its rows.
 
@@ -130,4 +138,6 @@ def update(
         )
     optimizer.step()
     optimizer.zero_grad()
+    if (look_back := getattr(gradients, "look_back", None)) is not None:  # those of a Sharpness see every loss twice
+        look_back(learner, micro_batches, accelerator)
     return losses

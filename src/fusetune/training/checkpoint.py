@@ -1,0 +1,202 @@
+"""Checkpoints: a training's state in folders that are there whole or not at all, and are checked when they are read.
+
+    00000003-5f0c…/            number, then the first digits of the manifest's SHA-256
+        tensors.safetensors    every tensor
+        state.json             everything else, with the tensors' names in their places
+        manifest.json          each file's SHA-256 and size
+
+A folder is written under another name, flushed to disk and renamed, so a crash at any moment leaves those before it.
+The two newest are kept: where the newest is damaged the one before it is taken, and that is said.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fusetune.errors import FolderError, StorageError
+
+FORMAT = 1
+KEPT = 2
+TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+_NAME = re.compile(r"\d{8}-[0-9a-f]{16}")
+
+
+class Checkpoints:
+    """The checkpoints in a folder.
+
+    Attributes:
+        warnings: checkpoints that `newest` could not use, with the reason.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """
+        Args:
+            folder: made when the first one is written.
+        """
+        self.folder = Path(folder)
+        self.warnings: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self._found())
+
+    def _found(self) -> list[Path]:
+        """Newest first."""
+        listed = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted((path for path in listed if _NAME.fullmatch(path.name)), reverse=True)
+
+    def save(self, state: Any) -> Path:
+        """Write a state: mappings, lists and tuples of tensors, texts, figures, truth values and None.
+
+        Raises:
+            StorageError: it cannot be written; those before it are as they were.
+        """
+        tensors: dict[str, Tensor] = {}
+        text = json.dumps(_packed(state, tensors, {}), allow_nan=False)
+        size = len(text) + sum(tensor.nbytes for tensor in tensors.values())
+        found = self._found()
+        number = int(found[0].name[:8]) + 1 if found else 1
+        partial = self.folder / f".partial-{os.getpid()}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._clean()
+            partial.mkdir()
+            save_file(tensors, partial / TENSORS)
+            (partial / STATE).write_text(text, encoding="utf-8")
+            manifest = {"format": FORMAT, "files": {name: _described(partial / name) for name in (TENSORS, STATE)}}
+            (partial / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+            for path in (partial / TENSORS, partial / STATE, partial / MANIFEST, partial):
+                flush(path)
+            whole = self.folder / f"{number:08d}-{_hash(partial / MANIFEST)[:16]}"
+            partial.rename(whole)
+            flush(self.folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise StorageError(
+                f"a checkpoint of {size:,} bytes cannot be written to {self.folder}: {error}"
+                f"{_free(self.folder) if _is_full(error) else ''}\n"
+                "  Do: make room, or name another place with --out; trainer.checkpoint_minutes=none writes none"
+            ) from error
+        for old in [whole, *found][KEPT:]:
+            shutil.rmtree(old, ignore_errors=True)
+        return whole
+
+    def _clean(self) -> None:
+        """Remove what writers that are gone left half done."""
+        for path in self.folder.glob(".partial-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def newest(self) -> Any:
+        """The newest whole state, None where there is no checkpoint; see `warnings` for those that are damaged.
+
+        Raises:
+            FolderError: there are checkpoints, and none is whole.
+        """
+        self.warnings = []
+        found = self._found()
+        for path in found:
+            try:
+                return _read(path)
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+                self.warnings.append(f"the checkpoint {path} is damaged and was passed over: {error}")
+        if found:
+            raise FolderError(
+                "no checkpoint is whole",
+                came="; ".join(self.warnings),
+                do="start anew with --no-resume, which deletes them",
+                file=str(self.folder),
+            )
+        return None
+
+
+def _read(path: Path) -> Any:
+    manifest_hash = _hash(path / MANIFEST)
+    if manifest_hash[:16] != path.name[9:]:
+        raise ValueError(f"{MANIFEST} is not the one that was written")
+    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    if manifest["format"] > FORMAT:
+        raise ValueError("it was written by a later fusetune")
+    for name in (TENSORS, STATE):
+        if (path / name).is_symlink() or _described(path / name) != manifest["files"][name]:
+            raise ValueError(f"{name} is not the file that was written")
+    return _unpacked(json.loads((path / STATE).read_text(encoding="utf-8")), load_file(path / TENSORS))
+
+
+def flush(path: Path) -> None:
+    """Have a file's content, or a folder's list of files, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _described(path: Path) -> dict[str, Any]:
+    return {"sha256": _hash(path), "bytes": path.stat().st_size}
+
+
+def _is_full(error: Exception) -> bool:
+    return "os error 28" in str(error) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT))
+
+
+def _free(folder: Path) -> str:
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return f"; {shutil.disk_usage(there).free:,} bytes are free"
+
+
+def _packed(value: Any, tensors: dict[str, Tensor], seen: dict[tuple[Any, ...], str]) -> Any:
+    """The value as JSON, tensors by name; a tensor that comes twice is written once."""
+    if isinstance(value, Tensor):
+        tensor = value.detach()
+        key = (tensor.data_ptr(), tensor.device, tensor.dtype, tuple(tensor.shape), tensor.stride())
+        if tensor.numel() == 0 or key not in seen:
+            name = str(len(tensors))
+            whole = tensor.untyped_storage().nbytes() == tensor.nbytes  # safetensors refuses parts of a storage
+            tensors[name] = tensor.to("cpu").contiguous() if whole else tensor.to("cpu", copy=True).contiguous()
+            seen[key] = name
+        return {"$tensor": seen[key]}
+    if isinstance(value, dict):
+        if all(isinstance(key, str) and not key.startswith("$") for key in value):
+            return {key: _packed(part, tensors, seen) for key, part in value.items()}
+        return {"$items": [[key, _packed(part, tensors, seen)] for key, part in value.items()]}
+    if isinstance(value, list):
+        return [_packed(part, tensors, seen) for part in value]
+    if isinstance(value, tuple):
+        return {"$tuple": [_packed(part, tensors, seen) for part in value]}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"$float": str(value)}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__}")
+
+
+def _unpacked(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unpacked(part, tensors) for part in value]
+    if not isinstance(value, dict):
+        return value
+    if "$tensor" in value:
+        return tensors[value["$tensor"]]
+    if "$items" in value:
+        return {key: _unpacked(part, tensors) for key, part in value["$items"]}
+    if "$tuple" in value:
+        return tuple(_unpacked(part, tensors) for part in value["$tuple"])
+    if "$float" in value:
+        return float(value["$float"])
+    return {key: _unpacked(part, tensors) for key, part in value.items()}
