@@ -33,6 +33,7 @@ OPTIONS = {
         "--schema",
         "--json",
         "--objective",
+        "--resume",
     },
     "predict": {"folder", "table", "--out", "-o", "--on-bad-cell", "--precision", "--json"},
     "evaluate": {"folder", "table", "--slices", "-s", "--precision", "--json"},

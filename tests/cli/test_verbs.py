@@ -86,6 +86,7 @@ class TestFit:
             "val": "v.csv",
             "test": "t.csv",
             "out": Path("runs/priority"),
+            "resume": None,
             "progress": False,
         }
         assert "tuned" in done.stdout

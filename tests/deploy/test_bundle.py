@@ -148,7 +148,7 @@ def test_a_folder_that_cannot_be_written(fitted, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match="file"):
         save_bundle(fitted.bundle, tmp_path / "file")
-    with pytest.raises(StorageError, match="cannot be made"):
+    with pytest.raises(StorageError, match="cannot be made or written"):
         api.fit("t.csv", target="a", out=tmp_path / "file" / "inside")
 
 

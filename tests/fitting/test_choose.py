@@ -15,6 +15,7 @@ from fusetune.errors import ConfigError
 from fusetune.evaluation.details import FusionTried
 from fusetune.fitting import choose as choosing
 from fusetune.fitting.fit import Fit
+from fusetune.fitting.run_folder import RunFolder
 from fusetune.registry import FUSIONS
 
 HEAD = {"epochs": 0, "head_epochs": 20, "lr": 0.02, "trackers": []}
@@ -133,12 +134,10 @@ class Clock:
 
 def started(table, quick, tmp_path, **fusion):
     """A fit up to where the fusion is chosen."""
-    run = Fit(
-        Config.build(settings(quick, "odd", **fusion) | {"target": "odd"}),
-        {"train": str(table), "val": None, "test": None},
-        tmp_path,
-        progress=False,
-    )
+    config = Config.build(settings(quick, "odd", **fusion) | {"target": "odd"})
+    place = RunFolder(tmp_path, config)
+    place.__enter__()
+    run = Fit(config, {"train": str(table), "val": None, "test": None}, place, progress=False)
     stop = pytest.MonkeyPatch()
 
     class Reached(Exception):

@@ -66,7 +66,7 @@ class Verbs(typer.core.TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            common.errors_console().print(f"\n{stop or 'stopped'}", style="yellow")
+            common.errors_console().print(f"\n{str(stop) or 'stopped'}", style="yellow")
             raise typer.Exit(128 + stop.signal if isinstance(stop, Interrupted) else 130) from None
         except Exception as error:
             if hasattr(error, "exit_code") or isinstance(error, typer.Abort | BrokenPipeError):

@@ -84,6 +84,7 @@ class RunFolder:
             with contextlib.suppress(OSError):  # there are checkpoints, or another run was quicker
                 if not self._kept():
                     shutil.rmtree(self.place)
+                self.folder.rmdir()  # goes where nothing is in it
 
     def _claim(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():
@@ -99,7 +100,9 @@ class RunFolder:
                 do="wait for it, stop it, or give another folder as --out",
             ) from None
         except OSError as error:
-            raise StorageError(f"the folder {self.folder} cannot be written: {error}") from error
+            raise StorageError(
+                f"the folder {self.folder} cannot be made or written: {error}\n  Do: name another as --out"
+            ) from error
         if self._kept() and self.resume is None:
             raise ConfigError(
                 f"{self.folder} has a run that was stopped",
