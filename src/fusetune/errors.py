@@ -81,6 +81,10 @@ class UserError(FusetuneError, ValueError):
             self.args = (self._message(),)
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How a worker process hands it to the main one."""
+        return _again, (type(self), self.args, self.__dict__)
+
     def _message(self) -> str:
         place = [part for part in (self.file, _numbered("row", self.row), _quoted("column", self.column)) if part]
         text = f"{', '.join(place)}: {self.what}" if place else self.what
@@ -88,6 +92,13 @@ class UserError(FusetuneError, ValueError):
             if part:
                 text += f"\n  {label}: {part}"
         return text
+
+
+def _again(kind: type[UserError], args: tuple[Any, ...], state: dict[str, Any]) -> UserError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 def _numbered(label: str, number: int | None) -> str | None:

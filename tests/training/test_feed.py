@@ -1,5 +1,7 @@
 """Batches made ahead are those of the sampler, in order, however they are made, and no draw of dropout is taken."""
 
+import os
+import signal
 import threading
 import time
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 from fusetune.data.sampler import UpdateSampler
+from fusetune.errors import BadCell, RunError
 from fusetune.training.feed import AHEAD, Feed
 
 
@@ -61,3 +64,51 @@ def test_waiting_is_counted_and_errors_come_through():
 
     with Feed(Rows(23, fail), sampler(), 5) as feed, pytest.raises(KeyError, match="a cell"):
         list(feed)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_cell_that_can_no_longer_be_read_is_named(workers):
+    def gone():
+        raise BadCell(row=7, column="photo", value="a.png", why="the file is gone", do="bring it back")
+
+    with pytest.raises(BadCell, match=r"(?s)row 7, column 'photo': the file is gone.*Do: bring it back") as caught:  # noqa: SIM117
+        with Feed(Rows(23, gone), sampler(), 5, workers=workers) as feed:
+            list(feed)
+    assert (caught.value.row, caught.value.value) == (7, "a.png")
+
+
+@pytest.mark.parametrize("first", [1, 4, 7])
+@pytest.mark.parametrize(("workers", "ahead"), [(0, 0), (0, AHEAD), (2, AHEAD)])
+def test_going_on_gives_the_rest(first, workers, ahead):
+    with Feed(Rows(23), sampler(), 10) as feed:
+        expected = list(feed)[first:]
+    with Feed(Rows(23), sampler(), 10, first=first, workers=workers, ahead=ahead) as feed:
+        assert list(feed) == expected
+
+
+def test_a_killed_worker_is_told_with_its_rows():
+    home = os.getpid()
+
+    def die():
+        if os.getpid() != home:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(RunError, match=r"(?s)was killed.*rows last asked for: \[\d+, .*trainer.workers=0"):  # noqa: SIM117
+        with Feed(Rows(23, die), sampler(), 5, workers=2) as feed:
+            list(feed)
+
+
+def test_a_worker_that_hangs_is_told(monkeypatch):
+    monkeypatch.setattr("fusetune.training.feed.PATIENCE", 0.5)
+    with (
+        pytest.raises(RunError, match="does not answer"),
+        Feed(Rows(23, lambda: time.sleep(20)), sampler(), 5, workers=1) as feed,
+    ):
+        list(feed)
+
+
+def test_workers_leave_signals_of_the_group_to_the_main_process():
+    groups = Rows(23)
+    groups.batch = lambda places, *, epoch: os.getpgid(0)
+    with Feed(groups, sampler(), 1, workers=1) as feed:
+        assert next(iter(feed))[0] != os.getpgid(0)

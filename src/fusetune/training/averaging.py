@@ -30,6 +30,11 @@ def trained_weights(module: nn.Module) -> dict[str, Tensor]:
     return found
 
 
+def not_finite(weights: Mapping[str, Tensor]) -> list[str]:
+    """The names of those that hold NaN or infinity."""
+    return [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
+
+
 def copied(weights: Mapping[str, Tensor]) -> Weights:
     """The same on the CPU, apart from what comes."""
     return {name: value.detach().to("cpu", copy=True) for name, value in weights.items()}

@@ -121,14 +121,15 @@ class Checkpoints:
 
 
 def _read(path: Path) -> Any:
-    manifest_hash = _hash(path / MANIFEST)
-    if manifest_hash[:16] != path.name[9:]:
+    if linked := [one.name for one in (path, *path.iterdir()) if one.is_symlink()]:
+        raise ValueError(f"{linked[0]} is a link")
+    if _hash(path / MANIFEST)[:16] != path.name[9:]:
         raise ValueError(f"{MANIFEST} is not the one that was written")
     manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     if manifest["format"] > FORMAT:
         raise ValueError("it was written by a later fusetune")
     for name in (TENSORS, STATE):
-        if (path / name).is_symlink() or _described(path / name) != manifest["files"][name]:
+        if _described(path / name) != manifest["files"][name]:
             raise ValueError(f"{name} is not the file that was written")
     return _unpacked(json.loads((path / STATE).read_text(encoding="utf-8")), load_file(path / TENSORS))
 

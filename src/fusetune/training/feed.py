@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -15,12 +17,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from fusetune.data.examples import Examples
 from fusetune.data.sampler import UpdateSampler
-from fusetune.errors import RunError
+from fusetune.errors import RunError, UserError
 from fusetune.types import Batch
 
 AHEAD = 4
 """Micro-batches that are made before they are asked for."""
-PATIENCE = 120
+PATIENCE = 60
 """Seconds after which a worker that gives no batch is taken to hang."""
 
 
@@ -70,12 +72,19 @@ class Feed:
         self.first, self.num_updates = first, num_updates
         self.waited = 0.0
         self._thread = ThreadPoolExecutor(1, "fusetune-feed")
+        self._coming: Sequence[int] = ()
 
     def __enter__(self) -> Feed:
         return self
 
-    def __exit__(self, *raised: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """
+        Raises:
+            RunError: a process that makes batches died or hangs; torch may notice it at any moment.
+        """
         self._thread.shutdown(cancel_futures=True)
+        if isinstance(error, RuntimeError) and str(error).startswith("DataLoader"):
+            raise self._lost(str(error)) from None
 
     def __iter__(self) -> Iterator[list[Batch]]:
         batches = self._by_processes() if self.workers else self._by_thread()
@@ -114,27 +123,39 @@ class Feed:
             loader: DataLoader[Any] = DataLoader(
                 places,
                 batch_sampler=micro_batches,
-                collate_fn=partial(self.train.batch, epoch=epoch),
+                collate_fn=partial(_made, self.train, epoch=epoch),
                 num_workers=self.workers,
                 generator=own,
                 timeout=PATIENCE,
+                worker_init_fn=_stand_apart,
             )
             made = iter(loader)
-            for rows in micro_batches:
-                try:
-                    batch = next(made)
-                except RuntimeError as error:
-                    if "DataLoader" not in str(error):
-                        raise
-                    raise self._lost(rows, str(error)) from None
+            for self._coming in micro_batches:
+                batch = next(made)
+                if isinstance(batch, UserError):
+                    raise batch
                 yield batch
 
-    def _lost(self, places: Sequence[int], why: str) -> RunError:
+    def _lost(self, why: str) -> RunError:
         """What to say of a worker that died or hangs."""
-        ids = [int(self.train.rows[place]) for place in places]
+        ids = [int(self.train.rows[place]) for place in self._coming]
         return RunError(
-            f"a process that makes batches was killed or does not answer; the rows waited for: {ids[:64]}\n"
+            f"a process that makes batches was killed or does not answer; the rows last asked for: {ids[:64]}\n"
             f"  It says: {why.splitlines()[0]}\n"
             "  Do: trainer.workers=0 makes them in the main process; look at these rows' cells; a killed process often "
             "means that memory is short"
         )
+
+
+def _made(train: Examples, places: Sequence[int], *, epoch: int) -> Batch | UserError:
+    """A worker's batch, or why there is none: torch would not hand over the error as it is."""
+    try:
+        return train.batch(places, epoch=epoch)
+    except UserError as error:
+        return error
+
+
+def _stand_apart(number: int) -> None:
+    """Leave Ctrl-C and other signals to the whole process group to the main process, which stops its workers itself."""
+    with suppress(OSError):
+        os.setpgid(0, 0)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fusetune.data.examples import Examples
 from fusetune.data.store import Cache
+from fusetune.errors import NonFiniteLoss
 from fusetune.models.understand import Understand
 from fusetune.objectives.balance import build_balance
 from fusetune.objectives.base import Objective
@@ -29,7 +30,7 @@ from fusetune.objectives.total import Total, build_objectives
 from fusetune.sections import TrainerConfig
 from fusetune.tasks.base import Task
 from fusetune.training.alignment import Alignment
-from fusetune.training.averaging import Kept, copied, interpolate, put, soup, trained_weights
+from fusetune.training.averaging import Kept, copied, interpolate, not_finite, put, soup, trained_weights
 from fusetune.training.callbacks import Bar, BestStep, Callback, Check, Curve, Trackers
 from fusetune.training.devices import make_accelerator, processes
 from fusetune.training.features import set_features
@@ -203,6 +204,11 @@ def finetune(
         set_features(train, {})
         set_features(val, {})
     assert best.check is not None, "a stage ends with a check"
+    if bad := not_finite(trained_weights(learner)):
+        raise NonFiniteLoss(
+            f"{', '.join(bad[:3])} are NaN or infinite at the best step, so the model is not saved\n"
+            "  Do: lower trainer.lr and trainer.backbone_lr, set trainer.clip"
+        )
     course = Course(curve.checks, best.check, _trained(model), moved, recipe.warnings())
     course.precision = str(accelerator.mixed_precision)
     seconds = sum(stage.seconds for stage in recipe.stages)

@@ -23,7 +23,7 @@ from fusetune.data.examples import Examples
 from fusetune.data.sampler import UpdateSampler
 from fusetune.errors import Interrupted, NonFiniteLoss, RunError
 from fusetune.models.perturb import Chance
-from fusetune.training.averaging import Average, put
+from fusetune.training.averaging import Average, not_finite, put, trained_weights
 from fusetune.training.callbacks import Callback, Check, EarlyStopping
 from fusetune.training.feed import AHEAD, Feed
 from fusetune.training.keeper import (
@@ -346,10 +346,12 @@ class _Running:
             "sums": [self.loss_sum, self.loss_count, self.left_out, self.stage.seconds, self.stage.waited],
             "said": self.stage.said,
         }
-        bad = [name for name in moving(self.learner) if _is_bad(dict(self.learner.named_parameters()).get(name))]
-        if bad:
+        means = [value for held in self.optimizer.state.values() for value in held.values() if torch.is_tensor(value)]
+        named = trained_weights(self.learner) | {f"optimizer's {at}": value for at, value in enumerate(means)}
+        if bad := not_finite(named):
             raise NonFiniteLoss(
-                f"the weights {', '.join(bad[:3])} are not finite, so no checkpoint was written of them"
+                f"{', '.join(bad[:3])} became NaN or infinite by update {self.first_step + self.done}, so no "
+                "checkpoint was written\n  Do: lower trainer.lr and trainer.backbone_lr, set trainer.clip"
             )
         self.keeper.save(state, accelerator)
 
@@ -384,7 +386,3 @@ def _sampler(stage: Stage, train: Examples, accelerator: Accelerator) -> UpdateS
         tables=train.table.parts()[train.used],
         mix=train.mix,
     )
-
-
-def _is_bad(parameter: torch.nn.Parameter | None) -> bool:
-    return parameter is not None and not bool(torch.isfinite(parameter).all())

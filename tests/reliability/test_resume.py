@@ -1,0 +1,284 @@
+"""A run that ends at any update and is gone on with comes to the weights of the run that never ended, bit by bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fusetune import api
+from fusetune.errors import ConfigError, FolderError, StorageError, TableError
+from fusetune.fitting.run_folder import FOLDER, RUN
+from fusetune.training import checkpoint, keeper, loop
+from fusetune.training.checkpoint import Checkpoints
+
+CASES: dict[str, dict[str, Any]] = {
+    "augmented": {
+        "augment": {
+            "text": {"word_dropout": 0.2},
+            "image": {"flip": True, "crop": 0.8},
+            "audio": {"noise": 0.3},
+            "number": {"noise": 0.1},
+        },
+        "trainer": {"ema": 0.9, "soup": 3, "interpolate": True, "accumulate": 2},
+    },
+    "workers": {"augment": {"text": {"word_dropout": 0.2}}, "trainer": {"workers": 2}},
+    "no head stage": {"trainer": {"head_epochs": 0, "optimizer": "lion"}},
+    "attacked": {"trainer": {"adversarial": {"name": "freelb", "steps": 2}}},
+    "sam, vat, mixup": {"objectives": {"vat": {}, "mixup": {}}, "trainer": {"sam": 0.05}},
+    "lora, rdrop": {"text": {"adapter": "lora"}, "objectives": {"rdrop": {}}, "trainer": {"optimizer": "adafactor"}},
+    "partly frozen": {
+        "text": {"freeze": "bottom:1"},
+        "image": {"freeze": "all"},
+        "audio": {"freeze": "only:norm"},
+        "data": {"cache": "CACHE"},
+    },
+    "contrastive": {"objectives": {"contrastive": {"weight": 0.2}, "unimodal": {}}, "fusion": {"name": "bottleneck"}},
+    "famo": {"target": ["label", "plan"], "trainer": {"balance": "famo"}},
+    "dwa": {"target": ["label", "plan"], "trainer": {"balance": "dwa", "epochs": 3}, "report": {"single": True}},
+    "uncertainty": {"target": ["label", "plan"], "trainer": {"balance": "uncertainty"}},
+    "no target": {"target": [], "objectives": {"contrastive": {}}},
+    "fusion of their choice": {"fusion": {"name": "auto", "dim": 16, "candidates": ["gated", "concat"]}},
+    "trees": {"fusion": {"name": "stack", "base": {"name": "attention", "dim": 16}, "rounds": 5}},
+    "each alone": {"report": {"alone": "tuned"}},
+}
+"""What differs from `base`, section by section."""
+
+FAST = ("augmented", "famo")
+
+
+class Killed(BaseException):
+    """The process ends here, for all that its code can do."""
+
+
+@pytest.fixture
+def base(tiny, shop_tables):
+    return {
+        **{name: str(path) for name, path in shop_tables.items()},
+        "target": ["label"],
+        "text": {"name": tiny("bert")},
+        "image": {"name": tiny("vit")},
+        "audio": {"name": tiny("wav2vec2")},
+        "fusion": {"name": "attention", "dim": 16},
+        "trainer": {"epochs": 2, "head_epochs": 2, "batch_size": 20, "trackers": [], "checkpoint_minutes": 0},
+        "report": {"bootstrap": 0, "alone": "none"},
+        "data": {"cache": "none"},
+    }
+
+
+def settings(base: dict[str, Any], case: str, tmp_path: Path) -> dict[str, Any]:
+    """A case's settings; the cache of those that have one is their own."""
+    found = {key: dict(value) if isinstance(value, dict) else value for key, value in base.items()}
+    for key, value in CASES[case].items():
+        found[key] = {**found.get(key, {}), **value} if isinstance(value, dict) else value
+    if found["fusion"]["name"] in ("stack", "auto"):
+        found["fusion"] = CASES[case]["fusion"]
+    if found["data"]["cache"] == "CACHE":
+        found["data"]["cache"] = str(tmp_path / "cache")
+    return found
+
+
+def weights(folder: Path) -> dict[str, str]:
+    """SHA-256 of all that was learned."""
+    files = [*folder.glob("*.safetensors"), *folder.glob("stack/*")]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def ends_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
+    """Let the process end in the `number`-th update; the list grows by one for each."""
+    begun: list[int] = []
+    real = loop.update
+
+    def update(*args, **kwargs):
+        begun.append(len(begun))
+        if len(begun) == number:
+            raise Killed
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "update", update)
+    return begun
+
+
+def killed(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], out: Path, number: int) -> None:
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        ends_at(patched, number)
+        api.fit(config=config, out=out, resume=True, progress=False)
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=() if c in FAST else pytest.mark.slow) for c in CASES])
+def test_the_same_weights_wherever_it_ends(base, tmp_path, monkeypatch, case):
+    config = settings(base, case, tmp_path)
+    with monkeypatch.context() as patched:
+        begun = ends_at(patched, 0)
+        whole = api.fit(config=config, out=tmp_path / "whole", progress=False)
+    total = len(begun)
+    assert total >= 8
+    shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    for number in (total // 3, total // 2):  # counted from where it went on the time before
+        killed(monkeypatch, config, tmp_path / "parts", number)
+        assert (tmp_path / "parts" / FOLDER / RUN).is_file()
+    parts = api.fit(config=config, out=tmp_path / "parts", resume=True, progress=False)
+    assert weights(tmp_path / "parts") == weights(tmp_path / "whole") != {}
+    assert not (tmp_path / "parts" / FOLDER).exists()
+    first, second = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "parts"))
+    assert second["curve"] == first["curve"]
+    assert any("went on from update" in warning for warning in parts.results.warnings)
+    assert not any("went on from update" in warning for warning in whole.results.warnings)
+
+
+@pytest.fixture(scope="module")
+def small(tiny, shop_tables):
+    """Settings without pictures and sounds."""
+    return {
+        **{name: str(path) for name, path in shop_tables.items()},
+        "target": ["label"],
+        "columns": {"photo": {"role": "ignore"}, "voice": {"role": "ignore"}},
+        "text": {"name": tiny("bert")},
+        "fusion": {"name": "concat", "dim": 16},
+        "trainer": {"epochs": 1, "head_epochs": 1, "batch_size": 20, "trackers": [], "checkpoint_minutes": 0},
+        "report": {"bootstrap": 0, "alone": "none"},
+        "data": {"cache": "none"},
+    }
+
+
+@pytest.fixture(scope="module")
+def ended(small, tmp_path_factory):
+    """The folder of a run that ended in its fourth update."""
+    folder = tmp_path_factory.mktemp("ended") / "run"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        killed(monkeypatch, small, folder, 4)
+    return folder
+
+
+@pytest.fixture
+def stopped(small, ended, tmp_path):
+    """Settings, and a folder of such a run for the test alone."""
+    return small, Path(shutil.copytree(ended, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("part", keeper.PARTS)
+def test_a_checkpoint_that_lacks_a_part_is_refused_by_its_name(stopped, part):
+    kept = Checkpoints(stopped[1] / FOLDER / "tune")
+    state = kept.newest()
+    del state[part]
+    kept.save(state)
+    with pytest.raises(FolderError, match=rf"(?s)tune: the checkpoint lacks the {keeper.PARTS[part]}.*--no-resume"):
+        keeper.Keeper(kept.folder, 5.0)
+
+
+def test_a_watcher_whose_state_is_missing_is_named(stopped):
+    config, folder = stopped
+    kept = Checkpoints(folder / FOLDER / "tune")
+    state = kept.newest()
+    del state["watchers"]["BestStep"]
+    kept.save(state)
+    with pytest.raises(FolderError, match="lacks the state of BestStep"):
+        api.fit(config=config, out=folder, resume=True, progress=False)
+
+
+def test_what_of_a_stopped_run_has_to_be_said(stopped):
+    config, folder = stopped
+    with pytest.raises(ConfigError, match=r"(?s)has a run that was stopped.*--resume goes on.*--no-resume deletes"):
+        api.fit(config=config, out=folder, progress=False)
+    api.fit(config=config, out=folder, resume=False, progress=False)
+    assert not (folder / FOLDER).exists()
+
+
+def test_the_folder_is_enough_to_go_on(stopped, monkeypatch):
+    _, folder = stopped
+    monkeypatch.chdir(folder)
+    done = api.resume(folder, progress=False)
+    assert done.folder == folder and any("went on" in said for said in done.results.warnings)
+    assert api.resume(folder, progress=False).bundle.fingerprint == done.bundle.fingerprint  # it is finished: loaded
+
+
+def test_there_must_be_something_to_go_on_with(tmp_path):
+    with pytest.raises(ConfigError, match="has no run to go on with"):
+        api.resume(tmp_path, progress=False)
+
+
+def test_other_settings_are_named_and_some_may_change(stopped):
+    config, folder = stopped
+    other = {**config, "trainer": {**config["trainer"], "lr": 0.01, "clip": 3}}
+    with pytest.raises(
+        ConfigError, match=r"(?s)begun with other settings: trainer.clip, trainer.lr.*Expected: trainer"
+    ):
+        api.fit(config=other, out=folder, resume=True, progress=False)
+    free = {**config, "trainer": {**config["trainer"], "checkpoint_minutes": 5, "workers": 1}}
+    api.fit(config=free, out=folder, resume=True, progress=False)
+
+
+def test_another_table_is_refused(stopped, tmp_path):
+    config, folder = stopped
+    shop = Path(config["train"])
+    before = shop.read_text()
+    try:
+        shop.write_text(before.replace("w1 ", "w2 ", 1))
+        with pytest.raises(TableError, match=r"(?s)the train rows are not what the run .* was begun with"):
+            api.fit(config=config, out=folder, resume=True, progress=False)
+    finally:
+        shop.write_text(before)
+
+
+def test_a_damaged_newest_checkpoint_costs_a_step_and_is_told(stopped):
+    config, folder = stopped
+    newest = sorted((folder / FOLDER / "tune").glob("????????-*"))[-1]
+    (newest / "tensors.safetensors").write_bytes(b"x")
+    done = api.fit(config=config, out=folder, resume=True, progress=False)
+    assert any("damaged and was passed over" in said for said in done.results.warnings)
+
+
+def test_another_number_of_threads_is_told(stopped):
+    config, folder = stopped
+    path = folder / FOLDER / RUN
+    known = json.loads(path.read_text())
+    known["facts"]["others"]["threads"] += 1
+    path.write_text(json.dumps(known))
+    done = api.fit(config=config, out=folder, resume=True, progress=False)
+    assert any("The run began with threads" in said and "bit by bit" in said for said in done.results.warnings)
+
+
+def test_a_folder_has_one_run_at_a_time(small, tmp_path, monkeypatch):
+    met = []
+    real = loop.update
+
+    def update(*args, **kwargs):
+        if not met:
+            with pytest.raises(ConfigError, match=r"(?s)another run is writing to .*Do: wait for it") as caught:
+                api.fit(config=small, out=tmp_path / "run", progress=False)
+            met.append(caught)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "update", update)
+    api.fit(config=small, out=tmp_path / "run", progress=False)
+    assert met
+
+
+def test_a_full_disk_ends_the_run_and_leaves_what_was_kept(small, tmp_path, monkeypatch):
+    whole = api.fit(config=small, out=tmp_path / "whole", progress=False)
+    saved = []
+    real = checkpoint.save_file
+
+    def save(tensors, path):
+        saved.append(path)
+        if len(saved) > 4:
+            raise OSError(28, "No space left on device")
+        real(tensors, path)
+
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(StorageError, match=r"(?s)[\d,]+ bytes cannot be written to .*tune"),
+    ):
+        patched.setattr(checkpoint, "save_file", save)
+        api.fit(config=small, out=tmp_path / "run", progress=False)
+    api.fit(config=small, out=tmp_path / "run", resume=True, progress=False)
+    assert weights(whole.folder) == weights(tmp_path / "run")
+
+
+def test_without_checkpoints_nothing_is_kept(small, tmp_path, monkeypatch):
+    killed(monkeypatch, {**small, "trainer": {**small["trainer"], "checkpoint_minutes": None}}, tmp_path / "run", 5)
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
