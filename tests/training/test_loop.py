@@ -8,23 +8,26 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch import nn
 
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
-from fusetune.errors import NonFiniteLoss
+from fusetune.errors import NonFiniteLoss, RunError
 from fusetune.modalities.category import CategoryModality
 from fusetune.modalities.number import NumberModality
 from fusetune.models.build import build_model
+from fusetune.objectives.balance import build_balance
 from fusetune.objectives.total import Total
 from fusetune.sections import NamedConfig
 from fusetune.tasks.classification import MulticlassTask
 from fusetune.tasks.regression import RegressionTask
 from fusetune.training.callbacks import Callback
+from fusetune.training.keeper import Keeper
 from fusetune.training.learner import Learner
 from fusetune.training.loop import Stage, run_stage
 from fusetune.training.optim import no_decay, param_groups
-from fusetune.training.update import loss_shares
+from fusetune.training.update import loss_shares, plain
 
 
 class Watch(Callback):
@@ -217,3 +220,118 @@ def test_worker_processes_change_nothing():
         run(learner, examples, stage(learner, workers=workers, accumulate=2))
         results.append(weights(learner))
     assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
+
+
+class Spoiled:
+    """Gives every `every`-th update a gradient that is not finite."""
+
+    def __init__(self, every: int):
+        self.every, self.calls = every, 0
+
+    def __call__(self, learner, micro_batches, accelerator):
+        losses = plain(learner, micro_batches, accelerator)
+        self.calls += 1
+        if self.calls % self.every == 0:
+            next(p for p in learner.parameters() if p.grad is not None).grad.fill_(math.nan)
+        return losses
+
+
+def test_updates_that_are_not_finite_are_left_out_up_to_a_number():
+    learner, examples = make()
+    given = stage(learner, epochs=2, skip=2, gradients=Spoiled(3))  # the third and the sixth of six
+    with pytest.warns(UserWarning, match="An update was left out: the gradient became NaN"):
+        step, watch = run(learner, examples, given)
+    assert step == 6 and len(watch.losses) == 4
+    assert [said.split("at ")[1].split(";")[0] for said in given.said] == [
+        "update 3 of stage 's'",
+        "update 6 of stage 's'",
+    ]
+    assert all(value.isfinite().all() for value in weights(learner).values())
+
+
+def test_more_are_an_error_that_counts_them():
+    learner, examples = make()
+    given = stage(learner, epochs=2, skip=1, gradients=Spoiled(2))
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(NonFiniteLoss, match=r"(?s)update 4 of.*skip_nonfinite=1 such updates"),
+    ):
+        run(learner, examples, given)
+
+
+def test_a_left_out_update_changes_no_weight_buffer_or_balance():
+    learner, examples = make()
+    learner.objective.balance = balance = build_balance("dwa", learner.model, learner.objective.tasks.tasks, examples)
+    before, own = weights(learner), balance.own()
+    with pytest.warns(UserWarning):
+        run(learner, examples, stage(learner, epochs=1 / 3, skip=1, gradients=Spoiled(1)))
+    assert balance.own() is own
+    for name, value in weights(learner).items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True, msg=name)
+
+
+class Short:
+    """Memory that is short for micro-batches of more rows than `most`."""
+
+    def __init__(self, most: int, error: Exception):
+        self.most, self.error = most, error
+
+    def __call__(self, learner, micro_batches, accelerator):
+        losses = plain(learner, micro_batches, accelerator)
+        if max(map(len, micro_batches)) > self.most:  # with gradients computed and draws taken
+            raise self.error
+        return losses
+
+
+OUT_OF_MEMORY = {
+    "gpu": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: 8 bytes"),
+    "python": MemoryError("no memory"),
+}
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY.values(), ids=OUT_OF_MEMORY)
+def test_where_memory_is_short_smaller_micro_batches_make_the_same_updates(error):
+    found = []
+    for gradients, accumulate in ((Short(5, error), 1), (plain, 4)):
+        learner, examples = make()
+        for module in learner.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.3  # the draws of a pass that failed are taken back
+        given = stage(learner, gradients=gradients, accumulate=accumulate, optimizer="adamw", lr=0.01)
+        if accumulate == 1:
+            with pytest.warns(UserWarning, match=r"Memory was short at update 1 .*trainer.accumulate=4"):
+                run(learner, examples, given)
+            assert [said.split("made of ")[1].split(" (")[0] for said in given.said] == [
+                "2 micro-batches",
+                "4 micro-batches",
+            ]
+        else:
+            run(learner, examples, given)
+        found.append(weights(learner))
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+def test_where_memory_is_short_for_one_row_it_is_said():
+    learner, examples = make(8)
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(RunError, match=r"(?s)1 rows a micro-batch: CUDA out of memory.*Do: "),
+    ):
+        run(learner, examples, stage(learner, batch_size=2, gradients=Short(0, OUT_OF_MEMORY["gpu"])))
+
+
+def test_other_errors_are_not_taken_for_it():
+    learner, examples = make(8)
+    with pytest.raises(RuntimeError, match="a defect"):
+        run(learner, examples, stage(learner, gradients=Short(0, RuntimeError("a defect"))))
+
+
+def test_weights_that_are_not_finite_are_not_kept(tmp_path):
+    learner, examples = make()
+    given = stage(learner, epochs=1, lr=1e38, clip=None, optimizer="sgd", schedule="constant", warmup=0.0)
+    kept = Keeper(tmp_path, 0)
+    with pytest.raises(NonFiniteLoss, match=r"became NaN or infinite (by|at) update"):
+        run_stage(learner, given, examples, lambda: (1.0, 0.0, {}), Accelerator(cpu=True), [], keeper=kept)
+    for saved in tmp_path.glob("*/tensors.safetensors"):
+        assert all(value.isfinite().all() for value in load_file(saved).values())

@@ -180,7 +180,9 @@ def finetune(
         alignment.install(model)
     if (ended := keeper.take(END)) is not None:
         put(learner.to(processes().device), ended["weights"])
-        return Course.from_state(ended["course"])
+        course = Course.from_state(ended["course"])
+        course.warnings.append("The run was stopped after this training, and went on from there.")
+        return course
     saved = keeper.saved
     precision = _precision(recipe, learner, train, features[0]) if saved is None else saved["precision"]
     accelerator = make_accelerator(settings, log_dir, precision)

@@ -1,0 +1,161 @@
+"""When a training's state is kept, what it holds, and what signals do."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from fusetune.errors import FolderError, Interrupted
+from fusetune.training import keeper as keeping
+from fusetune.training.keeper import ENDED, PARTS, Keeper, generators, set_generators
+
+CPU = Accelerator(cpu=True)
+
+
+class Clock:
+    """Seconds that pass when they are told to."""
+
+    def __init__(self, monkeypatch):
+        self.now = 1000.0
+        monkeypatch.setattr(keeping.time, "monotonic", lambda: self.now)
+
+
+def whole(**changes):
+    return dict.fromkeys(PARTS, 0) | {"stage": "tune", "processes": [{}]} | changes
+
+
+def test_all_generators_come_back():
+    torch.manual_seed(3), np.random.seed(4), random.seed(5)
+    state = generators(torch.device("cpu"))
+    first = torch.rand(3).tolist(), np.random.rand(3).tolist(), [random.gauss(0, 1) for _ in range(3)]
+    torch.manual_seed(0), np.random.seed(0), random.seed(0)
+    set_generators(state, torch.device("cpu"))
+    assert (torch.rand(3).tolist(), np.random.rand(3).tolist(), [random.gauss(0, 1) for _ in range(3)]) == first
+
+
+def test_generators_come_back_from_the_disk(tmp_path):
+    random.gauss(0, 1)  # leaves half of a pair
+    Keeper(tmp_path, 0).save(whole(processes=[{"generators": generators(torch.device("cpu"))}]))
+    drawn = torch.rand(2).tolist(), np.random.normal(size=3).tolist(), random.gauss(0, 1)
+    saved = Keeper(tmp_path, 0).take("tune")
+    set_generators(saved["processes"][0]["generators"], torch.device("cpu"))
+    assert (torch.rand(2).tolist(), np.random.normal(size=3).tolist(), random.gauss(0, 1)) == drawn
+
+
+def test_every_so_many_minutes(tmp_path, monkeypatch):
+    clock = Clock(monkeypatch)
+    keeper = Keeper(tmp_path, 2)
+    assert not keeper.due(CPU)
+    clock.now += 119
+    assert not keeper.due(CPU)
+    clock.now += 1
+    assert keeper.due(CPU)
+    keeper.save(whole())
+    assert not keeper.due(CPU)
+
+
+def test_writing_takes_a_twentieth_of_the_time_at_most(tmp_path, monkeypatch):
+    clock = Clock(monkeypatch)
+    keeper = Keeper(tmp_path, 1)
+    real = keeper.checkpoints.save
+    monkeypatch.setattr(keeper.checkpoints, "save", lambda state: (real(state), setattr(clock, "now", clock.now + 30)))
+    keeper.save(whole())
+    clock.now += 599
+    assert not keeper.due(CPU)
+    clock.now += 1
+    assert keeper.due(CPU)
+
+
+def test_none_is_kept_without_a_folder_or_minutes(tmp_path):
+    for keeper in (Keeper(), Keeper(tmp_path, None)):
+        keeper.save(whole())
+        assert not keeper.due(CPU) and keeper.saved is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_state_is_taken_once_by_its_stage(tmp_path):
+    Keeper(tmp_path, 0).save(whole())
+    keeper = Keeper(tmp_path, 0)
+    assert keeper.take("head") is None and keeper.is_past("head") and not keeper.is_past("tune")
+    assert keeper.take("tune")["stage"] == "tune"
+    assert keeper.take("tune") is None and not keeper.is_past("head")
+
+
+def test_another_number_of_processes_is_refused(tmp_path):
+    Keeper(tmp_path, 0).save(whole(processes=[{}, {}]))
+    Keeper(tmp_path, 0, processes=2)
+    with pytest.raises(FolderError, match=r"(?s)another number of processes.*Expected: 2.*Came: 1"):
+        Keeper(tmp_path, 0)
+
+
+def test_what_a_long_training_came_to_is_kept(tmp_path, monkeypatch):
+    clock = Clock(monkeypatch)
+    keeper = Keeper(tmp_path, 5)
+    keeper.end({"weights": {}, "course": {}}, CPU)
+    assert Keeper(tmp_path, 5).saved is None
+    clock.now += keeping.END_SECONDS
+    keeper.end({"weights": {}, "course": {}}, CPU)
+    assert Keeper(tmp_path, 5).take(keeping.END).keys() == ENDED.keys()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_the_update_and_a_second_one_does_not(tmp_path, number):
+    keeper = Keeper(tmp_path, 5)
+    before = signal.getsignal(number)
+    with keeper.listening():
+        keeper.stop()
+        os.kill(os.getpid(), number)
+        assert keeper.due(CPU)
+        assert signal.getsignal(number) == before  # the second one is as it was before the run
+        with pytest.raises(Interrupted, match="--resume goes on from it") as caught:
+            keeper.stop()
+    assert caught.value.signal == number and isinstance(caught.value, KeyboardInterrupt)
+    assert signal.getsignal(number) == before
+
+
+def test_an_evaluation_is_left_at_once(tmp_path):
+    keeper = Keeper(tmp_path, 5)
+    reached = []
+    with keeper.listening(), pytest.raises(Interrupted), keeper.may_stop(1):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):
+            reached.append(1)
+    assert not keeper.checking and len(reached) < 1000
+
+
+def test_several_processes_stop_together_later(tmp_path):
+    keeper = Keeper(tmp_path, 5)
+    with keeper.listening(), keeper.may_stop(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert keeper.signal == signal.SIGTERM
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_signals_are_let_alone_where_they_cannot_be_answered(tmp_path, keeps):
+    keeper, found = Keeper(tmp_path if keeps else None, 5), []
+    before = signal.getsignal(signal.SIGTERM)
+
+    def look():
+        with keeper.listening():
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    if keeps:  # only the main thread may set handlers
+        thread = threading.Thread(target=look)
+        thread.start(), thread.join()
+    else:
+        look()
+    assert found == [before]
+
+
+def test_cells_computed_together_stay_together(tmp_path):
+    first = np.asarray([5, 3, 9])
+    assert Keeper(tmp_path, 5).places("x", first).tolist() == [5, 3, 9]
+    assert Keeper(tmp_path, 5).places("x", np.asarray([9])).tolist() == [5, 3, 9]
+    assert Keeper().places("x", np.asarray([9])).tolist() == [9]
