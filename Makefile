@@ -2,6 +2,7 @@
 #
 #   make demo    make a sample table, tune on it, say where the report is
 #   make test    run the tests but the slow ones; make test-slow runs those
+#   make torture kills, damage and bad input of every sort, and a table of what survived
 #   make check   formatting, lint, types, examples
 #   make fmt     put formatting and imports right
 #   make clean   remove .venv, caches and runs
@@ -14,7 +15,7 @@ READY := $(VENV)/.ready
 # Two test processes, each with one thread, fill two cores; nothing is fetched from a hub while testing.
 OFFLINE := HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: all demo test test-slow check fmt clean setup
+.PHONY: all demo test test-slow torture check fmt clean setup
 .DELETE_ON_ERROR:
 
 all: demo
@@ -39,6 +40,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(OFFLINE) $(BIN)/python -m pytest -m slow -s
+
+torture: $(READY)
+	$(OFFLINE) $(BIN)/python -m pytest tests/reliability tests/training/test_checkpoint.py -q
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from stopping import CASES, settings, weights
 
 from fusetune import api
 from fusetune.errors import ConfigError, FolderError, StorageError, TableError
@@ -16,76 +16,11 @@ from fusetune.fitting.run_folder import FOLDER, RUN
 from fusetune.training import checkpoint, keeper, loop
 from fusetune.training.checkpoint import Checkpoints
 
-CASES: dict[str, dict[str, Any]] = {
-    "augmented": {
-        "augment": {
-            "text": {"word_dropout": 0.2},
-            "image": {"flip": True, "crop": 0.8},
-            "audio": {"noise": 0.3},
-            "number": {"noise": 0.1},
-        },
-        "trainer": {"ema": 0.9, "soup": 3, "interpolate": True, "accumulate": 2},
-    },
-    "workers": {"augment": {"text": {"word_dropout": 0.2}}, "trainer": {"workers": 2}},
-    "no head stage": {"trainer": {"head_epochs": 0, "optimizer": "lion"}},
-    "attacked": {"trainer": {"adversarial": {"name": "freelb", "steps": 2}}},
-    "sam, vat, mixup": {"objectives": {"vat": {}, "mixup": {}}, "trainer": {"sam": 0.05}},
-    "lora, rdrop": {"text": {"adapter": "lora"}, "objectives": {"rdrop": {}}, "trainer": {"optimizer": "adafactor"}},
-    "partly frozen": {
-        "text": {"freeze": "bottom:1"},
-        "image": {"freeze": "all"},
-        "audio": {"freeze": "only:norm"},
-        "data": {"cache": "CACHE"},
-    },
-    "contrastive": {"objectives": {"contrastive": {"weight": 0.2}, "unimodal": {}}, "fusion": {"name": "bottleneck"}},
-    "famo": {"target": ["label", "plan"], "trainer": {"balance": "famo"}},
-    "dwa": {"target": ["label", "plan"], "trainer": {"balance": "dwa", "epochs": 3}, "report": {"single": True}},
-    "uncertainty": {"target": ["label", "plan"], "trainer": {"balance": "uncertainty"}},
-    "no target": {"target": [], "objectives": {"contrastive": {}}},
-    "fusion of their choice": {"fusion": {"name": "auto", "dim": 16, "candidates": ["gated", "concat"]}},
-    "trees": {"fusion": {"name": "stack", "base": {"name": "attention", "dim": 16}, "rounds": 5}},
-    "each alone": {"report": {"alone": "tuned"}},
-}
-"""What differs from `base`, section by section."""
-
 FAST = ("augmented", "famo")
 
 
 class Killed(BaseException):
     """The process ends here, for all that its code can do."""
-
-
-@pytest.fixture
-def base(tiny, shop_tables):
-    return {
-        **{name: str(path) for name, path in shop_tables.items()},
-        "target": ["label"],
-        "text": {"name": tiny("bert")},
-        "image": {"name": tiny("vit")},
-        "audio": {"name": tiny("wav2vec2")},
-        "fusion": {"name": "attention", "dim": 16},
-        "trainer": {"epochs": 2, "head_epochs": 2, "batch_size": 20, "trackers": [], "checkpoint_minutes": 0},
-        "report": {"bootstrap": 0, "alone": "none"},
-        "data": {"cache": "none"},
-    }
-
-
-def settings(base: dict[str, Any], case: str, tmp_path: Path) -> dict[str, Any]:
-    """A case's settings; the cache of those that have one is their own."""
-    found = {key: dict(value) if isinstance(value, dict) else value for key, value in base.items()}
-    for key, value in CASES[case].items():
-        found[key] = {**found.get(key, {}), **value} if isinstance(value, dict) else value
-    if found["fusion"]["name"] in ("stack", "auto"):
-        found["fusion"] = CASES[case]["fusion"]
-    if found["data"]["cache"] == "CACHE":
-        found["data"]["cache"] = str(tmp_path / "cache")
-    return found
-
-
-def weights(folder: Path) -> dict[str, str]:
-    """SHA-256 of all that was learned."""
-    files = [*folder.glob("*.safetensors"), *folder.glob("stack/*")]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def ends_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
@@ -118,7 +53,8 @@ def test_the_same_weights_wherever_it_ends(base, tmp_path, monkeypatch, case):
     total = len(begun)
     assert total >= 8
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
-    for number in (total // 3, total // 2):  # counted from where it went on the time before
+    late = (total - 4, 2)  # candidates for the fusion are begun anew
+    for number in late if case == "fusion of their choice" else (total // 3, total // 2):  # from where it went on
         killed(monkeypatch, config, tmp_path / "parts", number)
     parts = api.fit(config=config, out=tmp_path / "parts", resume=True, progress=False)
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole") != {}
