@@ -13,6 +13,7 @@ import typer.main
 from typer.testing import CliRunner
 
 import fusetune
+from fusetune.cli import failures
 from fusetune.cli.main import VERBS, app
 from fusetune.errors import NonFiniteLoss, TableError
 
@@ -224,3 +225,14 @@ def test_module_runs_as_a_command():
         env=os.environ | {"PYTHONPATH": str(Path(fusetune.__file__).parents[1])},
     )  # fmt: skip
     assert (done.returncode, done.stdout.strip()) == (0, f"fusetune {fusetune.__version__}")
+
+
+def test_our_warnings_are_lines_and_others_are_left_alone(capsys):
+    seen = []
+    show = failures.show_warning(lambda *given: seen.append(given))
+    show(
+        UserWarning("Memory was [short]."), UserWarning, str(Path(fusetune.__file__).parent / "training" / "loop.py"), 7
+    )
+    show(UserWarning("theirs"), UserWarning, "/lib/torch/x.py", 8, None, None)
+    assert capsys.readouterr().err == "warning: Memory was [short].\n"
+    assert [given[2:] for given in seen] == [("/lib/torch/x.py", 8, None, None)]

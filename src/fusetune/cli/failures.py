@@ -6,6 +6,8 @@ import platform
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import fusetune
@@ -34,6 +36,24 @@ def tell(error: Exception, state: State) -> int:
     if state.json:
         print_json({"error": _as_json(error, message, log)})
     return USERS if theirs else OURS
+
+
+def show_warning(others: Callable[..., None]) -> Callable[..., None]:
+    """How warnings are shown: ours as a line for people.
+
+    Args:
+        others: shows what other packages warn of.
+    """
+
+    def show(message: Any, category: type[Warning], filename: str, lineno: int, *more: Any) -> None:
+        if not Path(filename).is_relative_to(Path(fusetune.__file__).parent):
+            others(message, category, filename, lineno, *more)
+            return
+        to = errors_console()
+        to.print("warning: ", style="bold yellow", end="")
+        to.print(str(message))
+
+    return show
 
 
 def _explain(error: Exception) -> tuple[str, str | None]:

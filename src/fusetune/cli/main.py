@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -106,6 +107,7 @@ def root(
 
 def main() -> None:
     """Run the command line of this process and exit."""
+    warnings.showwarning = failures.show_warning(warnings.showwarning)
     try:
         app(prog_name="fusetune")
     except KeyboardInterrupt:
