@@ -21,6 +21,8 @@ LAUNCHERS = {
     "accelerate": [str(BIN / "accelerate"), "launch", "--cpu", "--num_processes", "2"],
 }
 
+OBJECTIVES = {"tasks": {}, "contrastive": {"contrastive": {"weight": 0.3}, "supcon": {"weight": 0.1, "target": "plan"}}}
+
 
 @pytest.fixture(scope="module")
 def given(tiny, shop, write_csv, tmp_path_factory):
@@ -54,8 +56,9 @@ def given(tiny, shop, write_csv, tmp_path_factory):
         },
         "report": {"bootstrap": 0, "alone": "none"},
     }
-    (home / "c.yaml").write_text(json.dumps(settings))
-    fusetune.fit(config=home / "c.yaml", out=home / "one", progress=False)
+    for name, objectives in OBJECTIVES.items():
+        (home / f"{name}.yaml").write_text(json.dumps(settings | {"objectives": objectives}))
+        fusetune.fit(config=home / f"{name}.yaml", out=home / f"one-{name}", progress=False)
     return home
 
 
@@ -64,23 +67,25 @@ def curve(folder: Path) -> list[list[float]]:
     return [[point["step"], point["train_loss"] or 0.0, point["val_loss"], point["val_metric"]] for point in points]
 
 
-@pytest.mark.parametrize("launcher", list(LAUNCHERS))
-def test_two_processes_learn_what_one_learns(given, launcher, tmp_path):
+@pytest.mark.parametrize(
+    ("launcher", "objectives"), [("torchrun", "tasks"), ("accelerate", "tasks"), ("torchrun", "contrastive")]
+)
+def test_two_processes_learn_what_one_learns(given, launcher, objectives, tmp_path):
     command = list(LAUNCHERS[launcher])
     if launcher == "accelerate":
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             command += ["--main_process_port", str(free.getsockname()[1]), "-m", "fusetune"]
-    words = [*command, "fit", str(given / "c.yaml"), "-o", str(tmp_path / "two")]
+    words = [*command, "fit", str(given / f"{objectives}.yaml"), "-o", str(tmp_path / "two")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    one, two = curve(given / "one"), curve(tmp_path / "two")
+    one, two = curve(given / f"one-{objectives}"), curve(tmp_path / "two")
     assert len(one) > 4
     np.testing.assert_allclose(two, one, atol=1e-5, rtol=0)
     assert done.stdout.count("report  ") == 1  # one process speaks
     table = given / "t.csv"
-    first, second = (fusetune.load(folder).predict(table) for folder in (given / "one", tmp_path / "two"))
+    first, second = (fusetune.load(folder).predict(table) for folder in (given / f"one-{objectives}", tmp_path / "two"))
     np.testing.assert_allclose(second["label_probability"], first["label_probability"], atol=1e-4)
 
 

@@ -22,7 +22,7 @@ PYTHON_NAMES = {"lambda": "lam"}
 """Settings whose name is none in Python."""
 
 Pulls = Mapping[str, Mapping[str, Tensor]]
-"""By batch objective and by name of its vectors: the gradient of its loss at them."""
+"""By batch objective and by name of its vectors, or of its own parameters: the gradient of its loss at them."""
 
 
 def lone_objective(settings: Mapping[str, Mapping[str, Any]]) -> str | None:
@@ -77,7 +77,7 @@ class Total(nn.Module):
             batch: the rows.
             outputs: of the model for these rows.
             pulls: of objectives that compared these rows with others already; instead of their loss there is
-                "pull/OBJECTIVE", the sum of vectors times pulls: its gradient is the loss's by these rows.
+                "pull/OBJECTIVE", the sum of vectors and parameters times pulls: its gradient is the loss's by these.
         """
         losses: dict[str, Tensor] = self.tasks(model, batch, outputs)
         if self.balance is not None:
@@ -86,7 +86,8 @@ class Total(nn.Module):
             assert isinstance(objective, Objective)
             if pulls is not None and objective.name in pulls:
                 assert isinstance(objective, BatchObjective)
-                losses[f"pull/{objective.name}"] = pulled(objective.vectors(batch, outputs), pulls[objective.name])
+                own = {**objective.vectors(batch, outputs), **own_parameters(objective)}
+                losses[f"pull/{objective.name}"] = pulled(own, pulls[objective.name])
                 continue
             for name, loss in objective(model, batch, outputs).items():
                 losses[f"objective/{name}"] = loss * objective.weight
@@ -104,6 +105,11 @@ class Total(nn.Module):
             assert isinstance(objective, Objective)
             found |= {f"objective/{objective.name}/{name}": value for name, value in objective.figures.items()}
         return found
+
+
+def own_parameters(objective: BatchObjective) -> dict[str, Tensor]:
+    """An objective's parameters by names that no vectors have."""
+    return {f"parameter/{name}": parameter for name, parameter in objective.named_parameters()}
 
 
 def pulled(vectors: Mapping[str, Tensor], pulls: Mapping[str, Tensor]) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from fusetune.models.perturb import Chance
 from fusetune.objectives.base import BatchObjective
 from fusetune.objectives.gather import gathered
+from fusetune.objectives.total import own_parameters
 from fusetune.training.learner import Learner
 from fusetune.training.update import add_up, loss_shares, plain, scaled
 from fusetune.types import Batch
@@ -39,11 +40,9 @@ def cached(learner: nn.Module, micro_batches: Sequence[Batch], accelerator: Acce
     chances, vectors = _vectors(bare, micro_batches, accelerator)
     totals: dict[str, Tensor] = {}
     pulls: list[Vectors] = [{} for _ in micro_batches]
-    owns: list[tuple[Tensor, Tensor]] = []
     for objective in objectives:
-        losses, parts, own = _compare(objective, [found[objective.name] for found in vectors])
+        losses, parts = _compare(objective, [found[objective.name] for found in vectors])
         totals |= losses
-        owns += own
         for place, part in enumerate(parts):
             pulls[place][objective.name] = part
     for place, (batch, shares) in enumerate(zip(micro_batches, loss_shares(micro_batches, accelerator), strict=True)):
@@ -53,8 +52,6 @@ def cached(learner: nn.Module, micro_batches: Sequence[Batch], accelerator: Acce
             _, found, outputs = learner(batch.to(accelerator.device), pulls[place])
             taken = [found.pop(f"pull/{objective.name}") for objective in objectives]
             found = scaled(found, shares)
-            # What the comparison itself learns is made part of this loss, so that processes average its gradient too.
-            taken += [(parameter * gradient).sum() for parameter, gradient in owns] if last else []
             accelerator.backward(sum([*found.values(), *taken], outputs.pooled.new_zeros(())))
         add_up(totals, found)
     return totals
@@ -80,8 +77,9 @@ def _vectors(
 
 def _compare(
     objective: BatchObjective, vectors: Sequence[dict[str, Tensor]]
-) -> tuple[dict[str, Tensor], list[dict[str, Tensor]], list[tuple[Tensor, Tensor]]]:
-    """The objective's weighted losses; their gradient at each micro-batch's vectors; its parameters' and gradients."""
+) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+    """The objective's weighted losses; their gradient at each micro-batch's vectors, the last one's with those at the
+    objective's own parameters, so that processes average these too."""
     sizes = [len(next(iter(part.values()))) for part in vectors]
     whole = {name: torch.cat([part[name] for part in vectors]) for name in vectors[0]}
     leaves = {name: value.requires_grad_() for name, value in whole.items() if value.is_floating_point()}
@@ -89,16 +87,14 @@ def _compare(
         losses = objective.of_vectors(gathered(whole))
         weighted = {f"objective/{name}": loss * objective.weight for name, loss in losses.items()}
         total = torch.stack(list(weighted.values())).sum()
-    parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    gradients = torch.autograd.grad(total, [*leaves.values(), *parameters], allow_unused=True)
+    learned = {name: parameter for name, parameter in own_parameters(objective).items() if parameter.requires_grad}
+    gradients = torch.autograd.grad(total, [*leaves.values(), *learned.values()], allow_unused=True)
     parts: list[dict[str, Tensor]] = [{} for _ in vectors]
     for name, gradient in zip(leaves, gradients, strict=False):
         if gradient is not None:
             for place, part in enumerate(torch.split(gradient, sizes)):
                 parts[place][name] = part
-    own: list[tuple[Tensor, Tensor]] = [
-        (parameter, gradient)
-        for parameter, gradient in zip(parameters, gradients[len(leaves) :], strict=True)
-        if gradient is not None
-    ]
-    return {name: loss.detach() for name, loss in weighted.items()}, parts, own
+    for name, gradient in zip(learned, gradients[len(leaves) :], strict=True):
+        if gradient is not None:
+            parts[-1][name] = gradient
+    return {name: loss.detach() for name, loss in weighted.items()}, parts
