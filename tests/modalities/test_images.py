@@ -156,6 +156,47 @@ def test_a_flipped_bit_in_a_png_is_noticed(place):
         pictures.read_picture(bytes(data), place)
 
 
+def damaged(data, length=300):
+    """With zeros from the middle on."""
+    return data[: len(data) // 2] + bytes(length) + data[len(data) // 2 + length :]
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_rows": 1}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("used_at", [None, 8])
+def test_damage_inside_a_jpeg_is_noticed(options, mode, used_at, place):
+    pytest.importorskip("simplejpeg")
+    whole = saved(noise((120, 90)).convert(mode), "JPEG", **options)
+    assert pictures.read_picture(whole, place, used_at=used_at).mode == "RGB"
+    Image.open(io.BytesIO(damaged(whole))).load()  # Pillow keeps quiet
+    with pytest.raises(BadCell, match=r"JPEG picture of .* is corrupt or cut off: Corrupt JPEG data"):
+        pictures.read_picture(damaged(whole), place, used_at=used_at)
+
+
+def test_a_filling_before_a_jpegs_end_is_no_damage(place):
+    whole = saved(noise(), "JPEG")
+    for filling in (bytes(60), b"\x20" * 9):
+        assert np.array_equal(pixels(whole[:-2] + filling + whole[-2:], place), pixels(whole, place))
+    with pytest.raises(BadCell, match="extraneous"):
+        pixels(whole[:-2] + b"other bytes" + whole[-2:], place)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("size", [(64, 48), (123, 77), (500, 9)])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1}])
+def test_both_jpeg_decoders_give_the_same_pixels(mode, size, options, place, monkeypatch):
+    pytest.importorskip("simplejpeg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(noise(size).convert(mode), "JPEG", exif=exif, **options)
+    for used_at in (None, 5, 9, 16):
+        found = np.asarray(pictures.read_picture(data, place, used_at=used_at))
+        with monkeypatch.context() as without:
+            without.setitem(__import__("sys").modules, "simplejpeg", None)
+            plain = np.asarray(pictures.read_picture(data, place, used_at=used_at))
+        assert np.array_equal(found, plain)
+
+
 def png_that_claims(width, height):
     """A few bytes whose header promises a picture of any size."""
 

@@ -102,6 +102,15 @@ def test_values_beyond_float32_are_refused(place):
         read(encoded(np.full(100, 1e300), subtype="DOUBLE"), place)
 
 
+@pytest.mark.parametrize("value", [1e10, -3e38])
+def test_values_that_would_overflow_in_an_encoder_are_refused(value, place):
+    samples = tone(300)
+    samples[17] = value
+    with pytest.raises(BadCell, match="sample 17 of the sound"):
+        read(encoded(samples, subtype="FLOAT"), place)
+    assert len(read(encoded(tone(300) * 2**31, subtype="FLOAT"), place)[0]) == 1600  # 32-bit numbers, not scaled
+
+
 @pytest.mark.parametrize("fmt", ["WAV", "FLAC"])
 def test_no_samples_are_refused(fmt, place):
     with pytest.raises(BadCell, match=r"no samples|corrupt"):
@@ -115,6 +124,32 @@ def test_cut_off_is_refused(fmt, part, place):
     data = encoded(noise, 8000, fmt, FORMATS[fmt])
     with pytest.raises(BadCell, match=r"cut off|corrupt|no samples"):
         read(data[: int(len(data) * part)], place)
+
+
+def uncounted_mp3(seconds=1.0, rate=16000):
+    """An MP3 as streams are: without the first frame, which counts the others."""
+    data = encoded(np.random.default_rng(0).normal(0, 0.1, int(seconds * rate)), rate, "MP3")
+    return data[data.index(data[:2], 4) :]
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100])  # MPEG 2.5, 2 and 1
+def test_mp3_frames_are_followed_to_the_end(rate, place):
+    data = uncounted_mp3(rate=rate)
+    whole = len(read(data, place)[0])
+    for tail in (b"", b"TAG" + bytes(125), b"APETAGEX" + bytes(40), bytes(500)):
+        assert abs(len(read(data + tail, place)[0]) - whole) < 1152  # to a frame, as decoders count
+    tag = b"ID3\x04\0\0" + bytes([0, 0, 1, 0])
+    assert abs(len(read(tag + bytes(128) + data, place)[0]) - whole) < 1152
+    for cut in (1, 9, 2000):
+        with pytest.raises(BadCell, match=r"cut off: the frame at byte \d"):
+            read(data[:-cut], place)
+
+
+@pytest.mark.parametrize(
+    "header", [b"\xff\xfb\x00\x00", b"\xff\xfb\xf0\x00", b"\xff\xfb\x9c\x00", b"\xff\xeb\x90\x00", b"\xff"]
+)
+def test_headers_that_tell_no_length(header):
+    assert sounds._mp3_frame_bytes(header) == 0
 
 
 def test_wav_of_unknown_length_is_read(place):

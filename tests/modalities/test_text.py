@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fusetune.errors import BadCell
-from fusetune.modalities.text import TextModality
+from fusetune.modalities.text import MAX_CHARS, TextModality
 from fusetune.testing.modalities import TinyBackbone
 
 HERE = Path(".")
@@ -42,6 +42,12 @@ def test_a_long_run_without_words_is_read_to_its_end(text):
     tokens, _ = decode(text, backbone)
     assert tokens.tolist() == TinyBackbone("text").tokenize(text).tolist()
     assert backbone.num_chars <= 3 * len(text)
+
+
+def test_a_run_without_words_is_read_no_further_than_the_limit():
+    backbone = Recording("text")
+    _, modality = decode("x" * 20_000_000, backbone)
+    assert backbone.num_chars <= 3 * MAX_CHARS and modality.num_truncated == 1
 
 
 def test_short_text_is_not_counted_as_truncated():

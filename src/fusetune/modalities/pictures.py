@@ -8,7 +8,8 @@ import re
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from fusetune.errors import BadCell
+from fusetune._optional import optional_import
+from fusetune.errors import BadCell, MissingExtra
 from fusetune.modalities.media import Place
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
@@ -21,6 +22,8 @@ MAX_ASPECT = 100
 """Pictures with one side more than this many times the other are refused: resizing the short one would be huge."""
 
 _SPARE_DETAIL = 3
+_JPEG_COLOURS = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}
+_TOO_MANY = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _DO = "open and save the picture again in another program, or empty the cell"
 
 
@@ -55,17 +58,52 @@ def read_picture(data: bytes, place: Place, name: object = None, *, used_at: int
         if image.format == "PNG":
             # Pillow skips the checksum of the pixel data unless asked.
             Image.open(io.BytesIO(data), formats=["PNG"]).verify()
-        image.load()
+        decoded = _from_jpeg(data, image) if image.format in ("JPEG", "MPO") else image
+        decoded.load()
     except Exception as error:  # decoders raise about every built-in error on bytes that are broken
         why = f"the {image.format} picture of {len(data):,} bytes is corrupt or cut off: {_said(error)}"
         raise place.bad(shown, why, _DO) from error
     try:
-        return _to_rgb(_upright(image), place, shown)
+        return _to_rgb(_upright(decoded), place, shown)
     except BadCell:
         raise
     except Exception as error:
         why = f"the {image.format} picture of mode {image.mode} cannot be made RGB: {_said(error)}"
         raise place.bad(shown, why, _DO) from error
+
+
+def _from_jpeg(data: bytes, image: Image.Image) -> Image.Image:
+    """The picture that Pillow would decode, at the size that its draft chose; noticing what Pillow passes over.
+
+    A decoder that loses its way in a damaged stream goes on with wrong pixels, and only warns. Pillow drops these
+    warnings. The pixels are the same: both are libjpeg-turbo.
+
+    Raises:
+        ValueError: there is damage inside the stream.
+    """
+    try:
+        simplejpeg = optional_import("simplejpeg", "to notice damage inside a JPEG")
+    except MissingExtra:
+        return image
+    width, height = image.size
+    try:
+        pixels = simplejpeg.decode_jpeg(data, _JPEG_COLOURS[image.mode], min_height=height, min_width=width)
+    except (ValueError, KeyError) as error:
+        if str(error).startswith("Corrupt JPEG data") and not _only_filled(data, str(error)):
+            raise
+        return image  # for Pillow to judge
+    if image.mode == "CMYK" or pixels.shape[:2] != (height, width):
+        return image
+    decoded = Image.fromarray(pixels.squeeze(2) if image.mode == "L" else pixels)
+    decoded.info = image.info  # EXIF, which says how to turn it
+    return decoded
+
+
+def _only_filled(data: bytes, warning: str) -> bool:
+    """Whether the bytes too many are a filling before the end, one byte repeated, as some cameras write it."""
+    found = _TOO_MANY.search(warning)
+    end = data.rfind(b"\xff\xd9")
+    return found is not None and len(set(data[max(end - int(found[1]), 0) : end])) == 1
 
 
 def _open(data: bytes, place: Place, shown: object) -> Image.Image:

@@ -18,6 +18,8 @@ STARTS = re.compile(rb"RIFF.{4}WAVE|RF64|fLaC|OggS|ID3|\xff[\xe2\xe3\xf2\xf3\xfa
 MAX_CHANNELS = 32
 RATES = (1_000, 384_000)
 """Sampling rates that are read, in Hz, both ends included."""
+LARGEST = 2.0**32
+"""The largest sample that is read, plus or minus: enough for whole numbers of 32 bits that floats hold unscaled."""
 
 _BLOCK = 2**16
 _UNKNOWN = (0, 0xFFFFFFFF)  # lengths that a program writes when it does not know the length yet, as in a pipe
@@ -25,6 +27,13 @@ _DO = "write the file again, or empty the cell"
 _OGG_LAST_PAGE = 4
 _MP3_FRAME_SAMPLES = 1152
 _MP3_FRAME = re.compile(rb"\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff]")
+_MP3_RATES = {0: (11025, 12000, 8000), 2: (22050, 24000, 16000), 3: (44100, 48000, 32000)}
+"""Hz by the version in a frame's header (MPEG 2.5, 2, 1) and the rate's index."""
+_MP3_KBITS = {
+    False: (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    True: (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+}
+"""Kbit a second by the index in a frame's header less 1; True: MPEG 1."""
 
 
 def read_sound(data: bytes, place: Place, name: object = None, *, max_seconds: float) -> tuple[np.ndarray, int, bool]:
@@ -70,16 +79,17 @@ def read_sound(data: bytes, place: Place, name: object = None, *, max_seconds: f
 
 
 def check_samples(samples: np.ndarray, place: Place, shown: object) -> None:
-    """Refuse no samples, and values that are not finite.
+    """Refuse no samples, and values that are not finite or so large that an encoder's sums of squares would not be.
 
     Raises:
         BadCell: as above.
     """
     if not len(samples):
         raise place.bad(shown, "the sound has no samples", "record it again, or empty the cell")
-    wrong = np.flatnonzero(~np.isfinite(samples))
+    wrong = np.flatnonzero(~(np.abs(samples) <= LARGEST))
     if len(wrong):
-        why = f"sample {wrong[0]} of the sound is {samples[wrong[0]]}, and {len(wrong):,} in all are not finite"
+        first = f"sample {wrong[0]} of the sound is {samples[wrong[0]]}"
+        why = f"{first}, and {len(wrong):,} in all are not finite or beyond {LARGEST:g}"
         raise place.bad(shown, why, _DO)
 
 
@@ -170,6 +180,8 @@ def _cut_off(data: bytes) -> str | None:
         return _cut_off_chunks(data, b"SSND", "big")
     if data[:4] == b"OggS":
         return _cut_off_ogg(data)
+    if data[:3] == b"ID3" or _MP3_FRAME.match(data):
+        return _cut_off_mp3(data)
     return None
 
 
@@ -205,6 +217,38 @@ def _cut_off_ogg(data: bytes) -> str | None:
     return None if flags & _OGG_LAST_PAGE else "its last page is missing"
 
 
+def _cut_off_mp3(data: bytes) -> str | None:
+    """MP3: frames whose headers tell their lengths; one that the file ends within was cut.
+
+    A cut between two frames leaves no trace where no frame counts them. Bytes that are no frame end the search: tags
+    stand at the end, and what decoders skip in the middle is not ours to judge.
+    """
+    position = _mp3_start(data)
+    while length := _mp3_frame_bytes(data[position : position + 4]):
+        if position + length > len(data):
+            return f"the frame at byte {position:,} has {len(data) - position:,} of its {length:,} bytes"
+        position += length
+    return None
+
+
+def _mp3_frame_bytes(header: bytes) -> int:
+    """The bytes of the frame with this header; 0 where it is none of layer III, or of a bit rate of its own."""
+    if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2:
+        return 0
+    version, kbits, rate = header[1] >> 3 & 3, header[2] >> 4, header[2] >> 2 & 3
+    if version == 1 or kbits in (0, 15) or rate == 3:
+        return 0
+    bits = _MP3_KBITS[version == 3][kbits - 1] * 1000
+    return (144 if version == 3 else 72) * bits // _MP3_RATES[version][rate] + (header[2] >> 1 & 1)
+
+
+def _mp3_start(data: bytes) -> int:
+    """Where the first frame is: after the tag, where there is one."""
+    if data[:3] != b"ID3" or len(data) < 10:
+        return 0
+    return 10 + sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
+
+
 def _spare(data: bytes) -> float:
     """How many samples less than claimed a file may have.
 
@@ -215,8 +259,6 @@ def _spare(data: bytes) -> float:
         return 0
     if data[:3] != b"ID3" and not _MP3_FRAME.match(data):
         return float("inf")
-    start = 0
-    if data[:3] == b"ID3":
-        start = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
+    start = _mp3_start(data)
     head = data[start : start + 256]
     return _MP3_FRAME_SAMPLES if b"Xing" in head or b"Info" in head else float("inf")

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 CHARS_PER_TOKEN = 20
 """Characters a token that a long text is first cut to: several times what any language needs on average."""
 
+MAX_CHARS = 2**20
+"""Characters of a text that are looked at, for one without words, which a tokenizer takes for very few tokens."""
+
 
 def check_whole(text: str, *, row: int, column: str) -> None:
     """Refuse text that cannot be written as UTF-8.
@@ -96,8 +99,9 @@ class TextModality(BackboneModality):
         """The tokens of as much of the text as the backbone reads, in time that grows with what it reads.
 
         A long text is cut at white space, generously. Where the cut is too short after all (a page of spaces), it
-        is doubled, so the tokens are the same as of the whole text.
+        is doubled, so the tokens are the same as of the text's first `MAX_CHARS` characters.
         """
+        cut_off, text = len(text) > MAX_CHARS, text[:MAX_CHARS]
         max_tokens = self.backbone.max_tokens
         num_chars = max(max_tokens * CHARS_PER_TOKEN, 1000)
         while num_chars < len(text):
@@ -109,7 +113,7 @@ class TextModality(BackboneModality):
                 return np.asarray(tokens, dtype=np.int32)
             num_chars *= 2
         tokens = self.backbone.tokenize(text)
-        self.num_truncated += len(tokens) >= max_tokens
+        self.num_truncated += cut_off or len(tokens) >= max_tokens
         return np.asarray(tokens, dtype=np.int32)
 
     def augmenter(self, **options: Any) -> Augmenter:
