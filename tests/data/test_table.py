@@ -285,6 +285,100 @@ def test_parquet_media_dates_and_categories(tmp_path):
     assert Table.read(tmp_path / "s.arrow").cells("big") == [2**63 - 1, None]
 
 
+def latin(rows, bad):
+    """Arrow text of which one cell is not UTF-8."""
+    cells = pa.array([b"caf\xe9" if row == bad else b"word" for row in range(rows)], pa.binary())
+    return pa.StringArray.from_buffers(rows, *cells.buffers()[1:])
+
+
+def test_text_in_parquet_and_arrow_that_is_not_utf_8_is_refused_by_column_and_row(tmp_path):
+    arrow = pa.table({"id": list(range(3000)), "note": latin(3000, 2500)})
+    pq.write_table(arrow, tmp_path / "t.parquet")
+    pa.feather.write_feather(arrow, tmp_path / "t.arrow", compression="uncompressed")
+    with pytest.raises(TableError, match="not UTF-8") as caught:
+        Table.read(tmp_path / "t.parquet")
+    assert (caught.value.file, caught.value.row, caught.value.column) == (str(tmp_path / "t.parquet"), 2500, "note")
+    for source in (tmp_path / "t.arrow", arrow):
+        with pytest.raises(TableError, match="not UTF-8") as caught:
+            Table.read(source)
+        assert caught.value.column == "note" and caught.value.file
+
+
+def test_arrow_that_points_outside_of_its_data_is_refused_not_followed(tmp_path):
+    pa.feather.write_feather(pa.table({"a": ["xx", "yy", "zz"]}), tmp_path / "t.arrow", compression="uncompressed")
+    data = (tmp_path / "t.arrow").read_bytes()
+    place = data.index(np.array([0, 2, 4], "<i4").tobytes())
+    for offsets in ([0, 2**30, 2**30], [0, -5, 4], [4, 2, 0]):
+        broken = data[:place] + np.array(offsets, "<i4").tobytes() + data[place + 12 :]
+        with pytest.raises(TableError, match=r"column 'a'.*is broken"):
+            Table.read(write(tmp_path / "b.arrow", broken))
+    codes = pa.DictionaryArray.from_arrays(pa.array([0, 9], pa.int32()), pa.array(["x"]), safe=False)
+    with pytest.raises(TableError, match=r"column 'a'.*is broken"):
+        Table.read(pa.table({"a": codes}))
+
+
+def test_a_parquet_file_that_lies_about_its_rows_is_refused(tmp_path):
+    import corpus
+
+    with pytest.raises(TableError, match=r"claims 20,000 rows and has 12,345|cannot be read"):
+        Table.read(write(tmp_path / "t.parquet", corpus.lying_rows()))
+
+
+def test_dates_inside_lists_and_structs_become_text_and_other_types_are_named(tmp_path):
+    import datetime
+
+    day, money = datetime.date(2020, 1, 2), __import__("decimal").Decimal("1.10")
+    arrow = pa.table({"a": [[day], None], "b": [{"at": day, "cost": [money]}, {"at": None, "cost": None}]})
+    table = Table.read(arrow)
+    assert table.cells("a") == [["2020-01-02"], None]
+    assert table.cells("b") == [{"at": "2020-01-02", "cost": ["1.10"]}, {"at": None, "cost": None}]
+    categories = pa.array([{"c": "u"}], pa.struct([("c", pa.dictionary(pa.int8(), pa.string()))]))
+    assert Table.read(pa.table({"a": categories})).cells("a") == [{"c": "u"}]
+    twice = pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], names=["x", "x"])
+    union = pa.UnionArray.from_sparse(pa.array([0], pa.int8()), [pa.array([1])])
+    for cells in (twice, union, pa.RunEndEncodedArray.from_arrays(pa.array([1], pa.int32()), pa.array(["x"]))):
+        with pytest.raises(TableError, match=r"column 'a'.*are not read"):
+            Table.read(pa.table({"a": cells}))
+    zone = pa.array([2**50], pa.timestamp("us", "Nowhere/City"))
+    with pytest.raises(TableError, match=r"column 'a'.*cannot be read"):
+        Table.read(pa.table({"a": zone}))
+
+
+def test_tables_of_no_column_are_refused(tmp_path):
+    with pytest.raises(TableError, match="no column"):
+        Table.read(write(tmp_path / "t.jsonl", "{}\n{}\n"))
+    with pytest.raises(TableError, match="no column"):
+        Table.read(pa.table({}))
+
+
+def test_files_that_are_no_text_are_named(tmp_path):
+    for start, what in ((b"PK\x03\x04", "Excel"), (b"\x1f\x8b", "gzip"), (b"PAR1", "Parquet"), (b"ARROW1\0", "Arrow")):
+        for name in ("t.csv", "t.jsonl"):
+            with pytest.raises(TableError, match=rf"the file is .*{what}.* not text"):
+                Table.read(write(tmp_path / name, start + b"a,b\n1,2\n"))
+
+
+def test_paths_that_cannot_be_looked_up_are_refused(tmp_path):
+    import os
+
+    os.mkfifo(tmp_path / "pipe.csv")
+    paths = {
+        str(tmp_path / "pipe.csv"): "a device or a pipe",
+        str(tmp_path / ("x" * 300 + ".csv")): "too long",
+        "~nobody-there/t.csv": "home",
+        "a\0b.csv": "not there",
+        str(write(tmp_path / "file.csv", "a\n1\n") / "t.csv"): "is not there either",
+    }
+    for path, why in paths.items():
+        with pytest.raises(TableError, match=why) as caught:
+            Table.read(path)
+        assert caught.value.file == path
+
+
+def test_two_byte_order_marks_are_no_part_of_the_name(tmp_path):
+    assert Table.read(write(tmp_path / "t.csv", "\ufeff\ufeffa,b\n1,2\n")).column_names == ["a", "b"]
+
+
 def test_data_frames(tmp_path):
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(

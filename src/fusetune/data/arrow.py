@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from fusetune.errors import TableError, shown
 MARK = {b"fusetune": b"json"}
 """Field metadata of a column whose strings are JSON, because its cells differ in type or are lists or objects."""
 
+_NOT_UTF8 = re.compile(r"UTF8 sequence at string index (\d+)")
 _PLAIN = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_(), "bytes": pa.binary()}
 
 
@@ -83,24 +85,56 @@ def _structured(values: Sequence[Any], name: str, source: str, first: Exception)
         ) from error
 
 
-def normal_field(field: pa.Field) -> pa.Field:
-    """The field that `normal_array` makes arrays for."""
-    kind = field.type
+def normal_type(kind: pa.DataType) -> pa.DataType:
+    """The type that cells of a type are kept in; equal where they need no change.
+
+    Dates become text because no column kind computes with them; decimals because a float would round them.
+
+    Raises:
+        TableError: no column can hold them.
+    """
+    types = pa.types
     if isinstance(kind, pa.BaseExtensionType):
-        kind = kind.storage_type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if pa.types.is_temporal(kind) or pa.types.is_decimal(kind) or pa.types.is_string_view(kind):
-        kind = pa.string()
-    elif pa.types.is_binary_view(kind) or pa.types.is_fixed_size_binary(kind):
-        kind = pa.binary()
-    return pa.field(field.name, kind, metadata=MARK if is_json(field) else None)
+        return normal_type(kind.storage_type)
+    if types.is_dictionary(kind):
+        return normal_type(kind.value_type)
+    if types.is_temporal(kind) or types.is_decimal(kind) or types.is_string_view(kind):
+        return pa.string()
+    if types.is_binary_view(kind) or types.is_fixed_size_binary(kind):
+        return pa.binary()
+    if types.is_struct(kind) and len({field.name for field in kind}) == len(kind):
+        return pa.struct([pa.field(field.name, normal_type(field.type)) for field in kind])
+    if types.is_map(kind):
+        return pa.map_(normal_type(kind.key_type), normal_type(kind.item_type))
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        inner = normal_type(kind.value_type)
+        return kind if inner == kind.value_type else pa.list_(inner)
+    if types.is_nested(kind) or types.is_run_end_encoded(kind):
+        raise TableError(
+            f"cells of the Arrow type {kind} are not read",
+            expected="text, numbers, true/false, dates, bytes, lists, or structs with each name once",
+            do="change the column's type, or leave it out",
+        )
+    return kind
+
+
+def normal_field(field: pa.Field) -> pa.Field:
+    """The field that `normal_array` makes arrays for.
+
+    Raises:
+        TableError: no column can hold such cells.
+    """
+    try:
+        return pa.field(field.name, normal_type(field.type), metadata=MARK if is_json(field) else None)
+    except TableError as error:
+        raise TableError(error.what, expected=error.expected, do=error.do, column=field.name) from None
 
 
 def normal_array(array: pa.Array, field: pa.Field) -> pa.Array:
     """Dates, times and decimals as text, categoricals as their values, the rest as it is.
 
-    Dates become text because no column kind computes with them; decimals because a float would round them.
+    Raises:
+        TableError: a cell has no such form, as a date after the year 9999.
     """
     if isinstance(array.type, pa.BaseExtensionType):
         array = array.storage
@@ -110,8 +144,54 @@ def normal_array(array: pa.Array, field: pa.Field) -> pa.Array:
         return array
     try:
         return pc.cast(array, field.type)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        return pa.array([None if cell is None else str(cell) for cell in array.to_pylist()], field.type)
+    except pa.ArrowException:
+        pass
+    try:
+        return pa.array([_in_type(cell, field.type) for cell in array.to_pylist()], field.type)
+    except (pa.ArrowException, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise TableError(
+            f"cells of the type {array.type} cannot be read: {str(error) or type(error).__name__}",
+            do="put the cells right, or write the column as text",
+            column=field.name,
+        ) from error
+
+
+def _in_type(cell: Any, kind: pa.DataType) -> Any:
+    """A Python cell with everything that is to be text as text."""
+    if cell is None:
+        return None
+    if pa.types.is_string(kind):
+        return str(cell)
+    if pa.types.is_struct(kind):
+        return {field.name: _in_type(cell[field.name], field.type) for field in kind}
+    if pa.types.is_map(kind):
+        return [(_in_type(key, kind.key_type), _in_type(item, kind.item_type)) for key, item in cell]
+    if isinstance(cell, list):
+        return [_in_type(part, kind.value_type) for part in cell]
+    return cell
+
+
+def check_whole(data: pa.RecordBatch | pa.Table, first: int = 0) -> None:
+    """Refuse text that is not UTF-8, and what points outside of the data: Arrow reads both unseen, and may crash.
+
+    Args:
+        data: as it was read.
+        first: the id of its first row.
+
+    Raises:
+        TableError: naming the column, and for text the row.
+    """
+    for name, column in zip(data.schema.names, data.columns, strict=True):
+        try:
+            column.validate(full=True)
+        except pa.ArrowException as error:
+            text = _NOT_UTF8.search(str(error))
+            raise TableError(
+                "the text is not UTF-8" if text else f"the column is broken: {str(error).splitlines()[0]}",
+                do="write the table again; text in another encoding must be decoded before it is written",
+                column=name,
+                row=None if text is None or isinstance(data, pa.Table) else first + int(text[1]),
+            ) from error
 
 
 def normal_schema(schema: pa.Schema) -> pa.Schema:
@@ -120,7 +200,10 @@ def normal_schema(schema: pa.Schema) -> pa.Schema:
 
 
 def normal_batches(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterable[pa.RecordBatch]:
-    """The batches with every column as `schema` (from `normal_schema`) has it."""
+    """The batches, checked, with every column as `schema` (from `normal_schema`) has it."""
+    first = 0
     for batch in batches:
+        check_whole(batch, first)
         columns = [normal_array(batch.column(place), field) for place, field in enumerate(schema)]
         yield pa.RecordBatch.from_arrays(columns, schema=schema)
+        first += len(batch)

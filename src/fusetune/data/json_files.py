@@ -40,7 +40,7 @@ def read_jsonl(path: Path) -> Parsed:
                 file=str(path),
             )
     if not scout.rows_in:
-        raise TableError("the file is empty", expected="one JSON object a line", file=str(path))
+        raise TableError("the file is empty", expected="one JSON object a line", do="write it again", file=str(path))
     check_rate(scout.rejected, scout.rows_in, limit=0.999999, source=str(path))
     check_names(list(types), str(path))
     parsed = Parsed(pa.schema([field_for(name, found) for name, found in types.items()]), iter(()))

@@ -6,16 +6,18 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from fusetune.data.arrow import from_cells, normal_array, normal_batches, normal_field, normal_schema
+from fusetune.data.arrow import check_whole, from_cells, normal_array, normal_batches, normal_field, normal_schema
 from fusetune.data.joined import concat
 from fusetune.data.json_files import read_jsonl
 from fusetune.data.quarantine import Rejected, check_rate
@@ -63,14 +65,22 @@ def check_path(name: str) -> Path:
             came=name,
             do="download it first and give the file's path",
         )
-    path = Path(name).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(name).expanduser()
+        sort = stat.S_IFMT(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        raise TableError("the file is not there", came=str(path.absolute()), do=_near(path), file=name) from None
+    except (OSError, ValueError, RuntimeError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise TableError(f"the file is not there: {why}", do="check the path", file=name) from error
+    if sort == stat.S_IFDIR:
         return path
-    if not path.exists():
-        folder = path.parent if path.parent.is_dir() else None
-        near = nearest(path.name, (one.name for one in folder.iterdir())) if folder else None
-        hint = near if folder else f"the folder {str(path.parent)!r} is not there either"
-        raise TableError("the file is not there", came=str(path.absolute()), do=hint, file=name)
+    if sort != stat.S_IFREG:
+        raise TableError(
+            "it is a device or a pipe, not a file",
+            do="write what comes out of it to a file, as a table is read more than once",
+            file=name,
+        )
     if path.suffix.lower() not in FORMATS:
         raise TableError(
             f"tables are not read from {path.suffix!r} files" if path.suffix else "the file's name has no extension",
@@ -79,10 +89,20 @@ def check_path(name: str) -> Path:
             file=name,
         )
     if path.stat().st_size == 0:
-        raise TableError("the file is empty (0 bytes)", expected="a header line and rows", file=name)
+        raise TableError(
+            "the file is empty (0 bytes)", expected="a header line and rows", do="write it again", file=name
+        )
     return path
 
 
+def _near(path: Path) -> str:
+    """What to do about a file that is not there."""
+    if not path.parent.is_dir():
+        return f"the folder {str(path.parent)!r} is not there either"
+    return nearest(path.name, (one.name for one in path.parent.iterdir())) or "check the path"
+
+
+_NO_ROWS = "the table has no rows"
 _INSTEAD = {
     ".json": "write one JSON object a line and call it .jsonl (pandas: to_json(..., orient='records', lines=True))",
     ".xlsx": "save the sheet as CSV UTF-8",
@@ -110,7 +130,7 @@ def _shards(folder: Path) -> list[Path]:
         "the folder's files are not the parts of one table",
         expected="tables of one kind: " + ", ".join(FORMATS),
         came=", ".join(one.name for one in found[:5]) or "no table at all",
-        do="give one of its files" if found else None,
+        do="give one of its files" if found else "give the folder that the tables lie in",
         file=str(folder),
     )
 
@@ -201,12 +221,10 @@ def _parquet(path: Path, folder: Path, cache_dir: Path | None) -> Table:
     import pyarrow.parquet as pq
 
     def parse() -> Parsed:
-        try:
-            file = pq.ParquetFile(path)
+        with _reading(path, "Parquet"):
+            file = pq.ParquetFile(path, page_checksum_verification=True)
             check_names(list(file.schema_arrow.names), str(path))
             schema = normal_schema(file.schema_arrow)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise _broken(path, "Parquet", error) from error
         return _with_batches(path, schema, file.iter_batches(batch_size=min(BATCH_ROWS, 1024)), file.metadata.num_rows)
 
     return _converted(path, folder, cache_dir, parse)
@@ -214,14 +232,16 @@ def _parquet(path: Path, folder: Path, cache_dir: Path | None) -> Table:
 
 def _with_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], num_rows: int) -> Parsed:
     if num_rows == 0:
-        raise TableError("the table has no rows", expected="at least one row", file=str(path))
-    parsed = Parsed(schema, iter(()), rows_in=num_rows)
+        raise TableError(_NO_ROWS, expected="at least one row", do="check how it was written", file=str(path))
+    parsed = Parsed(schema, iter(()))
 
     def read() -> Any:
-        try:
-            yield from normal_batches(batches, schema)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise _broken(path, "Parquet", error) from error
+        with _reading(path, "Parquet"):
+            for batch in normal_batches(batches, schema):
+                parsed.rows_in += len(batch)
+                yield batch
+            if parsed.rows_in != num_rows:
+                raise _broken(path, "Parquet", f"it claims {num_rows:,} rows and has {parsed.rows_in:,}")
 
     parsed.batches = read()
     return parsed
@@ -229,21 +249,30 @@ def _with_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
 
 def _ipc(path: Path, folder: Path, cache_dir: Path | None) -> Table:
     """An Arrow file is mapped as it is; the stream form, which Hugging Face writes, too."""
-    try:
+    with _reading(path, "Arrow"):
         mapped = pa.memory_map(str(path))
         try:
             arrow = pa.ipc.open_file(mapped).read_all()
         except pa.ArrowInvalid:
             mapped.seek(0)
             arrow = pa.ipc.open_stream(mapped).read_all()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _broken(path, "Arrow", error) from error
-    return from_arrow(arrow, str(path), folder)
+        return from_arrow(arrow, str(path), folder)
 
 
-def _broken(path: Path, form: str, error: Exception) -> TableError:
+@contextmanager
+def _reading(path: Path, form: str) -> Iterator[None]:
+    """Whatever Arrow raises on a broken file as a `TableError` that names the file."""
+    try:
+        yield
+    except TableError as error:
+        raise error.in_file(str(path)) from error.__cause__
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise _broken(path, form, (str(error) or type(error).__name__).splitlines()[0]) from error
+
+
+def _broken(path: Path, form: str, why: str) -> TableError:
     return TableError(
-        f"the file cannot be read as {form}: {str(error).splitlines()[0]}",
+        f"the file cannot be read as {form}: {why}",
         expected=f"a whole {form} file",
         do="write or copy it again; it may be cut off or of another format than its name says",
         file=str(path),
@@ -267,19 +296,27 @@ def from_arrow(arrow: pa.Table, source: str, folder: Path) -> Table:
     """An Arrow table; columns that need no change are not copied.
 
     Raises:
-        TableError: it has no rows, or column names that clash.
+        TableError: it has no rows, column names that clash, or cells that are broken or of no type that is read.
     """
     check_names([str(name) for name in arrow.column_names], source)
     if arrow.num_rows == 0:
-        raise TableError("the table has no rows", expected="at least one row", file=source)
-    schema = normal_schema(arrow.schema)
+        raise TableError(_NO_ROWS, expected="at least one row", do="check how it was made", file=source)
+    try:
+        check_whole(arrow)
+        schema = normal_schema(arrow.schema)
+        return Table(_normal_table(arrow, schema), source=source, base_dir=folder)
+    except TableError as error:
+        raise error.in_file(source) from error.__cause__
+
+
+def _normal_table(arrow: pa.Table, schema: pa.Schema) -> pa.Table:
     columns = []
     for place, field in enumerate(schema):
         column = arrow.column(place)
         changed = column.type != field.type
         chunks = [normal_array(chunk, field) for chunk in column.chunks] if changed else column.chunks
         columns.append(pa.chunked_array(chunks, field.type))
-    return Table(pa.Table.from_arrays(columns, schema=schema), source=source, base_dir=folder)
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def from_pandas(frame: Any, folder: Path) -> Table:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,18 @@ CELL_CHARS = 1 << 28
 VALUE_CHARS = 500
 HOPELESS = 10_000
 """After so many rejected rows, a file of which most rows are rejected is not read to its end."""
+
+_STARTS = {
+    b"PK\x03\x04": "a ZIP archive or an Excel workbook",
+    b"\x1f\x8b": "packed with gzip",
+    b"\x28\xb5\x2f\xfd": "packed with zstd",
+    b"PAR1": "Parquet",
+    b"ARROW1\0": "Arrow",
+    b"SQLite format 3\0": "an SQLite database",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
+    b"%PDF-": "a PDF",
+}
+"""What files that are no text start with."""
 
 DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
 
@@ -61,10 +74,18 @@ def encoding_of(path: Path) -> str:
     """The encoding that a byte order mark tells, else UTF-8.
 
     Raises:
-        TableError: UTF-16 or UTF-32 that cannot be told apart safely.
+        TableError: UTF-16 or UTF-32 that cannot be told apart safely, or a file that is no text.
     """
     with path.open("rb") as handle:
         head = handle.read(64)
+    other = next((what for start, what in _STARTS.items() if head.startswith(start)), None)
+    if other is not None:
+        raise TableError(
+            f"the file is {other}, not text as its name says",
+            expected=f"{path.suffix} as text in UTF-8",
+            do="give it the extension of what it is where tables are read from such files, else unpack or export it",
+            file=str(path),
+        )
     if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         raise TableError("the file is UTF-32", expected="UTF-8", do="save it as UTF-8", file=str(path))
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -164,13 +185,17 @@ def pick_delimiter(path: Path, encoding: str, usual: str) -> str:
 
 
 def check_names(names: list[str], file: str) -> None:
-    """Refuse column names that are empty or appear twice.
+    """Refuse no column, and column names that are empty or appear twice.
 
     Raises:
         TableError: with all of them.
     """
+    if not names:
+        raise TableError(
+            "there is no column", expected="rows with at least one named value", do="check how it was made", file=file
+        )
     empty = [str(place) for place, name in enumerate(names, start=1) if not name.strip()]
-    twice = sorted({name for name in names if name.strip() and names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(names).items() if name.strip() and count > 1)
     if empty:
         raise TableError(
             f"column{'s' * (len(empty) > 1)} {', '.join(empty)} of {len(names)} without a name",
@@ -226,7 +251,9 @@ def _header(path: Path, lines: _Lines, reader: Any, encoding: str) -> list[str]:
                 lines.record.clear()
                 names = next(reader)
     except StopIteration:
-        raise TableError("the file is empty", expected="a header line and rows", file=str(path)) from None
+        raise TableError(
+            "the file is empty", expected="a header line and rows", do="write it again", file=str(path)
+        ) from None
     except UnicodeDecodeError as error:
         raise wrong_encoding(path, encoding) from error
     except csv.Error as error:
@@ -236,6 +263,7 @@ def _header(path: Path, lines: _Lines, reader: Any, encoding: str) -> list[str]:
             do="put the quotes of the first line right",
             file=str(path),
         ) from error
+    names[0] = names[0].lstrip("\ufeff")  # a second byte order mark, as of files written one after the other
     check_names(names, str(path))
     return names
 
