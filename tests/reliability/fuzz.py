@@ -280,7 +280,10 @@ def sounds(*kinds: tuple[str, str]) -> list[bytes]:
         samples = np.stack([wave, -wave / 2], -1) if number % 2 else wave
         out = io.BytesIO()
         soundfile.write(out, samples, rate, format=form, subtype=subtype)
-        found.append(out.getvalue())
+        data = bytearray(out.getvalue())
+        if (peak := data.find(b"PEAK")) > 0:
+            data[peak + 12 : peak + 16] = bytes(4)  # the time of writing
+        found.append(bytes(data))
     return found
 
 

@@ -53,3 +53,15 @@ def test_the_child_reports_crashes_hangs_memory_and_foreign_errors(monkeypatch):
     assert said[:3] == ["read", "read in part", "refused"]
     assert "KeyError" in said[3] and "exit code -6" in said[4] and said[5] == said[7] == "read"
     assert said[6] == "hung for 3 s" and "MiB" in said[8], said
+
+
+@pytest.mark.slow
+@pytest.mark.torture
+@pytest.mark.parametrize("form", fuzz.FORMS)
+def test_ten_thousand_broken_files(form, tried, tmp_path):
+    (tally,) = fuzz.main(10_000 // len(fuzz.FORMS), seed=0, forms=[form], keep=tmp_path).values()
+    failed = len(tally.failures)
+    tried(f"a broken file: {form}", survived=True, times=tally.cases - failed)
+    if failed:
+        tried(f"a broken file: {form}", survived=False, times=failed)
+    assert not failed, "\n".join([*tally.failures, f"their bytes are in {tmp_path}"])
