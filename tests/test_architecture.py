@@ -19,6 +19,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 LAYERS = [
     "errors",
+    "untrusted",
+    "model_folder",
     "registry",
     "sections",
     "fusion_section",

@@ -10,7 +10,7 @@ from typing import Any
 from fusetune.config import Config
 from fusetune.data.schema import Schema
 from fusetune.data.table import Source, Table
-from fusetune.deploy.bundle import BUNDLE, Bundle, load_bundle, merge_adapters, move, save_bundle
+from fusetune.deploy.bundle import Bundle, load_bundle, merge_adapters, move, save_bundle
 from fusetune.deploy.card import write_card
 from fusetune.deploy.tuned import (
     Precision,
@@ -28,6 +28,7 @@ from fusetune.evaluation.report import write_report
 from fusetune.evaluation.results import RunResults, read_results
 from fusetune.fitting.fit import Fit
 from fusetune.fitting.run_folder import RunFolder, interrupted
+from fusetune.model_folder import BUNDLE
 from fusetune.sections import OnBadCell
 from fusetune.training.callbacks import track
 

@@ -30,6 +30,7 @@ from fusetune.sections import (
     StrList,
     TrainerConfig,
 )
+from fusetune.untrusted import YAML_BYTES, parse_yaml, read_bytes
 
 
 class Config(Section):
@@ -148,8 +149,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        settings = parse_yaml(read_bytes(path, YAML_BYTES, links=True).decode("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError("the config cannot be read", file=str(path), came=str(error)) from error
     if not isinstance(settings, dict):
         raise ConfigError(
@@ -185,8 +186,8 @@ def parse_override(override: str) -> dict[str, Any]:
     if not equals or not key:
         raise ConfigError(f"{override!r} is no setting", expected="key=value, as trainer.epochs=5")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = parse_yaml(text)
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"the value of {key} is not YAML", came=text) from error
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
         value = float(value)  # YAML 1.1 reads 1e-4 as text

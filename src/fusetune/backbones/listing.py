@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +71,7 @@ def _listed(name: str, path: Path, where: str) -> Listed:
     texts = config.get("text_config") or {}
     dims = [config.get(key) for key in ("projection_dim", *_DIMS)] + [texts.get(key) for key in _DIMS]
     dim = next((value for value in dims if isinstance(value, int)), None)
-    size = sum(count_weights(file) for file in source.weight_files(path))
+    size = source.count_weights(source.weight_files(path))
     return Listed(name, kinds_of(path, config), dim, size, where, str(path))
 
 
@@ -93,23 +92,6 @@ def kinds_of(path: Path, config: dict[str, Any]) -> tuple[str, ...]:
     return {"input_ids": ("text",), "input_values": ("audio",), "input_features": ("audio",)}.get(name, ())
 
 
-def count_weights(file: Path) -> int:
-    """How many numbers a safetensors file holds, by its header."""
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        try:
-            header = json.loads(opened.read(min(length, 100_000_000)))
-        except ValueError as error:
-            raise BackboneError("the weights' header is broken", came=str(error), file=str(file)) from error
-    total = 0
-    for name, tensor in header.items():
-        size = 1
-        for side in tensor["shape"] if name != "__metadata__" else [0]:
-            size *= side
-        total += size
-    return total
-
-
 def _cached() -> list[tuple[str, Path]]:
     """Hub ids in the local cache with the folder of the revision that "main" names."""
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -118,8 +100,9 @@ def _cached() -> list[tuple[str, Path]]:
     found = []
     for reference in sorted(cache.glob("models--*/refs/main")):
         home = reference.parent.parent
-        path = home / "snapshots" / reference.read_text(encoding="utf-8").strip()
-        if (path / "config.json").is_file():
+        revision = reference.read_text(encoding="utf-8").strip() if reference.is_file() else ""
+        path = home / "snapshots" / revision
+        if revision.isalnum() and (path / "config.json").is_file():
             found.append((home.name.removeprefix("models--").replace("--", "/"), path))
     return found
 

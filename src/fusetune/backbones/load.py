@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,33 @@ from fusetune.backbones.inputs import (
     TextInputs,
     token_limit,
 )
-from fusetune.backbones.source import check_safe, find, fingerprint, quiet, read_json, weight_files
+from fusetune.backbones.source import (
+    Found,
+    check_files,
+    check_safe,
+    count_weights,
+    find,
+    fingerprint,
+    quiet,
+    read_json,
+    weight_files,
+)
 from fusetune.backbones.spectrogram import FILE as SPECTROGRAM
 from fusetune.backbones.spectrogram import Spectrogram
 from fusetune.backbones.tuned import is_tuned, load_tuned
 from fusetune.errors import BackboneError, FolderError, FusetuneError, nearest
 from fusetune.sections import AdapterConfig
+from fusetune.untrusted import reading
 
 __all__ = ["Backbone", "load_backbone", "restore_backbone"]
 
 USUAL_TOKENS = 512
 MOST_EXTRA = 16
 """Class and register tokens before a picture's patches; more would say that the patches were counted wrongly."""
+MOST_RANK = 8192
+CHECK = "check that config.json belongs to the weights and that the files are whole"
+_restoring: ContextVar[tuple[Path, ...]] = ContextVar("restoring", default=())
+"""Folders that are being restored: an adapter's backbone may be a tuned model with an adapter."""
 _POOLING = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
 
 
@@ -71,10 +87,17 @@ def load_backbone(
     if source in (None, small.KEYS.get(kind)) and kind != "text":
         return small.build(kind, pool=pool, max_seconds=max_seconds)
     found = find(source or embedded.NAME)
+    with reading("the backbone cannot be loaded", file=found.folder, do=CHECK, error=BackboneError):
+        return _loaded(found, kind, pool=pool, max_tokens=max_tokens, max_seconds=max_seconds, norm_eval=norm_eval)
+
+
+def _loaded(
+    found: Found, kind: str, *, pool: str, max_tokens: int | None, max_seconds: float, norm_eval: bool
+) -> Backbone:
     config = check_safe(found.folder)
     files = weight_files(found.folder)
     spectrogram = kind == "audio" and (found.folder / SPECTROGRAM).is_file()
-    model, missing = _load(found.folder, config)
+    model, missing = _load(found.folder, config, count_weights(files))
     names = {id(tensor): name for name, tensor in model.named_parameters()}
     part, method = structure.narrow(model, kind, spectrogram=spectrogram)
     inputs = _inputs(found.folder, kind, part, model.config, max_tokens=max_tokens, max_seconds=max_seconds)
@@ -109,29 +132,34 @@ def _lacking(names: list[str], folder: Path) -> BackboneError:
     )
 
 
-def restore_backbone(folder: Path) -> Backbone:
+def restore_backbone(folder: Path, *, most: int | None = None) -> Backbone:
     """The encoder that `Backbone.save` described, its weights random: load the model's over them.
+
+    Args:
+        folder: of its description.
+        most: figures in the file with the weights that will be loaded; a larger encoder is refused.
 
     Raises:
         FolderError: the folder lacks a file, or a file is broken or would run code.
     """
+    place = folder.resolve()
+    if place in _restoring.get():
+        raise FolderError("the encoder has an adapter to itself", do="name another backbone", file=str(folder))
+    token = _restoring.set((*_restoring.get(), place))
     try:
-        saved = read_json(folder / FILE)
-        if saved["small"]:
-            return small.restore(saved, folder)
-        if saved.get("adapter") is not None:
-            return _adapted(saved)
-        config = check_safe(folder)
-        if "auto_map" in config:
-            raise BackboneError("config.json names code to run (auto_map)", do="take the folder from whom you trust")
-        return _restore(folder, saved)
+        with reading("the encoder cannot be restored", file=folder / FILE, do="save the model again"):
+            check_files(folder)
+            saved = read_json(folder / FILE)
+            if saved["small"]:
+                return small.restore(saved, folder)
+            if saved.get("adapter") is not None:
+                return _adapted(saved)
+            check_safe(folder)
+            return _restore(folder, saved, most)
     except FusetuneError as error:
         raise FolderError("the encoder cannot be restored", came=str(error), file=str(folder)) from error
-    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
-        came = f"{type(error).__name__}: {error}"
-        raise FolderError(
-            "the encoder cannot be restored", came=came, do="save the model again", file=str(folder / FILE)
-        ) from error
+    finally:
+        _restoring.reset(token)
 
 
 def _adapted(saved: dict[str, Any]) -> Backbone:
@@ -151,16 +179,20 @@ def _adapted(saved: dict[str, Any]) -> Backbone:
             came=backbone.fingerprint,
             do="put the model back that was there; a merged folder does without: fusetune merge FOLDER --out OTHER",
         )
+    if int(saved["adapter"].get("rank") or 0) > MOST_RANK:
+        raise BackboneError("the adapter is too large", expected=f"a rank of at most {MOST_RANK}")
     adapt(backbone, AdapterConfig.model_validate(saved["adapter"]))
     backbone.key = saved["key"]
     return backbone.eval()
 
 
-def _restore(folder: Path, saved: dict[str, Any]) -> Backbone:
+def _restore(folder: Path, saved: dict[str, Any], most: int | None) -> Backbone:
     from transformers import AutoConfig, AutoModel
 
     with quiet():
         config = _steady(AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
+        if most is not None:
+            structure.check_size(config, most)
         model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)  # type: ignore[no-untyped-call]
     kind = saved["kind"]
     part, method = structure.narrow(model, kind, spectrogram=(folder / SPECTROGRAM).is_file())
@@ -194,40 +226,23 @@ def _steady(config: Any) -> Any:
     return config
 
 
-def _load(folder: Path, raw: dict[str, Any]) -> tuple[Any, set[str]]:
-    """The model of a folder and the names of the parameters that its checkpoint lacks."""
-    from safetensors import SafetensorError
+def _load(folder: Path, raw: dict[str, Any], most: int) -> tuple[Any, set[str]]:
+    """The model of a folder and the names of the parameters that its checkpoint of so many figures lacks."""
     from transformers import AutoConfig, AutoModel
 
-    try:
-        with quiet():
-            config = _steady(AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
-            model, info = AutoModel.from_pretrained(
-                str(folder),
-                config=config,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        KeyError,
-        TypeError,
-        ImportError,
-        AttributeError,
-        SafetensorError,
-    ) as error:
-        raise BackboneError(
-            f"transformers cannot load this model (model_type {raw.get('model_type')!r})",
-            expected="a folder that transformers.AutoModel loads",
-            came=f"{type(error).__name__}: {str(error).strip()[:500]}",
-            do="check that config.json belongs to the weights and that the files are whole",
-            file=str(folder),
-        ) from error
+    what = f"transformers cannot load this model (model_type {raw.get('model_type')!r})"
+    with reading(what, file=folder, do=CHECK, error=BackboneError), quiet():
+        config = _steady(AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
+        structure.check_size(config, most)
+        model, info = AutoModel.from_pretrained(
+            str(folder),
+            config=config,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
     return model.eval(), set(info["missing_keys"])
 
 
@@ -242,6 +257,7 @@ def _inputs(
         usual = USUAL_TOKENS
         if (folder / "sentence_bert_config.json").is_file():
             usual = int(read_json(folder / "sentence_bert_config.json").get("max_seq_length") or usual)
+        structure.check_words(model, max(tokenizer.get_vocab().values(), default=0))
         return TextInputs(tokenizer, token_limit(tokenizer, structure.num_positions(model, config), max_tokens, usual))
     if kind == "image":
         if getattr(config, "num_channels", 3) != 3:
@@ -259,19 +275,11 @@ def _inputs(
 def _processor(auto: str, folder: Path, file: str, **options: Any) -> Any:
     import transformers
 
-    try:
-        with quiet():
-            return getattr(transformers, auto).from_pretrained(
-                str(folder), trust_remote_code=False, local_files_only=True, **options
-            )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, AttributeError) as error:
-        raise BackboneError(
-            "the model's processor cannot be loaded",
-            expected=f"{file} beside the weights",
-            came=f"{type(error).__name__}: {str(error).strip()[:300]}",
-            do="copy the processor's files from where the model comes from",
-            file=str(folder),
-        ) from error
+    do = f"copy {file} and the processor's other files from where the model comes from"
+    with reading("the model's processor cannot be loaded", file=folder, do=do, error=BackboneError), quiet():
+        return getattr(transformers, auto).from_pretrained(
+            str(folder), trust_remote_code=False, local_files_only=True, **options
+        )
 
 
 def _settle(backbone: Backbone, pool: str, folder: Path) -> None:

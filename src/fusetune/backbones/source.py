@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import hashlib
-import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -14,11 +15,16 @@ from typing import Any
 
 from fusetune.backbones import embedded
 from fusetune.errors import BackboneError, MissingExtra
+from fusetune.untrusted import PICKLED, parse_json, pickle_like, read_bytes, tensors_of, walk
+from fusetune.untrusted import TEXT_BYTES as MOST
 
 WEIGHTS = "model.safetensors"
 SHARDS = "model.safetensors.index.json"
 HUB_FILES = ["*.json", "1_Pooling/*", "model*.safetensors", "*.txt", "*.model", "*.jinja"]
-_UNSAFE = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack")
+_OTHER_WEIGHTS = (*PICKLED, ".h5", ".msgpack")
+_NOT_LOOKED_INTO = {"tokenizer.json", "vocab.json", SHARDS}
+"""JSON of many words and names, among which a key of transformers may be."""
+_MOST_LAYERS, _MOST_SIDE = 1000, 8192
 _HUB_ID = re.compile(r"^[\w][\w.-]*(/[\w][\w.-]*)?(@[\w./-]+)?$")
 
 
@@ -113,10 +119,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-        BackboneError: the file is missing or holds something else.
+        BackboneError: the file is missing, no regular one, too large, or holds something else.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(read_bytes(path, MOST, links=True))
     except (OSError, ValueError) as error:
         raise BackboneError("a file of the backbone cannot be read", came=str(error), file=str(path)) from error
     if not isinstance(found, dict):
@@ -133,14 +139,15 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if (folder / SHARDS).is_file():
-        names = sorted(set(read_json(folder / SHARDS).get("weight_map", {}).values()))
-        missing = [name for name in names if not (folder / name).is_file() or Path(name).name != name]
-        if missing or not names:
-            raise BackboneError(
-                "weights are missing", expected=", ".join(names), came=f"no {missing}", file=str(folder)
-            )
+        shards = read_json(folder / SHARDS).get("weight_map")
+        names = sorted({str(name) for name in shards.values()}) if isinstance(shards, dict) else []
+        outside = [name for name in names if Path(name).name != name or not name.isprintable()]
+        missing = [name for name in names if name not in outside and not (folder / name).is_file()]
+        if missing or outside or not names:
+            came = f"{outside} outside the folder" if outside else f"no {missing}"
+            raise BackboneError("weights are missing", expected=", ".join(names), came=came, file=str(folder))
         return [folder / name for name in names]
-    unsafe = sorted(path.name for path in folder.iterdir() if path.suffix in _UNSAFE)
+    unsafe = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER_WEIGHTS)
     came = f"{', '.join(unsafe)}, which may run code when loaded" if unsafe else "no weights"
     raise BackboneError(
         "the folder has no safetensors weights",
@@ -151,27 +158,38 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
-def check_safe(folder: Path) -> dict[str, Any]:
-    """The folder's config.json, after making sure that loading the folder runs none of its code.
+def count_weights(files: list[Path]) -> int:
+    """How many numbers safetensors files hold, by their headers, which are checked.
 
     Raises:
-        BackboneError: config.json is missing, or the model needs code of its own or an adapter's base.
+        BackboneError: a file is not what it says.
+    """
+    try:
+        return sum(math.prod(shape) for file in files for _, shape in tensors_of(file, links=True).values())
+    except (OSError, ValueError) as error:
+        raise BackboneError(
+            "the weights cannot be loaded safely",
+            expected="whole safetensors files",
+            came=str(error),
+            do="copy the file again from where the model comes from",
+            file=str(files[0].parent),
+        ) from error
+
+
+def check_safe(folder: Path) -> dict[str, Any]:
+    """The folder's config.json, after making sure that loading the folder runs nothing and reads nothing elsewhere.
+
+    Raises:
+        BackboneError: config.json is missing, a file may run code or leads out of the folder, or the model needs code
+            of its own or an adapter's base.
     """
     from transformers import CONFIG_MAPPING
 
-    if not (folder / "config.json").is_file():
+    if "config.json" not in check_files(folder):
         raise BackboneError("the folder has no config.json", expected="a transformers model folder", file=str(folder))
     config = read_json(folder / "config.json")
     model_type = config.get("model_type")
-    if "auto_map" in config and model_type not in CONFIG_MAPPING:
-        raise BackboneError(
-            "the model needs code from its own folder, which is never run",
-            expected="a model type that transformers has",
-            came=f"model_type {model_type!r} with auto_map",
-            do="choose another model, or install a release of transformers that has this type",
-            file=str(folder),
-        )
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise BackboneError(
             f"transformers has no model type {model_type!r}",
             do="check 'model_type' in config.json, or install a newer transformers",
@@ -184,6 +202,92 @@ def check_safe(folder: Path) -> dict[str, Any]:
             file=str(folder),
         )
     return config
+
+
+def check_files(folder: Path) -> list[str]:
+    """The paths in a folder of the files that may be read, all looked at.
+
+    Raises:
+        BackboneError: a file may run code, leads out of the folder, or has a setting that does.
+    """
+    names = _files(folder)
+    _refuse_pickles(folder, names)
+    for name in names:
+        if name.endswith(".json") and name.rpartition("/")[2] not in _NOT_LOOKED_INTO:
+            _check_settings(folder / name)
+    return names
+
+
+def _files(folder: Path) -> list[str]:
+    """The files that may be read: of the hub's cache, whose files are links to where it keeps them, those asked for."""
+    cached = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
+    if not cached:
+        return walk(folder, error=BackboneError)
+    found = walk(folder, links=folder.parent.parent / "blobs", error=BackboneError)
+    return [name for name in found if any(fnmatch.fnmatch(name, pattern) for pattern in HUB_FILES)]
+
+
+def _refuse_pickles(folder: Path, names: list[str]) -> None:
+    found = {name: "" for name in names if "/" not in name and Path(name).suffix.lower() in PICKLED}
+    found |= {name: said for name in names if (said := pickle_like(folder / name, links=True))}
+    if found:
+        name, said = sorted(found.items())[0]
+        others = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        raise BackboneError(
+            f"{name}{others} may run code when it is loaded",
+            expected="safetensors, JSON and text only",
+            came=f"{name}, {said or 'of a sort that holds pickles'}",
+            do=f"move such files out of the folder, they are not needed beside {WEIGHTS}; where there is none, convert "
+            "the model where you trust it: model.save_pretrained(folder)",
+            file=str(folder),
+        )
+
+
+def _check_settings(path: Path) -> None:
+    """Refuse settings that transformers would take for code, for files elsewhere, or for sizes beyond all measure."""
+    try:
+        waiting: list[Any] = [parse_json(read_bytes(path, MOST, links=True))]
+    except (OSError, ValueError) as error:
+        raise BackboneError("a file of the backbone cannot be read", came=str(error), file=str(path)) from error
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting += value
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                if why := _refused(key, inner):
+                    raise BackboneError(
+                        f"{path.name} {why}",
+                        came=f"{key}: {str(inner)[:100]}",
+                        do="choose another model; or, where transformers has this model type itself, take the line out "
+                        "of a copy of the folder",
+                        file=str(path),
+                    )
+            waiting += value.values()
+
+
+def _refused(key: str, value: Any) -> str | None:
+    """Why a setting is refused, None for any other."""
+    if key == "auto_map" or (key == "trust_remote_code" and value):
+        return "names code of its own folder, which is never run"
+    if key in ("configuration_files", "fast_tokenizer_files"):
+        return "names other files to be read in its place"
+    if (key in ("use_pretrained_backbone", "use_timm_backbone") and value) or (
+        key == "backbone" and isinstance(value, str)
+    ):
+        return "names a second model to be loaded"
+    if key.endswith(("attn_implementation", "experts_implementation")) and "/" in str(value):
+        return "names code of a hub, which is never run"
+    large = isinstance(value, int) and not isinstance(value, bool)
+    if large and "layer" in key and value > _MOST_LAYERS:
+        return f"has more than {_MOST_LAYERS} layers"
+    if large and key in ("height", "width", "shortest_edge") and value > _MOST_SIDE:
+        return f"makes pictures of more than {_MOST_SIDE} pixels a side"
+    return "has a sampling rate that no sound has" if key == "sampling_rate" and not _is_rate(value) else None
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, int | float) and 100 <= value <= 1_000_000
 
 
 def fingerprint(files: list[Path]) -> str:

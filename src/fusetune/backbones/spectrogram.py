@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from fusetune.errors import BackboneError, nearest
+from fusetune.untrusted import read_json
 
 FILE = "spectrogram.json"
+MOST = 1_000_000
 
 
 def hz_to_mel(frequency: np.ndarray | float) -> np.ndarray:
@@ -80,6 +82,7 @@ class Spectrogram:
                 "0 <= min_frequency < max_frequency <= sampling_rate / 2 must hold",
             ),
         )
+        wrong += [f"{name} must be {MOST:,} or less" for name in (*counts, "fft_length") if getattr(self, name) > MOST]
         wrong += [text for holds, text in checks if not holds]
         if wrong:
             raise BackboneError("the spectrogram's settings are wrong", came="; ".join(wrong), do=f"correct {FILE}")
@@ -94,7 +97,7 @@ class Spectrogram:
         path = folder / FILE
         known = [field.name for field in fields(cls)]
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = read_json(path, links=True)
             unknown = sorted(set(found) - set(known))
             if unknown:
                 hint = nearest(unknown[0], known)

@@ -223,3 +223,46 @@ def has_class_token(model: nn.Module) -> bool:
     """Whether the first token of an image or spectrogram transformer stands for the whole."""
     names = {name.rpartition(".")[2] for name, _ in model.named_parameters()}
     return bool(names & {"cls_token", "class_embedding"})
+
+
+SLACK = 2**26
+"""Figures beyond those in its files that a model may have: buffers, and parts that a checkpoint leaves out."""
+
+
+def check_size(config: Any, most: int) -> None:
+    """Refuse a description of a model that is far larger than its weights: making it would take all memory.
+
+    Args:
+        config: transformers' settings of the model.
+        most: figures in the weights' files.
+
+    Raises:
+        BackboneError: it is.
+    """
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        model: nn.Module = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)  # type: ignore[no-untyped-call]
+    size = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    if size > 2 * most + SLACK:
+        raise BackboneError(
+            "config.json does not belong to these weights",
+            expected=f"a model of about {most:,} figures",
+            came=f"one of {size:,}",
+        )
+
+
+def check_words(model: nn.Module, last: int) -> None:
+    """Refuse a tokenizer with ids, up to `last`, that the model has no vectors for.
+
+    Raises:
+        BackboneError: so it is.
+    """
+    tables = [module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)]
+    if tables and last >= max(tables):
+        raise BackboneError(
+            "the tokenizer does not belong to these weights",
+            expected=f"ids of tokens below {max(tables):,}",
+            came=f"{last:,}",
+            do="copy the tokenizer's files from where the model comes from",
+        )

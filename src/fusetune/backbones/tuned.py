@@ -7,19 +7,17 @@ from pathlib import Path
 
 from fusetune.backbones.adapters import brought_state, merge
 from fusetune.backbones.backbone import FILE, Backbone
-from fusetune.backbones.source import WEIGHTS, fingerprint, read_json, short_name
+from fusetune.backbones.source import count_weights, fingerprint, read_json, short_name
 from fusetune.errors import BackboneError
-
-MARK = "bundle.json"
-FOLDER = "backbones"
+from fusetune.model_folder import BACKBONES, BUNDLE, WEIGHTS, read_folder
 
 
 def is_tuned(source: str | None) -> bool:
     """Whether a source is the folder of a tuned model."""
-    return source is not None and (Path(source).expanduser() / MARK).is_file()
+    return source is not None and (Path(source).expanduser() / BUNDLE).is_file()
 
 
-def load_tuned(source: str, kind: str, *, pool: str, restore: Callable[[Path], Backbone]) -> Backbone:
+def load_tuned(source: str, kind: str, *, pool: str, restore: Callable[..., Backbone]) -> Backbone:
     """The encoder of one kind of cell, with the weights it was left with.
 
     Args:
@@ -29,22 +27,25 @@ def load_tuned(source: str, kind: str, *, pool: str, restore: Callable[[Path], B
         restore: makes an encoder of random weights from its folder.
 
     Raises:
+        FolderError: the folder's files are not those that were saved, or may run code.
         BackboneError: the model has no encoder of this kind, several, or one that cannot be taken over as it is.
     """
     from safetensors import SafetensorError, safe_open
 
     folder = Path(source).expanduser()
-    files = sorted((folder / FOLDER).glob(f"*/{FILE}"))
+    read_folder(folder)
+    most = count_weights([folder / WEIGHTS])
+    files = sorted((folder / BACKBONES).glob(f"*/{FILE}"))
     mine = [file.parent for file in files if read_json(file).get("kind") == kind]
     if len(mine) != 1:
         raise BackboneError(
             f"the tuned model has {'several encoders' if mine else 'no encoder'} for columns of kind {kind}",
-            expected=f"one in {folder / FOLDER}",
+            expected=f"one in {folder / BACKBONES}",
             came=", ".join(path.name for path in mine) or f"{', '.join(file.parent.name for file in files) or 'none'}",
             do="name the backbone that it was tuned from" if mine else f"name another backbone for {kind} columns",
             file=str(folder),
         )
-    backbone = restore(mine[0])
+    backbone = restore(mine[0], most=most)
     prefix = f"encoders.{mine[0].name}."
     wanted = {f"model.{name}" for name in brought_state(backbone)} if backbone.adapter else {*backbone.state_dict()}
     try:

@@ -12,6 +12,7 @@ import yaml
 from fusetune.data.table import Table
 from fusetune.errors import SchemaError, StorageError, nearest, shown
 from fusetune.registry import MODALITIES
+from fusetune.untrusted import YAML_BYTES, parse_yaml, read_bytes
 
 ROLES = ("input", "target", "group", "split", "weight", "id", "ignore")
 """input: the model reads it. target: is predicted. group: rows with equal cells stay on one side of a split.
@@ -210,8 +211,8 @@ class Schema:
             SchemaError: it is not YAML, or not a schema; with all problems at once.
         """
         try:
-            data = _Loader(text).get_single_data()
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            data = parse_yaml(text)
+        except (yaml.YAMLError, ValueError) as error:
             raise SchemaError(
                 f"the schema is not YAML: {error}", do="check the indentation and the quotes there", file=source
             ) from error
@@ -236,8 +237,8 @@ class Schema:
             SchemaError: it cannot be read, is not YAML, or not a schema.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_bytes(Path(path), YAML_BYTES, links=True).decode("utf-8-sig")
+        except (OSError, ValueError) as error:
             raise SchemaError(f"the schema cannot be read: {error}", expected="a YAML file", file=str(path)) from error
         return cls.from_yaml(text, source=str(path))
 
@@ -253,19 +254,6 @@ def _strings(data: Any) -> Iterator[str]:
     elif isinstance(data, list | tuple):
         for value in data:
             yield from _strings(value)
-
-
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Refuses a key that appears twice, which YAML forbids and PyYAML lets pass."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
 
 
 def checked_overrides(

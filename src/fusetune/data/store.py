@@ -23,6 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fusetune.untrusted import tensors_of
+
 SEGMENT_BYTES = 64 * 2**20
 ABANDONED = 24 * 3600
 """Seconds after which a file that was never finished is taken for that of a process that is gone."""
@@ -111,14 +113,21 @@ class Store:
                     self.broken.append(f"{path}: {error}")
 
     def _open(self, path: Path) -> None:
+        tensors_of(path)  # a pipe would hang, and a link lead elsewhere
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("key") != self.key:
                 raise ValueError("it was made for another key")
             digests, counts = file.get_tensor("digests"), file.get_tensor("counts")
             values = file.get_tensor("values")  # a view of the mapped file
+        whole = digests.dtype == torch.uint8 and digests.ndim == 2 and counts.dtype == torch.int64
+        if not whole or counts.shape != digests.shape[:1] or bool((counts < 0).any()):
+            raise ValueError("its parts are of another sort")
         ends = counts.cumsum(0).tolist()
-        if len(digests) != len(counts) or (ends and ends[-1] != len(values)) or values.dtype != self.dtype:
+        if (ends[-1] if ends else 0) != len(values):
             raise ValueError("its parts do not fit together")
+        like = self._segments[0].shape[1:] if self._segments else values.shape[1:]
+        if values.dtype != self.dtype or values.shape[1:] != like:
+            raise ValueError("its rows are of another sort")
         self._segments.append(values)
         for digest, count, end in zip(digests.numpy(), counts.tolist(), ends, strict=True):
             self._places.setdefault(digest.tobytes(), (len(self._segments) - 1, end - count, end))
@@ -147,7 +156,7 @@ class Store:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         described = self.folder / "key.json"
-        if not described.exists():
+        if not described.exists() and not described.is_symlink():
             described.write_text(self._described + "\n", encoding="utf-8")
         path = self.folder / f"{uuid.uuid4().hex}{ENDING}"
         partial = path.with_name(f"{path.name}.{os.getpid()}")

@@ -12,8 +12,8 @@ report.html, report.json, rejected.jsonl, logs/
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor
@@ -34,9 +33,10 @@ from fusetune.backbones.adapters import brought_state, merge
 from fusetune.backbones.load import Backbone, restore_backbone
 from fusetune.config import Config
 from fusetune.data.schema import Schema
-from fusetune.errors import FolderError, MissingExtra, StorageError
+from fusetune.errors import FolderError, StorageError
 from fusetune.fusion_section import neural
 from fusetune.modalities.base import Modality
+from fusetune.model_folder import BACKBONES, BUNDLE, CONFIG, FORMAT, SCHEMA, WEIGHTS, file_hash, read_folder
 from fusetune.models.build import build_model
 from fusetune.models.understand import Understand
 from fusetune.registry import MODALITIES, TASKS
@@ -45,15 +45,18 @@ from fusetune.tasks.base import Task
 from fusetune.trees.files import FOLDER as STACK
 from fusetune.trees.files import load_stack, save_stack
 from fusetune.trees.stack import Stack
+from fusetune.untrusted import YAML_BYTES, parse_yaml, read_bytes, reading, tensors_of
 
-FORMAT = 1
-BUNDLE, WEIGHTS, CONFIG, SCHEMA, BACKBONES = (
-    "bundle.json",
-    "model.safetensors",
-    "config.yaml",
-    "schema.yaml",
-    "backbones",
-)
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "pyarrow", "scikit-learn", "pillow")
 
 
@@ -81,15 +84,6 @@ def versions() -> dict[str, str]:
     return {"fusetune": version("fusetune"), "python": platform.python_version()} | {n: version(n) for n in LIBRARIES}
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it is there whole or not at all.
 
@@ -112,7 +106,10 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder / BACKBONES, ignore_errors=True)  # a model saved here before may have had others
+        for part in (BACKBONES, STACK):  # a model saved here before may have had others
+            if (folder / part).is_symlink():
+                (folder / part).unlink()
+            shutil.rmtree(folder / part, ignore_errors=True)
         for key, encoder in bundle.model.encoders.items():
             if isinstance(encoder, Backbone):
                 (folder / BACKBONES / key).mkdir(parents=True, exist_ok=True)
@@ -203,85 +200,67 @@ def load_bundle(folder: Path) -> Bundle:
     Raises:
         FolderError: it is no model folder, of a later version, or a file is missing or altered.
     """
-    content = _read_content(folder)
-    try:
-        _check_files(content["files"], folder)
+    content = read_folder(folder)
+    with reading(
+        "the model folder cannot be read", file=folder, do="copy it again from where it was made, or tune again"
+    ):
+        header = tensors_of(folder / WEIGHTS)
+        most = sum(math.prod(shape) for _, shape in header.values())
         backbones: dict[str, Backbone] = {}
         modalities = {
-            name: _restore_modality(name, entry, folder, backbones) for name, entry in content["columns"].items()
+            name: _restore_modality(name, entry, folder, backbones, most) for name, entry in content["columns"].items()
         }
         tasks: dict[str, Task] = {
             name: TASKS.get(entry["task"]).from_state(entry["target"], entry["state"])
             for name, entry in content["tasks"].items()
         }
+        _check_figures(content["fusion"], header)
         model = build_model(modalities, tasks, NamedConfig(**content["fusion"]))
+        _check_types(model, header)
         _load_weights(model, str(folder / WEIGHTS))
-        config = Config.build(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")))
-        schema = Schema.from_yaml((folder / SCHEMA).read_text(encoding="utf-8"))
+        config = Config.build(parse_yaml(_text(folder / CONFIG)))
+        schema = Schema.from_yaml(_text(folder / SCHEMA))
         stack = load_stack(content.get("stack"), folder, model, tasks)
         learned = content["data_fingerprint"], content["metrics"], stack
-    except (FolderError, MissingExtra):
-        raise
-    except _BROKEN as error:
-        raise FolderError(
-            "the model folder cannot be read", came=f"{type(error).__name__}: {error}", file=str(folder)
-        ) from error
-    model.eval()
-    return Bundle(model, modalities, tasks, schema, config, *learned)
+        model.eval()
+        return Bundle(model, modalities, tasks, schema, config, *learned)
 
 
-_BROKEN = (KeyError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError, OSError, yaml.YAMLError)
-"""What reading files of the wrong content ends in."""
+def _text(path: Path) -> str:
+    return read_bytes(path, YAML_BYTES).decode("utf-8")
 
 
-def _check_files(files: Mapping[str, str], folder: Path) -> None:
-    for name, digest in files.items():
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()) or path.is_symlink():
-            raise FolderError(f"the model folder names a file outside itself: {name}", file=str(folder))
-        if not path.is_file():
-            raise FolderError(f"{name} is missing from the model folder", file=str(folder), do="copy it again")
-        if file_hash(path) != digest:
+def _check_figures(fusion: Mapping[str, Any], header: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+    """Refuse a description of a fusion that is larger than the weights: building it would take the memory."""
+    largest = max([1024, *(side for _, shape in header.values() for side in shape)])
+    for name, value in fusion.items():
+        if isinstance(value, int) and value > largest:
+            raise FolderError(f"the fusion's {name} is not that of the weights", came=str(value))
+
+
+def _check_types(model: Understand, header: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+    """Refuse figures of another sort than the model's: they would be converted, and predict something else."""
+    for name, value in model.state_dict().items():
+        wanted = _DTYPES.get(value.dtype)
+        if name in header and header[name][0] != wanted:
             raise FolderError(
-                f"{name} is not the file that was saved",
-                expected=f"SHA-256 {digest}",
+                f"the tensor {name} of {WEIGHTS} has another dtype than the model's",
+                expected=wanted,
+                came=header[name][0],
                 do="copy the folder again from where it was made, or tune again",
-                file=str(folder),
             )
 
 
-def _read_content(folder: Path) -> dict[str, Any]:
-    if not (folder / BUNDLE).is_file():
-        raise FolderError(
-            "this is no model folder",
-            expected=f"a folder with {BUNDLE}, as `fusetune fit --out FOLDER` writes it",
-            came="no such folder" if not folder.exists() else "a folder without it",
-            file=str(folder),
-        )
-    try:
-        content = json.loads((folder / BUNDLE).read_text(encoding="utf-8"))
-        found = int(content["format"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FolderError(f"{BUNDLE} cannot be read", came=str(error), file=str(folder)) from error
-    if found > FORMAT:
-        raise FolderError(
-            "the folder was written by a later fusetune",
-            expected=f"format {FORMAT} or less",
-            came=f"format {found} of fusetune {content.get('versions', {}).get('fusetune')}",
-            do="pip install --upgrade fusetune",
-            file=str(folder),
-        )
-    return dict(content)
-
-
-def _restore_modality(name: str, entry: Mapping[str, Any], folder: Path, backbones: dict[str, Backbone]) -> Modality:
+def _restore_modality(
+    name: str, entry: Mapping[str, Any], folder: Path, backbones: dict[str, Backbone], most: int
+) -> Modality:
     kind = MODALITIES.get(entry["kind"])
     key, backbone = entry["encoder"], None
     if kind.needs_backbone:
         if not re.fullmatch(r"\w+", key):
             raise FolderError(f"the model folder names a backbone outside itself: {key}", file=str(folder))
         if key not in backbones:
-            backbones[key] = restore_backbone(folder / BACKBONES / key)
+            backbones[key] = restore_backbone(folder / BACKBONES / key, most=most)
         backbone = backbones[key]
     modality: Modality = kind.from_state(name, entry["state"], backbone)
     return modality

@@ -36,6 +36,7 @@ from fusetune.evaluation.details import (
     NumberFit,
     StackUsed,
 )
+from fusetune.untrusted import TEXT_BYTES, parse_json, read_bytes
 
 FORMAT = 1
 """The version of report.json's layout; grows when a field changes its meaning."""
@@ -355,7 +356,7 @@ def from_json(text: str | bytes, *, file: str | None = None) -> RunResults:
         FolderError: it is no such text.
     """
     try:
-        return _adapter().validate_python(json.loads(text))
+        return _adapter().validate_python(parse_json(text))
     except (ValueError, ValidationError) as error:
         raise FolderError(
             "the report cannot be read",
@@ -373,7 +374,7 @@ def read_results(path: Path) -> RunResults:
         FolderError: there is no such file, or it is not a report.
     """
     try:
-        text = path.read_bytes()
-    except OSError as error:
+        text = read_bytes(path, TEXT_BYTES)
+    except (OSError, ValueError) as error:
         raise FolderError("the report cannot be opened", came=str(error), file=str(path)) from error
     return from_json(text, file=str(path))

@@ -29,6 +29,7 @@ from fusetune.registry import FUSIONS
 from fusetune.sections import NamedConfig
 from fusetune.training.devices import processes
 from fusetune.training.finetune import finetune
+from fusetune.untrusted import reading
 
 if TYPE_CHECKING:
     from fusetune.fitting.fit import Fit
@@ -99,8 +100,9 @@ def choose_fusion(fit: Fit, *, clock: Clock = time.perf_counter) -> tuple[Fusion
     assert isinstance(settings, AutoConfig)
     candidates = candidates_of(settings, len(fit.modalities))
     if (kept := fit.place.recall("fusion")) is not None:
-        choice = FusionChoice(**{**kept, "candidates": [FusionTried(**one) for one in kept["candidates"]]})
-        return choice, candidates[choice.chosen]
+        with reading("what the run decided does not fit it", file=fit.folder, do="begin anew with --no-resume"):
+            choice = FusionChoice(**{**kept, "candidates": [FusionTried(**one) for one in kept["candidates"]]})
+            return choice, candidates[choice.chosen]
     tried: list[FusionTried] = []
     start = clock()
     spent = False

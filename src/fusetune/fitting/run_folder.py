@@ -23,12 +23,15 @@ import torch
 from filelock import FileLock, Timeout
 
 from fusetune.config import Config
-from fusetune.deploy.bundle import BUNDLE, CONFIG, versions, write_text
-from fusetune.errors import ConfigError, StorageError, TableError, shown
+from fusetune.deploy.bundle import versions, write_text
+from fusetune.errors import ConfigError, FolderError, StorageError, TableError, shown
+from fusetune.model_folder import BUNDLE, CONFIG
 from fusetune.training.devices import processes
 from fusetune.training.keeper import Keeper
+from fusetune.untrusted import read_json, reading, walk
 
 FOLDER, LOCK, RUN = "checkpoints", ".lock", "run.json"
+ANEW = "begin anew with --no-resume"
 FREE = {"out", "report", "data.cache", "data.cache_gib", "data.memory", "trainer.workers", "trainer.trackers"}
 FREE |= {"trainer.checkpoint_minutes", "trainer.skip_nonfinite"}
 """Settings that may be others when a run is gone on with: they do not change its weights."""
@@ -91,6 +94,9 @@ class RunFolder:
             raise ConfigError(f"{self.folder} is a file", expected="a folder for the model", do="give another as --out")
         try:
             self.place.mkdir(parents=True, exist_ok=True)
+            for path in (self.place, self.place / LOCK):  # what it leads to would be emptied
+                if path.is_symlink() or (path.name == LOCK and path.exists() and not path.is_file()):
+                    raise FolderError(f"{path} is a link or no file", do="delete it, or give another folder as --out")
             lock = FileLock(self.place / LOCK, timeout=0)
             lock.acquire()
             self._lock = lock
@@ -109,6 +115,8 @@ class RunFolder:
                 do="--resume goes on with it (in Python resume=True); --no-resume deletes its checkpoints and begins "
                 "anew; --out names another folder",
             )
+        if self.resume:
+            self._look()
         known = self._read()
         if self.resume and known is not None:
             self._compare_settings(known)
@@ -117,6 +125,19 @@ class RunFolder:
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
             write_text(self.place / RUN, json.dumps({"settings": self._settings(), "facts": None}, indent=1))
+
+    def _look(self) -> None:
+        """Refuse a run's folder with files that no run leaves there.
+
+        Raises:
+            FolderError: there are.
+        """
+        for name in walk(self.place):
+            path = self.place / name
+            if path.suffix not in (".json", ".safetensors") and path.name != LOCK and not path.name.startswith("."):
+                raise FolderError(
+                    f"{path} is no file of a run", do="delete it, or begin anew with --no-resume", file=str(self.place)
+                )
 
     def _kept(self) -> bool:
         return any(self.place.glob("*/????????-*"))
@@ -132,13 +153,15 @@ class RunFolder:
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            found = json.loads((self.place / RUN).read_text(encoding="utf-8"))
+            found = read_json(self.place / RUN)
             return found if isinstance(found, dict) and "settings" in found else None
         except (OSError, ValueError):
             return None
 
     def _compare_settings(self, known: Mapping[str, Any]) -> None:
-        before, now = _flat(known["settings"]), _flat(self._settings())
+        with reading(f"{RUN} cannot be read", file=self.place, do=ANEW):
+            before = _flat(dict(known["settings"]))
+        now = _flat(self._settings())
         differing = _differing(before, now)
         if differing:
             name = differing[0]
@@ -187,6 +210,8 @@ class RunFolder:
             if state.is_main_process:
                 write_text(self.place / RUN, json.dumps({"settings": self._settings(), "facts": now}, indent=1))
             return
+        with reading(f"{RUN} cannot be read", file=self.place, do=ANEW):
+            before = {part: dict(before[part]) for part in now}
         for part, what in (("tables", "the {} rows are"), ("encoders", "the backbone {} is")):
             for name, fingerprint in now[part].items():
                 if before[part].get(name) != fingerprint:
@@ -204,7 +229,10 @@ class RunFolder:
     def recall(self, name: str) -> Any:
         """What `remember` wrote, or None."""
         path = self.place / f"{name}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if self.resume and path.is_file() else None
+        if not self.resume or not path.is_file():
+            return None
+        with reading("what the run decided cannot be read", file=path, do=ANEW):
+            return read_json(path)
 
     def remember(self, name: str, value: Any) -> None:
         """Keep a decision that a run that goes on has to take over."""
@@ -228,11 +256,8 @@ def interrupted(folder: Path) -> Config | None:
     path = folder / FOLDER / RUN
     if not path.is_file():
         return None
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}", do="begin anew with --no-resume") from error
-    return Config.build(settings, origin=str(path))
+    with reading("the settings of the run cannot be read", file=path, do=ANEW, error=ConfigError):
+        return Config.build(read_json(path)["settings"], origin=str(path))
 
 
 def settings_of(config: Config) -> dict[str, Any]:

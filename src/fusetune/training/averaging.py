@@ -45,6 +45,8 @@ def put(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Give a module's tensors these values."""
     state = dict(module.named_parameters()) | dict(module.named_buffers())
     for name, value in weights.items():
+        if value.shape != state[name].shape:
+            raise ValueError(f"{name} has the shape {tuple(value.shape)}, not {tuple(state[name].shape)}")
         state[name].copy_(value)
 
 

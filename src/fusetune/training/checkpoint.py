@@ -26,9 +26,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fusetune.errors import FolderError, StorageError
+from fusetune.untrusted import read_json, tensors_of, walk
 
 FORMAT = 1
 KEPT = 2
+STATE_BYTES = 2**30
+"""Of state.json, which is read whole."""
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 _NAME = re.compile(r"\d{8}-[0-9a-f]{16}")
 
@@ -108,7 +111,7 @@ class Checkpoints:
         for path in found:
             try:
                 return _read(path)
-            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
                 self.warnings.append(f"the checkpoint {path} is damaged and was passed over: {error}")
         if found:
             raise FolderError(
@@ -121,17 +124,23 @@ class Checkpoints:
 
 
 def _read(path: Path) -> Any:
-    if linked := [one.name for one in (path, *path.iterdir()) if one.is_symlink()]:
-        raise ValueError(f"{linked[0]} is a link")
+    if path.is_symlink():
+        raise ValueError(f"{path.name} is a link")
+    if set(walk(path)) != {TENSORS, STATE, MANIFEST}:
+        raise ValueError("its files are not those that were written")
     if _hash(path / MANIFEST)[:16] != path.name[9:]:
         raise ValueError(f"{MANIFEST} is not the one that was written")
-    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    manifest = read_json(path / MANIFEST)
     if manifest["format"] > FORMAT:
         raise ValueError("it was written by a later fusetune")
     for name in (TENSORS, STATE):
         if _described(path / name) != manifest["files"][name]:
             raise ValueError(f"{name} is not the file that was written")
-    return _unpacked(json.loads((path / STATE).read_text(encoding="utf-8")), load_file(path / TENSORS))
+    tensors_of(path / TENSORS)
+    state = _unpacked(read_json(path / STATE, limit=STATE_BYTES), load_file(path / TENSORS))
+    if not isinstance(state, dict):
+        raise ValueError("it holds no state of a training")
+    return state
 
 
 def flush(path: Path) -> None:

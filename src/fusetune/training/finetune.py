@@ -179,8 +179,9 @@ def finetune(
     if alignment is not None:
         alignment.install(model)
     if (ended := keeper.take(END)) is not None:
-        put(learner.to(processes().device), ended["weights"])
-        course = Course.from_state(ended["course"])
+        with keeper.reading():
+            put(learner.to(processes().device), ended["weights"])
+            course = Course.from_state(ended["course"])
         course.warnings.append("The run was stopped after this training, and went on from there.")
         return course
     saved = keeper.saved
@@ -308,10 +309,12 @@ def _went_on(keeper: Keeper, recipe: Recipe, callbacks: Sequence[Callback]) -> t
     """The weights before the stage under way and the updates before it; what is known from before is known again."""
     if (saved := keeper.saved) is None:
         return {}, 0
-    outer = saved["outer"]
-    watch_on(callbacks, saved["watchers"])
-    recipe.said += [*outer["said"], f"The run was stopped, and went on from update {outer['step'] + saved['done']}."]
-    return outer["start"], outer["step"]
+    with keeper.reading():
+        outer, step = saved["outer"], int(saved["outer"]["step"])
+        outer["stages"] = [(float(seconds), float(waited)) for seconds, waited in outer["stages"]]
+        watch_on(callbacks, saved["watchers"])
+        recipe.said += [*outer["said"], f"The run was stopped, and went on from update {step + int(saved['done'])}."]
+        return dict(outer["start"]), step
 
 
 def averaged(

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from fusetune.errors import FolderError, Interrupted
 from fusetune.training.callbacks import Callback
 from fusetune.training.checkpoint import Checkpoints
+from fusetune.untrusted import read_json, reading
 
 State = dict[str, Any]
 
@@ -76,7 +77,13 @@ class Keeper:
         self._began = self._last = time.monotonic()
         self._cost = 0.0
         if self.saved is not None:
-            self._check(self.saved, processes)
+            with self.reading():
+                self._check(self.saved, processes)
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Where what was kept is used: what does not fit this run is a `FolderError`."""
+        do = "start anew with --no-resume"
+        return reading("the checkpoint does not fit this run", file=self.folder or "", do=do)
 
     def _check(self, saved: State, processes: int) -> None:
         where = str(self.folder)
@@ -85,6 +92,8 @@ class Keeper:
             raise FolderError(
                 f"the checkpoint lacks the {', the '.join(lost)}", file=where, do="start anew with --no-resume"
             )
+        if parts is PARTS and saved["precision"] not in ("no", "bf16", "fp16"):
+            raise ValueError(f"there is no precision {saved['precision']!r}")
         if parts is PARTS and len(saved["processes"]) != processes:
             raise FolderError(
                 "the run was started with another number of processes",
@@ -192,7 +201,11 @@ class Keeper:
             return found
         path = self.folder / "places" / f"{name}.json"
         if path.is_file():
-            return np.asarray(json.loads(path.read_text(encoding="utf-8")), dtype=np.int64)
+            with self.reading():
+                kept = np.asarray(read_json(path), dtype=np.int64)
+                if kept.ndim != 1 or not set(found.tolist()) <= set(kept.tolist()) or (kept < 0).any():
+                    raise ValueError(f"{path.name} holds other cells")
+            return kept
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(found.tolist()), encoding="utf-8")

@@ -175,7 +175,8 @@ class _Running:
         """From the start, or from a state that was kept."""
         saved = self.keeper.take(self.stage.name)
         if saved is not None:
-            self._load(saved)
+            with self.keeper.reading():
+                self._load(saved)
         for watcher in self.watchers:
             watcher.on_stage(self.stage.name, self.num_updates, self.done)
         self.wrapped.train()

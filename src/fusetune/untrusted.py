@@ -1,0 +1,292 @@
+"""Files that a stranger may have made: read as plain data of bounded size, and nothing in them is run.
+
+A file is opened only where it is a regular one: a pipe would hang, a device never ends, a link leads elsewhere. Parsers
+make nothing but texts, figures, lists and mappings, and what they cannot cope with becomes one of our errors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fusetune.errors import FolderError, MissingExtra, RunError, UserError
+
+MIB = 2**20
+TEXT_BYTES = 128 * MIB
+"""Of a JSON or text file; the largest tokenizers have 35 MiB."""
+YAML_BYTES = 4 * MIB
+HEADER_BYTES = 25_000_000
+"""Of a safetensors file's list of tensors: what the hub takes, too. A model of 1000 tensors has 0.1 MB."""
+MOST_FILES = 100_000
+PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz", ".mar")
+"""Endings of files that are, or may hold, pickles."""
+_MAGIC = {
+    b"\x80\x02": "a pickle",
+    b"\x80\x03": "a pickle",
+    b"\x80\x04": "a pickle",
+    b"\x80\x05": "a pickle",
+    b"PK\x03\x04": "an archive, as torch.save writes it",
+    b"\x93NUMPY": "a NumPy file, which may hold a pickle",
+    b"\x1f\x8b": "a compressed file",
+    b"BZh": "a compressed file",
+    b"\xfd7zXZ": "a compressed file",
+    b"\x78\x9c": "a compressed file",
+    b"\x78\x01": "a compressed file",
+    b"\x78\xda": "a compressed file",
+}
+_OLD_PICKLE = re.compile(rb"(?:^|[\s(.])[ci][\w.]+\r?\n\w+\r?\n")
+"""In a pickle of text, which names a function by its module and name in lines of their own."""
+_BYTES = {"F64": 8, "I64": 8, "U64": 8, "C64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+_BYTES |= dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1)
+
+
+def walk(
+    folder: Path, *, links: Path | None = None, passed: str = "/", error: type[UserError] = FolderError
+) -> list[str]:
+    """The files in a folder and its folders, by their paths in it with `/`, sorted.
+
+    Args:
+        folder: itself it may be a link.
+        links: a folder that links may lead into, as those of the hub's cache do; None for no links.
+        passed: how paths begin where links are passed over, as nothing is read there.
+        error: what is raised.
+
+    Raises:
+        UserError: something in it is a link, a pipe, a socket or a device, or it has too many files.
+    """
+    found: list[str] = []
+    waiting = [folder]
+    while waiting:
+        with os.scandir(waiting.pop()) as listed:
+            entries = list(listed)
+        for entry in entries:
+            name = Path(entry.path).relative_to(folder).as_posix()
+            if entry.is_symlink() and name.startswith(passed):
+                continue
+            if entry.is_symlink() and not _leads_into(Path(entry.path), links):
+                raise error(
+                    f"{name} is a link, which may lead outside itself",
+                    came=os.readlink(entry.path),
+                    do="put the file itself there: cp -rL FOLDER COPY, if you trust what it leads to",
+                    file=str(folder),
+                )
+            if entry.is_dir():
+                waiting.append(Path(entry.path))
+            elif not entry.is_file():
+                raise error(f"{name} is no file: {_sort(entry.stat().st_mode)}", do="delete it", file=str(folder))
+            else:
+                found.append(name)
+        if len(found) + len(waiting) > MOST_FILES:
+            raise error(
+                f"the folder has more than {MOST_FILES:,} files", do="name the model's own folder", file=str(folder)
+            )
+    return sorted(found)
+
+
+def _leads_into(link: Path, home: Path | None) -> bool:
+    if home is None:
+        return False
+    target = link.resolve()
+    return target.is_relative_to(home.resolve()) and target.is_file()
+
+
+def _sort(mode: int) -> str:
+    for test, name in ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISDIR, "a folder")):
+        if test(mode):
+            return name
+    return "a link" if stat.S_ISLNK(mode) else "a device"
+
+
+def read_bytes(path: Path, limit: int, *, links: bool = False) -> bytes:
+    """A regular file's content.
+
+    Args:
+        path: the file.
+        limit: bytes that it may have.
+        links: whether the path may be a link; of a folder that was looked through by `walk`.
+
+    Raises:
+        OSError: it is missing or cannot be read.
+        ValueError: it is no regular file, or larger than the limit.
+    """
+    with os.fdopen(open_plain(path, links=links), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise ValueError(f"{path.name} has {size:,} bytes; at most {limit:,} are read")
+        return file.read(limit + 1)[:limit]
+
+
+def open_plain(path: Path, *, links: bool = False) -> int:
+    """The descriptor of a regular file; see `read_bytes`."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | (0 if links else getattr(os, "O_NOFOLLOW", 0))
+    mode = (path.stat() if links else path.lstat()).st_mode
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path.name} is no file: {_sort(mode)}")
+    descriptor = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # it was put in the other's place just now
+        os.close(descriptor)
+        raise ValueError(f"{path.name} is no file")
+    return descriptor
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What JSON says.
+
+    Raises:
+        ValueError: it is none, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json(path: Path, *, limit: int = TEXT_BYTES, links: bool = False) -> Any:
+    """What a file of JSON says; raises as `read_bytes` and `parse_json` do."""
+    return parse_json(read_bytes(path, limit, links=links))
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """Refuses a key that appears twice, which YAML forbids and PyYAML lets pass."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key that is no text", key_node.start_mark)
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
+
+
+def parse_yaml(text: str) -> Any:
+    """What YAML without tags of its own says: anchors may be used, but not to make much of little.
+
+    Raises:
+        YAMLError, ValueError: it is none, has a tag, or is nested too deeply, too long or grows without measure.
+    """
+    if len(text) > YAML_BYTES:
+        raise ValueError(f"it has {len(text):,} characters; at most {YAML_BYTES:,} are read")
+    loader = None
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        sizes: dict[int, int] = {}
+        if _expanded(node, sizes) > 10_000 + 10 * len(sizes):
+            raise ValueError("its anchors make too much of it")
+        return loader.construct_document(node)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except (OverflowError, AttributeError, TypeError, KeyError) as error:  # PyYAML's own, for odd figures and dates
+        raise ValueError(f"a value cannot be read: {error}") from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _expanded(node: Any, sizes: dict[int, int]) -> int:
+    """Nodes below this one, counted as often as anchors repeat them."""
+    if id(node) in sizes:
+        if sizes[id(node)] == 0:
+            raise ValueError("it contains itself")
+        return sizes[id(node)]
+    sizes[id(node)], size = 0, 1
+    for part in node.value if not isinstance(node, yaml.ScalarNode) else ():
+        size += sum(_expanded(one, sizes) for one in (part if isinstance(part, tuple) else (part,)))
+    sizes[id(node)] = size
+    return size
+
+
+def tensors_of(path: Path, *, links: bool = False) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The tensors of a safetensors file, (dtype, shape) by name, after checking that its list of them is true.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no safetensors file, or its header is broken, larger than `HEADER_BYTES` or lies.
+    """
+    if (found := pickle_like(path, links=links)) and path.suffix == ".safetensors":
+        raise ValueError(f"{path.name} is in truth {found}, which may run code when it is loaded")
+    with os.fdopen(open_plain(path, links=links), "rb") as file:
+        size, length = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
+        if size < 10 or length > min(HEADER_BYTES, size - 8):
+            raise ValueError(
+                f"the header of {path.name} says that it has {length:,} bytes, of a file of {size:,}; at most "
+                f"{HEADER_BYTES:,} are read"
+            )
+        header = parse_json(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError(f"the header of {path.name} is no list of tensors")
+    header.pop("__metadata__", None)
+    places, tensors = [], {}
+    for name, said in header.items():
+        tensors[name], place = _tensor(name, said)
+        places.append(place)
+    end = 0
+    for start, stop in sorted(places):
+        if start != end:
+            raise ValueError(f"the tensors in {path.name} overlap or leave gaps")
+        end = stop
+    if end != size - 8 - length:
+        raise ValueError(f"the tensors of {path.name} end at byte {end:,} of {size - 8 - length:,}")
+    return tensors
+
+
+def _tensor(name: str, said: Any) -> tuple[tuple[str, tuple[int, ...]], tuple[int, int]]:
+    """A tensor's dtype and shape, and the bytes where it begins and ends."""
+    if not isinstance(said, Mapping) or said.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"the header's entry {name!r} is not a tensor's")
+    shape, place = said["shape"], said["data_offsets"]
+    if said["dtype"] not in _BYTES:
+        raise ValueError(f"the tensor {name!r} has a dtype that there is not: {said['dtype']!r}")
+    numbers = [*shape, *place] if isinstance(shape, list) and isinstance(place, list) else [None]
+    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers) or len(place) != 2:
+        raise ValueError(f"the tensor {name!r} has a shape or a place that cannot be")
+    start, stop = place
+    if stop - start != math.prod(shape) * _BYTES[said["dtype"]]:
+        raise ValueError(f"the tensor {name!r} of shape {shape} and dtype {said['dtype']} is not {stop - start} bytes")
+    return (said["dtype"], tuple(shape)), (start, stop)
+
+
+def pickle_like(path: Path, *, links: bool = False) -> str | None:
+    """What a regular file's content is where it may run code when it is loaded, None for any other content."""
+    with os.fdopen(open_plain(path, links=links), "rb") as file:
+        head = file.read(4096)
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - 1))
+        last = file.read(1)
+    for magic, said in _MAGIC.items():
+        if head.startswith(magic):
+            return said
+    return "a pickle" if last == b"." and _OLD_PICKLE.search(head) else None
+
+
+@contextmanager
+def reading(what: str, *, file: Path | str, do: str, error: type[UserError] = FolderError) -> Iterator[None]:
+    """Whatever goes wrong inside is the fault of the files that are read there, and becomes one of our errors.
+
+    Libraries that build a model from a stranger's description end in any exception; that of the Rust ones that panic
+    is not even an `Exception`.
+    """
+    try:
+        yield
+    except BaseException as raised:
+        known = isinstance(raised, error | MissingExtra | RunError)
+        if known or (not isinstance(raised, Exception) and type(raised).__name__ != "PanicException"):
+            raise
+        came = str(raised) if isinstance(raised, UserError) else f"{type(raised).__name__}: {str(raised)[:500].strip()}"
+        raise error(what, came=came, do=do, file=str(file)) from raised
