@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fusetune.errors import FolderError
-from fusetune.untrusted import PICKLED, open_plain, pickle_like, read_json, reading, walk
+from fusetune.untrusted import PICKLED, open_plain, pickle_like, read_json, reading, refuse_code, walk
 
 FORMAT = 1
 BUNDLE, WEIGHTS, CONFIG, SCHEMA, BACKBONES = (
@@ -67,6 +67,7 @@ def _read_content(folder: Path) -> dict[str, Any]:
         )
     try:
         content = read_json(folder / BUNDLE)
+        refuse_code(content)
         found = int(content["format"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FolderError(f"{BUNDLE} cannot be read", came=str(error), file=str(folder)) from error

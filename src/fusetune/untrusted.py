@@ -155,6 +155,26 @@ def read_json(path: Path, *, limit: int = TEXT_BYTES, links: bool = False) -> An
     return parse_json(read_bytes(path, limit, links=links))
 
 
+def refuse_code(data: Any) -> None:
+    """Refuse settings that ask for code to be run; a column or a label may be called as such a setting is.
+
+    Raises:
+        ValueError: they do.
+    """
+    waiting = [data]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Mapping):
+            named = value.get("auto_map")
+            if isinstance(named, Mapping) and any(str(key).startswith("Auto") for key in named):
+                raise ValueError("auto_map names code, which is never run")
+            if value.get("trust_remote_code") is True:
+                raise ValueError("trust_remote_code asks for a stranger's code to be run, which is never done")
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+
+
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """Refuses a key that appears twice, which YAML forbids and PyYAML lets pass."""
 
@@ -176,7 +196,8 @@ def parse_yaml(text: str) -> Any:
     """What YAML without tags of its own says: anchors may be used, but not to make much of little.
 
     Raises:
-        YAMLError, ValueError: it is none, has a tag, or is nested too deeply, too long or grows without measure.
+        YAMLError, ValueError: it is none, has a tag, asks for code to be run, or is nested too deeply, too long or
+            grows without measure.
     """
     if len(text) > YAML_BYTES:
         raise ValueError(f"it has {len(text):,} characters; at most {YAML_BYTES:,} are read")
@@ -189,7 +210,9 @@ def parse_yaml(text: str) -> Any:
         sizes: dict[int, int] = {}
         if _expanded(node, sizes) > 10_000 + 10 * len(sizes):
             raise ValueError("its anchors make too much of it")
-        return loader.construct_document(node)
+        made = loader.construct_document(node)
+        refuse_code(made)
+        return made
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except (OverflowError, AttributeError, TypeError, KeyError) as error:  # PyYAML's own, for odd figures and dates
