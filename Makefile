@@ -3,6 +3,7 @@
 #   make demo    make a sample table, tune on it, say where the report is
 #   make test    run the tests but the slow ones; make test-slow runs those
 #   make torture kills, damage and bad input of every sort, and a table of what survived
+#   make test-offline   all tests with the network taken away (Linux: unshare, ip)
 #   make check   formatting, lint, types, examples
 #   make fmt     put formatting and imports right
 #   make clean   remove .venv, caches and runs
@@ -15,7 +16,7 @@ READY := $(VENV)/.ready
 # Two test processes, each with one thread, fill two cores; nothing is fetched from a hub while testing.
 OFFLINE := HF_HUB_OFFLINE=1 WANDB_MODE=offline OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: all demo test test-slow torture check fmt clean setup
+.PHONY: all demo test test-slow test-offline torture check fmt clean setup
 .DELETE_ON_ERROR:
 
 all: demo
@@ -43,6 +44,10 @@ test-slow: $(READY)
 
 torture: $(READY)
 	$(OFFLINE) $(BIN)/python -m pytest tests/reliability tests/training/test_checkpoint.py -q
+
+# A network of its own, with nothing in it but this machine's loopback.
+test-offline: $(READY)
+	unshare --map-root-user --net sh -c 'ip link set lo up && exec $(MAKE) test test-slow'
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import os
+import tempfile
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,18 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["FUSETUNE_CACHE"] = "none"  # tests that are about it name a folder of their own
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Here, in the processes of pytest-xdist and in all that tests start: see tests/no_network.
+GUARD = str(Path(__file__).parent / "no_network")
+if GUARD not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+    os.environ["PYTHONPATH"] = os.pathsep.join([GUARD, *filter(None, [os.environ.get("PYTHONPATH")])])
+os.environ.setdefault(
+    "FUSETUNE_TEST_CONNECTIONS", str(Path(tempfile.mkdtemp(prefix="fusetune-tests-")) / "connections")
+)
+CONNECTIONS = Path(os.environ["FUSETUNE_TEST_CONNECTIONS"])
+_spec = importlib.util.spec_from_file_location("no_network", Path(GUARD) / "sitecustomize.py")
+assert _spec is not None and _spec.loader is not None
+_spec.loader.exec_module(importlib.util.module_from_spec(_spec))
 
 Row = dict[str, Any]
 
@@ -141,16 +155,8 @@ def fitted(
 
 
 @pytest.fixture(autouse=True, scope="session")
-def no_network() -> None:
-    """Nothing that is tested connects to another machine."""
-    import socket
-
-    connect = socket.socket.connect
-
-    def refuse(self: socket.socket, address: Any) -> None:
-        host = address[0] if isinstance(address, tuple) else ""
-        if self.family != socket.AF_UNIX and host not in ("127.0.0.1", "::1", "localhost"):
-            pytest.fail(f"a connection to {address} was tried")
-        connect(self, address)
-
-    socket.socket.connect = refuse  # type: ignore[method-assign]
+def no_network() -> Iterator[None]:
+    """Nothing that is tested, and no process that a test starts, tried to connect to another machine."""
+    yield
+    tried = CONNECTIONS.read_text() if CONNECTIONS.exists() else ""
+    assert not tried, f"connections were tried:\n{tried}"

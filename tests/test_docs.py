@@ -152,7 +152,7 @@ print(tuned.results.tasks[0].first("after").metrics["accuracy"].value)
     done = subprocess.run(
         [sys.executable, "-c", use],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": path},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([path, os.environ["PYTHONPATH"]])},
         capture_output=True,
         text=True,
         check=False,

@@ -18,6 +18,7 @@ from fusetune.cli.main import VERBS, app
 from fusetune.errors import NonFiniteLoss, TableError
 
 runner = CliRunner()
+SOURCE = str(Path(fusetune.__file__).parents[1])
 
 OPTIONS = {
     "fit": {
@@ -201,7 +202,7 @@ def test_interrupt_of_a_real_process_shows_no_traceback(tmp_path):
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(Path(fusetune.__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([SOURCE, os.environ["PYTHONPATH"]])},
     )  # fmt: skip
     try:
         assert process.stdout is not None
@@ -222,7 +223,7 @@ def test_only_the_first_process_prints_results(monkeypatch):
 def test_module_runs_as_a_command():
     done = subprocess.run(
         [sys.executable, "-m", "fusetune", "--version"], capture_output=True, text=True, timeout=60,
-        env=os.environ | {"PYTHONPATH": str(Path(fusetune.__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([SOURCE, os.environ["PYTHONPATH"]])},
     )  # fmt: skip
     assert (done.returncode, done.stdout.strip()) == (0, f"fusetune {fusetune.__version__}")
 

@@ -204,6 +204,8 @@ def load_bundle(folder: Path) -> Bundle:
     with reading(
         "the model folder cannot be read", file=folder, do="copy it again from where it was made, or tune again"
     ):
+        config = Config.build(parse_yaml(_text(folder / CONFIG)))
+        schema = Schema.from_yaml(_text(folder / SCHEMA))
         header = tensors_of(folder / WEIGHTS)
         most = sum(math.prod(shape) for _, shape in header.values())
         backbones: dict[str, Backbone] = {}
@@ -218,8 +220,6 @@ def load_bundle(folder: Path) -> Bundle:
         model = build_model(modalities, tasks, NamedConfig(**content["fusion"]))
         _check_types(model, header)
         _load_weights(model, str(folder / WEIGHTS))
-        config = Config.build(parse_yaml(_text(folder / CONFIG)))
-        schema = Schema.from_yaml(_text(folder / SCHEMA))
         stack = load_stack(content.get("stack"), folder, model, tasks)
         learned = content["data_fingerprint"], content["metrics"], stack
         model.eval()
