@@ -9,15 +9,19 @@ import pytest
 
 import fusetune
 
-GOLDEN = sorted(path.parent for path in (Path(__file__).parents[1] / "golden").glob("*/predictions.json"))
+HOME = Path(__file__).parents[1] / "golden"
+GOLDEN = sorted(path.parent for path in HOME.rglob("predictions.json"))
 
 
 def test_there_is_one_of_this_version():
-    assert fusetune.__version__ in [folder.name for folder in GOLDEN], "make it: python tests/golden/make.py"
+    there = [folder.relative_to(HOME).as_posix() for folder in GOLDEN]
+    for part in ("", "/adapter", "/stack"):
+        assert fusetune.__version__ + part in there, "make it: python tests/golden/make.py"
 
 
-@pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.name)
-def test_predictions_stay(folder):
+@pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.relative_to(HOME).as_posix())
+def test_predictions_stay(folder, monkeypatch):
+    monkeypatch.chdir(folder)  # the backbone of an adapter is named from there
     expected = json.loads((folder / "predictions.json").read_text())
     found = fusetune.load(folder / "model").predict(folder / "t.jsonl").table.to_pylist()
     assert len(found) == len(expected) == 12
