@@ -179,11 +179,7 @@ def finetune(
     if alignment is not None:
         alignment.install(model)
     if (ended := keeper.take(END)) is not None:
-        with keeper.reading():
-            put(learner.to(processes().device), ended["weights"])
-            course = Course.from_state(ended["course"])
-        course.warnings.append("The run was stopped after this training, and went on from there.")
-        return course
+        return _ended(learner, ended, keeper)
     saved = keeper.saved
     precision = _precision(recipe, learner, train, features[0]) if saved is None else saved["precision"]
     accelerator = make_accelerator(settings, log_dir, precision)
@@ -303,6 +299,15 @@ def _stages(
         best.restore()
     recipe.said += averaged(learner, settings, start, kept, best, validate)
     return moving
+
+
+def _ended(learner: Learner, state: Mapping[str, Any], keeper: Keeper) -> Course:
+    """The course of a training that had come to its end, and its weights."""
+    with keeper.reading():
+        put(learner.to(processes().device), state["weights"])
+        course = Course.from_state(state["course"])
+    course.warnings.append("The run was stopped after this training, and went on from there.")
+    return course
 
 
 def _went_on(keeper: Keeper, recipe: Recipe, callbacks: Sequence[Callback]) -> tuple[dict[str, Tensor], int]:
