@@ -1,14 +1,13 @@
 """Which files a model folder has, and that they are the ones that were saved.
 
 The list of files in `bundle.json` is as much a stranger's as the rest: it tells damage, not malice. So the files are
-also looked at: there are no links, no pickles, and none but those that a model folder has.
+also looked at: there are no links and no pickles, and where models are read from, none but those that are listed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,12 +25,8 @@ BUNDLE, WEIGHTS, CONFIG, SCHEMA, BACKBONES = (
 )
 LISTED = {".json", ".yaml", ".safetensors", ".txt", ".model", ".jinja"}
 """Endings of files that `bundle.json` lists."""
-UNLISTED = {BUNDLE, "README.md", "report.html", "report.json", "rejected.jsonl"}
-"""Files that it does not list."""
-LEFT_OVER = re.compile(r"\.[\w-]+\.(safetensors|json|jsonl|yaml|html|md)\.\w+")
-"""What a save that was killed leaves: never read."""
-BESIDE = re.compile(r"(logs|checkpoints|\.checkpoints-\d+)/.+")
-"""What a run that tunes keeps here: trackers' files, which are never read, and checkpoints, which are read by it."""
+READ_FROM = (BACKBONES, "stack")
+"""Folders that libraries read models from. Elsewhere a user may keep what he likes, which is never read."""
 LINKS = "logs/wandb/"
 """Where a tracker sets links; they are not followed."""
 
@@ -87,13 +82,13 @@ def _check_names(files: Mapping[str, str], folder: Path) -> None:
         parts = PurePosixPath(name).parts
         if "/".join(parts) != name or ".." in parts or name.startswith("/") or not name.isprintable() or "\\" in name:
             raise FolderError(f"the model folder names a file outside itself: {name!r}", file=str(folder))
-        if PurePosixPath(name).suffix not in LISTED or (len(parts) > 1 and parts[0] not in (BACKBONES, "stack")):
+        if PurePosixPath(name).suffix not in LISTED or (len(parts) > 1 and parts[0] not in READ_FROM):
             raise _foreign(name, folder)
 
 
 def _check_foreign(files: Mapping[str, str], folder: Path) -> None:
     for name in walk(folder, passed=LINKS):
-        if name not in files and name not in UNLISTED and not LEFT_OVER.fullmatch(name) and not BESIDE.fullmatch(name):
+        if name not in files and name.partition("/")[0] in READ_FROM:
             raise _foreign(name, folder)
         found = pickle_like(folder / name)
         if found or PurePosixPath(name).suffix.lower() in PICKLED:
@@ -108,7 +103,7 @@ def _check_foreign(files: Mapping[str, str], folder: Path) -> None:
 def _foreign(name: str, folder: Path) -> FolderError:
     return FolderError(
         f"{name} is no file of a model folder",
-        expected=f"what `fusetune fit` writes: {BUNDLE}, the files that it lists, {', '.join(sorted(UNLISTED))}, logs/",
+        expected=f"in {' and '.join(READ_FROM)} what {BUNDLE} lists, and there {', '.join(sorted(LISTED))} files",
         do="move it out of the folder, if it is yours; else do not use the folder",
         file=str(folder),
     )

@@ -201,9 +201,9 @@ def make_attacks() -> None:
 
 def on_models() -> None:
     places = {
-        "stray.pkl": "no file of a model folder",
-        "notes.txt": "no file of a model folder",
-        ".hidden": "no file of a model folder",
+        "stray.pkl": "is a pickle",
+        "notes.txt": "is a pickle",
+        ".hidden": "is a pickle",
         "stack/0-0.pkl": "no file of a model folder",
         "README.md": "is a pickle",
         "report.html": "is a pickle",

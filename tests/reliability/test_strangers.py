@@ -116,6 +116,7 @@ def test_what_a_run_and_a_user_leave_in_a_folder_is_taken(home, tmp_path):
     (wandb / "debug-core.log").symlink_to("/root/.cache/wandb/logs/core-debug.log")  # as wandb does
     (folder / ".model.safetensors.4711").write_bytes(b"cut short")
     (folder / ".report.html.x7_abc").write_text("cut short")
+    (folder / "out.csv").write_text("row,label\n")
     assert fusetune.load(folder).bundle.tasks
 
 
