@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from fusetune.data.examples import Examples, Progress
 from fusetune.data.store import Store
 from fusetune.models.understand import Understand
+from fusetune.training.memory import kept_memory, settle
 from fusetune.training.stored import missing
 from fusetune.types import Tokens
 
@@ -58,11 +59,12 @@ def predict_logits(
         steps = progress(steps, "predicting", -(-len(order) // batch_size))
     device = model_device(model)
     parts: dict[str, list[Tensor]] = {task: [] for task in model.tasks}
-    with evaluating(model):
+    with evaluating(model), kept_memory() if len(order) > batch_size else nullcontext():
         for step in steps:
             outputs = model(examples.batch(indices[step]).to(device))
             for task, logits in outputs.logits.items():
                 parts[task].append(logits.float().cpu())
+            settle()
     back = torch.from_numpy(np.argsort(order))
     return {task: torch.cat(chunks)[back] for task, chunks in parts.items()}
 
@@ -106,7 +108,7 @@ def encode_cells(
         assert store is not None
         rows = store.rows(digests[place])
         features[place, : len(rows)], real[place, : len(rows)] = rows, True
-    with evaluating(model):
+    with evaluating(model), kept_memory() if len(groups) > 1 else nullcontext():
         for places in steps:
             tensors = {name: tensor.to(device) for name, tensor in source.tensors(places).items()}
             tokens = model.encode(column, tensors)
@@ -118,6 +120,7 @@ def encode_cells(
             features[chosen, :num] = tokens.values.masked_fill(~tokens.mask.unsqueeze(-1), 0).float().cpu()[new]
             real[chosen, :num] = tokens.mask.cpu()[new]
             store = _keep(store, [digests[place] for place in places[new] if digests], features[chosen], real[chosen])
+            settle()
     _keep(store, [], features, real, last=True)
     return Tokens(features.clone(), real.clone())  # a tensor made in inference mode could not enter a training step
 

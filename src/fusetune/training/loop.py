@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import AutocastKwargs, set_seed
+from accelerate.utils import set_seed
 from transformers import get_scheduler
 
 from fusetune.data.examples import Examples
@@ -37,7 +37,9 @@ from fusetune.training.keeper import (
     watched,
 )
 from fusetune.training.learner import Learner
-from fusetune.training.optim import build_optimizer
+from fusetune.training.memory import kept_memory, settle
+from fusetune.training.optim import build_optimizer, unwrapped
+from fusetune.training.precision import Autocast
 from fusetune.training.update import Gradients, is_out_of_memory, plain, update
 
 Validate = Callable[[], tuple[float, float, dict[str, dict[str, float]]]]
@@ -121,7 +123,7 @@ def run_stage(
     """
     running = _Running(learner, stage, train, validate, accelerator, callbacks, first_step, keeper or Keeper())
     try:
-        with running.keeper.listening():
+        with running.keeper.listening(), kept_memory():
             running.begin()
             while not running.train_on():
                 pass
@@ -162,8 +164,9 @@ class _Running:
         self.scheduler = get_scheduler(
             stage.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=self.num_updates
         )
-        accelerator.autocast_handler = AutocastKwargs(enabled=stage.autocast)
-        self.wrapped, self.optimizer = accelerator.prepare(learner, optimizer)
+        accelerator.autocast_handler = Autocast(enabled=stage.autocast)
+        self.wrapped, prepared = accelerator.prepare(learner, optimizer)
+        self.optimizer = unwrapped(prepared, accelerator)
         self.trained = [parameter for parameter in self.wrapped.parameters() if parameter.requires_grad]
         self.buffers = list(learner.buffers())
         self.stopping = EarlyStopping(stage.patience, margin=stage.margin)
@@ -194,6 +197,7 @@ class _Running:
         ) as feed:
             for micro_batches in feed:
                 losses = self._update(micro_batches)
+                settle()
                 if losses is None:
                     return False
                 self.done += 1

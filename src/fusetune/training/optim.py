@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
 from fusetune.errors import ConfigError, nearest
@@ -75,6 +76,15 @@ def build_optimizer(name: str, groups: list[dict[str, Any]], *, lr: float) -> to
             do=nearest(name.lower(), OPTIMIZERS),
         )
     return OPTIMIZERS[name.lower()](groups, lr=lr, weight_decay=0.0)
+
+
+def unwrapped(optimizer: Any, accelerator: Accelerator) -> Any:
+    """The optimiser inside the accelerator's wrapper, which looks for packages on disk at every step.
+
+    The wrapper itself where it has something to do: it scales gradients, or belongs to a sharding library.
+    """
+    plain = accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    return optimizer.optimizer if plain and accelerator.scaler is None else optimizer
 
 
 def no_decay(module: nn.Module) -> set[Tensor]:

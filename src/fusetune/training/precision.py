@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from accelerate.utils import AutocastKwargs
 from torch import Tensor, nn
 
 from fusetune.training.learner import Learner
+from fusetune.training.memory import kept_memory
 from fusetune.types import Batch
 
 GAIN = 1.15
@@ -20,6 +23,14 @@ WORTHWHILE = 50
 LARGE = 1_000_000
 """Parameters that a model must train: smaller ones gain nothing."""
 ROUNDS = 3
+
+
+class Autocast(AutocastKwargs):  # type: ignore[misc]  # accelerate has no types
+    """Accelerate's settings of a pass in lower precision, without its copy of the whole environment at every pass."""
+
+    def to_kwargs(self) -> dict[str, Any]:
+        """What differs from the defaults."""
+        return {} if self.enabled else {"enabled": False}
 
 
 def has_bf16() -> bool:
@@ -50,8 +61,9 @@ def chosen(asked: str, learner: Learner, batch: Callable[[], Batch], trained: Se
     rows, kept, was_training = batch(), torch.get_rng_state(), learner.training
     learner.eval()  # no draws of dropout, no running statistics
     try:
-        slow, loss = _trial(learner, rows, trained, bf16=False)
-        fast, near = _trial(learner, rows, trained, bf16=True)
+        with kept_memory():
+            slow, loss = _trial(learner, rows, trained, bf16=False)
+            fast, near = _trial(learner, rows, trained, bf16=True)
     finally:
         learner.train(was_training)
         torch.set_rng_state(kept)

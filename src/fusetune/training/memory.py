@@ -1,0 +1,88 @@
+"""Freed memory that stays with the process while a model works, since the next batch needs as much again."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
+"""What glibc's `mallopt` sets by these numbers."""
+USUAL = {MMAP_MAX: 65536, MMAP_THRESHOLD: 32 * 2**20, TRIM_THRESHOLD: 64 * 2**20}
+"""What glibc comes to by itself once large blocks were freed."""
+KEPT = {MMAP_MAX: 0, TRIM_THRESHOLD: -1}
+
+SHARE = 0.5
+"""Of the memory that there is: a process that holds more gives back what is free in it after every batch."""
+
+_lock = threading.Lock()
+_inside = 0
+
+
+def _libc() -> Any:
+    """The C library, or None where it is not glibc or the user has set its allocator."""
+    if not sys.platform.startswith("linux") or any("malloc" in name.lower() for name in _allocator_settings()):
+        return None
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "gnu_get_libc_version") and hasattr(libc, "mallopt") else None
+
+
+def _allocator_settings() -> list[str]:
+    return [name for name in os.environ if name.startswith("MALLOC_")] + [os.environ.get("GLIBC_TUNABLES", "")]
+
+
+@contextmanager
+def kept_memory() -> Iterator[None]:
+    """Inside, what is freed stays with the process; after it, the system gets it back.
+
+    glibc returns every freed block above 32 MiB at once, and the system hands its pages out again one by one, each
+    zeroed: with the activations of pictures that takes a quarter of an update's time. In exchange, the process holds
+    what lies free between its blocks, which `settle` bounds: call it after every batch. No result depends on any of it.
+    May be nested, also in several threads; does nothing with another C library, or where $MALLOC_... or
+    $GLIBC_TUNABLES say how memory is to be handled.
+    """
+    global _inside
+    libc = _libc()
+    if libc is None:
+        yield
+        return
+    with _lock:
+        _inside += 1
+        if _inside == 1:
+            _set(libc, KEPT)
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                _set(libc, USUAL)
+                libc.malloc_trim(0)
+
+
+def settle() -> None:
+    """Give back what is free if the process holds more than `SHARE` of the memory; elsewhere nothing is kept."""
+    if _inside and int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() > SHARE * _memory():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@cache
+def _memory() -> float:
+    """Bytes that this process may take: the machine's, or the container's, shared out to the processes of a run."""
+    found = os.sysconf("SC_PHYS_PAGES") * resource.getpagesize()
+    limit = Path("/sys/fs/cgroup/memory.max")
+    with suppress(OSError, ValueError):  # no such file, or "max"
+        found = min(found, int(limit.read_text()))
+    return found / int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+
+
+def _set(libc: Any, values: dict[int, int]) -> None:
+    for option, value in values.items():
+        libc.mallopt(option, value)
