@@ -26,6 +26,9 @@ class DataConfig(Section):
     $FUSETUNE_CACHE or ~/.cache/fusetune. `none`: nothing is kept."""
     cache_gib: Annotated[float, Field(ge=0)] = 10.0
     """GiB that the folder may take; what was not used for the longest time goes first. 0: nothing is kept."""
+    views: Annotated[int, Field(ge=0)] = 0
+    """Augmented views of a cell that a frozen encoder, or the frozen first layers of one, sees in turn: each is
+    computed once, epoch e uses view e mod `views`. 0: a new one in every epoch, which is computed in every epoch."""
     memory: Annotated[float, Field(ge=0)] = 4.0
     """GiB of decoded cells kept in memory; the rest is decoded again when needed."""
 

@@ -162,6 +162,8 @@ class Examples:
     Attributes:
         augment: per column, what changes its cells in training; none but where it was put there.
         seed: of these changes.
+        num_views: how many views of an augmented cell a frozen encoder sees in turn; 0: a new one in every epoch.
+        views: per augmented column, its views, where they were made (`fusetune.data.views`).
         mix: how train rows are drawn where the table is several joined ones, as `UpdateSampler` takes it.
     """
 
@@ -190,6 +192,8 @@ class Examples:
         self.used = np.arange(len(table))
         self.augment: dict[str, Augmenter] = {}
         self.seed = 0
+        self.num_views = 0
+        self.views: dict[str, Sequence[Column]] = {}
         self.mix = 1.0
 
     def prepare(self, *, on_bad_cell: str, memory: float = 4.0, progress: Progress | None = None) -> None:
@@ -219,12 +223,16 @@ class Examples:
 
     def _augmented(self, name: str, places: np.ndarray, epoch: int) -> dict[str, Tensor]:
         """The encoder's input for a column's cells in some rows, augmented; these rows have it."""
-        column, augmenter = self.columns[name], self.augment[name]
-        examples = []
-        for place in places:
-            code, draws = int(column.codes[place]), _draws(self.seed, epoch, int(self.rows[place]), name)
-            examples.append(augmenter(column.cells[code], column.example(code), draws, column.base_dir))
-        return column.modality.collate(examples)
+        if views := self.views.get(name):
+            view = views[epoch % len(views)]
+            return view.tensors(view.codes[places])
+        return self.columns[name].modality.collate([self.augmented(name, int(place), epoch) for place in places])
+
+    def augmented(self, name: str, place: int, epoch: int) -> Any:
+        """The example of a row's cell, which it has, as the column's augmenter changes it in an epoch."""
+        column = self.columns[name]
+        code, draws = int(column.codes[place]), _draws(self.seed, epoch, int(self.rows[place]), name)
+        return self.augment[name](column.cells[code], column.example(code), draws, column.base_dir)
 
     def _read_weights(self, keep: np.ndarray) -> None:
         if self._weight is None:

@@ -216,7 +216,8 @@ class Fit:
             raise ConfigError(
                 f"augment.{lost[0]} finds no column of this kind", expected=", ".join(sorted(kinds)), do="leave it out"
             )
-        train.seed, train.mix = self.config.seed, self.config.data.mix
+        data = self.config.data
+        train.seed, train.mix, train.num_views = self.config.seed, data.mix, data.views
         for name, modality in self.modalities.items():
             own = self.config.columns[name].augment if name in self.config.columns else None
             options = self.config.augment.get(modality.kind, {}) if own is None else own

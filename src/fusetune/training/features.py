@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
@@ -11,6 +12,7 @@ import torch
 
 from fusetune.data.examples import Examples, Progress
 from fusetune.data.store import Cache
+from fusetune.data.views import View
 from fusetune.models.understand import Understand
 from fusetune.training.inference import encode_cells
 from fusetune.training.keeper import Keeper
@@ -50,9 +52,35 @@ def fill_features(
 
 
 def set_features(examples: Examples, features: Mapping[str, Tokens]) -> None:
-    """Give columns their encoder outputs; the others go through their encoders."""
+    """Give columns their encoder outputs; the others go through their encoders, augmented ones without views."""
+    examples.views = {}
     for name, column in examples.columns.items():
         column.features, column.trunk = features.get(name), None
+
+
+def fill_views(
+    model: Understand,
+    examples: Examples,
+    columns: Collection[str],
+    *,
+    cache: Cache | None = None,
+    keeper: Keeper | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Give augmented columns of frozen encoders their views, each encoded once; see `fill_features` for the arguments.
+
+    Args:
+        columns: their names.
+    """
+    for name in columns:
+        store = open_store(cache, model.encoders[model.routes[name]], "output", torch.float32)
+        views = [View(examples, name, number) for number in range(examples.num_views)]
+        for number, view in enumerate(views):
+            seen = copy.copy(examples)
+            seen.columns = {name: view}
+            together = partial((keeper or Keeper()).places, f"view-{number}-{zlib.crc32(name.encode())}")
+            view.features = encode_cells(model, seen, name, store=store, together=together, progress=progress)
+        examples.views = {**examples.views, name: views}
 
 
 @contextmanager

@@ -31,9 +31,9 @@ from fusetune.sections import TrainerConfig
 from fusetune.tasks.base import Task
 from fusetune.training.alignment import Alignment
 from fusetune.training.averaging import Kept, copied, interpolate, not_finite, put, soup, trained_weights
-from fusetune.training.callbacks import Bar, BestStep, Callback, Check, Curve, Trackers
+from fusetune.training.callbacks import Bar, BestStep, Callback, Check, Curve, Trackers, track
 from fusetune.training.devices import make_accelerator, processes
-from fusetune.training.features import set_features
+from fusetune.training.features import fill_views, set_features
 from fusetune.training.inference import predict_logits
 from fusetune.training.keeper import END, Keeper, moving, watch_on
 from fusetune.training.learner import Learner
@@ -208,8 +208,7 @@ def finetune(
             f"{', '.join(bad[:3])} are NaN or infinite at the best step, so the model is not saved\n"
             "  Do: lower trainer.lr and trainer.backbone_lr, set trainer.clip"
         )
-    course = Course(curve.checks, best.check, _trained(model), moved, recipe.warnings())
-    course.precision = str(accelerator.mixed_precision)
+    course = Course(curve.checks, best.check, _trained(model), moved, recipe.warnings(), accelerator.mixed_precision)
     seconds = sum(stage.seconds for stage in recipe.stages)
     course.waited = sum(stage.waited for stage in recipe.stages) / seconds if seconds else 0.0
     keeper.end({"weights": moving(learner), "course": course.to_state()}, accelerator)
@@ -222,7 +221,8 @@ def _precision(recipe: Recipe, learner: Learner, train: Examples, features: Mapp
     trained = [parameter for group in stage.groups for parameter in group["params"]]
     still = {column for column, key in recipe.model.routes.items() if key not in recipe.moving()}
     updates = round(stage.epochs * len(train) / stage.batch_size)
-    set_features(train, {name: values for name, values in features.items() if name in still - train.augment.keys()})
+    anew = set() if train.num_views else set(train.augment)
+    set_features(train, {name: values for name, values in features.items() if name in still - anew})
     found = [
         chosen(
             recipe.settings.precision,
@@ -289,10 +289,9 @@ def _stages(
         if keeper.saved is None:
             best.cover()
             start = copied(trained_weights(learner))
-        if recipe.reads_cells_as_they_are():
-            with accelerator.main_process_first():
-                low = accelerator.mixed_precision == "bf16"
-                recipe.said += start_later(model, rows, cache, low=low, keeper=keeper)
+        with accelerator.main_process_first():
+            low = accelerator.mixed_precision == "bf16"
+            _run_frozen(recipe, rows, still, cache, keeper, low=low, bar=any(isinstance(one, Bar) for one in others))
         run_stage(learner, tune, train, validate, accelerator, callbacks, first_step=step, keeper=keeper)
         recipe.said += tune.said
         recipe.stages.append(tune)
@@ -308,6 +307,25 @@ def _ended(learner: Learner, state: Mapping[str, Any], keeper: Keeper) -> Course
         course = Course.from_state(state["course"])
     course.warnings.append("The run was stopped after this training, and went on from there.")
     return course
+
+
+def _run_frozen(
+    recipe: Recipe,
+    rows: tuple[Examples, Examples],
+    still: Sequence[str],
+    cache: Cache | None,
+    keeper: Keeper,
+    *,
+    low: bool,
+    bar: bool,
+) -> None:
+    """What frozen encoders make of augmented views, and what the first trained layers read: computed before a stage."""
+    train, shown = rows[0], track if bar else None
+    if train.num_views:
+        seen = [name for name in still if name in train.augment and recipe.read_anew(name)]
+        fill_views(recipe.model, train, seen, cache=cache, keeper=keeper, progress=shown)
+    if recipe.reads_cells_as_they_are():
+        recipe.said += start_later(recipe.model, rows, cache, low=low, keeper=keeper, progress=shown)
 
 
 def _went_on(keeper: Keeper, recipe: Recipe, callbacks: Sequence[Callback]) -> tuple[dict[str, Tensor], int]:

@@ -15,9 +15,11 @@ from fusetune.backbones.boundary import BOUNDARY, bears, frozen_layers, run_to, 
 from fusetune.backbones.inputs import TextInputs
 from fusetune.data.examples import Column, Examples, Progress
 from fusetune.data.store import Cache, Store
+from fusetune.data.views import View
 from fusetune.models.understand import Understand
 from fusetune.training.inference import evaluating, model_device
 from fusetune.training.keeper import Keeper
+from fusetune.training.memory import kept_memory, settle
 from fusetune.training.stored import missing, open_store
 
 BATCH = 64
@@ -63,7 +65,8 @@ def start_later(
 
     Args:
         model: with its parameters frozen as they will be.
-        rows: train and validation rows; augmented columns, and those with features, stay as they are.
+        rows: train and validation rows. Columns with features stay as they are; augmented ones are given their views,
+            or stay as they are where there are to be none.
         cache: where what the layer reads is kept; None does nothing.
         low: store in bfloat16, where the model computes in it; else in float32.
         keeper: knows which cells were computed together, where the run goes on.
@@ -75,20 +78,31 @@ def start_later(
     said = []
     for name, key in model.routes.items():
         encoder = model.encoders[key]
-        number = frozen_layers(encoder) if isinstance(encoder, Backbone) and cache is not None else 0
-        if not number or not isinstance(encoder, Backbone):
+        layers = frozen_layers(encoder) if isinstance(encoder, Backbone) and cache is not None else 0
+        if not layers or not isinstance(encoder, Backbone):
             continue
-        store = open_store(cache, encoder, number, torch.bfloat16 if low else torch.float32)
+        store = open_store(cache, encoder, layers, torch.bfloat16 if low else torch.float32)
         for place, examples in enumerate(rows):
-            column = examples.columns.get(name)
-            if store is None or column is None or name in examples.augment or column.features is not None:
+            if store is None or name not in examples.columns or examples.columns[name].features is not None:
                 continue
+            tried = _starting(examples, name)
             try:
-                together = partial((keeper or Keeper()).places, f"trunk-{place}-{zlib.crc32(name.encode())}")
-                column.trunk = _filled(model, encoder, number, column, store, together, progress)
+                for ending, column in tried.items():
+                    step = f"trunk-{place}-{zlib.crc32(name.encode())}{ending}"
+                    together = partial((keeper or Keeper()).places, step)
+                    column.trunk = _filled(model, encoder, layers, column, store, together, progress)
             except OSError as error:
                 said.append(f"the frozen layers of {name} run in every epoch: the cache cannot be written ({error})")
+            if name in examples.augment and tried and all(column.trunk is not None for column in tried.values()):
+                examples.views = {**examples.views, name: list(tried.values())}
     return said
+
+
+def _starting(examples: Examples, name: str) -> dict[str, Column]:
+    """What has cells that may start later, by the ending of a step's name: the column, or its views if augmented."""
+    if name not in examples.augment:
+        return {"": examples.columns[name]}
+    return {f"-{number}": View(examples, name, number) for number in range(examples.num_views)}
 
 
 def _filled(
@@ -104,7 +118,7 @@ def _filled(
     device = model_device(model)
     digests, places = missing(store, column)
     good = [place for place, digest in enumerate(digests) if digest][:4]
-    with evaluating(encoder):
+    with evaluating(encoder), kept_memory():
         if not good or not bears(encoder, number, _tensors(column, good, device)):
             return None
         for some in batches(together(places), f"running the frozen layers on {column.modality.column}", progress):
@@ -114,6 +128,7 @@ def _filled(
             hidden = run_to(encoder, number, tensors)
             for place, part in zip(some, _split(hidden, tensors), strict=True):
                 store.add(digests[int(place)], part)
+            settle()
         store.flush()
     return Trunk(column, store, digests, encoder)
 
