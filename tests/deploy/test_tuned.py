@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from fusetune.data.quarantine import Rejected
 from fusetune.data.table import Table
+from fusetune.deploy import tuned
 from fusetune.deploy.tuned import Predictions, predict, predict_parts, read_examples, require_labels, write
-from fusetune.errors import StorageError, TableError
+from fusetune.errors import ConfigError, StorageError, TableError
 
 ROW = {"note": "w1 w2", "photo": None, "voice": None, "price": 3.0, "plan": "pro"}
 
@@ -109,6 +112,41 @@ def test_bf16_is_near(fitted):
     table = Table.from_records([ROW, {**ROW, "price": 80}])
     exact, near = fitted.predict(table)["label:yes"], fitted.predict(table, precision="bf16")["label:yes"]
     assert exact != near and exact == pytest.approx(near, abs=0.05)
+
+
+@pytest.mark.skipif(not tuned.has_int8(), reason="the processor has no AVX512-VNNI")
+def test_int8_is_near_in_a_batch_and_alone(fitted):
+    rows = [{**ROW, "note": f"w{n} w{n + 1}", "price": 10 * n} for n in range(6)]
+    exact, near = (fitted.predict(Table.from_records(rows), precision=p)["label:yes"] for p in ("float32", "int8"))
+    assert exact != near and exact == pytest.approx(near, abs=0.05)
+    alone = [fitted.predict(Table.from_records([row]), precision="int8")["label:yes"][0] for row in rows]
+    assert alone == pytest.approx(near, abs=0.01)
+    assert fitted.predict(Table.from_records(rows))["label:yes"] == pytest.approx(exact, abs=1e-6)
+
+
+def test_int8_is_refused_where_it_cannot_be(fitted, monkeypatch):
+    table = Table.from_records([ROW])
+    monkeypatch.setattr(tuned, "num_linear", lambda encoder: 0)
+    monkeypatch.setattr(tuned, "has_int8", lambda: True)
+    with pytest.raises(ConfigError, match="int8 would change nothing"):
+        fitted.predict(table, precision="int8")
+    monkeypatch.setattr(tuned, "has_int8", lambda: False)
+    with pytest.raises(ConfigError, match="a processor without it"):
+        fitted.predict(table, precision="int8")
+    monkeypatch.setattr(tuned, "model_device", lambda model: torch.device("cuda"))
+    with pytest.raises(ConfigError, match="a model on cuda"):
+        fitted.evaluate(table, precision="int8")
+
+
+def test_memory_does_not_grow_with_the_table(fitted, tmp_path):
+    peaks = []
+    for rows in (24, 96):
+        table = Table.from_records([{**ROW, "note": f"w{n} " + "w1 " * 40_000} for n in range(rows)])
+        tracemalloc.start()
+        write(predict_parts(fitted.bundle, table, rows=8), tmp_path / "o.csv", ".csv")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[0] > 8 * 120_000 and peaks[1] < 1.5 * peaks[0]
 
 
 @pytest.fixture

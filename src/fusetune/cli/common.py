@@ -49,7 +49,8 @@ Slices = Annotated[
     list[str] | None, typer.Option("--slices", "-s", help="Column to split the metrics by; give it again for several.")
 ]
 Precision = Annotated[
-    Literal["float32", "bf16"], typer.Option(help="bf16: faster where the processor has it; the last digits differ.")
+    Literal["float32", "bf16", "int8"],
+    typer.Option(help="bf16, int8: faster where the processor has it; evaluate says what that costs."),
 ]
 ModelFolder = Annotated[Path, typer.Argument(help="Folder that `fusetune fit` wrote.", show_default=False)]
 

@@ -21,13 +21,13 @@ def evaluate(
 ) -> None:
     """Measure a tuned model on labelled rows.
 
-    With --precision bf16 it is measured in float32 too, and what is lost is
-    said.
+    With --precision bf16 or int8 it is measured in float32 too, and what is
+    lost is said.
 
     \b
     Example:
       fusetune evaluate runs/rating test.csv --slices country
-      fusetune evaluate runs/rating test.csv --precision bf16
+      fusetune evaluate runs/rating test.csv --precision int8
     """
     from fusetune import api
 

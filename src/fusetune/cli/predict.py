@@ -43,7 +43,7 @@ def predict(
     Examples:
       fusetune predict runs/rating new.csv --out out.csv
       fusetune predict runs/rating new.csv --json
-      fusetune predict runs/rating new.csv --out out.csv --precision bf16
+      fusetune predict runs/rating new.csv --out out.csv --precision int8
     """
     if out is not None:
         _check(out, table)

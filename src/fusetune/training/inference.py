@@ -18,6 +18,10 @@ from fusetune.training.memory import kept_memory, settle
 from fusetune.training.stored import missing
 from fusetune.types import Tokens
 
+TOKENS = 2048
+"""Tokens of texts that go through the model together, unless `MIN_ROWS` have more or `MAX_ROWS` less."""
+MIN_ROWS, ROWS, MAX_ROWS = 8, 64, 512
+
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
@@ -41,7 +45,7 @@ def predict_logits(
     examples: Examples,
     indices: np.ndarray,
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:
     """Logits of rows, float32 on the CPU, in the order of `indices`.
@@ -50,13 +54,15 @@ def predict_logits(
         model: in any mode and on any device.
         examples: prepared rows.
         indices: places in the table, at least one.
-        batch_size: rows at a time; rows of like cost are taken together.
+        batch_size: rows at a time, rows of like cost together; None takes as many as the processor is fastest with.
         progress: wraps the iterator over batches.
     """
     order = np.argsort(examples.sizes(indices), kind="stable")
-    steps: Iterator[np.ndarray] = iter([order[i : i + batch_size] for i in range(0, len(order), batch_size)])
+    cuts = np.arange(batch_size, len(order), batch_size) if batch_size else _cuts(examples, indices[order])
+    groups = np.split(order, cuts)
+    steps: Iterator[np.ndarray] = iter(groups)
     if progress is not None:
-        steps = progress(steps, "predicting", -(-len(order) // batch_size))
+        steps = progress(steps, "predicting", len(groups))
     device = model_device(model)
     parts: dict[str, list[Tensor]] = {task: [] for task in model.tasks}
     with evaluating(model), kept_memory() if len(order) > batch_size else nullcontext():
@@ -67,6 +73,25 @@ def predict_logits(
             settle()
     back = torch.from_numpy(np.argsort(order))
     return {task: torch.cat(chunks)[back] for task, chunks in parts.items()}
+
+
+def _cuts(examples: Examples, indices: np.ndarray) -> list[int]:
+    """Where to cut rows, those that cost least first, into batches: places in `indices`, rising.
+
+    Of rows that bring nothing larger than texts as many go together as have `TOKENS` tokens with the padding: with
+    fewer the processor waits for weights, with more for memory. Of others, whose pictures and sounds are large, `ROWS`.
+    """
+    encoded = [c for c in examples.columns.values() if c.modality.needs_backbone and c.features is None]
+    if any(column.modality.kind != "text" for column in encoded):
+        return list(range(ROWS, len(indices), ROWS))
+    tokens = [sum(column.size(int(column.codes[index])) for column in encoded) for index in indices]
+    cuts, start, longest = [], 0, 0
+    for place, size in enumerate(tokens):
+        rows, longest = place - start, max(longest, size)
+        if rows >= MAX_ROWS or (rows >= MIN_ROWS and longest * (rows + 1) > TOKENS):
+            cuts.append(place)
+            start, longest = place, size
+    return cuts
 
 
 def encode_cells(

@@ -1,0 +1,112 @@
+"""Encoders whose linear layers multiply 8-bit integers, for predictions on a processor that does so itself.
+
+    y = (round(127 x / a) · round(127 w / b)) · a b / 127² + bias
+
+with a the largest magnitude in a token's vector and b in an output's weights: one scale a token and one an output,
+found from the numbers at hand, so nothing is calibrated and a row's prediction does not depend on the rows beside it.
+Sums are exact. All else (attention, normalisation, embeddings, convolutions) stays float32.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
+LEVELS = 127
+CHUNK = 1 << 17
+"""Numbers that are rounded at a time: what the processor's cache holds."""
+
+
+def has_int8() -> bool:
+    """Whether the processor sums products of 8-bit integers itself (AVX512-VNNI)."""
+    return bool(torch.cpu._is_vnni_supported())
+
+
+def num_linear(module: nn.Module) -> int:
+    """How many layers `in_int8` would change."""
+    return sum(type(part) is nn.Linear for part in module.modules())
+
+
+class Int8Linear(nn.Module):
+    """A linear layer in 8-bit integers, without gradients.
+
+    Attributes:
+        weight: (out, in) of the layer it stands for, for code that looks at it.
+        bias: (out,) of that layer, or None.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        """
+        Args:
+            layer: float32, on the CPU.
+        """
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.weight, self.bias = layer.weight, layer.bias
+        weight = layer.weight.detach()
+        self._scale = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / LEVELS  # (out,)
+        whole = (weight / self._scale.unsqueeze(1)).round().to(torch.int8)
+        self._packed = torch.ops.onednn.qlinear_prepack(whole, None)
+        self._zeros = torch.zeros(layer.out_features, dtype=torch.int32)
+        self._bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(..., in) float32 to (..., out) float32."""
+        rows = values.flatten(0, -2)  # (rows, in)
+        most = torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True)).clamp_(min=1e-30)  # (rows, 1)
+        factor = LEVELS / most
+        whole = torch.empty(rows.shape, dtype=torch.int8)
+        step = max(1, CHUNK // rows.shape[1])
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            whole[part] = torch.mul(rows[part], factor[part]).round_()
+        # The processor multiplies unsigned by signed: a flipped first bit is 128 added, which is the zero point.
+        unsigned = whole.view(torch.uint8).bitwise_xor_(128)
+        found: Tensor = torch.ops.onednn.qlinear_pointwise(
+            unsigned,
+            1 / LEVELS,
+            128,
+            self._packed,
+            self._scale,
+            self._zeros,
+            None,
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
+        )
+        return torch.addcmul(self._bias, found, most, out=found).view(*values.shape[:-1], self.out_features)
+
+
+def in_int8(module: M) -> M:
+    """A module that shares every tensor and setting with this one, but whose linear layers are in 8-bit integers.
+
+    Args:
+        module: float32, on the CPU.
+    """
+    return _view(module, {})
+
+
+@torch.no_grad()
+def _view(module: M, seen: dict[nn.Module, nn.Module]) -> M:
+    if module not in seen:
+        if type(module) is nn.Linear:  # a subclass may do something else
+            seen[module] = Int8Linear(module)
+        else:
+            view = seen[module] = _shallow(module)
+            view._modules = {
+                name: None if child is None else _view(child, seen) for name, child in module._modules.items()
+            }
+    return seen[module]  # type: ignore[return-value]
+
+
+def _shallow(module: M) -> M:
+    """Another module with the same parts; `copy.copy` refuses those with a parametrised weight."""
+    made = object.__new__(type(module))
+    made.__dict__.update(module.__dict__)
+    return made

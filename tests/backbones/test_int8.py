@@ -1,0 +1,72 @@
+"""Encoders in 8-bit integers: near float32, each token by itself, and nothing of the float model changed or copied."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fusetune.backbones import int8
+from fusetune.backbones.int8 import Int8Linear, in_int8, num_linear
+from fusetune.backbones.load import load_backbone
+
+pytestmark = pytest.mark.skipif(not int8.has_int8(), reason="the processor has no AVX512-VNNI")
+
+
+def layer(num_in: int, num_out: int, *, bias: bool = True) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(num_in, num_out, bias=bias).requires_grad_(False)
+
+
+@pytest.mark.parametrize(("num_in", "num_out"), [(1, 1), (3, 5), (7, 200), (384, 96)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_near_the_layer_it_stands_for(num_in: int, num_out: int, bias: bool) -> None:
+    exact = layer(num_in, num_out, bias=bias)
+    values = torch.randn(4, 9, num_in) * torch.logspace(-3, 3, 9).unsqueeze(1)  # tokens of very different size
+    found, wanted = Int8Linear(exact)(values), exact(values)
+    assert found.shape == wanted.shape
+    # Either factor of a product is off by half a step of its scale at most.
+    steps = values.abs().amax(-1, keepdim=True) * exact.weight.abs().amax(1) / 254
+    assert ((found - wanted).abs() <= steps * 2.1 * num_in + 1e-6).all()
+    assert ((found - wanted).norm(dim=-1) <= 0.03 * wanted.norm(dim=-1) + 1e-3).float().mean() > 0.9
+
+
+def test_a_token_does_not_depend_on_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8, "CHUNK", 100)  # so that rows are rounded in several steps
+    found, values = Int8Linear(layer(40, 24)), torch.randn(11, 40)
+    together = found(values * torch.arange(1, 12).unsqueeze(1))
+    for place in range(11):
+        assert torch.equal(found(values[place : place + 1] * (place + 1)), together[place : place + 1])
+
+
+def test_zeros_give_the_bias_and_what_is_not_finite_stays_so() -> None:
+    exact = layer(8, 4)
+    assert torch.equal(Int8Linear(exact)(torch.zeros(2, 8))[1], exact.bias)
+    for value in (float("nan"), float("inf")):
+        assert not Int8Linear(exact)(torch.tensor([[value] + [1.0] * 7])).isfinite().any()
+    assert Int8Linear(exact)(torch.zeros(0, 8)).shape == (0, 4)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "t5", "llama", "clip"])
+def test_a_backbone_is_near_and_shares_its_tensors(tiny, name: str) -> None:
+    backbone = load_backbone(tiny(name), "text").eval()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    low = in_int8(backbone)
+    assert num_linear(backbone) > 0 and num_linear(low) == 0
+    assert sum(isinstance(part, Int8Linear) for part in low.modules()) == num_linear(backbone)
+    addresses = [parameter.data_ptr() for parameter in backbone.parameters()]
+    assert [parameter.data_ptr() for parameter in low.parameters()] == addresses
+    tensors = backbone.collate_text([backbone.tokenize(text) for text in ("w1 w2 w3", "w4", "w9 w8 w7 w6 w5")])
+    with torch.inference_mode():
+        exact, near = backbone(**tensors).values[:, 0], low(**tensors).values[:, 0]
+        alone = low(**backbone.collate_text([backbone.tokenize("w4")])).values[:, 0]
+    assert not torch.equal(exact, near)
+    assert (torch.cosine_similarity(exact, near) > 0.995).all()
+    torch.testing.assert_close(alone[0], near[1], atol=0.02, rtol=0)
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+
+
+def test_a_layer_in_two_places_stays_one() -> None:
+    one = layer(4, 4)
+    low = in_int8(nn.Sequential(one, nn.ReLU(), one, nn.Sequential(one)))
+    assert low[0] is low[2] is low[3][0] and isinstance(low[0], Int8Linear)
