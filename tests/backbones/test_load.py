@@ -44,6 +44,20 @@ def copy(home: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(home / "bert", tmp_path / "bert"))
 
 
+@pytest.mark.parametrize("name", ["bert", "clip", "llama", "t5"])
+def test_tokens_equal_the_processor(name: str, home: Path) -> None:
+    """Also after somebody else has let the processor cut and pad as they like."""
+    backbone = load_backbone(str(home / name), "text")
+    texts = ["w1", "", "w1 w2 \n 🎉 [SEP]", "w3 " * 500]
+    for _ in range(2):
+        for text in texts:
+            wanted = backbone.processor(text, truncation=True, max_length=backbone.max_tokens)["input_ids"]
+            backbone.processor(
+                "w1 w2 w3 w4", truncation=True, max_length=3, padding="max_length" if name == "bert" else False
+            )
+            assert backbone.tokenize(text).tolist() == (wanted or [backbone.inputs.filler])
+
+
 @pytest.mark.parametrize("name", ["vit", "clip", "resnet", "dinov2", "mobilenet"])
 @pytest.mark.parametrize("size", [(50, 70), (64, 64), (300, 41), (32, 32)])
 def test_images_equal_the_processor(name: str, size: tuple[int, int], home: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from fusetune.models.build import Backbones, build_modalities, build_model
 from fusetune.registry import FUSIONS
 from fusetune.sections import BackboneConfig, NamedConfig
 from fusetune.tasks.regression import RegressionTask
+from fusetune.training import inference
 from fusetune.training.features import encoded
 from fusetune.training.inference import encode_cells, evaluating, predict_logits
 from fusetune.training.probe import SplitRows, block, column_scales
@@ -197,3 +200,34 @@ class TestEveryToken:
             model(examples.batch(examples.used))
         hook.remove()
         torch.testing.assert_close(reads[0][:, :16], expected, atol=1e-4, rtol=0)
+
+
+def test_batches_are_cut_by_tokens(made, monkeypatch):
+    model, examples = made
+    whole = predict_logits(model, examples, examples.used, batch_size=64)["y"]
+    for tokens, least, most in ((24, 1, 6), (24, 3, 100), (10**6, 1, 4), (1, 1, 1)):
+        for name, value in (("TOKENS", tokens), ("MIN_ROWS", least), ("MAX_ROWS", most)):
+            monkeypatch.setattr(inference, name, value)
+        batches: list[np.ndarray] = []
+        batch = examples.batch
+        monkeypatch.setattr(examples, "batch", lambda rows, to=batches, batch=batch: to.append(rows) or batch(rows))
+        torch.testing.assert_close(predict_logits(model, examples, examples.used)["y"], whole, atol=1e-5, rtol=1e-5)
+        monkeypatch.undo()
+        assert sorted(np.concatenate(batches).tolist()) == examples.used.tolist()
+        for rows in batches:
+            assert len(rows) <= most
+            assert len(rows) <= least or len(rows) * examples.sizes(rows).max() <= tokens
+        for rows, after in pairwise(batches):  # none could have taken the next row
+            longer = (len(rows) + 1) * examples.sizes(np.append(rows, after[0])).max()
+            assert len(rows) == most or (longer > tokens and len(rows) >= least)
+
+
+def test_rows_with_pictures_are_taken_by_number(build, monkeypatch):
+    model, examples = build("concat")
+    monkeypatch.setattr(inference, "ROWS", 7)
+    monkeypatch.setattr(inference, "TOKENS", 1)
+    sizes: list[int] = []
+    batch = examples.batch
+    monkeypatch.setattr(examples, "batch", lambda rows: sizes.append(len(rows)) or batch(rows))
+    predict_logits(model, examples, examples.used)
+    assert sizes == [7, 7, len(examples) - 14]

@@ -58,8 +58,12 @@ class TextInputs:
         return np.asarray(ids or [self.filler], dtype=np.int32)
 
     def _encode(self, text: str) -> list[int]:
-        encoded = self.processor(text, truncation=True, max_length=self.max_tokens, padding=False, verbose=False)
-        return list(encoded["input_ids"])
+        # What is beneath the processor gives the same in half the time, once the processor has told it where to cut.
+        beneath = self.processor.backend_tokenizer
+        cut = beneath.truncation
+        if cut is None or cut["max_length"] != self.max_tokens or cut["stride"] or beneath.padding is not None:
+            self.processor("", truncation=True, max_length=self.max_tokens, padding=False, verbose=False)
+        return list(beneath.encode(text).ids)
 
     def collate(self, cells: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask`, (cells, longest) int64.
