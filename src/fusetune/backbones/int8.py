@@ -9,7 +9,7 @@ Sums are exact. All else (attention, normalisation, embeddings, convolutions) st
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -89,11 +89,11 @@ def in_int8(module: M) -> M:
     Args:
         module: float32, on the CPU.
     """
-    return _view(module, {})
+    return cast(M, _view(module, {}))
 
 
 @torch.no_grad()
-def _view(module: M, seen: dict[nn.Module, nn.Module]) -> M:
+def _view(module: nn.Module, seen: dict[nn.Module, nn.Module]) -> nn.Module:
     if module not in seen:
         if type(module) is nn.Linear:  # a subclass may do something else
             seen[module] = Int8Linear(module)
@@ -102,11 +102,11 @@ def _view(module: M, seen: dict[nn.Module, nn.Module]) -> M:
             view._modules = {
                 name: None if child is None else _view(child, seen) for name, child in module._modules.items()
             }
-    return seen[module]  # type: ignore[return-value]
+    return seen[module]
 
 
-def _shallow(module: M) -> M:
+def _shallow(module: nn.Module) -> nn.Module:
     """Another module with the same parts; `copy.copy` refuses those with a parametrised weight."""
-    made = object.__new__(type(module))
+    made: nn.Module = object.__new__(type(module))
     made.__dict__.update(module.__dict__)
     return made
