@@ -65,7 +65,7 @@ def predict_logits(
         steps = progress(steps, "predicting", len(groups))
     device = model_device(model)
     parts: dict[str, list[Tensor]] = {task: [] for task in model.tasks}
-    with evaluating(model), kept_memory() if len(order) > batch_size else nullcontext():
+    with evaluating(model), kept_memory() if len(groups) > 1 else nullcontext():
         for step in steps:
             outputs = model(examples.batch(indices[step]).to(device))
             for task, logits in outputs.logits.items():
