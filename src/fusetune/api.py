@@ -31,6 +31,7 @@ from fusetune.fitting.run_folder import RunFolder, interrupted
 from fusetune.model_folder import BUNDLE
 from fusetune.sections import OnBadCell
 from fusetune.training.callbacks import track
+from fusetune.training.devices import choose_threads
 
 __all__ = ["FineTuned", "Predictions", "evaluate", "fit", "load", "schema_of"]
 
@@ -215,6 +216,7 @@ def fit(
     if not _named(sources["train"]):
         raise ConfigError("there is no table to learn from", do="name one: fusetune fit TABLE --target COLUMN")
     folder = Path(settings.out) if settings.out else Path(tempfile.mkdtemp(prefix="fusetune-"))
+    choose_threads()
     with RunFolder(folder, settings, resume=resume) as place:
         if place.finished:
             return load(folder)

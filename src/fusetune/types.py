@@ -5,9 +5,14 @@ Legend: batch = rows, cells = distinct cells of one column in this batch, tokens
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
+
+ALIGNED = 64
+"""Bytes at whose multiples the tensors of a packed batch begin."""
 
 
 @dataclass
@@ -43,10 +48,6 @@ class Target:
     values: Tensor
     labelled: Tensor
 
-    def to(self, device: object) -> Target:
-        """The same on another device."""
-        return Target(self.values.to(device), self.labelled.to(device))  # type: ignore[call-overload]
-
 
 @dataclass
 class Batch:
@@ -62,6 +63,7 @@ class Batch:
         targets: per task.
         weights: (batch,) float, the rows' weights in the loss.
         rows: (batch,) int64, the row ids that errors and predictions are reported under.
+        whole: the memory that all the tensors lie in, where they were packed.
     """
 
     inputs: dict[str, dict[str, Tensor]]
@@ -71,6 +73,7 @@ class Batch:
     targets: dict[str, Target] = field(default_factory=dict)
     codes: dict[str, Tensor] = field(default_factory=dict)
     groups: Tensor | None = None
+    whole: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -81,19 +84,57 @@ class Batch:
         return {column: cells >= 0 for column, cells in self.cells.items()}
 
     def to(self, device: object) -> Batch:
-        """The same on another device."""
+        """The same on another device; what was packed is copied at once, without waiting where it is pinned."""
+        if self.whole is None:
+            return self._each(lambda tensor: tensor.to(device))  # type: ignore[call-overload]
+        base, moved = self.whole.data_ptr(), self.whole.to(device, non_blocking=True)  # type: ignore[call-overload]
+
+        def there(tensor: Tensor) -> Tensor:
+            if tensor.untyped_storage().data_ptr() != base:  # put into the batch since
+                return tensor.to(device)  # type: ignore[call-overload, no-any-return]
+            return _laid(moved, int(tensor.storage_offset()) * tensor.element_size(), tensor)
+
+        return self._each(there)
+
+    def packed(self, *, pin: bool) -> Batch:
+        """The same with all tensors in one stretch of memory.
+
+        Args:
+            pin: whether it is memory that a GPU reads by itself.
+        """
+        tensors: list[Tensor] = []
+        self._each(lambda tensor: tensors.append(tensor) or tensor)  # type: ignore[func-returns-value]
+        sizes = [-(-tensor.nbytes // ALIGNED) * ALIGNED for tensor in tensors]
+        whole = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=pin)
+        starts = iter([sum(sizes[:place]) for place in range(len(sizes))])
+        batch = self._each(lambda tensor: _laid(whole, next(starts), tensor).copy_(tensor))
+        batch.whole = whole
+        return batch
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with each of its tensors changed."""
+
+        def all_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: change(tensor) for name, tensor in tensors.items()}
+
         return Batch(
-            inputs={
-                column: {name: tensor.to(device) for name, tensor in tensors.items()}  # type: ignore[call-overload]
-                for column, tensors in self.inputs.items()
+            inputs={column: all_of(tensors) for column, tensors in self.inputs.items()},
+            cells=all_of(self.cells),
+            weights=change(self.weights),
+            rows=change(self.rows),
+            targets={
+                task: Target(change(target.values), change(target.labelled)) for task, target in self.targets.items()
             },
-            cells={column: cells.to(device) for column, cells in self.cells.items()},  # type: ignore[call-overload]
-            weights=self.weights.to(device),  # type: ignore[call-overload]
-            rows=self.rows.to(device),  # type: ignore[call-overload]
-            targets={task: target.to(device) for task, target in self.targets.items()},
-            codes={column: codes.to(device) for column, codes in self.codes.items()},  # type: ignore[call-overload]
-            groups=None if self.groups is None else self.groups.to(device),  # type: ignore[call-overload]
+            codes=all_of(self.codes),
+            groups=None if self.groups is None else change(self.groups),
         )
+
+
+def _laid(whole: Tensor, start: int, like: Tensor) -> Tensor:
+    """A tensor as another, in memory from a byte on; its memory format too where that leaves no gaps."""
+    last = like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last)
+    strides = like.stride() if last or like.is_contiguous() else like.contiguous().stride()
+    return whole[start : start + like.nbytes].view(like.dtype).as_strided(like.size(), strides)
 
 
 @dataclass
@@ -111,3 +152,11 @@ class Outputs:
     pooled: Tensor
     columns: dict[str, Tokens]
     fused: Tokens
+
+
+def as_numbers(scalars: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """Scalars as Python's numbers, in one transfer from their device."""
+    tensors = {name: value for name, value in scalars.items() if isinstance(value, Tensor) and not value.is_cpu}
+    moved = torch.stack([value.detach().float() for value in tensors.values()]).tolist() if tensors else []
+    known = dict(zip(tensors, moved, strict=True))
+    return {name: known[name] if name in known else float(value) for name, value in scalars.items()}

@@ -82,9 +82,12 @@ class ImageModality(BackboneModality):
         return len(example)
 
     def collate(self, examples: Sequence[list[np.ndarray]]) -> dict[str, Tensor]:
-        """The backbone's `pixel_values` (pictures, 3, height, width), and `owner` (pictures,) int64: whose they are."""
+        """The backbone's `pixel_values` (pictures, 3, height, width), and where not every cell has one, `owner`,
+        (pictures,) int64: whose they are."""
         owner = [cell for cell, parts in enumerate(examples) for _ in parts]
         tensors = self.backbone.collate_images([picture for parts in examples for picture in parts])
+        if len(owner) == len(examples):
+            return tensors  # to join parts, a GPU would have to be waited for
         return {**tensors, "owner": torch.tensor(owner, dtype=torch.int64)}
 
     def state(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from fusetune.models.perturb import Ball, Chance, Deltas, attacked_columns
 from fusetune.sections import AdversarialConfig, AttackConfig
-from fusetune.training.update import add_up, loss_shares, scaled
+from fusetune.training.update import Shares, add_up, loss_shares, scaled
 from fusetune.types import Batch
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class _Passes:
         losses: what was minimised so far, by name.
     """
 
-    def __init__(self, learner: nn.Module, shares: dict[str, float], accelerator: Accelerator, *, last: bool) -> None:
+    def __init__(self, learner: nn.Module, shares: Shares, accelerator: Accelerator, *, last: bool) -> None:
         self.learner, self.shares, self.accelerator, self.last = learner, shares, accelerator, last
         self.losses: dict[str, Tensor] = {}
         self.chance = Chance(accelerator.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -54,3 +56,40 @@ def make_accelerator(settings: TrainerConfig, log_dir: Path | None, precision: s
         # A batch without a column's cells leaves that column's encoder out of the backward pass.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+
+
+def choose_threads() -> int:
+    """Have torch compute with as many threads as this process has cores to itself; the number.
+
+    OMP_NUM_THREADS decides where it is set, and a number that is lower already stays. Torch itself counts the machine's
+    cores, of which a container may have few, and which processes launched together share.
+    """
+    if not os.environ.get("OMP_NUM_THREADS"):
+        share = num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if torch.get_num_threads() > max(1, share):
+            torch.set_num_threads(max(1, share))
+    return torch.get_num_threads()
+
+
+def num_cores(root: Path = Path("/sys")) -> int:
+    """The physical cores that this process may run on, at most what its control group grants it.
+
+    Args:
+        root: where the kernel says so.
+    """
+    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    siblings = [root / f"devices/system/cpu/cpu{one}/topology/thread_siblings_list" for one in usable]
+    cores = len({_read(path) or str(path) for path in siblings})
+    group = root / "fs/cgroup"
+    found = _read(group / "cpu.max").split()  # version 2; else version 1
+    found = found or [_read(group / "cpu" / name) for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
+    if len(found) == 2 and all(part.isdigit() for part in found):
+        cores = min(cores, math.ceil(int(found[0]) / int(found[1])))
+    return max(1, cores)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""

@@ -58,6 +58,7 @@ class Feed:
         first: int = 0,
         workers: int = 0,
         ahead: int = AHEAD,
+        pin: bool = False,
     ) -> None:
         """
         Args:
@@ -67,8 +68,10 @@ class Feed:
             first: how many of them were made before.
             workers: processes; 0 for a thread of this one.
             ahead: micro-batches that the thread makes before they are asked for.
+            pin: pack each into memory that a GPU reads by itself.
         """
         self.train, self.sampler, self.workers, self.ahead = train, sampler, workers, ahead
+        self.pin = pin
         self.first, self.num_updates = first, num_updates
         self.waited = 0.0
         self._thread = ThreadPoolExecutor(1, "fusetune-feed")
@@ -106,7 +109,7 @@ class Feed:
         ahead: deque[Future[Batch]] = deque()
         drawn = ((epoch, places) for epoch, micro_batches in self._drawn() for places in micro_batches)
         for epoch, places in itertools.islice(drawn, (self.num_updates - self.first) * self.sampler.accumulate):
-            make: Callable[[], Batch] = partial(self.train.batch, places, epoch=epoch)
+            make: Callable[[], Batch] = partial(self._one, places, epoch)
             if not self.ahead:
                 yield make()
                 continue
@@ -115,6 +118,10 @@ class Feed:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
+
+    def _one(self, places: list[int], epoch: int) -> Batch:
+        batch = self.train.batch(places, epoch=epoch)
+        return batch.packed(pin=True) if self.pin else batch
 
     def _by_processes(self) -> Iterator[Batch]:
         # Without a generator of its own the loader would draw from the one that dropout draws from.
@@ -134,7 +141,7 @@ class Feed:
                 batch = next(made)
                 if isinstance(batch, UserError):
                     raise batch
-                yield batch
+                yield batch.packed(pin=True) if self.pin else batch
 
     def _lost(self, why: str) -> RunError:
         """What to say of a worker that died or hangs."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fusetune.objectives.total import Pulls, Total
-from fusetune.types import Batch, Outputs
+from fusetune.types import Batch, Outputs, as_numbers
 
 
 class Learner(nn.Module):
@@ -28,4 +28,4 @@ class Learner(nn.Module):
 
     def figures(self) -> dict[str, float]:
         """What the objectives and the balance have to log besides their losses, as of the last batch."""
-        return {name: float(value) for name, value in self.objective.figures().items()}
+        return as_numbers(self.objective.figures())

@@ -40,7 +40,7 @@ from fusetune.training.learner import Learner
 from fusetune.training.memory import kept_memory, settle
 from fusetune.training.optim import build_optimizer, unwrapped
 from fusetune.training.precision import Autocast
-from fusetune.training.update import Gradients, is_out_of_memory, plain, update
+from fusetune.training.update import Buffers, Gradients, is_out_of_memory, plain, update
 
 Validate = Callable[[], tuple[float, float, dict[str, dict[str, float]]]]
 """Gives (loss, score, metrics by task) on the validation rows."""
@@ -168,7 +168,7 @@ class _Running:
         self.wrapped, prepared = accelerator.prepare(learner, optimizer)
         self.optimizer = unwrapped(prepared, accelerator)
         self.trained = [parameter for parameter in self.wrapped.parameters() if parameter.requires_grad]
-        self.buffers = list(learner.buffers())
+        self.buffers = Buffers(learner)
         self.stopping = EarlyStopping(stage.patience, margin=stage.margin)
         self.average = Average(learner, stage.ema) if stage.ema is not None else None
         self.watchers = [*callbacks, self.stopping, *([self.average] if self.average is not None else [])]
@@ -187,14 +187,14 @@ class _Running:
     def train_on(self) -> bool:
         """Make updates until the stage is over: True; or until memory is short and micro-batches are halved: False."""
         stage, accelerator = self.stage, self.accelerator
+        on_gpu = accelerator.device.type == "cuda"
         ahead = 0 if accelerator.device.type == "cpu" else AHEAD
         if self._over():
             return True
         seconds, waited, paused = stage.seconds, stage.waited, 0.0
         start = time.perf_counter()
-        with Feed(
-            self.train, self.sampler, self.num_updates, first=self.done, workers=stage.workers, ahead=ahead
-        ) as feed:
+        options: dict[str, Any] = {"first": self.done, "workers": stage.workers, "ahead": ahead, "pin": on_gpu}
+        with Feed(self.train, self.sampler, self.num_updates, **options) as feed:
             for micro_batches in feed:
                 losses = self._update(micro_batches)
                 settle()
@@ -255,7 +255,7 @@ class _Running:
     def _update(self, micro_batches: Sequence[Any]) -> dict[str, float] | None:
         """The losses; none where the update was left out; None where memory was short and it is to be made again."""
         chance = Chance(self.accelerator.device)
-        buffers = [buffer.clone() for buffer in self.buffers]
+        self.buffers.note()
         balance = self.learner.objective.balance
         own = balance.own() if balance is not None else None
         where = f"update {self.first_step + self.done + 1} of stage {self.stage.name!r}"
@@ -278,9 +278,7 @@ class _Running:
                 raise
             self._halve(where, str(error).splitlines()[0])
             short = True
-        with torch.no_grad():
-            for buffer, value in zip(self.buffers, buffers, strict=True):
-                buffer.copy_(value)
+        self.buffers.restore()
         if balance is not None:
             balance.set_own(own)
         if not short:

@@ -47,9 +47,11 @@ class Trunk:
             return {**tensors, BOUNDARY: torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)}
         if not self._one:
             self._one = stand_in(self.backbone, column.modality.collate([column.example(int(places[0]))]))
-        counts = torch.tensor([len(part) for part in parts])
-        owner = torch.arange(len(parts)).repeat_interleave(counts)
-        return {**self._one, "owner": owner, BOUNDARY: torch.cat(parts)}
+        tensors = {**self._one, BOUNDARY: torch.cat(parts)}
+        if len(tensors[BOUNDARY]) > len(parts):
+            counts = torch.tensor([len(part) for part in parts])
+            tensors["owner"] = torch.arange(len(parts)).repeat_interleave(counts)
+        return tensors
 
 
 def start_later(

@@ -7,7 +7,7 @@ gradients and gradient surgery are others. Whatever it is, an update that is not
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Protocol
 
@@ -16,7 +16,32 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from fusetune.errors import NonFiniteLoss
-from fusetune.types import Batch
+from fusetune.types import Batch, as_numbers
+
+Shares = Mapping[str, "float | Tensor"]
+NORM = "gradient/norm"
+
+
+class Buffers:
+    """A module's buffers as they were before an update, to be had again if it is not made."""
+
+    def __init__(self, module: nn.Module) -> None:
+        by_kind: dict[Any, list[Tensor]] = {}
+        for buffer in module.buffers():
+            by_kind.setdefault((buffer.device, buffer.dtype), []).append(buffer)
+        self._pairs = [(buffers, [buffer.clone() for buffer in buffers]) for buffers in by_kind.values()]
+
+    @torch.no_grad()
+    def note(self) -> None:
+        """They are now what they should be."""
+        for buffers, kept in self._pairs:
+            torch._foreach_copy_(kept, buffers)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """They are again what they were at the last `note`."""
+        for buffers, kept in self._pairs:
+            torch._foreach_copy_(buffers, kept)
 
 
 class Gradients(Protocol):
@@ -46,11 +71,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def loss_shares(micro_batches: Sequence[Batch], accelerator: Accelerator) -> list[dict[str, float]]:
+def loss_shares(micro_batches: Sequence[Batch], accelerator: Accelerator) -> list[Shares]:
     """What each micro-batch's mean losses count in the update's, so that they sum to the mean over all its rows.
 
     With several processes, each of which has other rows of the update, the mean over processes is the mean over all
-    rows, as gradients are averaged over processes.
+    rows, as gradients are averaged over processes. The shares are then scalars on the device, which nobody waits for.
 
     Returns:
         Per micro-batch, each task's share of the labelled rows' weight by the task's name, and under "" the share of
@@ -63,12 +88,15 @@ def loss_shares(micro_batches: Sequence[Batch], accelerator: Accelerator) -> lis
     ]
     totals = {name: sum(size[name] for size in sizes) for name in sizes[0]}
     if accelerator.num_processes > 1:
-        own = torch.tensor(list(totals.values()), dtype=torch.float64, device=accelerator.device)
-        totals = dict(zip(totals, accelerator.reduce(own, "mean").tolist(), strict=True))
+        own = torch.tensor([list(totals.values()), *(list(size.values()) for size in sizes)], dtype=torch.float64)
+        own = own.to(accelerator.device, non_blocking=True)
+        mean = accelerator.reduce(own[0].clone(), "mean")
+        shares = torch.where(mean != 0, own[1:] / mean, 0.0)
+        return [dict(zip(totals, row, strict=True)) for row in shares]
     return [{name: value / totals[name] if totals[name] else 0.0 for name, value in size.items()} for size in sizes]
 
 
-def scaled(parts: dict[str, Tensor], shares: dict[str, float]) -> dict[str, Tensor]:
+def scaled(parts: dict[str, Tensor], shares: Shares) -> dict[str, Tensor]:
     """A micro-batch's losses times what they count in the update's: see `loss_shares`."""
     return {name: part * shares.get(name, shares[""]) for name, part in parts.items()}
 
@@ -125,10 +153,13 @@ def update(
     totals = gradients(learner, micro_batches, accelerator)
     norm = accelerator.clip_grad_norm_(trained, clip if clip is not None else float("inf"))
     if accelerator.num_processes > 1:
-        totals = {name: accelerator.reduce(totals[name], "mean") for name in sorted(totals)}
-    losses = {name: float(value) for name, value in totals.items()}
+        means = accelerator.reduce(torch.stack([totals[name].float() for name in sorted(totals)]), "mean")
+        totals = dict(zip(sorted(totals), means, strict=True))
+    # All that decides about the update comes from the device at once: it is the one time that an update waits for it.
+    losses = as_numbers(totals if norm is None else {**totals, NORM: norm})
+    size = losses.pop(NORM, 0.0)
     finite = all(math.isfinite(value) for value in losses.values())
-    if not finite or (norm is not None and not bool(torch.isfinite(norm)) and accelerator.scaler is None):
+    if not finite or (not math.isfinite(size) and accelerator.scaler is None):
         ids = [int(row) for batch in micro_batches for row in batch.rows]
         optimizer.zero_grad()
         raise NonFiniteLoss(
