@@ -55,6 +55,7 @@ from fusetune.training.trunk import start_later
 HERE = Path(__file__).parent
 DATA = ["sst2", "movies_rating"]
 BATCH = 32
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass
@@ -106,6 +107,26 @@ class Case:
 
         return train, stage
 
+    def bare(self, stage: Any) -> Callable[[], None]:
+        """An epoch of the same model on batches made before, in the same order: forward, backward, optimiser step."""
+        self.model.to(DEVICE)
+        sampler = UpdateSampler(self.train.used, self.train.sizes(self.train.used), batch_size=stage.batch_size)
+        ready = [self.train.batch(places).to(DEVICE) for places in sampler]
+        optimizer = torch.optim.AdamW(stage.groups, fused=True)
+        loss = Total(self.tasks, [], None)
+        low = self.config.trainer.precision == "bf16"
+
+        def run() -> None:
+            self.model.train()
+            for batch in ready:
+                with torch.autocast(DEVICE.type, torch.bfloat16, enabled=low):
+                    parts = loss(self.model, batch, self.model(batch))
+                sum(parts.values()).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+        return run
+
     def text(self) -> tuple[str, Any]:
         """The text column and its modality."""
         return next((name, c.modality) for name, c in self.train.columns.items() if c.modality.kind == "text")
@@ -135,6 +156,8 @@ def rounds(number: int, ours: Callable[[], None], other: Callable[[], None]) -> 
         for work in (ours, other):
             start = time.perf_counter()
             work()
+            if DEVICE.type == "cuda":
+                torch.cuda.synchronize()
             spent.append(time.perf_counter() - start)
         if turn:
             times.append((spent[0], spent[1]))
@@ -147,32 +170,18 @@ def rounds(number: int, ours: Callable[[], None], other: Callable[[], None]) -> 
     }
 
 
-def loop(data: str, rows: int, number: int) -> dict[str, float]:
+def loop(data: str, rows: int, number: int, *overrides: str) -> dict[str, float]:
     """The whole model's loop against the same model on batches made before."""
-    case = Case.of(data, rows)
+    case = Case.of(data, rows, *overrides)
     train, stage = case.stage()
-    case.model.train()
-    sampler = UpdateSampler(case.train.used, case.train.sizes(case.train.used), batch_size=BATCH)
-    ready = [case.train.batch(places) for places in sampler]
-    optimizer = torch.optim.AdamW(stage.groups, fused=True)
-    loss = Total(case.tasks, [], None)
-
-    def bare() -> None:
-        case.model.train()
-        for batch in ready:
-            parts = loss(case.model, batch, case.model(batch))
-            sum(parts.values()).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    return rounds(number, train, bare)
+    return rounds(number, train, case.bare(stage))
 
 
-def trainer(data: str, rows: int, number: int) -> dict[str, float]:
+def trainer(data: str, rows: int, number: int, *overrides: str) -> dict[str, float]:
     """Text alone: one epoch here against one of transformers.Trainer, tokenizing in neither."""
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
-    case = Case.of(data, rows)
+    case = Case.of(data, rows, *overrides)
     column, modality = case.text()
     texts = case.train.restrict([column])
     case.train = texts
@@ -187,7 +196,8 @@ def trainer(data: str, rows: int, number: int) -> dict[str, float]:
     ]
     settings = TrainingArguments(
         output_dir=tempfile.mkdtemp(),
-        per_device_train_batch_size=BATCH,
+        per_device_train_batch_size=case.config.trainer.batch_size,
+        bf16=case.config.trainer.precision == "bf16",
         num_train_epochs=1,
         report_to=[],
         save_strategy="no",
@@ -203,9 +213,9 @@ def trainer(data: str, rows: int, number: int) -> dict[str, float]:
     return rounds(number, train, theirs)
 
 
-def cache(data: str, rows: int, number: int) -> dict[str, float]:
+def cache(data: str, rows: int, number: int, *overrides: str) -> dict[str, float]:
     """Ten epochs with every backbone frozen: its features computed once, that time counted, or in every batch."""
-    case = Case.of(data, rows, "text.freeze=all", "image.freeze=all")
+    case = Case.of(data, rows, "text.freeze=all", "image.freeze=all", *overrides)
     train, _ = case.stage(10)
 
     def ours() -> None:
@@ -219,10 +229,10 @@ def cache(data: str, rows: int, number: int) -> dict[str, float]:
     return rounds(number, ours, plain)
 
 
-def part(data: str, rows: int, number: int) -> dict[str, float]:
+def part(data: str, rows: int, number: int, *overrides: str) -> dict[str, float]:
     """Ten epochs with the first four of the text encoder's six layers frozen: these run once, that time counted, or in
     every batch."""
-    case = Case.of(data, rows, "text.freeze=bottom:5", "image.freeze=all")
+    case = Case.of(data, rows, "text.freeze=bottom:5", "image.freeze=all", *overrides)
     train, _ = case.stage(10)
     frozen = {name for name, column in case.train.columns.items() if column.modality.kind == "image"}
     features = {name: values for name, values in fill_features(case.model, case.train).items() if name in frozen}
@@ -240,14 +250,14 @@ def part(data: str, rows: int, number: int) -> dict[str, float]:
     return rounds(number, ours, plain)
 
 
-def predict(data: str, rows: int, number: int) -> dict[str, float]:
+def predict(data: str, rows: int, number: int, *overrides: str) -> dict[str, float]:
     """From a table on disk to predictions, tokenizing included in both; the text column alone."""
-    return predictions(data, rows, number, precision="float32", fitted=400, epochs=0.0)[0]
+    return predictions(data, rows, number, *overrides, precision="float32", fitted=400, epochs=0.0)[0]
 
 
-def int8(data: str, rows: int, number: int) -> dict[str, float]:
+def int8(data: str, rows: int, number: int, *overrides: str) -> dict[str, float]:
     """As `predict`, with the encoder's linear layers in 8-bit integers, and what that costs on the validation rows."""
-    found, tuned, val = predictions(data, rows, number, precision="int8", fitted=1500, epochs=1.0)
+    found, tuned, val = predictions(data, rows, number, *overrides, precision="int8", fitted=1500, epochs=1.0)
     for precision in ("float32", "int8"):
         task = tuned.evaluate(val, precision=precision).tasks[0]
         found[f"{task.metric}_{precision}"] = task.systems[0].metrics[task.metric].value
@@ -255,10 +265,10 @@ def int8(data: str, rows: int, number: int) -> dict[str, float]:
 
 
 def predictions(
-    data: str, rows: int, number: int, *, precision: str, fitted: int, epochs: float
+    data: str, rows: int, number: int, *overrides: str, precision: str, fitted: int, epochs: float
 ) -> tuple[dict[str, float], Any, Table]:
     """The ratio, the model, tuned for so many epochs on so many rows, and the validation rows."""
-    case = Case.of(data, rows)
+    case = Case.of(data, rows, *overrides)
     column, modality = case.text()
     records = [{column: cell} for cell in case.table.cells(column)]
     folder = Path(tempfile.mkdtemp())
@@ -270,12 +280,13 @@ def predictions(
         out=folder / "model",
         config={
             "columns": ignored | given.get("columns", {}),
+            "text": given.get("text", {}),
             "trainer": given["trainer"] | {"epochs": epochs, "head_epochs": 1, "trackers": []},
             "report": {"alone": "none", "bootstrap": 0},
         },
         progress=False,
     )
-    bare, tokenizer = Bare(modality.backbone.model, 2).eval(), modality.backbone.processor
+    bare, tokenizer = Bare(modality.backbone.model, 2).eval().to(DEVICE), modality.backbone.processor
     texts = [str(record[column] or "") for record in records]
     table = Table.from_records([record | {name: None for name in ignored} for record in records])
 
@@ -286,8 +297,9 @@ def predictions(
     def plain() -> None:
         for start in range(0, len(texts), BATCH):
             part = texts[start : start + BATCH]
-            made = tokenizer(part, padding=True, truncation=True, return_tensors="pt")
-            bare(made["input_ids"], made["attention_mask"], torch.zeros(len(part), dtype=torch.int64))
+            made = tokenizer(part, padding=True, truncation=True, return_tensors="pt").to(DEVICE)
+            labels = torch.zeros(len(part), dtype=torch.int64, device=DEVICE)
+            bare(made["input_ids"], made["attention_mask"], labels)
 
     return rounds(number, ours, plain), tuned, Table.read(case.config.val)
 

@@ -282,6 +282,9 @@ class TrainerConfig(Section):
     finds it faster and its loss near; else float32."""
     gradient_checkpointing: bool = False
     """Compute activations twice to save memory."""
+    compile: bool = False
+    """Compile the layers of the encoders that are trained (torch.compile; needs a C++ compiler, on a GPU Triton too).
+    Texts are padded to a few lengths, each of which takes seconds to compile: for long runs on a GPU."""
     adversarial: Annotated[AdversarialConfig | None, ByName] = None
     """Adversarial training once the backbones move, or of the heads alone where no backbone moves: `fgm`, `pgd` or
     `freelb`, with its settings."""
@@ -317,6 +320,8 @@ class TrainerConfig(Section):
     def _balance_alone(self) -> TrainerConfig:
         if self.adversarial is not None and self.balance in ("famo", "pcgrad", "upgrad"):
             raise ValueError(f"adversarial goes with balance sum, uncertainty or dwa, not with {self.balance}")
+        if self.compile and self.adversarial is not None:
+            raise ValueError("adversarial changes what enters the encoders in ways that compile does not know")
         if self.sam is not None and (self.adversarial is not None or self.balance == "famo"):
             other = "adversarial" if self.adversarial is not None else "balance=famo"
             raise ValueError(f"sam and {other} both say where gradients are taken; leave one of them out")

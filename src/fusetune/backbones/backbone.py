@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fusetune.backbones import structure
-from fusetune.backbones.boundary import starting_at
+from fusetune.backbones.boundary import BOUNDARY, starting_at
+from fusetune.backbones.compiled import bucketed, explained
 from fusetune.backbones.grouping import length_cuts, whole
 from fusetune.backbones.inputs import AudioInputs, ImageInputs, Inputs, SpectrogramInputs, TextInputs
 from fusetune.errors import BackboneError
@@ -88,6 +89,7 @@ class Backbone(nn.Module):
         self.adapted: list[str] = []
         self.brought: set[str] = set()
         self.together = False  # all texts of a batch in one pass, see `whole`
+        self.compiled = False  # see `fusetune.backbones.compiled`
         self.starts_at, self.gives_tuples = 0, False  # of passes that bring what a layer reads, see `boundary`
         # Group normalisation over time would see the padding, so such an encoder takes sounds of one length at a time.
         self._alone = isinstance(inputs, AudioInputs) and any(isinstance(m, nn.GroupNorm) for m in model.modules())
@@ -152,6 +154,9 @@ class Backbone(nn.Module):
         Returns:
             (cells, 1, dim), or (cells, tokens, dim) with pool "none".
         """
+        if self.compiled and not self.together:
+            known = inputs if boundary is None else {**inputs, BOUNDARY: boundary}
+            return self._compiled(owner, known)
         if boundary is not None:
             with starting_at(self, self.starts_at, boundary.to(next(self.model.parameters()).dtype)), whole(self):
                 return self(owner=owner, **inputs)  # type: ignore[no-any-return]
@@ -160,6 +165,15 @@ class Backbone(nn.Module):
         values, mask, own = self._encode(**inputs)
         tokens = Tokens(values, mask, self.grid) if self.pool == "none" else self._pooled(values, mask, own)
         return tokens if owner is None else _join(tokens, owner)
+
+    def _compiled(self, owner: Tensor | None, inputs: dict[str, Tensor]) -> Tokens:
+        """The same of a padded batch, what is padded cut off."""
+        padded, rows, num = bucketed(inputs, self.max_tokens)
+        with whole(self), explained():
+            tokens = self(**padded)
+        num = num if num and self.pool == "none" else tokens.values.shape[1]
+        cut = Tokens(tokens.values[:rows, :num], tokens.mask[:rows, :num], tokens.grid)
+        return cut if owner is None else _join(cut, owner)
 
     def _groups(self, mask: Tensor) -> list[Tensor]:
         """The rows of texts in groups of like length, where that saves computing; empty where it does not.

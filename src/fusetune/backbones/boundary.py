@@ -91,13 +91,15 @@ def starting_at(backbone: Any, number: int, hidden: Tensor) -> Iterator[None]:
         return (passed,) if backbone.gives_tuples else passed
 
     skipped = found[1][:number]
+    compiled = [layer._compiled_call_impl for layer in skipped]
     for place, layer in enumerate(skipped):
-        layer.forward = later if place else first
+        layer.forward, layer._compiled_call_impl = (later if place else first), None
     try:
         yield
     finally:
-        for layer in skipped:
+        for layer, before in zip(skipped, compiled, strict=True):
             layer.__dict__.pop("forward", None)
+            layer._compiled_call_impl = before
 
 
 def stand_in(backbone: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 
+from fusetune.backbones.compiled import check_compiler
 from fusetune.config import Config
 from fusetune.data.examples import Examples, Progress
 from fusetune.data.quarantine import write_rejected
@@ -82,6 +83,8 @@ class Fit:
 
     def _run(self) -> tuple[Bundle, found.RunResults]:
         check_stack(self)
+        if self.config.trainer.compile:
+            check_compiler()
         with self.phase("read tables"):
             self.tables = Tables(self.config, self.sources)
             self.schema, tables = self.tables.schema, self.tables.splits

@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
+from fusetune.backbones.compiled import compiling
 from fusetune.data.examples import Examples
 from fusetune.data.store import Cache
 from fusetune.errors import NonFiniteLoss
@@ -171,6 +172,7 @@ def finetune(
         balance=balance,
         augmented=train.augment,
     )
+    recipe.check_compile()
     learner = Learner(model, Total(tasks, extra, balance))
     for name, (shift, scale) in column_scales(train, features[0]).items():
         model.set_scale(name, shift, scale)
@@ -292,7 +294,10 @@ def _stages(
         with accelerator.main_process_first():
             low = accelerator.mixed_precision == "bf16"
             _run_frozen(recipe, rows, still, cache, keeper, low=low, bar=any(isinstance(one, Bar) for one in others))
-        run_stage(learner, tune, train, validate, accelerator, callbacks, first_step=step, keeper=keeper)
+        encoders = {key: model.encoders[key] for key in sorted(moving)} if settings.compile else {}
+        with compiling(encoders) as said:
+            recipe.said += said
+            run_stage(learner, tune, train, validate, accelerator, callbacks, first_step=step, keeper=keeper)
         recipe.said += tune.said
         recipe.stages.append(tune)
         best.restore()

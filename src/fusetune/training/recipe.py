@@ -195,6 +195,18 @@ class Recipe:
             skip=settings.skip_nonfinite,
         )
 
+    def check_compile(self) -> None:
+        """Refuse `trainer.compile` with what it cannot go with.
+
+        Raises:
+            ConfigError: an objective changes what enters the encoders.
+        """
+        if self.settings.compile and not self.reads_cells_as_they_are():
+            raise ConfigError(
+                "trainer.compile does not go with objectives.vat, which changes what enters the encoders",
+                do="leave one of them out",
+            )
+
     def moving(self) -> set[str]:
         """Pretrained encoders that have something to train now."""
         return {k for k in self.pretrained if any(p.requires_grad for p in self.model.encoders[k].parameters())}

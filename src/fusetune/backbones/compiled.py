@@ -1,0 +1,132 @@
+"""Encoders compiled by torch.compile: their equal layers one by one, so that one compilation serves them all.
+
+What is compiled holds for one shape. Batches are therefore padded to a few sizes, in texts and in tokens: rows that are
+added repeat the last one, tokens that are added are masked, and both are cut off again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fusetune.backbones import structure
+from fusetune.backbones.inputs import AudioInputs
+from fusetune.errors import ConfigError, RunError
+
+FINEST = 16
+"""Sizes are multiples of this."""
+MOST = 256
+"""Compilations of one function, after which torch would go on without compiling and hardly say so."""
+WITHOUT = "trainer.compile=false goes without"
+
+
+def bucket(size: int) -> int:
+    """The next of the sizes 16, 32, 48, 64, 96, 128, 192, 256, ...: beyond 32 at most half as much again."""
+    return -(-size // (step := max(FINEST, 1 << max((size - 1).bit_length() - 2, 0)))) * step
+
+
+def bucketed(inputs: Mapping[str, Tensor], most: int) -> tuple[dict[str, Tensor], int, int]:
+    """An encoder's tensors, padded to sizes of `bucket`.
+
+    Args:
+        inputs: of some cells; the one with the most rows says how many rows there are.
+        most: tokens that the encoder takes, which a longer text is not padded beyond.
+
+    Returns:
+        The tensors; the rows there were; the tokens there were, 0 where the encoder reads no tokens.
+    """
+    rows = max(len(tensor) for tensor in inputs.values())
+    tokens = inputs["attention_mask"].shape[1] if "attention_mask" in inputs else 0
+    longer = max(min(bucket(tokens), most) - tokens, 0) if tokens else 0
+    padded = {}
+    for name, tensor in inputs.items():
+        if longer and tensor.ndim > 1 and tensor.shape[1] == tokens:
+            tensor = F.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, longer))
+        if len(tensor) == rows:
+            tensor = torch.cat([tensor, tensor[-1:].expand(bucket(rows) - rows, *tensor.shape[1:])])
+        padded[name] = tensor
+    return padded, rows, tokens
+
+
+def check_compiler() -> None:
+    """Refuse to compile where there is nothing to do it with.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    if torch.cuda.is_available():
+        from torch.utils._triton import has_triton
+
+        if not has_triton():
+            raise ConfigError("trainer.compile needs Triton on a GPU", do=f"pip install triton; {WITHOUT}")
+        return
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise ConfigError(
+            "trainer.compile needs a C++ compiler", came="none that runs", do=f"install g++ or set CXX; {WITHOUT}"
+        ) from error
+
+
+@contextmanager
+def compiling(encoders: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Inside, these backbones compute by compiled layers; gives what could not be compiled, in sentences.
+
+    The names of parameters stay, and nothing of it is left after.
+    """
+    said, changed = [], []
+    for key, encoder in encoders.items():
+        if why := _why_not(encoder):
+            said.append(f"{key} is not compiled: {why}.")
+            continue
+        found = structure.layers(encoder.model)
+        changed.append((encoder, list(found[1]) if found else [encoder.model]))
+    if changed:
+        import torch._dynamo as dynamo
+
+        dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, MOST)
+        dynamo.config.accumulated_recompile_limit = max(dynamo.config.accumulated_recompile_limit, 4 * MOST)
+    try:
+        for encoder, parts in changed:
+            encoder.compiled = True
+            for part in parts:
+                part.compile(dynamic=False)
+        yield said
+    finally:
+        for encoder, parts in changed:
+            encoder.compiled = False
+            for part in parts:
+                part._compiled_call_impl = None
+
+
+def _why_not(encoder: Any) -> str:
+    if isinstance(encoder.inputs, AudioInputs) and not encoder.inputs.makes_features:
+        return "it reads waveforms of any length"
+    norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules())
+    if norms and not (encoder.norm_eval and encoder.pretrained):
+        return "its batch normalisation would learn from what is padded"
+    return ""
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """What compiling fails with is said as an error of the run.
+
+    Raises:
+        RunError: so it did.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise RunError(f"an encoder cannot be compiled: {lines[0]}\n  Do: {WITHOUT}") from error

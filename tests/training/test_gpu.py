@@ -1,0 +1,188 @@
+"""What holds on processors holds on a GPU: the same course, going on after a stop, short memory, compiled layers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import fusetune
+from fusetune.training import keeper, loop
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]
+
+
+@pytest.fixture(scope="module")
+def still(tiny, tmp_path_factory):
+    """A text encoder without a draw of dropout."""
+    folder = tmp_path_factory.mktemp("gpu") / "bert"
+    shutil.copytree(tiny("bert"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["hidden_dropout_prob"] = config["attention_probs_dropout_prob"] = 0.0
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def tune(still, tiny, shop_tables, tmp_path):
+    """Tunes on the shop: `tune(folder, processor=..., **trainer)`."""
+
+    def run(name, *, dropout=0.0, processor=False, resume=None, columns=(), **trainer):
+        settings = {
+            "text": str(still),
+            "image": tiny("vit"),
+            "columns": {column: {"role": "ignore"} for column in ("voice", *columns)},
+            "fusion": {"name": "attention", "dim": 16, "dropout": dropout, "modality_dropout": dropout}
+            | {"input_dropout": dropout},
+            "trainer": {"epochs": 2, "head_epochs": 2, "precision": "no", "trackers": [], "patience": None, **trainer},
+            "report": {"bootstrap": 0, "alone": "none"},
+        }
+        return fusetune.fit(
+            str(shop_tables["train"]),
+            target="label",
+            val=str(shop_tables["val"]),
+            test=str(shop_tables["test"]),
+            out=tmp_path / name,
+            config=settings,
+            resume=resume,
+            progress=False,
+        )
+
+    return run
+
+
+def losses(tuned):
+    return [point.val_loss for point in tuned.results.curve.points]
+
+
+def weights(tuned):
+    return {name: value.cpu() for name, value in tuned.bundle.model.state_dict().items()}
+
+
+def test_a_fit_learns_what_it_learns_on_a_processor(tune, tmp_path, shop_tables):
+    """And its predictions on both are the same."""
+    tuned = tune("m")
+    assert tuned.results.device == torch.cuda.get_device_name() and next(tuned.bundle.model.parameters()).is_cuda
+    assert losses(tuned)[-1] < losses(tuned)[0]
+    on_gpu = tuned.predict(str(shop_tables["test"]))
+    again = fusetune.load(tmp_path / "m")
+    assert next(again.bundle.model.parameters()).is_cuda
+    again.bundle.model.cpu()
+    on_processor = again.predict(str(shop_tables["test"]))
+    np.testing.assert_allclose(on_processor["label_probability"], on_gpu["label_probability"], atol=1e-4)
+
+
+def test_bf16_is_chosen_and_near(tune):
+    full, low = tune("full"), tune("low", precision="auto")
+    assert low.results.device.endswith("bf16")
+    np.testing.assert_allclose(losses(low), losses(full), atol=0.05)
+
+
+def test_packed_batches_made_by_processes_change_nothing(tune):
+    one, two = tune("one"), tune("two", workers=2)
+    np.testing.assert_allclose(losses(two), losses(one), atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_run_that_was_stopped_goes_on(tune, monkeypatch, precision):
+    settings = {"dropout": 0.1, "precision": precision, "checkpoint_minutes": 0}
+    whole = tune("whole", **settings)
+    updates, stop = [], keeper.Keeper.stop
+
+    def after_some(self):
+        updates.append(1)
+        if len(updates) == 12:
+            raise KeyboardInterrupt
+        stop(self)
+
+    monkeypatch.setattr(keeper.Keeper, "stop", after_some)
+    with pytest.raises(KeyboardInterrupt):
+        tune("stopped", **settings)
+    monkeypatch.setattr(keeper.Keeper, "stop", stop)
+    again = tune("stopped", resume=True, **settings)
+    assert any("went on from update" in said for said in again.results.warnings)
+    np.testing.assert_allclose(losses(again), losses(whole), atol=1e-5 if precision == "no" else 1e-3)
+    equal = [torch.equal(value, weights(again)[name]) for name, value in weights(whole).items()]
+    print(f"{precision}: {sum(equal)} of {len(equal)} tensors are equal bit by bit")
+
+
+def test_short_memory_halves_micro_batches(monkeypatch, shop_tables, tmp_path):
+    """Real: the process may have a small part of the GPU, which a whole batch's activations do not fit into."""
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    from fusetune.testing.tiny_models import make
+
+    folder = tmp_path / "wide"
+    make("bert", folder)
+    config = {"vocab_size": len(AutoTokenizer.from_pretrained(str(folder))), "num_hidden_layers": 4}
+    config |= {"hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 4096, "max_position_embeddings": 512}
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    torch.manual_seed(0)
+    BertModel(BertConfig(**config), add_pooling_layer=False).save_pretrained(str(folder))
+    words = np.random.default_rng(0).integers(0, 40, (256, 250))
+    rows = [{"note": " ".join(f"w{word}" for word in row), "label": "yes" if row[0] > 20 else "no"} for row in words]
+    settings = {
+        "text": {"name": str(folder), "max_tokens": 256},
+        "fusion": {"name": "concat", "dim": 16, "dropout": 0, "modality_dropout": 0, "input_dropout": 0},
+        "trainer": {"epochs": 1, "head_epochs": 1, "batch_size": 128, "precision": "no", "trackers": []},
+        "report": {"bootstrap": 0, "alone": "none"},
+    }
+    found = {}
+    for name in ("whole", "halved"):
+        torch.cuda.empty_cache()
+        if name == "halved":
+            torch.cuda.set_per_process_memory_fraction(4 * 2**30 / torch.cuda.get_device_properties(0).total_memory)
+        try:
+            found[name] = fusetune.fit(
+                _table(rows, tmp_path),
+                target="label",
+                out=tmp_path / name,
+                config=settings,
+                progress=False,
+            )
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+    said = [warning for warning in found["halved"].results.warnings if "Memory was short" in warning]
+    print(said)
+    assert said and not [one for one in found["whole"].results.warnings if "Memory was short" in one]
+    np.testing.assert_allclose(losses(found["halved"]), losses(found["whole"]), atol=1e-3)
+
+
+def _table(rows, folder):
+    path = folder / "rows.csv"
+    if not path.is_file():
+        lines = [f"{row['note']},{row['label']}" for row in rows]
+        path.write_text("\n".join(["note,label", *lines]) + "\n")
+    return str(path)
+
+
+def test_compiled_layers_come_to_the_same(tune):
+    plain, compiled = (tune(str(compile), compile=compile, columns=["photo"]) for compile in (False, True))
+    np.testing.assert_allclose(losses(compiled), losses(plain), atol=1e-4)
+    assert list(weights(plain)) == list(weights(compiled))
+
+
+def test_an_update_waits_for_the_gpu_once(tune, monkeypatch):
+    """Besides transformers' look at the mask of texts, once a pass."""
+    update, waits = loop.update, []
+
+    def watched(*args, **options):
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as seen:
+                warnings.simplefilter("always")
+                losses = update(*args, **options)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        waits.append([f"{one.filename}:{one.lineno}" for one in seen if "synchroniz" in str(one.message)])
+        return losses
+
+    monkeypatch.setattr(loop, "update", watched)
+    tune("m", head_epochs=0)
+    found = waits[-1]
+    print(found)
+    assert len([where for where in found if "transformers" not in where]) <= 1
