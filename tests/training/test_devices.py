@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from fusetune.errors import ConfigError
+from fusetune.sections import TrainerConfig
 from fusetune.training import devices
-from fusetune.training.devices import choose_threads, num_cores
+from fusetune.training.devices import choose_threads, make_accelerator, num_cores
 
 
 @pytest.fixture
@@ -49,3 +51,10 @@ def test_threads(monkeypatch, said, together, before, found):
     for name, value in (("OMP_NUM_THREADS", said), ("LOCAL_WORLD_SIZE", together)):
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
     assert choose_threads() == now[0] == found
+
+
+@pytest.mark.parametrize("asked", ["FSDP", "DEEPSPEED"])
+def test_spread_parameters_are_refused(monkeypatch, asked):
+    monkeypatch.setenv(f"ACCELERATE_USE_{asked}", "true")
+    with pytest.raises(ConfigError, match=rf"(?s)cannot be spread.*{asked}.*Do: launch with torchrun"):
+        make_accelerator(TrainerConfig(), None)

@@ -16,6 +16,13 @@ from fusetune.training import keeper, loop
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]
 
 
+@pytest.fixture(autouse=True)
+def exact():
+    """float32 is float32 in convolutions, too, where cuDNN takes TF32."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
 @pytest.fixture(scope="module")
 def still(tiny, tmp_path_factory):
     """A text encoder without a draw of dropout."""

@@ -35,7 +35,7 @@ def make_accelerator(settings: TrainerConfig, log_dir: Path | None, precision: s
         precision: see `fusetune.training.precision.chosen`.
 
     Raises:
-        ConfigError: accelerate knows no tracker of a name.
+        ConfigError: accelerate knows no tracker of a name, or was launched to spread parameters over processes.
         MissingExtra: a tracker that was asked for is not installed; without tensorboard, the default tracks nothing.
     """
     trackers = list(settings.trackers) if log_dir else []
@@ -48,6 +48,14 @@ def make_accelerator(settings: TrainerConfig, log_dir: Path | None, precision: s
             raise ConfigError(f"there is no tracker called {tracker!r}", expected=known, do=do)
         if tracker in ("tensorboard", "wandb"):
             optional_import(tracker, f"to track the run with trainer.trackers: [{tracker}]")
+    for launched in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{launched}", "false").lower() in ("true", "1"):
+            raise ConfigError(
+                "parameters cannot be spread over processes",
+                expected="each process to hold all of them (DDP)",
+                came=f"accelerate's settings ask for {launched}",
+                do="launch with torchrun, or answer no where accelerate config asks for it",
+            )
     AcceleratorState._reset_state()  # a process may run several fits, each with its own precision
     return Accelerator(
         mixed_precision=precision,
