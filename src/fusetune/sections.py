@@ -285,6 +285,8 @@ class TrainerConfig(Section):
     compile: bool = False
     """Compile the layers of the encoders that are trained (torch.compile; needs a C++ compiler, on a GPU Triton too).
     Texts are padded to a few lengths, each of which takes seconds to compile: for long runs on a GPU."""
+    shard: bool = False
+    """Spread the layers of trained encoders over the processes (FSDP2), for models too large for one device."""
     adversarial: Annotated[AdversarialConfig | None, ByName] = None
     """Adversarial training once the backbones move, or of the heads alone where no backbone moves: `fgm`, `pgd` or
     `freelb`, with its settings."""
@@ -320,8 +322,14 @@ class TrainerConfig(Section):
     def _balance_alone(self) -> TrainerConfig:
         if self.adversarial is not None and self.balance in ("famo", "pcgrad", "upgrad"):
             raise ValueError(f"adversarial goes with balance sum, uncertainty or dwa, not with {self.balance}")
-        if self.compile and self.adversarial is not None:
-            raise ValueError("adversarial changes what enters the encoders in ways that compile does not know")
+        others = {"adversarial": self.adversarial, "sam": self.sam, "compile": self.compile}
+        others |= {
+            "precision=fp16": self.precision == "fp16",
+            self.balance: self.balance in ("famo", "pcgrad", "upgrad"),
+        }
+        for name, kept in (("compile", ["adversarial"]), ("shard", list(others))):
+            if getattr(self, name) and (said := [other for other in kept if others[other]]):
+                raise ValueError(f"{name} does not go with {', '.join(said)}; leave one of them out")
         if self.sam is not None and (self.adversarial is not None or self.balance == "famo"):
             other = "adversarial" if self.adversarial is not None else "balance=famo"
             raise ValueError(f"sam and {other} both say where gradients are taken; leave one of them out")

@@ -89,6 +89,26 @@ def test_two_processes_learn_what_one_learns(given, launcher, objectives, tmp_pa
     np.testing.assert_allclose(second["label_probability"], first["label_probability"], atol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more", [[], ["trainer.ema=0.9", "trainer.gradient_checkpointing=true"]], ids=["plain", "more"]
+)
+def test_layers_spread_over_two_processes_learn_what_one_process_learns(given, tmp_path, more):
+    """Two layers of the text encoder; some batches have no text. The folder is the same one, loaded by one process."""
+    settings = ["trainer.checkpoint_minutes=null", *more]
+    one = fusetune.fit(config=given / "c.yaml", overrides=settings, out=tmp_path / "one", progress=False)
+    words = [*LAUNCHERS["torchrun"], "fit", str(given / "c.yaml"), "-o", str(tmp_path / "two"), "trainer.shard=true"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*words, *settings], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(curve(tmp_path / "two"), curve(tmp_path / "one"), atol=1e-5, rtol=0)
+    two = fusetune.load(tmp_path / "two")
+    state = two.bundle.model.state_dict()
+    for name, value in one.bundle.model.state_dict().items():
+        np.testing.assert_allclose(state[name], value, atol=2e-5, err_msg=name)
+    assert two.results.trained == one.results.trained
+
+
 def test_a_mistake_is_told_and_ends_all_processes(given, tmp_path):
     words = [*LAUNCHERS["torchrun"], "fit", str(given / "t.csv"), "-t", "labell", "-o", str(tmp_path / "m")]
     done = subprocess.run(

@@ -115,6 +115,10 @@ class Column:
         """What the cell costs to encode; 0 where there is none."""
         return self._sizes[code] if code >= 0 else 0
 
+    def some_cell(self) -> np.ndarray:
+        """The place of a distinct cell that can be read, none where there is none."""
+        return np.asarray([place for place in range(len(self.cells)) if place not in self.bad][:1], dtype=np.int64)
+
     def tensors(self, places: np.ndarray) -> dict[str, Tensor]:
         """The encoder's input for some distinct cells."""
         if self.features is not None:
@@ -164,6 +168,7 @@ class Examples:
         seed: of these changes.
         num_views: how many views of an augmented cell a frozen encoder sees in turn; 0: a new one in every epoch.
         views: per augmented column, its views, where they were made (`fusetune.data.views`).
+        always: whether a batch without a cell of a column brings one that no row has, so that its encoder runs.
         mix: how train rows are drawn where the table is several joined ones, as `UpdateSampler` takes it.
     """
 
@@ -195,6 +200,7 @@ class Examples:
         self.num_views = 0
         self.views: dict[str, Sequence[Column]] = {}
         self.mix = 1.0
+        self.always = False
 
     def prepare(self, *, on_bad_cell: str, memory: float = 4.0, progress: Progress | None = None) -> None:
         """Decode every cell, and set apart the rows that cannot be used.
@@ -314,11 +320,13 @@ class Examples:
             codes = column.codes[places]
             present = codes >= 0
             distinct, inverse = np.unique(codes[present], return_inverse=True)
+            if self.always and not len(distinct):
+                distinct = column.some_cell()
             row_cells = np.full(len(places), -1, dtype=np.int64)
             row_cells[present] = inverse
-            if epoch is not None and name in self.augment and column.features is None:
+            if epoch is not None and name in self.augment and column.features is None and present.any():
                 row_cells[present] = np.arange(int(present.sum()))
-                inputs[name] = self._augmented(name, places[present], epoch) if present.any() else {}
+                inputs[name] = self._augmented(name, places[present], epoch)
             else:
                 inputs[name] = column.tensors(distinct) if len(distinct) else {}
             cells[name] = torch.from_numpy(row_cells)

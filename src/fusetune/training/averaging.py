@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.training.callbacks import Callback, Check, better
+from fusetune.training.spread import whole
 
 if TYPE_CHECKING:
     from fusetune.training.loop import Validate
@@ -37,7 +38,7 @@ def not_finite(weights: Mapping[str, Tensor]) -> list[str]:
 
 def copied(weights: Mapping[str, Tensor]) -> Weights:
     """The same on the CPU, apart from what comes."""
-    return {name: value.detach().to("cpu", copy=True) for name, value in weights.items()}
+    return {name: whole(value.detach()).to("cpu", copy=True) for name, value in weights.items()}
 
 
 @torch.no_grad()

@@ -14,6 +14,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from fusetune.training.spread import whole
+
 
 @dataclass
 class Check:
@@ -78,7 +80,7 @@ class BestStep(Callback):
         """Add what has become trainable since, at its present value: it had that value at the best step too."""
         for name, tensor in self._trained().items():
             if name not in self._weights:
-                self._weights[name] = tensor.detach().to("cpu", copy=True)
+                self._weights[name] = whole(tensor.detach()).to("cpu", copy=True)
 
     def _trained(self) -> dict[str, Tensor]:
         trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
@@ -88,7 +90,7 @@ class BestStep(Callback):
         """Keep these weights if the check is the best so far."""
         if self.check is None or better(check, self.check, self.margin):
             self.check = check
-            self._weights.update({k: v.detach().to("cpu", copy=True) for k, v in self._trained().items()})
+            self._weights.update({k: whole(v.detach()).to("cpu", copy=True) for k, v in self._trained().items()})
 
     @torch.no_grad()
     def restore(self) -> None:

@@ -39,9 +39,11 @@ from fusetune.training.inference import predict_logits
 from fusetune.training.keeper import END, Keeper, moving, watch_on
 from fusetune.training.learner import Learner
 from fusetune.training.loop import Validate, run_stage
+from fusetune.training.optim import no_decay
 from fusetune.training.precision import chosen
 from fusetune.training.probe import Probe, column_scales
 from fusetune.training.recipe import BackboneRule, Recipe
+from fusetune.training.shard import check_shard, sharded
 from fusetune.training.trunk import start_later
 from fusetune.types import Tokens
 
@@ -173,6 +175,9 @@ def finetune(
         augmented=train.augment,
     )
     recipe.check_compile()
+    if settings.shard:
+        unchanged, encoders = recipe.reads_cells_as_they_are(), model.encoders.values()
+        check_shard(list(encoders), reads_cells_as_they_are=unchanged, checkpoints=keeper.checkpoints is not None)
     learner = Learner(model, Total(tasks, extra, balance))
     for name, (shift, scale) in column_scales(train, features[0]).items():
         model.set_scale(name, shift, scale)
@@ -276,28 +281,33 @@ def _stages(
             recipe.said += head.said
             best.restore()
         recipe.stages.append(head)
-    tune = recipe.tune_stage() if last == "tune" else None
-    moving: set[str] = recipe.moving() if tune is not None else set()
-    if tune is None:
-        for key in recipe.pretrained:
-            model.encoders[key].requires_grad_(False)
-    still = [column for column, key in model.routes.items() if key not in moving]
-    fixed = [name for name in still if name not in train.augment]
-    set_features(train, {name: values for name, values in features[0].items() if name in fixed})
-    set_features(val, {name: values for name, values in features[1].items() if name in still})
-    if best.check is None:
-        first_check(last, validate, callbacks)
+    with sharded(learner, recipe.movable() if settings.shard else []) as spread:
+        recipe.undecayed |= {parameter for part in spread for parameter in no_decay(part)}
+        train.always = bool(spread)
+        tune = recipe.tune_stage() if last == "tune" else None
+        moving: set[str] = recipe.moving() if tune is not None else set()
+        if tune is None:
+            for key in recipe.pretrained:
+                model.encoders[key].requires_grad_(False)
+        still = [column for column, key in model.routes.items() if key not in moving]
+        fixed = [name for name in still if name not in train.augment]
+        set_features(train, {name: values for name, values in features[0].items() if name in fixed})
+        set_features(val, {name: values for name, values in features[1].items() if name in still})
+        if best.check is None:
+            first_check(last, validate, callbacks)
+        if tune is not None:
+            if keeper.saved is None:
+                best.cover()
+                start = copied(trained_weights(learner))
+            with accelerator.main_process_first():
+                low, bar = accelerator.mixed_precision == "bf16", any(isinstance(one, Bar) for one in others)
+                _run_frozen(recipe, rows, still, cache, keeper, low=low, bar=bar)
+            encoders = {key: model.encoders[key] for key in sorted(moving)} if settings.compile else {}
+            with compiling(encoders) as said:
+                recipe.said += said
+                run_stage(learner, tune, train, validate, accelerator, callbacks, first_step=step, keeper=keeper)
+    train.always = False
     if tune is not None:
-        if keeper.saved is None:
-            best.cover()
-            start = copied(trained_weights(learner))
-        with accelerator.main_process_first():
-            low = accelerator.mixed_precision == "bf16"
-            _run_frozen(recipe, rows, still, cache, keeper, low=low, bar=any(isinstance(one, Bar) for one in others))
-        encoders = {key: model.encoders[key] for key in sorted(moving)} if settings.compile else {}
-        with compiling(encoders) as said:
-            recipe.said += said
-            run_stage(learner, tune, train, validate, accelerator, callbacks, first_step=step, keeper=keeper)
         recipe.said += tune.said
         recipe.stages.append(tune)
         best.restore()
@@ -329,7 +339,7 @@ def _run_frozen(
     if train.num_views:
         seen = [name for name in still if name in train.augment and recipe.read_anew(name)]
         fill_views(recipe.model, train, seen, cache=cache, keeper=keeper, progress=shown)
-    if recipe.reads_cells_as_they_are():
+    if recipe.reads_cells_as_they_are() and not recipe.settings.shard:
         recipe.said += start_later(recipe.model, rows, cache, low=low, keeper=keeper, progress=shown)
 
 

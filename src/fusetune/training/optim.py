@@ -11,6 +11,7 @@ from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
 from fusetune.errors import ConfigError, nearest
+from fusetune.training.spread import is_spread
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": partial(torch.optim.AdamW, fused=True),
@@ -101,7 +102,7 @@ def no_decay(module: nn.Module) -> set[Tensor]:
 def param_groups(
     sets: Iterable[tuple[float, Iterable[Tensor]]], *, weight_decay: float, undecayed: set[Tensor]
 ) -> list[dict[str, Any]]:
-    """Groups for an optimiser: one or two per learning rate, frozen parameters left out.
+    """Groups for an optimiser, by learning rate and weight decay, frozen parameters left out.
 
     Args:
         sets: (learning rate, parameters).
@@ -115,6 +116,8 @@ def param_groups(
             (weight_decay, [p for p in live if p not in undecayed]),
             (0.0, [p for p in live if p in undecayed]),
         ):
-            if chosen:
-                groups.append({"params": chosen, "lr": lr, "weight_decay": decay})
+            # An optimiser takes whole parameters together, and those that are spread over processes.
+            for kind in ([p for p in chosen if not is_spread(p)], [p for p in chosen if is_spread(p)]):
+                if kind:
+                    groups.append({"params": kind, "lr": lr, "weight_decay": decay})
     return groups

@@ -207,6 +207,10 @@ class Recipe:
                 do="leave one of them out",
             )
 
+    def movable(self) -> list[str]:
+        """Pretrained encoders that the tune stage will have something to train of; none without that stage."""
+        return [key for key in sorted(self.pretrained) if self._moves(key)] if self.tunes() else []
+
     def moving(self) -> set[str]:
         """Pretrained encoders that have something to train now."""
         return {k for k in self.pretrained if any(p.requires_grad for p in self.model.encoders[k].parameters())}

@@ -16,6 +16,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from fusetune.errors import NonFiniteLoss
+from fusetune.training.shard import forget_absent
+from fusetune.training.spread import clip as clip_together
+from fusetune.training.spread import is_spread
 from fusetune.types import Batch, as_numbers
 
 Shares = Mapping[str, "float | Tensor"]
@@ -151,7 +154,11 @@ def update(
         NonFiniteLoss: the loss or the gradient became NaN or infinite; the update is not made.
     """
     totals = gradients(learner, micro_batches, accelerator)
-    norm = accelerator.clip_grad_norm_(trained, clip if clip is not None else float("inf"))
+    most = clip if clip is not None else math.inf
+    spread = any(is_spread(parameter) for parameter in trained)
+    if spread:
+        forget_absent(accelerator.unwrap_model(learner), micro_batches, accelerator)
+    norm = clip_together(trained, most) if spread else accelerator.clip_grad_norm_(trained, most)
     if accelerator.num_processes > 1:
         means = accelerator.reduce(torch.stack([totals[name].float() for name in sorted(totals)]), "mean")
         totals = dict(zip(sorted(totals), means, strict=True))
