@@ -283,8 +283,7 @@ class TrainerConfig(Section):
     gradient_checkpointing: bool = False
     """Compute activations twice to save memory."""
     compile: bool = False
-    """Compile the layers of the encoders that are trained (torch.compile; needs a C++ compiler, on a GPU Triton too).
-    Texts are padded to a few lengths, each of which takes seconds to compile: for long runs on a GPU."""
+    """Compile the layers of trained encoders (torch.compile) for a few lengths of text, seconds each: for long runs."""
     shard: bool = False
     """Spread the layers of trained encoders over the processes (FSDP2), for models too large for one device."""
     adversarial: Annotated[AdversarialConfig | None, ByName] = None
@@ -323,13 +322,10 @@ class TrainerConfig(Section):
         if self.adversarial is not None and self.balance in ("famo", "pcgrad", "upgrad"):
             raise ValueError(f"adversarial goes with balance sum, uncertainty or dwa, not with {self.balance}")
         others = {"adversarial": self.adversarial, "sam": self.sam, "compile": self.compile}
-        others |= {
-            "precision=fp16": self.precision == "fp16",
-            self.balance: self.balance in ("famo", "pcgrad", "upgrad"),
-        }
+        others |= {"precision": self.precision == "fp16", "balance": self.balance in ("famo", "pcgrad", "upgrad")}
         for name, kept in (("compile", ["adversarial"]), ("shard", list(others))):
-            if getattr(self, name) and (said := [other for other in kept if others[other]]):
-                raise ValueError(f"{name} does not go with {', '.join(said)}; leave one of them out")
+            if getattr(self, name) and (said := [one for one in kept if others[one]]):
+                raise ValueError(f"{name} does not go with {', '.join(said)} as it is set; leave one of them out")
         if self.sam is not None and (self.adversarial is not None or self.balance == "famo"):
             other = "adversarial" if self.adversarial is not None else "balance=famo"
             raise ValueError(f"sam and {other} both say where gradients are taken; leave one of them out")
