@@ -75,7 +75,6 @@ class Plan:
 
 PLANS = [
     Plan("bare", "long", "large", 1024, 64),
-    Plan("bare", "long", "large", 1024, 64, compile=True),
     Plan("bare", "sst2", "minilm", 4000, 32),
     Plan("bare", "sst2", "minilm", 4000, 256),
     Plan("trainer", "sst2", "minilm", 4000, 32),
@@ -84,6 +83,7 @@ PLANS = [
     Plan("bare", "long", "base", 2048, 128),
     Plan("cache", "sst2", "minilm", 4000, 32),
     Plan("predict", "sst2", "minilm", 4000),
+    Plan("bare", "long", "large", 1024, 64, compile=True),
     Plan("bare", "sst2", "minilm", 4000, 32, compile=True),
     Plan("bare", "long", "base", 2048, 128, compile=True),
     Plan("trainer", "long", "large", 512, 64),

@@ -167,12 +167,6 @@ def _table(rows, folder):
     return str(path)
 
 
-def test_compiled_layers_come_to_the_same(tune):
-    plain, compiled = (tune(str(compile), compile=compile, columns=["photo"]) for compile in (False, True))
-    np.testing.assert_allclose(losses(compiled), losses(plain), atol=1e-4)
-    assert list(weights(plain)) == list(weights(compiled))
-
-
 def test_an_update_waits_for_the_gpu_once(tune, monkeypatch):
     """Besides transformers' look at the mask of texts, once a pass."""
     update, waits = loop.update, []
@@ -193,3 +187,9 @@ def test_an_update_waits_for_the_gpu_once(tune, monkeypatch):
     found = waits[-1]
     print(found)
     assert len([where for where in found if "transformers" not in where]) <= 1
+
+
+def test_compiled_layers_come_to_the_same(tune):
+    plain, compiled = (tune(str(compile), compile=compile, columns=["photo"]) for compile in (False, True))
+    np.testing.assert_allclose(losses(compiled), losses(plain), atol=1e-4)
+    assert list(weights(plain)) == list(weights(compiled))

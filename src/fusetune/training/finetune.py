@@ -9,7 +9,7 @@ model is at least as good on the validation rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from fusetune.training.features import fill_views, set_features
 from fusetune.training.inference import predict_logits
 from fusetune.training.keeper import END, Keeper, moving, watch_on
 from fusetune.training.learner import Learner
-from fusetune.training.loop import Validate, run_stage
+from fusetune.training.loop import Stage, Validate, run_stage
 from fusetune.training.optim import no_decay
 from fusetune.training.precision import chosen
 from fusetune.training.probe import Probe, column_scales
@@ -284,15 +284,7 @@ def _stages(
     with sharded(learner, recipe.movable() if settings.shard else []) as spread:
         recipe.undecayed |= {parameter for part in spread for parameter in no_decay(part)}
         train.always = bool(spread)
-        tune = recipe.tune_stage() if last == "tune" else None
-        moving: set[str] = recipe.moving() if tune is not None else set()
-        if tune is None:
-            for key in recipe.pretrained:
-                model.encoders[key].requires_grad_(False)
-        still = [column for column, key in model.routes.items() if key not in moving]
-        fixed = [name for name in still if name not in train.augment]
-        set_features(train, {name: values for name, values in features[0].items() if name in fixed})
-        set_features(val, {name: values for name, values in features[1].items() if name in still})
+        tune, moving = _last_stage(recipe, rows, features)
         if best.check is None:
             first_check(last, validate, callbacks)
         if tune is not None:
@@ -301,7 +293,7 @@ def _stages(
                 start = copied(trained_weights(learner))
             with accelerator.main_process_first():
                 low, bar = accelerator.mixed_precision == "bf16", any(isinstance(one, Bar) for one in others)
-                _run_frozen(recipe, rows, still, cache, keeper, low=low, bar=bar)
+                _run_frozen(recipe, rows, moving, cache, keeper, low=low, bar=bar)
             encoders = {key: model.encoders[key] for key in sorted(moving)} if settings.compile else {}
             with compiling(encoders) as said:
                 recipe.said += said
@@ -327,7 +319,7 @@ def _ended(learner: Learner, state: Mapping[str, Any], keeper: Keeper) -> Course
 def _run_frozen(
     recipe: Recipe,
     rows: tuple[Examples, Examples],
-    still: Sequence[str],
+    moving: Collection[str],
     cache: Cache | None,
     keeper: Keeper,
     *,
@@ -337,10 +329,28 @@ def _run_frozen(
     """What frozen encoders make of augmented views, and what the first trained layers read: computed before a stage."""
     train, shown = rows[0], track if bar else None
     if train.num_views:
+        still = [name for name, key in recipe.model.routes.items() if key not in moving]
         seen = [name for name in still if name in train.augment and recipe.read_anew(name)]
         fill_views(recipe.model, train, seen, cache=cache, keeper=keeper, progress=shown)
     if recipe.reads_cells_as_they_are() and not recipe.settings.shard:
         recipe.said += start_later(recipe.model, rows, cache, low=low, keeper=keeper, progress=shown)
+
+
+def _last_stage(
+    recipe: Recipe, rows: tuple[Examples, Examples], features: tuple[Mapping[str, Tokens], Mapping[str, Tokens]]
+) -> tuple[Stage | None, set[str]]:
+    """The tune stage, if there is one, and the encoders that it trains; the others' columns have their features."""
+    model, (train, val) = recipe.model, rows
+    tune = recipe.tune_stage() if recipe.tunes() else None
+    moving: set[str] = recipe.moving() if tune is not None else set()
+    if tune is None:
+        for key in recipe.pretrained:
+            model.encoders[key].requires_grad_(False)
+    still = [column for column, key in model.routes.items() if key not in moving]
+    fixed = [name for name in still if name not in train.augment]
+    set_features(train, {name: values for name, values in features[0].items() if name in fixed})
+    set_features(val, {name: values for name, values in features[1].items() if name in still})
+    return tune, moving
 
 
 def _went_on(keeper: Keeper, recipe: Recipe, callbacks: Sequence[Callback]) -> tuple[dict[str, Tensor], int]:
