@@ -174,17 +174,9 @@ def finetune(
         balance=balance,
         augmented=train.augment,
     )
-    recipe.check_compile()
-    if settings.shard:
-        unchanged, encoders = recipe.reads_cells_as_they_are(), model.encoders.values()
-        check_shard(list(encoders), reads_cells_as_they_are=unchanged, checkpoints=keeper.checkpoints is not None)
+    _check(recipe, keeper)
     learner = Learner(model, Total(tasks, extra, balance))
-    for name, (shift, scale) in column_scales(train, features[0]).items():
-        model.set_scale(name, shift, scale)
-    for name, probe in (probes or {}).items():
-        probe.install(model, name)
-    if alignment is not None:
-        alignment.install(model)
+    _install(model, column_scales(train, features[0]), probes or {}, alignment)
     if (ended := keeper.take(END)) is not None:
         return _ended(learner, ended, keeper)
     saved = keeper.saved
@@ -220,6 +212,33 @@ def finetune(
     course.waited = sum(stage.waited for stage in recipe.stages) / seconds if seconds else 0.0
     keeper.end({"weights": moving(learner), "course": course.to_state()}, accelerator)
     return course
+
+
+def _check(recipe: Recipe, keeper: Keeper) -> None:
+    """Refuse settings that do not go together.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    recipe.check_compile()
+    if recipe.settings.shard:
+        unchanged, encoders = recipe.reads_cells_as_they_are(), list(recipe.model.encoders.values())
+        check_shard(encoders, reads_cells_as_they_are=unchanged, checkpoints=keeper.checkpoints is not None)
+
+
+def _install(
+    model: Understand,
+    scales: Mapping[str, tuple[Tensor, Tensor]],
+    probes: Mapping[str, Probe],
+    alignment: Alignment | None,
+) -> None:
+    """Have the model start where the frozen features say."""
+    for name, scale in scales.items():
+        model.set_scale(name, *scale)
+    for name, probe in probes.items():
+        probe.install(model, name)
+    if alignment is not None:
+        alignment.install(model)
 
 
 def _precision(recipe: Recipe, learner: Learner, train: Examples, features: Mapping[str, Tokens]) -> str:
