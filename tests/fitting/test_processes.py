@@ -97,7 +97,14 @@ def test_layers_spread_over_two_processes_learn_what_one_process_learns(given, t
     """Two layers of the text encoder; some batches have no text. The folder is the same one, loaded by one process."""
     settings = ["trainer.checkpoint_minutes=null", *more]
     one = fusetune.fit(config=given / "tasks.yaml", overrides=settings, out=tmp_path / "one", progress=False)
-    words = [*LAUNCHERS["torchrun"], "fit", str(given / "tasks.yaml"), "-o", str(tmp_path / "two"), "trainer.shard=true"]
+    words = [
+        *LAUNCHERS["torchrun"],
+        "fit",
+        str(given / "tasks.yaml"),
+        "-o",
+        str(tmp_path / "two"),
+        "trainer.shard=true",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*words, *settings], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

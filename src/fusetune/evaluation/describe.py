@@ -24,7 +24,7 @@ from fusetune.evaluation.results import BackboneUsed, ColumnUsed, CurvePoint, Le
 from fusetune.modalities.base import Modality
 from fusetune.models.understand import Understand
 from fusetune.tasks.base import Task
-from fusetune.training.finetune import Course
+from fusetune.training.course import Course
 from fusetune.training.recipe import BackboneRule
 
 SHOWN_REJECTED = 50

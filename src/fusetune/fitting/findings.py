@@ -18,8 +18,8 @@ from fusetune.evaluation.judge import Candidate, judge
 from fusetune.evaluation.mistakes import show_cell
 from fusetune.models.understand import Understand
 from fusetune.tasks.base import Task
+from fusetune.training.course import Course
 from fusetune.training.features import encoded
-from fusetune.training.finetune import Course
 from fusetune.training.inference import model_device
 from fusetune.training.probe import SplitRows
 

@@ -38,9 +38,10 @@ from fusetune.sections import BackboneConfig, NamedConfig
 from fusetune.tasks.base import Task
 from fusetune.tasks.infer import infer_task
 from fusetune.training.callbacks import track
+from fusetune.training.course import Course
 from fusetune.training.devices import processes
 from fusetune.training.features import fill_features
-from fusetune.training.finetune import Course, finetune
+from fusetune.training.finetune import finetune
 from fusetune.training.probe import Probe, SplitRows
 from fusetune.training.recipe import BackboneRule
 from fusetune.training.surgery import check_balance

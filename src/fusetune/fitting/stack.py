@@ -22,8 +22,8 @@ from fusetune.evaluation.details import StackUsed
 from fusetune.fusion_section import StackConfig
 from fusetune.models.understand import Understand
 from fusetune.tasks.base import Task
+from fusetune.training.course import Course
 from fusetune.training.features import encoded
-from fusetune.training.finetune import Course
 from fusetune.training.probe import Probe, SplitRows
 from fusetune.trees.boost import Rows, grow, outputs, tree_scores
 from fusetune.trees.stack import Blend, Stack, mix

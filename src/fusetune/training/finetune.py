@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from fusetune.tasks.base import Task
 from fusetune.training.alignment import Alignment
 from fusetune.training.averaging import Kept, copied, interpolate, not_finite, put, soup, trained_weights
 from fusetune.training.callbacks import Bar, BestStep, Callback, Check, Curve, Trackers, track
+from fusetune.training.course import Course
 from fusetune.training.devices import make_accelerator, processes
 from fusetune.training.features import fill_views, set_features
 from fusetune.training.inference import predict_logits
@@ -46,37 +46,6 @@ from fusetune.training.recipe import BackboneRule, Recipe
 from fusetune.training.shard import check_shard, sharded
 from fusetune.training.trunk import start_later
 from fusetune.types import Tokens
-
-
-@dataclass
-class Course:
-    """How a fit went: every check, and the best one, whose weights the model has now.
-
-    Attributes:
-        trained: how many parameters were trained, per encoder key and in all under "".
-        moved: the keys of the pretrained encoders that were trained.
-        warnings: what the objectives have to say about their settings.
-        precision: "no" for float32, "bf16" or "fp16".
-        waited: the share of the updates' time that went by in waiting for batches.
-    """
-
-    checks: list[Check]
-    best: Check
-    trained: dict[str, int]
-    moved: set[str]
-    warnings: list[str]
-    precision: str = "no"
-    waited: float = 0.0
-
-    def to_state(self) -> dict[str, Any]:
-        """As a checkpoint keeps it."""
-        return asdict(self) | {"moved": sorted(self.moved)}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Course:
-        """The course that a checkpoint kept."""
-        checks, best = [Check(**check) for check in state["checks"]], Check(**state["best"])
-        return cls(**{**state, "checks": checks, "best": best, "moved": set(state["moved"])})
 
 
 def evaluate_loss(
