@@ -48,9 +48,8 @@ def test_pages_show_commands():
 def test_commands_take_these_options(command):
     verb = command[1]
     assert verb in VERBS
-    known = {
-        name for parameter in typer.main.get_command(app).get_command(None, verb).params for name in parameter.opts
-    }
+    options = typer.main.get_command(app).get_command(None, verb).params
+    known = {name for option in options for name in (*option.opts, *option.secondary_opts)}
     assert {part for part in command[2:] if part.startswith("-")} <= known
     overrides = [part for part in command[2:] if "=" in part]
     assert Config().with_overrides(overrides) is not None
