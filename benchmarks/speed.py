@@ -56,6 +56,8 @@ HERE = Path(__file__).parent
 DATA = ["sst2", "movies_rating"]
 BATCH = 32
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+EPOCHS = 4 if DEVICE.type == "cuda" else 1
+"""Of full tuning in a round: on a GPU one takes little beside what a stage begins and ends with."""
 
 
 @dataclass
@@ -89,7 +91,7 @@ class Case:
         train.check_targets()
         return cls(config, build_model(modalities, tasks, config.fusion), tasks, train, table)
 
-    def stage(self, epochs: float = 1.0) -> tuple[Callable[[], None], Any]:
+    def stage(self, epochs: float = EPOCHS) -> tuple[Callable[[], None], Any]:
         """What trains for so many epochs, and the recipe's stage."""
         rules = {
             key: BackboneRule(getattr(self.config, kind).freeze)
@@ -108,7 +110,7 @@ class Case:
         return train, stage
 
     def bare(self, stage: Any) -> Callable[[], None]:
-        """An epoch of the same model on batches made before, in the same order: forward, backward, optimiser step."""
+        """As many epochs of the same model on batches made before: forward, backward, optimiser step."""
         self.model.to(DEVICE)
         sampler = UpdateSampler(self.train.used, self.train.sizes(self.train.used), batch_size=stage.batch_size)
         ready = [self.train.batch(places).to(DEVICE) for places in sampler]
@@ -118,7 +120,7 @@ class Case:
 
         def run() -> None:
             self.model.train()
-            for batch in ready:
+            for batch in ready * round(stage.epochs):
                 with torch.autocast(DEVICE.type, torch.bfloat16, enabled=low):
                     parts = loss(self.model, batch, self.model(batch))
                 sum(parts.values()).backward()
@@ -178,7 +180,7 @@ def loop(data: str, rows: int, number: int, *overrides: str) -> dict[str, float]
 
 
 def trainer(data: str, rows: int, number: int, *overrides: str) -> dict[str, float]:
-    """Text alone: one epoch here against one of transformers.Trainer, tokenizing in neither."""
+    """Text alone: epochs here against as many of transformers.Trainer, tokenizing in neither."""
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
     case = Case.of(data, rows, *overrides)
@@ -198,7 +200,7 @@ def trainer(data: str, rows: int, number: int, *overrides: str) -> dict[str, flo
         output_dir=tempfile.mkdtemp(),
         per_device_train_batch_size=case.config.trainer.batch_size,
         bf16=case.config.trainer.precision == "bf16",
-        num_train_epochs=1,
+        num_train_epochs=EPOCHS,
         report_to=[],
         save_strategy="no",
         logging_strategy="no",
