@@ -73,7 +73,7 @@ class Tally:
 
 def read_table(data: bytes, folder: Path, ending: str) -> bool:
     """Read a table as `fit` does: every cell, the schema, and each cell as its column's kind."""
-    from fusetune.data.examples import cell_key
+    from fusetune.data.distinct import cell_key
     from fusetune.data.schema import Schema
     from fusetune.data.table import Table, is_missing
     from fusetune.errors import BadCell

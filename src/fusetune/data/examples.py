@@ -3,158 +3,27 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
-import os
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fusetune.data.column import Column, Progress
+from fusetune.data.distinct import is_missing
 from fusetune.data.quarantine import Rejected
-from fusetune.data.table import Table, is_missing
+from fusetune.data.table import Table
 from fusetune.errors import BadCell
 from fusetune.modalities.base import Augmenter, Modality
-from fusetune.types import Batch, Tokens
+from fusetune.types import Batch
 
 if TYPE_CHECKING:
     from fusetune.tasks.base import Task
 
-DECODE_AHEAD = 512
-DECODE_TOGETHER = 16
-"""Cells that a thread decodes one after another: a cell alone takes less than handing it over."""
-Progress = Callable[[Iterator[Any], str, int], Iterator[Any]]
-
-
-def cell_key(cell: Any) -> Any:
-    """Equal for equal cells, hashable; 1, 1.0, True and "1" differ."""
-    if isinstance(cell, str | bytes | int | float | bool):
-        return type(cell), cell
-    return "json", json.dumps(cell, sort_keys=True, default=_jsonable)
-
-
-def _jsonable(value: Any) -> Any:
-    return value.hex() if isinstance(value, bytes) else str(value)
-
-
-class Column:
-    """One column's distinct cells.
-
-    Attributes:
-        cells: the distinct cells as the table has them.
-        codes: (rows,) int64, which of them each row has, -1 where it is missing or could not be read.
-        bad: the cells that could not be read, by their place in `cells`.
-        features: (cells, tokens, dim), the encoder's output computed before, or None.
-        trunk: from places of cells to the encoder's input, where its first layers ran before; or None.
-    """
-
-    def __init__(self, modality: Modality, values: Sequence[Any], rows: np.ndarray, base_dir: Path) -> None:
-        self.modality, self.base_dir = modality, base_dir
-        self.cells: list[Any] = []
-        self.bad: dict[int, BadCell] = {}
-        self.features: Tokens | None = None
-        self.trunk: Callable[[np.ndarray], dict[str, Tensor]] | None = None
-        self.codes = np.full(len(values), -1, dtype=np.int64)
-        self._examples: dict[int, Any] = {}
-        self._sizes: list[int] = []
-        self._first_row: list[int] = []
-        places: dict[Any, int] = {}
-        for index, value in enumerate(values):
-            if is_missing(value):
-                continue
-            place = places.setdefault(cell_key(value), len(self.cells))
-            if place == len(self.cells):
-                self.cells.append(value)
-                self._first_row.append(int(rows[index]))
-            self.codes[index] = place
-
-    def decode_all(self, budget: int, progress: Progress | None = None) -> int:
-        """Read every distinct cell once; keep what fits into `budget` bytes and return the bytes kept."""
-        used = 0
-        steps = self._decoded()
-        if progress is not None:
-            steps = progress(steps, f"reading {self.modality.column}", len(self.cells))
-        for place, outcome in enumerate(steps):
-            if isinstance(outcome, BadCell):
-                self.bad[place] = outcome
-                self._sizes.append(0)
-                continue
-            self._sizes.append(self.modality.size(outcome))
-            size = _bytes(outcome)
-            if used + size <= budget:
-                self._examples[place] = outcome
-                used += size
-        return used
-
-    def _decoded(self) -> Iterator[Any]:
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            for start in range(0, len(self.cells), DECODE_AHEAD):
-                places = range(start, min(start + DECODE_AHEAD, len(self.cells)))
-                some = [places[first : first + DECODE_TOGETHER] for first in range(0, len(places), DECODE_TOGETHER)]
-                for outcomes in pool.map(lambda part: [self._try_decode(place) for place in part], some):
-                    yield from outcomes
-
-    def _try_decode(self, place: int) -> Any:
-        try:
-            return self.modality.decode(self.cells[place], row=self._first_row[place], base_dir=self.base_dir)
-        except BadCell as error:
-            return error
-
-    def example(self, place: int) -> Any:
-        """A distinct cell's example, from memory or decoded again."""
-        if place in self._examples:
-            return self._examples[place]
-        return self.modality.decode(self.cells[place], row=self._first_row[place], base_dir=self.base_dir)
-
-    def size(self, code: int) -> int:
-        """What the cell costs to encode; 0 where there is none."""
-        return self._sizes[code] if code >= 0 else 0
-
-    def some_cell(self) -> np.ndarray:
-        """The place of a distinct cell that can be read, none where there is none."""
-        return np.asarray([place for place in range(len(self.cells)) if place not in self.bad][:1], dtype=np.int64)
-
-    def tensors(self, places: np.ndarray) -> dict[str, Tensor]:
-        """The encoder's input for some distinct cells."""
-        if self.features is not None:
-            chosen = torch.from_numpy(places)
-            real = self.features.mask[chosen]
-            longest = int(real.any(0).nonzero().max()) + 1 if real.any() else real.shape[1]  # no more than needed
-            return {"features": self.features.values[chosen, :longest], "real": real[:, :longest]}
-        if self.trunk is not None:
-            return self.trunk(places)
-        return self.modality.collate([self.example(int(place)) for place in places])
-
-    def digest(self, place: int) -> bytes:
-        """16 bytes that are equal for cells with equal examples, in any table."""
-        sums = hashlib.blake2b(digest_size=16)
-        _digest(self.example(place), sums)
-        return sums.digest()
-
-
-def _digest(example: Any, sums: Any) -> None:
-    if isinstance(example, list | tuple):
-        sums.update(f"[{len(example)}".encode())
-        for part in example:
-            _digest(part, sums)
-    elif isinstance(example, np.ndarray):
-        sums.update(f"{example.dtype.str}{example.shape}".encode())
-        sums.update(np.ascontiguousarray(example).data)
-    else:
-        sums.update(repr(example).encode())
-
-
-def _bytes(example: Any) -> int:
-    if isinstance(example, np.ndarray):
-        return int(example.nbytes)
-    if isinstance(example, list | tuple):
-        return sum(_bytes(part) for part in example)
-    return len(example) if isinstance(example, str | bytes) else 32
+PIECE = 4096
+"""Rows whose targets or weights are looked at together."""
 
 
 class Examples:
@@ -164,6 +33,7 @@ class Examples:
     its input columns is always rejected, as there is nothing to predict from.
 
     Attributes:
+        targets: per task, its target's cells, which stay in the table.
         augment: per column, what changes its cells in training; none but where it was put there.
         seed: of these changes.
         num_views: how many views of an augmented cell a frozen encoder sees in turn; 0: a new one in every epoch.
@@ -183,15 +53,13 @@ class Examples:
     ) -> None:
         self.table = table
         self.rows = table.rows
-        self.columns = {
-            name: Column(modality, table.cells(name), table.rows, table.base_dir)
-            for name, modality in modalities.items()
-        }
+        self.columns = {name: Column(modality, table, name) for name, modality in modalities.items()}
         self.tasks = dict(tasks or {})
-        self.targets = {name: table.cells(task.target) for name, task in self.tasks.items()}
+        self.targets = {name: table.lazy(task.target) for name, task in self.tasks.items()}
+        self._labelled = {name: ~table.missing(task.target) for name, task in self.tasks.items()}
         self.weights = np.ones(len(table), dtype=np.float32)
         self._weight = weight
-        self.groups = _group_codes(table.cells(group)) if group is not None else np.full(len(table), -1, dtype=np.int64)
+        self.groups = table.distinct(group)[0] if group is not None else np.full(len(table), -1, dtype=np.int64)
         self.rejected: list[Rejected] = []
         self.masked: list[Rejected] = []
         self.used = np.arange(len(table))
@@ -232,18 +100,21 @@ class Examples:
         if views := self.views.get(name):
             view = views[epoch % len(views)]
             return view.tensors(view.codes[places])
-        return self.columns[name].modality.collate([self.augmented(name, int(place), epoch) for place in places])
+        return self.columns[name].modality.collate(self.augmented(name, places, epoch))
 
-    def augmented(self, name: str, place: int, epoch: int) -> Any:
-        """The example of a row's cell, which it has, as the column's augmenter changes it in an epoch."""
-        column = self.columns[name]
-        code, draws = int(column.codes[place]), _draws(self.seed, epoch, int(self.rows[place]), name)
-        return self.augment[name](column.cells[code], column.example(code), draws, column.base_dir)
+    def augmented(self, name: str, places: np.ndarray, epoch: int) -> list[Any]:
+        """The examples of some rows' cells, which they have, as the column's augmenter changes them in an epoch."""
+        column, augmenter = self.columns[name], self.augment[name]
+        codes, examples = column.codes[places], []
+        for place, cell, example in zip(places, column.cells.take(codes), column.examples(codes), strict=True):
+            draws = _draws(self.seed, epoch, int(self.rows[place]), name)
+            examples.append(augmenter(cell, example, draws, column.base_dir))
+        return examples
 
     def _read_weights(self, keep: np.ndarray) -> None:
         if self._weight is None:
             return
-        for index, cell in enumerate(self.table.cells(self._weight)):
+        for index, cell in enumerate(self.table.lazy(self._weight)):
             try:
                 weight = 1.0 if is_missing(cell) else float(cell)
                 ok = np.isfinite(weight) and weight >= 0
@@ -259,26 +130,25 @@ class Examples:
     def fit(self) -> None:
         """Let the modalities learn from these rows, and the tasks from their targets: call it on train rows only."""
         for column in self.columns.values():
-            if type(column.modality).fit is not Modality.fit:
-                codes = column.codes[self.used]
-                column.modality.fit([column.example(int(code)) for code in codes[codes >= 0]])
+            column.learn(column.codes[self.used])
         for name, task in self.tasks.items():
-            task.fit([self.targets[name][index] for index in self.used])
+            task.fit(self.targets[name].of(self.used))
 
     def check_targets(self) -> None:
         """Set apart the used rows whose target cannot be encoded; call it once the tasks are fitted."""
-        keep = []
-        for index in self.used:
-            try:
-                for name, task in self.tasks.items():
-                    value = self.targets[name][index]
-                    if not is_missing(value):
-                        task.check(value, row=int(self.rows[index]))
-            except BadCell as error:
-                self.rejected.append(Rejected.from_error(error))
-            else:
-                keep.append(index)
-        self.used = np.asarray(keep, dtype=np.int64)
+        keep = np.ones(len(self.used), dtype=bool)
+        for start in range(0, len(self.used), PIECE):
+            some = self.used[start : start + PIECE]
+            cells = [self.targets[name].take(some) for name in self.tasks]
+            for at, index in enumerate(some):
+                try:
+                    for column, task in zip(cells, self.tasks.values(), strict=True):
+                        if not is_missing(column[at]):
+                            task.check(column[at], row=int(self.rows[index]))
+                except BadCell as error:
+                    self.rejected.append(Rejected.from_error(error))
+                    keep[start + at] = False
+        self.used = self.used[keep]
 
     def __len__(self) -> int:
         return len(self.used)
@@ -296,13 +166,22 @@ class Examples:
 
     def labelled(self, task: str) -> np.ndarray:
         """Which of the used rows have the task's target: their places in the table."""
-        return np.asarray([i for i in self.used if not is_missing(self.targets[task][i])], dtype=np.int64)
+        return np.asarray(self.used[self._labelled[task][self.used]])
+
+    def truth(self, task: str, rows: np.ndarray) -> np.ndarray:
+        """The targets of labelled rows as the task's metrics want them, by their places in the table."""
+        parts = [rows[start : start + PIECE] for start in range(0, max(len(rows), 1), PIECE)]
+        return np.concatenate([self.tasks[task].truth(self.targets[task].take(part)) for part in parts])
+
+    def places(self, rows: np.ndarray) -> np.ndarray:
+        """Where among the used rows these are, by their places in the table."""
+        return np.searchsorted(self.used, rows)
 
     def sizes(self, indices: np.ndarray) -> np.ndarray:
         """What each row costs to encode, over all its columns."""
         total = np.zeros(len(indices), dtype=np.int64)
         for column in self.columns.values():
-            total += np.asarray([column.size(int(code)) for code in column.codes[indices]], dtype=np.int64)
+            total += column.costs(column.codes[indices])
         return total
 
     def batch(self, indices: Sequence[int] | np.ndarray, *, epoch: int | None = None) -> Batch:
@@ -330,9 +209,7 @@ class Examples:
             else:
                 inputs[name] = column.tensors(distinct) if len(distinct) else {}
             cells[name] = torch.from_numpy(row_cells)
-        targets = {
-            name: task.encode([self.targets[name][index] for index in places]) for name, task in self.tasks.items()
-        }
+        targets = {name: task.encode(self.targets[name].take(places)) for name, task in self.tasks.items()}
         return Batch(
             inputs=inputs,
             cells=cells,
@@ -347,10 +224,3 @@ class Examples:
 def _draws(seed: int, epoch: int, row: int, column: str) -> np.random.Generator:
     """What one row's cell is augmented with in an epoch."""
     return np.random.default_rng((seed, epoch, row, zlib.crc32(column.encode())))
-
-
-def _group_codes(cells: Sequence[Any]) -> np.ndarray:
-    """(rows,) int64: equal for equal cells, -1 where the cell is missing."""
-    places: dict[Any, int] = {}
-    codes = [-1 if is_missing(cell) else places.setdefault(cell_key(cell), len(places)) for cell in cells]
-    return np.asarray(codes, dtype=np.int64)

@@ -14,10 +14,11 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -29,6 +30,8 @@ SEGMENT_BYTES = 64 * 2**20
 ABANDONED = 24 * 3600
 """Seconds after which a file that was never finished is taken for that of a process that is gone."""
 ENDING = ".safetensors"
+KEY = np.dtype("S16")
+"""A digest as numpy sorts it."""
 
 
 class Cache:
@@ -87,7 +90,8 @@ class Store:
         self.cache, self.dtype, self.key = cache, dtype, hashlib.sha256(text.encode()).hexdigest()
         self.folder = cache.folder / self.key[:32]
         self.broken: list[str] = []
-        self._places: dict[bytes, tuple[int, int, int]] = {}
+        self._keys = np.zeros(0, dtype=KEY)  # sorted; a dictionary would take ten times the memory
+        self._where = np.zeros((0, 3), dtype=np.int64)  # segment, start and end of each key's rows
         self._segments: list[Tensor] = []
         self._known: set[Path] = set()
         self._waiting: dict[bytes, Tensor] = {}
@@ -96,10 +100,15 @@ class Store:
         self.refresh()
 
     def __contains__(self, digest: bytes) -> bool:
-        return digest in self._places or digest in self._waiting
+        return digest in self._waiting or self._find(digest) is not None
 
     def __len__(self) -> int:
-        return len(self._places) + len(self._waiting)
+        return len(self._keys) + len(self._waiting)
+
+    def _find(self, digest: bytes) -> int | None:
+        key = np.array(digest, dtype=KEY)
+        place = int(np.searchsorted(self._keys, key))
+        return place if place < len(self._keys) and self._keys[place] == key else None
 
     def refresh(self) -> None:
         """Take in the segments that were written since."""
@@ -120,17 +129,20 @@ class Store:
             digests, counts = file.get_tensor("digests"), file.get_tensor("counts")
             values = file.get_tensor("values")  # a view of the mapped file
         whole = digests.dtype == torch.uint8 and digests.ndim == 2 and counts.dtype == torch.int64
+        whole = whole and digests.shape[1] == KEY.itemsize
         if not whole or counts.shape != digests.shape[:1] or bool((counts < 0).any()):
             raise ValueError("its parts are of another sort")
-        ends = counts.cumsum(0).tolist()
-        if (ends[-1] if ends else 0) != len(values):
+        ends = counts.cumsum(0)
+        if (int(ends[-1]) if len(ends) else 0) != len(values):
             raise ValueError("its parts do not fit together")
         like = self._segments[0].shape[1:] if self._segments else values.shape[1:]
         if values.dtype != self.dtype or values.shape[1:] != like:
             raise ValueError("its rows are of another sort")
         self._segments.append(values)
-        for digest, count, end in zip(digests.numpy(), counts.tolist(), ends, strict=True):
-            self._places.setdefault(digest.tobytes(), (len(self._segments) - 1, end - count, end))
+        where = torch.stack([torch.full_like(ends, len(self._segments) - 1), ends - counts, ends], 1).numpy()
+        keys = np.concatenate([self._keys, np.ascontiguousarray(digests.numpy()).view(KEY).ravel()])
+        self._keys, firsts = np.unique(keys, return_index=True)
+        self._where = np.concatenate([self._where, where])[firsts]
 
     def add(self, digest: bytes, rows: Tensor) -> None:
         """Keep a cell's rows, (rows, ...); they are on disk after the next `flush`, which happens by itself at times.
@@ -184,9 +196,21 @@ class Store:
         """A cell's rows, (rows, ...) of the store's dtype: a view, not to be changed."""
         if digest in self._waiting:
             return self._waiting[digest]
-        segment, start, end = self._places[digest]
-        return self._segments[segment][start:end]
+        place = self._find(digest)
+        assert place is not None, "the cell is not here"
+        segment, start, end = self._where[place].tolist()
+        rows: Tensor = self._segments[segment][start:end]
+        return rows
 
-    def missing(self, digests: Sequence[bytes]) -> list[int]:
-        """The places of those that are not here."""
-        return [place for place, digest in enumerate(digests) if digest not in self]
+    def has(self, digests: np.ndarray) -> np.ndarray:
+        """(cells,) bool, which of (cells, 16) uint8 digests are here."""
+        keys = np.ascontiguousarray(digests).view(KEY).ravel()
+        found = np.zeros(len(keys), dtype=bool)
+        if len(self._keys):
+            near = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+            found = self._keys[near] == keys
+        return found | np.isin(keys, np.array(list(self._waiting), dtype=KEY))
+
+    def lengths(self, digests: np.ndarray) -> np.ndarray:
+        """(cells,) int64, how many rows each of (cells, 16) uint8 digests has; all are here."""
+        return np.asarray([len(self.rows(digest.tobytes())) for digest in digests], dtype=np.int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from fusetune.data.arrow import from_cells, is_json
+from fusetune.data.distinct import Cells, as_cells, distinct, is_missing, missing_in
 from fusetune.data.quarantine import Rejected
 from fusetune.errors import TableError, nearest
 
@@ -17,23 +18,12 @@ if TYPE_CHECKING:
     import datasets
     import pandas
 
+__all__ = ["Source", "Table", "is_missing"]
+
+AT_ONCE = 8 * 2**20
+"""About so many bytes of a column are looked at together."""
+
 Source: TypeAlias = Union[str, Path, "pandas.DataFrame", "datasets.Dataset", pa.Table, "Table"]
-
-
-def is_missing(cell: Any) -> bool:
-    """Whether a cell holds nothing: None, a string of no or only white space, NaN, or `{"bytes": None, "path": None}`.
-
-    Words for nothing ("NA", "null", "none") are cells like any other.
-    """
-    if cell is None:
-        return True
-    if isinstance(cell, str):
-        return not cell or cell.isspace()
-    if isinstance(cell, float):
-        return cell != cell
-    if isinstance(cell, dict):
-        return cell.keys() <= {"bytes", "path"} and all(is_missing(part) for part in cell.values())
-    return False
 
 
 class Table:
@@ -81,6 +71,7 @@ class Table:
         self._base, self._keep = arrow, keep
         self._places: np.ndarray | None = None
         self._json = {field.name for field in arrow.schema if is_json(field)}
+        self._ends: dict[str, np.ndarray] = {}
 
     @classmethod
     def read(cls, source: Source, *, base_dir: str | Path | None = None, cache_dir: str | Path | None = None) -> Table:
@@ -171,17 +162,64 @@ class Table:
             TableError: there is no such column.
         """
         self.require([column])
-        data = self._base.column(column)
+        data, is_json = self._base.column(column), column in self._json
         places = self._places
         if indices is not None:
             wanted = np.asarray(indices, dtype=np.int64)
             places = wanted if places is None else places[wanted]
-        found = data.to_pylist() if places is None else _take(data, places)
-        if column in self._json:
-            import json
-
-            return [None if cell is None else json.loads(cell) for cell in found]
+        if places is None:
+            return [cell for chunk in data.iterchunks() for cell in as_cells(chunk, is_json)]
+        found: list[Any] = [None] * len(places)
+        for group, cells in _parts(data, self._chunk_ends(column), places):
+            for place, cell in zip(group.tolist(), as_cells(cells, is_json), strict=True):
+                found[place] = cell
         return found
+
+    def lazy(self, column: str, indices: np.ndarray | None = None) -> Cells:
+        """A column's cells, or those of some rows, which are read when they are asked for.
+
+        Raises:
+            TableError: there is no such column.
+        """
+        self.require([column])
+        return Cells(self, column, indices)
+
+    def distinct(self, column: str) -> tuple[np.ndarray, np.ndarray]:
+        """(rows,) int64, which of the column's distinct cells each row has, -1 for missing ones; and (cells,) int64,
+        the first row of each, in order.
+
+        Raises:
+            TableError: there is no such column.
+        """
+        self.require([column])
+        return distinct(self._arrays(column), column in self._json, len(self))
+
+    def at_once(self, column: str) -> int:
+        """How many of a column's cells are about 8 MiB together, 16 to 65,536."""
+        data = self._base.column(column)
+        return int(np.clip(AT_ONCE * len(data) // max(data.nbytes, 1), 16, 65_536))
+
+    def _arrays(self, column: str) -> Iterator[pa.Array]:
+        """A column's cells in order, some at a time."""
+        data, step = self._base.column(column), self.at_once(column)
+        if self._places is None:
+            for chunk in data.iterchunks():
+                for start in range(0, len(chunk), step):
+                    yield chunk.slice(start, step)
+            return
+        for start in range(0, len(self._places), step):
+            groups = list(_parts(data, self._chunk_ends(column), self._places[start : start + step]))
+            order = np.concatenate([group for group, _ in groups])
+            if (np.diff(order) > 0).all():
+                yield from (cells for _, cells in groups)
+            else:
+                yield pa.concat_arrays([cells for _, cells in groups]).take(pa.array(np.argsort(order)))
+
+    def _chunk_ends(self, column: str) -> np.ndarray:
+        """(chunks,) where each of a column's chunks ends."""
+        if column not in self._ends:
+            self._ends[column] = np.cumsum([len(chunk) for chunk in self._base.column(column).iterchunks()])
+        return self._ends[column]
 
     def is_scalar(self, column: str) -> bool:
         """Whether the column's cells are strings, numbers, booleans or JSON, which are cheap to look at."""
@@ -194,7 +232,9 @@ class Table:
 
     def missing(self, column: str) -> np.ndarray:
         """(rows,) bool, True where the cell is missing."""
-        return np.fromiter((is_missing(cell) for cell in self.cells(column)), dtype=bool, count=len(self))
+        self.require([column])
+        found = [missing_in(array, column in self._json) for array in self._arrays(column)]
+        return np.concatenate(found) if found else np.zeros(0, dtype=bool)
 
     def parts(self) -> np.ndarray:
         """(rows,) int64, the place in `files` of what each row was read from."""
@@ -220,27 +260,23 @@ class Table:
         wanted = np.asarray(indices)
         wanted = np.flatnonzero(wanted) if wanted.dtype == bool else wanted.astype(np.int64)
         part = Table(self._base, source=self.source, base_dir=self.base_dir, rows=self.rows[wanted], keep=self._keep)
-        part.files = self.files
+        part.files, part._ends = self.files, self._ends
         part._places = wanted if self._places is None else self._places[wanted]
         return part
 
 
-def _take(data: pa.ChunkedArray, places: np.ndarray) -> list[Any]:
-    """Cells by position; each chunk is visited once, and only its wanted cells are touched."""
-    ends = np.cumsum([len(chunk) for chunk in data.chunks])
+def _parts(data: pa.ChunkedArray, ends: np.ndarray, places: np.ndarray) -> Iterator[tuple[np.ndarray, pa.Array]]:
+    """Cells by position; each chunk is visited once, and only its wanted cells are touched: which of the places they
+    are for, and the cells."""
     if len(places) and (places.min() < 0 or places.max() >= (ends[-1] if len(ends) else 0)):
         raise IndexError(f"row positions lie between 0 and {len(data) - 1}")
     which = np.searchsorted(ends, places, side="right")
     order = np.argsort(which, kind="stable")
     cuts = np.flatnonzero(np.diff(which[order])) + 1
-    found: list[Any] = [None] * len(places)
     for group in np.split(order, cuts) if len(places) else ():
         number = int(which[group[0]])
-        start = int(ends[number]) - len(data.chunk(number))
-        cells = data.chunk(number).take(pa.array(places[group] - start)).to_pylist()
-        for place, cell in zip(group.tolist(), cells, strict=True):
-            found[place] = cell
-    return found
+        chunk = data.chunk(number)
+        yield group, chunk.take(pa.array(places[group] - (int(ends[number]) - len(chunk))))
 
 
 def _python(value: Any) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from fusetune.data.examples import Column, Examples
+from fusetune.data.column import Column
+from fusetune.data.examples import Examples
 
 
 class View(Column):
@@ -19,17 +21,11 @@ class View(Column):
             name: of an augmented column.
             number: the view's; its cells are those of epoch `number` where none are kept.
         """
-        self.source = examples.columns[name]
-        super().__init__(self.source.modality, [], np.empty(0, dtype=np.int64), self.source.base_dir)
-        self.examples, self.name, self.number = examples, name, number
-        self.cells = [int(place) for place in examples.used if self.source.codes[place] >= 0]
-        self.codes = np.full(len(examples.rows), -1, dtype=np.int64)
-        self.codes[self.cells] = np.arange(len(self.cells))
+        source = examples.columns[name]
+        super().__init__(source.modality, examples.table, name, examples.used[source.codes[examples.used] >= 0])
+        self.sizes = source.sizes[source.codes[self._first]]
+        self._source, self._name, self._number = examples, name, number
 
-    def example(self, place: int) -> Any:
-        """A row's cell, augmented; made when asked for."""
-        return self.examples.augmented(self.name, self.cells[place], self.number)
-
-    def size(self, code: int) -> int:
-        """What the row's cell costs to encode as it is."""
-        return self.source.size(int(self.source.codes[self.cells[code]])) if code >= 0 else 0
+    def examples(self, places: Sequence[int] | np.ndarray) -> list[Any]:
+        """Some rows' cells, augmented; made when asked for."""
+        return self._source.augmented(self._name, self._first[np.asarray(places, dtype=np.int64)], self._number)

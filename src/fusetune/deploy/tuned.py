@@ -20,7 +20,8 @@ from torch import nn
 from fusetune._optional import optional_import
 from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.int8 import has_int8, in_int8, num_linear
-from fusetune.data.examples import Examples, Progress
+from fusetune.data.column import Progress
+from fusetune.data.examples import Examples
 from fusetune.data.quarantine import Rejected
 from fusetune.data.table import Source, Table
 from fusetune.deploy.bundle import Bundle

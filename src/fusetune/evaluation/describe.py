@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from fusetune.backbones.load import Backbone
-from fusetune.data.examples import Examples, cell_key
+from fusetune.data.distinct import cell_key, is_missing
+from fusetune.data.examples import Examples
 from fusetune.data.quarantine import Rejected
 from fusetune.data.schema import Schema
-from fusetune.data.table import is_missing
 from fusetune.errors import shown
 from fusetune.evaluation import retrieval
 from fusetune.evaluation.results import BackboneUsed, ColumnUsed, CurvePoint, LearningCurve, RejectedRow
@@ -177,6 +177,6 @@ def fingerprint(examples: Examples) -> str:
     columns = [*examples.columns, *(task.target for task in examples.tasks.values())]
     for name in columns:
         digest.update(name.encode("utf-8", "surrogatepass"))
-        for cell in examples.table.cells(name, examples.used):
+        for cell in examples.table.lazy(name, examples.used):
             digest.update(repr(None if is_missing(cell) else cell_key(cell)).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()

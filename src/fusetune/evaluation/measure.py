@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fusetune.data.examples import Examples, Progress
+from fusetune.data.column import Progress
+from fusetune.data.examples import Examples
 from fusetune.evaluation.judge import Candidate, judge
 from fusetune.evaluation.results import SystemResult, TaskResult, plain
 from fusetune.evaluation.retrieval import judge_search, ranks, searches, sides
@@ -94,13 +95,12 @@ def measure(
     if not tasks:
         found += measure_search(model, examples, seed=seed)
     predicted = predict_scores(model, tasks, examples, stack=stack, progress=progress) if tasks else {}
-    place = {int(index): position for position, index in enumerate(examples.used)}
     for name, task in tasks.items():
         rows = examples.labelled(name)
         if not len(rows):
             continue
-        scores = predicted[name][[place[int(row)] for row in rows]]
-        truth = task.truth([examples.targets[name][row] for row in rows])
+        scores = predicted[name][examples.places(rows)]
+        truth = examples.truth(name, rows)
         tuned = Candidate("tuned", "after", "the tuned model", scores)
         values = {column: table.cells(column, rows) for column in slices}
         found.append(

@@ -13,7 +13,8 @@ from accelerate.utils import set_seed
 
 from fusetune.backbones.compiled import check_compiler
 from fusetune.config import Config
-from fusetune.data.examples import Examples, Progress
+from fusetune.data.column import Progress
+from fusetune.data.examples import Examples
 from fusetune.data.quarantine import write_rejected
 from fusetune.data.store import Cache
 from fusetune.data.table import Table

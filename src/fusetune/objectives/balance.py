@@ -77,7 +77,7 @@ def constant_losses(model: Understand, tasks: Mapping[str, Task], train: Example
         rows = train.labelled(name)
         with torch.no_grad():
             at_zero = model.heads[place](torch.zeros(1, model.fusion.dim, device=next(model.parameters()).device))[0]
-        values = [train.targets[name][row] for row in rows]
+        values = train.targets[name].take(rows)
         found[name] = constant_loss(task, at_zero, values, train.weights[rows]) if len(rows) else 1.0
     return found
 

@@ -10,7 +10,8 @@ from functools import partial
 
 import torch
 
-from fusetune.data.examples import Examples, Progress
+from fusetune.data.column import Progress
+from fusetune.data.examples import Examples
 from fusetune.data.store import Cache
 from fusetune.data.views import View
 from fusetune.models.understand import Understand

@@ -68,14 +68,13 @@ def evaluate_loss(
     if not len(examples):
         return math.nan, math.nan, {}
     logits = predict_logits(model, examples, examples.used, batch_size=batch_size)
-    place = {int(index): position for position, index in enumerate(examples.used)}
     total, scores, metrics = 0.0, [], {}
     for name, task in tasks.items():
         rows = examples.labelled(name)
         if not len(rows):
             continue
-        chosen = logits[name][[place[int(row)] for row in rows]]
-        values = [examples.targets[name][row] for row in rows]
+        chosen = logits[name][torch.from_numpy(examples.places(rows))]
+        values = examples.targets[name].take(rows)
         weights = torch.from_numpy(examples.weights[rows])
         total += float(task.loss(chosen, task.encode(values), weights)) * (scales[name] if scales else 1)
         metrics[name] = task.metrics(task.scores(chosen), task.truth(values), examples.weights[rows])

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusetune.data.examples import Examples, Progress
+from fusetune.data.column import Progress
+from fusetune.data.examples import Examples
+from fusetune.data.scratch import pieces, room
 from fusetune.data.store import Store
 from fusetune.models.understand import Understand
 from fusetune.training.memory import kept_memory, settle
@@ -84,9 +86,9 @@ def _cuts(examples: Examples, indices: np.ndarray) -> list[int]:
     encoded = [c for c in examples.columns.values() if c.modality.needs_backbone and c.features is None]
     if any(column.modality.kind != "text" for column in encoded):
         return list(range(ROWS, len(indices), ROWS))
-    tokens = [sum(column.size(int(column.codes[index])) for column in encoded) for index in indices]
+    tokens = sum((column.costs(column.codes[indices]) for column in encoded), np.zeros(len(indices), np.int64))
     cuts, start, longest = [], 0, 0
-    for place, size in enumerate(tokens):
+    for place, size in enumerate(tokens.tolist()):
         rows, longest = place - start, max(longest, size)
         if rows >= MAX_ROWS or (rows >= MIN_ROWS and longest * (rows + 1) > TOKENS):
             cuts.append(place)
@@ -111,56 +113,78 @@ def encode_cells(
     order, that are computed `batch_size` at a time, from those that would be; groups that the store has are left out.
     """
     source = examples.columns[column]
-    good = np.asarray([place for place in range(len(source.cells)) if place not in source.bad], dtype=np.int64)
-    good = good[np.argsort([-source.size(int(place)) for place in good], kind="stable")]  # most tokens first
-    digests: list[bytes] = []
-    known: set[int] = set()
+    good = source.good()
+    known, digests = np.zeros(len(source.cells), dtype=bool), np.zeros((0, 16), dtype=np.uint8)
     if store is not None:
         digests, lacking = missing(store, source)
-        known = set(good.tolist()) - set(lacking.tolist())
+        known[good] = True
+        known[lacking] = False
         good = lacking if together is None else together(lacking)
     groups = [good[i : i + batch_size] for i in range(0, len(good), batch_size)]
-    groups = [places for places in groups if not known.issuperset(places.tolist())]
+    groups = [places for places in groups if not known[places].all()]
     steps: Iterator[np.ndarray] = iter(groups)
     if progress is not None:
         steps = progress(steps, f"encoding {column}", len(groups))
     device = model_device(model)
-    dim = int(model.encoders[model.routes[column]].dim)  # type: ignore[arg-type]
-    longest = max([1, *(len(store.rows(digests[place])) for place in known)]) if store is not None else 1
-    features = torch.zeros(len(source.cells), longest, dim)
-    real = torch.zeros(len(source.cells), longest, dtype=torch.bool)
-    for place in known:
-        assert store is not None
-        rows = store.rows(digests[place])
-        features[place, : len(rows)], real[place, : len(rows)] = rows, True
+    filled = _Filled(len(source.cells), int(model.encoders[model.routes[column]].dim))  # type: ignore[arg-type]
+    if store is not None:
+        filled.take(np.flatnonzero(known), digests, store)
     with evaluating(model), kept_memory() if len(groups) > 1 else nullcontext():
         for places in steps:
             tensors = {name: tensor.to(device) for name, tensor in source.tensors(places).items()}
             tokens = model.encode(column, tensors)
-            num, new = tokens.values.shape[1], [at for at, place in enumerate(places) if int(place) not in known]
-            chosen = torch.from_numpy(places[new])
-            longer = num - features.shape[1]
-            if longer > 0:
-                features, real = F.pad(features, (0, 0, 0, longer)), F.pad(real, (0, longer))
-            features[chosen, :num] = tokens.values.masked_fill(~tokens.mask.unsqueeze(-1), 0).float().cpu()[new]
-            real[chosen, :num] = tokens.mask.cpu()[new]
-            store = _keep(store, [digests[place] for place in places[new] if digests], features[chosen], real[chosen])
+            new = np.flatnonzero(~known[places])
+            values = tokens.values.masked_fill(~tokens.mask.unsqueeze(-1), 0).float().cpu()[new]
+            filled.put(places[new], values, tokens.mask.cpu()[new])
+            store = _keep(store, digests[places[new]] if store is not None else digests, values, tokens.mask.cpu()[new])
             settle()
-    _keep(store, [], features, real, last=True)
-    return Tokens(features.clone(), real.clone())  # a tensor made in inference mode could not enter a training step
+    _keep(store, digests[:0], torch.zeros(0), torch.zeros(0), last=True)
+    return filled.tokens()
+
+
+class _Filled:
+    """A column's features while they are computed: (cells, tokens, dim), in a file where they are many."""
+
+    def __init__(self, cells: int, dim: int) -> None:
+        self.values, self.mask = room((cells, 1, dim)), room((cells, 1), bool)
+
+    def _widen(self, tokens: int) -> None:
+        """Have space for cells of so many tokens."""
+        cells, known, dim = self.values.shape
+        if tokens > known:
+            values, mask = room((cells, tokens, dim)), room((cells, tokens), bool)
+            for piece in pieces(cells) if self.mask.any() else ():
+                values[piece, :known], mask[piece, :known] = self.values[piece], self.mask[piece]
+            self.values, self.mask = values, mask
+
+    def put(self, places: np.ndarray, values: Tensor, mask: Tensor) -> None:
+        """Cells' features, (cells, tokens, dim), and which tokens are real."""
+        self._widen(mask.shape[1])
+        self.values[places, : mask.shape[1]], self.mask[places, : mask.shape[1]] = values.numpy(), mask.numpy()
+
+    def take(self, places: np.ndarray, digests: np.ndarray, store: Store) -> None:
+        """Cells' features from the store."""
+        self._widen(int(store.lengths(digests[places]).max(initial=1)))
+        for place in places:
+            rows = store.rows(digests[place].tobytes())
+            self.values[place, : len(rows)], self.mask[place, : len(rows)] = rows.numpy(), True
+
+    def tokens(self) -> Tokens:
+        """All cells'."""
+        return Tokens(torch.from_numpy(self.values), torch.from_numpy(self.mask))
 
 
 def _keep(
-    store: Store | None, digests: list[bytes], features: Tensor, real: Tensor, *, last: bool = False
+    store: Store | None, digests: np.ndarray, features: Tensor, real: Tensor, *, last: bool = False
 ) -> Store | None:
     """Store cells' real tokens, where they stand first; gives the store, or None once it could not be written."""
     if store is None:
         return None
     try:
-        for digest, values, mask in zip(digests, features, real, strict=False):
+        for digest, values, mask in zip(digests, features, real, strict=True):
             count = int(mask.sum())
             if mask[:count].all():
-                store.add(digest, values[:count])
+                store.add(digest.tobytes(), values[:count])
         if last:
             store.flush()
     except OSError as error:

@@ -48,7 +48,7 @@ class SplitRows:
     def of(cls, task: str, examples: Examples, features: Features) -> SplitRows:
         """The labelled rows of some examples."""
         indices = examples.labelled(task)
-        truth = examples.tasks[task].truth([examples.targets[task][index] for index in indices])
+        truth = examples.truth(task, indices)
         return cls(examples, features, indices, truth)
 
 

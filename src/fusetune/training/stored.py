@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fusetune.backbones.backbone import Backbone
-from fusetune.data.examples import Column
+from fusetune.data.column import Column
 from fusetune.data.store import Cache, Store
 
 FORMAT = 1
@@ -39,8 +39,7 @@ def open_store(cache: Cache | None, encoder: Any, boundary: int | str, dtype: to
     return cache.store(key, dtype)
 
 
-def missing(store: Store, column: Column) -> tuple[list[bytes], np.ndarray]:
-    """Each distinct cell's digest, empty for bad ones; and those that the store lacks, most costly first."""
-    digests = [b"" if place in column.bad else column.digest(place) for place in range(len(column.cells))]
-    wanted = [place for place, digest in enumerate(digests) if digest and digest not in store]
-    return digests, np.asarray(sorted(wanted, key=lambda place: -column.size(place)), dtype=np.int64)
+def missing(store: Store, column: Column) -> tuple[np.ndarray, np.ndarray]:
+    """Each distinct cell's digest, (cells, 16) uint8; and those that the store lacks, most costly first."""
+    digests, good = column.digests(), column.good()
+    return digests, good[~store.has(digests[good])]

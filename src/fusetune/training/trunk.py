@@ -13,7 +13,8 @@ from torch import Tensor
 from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.boundary import BOUNDARY, bears, frozen_layers, run_to, stand_in
 from fusetune.backbones.inputs import TextInputs
-from fusetune.data.examples import Column, Examples, Progress
+from fusetune.data.column import Column, Progress
+from fusetune.data.examples import Examples
 from fusetune.data.store import Cache, Store
 from fusetune.data.views import View
 from fusetune.models.understand import Understand
@@ -34,16 +35,16 @@ def batches(places: np.ndarray, what: str, progress: Progress | None) -> Iterato
 class Trunk:
     """A column whose encoder starts at its first trained layer: makes the encoder's inputs of its distinct cells."""
 
-    def __init__(self, column: Column, store: Store, digests: Sequence[bytes], backbone: Backbone) -> None:
+    def __init__(self, column: Column, store: Store, digests: np.ndarray, backbone: Backbone) -> None:
         self.column, self.store, self.digests, self.backbone = column, store, digests, backbone
         self._one: dict[str, Tensor] = {}
 
     def __call__(self, places: np.ndarray) -> dict[str, Tensor]:
         """The tensors of some cells."""
-        parts = [self.store.rows(self.digests[int(place)]) for place in places]
+        parts = [self.store.rows(self.digests[place].tobytes()) for place in places]
         column = self.column
         if isinstance(self.backbone.inputs, TextInputs):
-            tensors = column.modality.collate([column.example(int(place)) for place in places])
+            tensors = column.modality.collate(column.examples(places))
             return {**tensors, BOUNDARY: torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)}
         if not self._one:
             self._one = stand_in(self.backbone, column.modality.collate([column.example(int(places[0]))]))
@@ -119,24 +120,24 @@ def _filled(
     """The column's trunk, every cell of it computed; None where the encoder does not bear it."""
     device = model_device(model)
     digests, places = missing(store, column)
-    good = [place for place, digest in enumerate(digests) if digest][:4]
+    good = np.sort(column.good())[:4]
     with evaluating(encoder), kept_memory():
-        if not good or not bears(encoder, number, _tensors(column, good, device)):
+        if not len(good) or not bears(encoder, number, _tensors(column, good, device)):
             return None
         for some in batches(together(places), f"running the frozen layers on {column.modality.column}", progress):
-            if all(digests[place] in store for place in some):
+            if store.has(digests[some]).all():
                 continue
             tensors = _tensors(column, some, device)
             hidden = run_to(encoder, number, tensors)
             for place, part in zip(some, _split(hidden, tensors), strict=True):
-                store.add(digests[int(place)], part)
+                store.add(digests[place].tobytes(), part)
             settle()
         store.flush()
     return Trunk(column, store, digests, encoder)
 
 
-def _tensors(column: Column, places: Sequence[int] | np.ndarray, device: torch.device) -> dict[str, Tensor]:
-    made = column.modality.collate([column.example(int(place)) for place in places])
+def _tensors(column: Column, places: np.ndarray, device: torch.device) -> dict[str, Tensor]:
+    made = column.modality.collate(column.examples(places))
     return {name: tensor.to(device) for name, tensor in made.items()}
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from fusetune.data.examples import Examples, Progress
+from fusetune.data.column import Progress
+from fusetune.data.examples import Examples
 from fusetune.models.understand import Understand
 from fusetune.tasks.base import Task
 from fusetune.training.features import encoded, fill_features

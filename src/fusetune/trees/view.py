@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from fusetune.data.examples import Column, Examples
+from fusetune.data.column import Column
+from fusetune.data.examples import Examples
 from fusetune.modalities.category import CategoryModality
 from fusetune.modalities.number import NumberModality
 from fusetune.training.probe import Features, Probe, SplitRows, block, side_by_side
@@ -192,12 +193,12 @@ def _tabular(
 
 
 def _numbers(column: Column, cells: np.ndarray) -> np.ndarray:
-    return np.asarray([column.example(int(cell)) for cell in cells], dtype=np.float64)
+    return np.asarray(column.examples(cells), dtype=np.float64)
 
 
 def _places(column: Column, cells: np.ndarray) -> np.ndarray:
     """Places in the vocabulary; 0 is any value that is not in it."""
     if not len(cells):
         return np.zeros(0)
-    one_hot: Tensor = column.modality.collate([column.example(int(cell)) for cell in cells])["values"]
+    one_hot: Tensor = column.modality.collate(column.examples(cells))["values"]
     return np.asarray(one_hot.argmax(1).numpy(), dtype=np.float64)

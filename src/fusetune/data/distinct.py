@@ -1,0 +1,205 @@
+"""Cells told apart without holding them: which are missing, and which are equal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+SHARED = 1000
+"""Texts of which one object serves all equal cells."""
+
+
+def is_missing(cell: Any) -> bool:
+    """Whether a cell holds nothing: None, a string of no or only white space, NaN, or `{"bytes": None, "path": None}`.
+
+    Words for nothing ("NA", "null", "none") are cells like any other.
+    """
+    if cell is None:
+        return True
+    if isinstance(cell, str):
+        return not cell or cell.isspace()
+    if isinstance(cell, float):
+        return cell != cell
+    if isinstance(cell, dict):
+        return cell.keys() <= {"bytes", "path"} and all(is_missing(part) for part in cell.values())
+    return False
+
+
+def cell_key(cell: Any) -> Any:
+    """Equal for equal cells, hashable; 1, 1.0, True and "1" differ."""
+    if isinstance(cell, str | bytes | int | float | bool):
+        return type(cell), cell
+    return "json", json.dumps(cell, sort_keys=True, default=_jsonable)
+
+
+def _jsonable(value: Any) -> Any:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def as_cells(array: pa.Array, as_json: bool) -> list[Any]:
+    """An Arrow array's cells as Python values; `as_json` where its strings are JSON."""
+    found = array.to_pylist()
+    return [None if cell is None else json.loads(cell) for cell in found] if as_json else found
+
+
+def missing_in(array: pa.Array, as_json: bool) -> np.ndarray:
+    """(rows,) bool: `is_missing` of an Arrow array's cells."""
+    kind = array.type
+    if as_json or not (_is_text(kind) or _is_bytes(kind) or _is_number(kind) or pa.types.is_null(kind)):
+        cells = as_cells(array, as_json)
+        return np.fromiter((is_missing(cell) for cell in cells), dtype=bool, count=len(cells))
+    missing = np.array(pc.is_null(array, nan_is_null=pa.types.is_floating(kind)).to_numpy(zero_copy_only=False))
+    if not _is_text(kind) or missing.all():
+        return missing
+    offsets, data = _parts(array)
+    missing |= offsets[1:] == offsets[:-1]
+    first = data[np.minimum(offsets[:-1], max(len(data) - 1, 0))] if len(data) else np.zeros(len(array), np.uint8)
+    # White space begins with a control character, a space, or a character beyond ASCII.
+    for place in np.flatnonzero(~missing & ((first <= 0x20) | (first > 0x7E))).tolist():
+        missing[place] = array[place].as_py().isspace()
+    return missing
+
+
+def keys_in(array: pa.Array, as_json: bool) -> np.ndarray:
+    """(rows, 2) uint64: equal where `cell_key` of an Arrow array's cells is equal; these are not missing."""
+    kind, keys = array.type, np.zeros((len(array), 2), dtype=np.uint64)
+    if as_json or not (_is_text(kind) or _is_bytes(kind) or _is_number(kind)):
+        return hashed(_key_text(cell) for cell in as_cells(array, as_json))
+    if _is_number(kind):
+        values = array.to_numpy(zero_copy_only=False)
+        # 0.0 and -0.0 are equal.
+        same = values.astype(np.float64) + 0.0 if pa.types.is_floating(kind) else values.astype(_wide(values.dtype))
+        keys[:, 0] = same.view(np.uint64)
+        return keys
+    offsets, data = _parts(array)
+    whole, ends = memoryview(data), offsets.tolist()  # type: ignore[arg-type]
+    return hashed(whole[start:end] for start, end in pairwise(ends))
+
+
+def hashed(texts: Iterator[Any]) -> np.ndarray:
+    """(texts, 2) uint64: 128 bits that are equal for equal bytes."""
+    sums = b"".join(blake2b(text, digest_size=16).digest() for text in texts)
+    return np.frombuffer(sums, dtype=np.uint64).reshape(-1, 2)
+
+
+def _key_text(cell: Any) -> bytes:
+    key = cell_key(cell + 0.0 if isinstance(cell, float) else cell)
+    return repr(key).encode("utf-8", "surrogatepass")
+
+
+def numbered(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Equal keys by equal numbers, from 0 in the order in which they first come.
+
+    Args:
+        keys: (rows, 2) uint64.
+
+    Returns:
+        (rows,) int64, each row's number; and (numbers,) int64, the first row of each.
+    """
+    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: the first row of a number comes first
+    begins = np.ones(len(keys), dtype=bool)
+    begins[1:] = (keys[order[1:]] != keys[order[:-1]]).any(1)
+    firsts = order[begins]
+    by_row = np.argsort(firsts)
+    number = np.empty_like(by_row)
+    number[by_row] = np.arange(len(by_row))
+    numbers = np.empty(len(keys), dtype=np.int64)
+    numbers[order] = number[np.cumsum(begins) - 1]
+    return numbers, firsts[by_row]
+
+
+def distinct(arrays: Iterator[pa.Array], as_json: bool, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """A column's distinct cells.
+
+    Args:
+        arrays: its cells, in order.
+        as_json: whether their strings are JSON.
+        rows: how many there are.
+
+    Returns:
+        (rows,) int64, which of the distinct cells each row has, -1 where it is missing; and (cells,) int64, the first
+        row of each.
+    """
+    codes, there, keys, start = np.full(rows, -1, dtype=np.int64), np.zeros(rows, dtype=bool), [], 0
+    for array in arrays:
+        present = ~missing_in(array, as_json)
+        there[start : start + len(array)] = present
+        keys.append(keys_in(array if present.all() else array.filter(pa.array(present)), as_json))
+        start += len(array)
+    places = np.flatnonzero(there)
+    codes[places], firsts = numbered(np.concatenate(keys) if keys else np.zeros((0, 2), dtype=np.uint64))
+    return codes, places[firsts]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
+
+
+def _wide(dtype: np.dtype[Any]) -> type:
+    return np.uint64 if dtype == np.uint64 else np.int64
+
+
+def _parts(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Where the strings of an Arrow array start and end, (rows + 1,), and the bytes of them all; views."""
+    wide = pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)
+    _, starts, data = array.buffers()
+    if starts is None or not starts.size:
+        return np.zeros(len(array) + 1, dtype=np.int64), np.zeros(0, dtype=np.uint8)
+    offsets = np.frombuffer(starts, dtype=np.int64 if wide else np.int32)[array.offset : array.offset + len(array) + 1]
+    return offsets, np.frombuffer(data, dtype=np.uint8) if data is not None else np.zeros(0, dtype=np.uint8)
+
+
+class Cells(Sequence[Any]):
+    """Cells of a table's column, read when they are asked for."""
+
+    def __init__(self, table: Any, column: str, rows: np.ndarray | None = None) -> None:
+        """
+        Args:
+            table: the `Table`.
+            column: its name.
+            rows: (cells,) which positions; all where None.
+        """
+        self.table, self.column, self.rows = table, column, rows
+
+    def __len__(self) -> int:
+        return len(self.table) if self.rows is None else len(self.rows)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return self.take(np.arange(len(self))[place])
+        if not -len(self) <= place < len(self):
+            raise IndexError(place)
+        return self.take([place])[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        shared: dict[str, str] = {}  # equal labels are one object, however many rows have them
+        step = self.table.at_once(self.column)
+        for start in range(0, len(self), step):
+            for cell in self.take(np.arange(start, min(start + step, len(self)))):
+                if type(cell) is str and len(shared) < SHARED:
+                    cell = shared.setdefault(cell, cell)
+                yield cell
+
+    def take(self, places: Sequence[int] | np.ndarray) -> list[Any]:
+        """Cells by place, in any order."""
+        wanted = np.asarray(places, dtype=np.int64)
+        return self.table.cells(self.column, wanted if self.rows is None else self.rows[wanted])  # type: ignore[no-any-return]
+
+    def of(self, places: np.ndarray) -> Cells:
+        """Some of them, still to be read."""
+        return Cells(self.table, self.column, places if self.rows is None else self.rows[places])
