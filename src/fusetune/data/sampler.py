@@ -58,7 +58,7 @@ class UpdateSampler(Sampler[list[int]]):
     def __len__(self) -> int:
         return self.num_updates * self.accumulate
 
-    def updates(self) -> list[np.ndarray]:
+    def updates(self) -> Iterator[np.ndarray]:
         """This epoch's updates: each one's rows, over all processes."""
         generator = np.random.default_rng((self.seed, self.epoch))
         order = generator.permutation(self._drawn())
@@ -68,7 +68,8 @@ class UpdateSampler(Sampler[list[int]]):
             chunk = order[start : start + pool]
             chunk = chunk[np.argsort(self.sizes[chunk], kind="stable")]
             batches += [chunk[i : i + self.batch_size] for i in range(0, len(chunk), self.batch_size)]
-        return [self.indices[batches[i]] for i in generator.permutation(len(batches))]
+        for i in generator.permutation(len(batches)):
+            yield self.indices[batches[i]]
 
     def _drawn(self) -> np.ndarray:
         """This epoch's rows, each table's in its share: the next ones of passes over it that are shuffled anew."""

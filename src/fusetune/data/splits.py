@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from fusetune.data.distinct import hashed, numbered
 from fusetune.data.roles import SPLIT_WORDS
 from fusetune.data.schema import Schema
 from fusetune.data.table import Table, is_missing
@@ -104,8 +105,8 @@ def read_splits(table: Table, schema: Schema) -> dict[str, np.ndarray]:
             column=column,
         )
     means = {_text(cell): name for name in options for cell in _listed(options[name])} if options else SPLIT_WORDS
-    found: list[str | None] = []
-    for place, cell in enumerate(table.cells(column)):
+    found = np.zeros(len(table), dtype=np.int8)
+    for place, cell in enumerate(table.lazy(column)):
         split = means.get(_text(cell), "train" if options and "train" not in options else None)
         if split is None or is_missing(cell):
             raise TableError(
@@ -117,9 +118,8 @@ def read_splits(table: Table, schema: Schema) -> dict[str, np.ndarray]:
                 row=int(table.rows[place]),
                 column=column,
             )
-        found.append(split)
-    names = np.array(found)
-    said = {name: np.flatnonzero(names == name) for name in SPLITS if name in found}
+        found[place] = SPLITS.index(split)
+    said = {name: np.flatnonzero(found == place) for place, name in enumerate(SPLITS) if (found == place).any()}
     if "train" not in said:
         raise TableError("the split column has no train row", came=", ".join(said), file=table.source, column=column)
     return said
@@ -144,7 +144,7 @@ def _by_chance(
     part = table.select(rows)
     units = whole_units(part, schema)
     target = next(iter(schema.targets), None)
-    strata = strata_of(part.cells(target)) if target is not None else np.zeros(len(rows), dtype=np.int64)
+    strata = strata_of(part.lazy(target)) if target is not None else np.zeros(len(rows), dtype=np.int64)
     if units.max(initial=-1) + 1 < len(names):
         what = "rows" if schema.group is None else f"groups in the column {schema.group!r}"
         raise TableError(
@@ -161,18 +161,27 @@ def _by_chance(
 
 def strata_of(cells: Sequence[Any]) -> np.ndarray:
     """(rows,) int64: which class, or which tenth of the range of numbers, each cell is in."""
-    texts = ["" if is_missing(cell) else _text(cell) for cell in cells]
-    # Plain dictionaries: a numpy array of strings makes every one as wide as the longest.
-    places = {text: place for place, text in enumerate(sorted(set(texts)))}
-    codes = np.array([places[text] for text in texts], dtype=np.int64)
-    if len(places) > MAX_CLASSES:
+
+    def texts() -> Iterator[str]:
+        return ("" if is_missing(cell) else _text(cell) for cell in cells)
+
+    few: set[str] = set()
+    for text in texts():
+        few.add(text)
+        if len(few) > MAX_CLASSES:
+            break
+    if len(few) > MAX_CLASSES:
         try:
-            numbers = np.array([float(text) if text else np.nan for text in texts])
+            given = (float(text) if text else np.nan for text in texts())
+            numbers = np.fromiter(given, dtype=np.float64, count=len(cells))
         except ValueError:
-            return codes
-        edges = np.nanquantile(numbers, np.linspace(0, 1, NUM_BINS + 1)[1:-1])
-        return np.searchsorted(edges, numbers).astype(np.int64)  # NaN sorts behind the last edge
-    return codes
+            few = set(texts())
+        else:
+            edges = np.nanquantile(numbers, np.linspace(0, 1, NUM_BINS + 1)[1:-1])
+            return np.searchsorted(edges, numbers).astype(np.int64)  # NaN sorts behind the last edge
+    # Plain dictionaries: a numpy array of strings makes every one as wide as the longest.
+    places = {text: place for place, text in enumerate(sorted(few))}
+    return np.fromiter((places[text] for text in texts()), dtype=np.int64, count=len(cells))
 
 
 def whole_units(table: Table, schema: Schema) -> np.ndarray:
@@ -184,27 +193,44 @@ def whole_units(table: Table, schema: Schema) -> np.ndarray:
     num = len(table)
     units = np.arange(num)
     if schema.group is not None:
-        units = _numbered([None if is_missing(cell) else cell for cell in table.cells(schema.group)])
+        units = _numbered(table, [schema.group], lambda cells: str(cells[0]).encode("utf-8", "surrogatepass"), any)
     twins = _twins(table, schema)
     if twins is None:
         return units
+    if schema.group is None:
+        return twins
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     size = int(units.max()) + int(twins.max()) + 2
-    links = coo_array((np.ones(num), (units, twins + int(units.max()) + 1)), shape=(size, size))
+    links = coo_array((np.ones(num, dtype=np.int8), (units, twins + int(units.max()) + 1)), shape=(size, size))
     _, component = connected_components(links, directed=False)
     return np.asarray(np.unique(component[units], return_inverse=True)[1], dtype=np.int64)
 
 
-def _numbered(keys: Sequence[Any]) -> np.ndarray:
-    """Equal keys as equal numbers from 0; None differs from everything."""
-    places: dict[Any, int] = {}
-    found = [
-        places.setdefault(("row", row) if key is None else ("key", str(key)), len(places))
-        for row, key in enumerate(keys)
-    ]
-    return np.array(found, dtype=np.int64)
+def _numbered(
+    table: Table, columns: list[str], key: Callable[[tuple[Any, ...]], bytes], lacks: Callable[[Any], bool]
+) -> np.ndarray:
+    """(rows,) int64: equal numbers, from 0, for rows of equal keys; a row that lacks its cells is like no other.
+
+    Args:
+        table: the rows.
+        columns: those of its columns that make the key.
+        key: from a row's cells to what is compared.
+        lacks: from which of a row's cells are missing to whether the row lacks them.
+    """
+    keys, step = [], min(HASH_ROWS, *(table.at_once(name) for name in columns))
+    for start in range(0, len(table), step):
+        rows = range(start, min(start + step, len(table)))
+        cells = list(zip(*(table.cells(name, rows) for name in columns), strict=True))
+        lost = [lacks(map(is_missing, row)) for row in cells]
+        keys.append(
+            hashed(
+                b"row %d" % place if gone else b"key " + key(row)
+                for place, row, gone in zip(rows, cells, lost, strict=True)
+            )
+        )
+    return numbered(np.concatenate(keys))[0]
 
 
 def _twins(table: Table, schema: Schema) -> np.ndarray | None:
@@ -212,21 +238,16 @@ def _twins(table: Table, schema: Schema) -> np.ndarray | None:
     columns = [name for name in schema.inputs if schema.columns[name].kind in ("text", "image", "audio")]
     if not columns:
         return None
-    keys: list[str | None] = []
-    for start in range(0, len(table), HASH_ROWS):
-        places = range(start, min(start + HASH_ROWS, len(table)))
-        rows = zip(*(table.cells(name, list(places)) for name in columns), strict=True)
-        keys += [None if all(map(is_missing, row)) else _digest(row) for row in rows]
-    numbers = _numbered(keys)
+    numbers = _numbered(table, columns, _digest, all)
     return numbers if numbers.max() + 1 >= len(table) / 2 else None
 
 
-def _digest(cells: tuple[Any, ...]) -> str:
+def _digest(cells: tuple[Any, ...]) -> bytes:
     made = hashlib.blake2b(digest_size=16)
     for cell in cells:
         data = cell if isinstance(cell, bytes) else repr(cell).encode("utf-8", "backslashreplace")
         made.update(len(data).to_bytes(8, "little") + data)
-    return made.hexdigest()
+    return made.digest()
 
 
 def partition(strata: np.ndarray, units: np.ndarray, fractions: Sequence[float], seed: int) -> np.ndarray:
@@ -243,16 +264,33 @@ def partition(strata: np.ndarray, units: np.ndarray, fractions: Sequence[float],
     """
     rng = np.random.default_rng(seed)
     shares = np.asarray(fractions, dtype=np.float64)
-    order = np.argsort(units, kind="stable")
-    members = np.split(order, np.cumsum(np.bincount(units))[:-1])
+    members = _Units(units)
     which = np.full(len(units), -1, dtype=np.int64)
-    _place_groups([rows for rows in members if len(rows) > 1], strata, shares, which, rng)
-    _place_singles(
-        np.array([rows[0] for rows in members if len(rows) == 1], dtype=np.int64), strata, shares, which, rng
-    )
+    _place_groups([members.rows(int(place)) for place in np.flatnonzero(members.sizes > 1)], strata, shares, which, rng)
+    _place_singles(members.first[members.sizes == 1], strata, shares, which, rng)
     _fill_empty(members, which, len(shares))
-    _keep_rare(members, strata, which, len(shares))
+    _keep_rare(members, strata, which)
     return which
+
+
+class _Units:
+    """The rows of each unit.
+
+    Attributes:
+        numbers: (rows,) int64, each row's unit.
+        sizes: (units,) int64, the rows of each.
+        first: (units,) int64, the first row of each.
+    """
+
+    def __init__(self, numbers: np.ndarray) -> None:
+        self.numbers, self.sizes = numbers, np.bincount(numbers)
+        self._order = np.argsort(numbers, kind="stable")
+        self._starts = np.cumsum(self.sizes) - self.sizes
+        self.first = self._order[self._starts]
+
+    def rows(self, unit: int) -> np.ndarray:
+        """A unit's rows, rising."""
+        return self._order[self._starts[unit] : self._starts[unit] + self.sizes[unit]]
 
 
 def _place_groups(
@@ -304,29 +342,28 @@ def _steadily(num: int, pace: float) -> np.ndarray:
     return np.asarray(np.diff(steps) > 0)
 
 
-def _fill_empty(members: list[np.ndarray], which: np.ndarray, num_parts: int) -> None:
+def _fill_empty(members: _Units, which: np.ndarray, num_parts: int) -> None:
     """Give a part without rows the smallest unit of the part with the most units."""
     for part in range(num_parts):
         if (which == part).any():
             continue
-        owners = np.array([which[rows[0]] for rows in members])
-        donor = int(np.bincount(owners, minlength=num_parts).argmax())
-        smallest = min((rows for rows, owner in zip(members, owners, strict=True) if owner == donor), key=len)
-        which[smallest] = part
+        owners = which[members.first]
+        owned = np.flatnonzero(owners == np.bincount(owners, minlength=num_parts).argmax())
+        which[members.rows(int(owned[members.sizes[owned].argmin()]))] = part
 
 
-def _keep_rare(members: list[np.ndarray], strata: np.ndarray, which: np.ndarray, num_parts: int) -> None:
+def _keep_rare(members: _Units, strata: np.ndarray, which: np.ndarray) -> None:
     """Move a unit of a class that train lacks into train, where its part keeps another unit."""
     lost = np.setdiff1d(strata, strata[which == 0])
-    if not len(lost) or len(lost) > len(members) / 4:
+    if not len(lost) or len(lost) > len(members.sizes) / 4:
         return
-    owners = np.array([which[rows[0]] for rows in members])
+    owners = which[members.first]
     for stratum in lost:
         if (strata[which == 0] == stratum).any():
             continue
-        holding = [place for place, rows in enumerate(members) if (strata[rows] == stratum).any()]
-        spare = [place for place in holding if (owners == owners[place]).sum() > 1]
-        if spare:
-            place = min(spare, key=lambda one: len(members[one]))
-            which[members[place]] = 0
+        holding = np.unique(members.numbers[strata == stratum])
+        spare = holding[np.bincount(owners)[owners[holding]] > 1]
+        if len(spare):
+            place = int(spare[members.sizes[spare].argmin()])
+            which[members.rows(place)] = 0
             owners[place] = 0

@@ -8,12 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import set_seed
 
 from fusetune.backbones.compiled import check_compiler
 from fusetune.config import Config
 from fusetune.data.column import Progress
+from fusetune.data.detection import evenly
+from fusetune.data.distinct import Cells
 from fusetune.data.examples import Examples
 from fusetune.data.quarantine import write_rejected
 from fusetune.data.store import Cache
@@ -48,6 +51,9 @@ from fusetune.training.recipe import BackboneRule
 from fusetune.training.surgery import check_balance
 from fusetune.trees.stack import Stack
 from fusetune.types import Tokens
+
+TASK_SAMPLE = 200_000
+"""Cells of a target that its task is told by."""
 
 
 class Fit:
@@ -184,7 +190,7 @@ class Fit:
             settings = self.config.tasks.get(target)
             name, options = (settings.name, settings.options) if settings else (None, {})
             try:
-                tasks[target] = build_task(target, name or infer_task(train.cells(target), target)[0], options)
+                tasks[target] = build_task(target, name or infer_task(_sample(train, target), target)[0], options)
             except TableError as error:
                 raise error.in_file(train.source) from None
         return tasks
@@ -350,3 +356,9 @@ class Fit:
             probes = {name: self.probes[name]} if name in self.probes else {}
             self.finetune(models[name], fresh, probes=probes, tasks={name: task})
         return models
+
+
+def _sample(table: Table, target: str) -> Cells:
+    """The target's cells, or `TASK_SAMPLE` evenly spaced ones that are not missing, to tell its task by."""
+    places = np.flatnonzero(~table.missing(target))
+    return table.lazy(target, places[evenly(len(places), TASK_SAMPLE)])

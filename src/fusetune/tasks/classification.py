@@ -19,7 +19,7 @@ from fusetune.tasks.base import LinearModel, Metric, Task
 from fusetune.tasks.cells import is_whole, label_text, present_cells, sorted_labels
 from fusetune.tasks.divergence import softmax_divergence
 from fusetune.tasks.focal import check_focal, focused
-from fusetune.tasks.linear import fit_logistic
+from fusetune.tasks.linear import fit_logistic, one_hot
 from fusetune.types import Target
 
 MAX_WRITTEN_CLASSES = 20
@@ -252,7 +252,7 @@ class ClassificationTask(LabelTask):
             # Accuracy on a few hundred rows is too coarse to choose by: its best of many is often luck.
             return -measures.log_loss(scores, val_truth), float(np.mean(scores.argmax(1) == val_truth))
 
-        targets = np.eye(len(self.classes), dtype=np.float32)[truth]
+        targets = one_hot(truth, len(self.classes))
         class_weights = self._class_weights(torch.zeros(0))
         if class_weights is not None:
             weights = class_weights.numpy()[truth] * (1.0 if weights is None else weights)

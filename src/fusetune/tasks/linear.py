@@ -12,6 +12,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, softmax
 
+from fusetune.data.scratch import pieces, room
 from fusetune.tasks.base import LinearModel
 
 PENALTIES = tuple(float(10.0**power) for power in np.arange(-0.5, -7, -0.5))
@@ -38,7 +39,10 @@ class LinearScores(LinearModel):
 
     def scores(self, features: np.ndarray) -> np.ndarray:
         """Scores as `Task.scores` gives them, for (rows, features)."""
-        return self.finish(((features - self.mean) @ self.weight + self.bias).astype(np.float64))
+        parts = [features[piece] for piece in pieces(len(features))]
+        return np.concatenate(
+            [self.finish(((part - self.mean) @ self.weight + self.bias).astype(np.float64)) for part in parts]
+        )
 
     def coefficients(self) -> tuple[np.ndarray, np.ndarray]:
         """Weight (features, outputs) and bias (outputs,) on the features as they come."""
@@ -77,32 +81,51 @@ def solve_logistic(
         (features + 1, outputs) float32.
     """
     rows, shape = len(features), start.shape
-    targets = targets.astype(np.float32)
     row_weights = normal_weights(weights, rows)[:, None]
 
-    def value(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        both = flat.reshape(shape)
-        weight = both[:-1].astype(np.float32)
-        logits = features @ weight + both[-1].astype(np.float32)  # (rows, outputs)
+    def part(both: np.ndarray, piece: slice) -> tuple[float, np.ndarray]:
+        """Some rows' share of the cost and of its slope, times all rows."""
+        some, true = features[piece], targets[piece].astype(np.float32)
+        logits = some @ both[:-1].astype(np.float32) + both[-1].astype(np.float32)  # (rows, outputs)
         if exclusive:
             top = logits.max(1, keepdims=True)
             raised = np.exp(logits - top)
             total = raised.sum(1, keepdims=True)
-            losses = np.log(total) + top - (targets * logits).sum(1, keepdims=True)
-            error = raised / total - targets
+            losses = np.log(total) + top - (true * logits).sum(1, keepdims=True)
+            error = raised / total - true
         else:
-            losses = np.logaddexp(0, logits) - targets * logits
-            error = expit(logits) - targets
-        cost = float((row_weights * losses).sum(dtype=np.float64))
-        error = error * row_weights
-        slope = np.concatenate([features.T @ error, error.sum(0, keepdims=True)]).astype(np.float64) / rows
+            losses = np.logaddexp(0, logits) - true * logits
+            error = expit(logits) - true
+        cost = float((row_weights[piece] * losses).sum(dtype=np.float64))
+        error = error * row_weights[piece]
+        return cost, np.concatenate([some.T @ error, error.sum(0, keepdims=True)]).astype(np.float64)
+
+    def value(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        both = flat.reshape(shape)
+        parts = [part(both, piece) for piece in pieces(rows)]
+        slope = sum((slopes for _, slopes in parts[1:]), parts[0][1]) / rows
         slope[:-1] += penalty * both[:-1]
-        return cost / rows + penalty / 2 * float((both[:-1] ** 2).sum()), slope.ravel()
+        return sum(cost for cost, _ in parts) / rows + penalty / 2 * float((both[:-1] ** 2).sum()), slope.ravel()
 
     found = minimize(
         value, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": steps, "gtol": 1e-5, "ftol": 1e-7}
     )
     return np.asarray(found.x, dtype=np.float32).reshape(shape)
+
+
+def one_hot(classes: np.ndarray, num: int) -> np.ndarray:
+    """Class indices as (rows, num) float32 of 0 and 1."""
+    made = room((len(classes), num))
+    made[np.arange(len(classes)), classes] = 1
+    return made
+
+
+def weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The mean of (rows, outputs) under (rows,) weights, as `numpy.average` has it."""
+    each = weights[:, None]
+    dtype = np.result_type(values.dtype, weights.dtype, *([np.float64] if values.dtype.kind in "biu" else []))
+    sums = [np.multiply(values[piece], each[piece], dtype=dtype).sum(0) for piece in pieces(len(values))]
+    return np.asarray(sum(sums[1:], sums[0]) / each.sum(0, dtype=dtype))
 
 
 def _rotation(features: np.ndarray) -> np.ndarray | None:
@@ -137,11 +160,12 @@ def fit_logistic(
     """
     finish = finish or (softmax_scores if exclusive else expit)
     mean = features.mean(0)
-    scaled = (features - mean).astype(np.float32)
+    scaled = room(features.shape)
+    np.subtract(features, mean, out=scaled, casting="same_kind")
     rotation = _rotation(scaled)
     inside = scaled if rotation is None else scaled @ rotation
     rates = np.clip(
-        np.average(targets, axis=0, weights=normal_weights(weights, len(targets))),
+        weighted_mean(targets, normal_weights(weights, len(targets))),
         0.5 / len(targets),
         1 - 0.5 / len(targets),
     )
@@ -188,9 +212,11 @@ def fit_ridge(
         weights: (rows,) of the train rows.
     """
     row_weights = normal_weights(weights, len(features)).astype(np.float64)
-    mean = np.average(features.astype(np.float64), axis=0, weights=row_weights)
-    scaled = (features - mean) * np.sqrt(row_weights)[:, None]
-    rows, width = scaled.shape
+    rows, width = features.shape
+    mean = weighted_mean(features, row_weights)
+    scaled = room((rows, width), np.float64)
+    for piece in pieces(rows):
+        scaled[piece] = (features[piece] - mean) * np.sqrt(row_weights[piece])[:, None]
     bias = np.array([np.average(targets, weights=row_weights)])
     centred = (targets - bias) * np.sqrt(row_weights)
     tall = rows >= width

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fusetune.data.examples import Examples
 from fusetune.models.understand import Projection, Understand
+from fusetune.training.probe import vectors
 from fusetune.types import Tokens
 
 PENALTIES = (1e-1, 1e-2, 3e-3, 1e-3, 3e-4)
@@ -95,12 +96,12 @@ def _block(
     examples: Examples, rows: np.ndarray, name: str, table: Tokens, scale: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """A column's features in rows, (rows, features) float64 with zeros where it is absent, and where it is present."""
-    codes = torch.from_numpy(examples.columns[name].codes[rows])
-    there = codes >= 0
+    codes = examples.columns[name].codes[rows]
+    there = torch.from_numpy(codes >= 0)
     shift, factor = scale
-    values = (table.mean() - shift) * factor / len(shift) ** 0.5
-    block = values[codes.clamp(min=0)] if len(values) else torch.zeros(len(codes), len(shift))
-    return block.masked_fill(~there.unsqueeze(1), 0).double(), there
+    block = torch.zeros(len(codes), len(shift))
+    block[there] = (vectors(table, codes[codes >= 0]) - shift) * factor / len(shift) ** 0.5
+    return block.double(), there
 
 
 def _common(blocks: Mapping[str, tuple[Tensor, Tensor]], penalty: float, dim: int) -> tuple[Tensor, Tensor]:

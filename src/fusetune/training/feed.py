@@ -97,13 +97,14 @@ class Feed:
             self.waited += time.perf_counter() - start
             yield micro_batches
 
-    def _drawn(self) -> Iterator[tuple[int, list[list[int]]]]:
-        """Each epoch, and the rows of its micro-batches that are still to come."""
+    def _drawn(self) -> Iterator[tuple[int, Iterator[list[int]]]]:
+        """Each epoch, and the rows of its micro-batches that are still to come, which are to be taken before the next
+        epoch is asked for."""
         start = self.first // self.sampler.num_updates
         for epoch in itertools.count(start):
             self.sampler.epoch = epoch
             made = self.first % self.sampler.num_updates if epoch == start else 0
-            yield epoch, list(self.sampler)[made * self.sampler.accumulate :]
+            yield epoch, itertools.islice(self.sampler, made * self.sampler.accumulate, None)
 
     def _by_thread(self) -> Iterator[Batch]:
         ahead: deque[Future[Batch]] = deque()
@@ -127,9 +128,10 @@ class Feed:
         # Without a generator of its own the loader would draw from the one that dropout draws from.
         own, places = torch.Generator(), _Places(len(self.train.rows))
         for epoch, micro_batches in self._drawn():
+            drawn = list(micro_batches)
             loader: DataLoader[Any] = DataLoader(
                 places,
-                batch_sampler=micro_batches,
+                batch_sampler=drawn,
                 collate_fn=partial(_made, self.train, epoch=epoch),
                 num_workers=self.workers,
                 generator=own,
@@ -137,7 +139,7 @@ class Feed:
                 worker_init_fn=_stand_apart,
             )
             made = iter(loader)
-            for self._coming in micro_batches:
+            for self._coming in drawn:
                 batch = next(made)
                 if isinstance(batch, UserError):
                     raise batch

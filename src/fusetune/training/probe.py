@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fusetune.data.examples import Examples
+from fusetune.data.scratch import pieces, room
 from fusetune.models.understand import Understand
 from fusetune.tasks.base import LinearModel, Task
 from fusetune.types import Tokens
@@ -25,6 +26,7 @@ Features = Mapping[str, Tokens]
 LEAST_SPREAD = 0.1
 MIN_SHARE = 0.05
 MAX_ROWS = 4000
+"""Evenly spaced train rows that say how much a column tells by itself."""
 LOO_PENALTIES = tuple(float(10.0**power) for power in np.arange(0, -6, -1))
 
 
@@ -62,7 +64,7 @@ def learn_scale(values: Tensor) -> tuple[Tensor, Tensor]:
     if not len(values):
         return torch.zeros(values.shape[1]), torch.zeros(values.shape[1])
     mean, std = values.mean(0), values.std(0, unbiased=False)
-    varies = std > 1e-6 * values.abs().amax(0)
+    varies = std > 1e-6 * torch.maximum(values.amax(0), -values.amin(0))
     floor = (LEAST_SPREAD * std.mean()).clamp(min=torch.finfo(std.dtype).tiny)
     return mean, torch.where(varies, 1 / std.clamp(min=floor), torch.zeros_like(std))
 
@@ -72,8 +74,17 @@ def column_scales(examples: Examples, features: Features) -> dict[str, tuple[Ten
     scales = {}
     for name, table in features.items():
         codes = examples.columns[name].codes[examples.used]
-        scales[name] = learn_scale(table.mean()[torch.from_numpy(codes[codes >= 0])])
+        scales[name] = learn_scale(vectors(table, codes[codes >= 0]))
     return scales
+
+
+def vectors(table: Tokens, places: np.ndarray) -> Tensor:
+    """The mean of the real tokens of some cells, (places, dim), in a file where they are many."""
+    found = room((len(places), table.values.shape[2]))
+    for piece in pieces(len(places)):
+        chosen = torch.from_numpy(places[piece])
+        found[piece] = Tokens(table.values[chosen], table.mask[chosen]).mean().numpy()
+    return torch.from_numpy(found)
 
 
 class Probe:
@@ -95,7 +106,7 @@ class Probe:
         """Learn from train rows; the strength of the penalty is chosen on validation rows."""
         scales = column_scales(train.examples, {name: train.features[name] for name in columns})
         blocks = {name: block(train, name, scale) for name, scale in scales.items()}
-        weights = column_weights(blocks, as_numbers(train.truth, len(task.labels)))
+        weights = column_weights(blocks, train.truth, len(task.labels))
         val_blocks = {name: block(val, name, scale) for name, scale in scales.items()}
         linear = task.linear(
             side_by_side(blocks, weights),
@@ -123,18 +134,23 @@ class Probe:
 def block(split: SplitRows, name: str, scale: tuple[Tensor, Tensor]) -> np.ndarray:
     """A column's features for the linear model, (rows, features + 1) float32; the last says whether it is absent."""
     shift, factor = scale
-    codes = torch.from_numpy(split.examples.columns[name].codes[split.indices])
-    table = (split.features[name].mean() - shift) * factor / len(shift) ** 0.5
-    absent = (codes < 0).unsqueeze(1)
-    values = torch.zeros(len(codes), len(shift))
-    if len(table):
-        values = table[codes.clamp(min=0)].masked_fill(absent, 0)
-    return np.asarray(torch.cat([values, absent.float()], dim=1).numpy())
+    codes = split.examples.columns[name].codes[split.indices]
+    made = room((len(codes), len(shift) + 1))
+    made[:, -1] = codes < 0
+    for piece in pieces(len(codes)):
+        there = np.flatnonzero(codes[piece] >= 0)
+        values = vectors(split.features[name], codes[piece][there])
+        made[piece][there, :-1] = ((values - shift) * factor / len(shift) ** 0.5).numpy()
+    return made
 
 
 def side_by_side(blocks: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
     """The blocks, each times its weight, as one (rows, features) float32 matrix."""
-    return np.concatenate([values * np.float32(weights[name]) for name, values in blocks.items()], axis=1)
+    widths = [values.shape[1] for values in blocks.values()]
+    made = room((len(next(iter(blocks.values()))), sum(widths)))
+    for (name, values), end, width in zip(blocks.items(), np.cumsum(widths), widths, strict=True):
+        np.multiply(values, np.float32(weights[name]), out=made[:, end - width : end])
+    return made
 
 
 def as_numbers(truth: np.ndarray, num_labels: int) -> np.ndarray:
@@ -146,16 +162,19 @@ def as_numbers(truth: np.ndarray, num_labels: int) -> np.ndarray:
     return truth.astype(np.float64)[:, None]
 
 
-def column_weights(blocks: Mapping[str, np.ndarray], targets: np.ndarray) -> dict[str, float]:
+def column_weights(blocks: Mapping[str, np.ndarray], truth: np.ndarray, num_labels: int) -> dict[str, float]:
     """How much each column's block weighs: the root of its leave-one-out R² by itself, relative to the best column's.
 
     The weights' mean square is 1; no column weighs less than `sqrt(MIN_SHARE)` of the best.
 
     Args:
         blocks: per column, (rows, features).
-        targets: (rows, outputs) numbers of the train rows.
+        truth: of the train rows.
+        num_labels: as in `as_numbers`.
     """
-    telling = {name: loo_r2(values, targets) for name, values in blocks.items()}
+    chosen = np.unique(np.linspace(0, len(truth) - 1, min(len(truth), MAX_ROWS)).astype(np.int64))
+    targets = as_numbers(truth[chosen], num_labels)
+    telling = {name: loo_r2(values[chosen], targets) for name, values in blocks.items()}
     best = max(telling.values())
     if best <= 0:
         return dict.fromkeys(blocks, 1.0)
@@ -171,15 +190,14 @@ def loo_r2(features: np.ndarray, targets: np.ndarray) -> float:
     eigendecomposition serves all penalties (Golub, Heath and Wahba 1979, "Generalized Cross-Validation", eq. 1.2).
 
     Args:
-        features: (rows, features); at most `MAX_ROWS` evenly spaced rows are looked at.
+        features: (rows, features).
         targets: (rows, outputs).
     """
-    chosen = np.unique(np.linspace(0, len(features) - 1, min(len(features), MAX_ROWS)).astype(np.int64))
-    x = features[chosen].astype(np.float64)
-    y = targets[chosen] - targets[chosen].mean(0)
+    x = features.astype(np.float64)
+    y = targets - targets.mean(0)
     x -= x.mean(0)
     varies = (y**2).sum(0) > 0
-    if not varies.any() or len(chosen) < 3:
+    if not varies.any() or len(x) < 3:
         return 0.0
     y = y[:, varies]
     left, values, _ = np.linalg.svd(x, full_matrices=False) if x.shape[0] < x.shape[1] else _thin_svd(x)

@@ -17,7 +17,7 @@ from fusetune.data.column import Column
 from fusetune.data.examples import Examples
 from fusetune.modalities.category import CategoryModality
 from fusetune.modalities.number import NumberModality
-from fusetune.training.probe import Features, Probe, SplitRows, block, side_by_side
+from fusetune.training.probe import Features, Probe, SplitRows, block, side_by_side, vectors
 
 MIN_MISSING = 0.01
 """Trees know what to do without a column that at least this share of the train rows lacks."""
@@ -114,7 +114,7 @@ class View:
             codes = train.columns[name].codes[train.used]
             codes = codes[codes >= 0]
             if name in features and name not in [*numbers, *categories] and len(codes) > 1:
-                axes[name] = Axes.fit(features[name].mean().numpy()[codes], components)
+                axes[name] = Axes.fit(vectors(features[name], codes).numpy(), components)
         return cls(numbers, categories, axes)
 
     @property
@@ -164,8 +164,8 @@ class View:
             values = np.full((len(indices), one.axes.shape[1]), np.nan)
             if name in examples.columns:
                 codes = examples.columns[name].codes[indices]
-                vectors = features[name].mean().numpy()[codes[codes >= 0]]
-                values[codes >= 0] = (vectors - one.mean) @ one.axes
+                seen = vectors(features[name], codes[codes >= 0]).numpy()
+                values[codes >= 0] = (seen - one.mean) @ one.axes
             parts.append(values)
         if logits is not None:
             parts.append(logits.astype(np.float64))
