@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -68,8 +69,10 @@ def table(rows: int, folder: Path, shards: int) -> Path:
     return path
 
 
-def watched(command: list[str]) -> tuple[dict[str, Any], float]:
-    """What a command prints as JSON, and the most memory that it held by itself, in MB; mapped files are left out."""
+def watched(command: list[str]) -> tuple[dict[str, Any], float, float]:
+    """What a command prints as JSON, the most memory that it held by itself, in MB, mapped files left out, and the
+    processor's seconds that it took."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with tempfile.TemporaryFile("w+") as out:
         process = subprocess.Popen(command, stdout=out)
         own = 0
@@ -83,7 +86,8 @@ def watched(command: list[str]) -> tuple[dict[str, Any], float]:
         if process.returncode:
             raise SystemExit(process.returncode)
         out.seek(0)
-        return json.load(out), own / 1024
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return json.load(out), own / 1024, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def one(rows: int, folder: Path, shards: int) -> dict[str, Any]:
@@ -95,28 +99,30 @@ def one(rows: int, folder: Path, shards: int) -> dict[str, Any]:
         make("bert", model)
     command = [str(Path(sys.executable).with_name("fusetune")), "fit", str(table(rows, folder, shards)), "-t", "label"]
     command += ["-o", str(folder / f"model-{rows}"), f"text={model}", *SETTINGS, "--json"]
-    report, own = watched(command)
+    report, own, cpu = watched(command)
     phases = {phase["name"]: phase["seconds"] for phase in report["phases"]}
     peaks = {phase["name"]: round(phase["peak_mb"]) for phase in report["phases"]}
-    found = {"rows": rows, "seconds": sum(phases.values()), "phases": phases, "peaks": peaks}
+    found = {"rows": rows, "seconds": sum(phases.values()), "cpu_seconds": cpu, "phases": phases, "peaks": peaks}
     return {**found, "own_mb": own, "peak_mb": report["peak_mb"]}
 
 
 def show(found: list[dict[str, Any]]) -> str:
     """Markdown: a row a size, and the slopes over the upper half of the sizes, where fixed costs hardly count."""
     names = list(found[0]["phases"])
-    lines = [f"| rows | seconds | {' | '.join(names)} | own memory, MB | with mapped files, MB |"]
-    lines.append("| --- " * (len(names) + 4) + "|")
+    lines = [f"| rows | seconds | of a processor | {' | '.join(names)} | own memory, MB | with mapped files, MB |"]
+    lines.append("| --- " * (len(names) + 5) + "|")
     for run in found:
         phases = " | ".join(f"{run['phases'][name]:.1f}" for name in names)
         memory = f"{run['own_mb']:,.0f} | {run['peak_mb']:,.0f}"
-        lines.append(f"| {run['rows']:,} | {run['seconds']:.1f} | {phases} | {memory} |")
+        lines.append(f"| {run['rows']:,} | {run['seconds']:.1f} | {run['cpu_seconds']:.1f} | {phases} | {memory} |")
     if len(found) > 1:
         small, large = found[-2], found[-1]
         rows = large["rows"] - found[0]["rows"]
-        slope = np.log(large["seconds"] / small["seconds"]) / np.log(large["rows"] / small["rows"])
+        ratio = np.log(large["rows"] / small["rows"])
+        slope, of_cpu = (np.log(large[name] / small[name]) / ratio for name in ("seconds", "cpu_seconds"))
         own, all_of_it = ((large[name] - found[0][name]) * 2**20 / rows for name in ("own_mb", "peak_mb"))
         lines.append(f"\nslope of the seconds, {small['rows']:,} to {large['rows']:,} rows: {slope:.2f}")
+        lines.append(f"of the processor's seconds, which other work on the machine hardly changes: {of_cpu:.2f}")
         lines.append(f"memory: {own:,.0f} bytes a row, with mapped files {all_of_it:,.0f}")
     return "\n".join(lines)
 

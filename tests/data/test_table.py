@@ -219,12 +219,6 @@ def test_a_missing_file_is_answered_with_the_nearest_name(tmp_path):
         Table.read(tmp_path / "no" / "train.csv")
 
 
-@pytest.mark.parametrize("url", ["https://example.org/a.csv", "s3://bucket/a.parquet"])
-def test_urls_are_refused_with_the_reason(url):
-    with pytest.raises(TableError, match="download it first"):
-        Table.read(url)
-
-
 def test_a_misspelt_column_is_answered_with_the_nearest(tmp_path):
     table = Table.read(write(tmp_path / "t.csv", "rating,plot\n1,x\n"))
     with pytest.raises(TableError, match=r"did you mean 'rating'\?"):

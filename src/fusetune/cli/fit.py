@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fusetune.cli import common
+from fusetune.data.remote import is_address
 from fusetune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def _check_tables(train: str | None, more: list[str]) -> None:
                 expected="key=value, as trainer.epochs=5",
                 do="name the tables in the file, as `train: [films.csv, books.csv]`",
             )
-        if not Path(word).exists():
+        if not (is_address(word) or Path(word).exists()):
             raise ConfigError(
                 f"{word!r} is no setting, and there is no such table",
                 expected="key=value, as trainer.epochs=5, or a further table to learn from",

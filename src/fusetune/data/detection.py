@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,8 @@ def _judge(table: Table, name: str, column: _Column, given: dict[str, Any], is_t
         reason = found.reason if found else reason
     if role == "input":
         refuse_urls(name, kind, column.sample(), table.source)
+        if table.lone:
+            _refuse_beside(name, kind, column.sample(), table.source)
     return ColumnSpec(name, kind, role, _joined(*said, reason), options)
 
 
@@ -152,6 +155,26 @@ def refuse_urls(name: str, kind: str | None, sample: Sequence[Any], source: str)
             expected="paths (absolute, or relative to the table's file), or bytes in a Parquet file",
             came=shown(urls[0]),
             do=f"download them and put the paths into the column, or leave it out: role of {name!r}: ignore",
+            file=source,
+            column=name,
+        )
+
+
+def _refuse_beside(name: str, kind: str, sample: Sequence[Any], source: str) -> None:
+    """Refuse names of media files that lie beside a table at an address.
+
+    Raises:
+        SchemaError: the column holds such names.
+    """
+    texts = [cell.split(";")[0].strip() for cell in sample if isinstance(cell, str)]
+    paths = [text for text in texts if kind in MEDIA or text.lower().endswith(_MEDIA_ENDINGS)]
+    beside = [path for path in paths if "://" not in path and not Path(path).is_absolute()]
+    if len(beside) * 2 > len(sample):
+        raise SchemaError(
+            "the cells name files beside the table, and of what lies at an address only the table itself is copied",
+            expected="media as bytes in a Parquet file, or absolute paths on this machine",
+            came=shown(beside[0]),
+            do=f"copy table and files here and give the copy's path; or leave the column out: role of {name!r}: ignore",
             file=source,
             column=name,
         )

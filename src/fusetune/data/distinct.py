@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fusetune.data.scratch import pieces
+
 SHARED = 1000
 """Texts of which one object serves all equal cells."""
 
@@ -105,13 +107,20 @@ def numbered(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: the first row of a number comes first
     begins = np.ones(len(keys), dtype=bool)
-    begins[1:] = (keys[order[1:]] != keys[order[:-1]]).any(1)
+    begins[1:] = False
+    for word in keys.T:
+        ordered = word[order]
+        begins[1:] |= ordered[1:] != ordered[:-1]
     firsts = order[begins]
     by_row = np.argsort(firsts)
     number = np.empty_like(by_row)
     number[by_row] = np.arange(len(by_row))
     numbers = np.empty(len(keys), dtype=np.int64)
-    numbers[order] = number[np.cumsum(begins) - 1]
+    seen = -1
+    for piece in pieces(len(keys)):
+        group = np.cumsum(begins[piece]) + seen
+        numbers[order[piece]] = number[group]
+        seen = int(group[-1]) if len(group) else seen
     return numbers, firsts[by_row]
 
 
@@ -127,15 +136,22 @@ def distinct(arrays: Iterator[pa.Array], as_json: bool, rows: int) -> tuple[np.n
         (rows,) int64, which of the distinct cells each row has, -1 where it is missing; and (cells,) int64, the first
         row of each.
     """
-    codes, there, keys, start = np.full(rows, -1, dtype=np.int64), np.zeros(rows, dtype=bool), [], 0
+    places, keys = np.empty(rows, dtype=np.int64), np.empty((rows, 2), dtype=np.uint64)
+    start = num = 0
     for array in arrays:
         present = ~missing_in(array, as_json)
-        there[start : start + len(array)] = present
-        keys.append(keys_in(array if present.all() else array.filter(pa.array(present)), as_json))
-        start += len(array)
-    places = np.flatnonzero(there)
-    codes[places], firsts = numbered(np.concatenate(keys) if keys else np.zeros((0, 2), dtype=np.uint64))
-    return codes, places[firsts]
+        found = np.flatnonzero(present)
+        places[num : num + len(found)] = start + found
+        keys[num : num + len(found)] = keys_in(array if present.all() else array.filter(pa.array(present)), as_json)
+        start, num = start + len(array), num + len(found)
+    numbers, firsts = numbered(keys[:num])
+    del keys
+    firsts = places[firsts]
+    if num == rows:
+        return numbers, firsts
+    codes = np.full(rows, -1, dtype=np.int64)
+    codes[places[:num]] = numbers
+    return codes, firsts
 
 
 def _is_text(kind: pa.DataType) -> bool:

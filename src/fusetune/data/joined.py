@@ -45,7 +45,7 @@ def concat(tables: Sequence[Table], source: str | None = None) -> Table:
         files += [(source, start + first) for source, start in table.files]
         first += 1 + max([int(table.rows.max(initial=-1)), *(item.row for item in table.rejected)])
     schema = pa.schema([field for field, _ in columns.values()])
-    return Table(
+    joined = Table(
         pa.Table.from_arrays([array for _, array in columns.values()], schema=schema),
         source=source or " + ".join(table.source for table in tables),
         base_dir=tables[0].base_dir,
@@ -55,6 +55,8 @@ def concat(tables: Sequence[Table], source: str | None = None) -> Table:
         keep=list(tables),
         files=files,
     )
+    joined.lone = any(table.lone for table in tables)
+    return joined
 
 
 def _joined(name: str, tables: Sequence[Table]) -> tuple[pa.Field, pa.ChunkedArray]:

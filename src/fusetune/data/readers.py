@@ -17,14 +17,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fusetune.data.arrow import check_whole, from_cells, normal_array, normal_batches, normal_field, normal_schema
+from fusetune.data.arrow import normal_batches, normal_schema
 from fusetune.data.joined import concat
 from fusetune.data.json_files import read_jsonl
+from fusetune.data.objects import NO_ROWS, from_arrow, from_hugging_face, from_pandas
 from fusetune.data.quarantine import Rejected, check_rate
+from fusetune.data.remote import copied, is_address, local_path
 from fusetune.data.table import Source, Table
 from fusetune.data.text_files import BATCH_ROWS, Parsed, check_names, read_delimited
-from fusetune.errors import StorageError, TableError, nearest
+from fusetune.errors import StorageError, TableError, UserError, nearest
 
+READ_BYTES = 2**20
+"""Of a Parquet column that are read at a time."""
 FORMAT = 1
 """Counts changes of the cached form, so that an older cache is not read as a newer one."""
 
@@ -32,7 +36,10 @@ FORMAT = 1
 def read_source(source: Source, *, base_dir: str | Path | None, cache_dir: str | Path | None) -> Table:
     """What `Table.read` does; see there."""
     if isinstance(source, str | Path):
-        path = check_path(str(source))
+        name = local_path(str(source)) or str(source)
+        if is_address(name):
+            return _at_address(name, base_dir)
+        path = check_path(name)
         if path.is_dir():
             shards = [read_source(one, base_dir=base_dir or path, cache_dir=cache_dir) for one in _shards(path)]
             return concat(shards, source=str(path))
@@ -57,14 +64,8 @@ def check_path(name: str) -> Path:
     """The path of a table's file, or of a folder of such files.
 
     Raises:
-        TableError: it is a URL, is not there, or has an extension that is not read.
+        TableError: it is not there, or has an extension that is not read.
     """
-    if "://" in name:
-        raise TableError(
-            "a table is not read from a URL: what it holds could change between two runs, unseen",
-            came=name,
-            do="download it first and give the file's path",
-        )
     try:
         path = Path(name).expanduser()
         sort = stat.S_IFMT(path.stat().st_mode)
@@ -102,7 +103,6 @@ def _near(path: Path) -> str:
     return nearest(path.name, (one.name for one in path.parent.iterdir())) or "check the path"
 
 
-_NO_ROWS = "the table has no rows"
 _INSTEAD = {
     ".json": "write one JSON object a line and call it .jsonl (pandas: to_json(..., orient='records', lines=True))",
     ".xlsx": "save the sheet as CSV UTF-8",
@@ -133,6 +133,26 @@ def _shards(folder: Path) -> list[Path]:
         do="give one of its files" if found else "give the folder that the tables lie in",
         file=str(folder),
     )
+
+
+def _at_address(address: str, base_dir: str | Path | None) -> Table:
+    """The table at an address, copied; what it holds may change there, so its SHA-256 is in the notes.
+
+    A copy of text or Parquet is deleted once its Arrow form is there.
+    """
+    kept = _Kept()
+    home, tables = Path(base_dir).absolute() if base_dir is not None else kept.folder, []
+    for part in copied(address, kept.folder, FORMATS):
+        try:
+            table = FORMATS[check_path(str(part.path)).suffix.lower()](part.path, home, None)
+        except UserError as error:
+            error.file = None
+            raise error.in_file(part.address) from None
+        if part.path.suffix.lower() not in MAPPED:
+            part.path.unlink()
+        table.come_from(part.address, part.note, keep=kept, media=base_dir is not None)
+        tables.append(table)
+    return concat(tables, source=address)
 
 
 class _Kept:
@@ -222,7 +242,8 @@ def _parquet(path: Path, folder: Path, cache_dir: Path | None) -> Table:
 
     def parse() -> Parsed:
         with _reading(path, "Parquet"):
-            file = pq.ParquetFile(path, page_checksum_verification=True)
+            # A row group may be as large as memory.
+            file = pq.ParquetFile(path, page_checksum_verification=True, buffer_size=READ_BYTES)
             check_names(list(file.schema_arrow.names), str(path))
             schema = normal_schema(file.schema_arrow)
         return _with_batches(path, schema, file.iter_batches(batch_size=min(BATCH_ROWS, 1024)), file.metadata.num_rows)
@@ -232,7 +253,7 @@ def _parquet(path: Path, folder: Path, cache_dir: Path | None) -> Table:
 
 def _with_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], num_rows: int) -> Parsed:
     if num_rows == 0:
-        raise TableError(_NO_ROWS, expected="at least one row", do="check how it was written", file=str(path))
+        raise TableError(NO_ROWS, expected="at least one row", do="check how it was written", file=str(path))
     parsed = Parsed(schema, iter(()))
 
     def read() -> Any:
@@ -291,104 +312,5 @@ FORMATS: dict[str, Callable[[Path, Path, Path | None], Table]] = {
     ".feather": _ipc,
 }
 
-
-def from_arrow(arrow: pa.Table, source: str, folder: Path) -> Table:
-    """An Arrow table; columns that need no change are not copied.
-
-    Raises:
-        TableError: it has no rows, column names that clash, or cells that are broken or of no type that is read.
-    """
-    check_names([str(name) for name in arrow.column_names], source)
-    if arrow.num_rows == 0:
-        raise TableError(_NO_ROWS, expected="at least one row", do="check how it was made", file=source)
-    try:
-        check_whole(arrow)
-        schema = normal_schema(arrow.schema)
-        return Table(_normal_table(arrow, schema), source=source, base_dir=folder)
-    except TableError as error:
-        raise error.in_file(source) from error.__cause__
-
-
-def _normal_table(arrow: pa.Table, schema: pa.Schema) -> pa.Table:
-    columns = []
-    for place, field in enumerate(schema):
-        column = arrow.column(place)
-        changed = column.type != field.type
-        chunks = [normal_array(chunk, field) for chunk in column.chunks] if changed else column.chunks
-        columns.append(pa.chunked_array(chunks, field.type))
-    return pa.Table.from_arrays(columns, schema=schema)
-
-
-def from_pandas(frame: Any, folder: Path) -> Table:
-    """A pandas DataFrame; its index is not a column.
-
-    Integers stay integers, NaN and NaT are missing, text stays text, also beside numbers in one column.
-
-    Raises:
-        TableError: it has no rows, column names that clash, or cells that cannot be kept.
-    """
-    source = "the DataFrame"
-    names = [str(name) for name in frame.columns]
-    check_names(names, source)
-    if not len(frame):
-        raise TableError("the DataFrame has no rows", expected="at least one row", file=source)
-    arrays, fields = [], []
-    for place, name in enumerate(names):
-        series = frame.iloc[:, place]
-        part = None
-        # Arrow would keep periods as numbers, and categories that are intervals as pairs.
-        if not str(series.dtype).startswith(("object", "category", "period", "interval")):
-            try:
-                part = pa.table({name: pa.array(series, from_pandas=True)})
-            except (pa.ArrowException, TypeError, ValueError):
-                part = None
-        if part is None:
-            part = from_cells({name: [_cell(value) for value in series]}, source)
-        fields.append(normal_field(part.schema.field(0)))
-        arrays.append(normal_array(part.column(0).combine_chunks(), fields[-1]))
-    return Table(pa.Table.from_arrays(arrays, schema=pa.schema(fields)), source=source, base_dir=folder)
-
-
-def _cell(value: Any) -> Any:
-    """An object cell of pandas as plain Python: its own words for nothing as None, numpy as lists and numbers."""
-    if value is None or (isinstance(value, float) and value != value):
-        return None
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, np.generic):
-        return _cell(value.item())
-    if type(value).__name__ in ("NAType", "NaTType"):
-        return None
-    if hasattr(value, "isoformat"):
-        return value.isoformat()
-    if type(value).__name__ in ("Period", "Interval", "Decimal"):
-        return str(value)
-    if isinstance(value, tuple | set | frozenset):
-        return list(value)
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def from_hugging_face(data: Any, folder: Path) -> Table:
-    """A Hugging Face `Dataset`: media undecoded, class labels as their names (-1, "none", as missing).
-
-    Raises:
-        TableError: it is a dictionary of splits, is streamed, has no rows, or column names that clash.
-    """
-    sort = type(data).__name__
-    if sort != "Dataset":
-        splits = ", ".join(map(repr, data)) if isinstance(data, dict) else ""
-        raise TableError(
-            f"a datasets.{sort} is not one table",
-            expected="a datasets.Dataset",
-            do=f"choose a split: data[name], of {splits}" if splits else "load it without streaming=True",
-        )
-    source = "the Dataset"
-    if not len(data):
-        raise TableError("the Dataset has no rows", expected="at least one row", file=source)
-    arrow = data.with_format("arrow")[:]
-    for place, name in enumerate(arrow.column_names):
-        names = getattr(data.features[name], "names", None)
-        if names is not None and type(data.features[name]).__name__ == "ClassLabel":
-            labels = [names[i] if i is not None and i >= 0 else None for i in arrow.column(place).to_pylist()]
-            arrow = arrow.set_column(place, name, pa.array(labels, pa.string()))
-    return from_arrow(arrow, source, folder)
+MAPPED = (".arrow", ".feather")
+"""Files that a table is mapped from as they are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import tempfile
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import numpy as np
 
 from fusetune.errors import StorageError
 
-LARGE = 64 * 2**20
+LARGE = 16 * 2**20
 """Bytes from which on an array lies in a file."""
 PIECE_ROWS = 65_536
 """Rows that are computed at a time where the rest of them stays in a file."""
@@ -33,7 +34,7 @@ def room(shape: Sequence[int], dtype: Any = np.float32) -> np.ndarray:
                 os.posix_fallocate(file.fileno(), 0, size)
             else:
                 file.truncate(size)
-            return np.asarray(np.memmap(file, dtype, "r+", shape=tuple(shape)))
+            return np.frombuffer(mmap.mmap(file.fileno(), size), dtype).reshape(shape)
     except OSError as error:
         raise StorageError(
             f"{tempfile.gettempdir()}: {size / 2**30:.1f} GiB cannot be laid out there ({error}). Free some, or set "

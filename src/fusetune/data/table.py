@@ -39,6 +39,7 @@ class Table:
         rejected: rows of the source that are not here, with the reason.
         notes: what a user should know about how it was read.
         files: what it was read from, each with its first row's id here; several where tables were joined.
+        lone: whether files that its cells name relative to it are out of reach, as it was copied from an address.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Table:
         self.rows = np.arange(arrow.num_rows, dtype=np.int64) if rows is None else rows
         self.rejected, self.notes = list(rejected), list(notes)
         self._base, self._keep = arrow, keep
+        self.lone = False
         self._places: np.ndarray | None = None
         self._json = {field.name for field in arrow.schema if is_json(field)}
         self._ends: dict[str, np.ndarray] = {}
@@ -110,6 +112,19 @@ class Table:
             raise TableError("there are no rows", expected="at least one row with one column", file=source)
         columns = {name: [_python(row.get(name)) for row in rows] for name in names}
         return cls(from_cells(columns, source), source=source, base_dir=Path(base_dir or Path.cwd()))
+
+    def come_from(self, address: str, note: str, *, keep: object, media: bool) -> None:
+        """Say that the table was copied from an address.
+
+        Args:
+            address: what it is called from now on.
+            note: what was copied.
+            keep: held as long as the table lives.
+            media: whether the files that its cells name are here.
+        """
+        self.source, self.files, self.lone = address, [(address, 0)], not media
+        self.notes.append(note)
+        self._keep = (self._keep, keep)
 
     @property
     def arrow(self) -> pa.Table:
@@ -260,7 +275,7 @@ class Table:
         wanted = np.asarray(indices)
         wanted = np.flatnonzero(wanted) if wanted.dtype == bool else wanted.astype(np.int64)
         part = Table(self._base, source=self.source, base_dir=self.base_dir, rows=self.rows[wanted], keep=self._keep)
-        part.files, part._ends = self.files, self._ends
+        part.files, part.lone, part._ends = self.files, self.lone, self._ends
         part._places = wanted if self._places is None else self._places[wanted]
         return part
 

@@ -155,7 +155,7 @@ class Findings:
             parameters=sum(p.numel() for p in model.parameters()),
             trained=course.trained[""],
             waited=course.waited,
-            warnings=[*describe.warnings(fit.schema, fit.examples), *course.warnings],
+            warnings=[*fit.tables.notes, *describe.warnings(fit.schema, fit.examples), *course.warnings],
             num_rejected=len({(item.file, item.row) for item in rejected}),
             rejected_by={f"{group.column or 'row'}: {group.why}": group.count for group in group_rejected(rejected)},
             rejected=describe.rejected_rows(rejected),

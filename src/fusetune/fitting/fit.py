@@ -72,6 +72,7 @@ class Fit:
         self.show = progress and self.is_main
         self.phases: list[found.Phase] = []
         self.cache = Cache.of(config.data.cache, config.data.cache_gib)
+        self.fingerprints: dict[str, str] = {}
         self.choice: FusionChoice | None = None
         self.stack: Stack | None = None
         self.stacked: dict[str, StackUsed] = {}
@@ -151,8 +152,8 @@ class Fit:
 
     def encode(self, model: Understand) -> dict[str, dict[str, Tokens]]:
         """What the frozen encoders make of every cell, by split and column."""
-        tables = {split: describe.fingerprint(examples) for split, examples in self.examples.items()}
-        self.place.check(tables, describe.weights_used(model))
+        self.fingerprints = {split: describe.fingerprint(examples) for split, examples in self.examples.items()}
+        self.place.check(self.fingerprints, describe.weights_used(model))
         return {
             split: fill_features(
                 model,
@@ -166,9 +167,14 @@ class Fit:
 
     def bundle(self, model: Understand) -> Bundle:
         """The tuned model with all that it needs to read a table."""
-        fingerprint = describe.fingerprint(self.examples["train"])
         return Bundle(
-            model, self.modalities, self.tasks, self.schema, self.config, fingerprint=fingerprint, stack=self.stack
+            model,
+            self.modalities,
+            self.tasks,
+            self.schema,
+            self.config,
+            fingerprint=self.fingerprints["train"],
+            stack=self.stack,
         )
 
     @property

@@ -31,6 +31,7 @@ class Tables:
         files: per table that was given, its file and the rows that came.
         unlabelled: per split, the rows without any target.
         rejected: per split, the rows that could not be read.
+        notes: what a user should know about how the tables were read.
     """
 
     def __init__(self, config: Config, sources: Mapping[str, Any]) -> None:
@@ -46,6 +47,7 @@ class Tables:
         self.files: dict[str, tuple[str, int]] = {}
         self.unlabelled = dict.fromkeys(SPLITS, 0)
         self.rejected: dict[str, list[Rejected]] = {split: [] for split in SPLITS}
+        self.notes: list[str] = []
         self.splits = self._read(sources)
 
     def _read(self, sources: Mapping[str, Any]) -> dict[str, Table]:
@@ -66,6 +68,7 @@ class Tables:
         for split, table in given.items():
             self.files[split] = (table.source, len(table) + len(table.rejected))
             self.rejected[split] += table.rejected
+            self.notes += table.notes if len(table.files) > 1 else [f"{table.source}: {note}" for note in table.notes]
             self.schema.validate(table, targets=split == "train")
             table.require(self.schema.targets)
         labelled = {split: self._labelled(split, table) for split, table in given.items()}

@@ -1,0 +1,147 @@
+"""Tables at an address (s3://, gs://, hf://, https://, ...): copied here through fsspec, and known by their content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+from urllib.parse import unquote, urlsplit
+
+from fusetune.errors import MissingExtra, StorageError, TableError
+
+PIECE = 8 * 2**20
+"""Bytes that are copied at a time."""
+
+
+@dataclass
+class Copied:
+    """A file that was copied from an address.
+
+    Attributes:
+        address: where it was.
+        path: where it is.
+        note: its size and SHA-256, for people.
+    """
+
+    address: str
+    path: Path
+    note: str
+
+
+def is_address(name: str) -> bool:
+    """Whether a table's name is an address, not a path."""
+    return "://" in name
+
+
+def local_path(address: str) -> str | None:
+    """The path that a file:// address stands for; None for any other."""
+    parts = urlsplit(address)
+    return unquote(parts.path) if parts.scheme == "file" and parts.netloc in ("", "localhost") else None
+
+
+def copied(address: str, home: Path, endings: Collection[str]) -> Iterator[Copied]:
+    """The file at an address, or the parts of the table that a folder there holds, one after another by name.
+
+    Args:
+        address: with a scheme that fsspec knows.
+        home: the folder to copy into; the caller may delete a copy before the next is made.
+        endings: of the names of files that hold tables, in lower case.
+
+    Raises:
+        MissingExtra: the package that reads such addresses is not installed.
+        TableError: it cannot be read, or holds no table.
+        StorageError: there is no space for the copy.
+    """
+    files, root = _found(address)
+    names = [root]
+    try:
+        if files.isdir(root):
+            names = sorted(str(name) for name in files.ls(root, detail=False) if _ending(str(name)) in endings)
+            if len({_ending(name) for name in names}) != 1:
+                raise TableError(
+                    "the files at this address are not the parts of one table",
+                    expected="tables of one kind: " + ", ".join(endings),
+                    came=", ".join(PurePosixPath(name).name for name in names[:5]) or "no table at all",
+                    file=address,
+                )
+        elif _ending(root) not in endings:
+            raise TableError(
+                f"tables are not read from {_ending(root)!r} files", expected=", ".join(endings), file=address
+            )
+    except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, TableError):
+            raise
+        raise _unread(address, error) from error
+    for name in names:
+        where = address if name == root else str(files.unstrip_protocol(name))
+        yield _copy(files, name, where, home / _local_name(name))
+
+
+def _found(address: str) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs  # 0.1 s to import
+
+    try:
+        files, root = url_to_fs(address)
+    except ImportError as error:  # fsspec says which package to install
+        raise MissingExtra(f"{address}: this kind of address cannot be read here: {error}", do=str(error)) from error
+    except ValueError as error:
+        known = "file, s3, gs, abfs, hf, http, https and whatever else fsspec knows"
+        raise TableError("there is no such kind of address", expected=known, came=address, do=str(error)) from error
+    except (OSError, RuntimeError) as error:
+        raise _unread(address, error) from error
+    return files, str(root)
+
+
+def _ending(name: str) -> str:
+    return PurePosixPath(urlsplit(name).path).suffix.lower()
+
+
+def _local_name(name: str) -> str:
+    return PurePosixPath(unquote(urlsplit(name).path)).name
+
+
+def _copy(files: Any, name: str, address: str, path: Path) -> Copied:
+    sums, size = hashlib.sha256(), 0
+    with _opened(path) as target:
+        for part in _parts(files, name, address):
+            sums.update(part)
+            size += len(part)
+            try:
+                target.write(part)
+            except OSError as error:
+                raise _no_space(path, error) from error
+    return Copied(address, path, f"copied from its address: {size:,} bytes, SHA-256 {sums.hexdigest()}")
+
+
+def _parts(files: Any, name: str, address: str) -> Iterator[bytes]:
+    """A file's content, some at a time."""
+    try:
+        with files.open(name, "rb") as source:
+            while part := source.read(PIECE):
+                yield part
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _unread(address, error) from error
+
+
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        return path.open("wb")
+    except OSError as error:
+        raise _no_space(path, error) from error
+
+
+def _no_space(path: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"{path}: the table cannot be copied there ({error}). Free some space, or set TMPDIR to another disk"
+    )
+
+
+def _unread(address: str, error: Exception) -> TableError:
+    return TableError(
+        f"the address cannot be read: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+        expected="a file, or a folder of files, that you have access to",
+        do="check the address, the credentials that its fsspec package reads from the environment, and the network",
+        file=address,
+    )
