@@ -26,7 +26,7 @@ def room(shape: Sequence[int], dtype: Any = np.float32) -> np.ndarray:
         StorageError: the temporary folder has no space.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    if size < LARGE:
+    if size < max(LARGE, 1):
         return np.zeros(shape, dtype)
     try:
         with tempfile.TemporaryFile(prefix="fusetune-") as file:
