@@ -52,7 +52,8 @@ def make(source: str, *tasks: str, dropout: float = 0.0, unlabelled: bool = Fals
     examples.prepare(on_bad_cell="reject")
     examples.fit()
     if unlabelled:
-        examples.targets = {task: [None] * len(cells) for task, cells in examples.targets.items()}
+        nothing = Table.from_records([dict.fromkeys(["x", *tasks])] * len(records))
+        examples.targets = {task: nothing.lazy(task) for task in tasks}
     torch.manual_seed(0)
     model = build_model(modalities, built, NamedConfig(name="concat", dim=8, modality_dropout=0.0), dropout=dropout)
     for module in model.modules():

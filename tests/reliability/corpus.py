@@ -273,7 +273,7 @@ TABLES = [
     table("a NUL in the path", None, TableError, "NUL|not there", "t\0.csv"),
     table("a name too long", None, TableError, "too long", "t" * 300 + ".csv"),
     table("the home of nobody", None, TableError, "home|not there", "~nobody-there/t.csv"),
-    table("a URL", None, TableError, "download it first", "https://example.org/t.csv"),
+    table("an address of no kind", None, TableError, "no such kind of address", "nowhere://example.org/t.csv"),
 ]  # fmt: skip
 
 

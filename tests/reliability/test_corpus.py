@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import corpus
+import numpy as np
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
 from fusetune.cli.main import app
 from fusetune.data.examples import Examples
-from fusetune.data.table import Table
+from fusetune.data.table import Table, is_missing
 from fusetune.errors import BadCell, UserError
 from fusetune.modalities.audio import AudioModality
 from fusetune.modalities.image import ImageModality
@@ -79,6 +81,29 @@ def test_a_cell_is_read_or_refused_by_name(sort, bad, tmp_path):
     str(caught.value).encode()
 
 
+class Sheet(Table):
+    """Cells that no file could hold side by side, each a distinct one."""
+
+    def __init__(self, cells, base_dir):
+        super().__init__(pa.table({"place": range(len(cells))}), source="the cells", base_dir=base_dir)
+        self.held = cells
+
+    def require(self, columns):
+        pass
+
+    def at_once(self, column):
+        return 16
+
+    def cells(self, column, indices=None):
+        return [self.held[int(place)] for place in (range(len(self.held)) if indices is None else indices)]
+
+    def distinct(self, column):
+        first = np.asarray([place for place, cell in enumerate(self.held) if not is_missing(cell)])
+        codes = np.full(len(self.held), -1)
+        codes[first] = np.arange(len(first))
+        return codes, first
+
+
 @pytest.mark.parametrize("sort", MODALITIES)
 @pytest.mark.parametrize("on_bad_cell", ["reject", "mask"])
 def test_rows_with_such_cells_are_set_apart_and_no_others(sort, on_bad_cell, tmp_path):
@@ -89,8 +114,7 @@ def test_rows_with_such_cells_are_set_apart_and_no_others(sort, on_bad_cell, tmp
         cell = bad.write(folder)
         local = isinstance(cell, str) and bad.file is not None and "://" not in cell and ":image" not in cell
         cells.append(";".join(f"{number}/{part}" for part in cell.split(";")) if local else cell)
-    table = Table.from_records([{"place": place} for place in range(len(cells) + 2)], base_dir=tmp_path)
-    table.cells = lambda name, indices=None: [*cells, None, "  "]  # as no file could hold them side by side
+    table = Sheet([*cells, None, "  "], tmp_path)
     examples = Examples(table, {"cell": MODALITIES[sort]()})
     examples.prepare(on_bad_cell=on_bad_cell)
     bad_rows = {row for row, bad in enumerate(cases) if bad.error}

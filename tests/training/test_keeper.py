@@ -28,7 +28,7 @@ class Clock:
 
 
 def whole(**changes):
-    return dict.fromkeys(PARTS, 0) | {"stage": "tune", "processes": [{}]} | changes
+    return dict.fromkeys(PARTS, 0) | {"stage": "tune", "precision": "no", "processes": [{}]} | changes
 
 
 def test_all_generators_come_back():

@@ -85,7 +85,8 @@ def _found(address: str) -> tuple[Any, str]:
     try:
         files, root = url_to_fs(address)
     except ImportError as error:  # fsspec says which package to install
-        raise MissingExtra(f"{address}: this kind of address cannot be read here: {error}", do=str(error)) from error
+        what = f"{address}: this kind of address cannot be read here: {error}"
+        raise MissingExtra(what, do="pip install what it names, or download the file and give its path") from error
     except ValueError as error:
         known = "file, s3, gs, abfs, hf, http, https and whatever else fsspec knows"
         raise TableError("there is no such kind of address", expected=known, came=address, do=str(error)) from error
