@@ -19,6 +19,7 @@ def place(name):
     return path
 
 
+@pytest.mark.slow
 def test_yamnet_hears_what_a_recording_is_of(tmp_path):
     columns = {"fold": {"role": "split", "test": [5], "val": [4]}, "seconds": {"role": "ignore"}}
     tuned = ft.fit(

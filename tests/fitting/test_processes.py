@@ -67,9 +67,7 @@ def curve(folder: Path) -> list[list[float]]:
     return [[point["step"], point["train_loss"] or 0.0, point["val_loss"], point["val_metric"]] for point in points]
 
 
-@pytest.mark.parametrize(
-    ("launcher", "objectives"), [("torchrun", "tasks"), ("accelerate", "tasks"), ("torchrun", "contrastive")]
-)
+@pytest.mark.parametrize(("launcher", "objectives"), [("accelerate", "tasks"), ("torchrun", "contrastive")])
 def test_two_processes_learn_what_one_learns(given, launcher, objectives, tmp_path):
     command = list(LAUNCHERS[launcher])
     if launcher == "accelerate":

@@ -164,7 +164,7 @@ def test_trees_that_do_not_help_are_not_kept(quick, write_csv, tmp_path):
     assert not [one for one in tuned.results.tasks[0].systems if one.name == "without trees"]
 
 
-@pytest.mark.parametrize("adapter", [None, "lora"])
+@pytest.mark.parametrize("adapter", [None, pytest.param("lora", marks=pytest.mark.slow)])
 def test_tuned_encoders_are_kept_as_they_were_for_the_trees(adapter, tiny, shop_tables, quick, tmp_path):
     """Trees see the untuned text encoder, also after loading and merging and where the tuned one has moved."""
     settings = quick | {

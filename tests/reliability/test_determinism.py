@@ -58,7 +58,7 @@ def base(tiny, shop_tables):
     }
 
 
-FAST = ("augmented", "vat, mixup and ema")
+FAST = ("augmented",)
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=() if c in FAST else pytest.mark.slow) for c in CASES])

@@ -16,7 +16,7 @@ from fusetune.fitting.run_folder import FOLDER, RUN
 from fusetune.training import checkpoint, keeper, loop
 from fusetune.training.checkpoint import Checkpoints
 
-FAST = ("augmented", "famo")
+FAST = ("augmented",)
 
 
 class Killed(BaseException):

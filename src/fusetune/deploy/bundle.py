@@ -20,6 +20,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,8 @@ class Bundle:
     stack: Stack | None = None
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """Of fusetune, Python and the libraries that results depend on."""
     return {"fusetune": version("fusetune"), "python": platform.python_version()} | {n: version(n) for n in LIBRARIES}
 

@@ -148,7 +148,7 @@ class Findings:
             threads=torch.get_num_threads(),
             tasks=tasks,
             settings=describe.flat(fit.config.model_dump(exclude_defaults=True, mode="json")),
-            versions=versions(),
+            versions=dict(versions()),
             tables=fit.tables.used(fit.examples),
             columns=describe.columns_used(fit.schema, fit.examples),
             backbones=describe.encoders_used(model, fit.modalities, course, fit.rules(fit.modalities)),

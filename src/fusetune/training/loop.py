@@ -25,6 +25,7 @@ from fusetune.errors import Interrupted, NonFiniteLoss, RunError
 from fusetune.models.perturb import Chance
 from fusetune.training.averaging import Average, not_finite, put, trained_weights
 from fusetune.training.callbacks import Callback, Check, EarlyStopping
+from fusetune.training.devices import release
 from fusetune.training.feed import AHEAD, Feed
 from fusetune.training.keeper import (
     Keeper,
@@ -128,7 +129,7 @@ def run_stage(
             while not running.train_on():
                 pass
     finally:
-        accelerator.free_memory()
+        release(accelerator)
         for name in ("forward", "_original_forward"):  # which mixed precision put there
             learner.__dict__.pop(name, None)
     return first_step + running.done
