@@ -276,8 +276,9 @@ def predictions(
     folder = Path(tempfile.mkdtemp())
     ignored = {name: {"role": "ignore"} for name in case.train.columns if name != column}
     given = case.config.model_dump(mode="json", exclude_defaults=True)
+    train = Table.read(case.config.train[0])
     tuned = ft.fit(
-        Table.read(case.config.train[0]).select(np.arange(fitted)),
+        train.select(np.arange(min(fitted, len(train)))),
         target=case.config.target,
         out=folder / "model",
         config={
