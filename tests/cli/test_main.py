@@ -192,7 +192,8 @@ def test_interrupt_exits_with_130(monkeypatch):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to one process")
-def test_interrupt_of_a_real_process_shows_no_traceback(tmp_path):
+@pytest.mark.parametrize(("number", "code_of_exit"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupt_of_a_real_process_shows_no_traceback(tmp_path, number, code_of_exit):
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # some runners ignore it
         "import sys, time, types; api = types.ModuleType('fusetune.api'); sys.modules['fusetune.api'] = api\n"
@@ -207,11 +208,11 @@ def test_interrupt_of_a_real_process_shows_no_traceback(tmp_path):
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, stderr = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert (process.returncode, stderr.strip()) == (130, "stopped")
+    assert (process.returncode, stderr.strip()) == (code_of_exit, "stopped")
 
 
 def test_only_the_first_process_prints_results(monkeypatch):

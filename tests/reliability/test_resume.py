@@ -161,7 +161,7 @@ def test_another_table_is_refused(stopped, tmp_path):
 
 def test_a_damaged_newest_checkpoint_costs_a_step_and_is_told(stopped):
     config, folder = stopped
-    newest = sorted((folder / FOLDER / "tune").glob("????????-*"))[-1]
+    newest = sorted((folder / FOLDER / "tune").glob("[0-9]*-*"))[-1]
     (newest / "tensors.safetensors").write_bytes(b"x")
     done = api.fit(config=config, out=folder, resume=True, progress=False)
     assert any("damaged and was passed over" in said for said in done.results.warnings)

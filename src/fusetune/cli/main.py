@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 import warnings
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -105,8 +107,14 @@ def root(
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
+def _stop(number: int, frame: FrameType | None) -> None:
+    """End as Ctrl-C does."""
+    raise Interrupted(number, saved=False)
+
+
 def main() -> None:
     """Run the command line of this process and exit."""
+    signal.signal(signal.SIGTERM, _stop)
     warnings.showwarning = failures.show_warning(warnings.showwarning)
     try:
         app(prog_name="fusetune")

@@ -140,7 +140,7 @@ class RunFolder:
                 )
 
     def _kept(self) -> bool:
-        return any(self.place.glob("*/????????-*"))
+        return any(self.place.glob("*/[0-9]*-*"))
 
     def _is_finished(self) -> bool:
         if not (self.folder / BUNDLE).is_file() or not (self.folder / CONFIG).is_file():
