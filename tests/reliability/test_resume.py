@@ -217,3 +217,10 @@ def test_a_full_disk_ends_the_run_and_leaves_what_was_kept(small, tmp_path, monk
 def test_without_checkpoints_nothing_is_kept(small, tmp_path, monkeypatch):
     killed(monkeypatch, {**small, "trainer": {**small["trainer"], "checkpoint_minutes": None}}, tmp_path / "run", 5)
     assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
+def test_half_a_first_checkpoint_is_no_run_to_go_on_with(small, tmp_path):
+    (tmp_path / "run" / FOLDER / "tune" / ".partial-4711").mkdir(parents=True)
+    config = {**small, "trainer": {**small["trainer"], "epochs": 0, "checkpoint_minutes": None}}
+    api.fit(config=config, out=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run" / FOLDER).exists()
