@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 from stopping import CASES, settings, weights
 
 from fusetune import api
@@ -157,6 +158,18 @@ def test_another_table_is_refused(stopped, tmp_path):
             api.fit(config=config, out=folder, resume=True, progress=False)
     finally:
         shop.write_text(before)
+
+
+def test_another_encoder_is_refused(stopped):
+    config, folder = stopped
+    path = Path(config["text"]["name"]) / "model.safetensors"
+    before = path.read_bytes()
+    try:
+        checkpoint.save_file({name: value + 1 for name, value in load_file(path).items()}, path)
+        with pytest.raises(TableError, match=r"(?s)the backbone text_.* is not what the run .* was begun with"):
+            api.fit(config=config, out=folder, resume=True, progress=False)
+    finally:
+        path.write_bytes(before)
 
 
 def test_a_damaged_newest_checkpoint_costs_a_step_and_is_told(stopped):

@@ -12,7 +12,7 @@ import torch
 from fusetune.backbones.backbone import Backbone
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
-from fusetune.errors import ConfigError, MissingExtra
+from fusetune.errors import ConfigError, MissingExtra, NonFiniteLoss
 from fusetune.modalities.number import NumberModality
 from fusetune.modalities.text import TextModality
 from fusetune.models.build import Backbones, build_model
@@ -20,7 +20,7 @@ from fusetune.objectives.balance import build_balance
 from fusetune.sections import BackboneConfig, NamedConfig, TrainerConfig
 from fusetune.tasks.classification import MulticlassTask
 from fusetune.tasks.regression import RegressionTask
-from fusetune.training import devices
+from fusetune.training import devices, loop
 from fusetune.training import finetune as recipe
 from fusetune.training.devices import make_accelerator
 from fusetune.training.features import fill_features, set_features
@@ -264,3 +264,30 @@ def test_without_a_tune_stage_no_encoder_counts_as_trained(parts, settings):
     course = parts.tune(**settings)
     assert not course.moved
     assert course.trained[parts.model.routes["text"]] == 0
+
+
+def test_weights_that_are_not_finite_are_no_model(parts, monkeypatch):
+    def spoil(learner, *rest):
+        next(p for p in learner.parameters() if p.requires_grad).data.view(-1)[0] = math.inf
+        return []
+
+    monkeypatch.setattr(recipe, "averaged", spoil)
+    with pytest.raises(NonFiniteLoss, match="NaN or infinite at the best step, so the model is not saved"):
+        parts.tune()
+
+
+def test_updates_that_were_left_out_are_told_in_the_end(parts, monkeypatch):
+    real, begun = loop.update, []
+
+    def update(*args, **kwargs):
+        begun.append(1)
+        if len(begun) == 2:
+            raise NonFiniteLoss(f"the loss became NaN at {kwargs['where']}")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "update", update)
+    with pytest.warns(UserWarning, match="left out"):
+        course = parts.tune(skip_nonfinite=1)
+    assert [said for said in course.warnings if "left out" in said] == [
+        "An update was left out: the loss became NaN at update 2 of stage 'head'."
+    ]

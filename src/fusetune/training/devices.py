@@ -63,9 +63,8 @@ def make_accelerator(settings: TrainerConfig, log_dir: Path | None, precision: s
     for launched in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{launched}", "false").lower() in ("true", "1"):
             raise ConfigError(
-                "parameters cannot be spread over processes",
-                expected="each process to hold all of them (DDP)",
-                came=f"accelerate's settings ask for {launched}",
+                f"accelerate's settings ask for {launched}, which is not used here",
+                expected="data parallelism (DDP), with trainer.shard=true where parameters are to be spread (FSDP2)",
                 do="launch with torchrun, or answer no where accelerate config asks for it",
             )
     AcceleratorState._reset_state()  # a process may run several fits, each with its own precision
