@@ -11,16 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stopping import CASES as RUNS
 
 CASES: dict[str, dict[str, Any]] = {
-    "augmented": {
-        "augment": {
-            "text": {"word_dropout": 0.2},
-            "image": {"flip": True, "crop": 0.8},
-            "audio": {"noise": 0.3},
-            "number": {"noise": 0.1},
-        }
-    },
+    "augmented": {"augment": RUNS["augmented"]["augment"]},
     "attacked": {"trainer": {"adversarial": {"name": "freelb", "steps": 2}}},
     "vat, mixup and ema": {"objectives": {"vat": {}, "mixup": {}}, "trainer": {"ema": 0.9, "accumulate": 2}},
     "workers": {"augment": {"text": {"word_dropout": 0.2}}, "trainer": {"workers": 2}},

@@ -56,5 +56,5 @@ def test_threads(monkeypatch, said, together, before, found):
 @pytest.mark.parametrize("asked", ["FSDP", "DEEPSPEED"])
 def test_spread_parameters_are_refused(monkeypatch, asked):
     monkeypatch.setenv(f"ACCELERATE_USE_{asked}", "true")
-    with pytest.raises(ConfigError, match=rf"(?s)settings ask for {asked}.*trainer.shard=true.*Do: launch with torchrun"):
+    with pytest.raises(ConfigError, match=rf"(?s)ask for {asked}.*trainer.shard=true.*Do: launch with torchrun"):
         make_accelerator(TrainerConfig(), None)
