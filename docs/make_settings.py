@@ -8,15 +8,15 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from fusetune import config, data_section, fusion_section, sections
+from fusetune import config, data_section, fusion_section, sections, trainer_section
 from fusetune.models.build import options_of
 from fusetune.registry import FUSIONS, MODALITIES, OBJECTIVES, TASKS, Registry
 
 PAGE = Path(__file__).with_name("settings.md")
 HEAD = """# Settings
 
-Written by `docs/make_settings.py` from `src/fusetune/config.py`, `sections.py`, `fusion_section.py`, `data_section.py`
-and the parts' own docstrings.
+Written by `docs/make_settings.py` from `src/fusetune/config.py`, `sections.py`, `fusion_section.py`,
+`trainer_section.py`, `data_section.py` and the parts' own docstrings.
 
 On the command line a setting is `key=value`, in YAML and Python it is nested: `trainer.epochs=8` is
 `trainer: {epochs: 8}`. A section may be given as its name alone: `fusion=gated`, `image=../models/mobilenet-v2`.
@@ -118,7 +118,7 @@ def page() -> str:
     """The whole page."""
     sources = [
         ast.parse(Path(inspect.getfile(module)).read_text(encoding="utf-8"))
-        for module in (config, sections, fusion_section, data_section)
+        for module in (config, sections, fusion_section, trainer_section, data_section)
     ]
     classes = {node.name: node for source in sources for node in source.body if isinstance(node, ast.ClassDef)}
     found = [HEAD.rstrip()]

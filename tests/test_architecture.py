@@ -24,6 +24,7 @@ LAYERS = [
     "registry",
     "sections",
     "fusion_section",
+    "trainer_section",
     "data_section",
     "config",
     "types",

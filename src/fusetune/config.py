@@ -28,8 +28,8 @@ from fusetune.sections import (
     ReportConfig,
     Section,
     StrList,
-    TrainerConfig,
 )
+from fusetune.trainer_section import TrainerConfig
 from fusetune.untrusted import YAML_BYTES, parse_yaml, read_bytes
 
 

@@ -114,10 +114,12 @@ def test_what_cannot_be_compiled_is_said(tiny, as_it_is):
 def test_no_compiler_is_a_mistake_that_is_told(monkeypatch, shop_tables, quick, tmp_path):
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", ("/no/such/compiler",))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     settings = {**quick, "trainer": {**quick["trainer"], "compile": True}}
-    with pytest.raises(ConfigError, match=r"(?s)needs a C\+\+ compiler.*Do: install g\+\+.*trainer.compile=false"):
+    with (
+        config.patch("cpp.cxx", ("/no/such/compiler",)),
+        pytest.raises(ConfigError, match=r"(?s)needs a C\+\+ compiler.*Do: install g\+\+.*trainer.compile=false"),
+    ):
         fusetune.fit(str(shop_tables["train"]), target="label", out=tmp_path / "m", config=settings, progress=False)
 
 

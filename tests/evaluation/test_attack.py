@@ -23,9 +23,10 @@ from fusetune.modalities.number import NumberModality
 from fusetune.modalities.text import TextModality
 from fusetune.models.build import Backbones, build_model
 from fusetune.models.perturb import Ball
-from fusetune.sections import AttackConfig, BackboneConfig, NamedConfig, ReportConfig, TrainerConfig
+from fusetune.sections import AttackConfig, BackboneConfig, NamedConfig, ReportConfig
 from fusetune.tasks.classification import BinaryTask
 from fusetune.tasks.regression import RegressionTask
+from fusetune.trainer_section import TrainerConfig
 from fusetune.training.features import fill_features, set_features
 from fusetune.training.inference import predict_logits
 from fusetune.training.probe import Probe, SplitRows

@@ -20,9 +20,10 @@ from fusetune.modalities.text import TextModality
 from fusetune.models.build import Backbones, build_model
 from fusetune.models.perturb import Ball
 from fusetune.objectives.total import Total
-from fusetune.sections import AdversarialConfig, BackboneConfig, NamedConfig, TrainerConfig
+from fusetune.sections import AdversarialConfig, BackboneConfig, NamedConfig
 from fusetune.tasks.classification import BinaryTask
 from fusetune.tasks.regression import RegressionTask
+from fusetune.trainer_section import TrainerConfig
 from fusetune.training import adversarial
 from fusetune.training.adversarial import Adversarial, Ascent
 from fusetune.training.grad_cache import cached

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fusetune.errors import ConfigError
-from fusetune.sections import TrainerConfig
+from fusetune.trainer_section import TrainerConfig
 from fusetune.training import devices
 from fusetune.training.devices import choose_threads, make_accelerator, num_cores
 

@@ -17,9 +17,10 @@ from fusetune.modalities.number import NumberModality
 from fusetune.modalities.text import TextModality
 from fusetune.models.build import Backbones, build_model
 from fusetune.objectives.balance import build_balance
-from fusetune.sections import BackboneConfig, NamedConfig, TrainerConfig
+from fusetune.sections import BackboneConfig, NamedConfig
 from fusetune.tasks.classification import MulticlassTask
 from fusetune.tasks.regression import RegressionTask
+from fusetune.trainer_section import TrainerConfig
 from fusetune.training import devices, loop
 from fusetune.training import finetune as recipe
 from fusetune.training.devices import make_accelerator

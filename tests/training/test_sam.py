@@ -13,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from fusetune.errors import ConfigError
 from fusetune.objectives.contrastive import ContrastiveObjective
 from fusetune.objectives.total import Total
-from fusetune.sections import TrainerConfig
 from fusetune.testing.objectives import ROWS, make_parts
+from fusetune.trainer_section import TrainerConfig
 from fusetune.training.grad_cache import cached
 from fusetune.training.learner import Learner
 from fusetune.training.recipe import Recipe

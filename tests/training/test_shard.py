@@ -8,7 +8,7 @@ import torch
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
 from fusetune.errors import ConfigError
-from fusetune.sections import TrainerConfig
+from fusetune.trainer_section import TrainerConfig
 from fusetune.training import shard
 from fusetune.training.shard import check_shard
 from fusetune.training.spread import clip, is_spread, whole

@@ -27,9 +27,10 @@ from fusetune.objectives import balance as balances
 from fusetune.objectives.balance import Balance, Famo, build_balance
 from fusetune.objectives.base import Objective
 from fusetune.objectives.total import Total
-from fusetune.sections import NamedConfig, TrainerConfig
+from fusetune.sections import NamedConfig
 from fusetune.tasks.classification import MulticlassTask
 from fusetune.tasks.regression import RegressionTask
+from fusetune.trainer_section import TrainerConfig
 from fusetune.training.learner import Learner
 from fusetune.training.recipe import Recipe
 from fusetune.training.surgery import FamoGradients, Surgery, balanced, dual_cone, gramian

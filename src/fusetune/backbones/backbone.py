@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from fusetune.backbones.inputs import AudioInputs, ImageInputs, Inputs, Spectrog
 from fusetune.errors import BackboneError
 from fusetune.sections import AdapterConfig
 from fusetune.types import Tokens
+
+if TYPE_CHECKING:
+    from fusetune.backbones.graphs import Replays
 
 FILE = "backbone.json"
 KINDS = ("text", "image", "audio")
@@ -90,6 +93,7 @@ class Backbone(nn.Module):
         self.brought: set[str] = set()
         self.together = False  # all texts of a batch in one pass, see `whole`
         self.compiled = False  # see `fusetune.backbones.compiled`
+        self.replays: Replays | None = None  # see `fusetune.backbones.graphs`
         self.starts_at, self.gives_tuples = 0, False  # of passes that bring what a layer reads, see `boundary`
         # Group normalisation over time would see the padding, so such an encoder takes sounds of one length at a time.
         self._alone = isinstance(inputs, AudioInputs) and any(isinstance(m, nn.GroupNorm) for m in model.modules())
@@ -154,9 +158,9 @@ class Backbone(nn.Module):
         Returns:
             (cells, 1, dim), or (cells, tokens, dim) with pool "none".
         """
-        if self.compiled and not self.together:
+        if not self.together and (self.compiled or (self.replays is not None and self.replays.takes(inputs))):
             known = inputs if boundary is None else {**inputs, BOUNDARY: boundary}
-            return self._compiled(owner, known)
+            return self._in_sizes(owner, known)
         if boundary is not None:
             with starting_at(self, self.starts_at, boundary.to(next(self.model.parameters()).dtype)), whole(self):
                 return self(owner=owner, **inputs)  # type: ignore[no-any-return]
@@ -166,11 +170,14 @@ class Backbone(nn.Module):
         tokens = Tokens(values, mask, self.grid) if self.pool == "none" else self._pooled(values, mask, own)
         return tokens if owner is None else _join(tokens, owner)
 
-    def _compiled(self, owner: Tensor | None, inputs: dict[str, Tensor]) -> Tokens:
+    def _in_sizes(self, owner: Tensor | None, inputs: dict[str, Tensor]) -> Tokens:
         """The same of a padded batch, what is padded cut off."""
         padded, rows, num = bucketed(inputs, self.max_tokens)
-        with whole(self), explained():
-            tokens = self(**padded)
+        if self.replays is not None and self.replays.takes(inputs):
+            tokens = self.replays(padded)
+        else:
+            with whole(self), explained():
+                tokens = self(**padded)
         num = num if num and self.pool == "none" else tokens.values.shape[1]
         cut = Tokens(tokens.values[:rows, :num], tokens.mask[:rows, :num], tokens.grid)
         return cut if owner is None else _join(cut, owner)

@@ -110,10 +110,13 @@ def compiling(encoders: Mapping[str, Any]) -> Iterator[list[str]]:
 def _why_not(encoder: Any) -> str:
     if isinstance(encoder.inputs, AudioInputs) and not encoder.inputs.makes_features:
         return "it reads waveforms of any length"
+    return "its batch normalisation would learn from what is padded" if learns_from_padding(encoder) else ""
+
+
+def learns_from_padding(encoder: Any) -> bool:
+    """Whether rows that are added to a batch would change what an encoder's batch normalisation learns."""
     norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules())
-    if norms and not (encoder.norm_eval and encoder.pretrained):
-        return "its batch normalisation would learn from what is padded"
-    return ""
+    return norms and not (encoder.norm_eval and encoder.pretrained)
 
 
 @contextmanager

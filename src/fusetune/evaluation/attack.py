@@ -21,8 +21,9 @@ from fusetune.evaluation.judge import Candidate
 from fusetune.evaluation.results import AttackUsed
 from fusetune.models.perturb import Ball, attacked_columns, find_site, unit_of
 from fusetune.models.understand import Understand
-from fusetune.sections import AttackConfig, ReportConfig, TrainerConfig
+from fusetune.sections import AttackConfig, ReportConfig
 from fusetune.tasks.base import Task
+from fusetune.trainer_section import TrainerConfig
 from fusetune.training.adversarial import Ascent
 from fusetune.training.features import set_features
 from fusetune.training.inference import encode_cells, model_device

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fusetune.training.callbacks import Callback, Check, better
+from fusetune.trainer_section import TrainerConfig
+from fusetune.training.callbacks import BestStep, Callback, Check, better
 from fusetune.training.spread import whole
 
 if TYPE_CHECKING:
@@ -186,3 +187,31 @@ def interpolate(module: nn.Module, start: Weights, best: tuple[float, float], va
             chosen, score = share, (found, -loss)
     put(module, {name: start[name].lerp(value, chosen) if chosen < 1 else value for name, value in tuned.items()})
     return chosen
+
+
+def averaged(
+    learner: nn.Module,
+    settings: TrainerConfig,
+    start: dict[str, Tensor],
+    kept: Kept | None,
+    best: BestStep,
+    validate: Validate,
+) -> list[str]:
+    """Average the best step's weights with others, as the settings say; gives what was done, in sentences."""
+    said: list[str] = []
+    assert best.check is not None
+    loss, score = best.check.val_loss, best.check.score
+    if kept is not None:
+        steps = soup(learner, best.check, copied(trained_weights(learner)), kept.checks, validate)
+        loss, score, _ = validate()
+        if len(steps) > 1:
+            listed = ", ".join(map(str, steps))
+            said.append(f"The weights are the mean of those at steps {listed} (soup): {score:.4f} on validation rows.")
+        else:
+            said.append("No other step's weights raised the validation score, so the soup is the best step alone.")
+    if settings.interpolate:
+        share = interpolate(learner, start, (score, loss), validate)
+        said.append(
+            f"Of the way from the weights before tuning to the tuned ones, {share:.0%} is kept, as validation rows say."
+        )
+    return said

@@ -15,7 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from fusetune._optional import optional_import
 from fusetune.errors import ConfigError, nearest
-from fusetune.sections import TrainerConfig
+from fusetune.trainer_section import TrainerConfig
 
 
 def processes() -> PartialState:

@@ -27,10 +27,10 @@ from fusetune.models.understand import Understand
 from fusetune.objectives.balance import build_balance
 from fusetune.objectives.base import Objective
 from fusetune.objectives.total import Total, build_objectives
-from fusetune.sections import TrainerConfig
 from fusetune.tasks.base import Task
+from fusetune.trainer_section import TrainerConfig
 from fusetune.training.alignment import Alignment
-from fusetune.training.averaging import Kept, copied, interpolate, not_finite, put, soup, trained_weights
+from fusetune.training.averaging import Kept, averaged, copied, not_finite, put, trained_weights
 from fusetune.training.callbacks import Bar, BestStep, Callback, Check, Curve, Trackers, track
 from fusetune.training.course import Course
 from fusetune.training.devices import make_accelerator, processes
@@ -43,6 +43,7 @@ from fusetune.training.optim import no_decay
 from fusetune.training.precision import chosen
 from fusetune.training.probe import Probe, column_scales
 from fusetune.training.recipe import BackboneRule, Recipe
+from fusetune.training.replay import graphs
 from fusetune.training.shard import check_shard, sharded
 from fusetune.training.trunk import start_later
 from fusetune.types import Tokens
@@ -282,7 +283,7 @@ def _stages(
                 low, bar = accelerator.mixed_precision == "bf16", any(isinstance(one, Bar) for one in others)
                 _run_frozen(recipe, rows, moving, cache, keeper, low=low, bar=bar)
             encoders = {key: model.encoders[key] for key in sorted(moving)} if settings.compile else {}
-            with compiling(encoders) as said:
+            with compiling(encoders) as said, graphs(tune, recipe, accelerator, len(train)):
                 recipe.said += said
                 run_stage(learner, tune, train, validate, accelerator, callbacks, first_step=step, keeper=keeper)
     train.always = False
@@ -350,34 +351,6 @@ def _went_on(keeper: Keeper, recipe: Recipe, callbacks: Sequence[Callback]) -> t
         watch_on(callbacks, saved["watchers"])
         recipe.said += [*outer["said"], f"The run was stopped, and went on from update {step + int(saved['done'])}."]
         return dict(outer["start"]), step
-
-
-def averaged(
-    learner: Learner,
-    settings: TrainerConfig,
-    start: dict[str, Tensor],
-    kept: Kept | None,
-    best: BestStep,
-    validate: Validate,
-) -> list[str]:
-    """Average the best step's weights with others, as the settings say; gives what was done, in sentences."""
-    said: list[str] = []
-    assert best.check is not None
-    loss, score = best.check.val_loss, best.check.score
-    if kept is not None:
-        steps = soup(learner, best.check, copied(trained_weights(learner)), kept.checks, validate)
-        loss, score, _ = validate()
-        if len(steps) > 1:
-            listed = ", ".join(map(str, steps))
-            said.append(f"The weights are the mean of those at steps {listed} (soup): {score:.4f} on validation rows.")
-        else:
-            said.append("No other step's weights raised the validation score, so the soup is the best step alone.")
-    if settings.interpolate:
-        share = interpolate(learner, start, (score, loss), validate)
-        said.append(
-            f"Of the way from the weights before tuning to the tuned ones, {share:.0%} is kept, as validation rows say."
-        )
-    return said
 
 
 def first_check(stage: str, validate: Validate, callbacks: Sequence[Callback]) -> None:

@@ -14,7 +14,7 @@ from fusetune.errors import ConfigError
 from fusetune.models.understand import Understand
 from fusetune.objectives.balance import Balance
 from fusetune.objectives.base import BatchObjective, Objective
-from fusetune.sections import TrainerConfig
+from fusetune.trainer_section import TrainerConfig
 from fusetune.training.adversarial import Adversarial
 from fusetune.training.grad_cache import cached
 from fusetune.training.loop import Stage

@@ -1,0 +1,169 @@
+"""Passes of trained encoders replayed from CUDA graphs, so that a GPU does not wait for single launches.
+
+A pass of a small encoder is some hundred kernels that take microseconds each and that Python launches in milliseconds.
+Captured once, forward and backward, they are launched as one. A graph holds for one shape, so batches are padded to a
+few sizes as for compiled layers, and for one use an update: its results lie where the next replay writes them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusetune.backbones import structure
+from fusetune.backbones.compiled import explained, learns_from_padding
+from fusetune.backbones.grouping import whole
+from fusetune.types import Tokens
+
+LAYER_WORK = 3e11
+"""Operations of a layer's pass, forward and backward, beside which the time of launching it is nothing."""
+MOST = 64
+"""Graphs an encoder may have."""
+SHARE = 8
+"""The graphs' gradients, which each has of its own, may take one part in so many of the GPU's memory."""
+alone = threading.Lock()
+"""Held while a pass is captured, in which no other thread may ask CUDA for memory."""
+
+
+def why_not(encoder: Any) -> str:
+    """Why an encoder's passes cannot be replayed; empty where they can."""
+    if encoder.kind == "audio":
+        return "what it hides of a sound is drawn outside of the GPU"
+    config = encoder.config
+    drops = [name for name in ("layerdrop", "encoder_layerdrop") if getattr(config, name, 0)]
+    if drops:
+        return f"{drops[0]} leaves out layers by draws outside of the GPU"
+    return "its batch normalisation would learn from what is padded" if learns_from_padding(encoder) else ""
+
+
+class Replays:
+    """One encoder's captured passes.
+
+    Attributes:
+        failed: why there will be no more of them, in one line; empty while there may be.
+    """
+
+    def __init__(self, encoder: Any) -> None:
+        """
+        Args:
+            encoder: a `Backbone` on a GPU, in training mode, with the parameters trainable that will be.
+        """
+        self.encoder, self.failed = encoder, ""
+        found = structure.layers(encoder.model)
+        layers = found[1] if found else [encoder.model]
+        self._layer = max(sum(parameter.numel() for parameter in layer.parameters()) for layer in layers)
+        self._graphs: dict[Any, nn.Module] = {}
+        self._pools: list[Any] = []
+        self._turn = 0
+        trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+        size = sum(parameter.nbytes for parameter in trained)
+        self._most = min(MOST, memory(trained[0].device) // SHARE // size) if trained else 0
+
+    def begin(self) -> None:
+        """An update begins: every graph may be used again."""
+        self._turn = 0
+
+    def forget(self) -> None:
+        """Let go of all graphs and their memory."""
+        self._graphs.clear()
+        self._pools.clear()
+
+    def takes(self, inputs: Mapping[str, Tensor]) -> bool:
+        """Whether a pass over these tensors is to be replayed."""
+        if self.failed or not torch.is_grad_enabled():
+            return False
+        mask = inputs.get("attention_mask")
+        return mask is None or 6.0 * self._layer * mask.numel() < LAYER_WORK
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Tokens:
+        """The encoder's tokens of padded tensors, which take gradients."""
+        names = sorted(inputs)
+        place, self._turn = self._turn, self._turn + 1
+        shapes = (place, *((name, inputs[name].shape, inputs[name].dtype) for name in names))
+        if shapes not in self._graphs and not self.failed and len(self._graphs) < self._most:
+            if place == len(self._pools):
+                self._pools.append(new_pool())
+            part = Pass(self.encoder, names)
+            try:
+                capture(part, [inputs[name].clone() for name in names], self._pools[place])
+                self._graphs[shapes] = part
+            except RuntimeError as error:
+                self.failed = str(error).strip().splitlines()[0]
+                self.forget()
+        if shapes not in self._graphs:
+            with whole(self.encoder), explained():
+                return self.encoder(**inputs)  # type: ignore[no-any-return]
+        values, mask = self._graphs[shapes](*(inputs[name] for name in names))
+        return Tokens(values, mask, self.encoder.grid)
+
+
+class Pass(nn.Module):
+    """An encoder's pass over tensors in a fixed order."""
+
+    def __init__(self, encoder: Any, names: list[str]) -> None:
+        super().__init__()
+        self.encoder, self.names = encoder, names
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens' values and mask."""
+        with whole(self.encoder), explained():
+            tokens = self.encoder(**dict(zip(self.names, tensors, strict=True)))
+        return tokens.values, tokens.mask
+
+
+def memory(device: torch.device) -> int:
+    """Bytes of a GPU."""
+    return int(torch.cuda.get_device_properties(device).total_memory)
+
+
+def new_pool() -> Any:
+    """Memory that graphs share which are not under way at the same time."""
+    return torch.cuda.graph_pool_handle()
+
+
+def capture(part: nn.Module, tensors: list[Tensor], pool: Any) -> None:
+    """Record a pass forward and backward; draws of dropout go on as if nothing had been.
+
+    Args:
+        part: what is recorded; it is changed so as to replay.
+        tensors: what it is recorded with, and what later ones are copied into.
+        pool: where its memory comes from.
+
+    Raises:
+        RunError: its layers cannot be compiled.
+        RuntimeError: memory is short, or something in it cannot be recorded.
+    """
+    device, dtype = tensors[0].device, torch.get_autocast_dtype("cuda")
+    low = torch.is_autocast_enabled("cuda")
+    drawn, stream = torch.cuda.get_rng_state(device), torch.cuda.current_stream(device)
+    try:
+        # A capture that fails leaves its own stream the current one, hence the outer one.
+        with alone, torch.cuda.stream(stream), torch.autocast("cuda", dtype, enabled=low, cache_enabled=False):
+            torch.cuda.make_graphed_callables(part, tuple(tensors), allow_unused_input=True, pool=pool)
+    finally:
+        torch.cuda.set_rng_state(drawn, device)
+
+
+@contextmanager
+def replaying(replays: Mapping[str, Replays], *, passes: int) -> Iterator[None]:
+    """Inside, an update's passes are replayed where they are small.
+
+    Args:
+        replays: by the encoder's key.
+        passes: the update's micro-batches; the gradients of several would lie in one place.
+    """
+    for one in replays.values():
+        one.begin()
+        if passes > 1:
+            one.forget()
+        one.encoder.replays = one if passes == 1 else None
+    try:
+        yield
+    finally:
+        for one in replays.values():
+            one.encoder.replays = None
