@@ -27,7 +27,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ class Plan:
         rows: of the table.
         batch: rows an update.
         compile: whether layers are compiled.
+        graphs: whether small passes are replayed from CUDA graphs.
     """
 
     what: str
@@ -66,30 +67,32 @@ class Plan:
     rows: int
     batch: int = 32
     compile: bool = False
+    graphs: bool = True
 
     @property
     def name(self) -> str:
         """As shown."""
-        return f"{self.what} {self.data} {self.encoder} batch {self.batch}{' compiled' if self.compile else ''}"
+        how = f"{' compiled' if self.compile else ''}{'' if self.graphs else ' launched'}"
+        return f"{self.what} {self.data} {self.encoder} batch {self.batch}{how}"
 
 
 PLANS = [
-    Plan("bare", "long", "large", 512, 64),
-    Plan("trainer", "long", "large", 512, 64),
-    Plan("bare", "sst2", "minilm", 4000, 32),
     Plan("trainer", "sst2", "minilm", 4000, 32),
-    Plan("bare", "sst2", "minilm", 6920, 256),
+    Plan("bare", "sst2", "minilm", 4000, 32),
     Plan("trainer", "sst2", "minilm", 6920, 256),
-    Plan("cache", "sst2", "base", 4000, 32),
+    Plan("bare", "sst2", "minilm", 6920, 256),
+    Plan("bare", "long", "large", 512, 64),
     Plan("predict", "sst2", "base", 4000),
-    Plan("bare", "long", "large", 512, 64, compile=True),
+    Plan("cache", "sst2", "base", 4000, 32),
     Plan("bare", "movies_rating", "minilm", 600, 32),
-    Plan("bare", "long", "base", 2048, 128),
-    Plan("cache", "sst2", "minilm", 4000, 32),
+    Plan("bare", "long", "large", 512, 64, compile=True),
+    Plan("trainer", "sst2", "minilm", 4000, 32, graphs=False),
+    Plan("trainer", "long", "large", 512, 64),
     Plan("predict", "sst2", "minilm", 4000),
+    Plan("cache", "sst2", "minilm", 4000, 32),
     Plan("bare", "sst2", "minilm", 4000, 32, compile=True),
+    Plan("bare", "long", "base", 2048, 128),
     Plan("bare", "long", "base", 2048, 128, compile=True),
-    Plan("bare", "movies_rating", "minilm", 600, 128),
 ]
 
 
@@ -148,7 +151,12 @@ class Place:
             f"trainer.batch_size={plan.batch}",
             f"trainer.precision={low}",
         ]
-        said += ["text.max_tokens=256", "text.pool=mean", f"trainer.compile={str(plan.compile).lower()}"]
+        said += [
+            f"trainer.cuda_graphs={str(plan.graphs).lower()}",
+            "text.max_tokens=256",
+            "text.pool=mean",
+            f"trainer.compile={str(plan.compile).lower()}",
+        ]
         if plan.data == "long":
             return "sst2", [*said, f"train={self.long()}"]
         return plan.data, [*said, *(["image.freeze=none"] if plan.data == "movies_rating" else [])]
@@ -271,7 +279,7 @@ def main() -> None:
     until = time.perf_counter() + 60 * asked.minutes
     plans = [plan for plan in PLANS if any(part in plan.name for part in asked.only)]
     if asked.tiny:
-        plans = [Plan(plan.what, plan.data, "tiny", 24, 8, plan.compile) for plan in plans]
+        plans = [replace(plan, encoder="tiny", rows=24, batch=8) for plan in plans]
         plans = list(dict.fromkeys(plans))
     if asked.tokenizer is None:
         from fusetune.backbones import embedded

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 
 import fusetune as ft
+from fusetune.backbones.graphs import Replays, why_not
 from fusetune.config import Config
 from fusetune.data.examples import Examples
 from fusetune.data.sampler import UpdateSampler
@@ -50,6 +51,7 @@ from fusetune.training.features import fill_features, set_features
 from fusetune.training.learner import Learner
 from fusetune.training.loop import run_stage
 from fusetune.training.recipe import BackboneRule, Recipe
+from fusetune.training.replay import Replayed
 from fusetune.training.trunk import start_later
 
 HERE = Path(__file__).parent
@@ -98,10 +100,15 @@ class Case:
             for key, kind in ((key, getattr(encoder, "kind", None)) for key, encoder in self.model.encoders.items())
             if kind
         }
+        self.model.to(DEVICE)
         recipe = Recipe(self.model, [], self.config.trainer, rules, 0, starts_linear=False, margin=0.0)
         learner = Learner(self.model, Total(self.tasks, [], None))
         stage = recipe.tune_stage()
         stage.epochs, stage.evals_per_epoch, stage.patience = epochs, 1, None
+        if DEVICE.type == "cuda" and self.config.trainer.cuda_graphs:
+            small = {key: self.model.encoders[key] for key in recipe.moving() if not why_not(self.model.encoders[key])}
+            replays = {key: Replays(encoder) for key, encoder in small.items()}
+            stage.gradients = Replayed(stage.gradients, replays)
 
         def train() -> None:
             accelerator = make_accelerator(self.config.trainer, None, self.config.trainer.precision)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import fusetune
-from fusetune.training import keeper, loop
+from fusetune.backbones import graphs
+from fusetune.training import keeper, loop, replay
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]
 
@@ -36,11 +37,11 @@ def still(tiny, tmp_path_factory):
 
 @pytest.fixture
 def tune(still, tiny, shop_tables, tmp_path):
-    """Tunes on the shop: `tune(folder, processor=..., **trainer)`."""
+    """Tunes on the shop: `tune(folder, text=..., **trainer)`."""
 
-    def run(name, *, dropout=0.0, processor=False, resume=None, columns=(), **trainer):
+    def run(name, *, dropout=0.0, resume=None, columns=(), text=str(still), **trainer):
         settings = {
-            "text": str(still),
+            "text": text or tiny("bert"),
             "image": tiny("vit"),
             "columns": {column: {"role": "ignore"} for column in ("voice", *columns)},
             "fusion": {"name": "attention", "dim": 16, "dropout": dropout, "modality_dropout": dropout}
@@ -94,8 +95,60 @@ def test_packed_batches_made_by_processes_change_nothing(tune):
     np.testing.assert_allclose(losses(two), losses(one), atol=1e-5)
 
 
+@pytest.fixture
+def captured(monkeypatch):
+    """The passes that were captured, of fits of any length."""
+    made, capture = [], graphs.capture
+
+    def noted(part, tensors, pool):
+        capture(part, tensors, pool)
+        made.append((pool, [tuple(one.shape) for one in tensors]))
+
+    monkeypatch.setattr(graphs, "capture", noted)
+    monkeypatch.setattr(replay, "WORTHWHILE", 0)
+    return made
+
+
+@pytest.mark.parametrize("pool", ["mean", "none"])
+def test_replayed_passes_come_to_the_same(tune, captured, still, pool):
+    text = {"name": str(still), "pool": pool}
+    plain, replayed = (tune(str(graphs), text=text, cuda_graphs=graphs, epochs=3) for graphs in (False, True))
+    print(len(captured), "captures")
+    assert captured and not [said for said in replayed.results.warnings if "CUDA graphs" in said]
+    np.testing.assert_allclose(losses(replayed), losses(plain), atol=1e-4)
+    for name, value in weights(plain).items():
+        torch.testing.assert_close(weights(replayed)[name], value, atol=2e-4, rtol=0, msg=name)
+
+
+def test_replayed_passes_draw_anew(tune, captured, tmp_path):
+    """Dropout in a graph: a second run is the same, and no update repeats the draws of the one before."""
+    one, two = (tune(name, dropout=0.1, text=None, epochs=3) for name in ("one", "two"))
+    assert captured
+    assert losses(one) == losses(two)
+    assert len(set(losses(one))) == len(losses(one))
+
+
+def test_what_cannot_be_captured_is_told_and_launched(tune, captured, monkeypatch):
+    from transformers.models.bert.modeling_bert import BertEncoder
+
+    forward = BertEncoder.forward
+
+    def looks(self, hidden_states, *args, **kwargs):
+        float(hidden_states.sum())  # waits for the device, which a capture cannot
+        return forward(self, hidden_states, *args, **kwargs)
+
+    monkeypatch.setattr(BertEncoder, "forward", looks)
+    tuned = tune("m", columns=["photo"], dropout=0.1)
+    assert not captured
+    said = [said for said in tuned.results.warnings if "not replayed from CUDA graphs" in said]
+    print(said)
+    assert said and losses(tuned)[-1] < losses(tuned)[0]
+
+
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_a_run_that_was_stopped_goes_on(tune, monkeypatch, precision):
+@pytest.mark.parametrize("least", [0, 100])
+def test_a_run_that_was_stopped_goes_on(tune, monkeypatch, precision, least):
+    monkeypatch.setattr(replay, "WORTHWHILE", least)
     settings = {"dropout": 0.1, "precision": precision, "checkpoint_minutes": 0}
     whole = tune("whole", **settings)
     updates, stop = [], keeper.Keeper.stop
@@ -114,7 +167,7 @@ def test_a_run_that_was_stopped_goes_on(tune, monkeypatch, precision):
     assert any("went on from update" in said for said in again.results.warnings)
     np.testing.assert_allclose(losses(again), losses(whole), atol=1e-5 if precision == "no" else 1e-3)
     equal = [torch.equal(value, weights(again)[name]) for name, value in weights(whole).items()]
-    print(f"{precision}: {sum(equal)} of {len(equal)} tensors are equal bit by bit")
+    print(f"{precision} {least}: {sum(equal)} of {len(equal)} tensors are equal bit by bit")
 
 
 def test_short_memory_halves_micro_batches(monkeypatch, shop_tables, tmp_path):

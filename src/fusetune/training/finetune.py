@@ -35,7 +35,7 @@ from fusetune.training.callbacks import Bar, BestStep, Callback, Check, Curve, T
 from fusetune.training.course import Course
 from fusetune.training.devices import make_accelerator, processes
 from fusetune.training.features import fill_views, set_features
-from fusetune.training.inference import predict_logits
+from fusetune.training.inference import model_device, predict_logits
 from fusetune.training.keeper import END, Keeper, moving, watch_on
 from fusetune.training.learner import Learner
 from fusetune.training.loop import Stage, Validate, run_stage
@@ -55,7 +55,7 @@ def evaluate_loss(
     examples: Examples,
     *,
     scales: Mapping[str, float] | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> tuple[float, float, dict[str, dict[str, float]]]:
     """Loss, score (mean main metric, more is better) and metrics by task on the labelled rows; nan without any.
 
@@ -64,10 +64,11 @@ def evaluate_loss(
         tasks: fitted.
         examples: prepared rows.
         scales: per task, what its loss is multiplied by before losses are added up; 1 where None.
-        batch_size: rows at a time.
+        batch_size: rows at a time; None: 64 on a processor, on a GPU as many as it is fastest with.
     """
     if not len(examples):
         return math.nan, math.nan, {}
+    batch_size = 64 if batch_size is None and model_device(model).type == "cpu" else batch_size
     logits = predict_logits(model, examples, examples.used, batch_size=batch_size)
     total, scores, metrics = 0.0, [], {}
     for name, task in tasks.items():

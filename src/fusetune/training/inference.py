@@ -20,9 +20,9 @@ from fusetune.training.memory import kept_memory, settle
 from fusetune.training.stored import missing
 from fusetune.types import Tokens
 
-TOKENS = 2048
-"""Tokens of texts that go through the model together, unless `MIN_ROWS` have more or `MAX_ROWS` less."""
-MIN_ROWS, ROWS, MAX_ROWS = 8, 64, 512
+TOKENS, MAX_ROWS = {"cpu": 2048, "cuda": 65_536}, {"cpu": 512, "cuda": 4096}
+"""Tokens of texts that go through the model together, by kind of device; `MIN_ROWS` at least and `MAX_ROWS` at most."""
+MIN_ROWS, ROWS = 8, 64
 
 
 @contextmanager
@@ -60,29 +60,30 @@ def predict_logits(
         progress: wraps the iterator over batches.
     """
     order = np.argsort(examples.sizes(indices), kind="stable")
-    cuts = np.arange(batch_size, len(order), batch_size) if batch_size else _cuts(examples, indices[order])
+    device = model_device(model)
+    cuts = np.arange(batch_size, len(order), batch_size) if batch_size else _cuts(examples, indices[order], device.type)
     groups = np.split(order, cuts)
     steps: Iterator[np.ndarray] = iter(groups)
     if progress is not None:
         steps = progress(steps, "predicting", len(groups))
-    device = model_device(model)
     parts: dict[str, list[Tensor]] = {task: [] for task in model.tasks}
     with evaluating(model), kept_memory() if len(groups) > 1 else nullcontext():
         for step in steps:
             outputs = model(examples.batch(indices[step]).to(device))
             for task, logits in outputs.logits.items():
-                parts[task].append(logits.float().cpu())
+                parts[task].append(logits.float())  # still on the device, which works on while the next batch is made
             settle()
     back = torch.from_numpy(np.argsort(order))
-    return {task: torch.cat(chunks)[back] for task, chunks in parts.items()}
+    return {task: torch.cat(chunks).cpu()[back] for task, chunks in parts.items()}
 
 
-def _cuts(examples: Examples, indices: np.ndarray) -> list[int]:
+def _cuts(examples: Examples, indices: np.ndarray, device: str) -> list[int]:
     """Where to cut rows, those that cost least first, into batches: places in `indices`, rising.
 
     Of rows that bring nothing larger than texts as many go together as have `TOKENS` tokens with the padding: with
-    fewer the processor waits for weights, with more for memory. Of others, whose pictures and sounds are large, `ROWS`.
+    fewer a processor waits for weights, with more for memory. Of others, whose pictures and sounds are large, `ROWS`.
     """
+    most_tokens, most_rows = TOKENS.get(device, TOKENS["cpu"]), MAX_ROWS.get(device, MAX_ROWS["cpu"])
     encoded = [c for c in examples.columns.values() if c.modality.needs_backbone and c.features is None]
     if any(column.modality.kind != "text" for column in encoded):
         return list(range(ROWS, len(indices), ROWS))
@@ -90,7 +91,7 @@ def _cuts(examples: Examples, indices: np.ndarray) -> list[int]:
     cuts, start, longest = [], 0, 0
     for place, size in enumerate(tokens.tolist()):
         rows, longest = place - start, max(longest, size)
-        if rows >= MAX_ROWS or (rows >= MIN_ROWS and longest * (rows + 1) > TOKENS):
+        if rows >= most_rows or (rows >= MIN_ROWS and longest * (rows + 1) > most_tokens):
             cuts.append(place)
             start, longest = place, size
     return cuts
@@ -101,7 +102,7 @@ def encode_cells(
     examples: Examples,
     column: str,
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     store: Store | None = None,
     together: Callable[[np.ndarray], np.ndarray] | None = None,
     progress: Progress | None = None,
@@ -110,8 +111,11 @@ def encode_cells(
 
     Cells with fewer tokens than others are padded with zeros. Cells that could not be read have no real token; no row
     points at them. What the store has is not computed, and what is computed is stored. `together` gives the cells, in
-    order, that are computed `batch_size` at a time, from those that would be; groups that the store has are left out.
+    order, that are computed `batch_size` at a time (None: 64, on a GPU 256), from those that would be; groups that the
+    store has are left out.
     """
+    device = model_device(model)
+    batch_size = batch_size or (64 if device.type == "cpu" else 256)
     source = examples.columns[column]
     good = source.good()
     known, digests = np.zeros(len(source.cells), dtype=bool), np.zeros((0, 16), dtype=np.uint8)
@@ -125,7 +129,6 @@ def encode_cells(
     steps: Iterator[np.ndarray] = iter(groups)
     if progress is not None:
         steps = progress(steps, f"encoding {column}", len(groups))
-    device = model_device(model)
     filled = _Filled(len(source.cells), int(model.encoders[model.routes[column]].dim))  # type: ignore[arg-type]
     if store is not None:
         filled.take(np.flatnonzero(known), digests, store)
