@@ -35,7 +35,6 @@ import torch
 from torch import Tensor, nn
 
 import fusetune as ft
-from fusetune.backbones.graphs import Replays, why_not
 from fusetune.config import Config
 from fusetune.data.examples import Examples
 from fusetune.data.sampler import UpdateSampler
@@ -106,9 +105,7 @@ class Case:
         stage = recipe.tune_stage()
         stage.epochs, stage.evals_per_epoch, stage.patience = epochs, 1, None
         if DEVICE.type == "cuda" and self.config.trainer.cuda_graphs:
-            small = {key: self.model.encoders[key] for key in recipe.moving() if not why_not(self.model.encoders[key])}
-            replays = {key: Replays(encoder) for key, encoder in small.items()}
-            stage.gradients = Replayed(stage.gradients, replays)
+            stage.gradients = Replayed(stage.gradients, self.model, recipe.moving())
 
         def train() -> None:
             accelerator = make_accelerator(self.config.trainer, None, self.config.trainer.precision)

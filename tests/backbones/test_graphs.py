@@ -5,11 +5,13 @@ Here a recording is the pass itself, so what is tested is everything around it: 
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
 from fusetune.backbones import graphs
-from fusetune.backbones.graphs import Replays, replaying, why_not
+from fusetune.backbones.graphs import EncoderReplays, why_not
 from fusetune.backbones.load import load_backbone
 
 
@@ -30,45 +32,45 @@ def text(tiny):
     return load_backbone(tiny("bert"), "text").train()
 
 
+@contextmanager
+def update(replays):
+    """What an update does."""
+    replays.begin()
+    replays.encoder.replays = replays
+    yield
+    replays.encoder.replays = None
+
+
 def cells(backbone, *lengths):
     return backbone.collate_text([backbone.tokenize(" ".join(f"w{word}" for word in range(n))) for n in lengths])
 
 
 def test_every_shape_is_captured_once(text, captured):
-    replays = {"text": Replays(text)}
+    replays = EncoderReplays("text", text)
     for lengths in ([3, 12], [4, 11, 2], [30, 2], [3, 12]):
         plain = text.eval()(**cells(text, *lengths))
-        with replaying(replays, passes=1):
+        with update(replays):
             found = text(**cells(text, *lengths))
         torch.testing.assert_close(found.values, plain.values, atol=1e-5, rtol=0)
         assert torch.equal(found.mask, plain.mask)
     assert [shapes for shapes, _ in captured] == [[(16, 16)] * 2, [(16, 32)] * 2]
-    assert text.replays is None
 
 
 def test_passes_of_one_update_have_recordings_and_memory_of_their_own(text, captured):
-    replays = {"text": Replays(text)}
+    replays = EncoderReplays("text", text)
     for _ in range(2):
-        with replaying(replays, passes=1):
+        with update(replays):
             text(**cells(text, 3)), text(**cells(text, 4))
     assert len(captured) == 2
     assert captured[0][1] is not captured[1][1]
-    with replaying(replays, passes=1):
+    with update(replays):
         text(**cells(text, 30))
     assert captured[2][1] is captured[0][1]  # passes of other updates may lie in the same memory
 
 
-def test_micro_batches_are_not_replayed(text, captured):
-    """Their gradients would lie in one place, and the second would overwrite the first."""
-    replays = {"text": Replays(text)}
-    with replaying(replays, passes=2):
-        text(**cells(text, 3))
-    assert captured == []
-
-
 def test_large_passes_and_those_without_gradients_are_not(text, captured, monkeypatch):
-    replays = {"text": Replays(text)}
-    with replaying(replays, passes=1):
+    replays = EncoderReplays("text", text)
+    with update(replays):
         with torch.no_grad():
             text(**cells(text, 3))
         monkeypatch.setattr(graphs, "LAYER_WORK", 1.0)
@@ -79,9 +81,9 @@ def test_large_passes_and_those_without_gradients_are_not(text, captured, monkey
 def test_as_many_as_the_memory_has_room_for(text, captured, monkeypatch):
     trained = sum(parameter.nbytes for parameter in text.parameters())
     monkeypatch.setattr(graphs, "memory", lambda device: graphs.SHARE * trained * 2)
-    replays = {"text": Replays(text)}
+    replays = EncoderReplays("text", text)
     for length in (3, 20, 40, 60):
-        with replaying(replays, passes=1):
+        with update(replays):
             assert text(**cells(text, length)).values.shape == (1, 1, text.dim)
     assert len(captured) == 2
 
@@ -92,12 +94,12 @@ def test_what_cannot_be_captured_is_computed_as_else(text, captured, monkeypatch
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     monkeypatch.setattr(graphs, "capture", fail)
-    replays = {"text": Replays(text)}
+    replays = EncoderReplays("text", text)
     plain = text.eval()(**cells(text, 3))
     for _ in range(2):
-        with replaying(replays, passes=1):
+        with update(replays):
             torch.testing.assert_close(text(**cells(text, 3)).values, plain.values)
-    assert captured == [1] and replays["text"].failed == "operation not permitted when stream is capturing"
+    assert captured == [1] and replays.failed == "operation not permitted when stream is capturing"
 
 
 def test_passes_that_draw_outside_of_the_gpu_are_refused(tiny):

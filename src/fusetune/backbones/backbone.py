@@ -22,7 +22,7 @@ from fusetune.sections import AdapterConfig
 from fusetune.types import Tokens
 
 if TYPE_CHECKING:
-    from fusetune.backbones.graphs import Replays
+    from fusetune.backbones.graphs import EncoderReplays
 
 FILE = "backbone.json"
 KINDS = ("text", "image", "audio")
@@ -93,7 +93,7 @@ class Backbone(nn.Module):
         self.brought: set[str] = set()
         self.together = False  # all texts of a batch in one pass, see `whole`
         self.compiled = False  # see `fusetune.backbones.compiled`
-        self.replays: Replays | None = None  # see `fusetune.backbones.graphs`
+        self.replays: EncoderReplays | None = None  # see `fusetune.backbones.graphs`
         self.starts_at, self.gives_tuples = 0, False  # of passes that bring what a layer reads, see `boundary`
         # Group normalisation over time would see the padding, so such an encoder takes sounds of one length at a time.
         self._alone = isinstance(inputs, AudioInputs) and any(isinstance(m, nn.GroupNorm) for m in model.modules())

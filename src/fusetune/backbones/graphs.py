@@ -1,15 +1,15 @@
-"""Passes of trained encoders replayed from CUDA graphs, so that a GPU does not wait for single launches.
+"""Passes of a model's parts replayed from CUDA graphs, so that a GPU does not wait for single launches.
 
-A pass of a small encoder is some hundred kernels that take microseconds each and that Python launches in milliseconds.
-Captured once, forward and backward, they are launched as one. A graph holds for one shape, so batches are padded to a
-few sizes as for compiled layers, and for one use an update: its results lie where the next replay writes them.
+A pass of a small encoder, or of a fusion, is some hundred kernels that take microseconds each and that Python launches
+in milliseconds. Captured once, forward and backward, they are launched as one. A graph holds for one shape, so batches
+are padded to a few sizes as for compiled layers, and for one use an update: its results lie where the next replay
+writes them.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from fusetune.backbones import structure
 from fusetune.backbones.compiled import explained, learns_from_padding
 from fusetune.backbones.grouping import whole
+from fusetune.errors import RunError
 from fusetune.types import Tokens
 
 LAYER_WORK = 3e11
 """Operations of a layer's pass, forward and backward, beside which the time of launching it is nothing."""
 MOST = 64
-"""Graphs an encoder may have."""
+"""Graphs a part may have."""
 SHARE = 8
 """The graphs' gradients, which each has of its own, may take one part in so many of the GPU's memory."""
 alone = threading.Lock()
@@ -42,27 +43,27 @@ def why_not(encoder: Any) -> str:
 
 
 class Replays:
-    """One encoder's captured passes.
+    """Captured passes of one part of a model.
 
     Attributes:
+        name: of the part, as shown.
         failed: why there will be no more of them, in one line; empty while there may be.
     """
 
-    def __init__(self, encoder: Any) -> None:
+    def __init__(self, name: str, trained: Sequence[Tensor]) -> None:
         """
         Args:
-            encoder: a `Backbone` on a GPU, in training mode, with the parameters trainable that will be.
+            name: see above.
+            trained: the part's trained parameters, on a GPU.
         """
-        self.encoder, self.failed = encoder, ""
-        found = structure.layers(encoder.model)
-        layers = found[1] if found else [encoder.model]
-        self._layer = max(sum(parameter.numel() for parameter in layer.parameters()) for layer in layers)
+        self.name, self.failed = name, ""
         self._graphs: dict[Any, nn.Module] = {}
         self._pools: list[Any] = []
         self._turn = 0
-        trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
         size = sum(parameter.nbytes for parameter in trained)
         self._most = min(MOST, memory(trained[0].device) // SHARE // size) if trained else 0
+        # What adds up a parameter's gradient belongs to the stream in which it first was asked for: not a capture's.
+        self._sums = [parameter.view_as(parameter).grad_fn.next_functions[0][0] for parameter in trained]  # type: ignore[union-attr]
 
     def begin(self) -> None:
         """An update begins: every graph may be used again."""
@@ -73,6 +74,52 @@ class Replays:
         self._graphs.clear()
         self._pools.clear()
 
+    def run(
+        self, make: Callable[[], nn.Module], tensors: Mapping[str, Tensor], also: Hashable = ()
+    ) -> tuple[Tensor, ...] | None:
+        """The results of a pass over tensors, which take gradients; None where it is to be computed as else.
+
+        Args:
+            make: makes the pass: a module that has the part's parameters and takes these tensors, in this order.
+            tensors: by name.
+            also: what the pass depends on besides their names, shapes and kinds.
+        """
+        place, self._turn = self._turn, self._turn + 1
+        kinds = [(name, one.shape, one.dtype, one.requires_grad) for name, one in tensors.items()]
+        key = (place, also, *kinds)
+        if key not in self._graphs:
+            if self.failed or len(self._graphs) >= self._most:
+                return None
+            while place >= len(self._pools):
+                self._pools.append(new_pool())
+            part = make()
+            copies = [one.detach().clone().requires_grad_(one.requires_grad) for one in tensors.values()]
+            try:
+                capture(part, copies, self._pools[place])
+            except RuntimeError as error:
+                self.failed = str(error).strip().splitlines()[0]
+                self.forget()
+                return None
+            self._graphs[key] = part
+        found: tuple[Tensor, ...] = self._graphs[key](*tensors.values())
+        return found
+
+
+class EncoderReplays(Replays):
+    """An encoder's passes."""
+
+    def __init__(self, name: str, encoder: Any) -> None:
+        """
+        Args:
+            name: see `Replays`.
+            encoder: a `Backbone`, in training mode, with the parameters trainable that will be.
+        """
+        super().__init__(name, [parameter for parameter in encoder.parameters() if parameter.requires_grad])
+        self.encoder = encoder
+        found = structure.layers(encoder.model)
+        layers = found[1] if found else [encoder.model]
+        self._layer = max(sum(parameter.numel() for parameter in layer.parameters()) for layer in layers)
+
     def takes(self, inputs: Mapping[str, Tensor]) -> bool:
         """Whether a pass over these tensors is to be replayed."""
         if self.failed or not torch.is_grad_enabled():
@@ -81,28 +128,16 @@ class Replays:
         return mask is None or 6.0 * self._layer * mask.numel() < LAYER_WORK
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tokens:
-        """The encoder's tokens of padded tensors, which take gradients."""
-        names = sorted(inputs)
-        place, self._turn = self._turn, self._turn + 1
-        shapes = (place, *((name, inputs[name].shape, inputs[name].dtype) for name in names))
-        if shapes not in self._graphs and not self.failed and len(self._graphs) < self._most:
-            if place == len(self._pools):
-                self._pools.append(new_pool())
-            part = Pass(self.encoder, names)
-            try:
-                capture(part, [inputs[name].clone() for name in names], self._pools[place])
-                self._graphs[shapes] = part
-            except RuntimeError as error:
-                self.failed = str(error).strip().splitlines()[0]
-                self.forget()
-        if shapes not in self._graphs:
+        """The encoder's tokens of padded tensors."""
+        found = self.run(lambda: _Encoding(self.encoder, list(inputs)), inputs)
+        if found is None:
             with whole(self.encoder), explained():
                 return self.encoder(**inputs)  # type: ignore[no-any-return]
-        values, mask = self._graphs[shapes](*(inputs[name] for name in names))
+        values, mask = found
         return Tokens(values, mask, self.encoder.grid)
 
 
-class Pass(nn.Module):
+class _Encoding(nn.Module):
     """An encoder's pass over tensors in a fixed order."""
 
     def __init__(self, encoder: Any, names: list[str]) -> None:
@@ -135,7 +170,7 @@ def capture(part: nn.Module, tensors: list[Tensor], pool: Any) -> None:
         pool: where its memory comes from.
 
     Raises:
-        RunError: its layers cannot be compiled.
+        RunError: its layers cannot be compiled, or draws fail after a recording that failed.
         RuntimeError: memory is short, or something in it cannot be recorded.
     """
     device, dtype = tensors[0].device, torch.get_autocast_dtype("cuda")
@@ -145,25 +180,15 @@ def capture(part: nn.Module, tensors: list[Tensor], pool: Any) -> None:
         # A capture that fails leaves its own stream the current one, hence the outer one.
         with alone, torch.cuda.stream(stream), torch.autocast("cuda", dtype, enabled=low, cache_enabled=False):
             torch.cuda.make_graphed_callables(part, tuple(tensors), allow_unused_input=True, pool=pool)
+    except RuntimeError as error:
+        # It also leaves the generator as if it went on.
+        generator = torch.cuda.default_generators[tensors[0].get_device()]
+        generator.graphsafe_set_state(generator.clone_state())
+        try:
+            torch.rand(1, device=device)
+        except RuntimeError as after:
+            why = str(error).strip().splitlines()[0]
+            raise RunError(f"a pass cannot be captured: {why}\n  Do: trainer.cuda_graphs=false") from after
+        raise
     finally:
         torch.cuda.set_rng_state(drawn, device)
-
-
-@contextmanager
-def replaying(replays: Mapping[str, Replays], *, passes: int) -> Iterator[None]:
-    """Inside, an update's passes are replayed where they are small.
-
-    Args:
-        replays: by the encoder's key.
-        passes: the update's micro-batches; the gradients of several would lie in one place.
-    """
-    for one in replays.values():
-        one.begin()
-        if passes > 1:
-            one.forget()
-        one.encoder.replays = one if passes == 1 else None
-    try:
-        yield
-    finally:
-        for one in replays.values():
-            one.encoder.replays = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,7 @@ class Understand(nn.Module):
         self.projections = nn.ModuleList(Projection(dims[column], fusion.dim, dropout=dropout) for column in routes)
         self.fusion = fusion
         self.heads = nn.ModuleList(heads.values())
+        self.replays: Callable[[Batch], Outputs] | None = None  # see `fusetune.models.replays`
         self.linear_columns = [column for column, key in routes.items() if encoders[key].pretrained]
         width = sum(dims[column] + 1 for column in self.linear_columns)
         sizes = [head(torch.zeros(1, fusion.dim)).numel() for head in self.heads]
@@ -129,14 +130,31 @@ class Understand(nn.Module):
 
     def forward(self, batch: Batch) -> Outputs:
         """Logits of every task for each row of the batch; a column that the batch does not bring is absent."""
+        if self.replays is not None:
+            return self.replays(batch)
+
+        def encoded(column: str) -> Tokens | None:
+            return self.encode(column, tensors) if (tensors := batch.inputs.get(column)) else None
+
+        return self.combine(encoded, batch.cells, batch.rows)
+
+    def combine(self, encoded: Callable[[str], Tokens | None], cells: Mapping[str, Tensor], rows: Tensor) -> Outputs:
+        """What is computed after the encoders.
+
+        Args:
+            encoded: gives a column's cells as `encode` does, or None where no row has the column.
+            cells: per column, (batch,) int64, which of them a row has, -1 for none.
+            rows: (batch,).
+        """
         columns, blocks = {}, []
         for column, projection in zip(self.columns, self.projections, strict=True):
             assert isinstance(projection, Projection)
-            columns[column], block = self._column(column, projection, batch)
+            columns[column], block = self._column(projection, encoded(column), cells.get(column), rows)
             if column in self.linear_columns:
                 blocks.append(block)
-        nowhere = torch.zeros(len(batch), dtype=torch.bool, device=batch.rows.device)
-        fused = self.fusion(columns, {column: batch.present.get(column, nowhere) for column in self.columns})
+        nowhere = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+        present = {column: cells[column] >= 0 if column in cells else nowhere for column in self.columns}
+        fused = self.fusion(columns, present)
         logits = {}
         for place, (task, head) in enumerate(zip(self.tasks, self.heads, strict=True)):
             logits[task] = head(fused.pooled)
@@ -144,20 +162,20 @@ class Understand(nn.Module):
                 logits[task] = logits[task] + self.linear[place](torch.cat(blocks, 1)).view_as(logits[task])
         return Outputs(logits=logits, pooled=fused.pooled, columns=columns, fused=fused.tokens)
 
-    def _column(self, column: str, projection: Projection, batch: Batch) -> tuple[Tokens, Tensor]:
+    def _column(
+        self, projection: Projection, encoded: Tokens | None, cells: Tensor | None, rows: Tensor
+    ) -> tuple[Tokens, Tensor]:
         """A column's projected tokens, (batch, tokens, dim), and its block for the linear part, (batch, in_dim + 1)."""
-        device, dtype = batch.rows.device, projection.linear.weight.dtype
-        tensors = batch.inputs.get(column)
-        if not tensors:
-            values = torch.zeros(len(batch), 1, self.fusion.dim, device=device, dtype=dtype)
-            block = torch.zeros(len(batch), projection.linear.in_features + 1, device=device, dtype=dtype)
+        if encoded is None or cells is None:
+            device, dtype = rows.device, projection.linear.weight.dtype
+            values = torch.zeros(len(rows), 1, self.fusion.dim, device=device, dtype=dtype)
+            block = torch.zeros(len(rows), projection.linear.in_features + 1, device=device, dtype=dtype)
             block[:, -1] = 1
-            return Tokens(values, torch.zeros(len(batch), 1, dtype=torch.bool, device=device)), block
-        encoded = self.encode(column, tensors)
+            return Tokens(values, torch.zeros(len(rows), 1, dtype=torch.bool, device=device)), block
         scaled = Tokens(projection.standardise(encoded.values), encoded.mask)
         values = projection(scaled.values)  # (cells, tokens, dim)
-        absent = (batch.cells[column] < 0).unsqueeze(1)  # (batch, 1)
-        row_cells = batch.cells[column].clamp(min=0)
+        absent = (cells < 0).unsqueeze(1)  # (batch, 1)
+        row_cells = cells.clamp(min=0)
         mask = encoded.mask[row_cells] & ~absent  # (batch, tokens)
         vector = (scaled.mean() / projection.linear.in_features**0.5)[row_cells].masked_fill(absent, 0)
         block = torch.cat([vector, absent.to(vector.dtype)], dim=1)

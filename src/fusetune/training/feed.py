@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from fusetune.backbones.graphs import alone
 from fusetune.data.examples import Examples
 from fusetune.data.sampler import UpdateSampler
 from fusetune.errors import RunError, UserError
@@ -121,8 +122,13 @@ class Feed:
             yield ahead.popleft().result()
 
     def _one(self, places: list[int], epoch: int) -> Batch:
-        batch = self.train.batch(places, epoch=epoch)
-        return batch.packed(pin=True) if self.pin else batch
+        return self._packed(self.train.batch(places, epoch=epoch))
+
+    def _packed(self, batch: Batch) -> Batch:
+        if not self.pin:
+            return batch
+        with alone:
+            return batch.packed(pin=True)
 
     def _by_processes(self) -> Iterator[Batch]:
         # Without a generator of its own the loader would draw from the one that dropout draws from.
@@ -143,7 +149,7 @@ class Feed:
                 batch = next(made)
                 if isinstance(batch, UserError):
                     raise batch
-                yield batch.packed(pin=True) if self.pin else batch
+                yield self._packed(batch)
 
     def _lost(self, why: str) -> RunError:
         """What to say of a worker that died or hangs."""

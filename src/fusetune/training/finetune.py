@@ -266,7 +266,8 @@ def _stages(
             if keeper.saved is None:
                 start = copied(trained_weights(learner))
                 first_check(head.name, validate, callbacks)
-            step = run_stage(learner, head, train, validate, accelerator, callbacks, keeper=keeper)
+            with graphs(head, recipe, accelerator, len(train)):
+                step = run_stage(learner, head, train, validate, accelerator, callbacks, keeper=keeper)
             recipe.said += head.said
             best.restore()
         recipe.stages.append(head)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from fusetune.backbones.graphs import Replays, replaying, why_not
+from fusetune.backbones.graphs import EncoderReplays, Replays, why_not
+from fusetune.models.replays import FusionReplays, parts_after
+from fusetune.models.understand import Understand
 from fusetune.training.grad_cache import cached
 from fusetune.training.loop import Stage
 from fusetune.training.recipe import Recipe
@@ -22,15 +25,45 @@ WORTHWHILE = 100
 class Replayed:
     """`Gradients` that are computed by replays."""
 
-    def __init__(self, gradients: Gradients, replays: dict[str, Replays]) -> None:
-        self.gradients, self.replays = gradients, replays
+    def __init__(self, gradients: Gradients, model: Understand, keys: Collection[str]) -> None:
+        """
+        Args:
+            gradients: what else computes them, one backward pass a micro-batch.
+            model: on a GPU, with the parameters trainable that will be.
+            keys: the encoders that are trained.
+        """
+        self.gradients, self.model = gradients, model
+        usual = {module.__class__.__module__.split(".")[0] for part in parts_after(model) for module in part.modules()}
+        self.fusion = FusionReplays(model) if usual <= {"torch", "fusetune"} else None
+        self.encoders = {
+            key: EncoderReplays(key, model.encoders[key]) for key in sorted(keys) if not why_not(model.encoders[key])
+        }
+
+    def all(self) -> list[Replays]:
+        """Of every part."""
+        return [*self.encoders.values(), *([self.fusion] if self.fusion is not None else [])]
 
     def __call__(
         self, learner: nn.Module, micro_batches: Sequence[Batch], accelerator: Accelerator
     ) -> dict[str, Tensor]:
         """See `Gradients`."""
-        with replaying(self.replays, passes=len(micro_batches)):
+        for one in self.all():
+            one.begin()
+        if len(micro_batches) > 1:  # their gradients would lie in one place
+            for one in self.all():
+                one.forget()
             return self.gradients(learner, micro_batches, accelerator)
+        self._set(on=True)
+        try:
+            return self.gradients(learner, micro_batches, accelerator)
+        finally:
+            self._set(on=False)
+
+    def _set(self, *, on: bool) -> None:
+        self.model.replays = self.fusion if on else None
+        for key, one in self.encoders.items():
+            encoder: Any = self.model.encoders[key]
+            encoder.replays = one if on else None
 
 
 @contextmanager
@@ -38,13 +71,13 @@ def graphs(stage: Stage, recipe: Recipe, accelerator: Accelerator, num_rows: int
     """Inside, the stage's updates replay what they can, where the settings, the device and its length allow it.
 
     Args:
-        stage: the one that trains encoders.
+        stage: to be run.
         recipe: whose it is; told what could not be captured.
         accelerator: devices.
         num_rows: train rows.
     """
-    settings, encoders = recipe.settings, recipe.model.encoders
-    fits = (
+    settings = recipe.settings
+    if not (
         settings.cuda_graphs
         and accelerator.device.type == "cuda"
         and accelerator.num_processes == 1
@@ -52,17 +85,14 @@ def graphs(stage: Stage, recipe: Recipe, accelerator: Accelerator, num_rows: int
         and recipe.reads_cells_as_they_are()
         and not settings.gradient_checkpointing
         and stage.epochs * num_rows >= WORTHWHILE * stage.batch_size
-    )
-    keys = [key for key in sorted(recipe.moving()) if fits and not why_not(encoders[key])]
-    before, replays = stage.gradients, {key: Replays(encoders[key]) for key in keys}
-    if replays:
-        stage.gradients = Replayed(before, replays)
+    ):
+        yield
+        return
+    before = stage.gradients
+    stage.gradients = replayed = Replayed(before, recipe.model, recipe.moving())
     try:
         yield
     finally:
         stage.gradients = before
-    recipe.said += [
-        f"Passes of {key} were not replayed from CUDA graphs: {one.failed}."
-        for key, one in replays.items()
-        if one.failed
-    ]
+    failed = [one for one in replayed.all() if one.failed]
+    recipe.said += [f"Passes of {one.name} were not replayed from CUDA graphs: {one.failed}." for one in failed]

@@ -1,0 +1,123 @@
+"""Which stages' updates are replayed, and that fits come to the same; on a GPU: test_gpu.py.
+
+Here a recording is the pass itself, as in tests/backbones/test_graphs.py.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fusetune
+from fusetune.backbones import graphs
+from fusetune.training import finetune, replay
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """The passes that were captured of fits that believe to run on a GPU."""
+    made = []
+    monkeypatch.setattr(graphs, "memory", lambda device: 8 * 2**30)
+    monkeypatch.setattr(graphs, "new_pool", object)
+    monkeypatch.setattr(graphs, "capture", lambda part, tensors, pool: made.append(type(part).__name__))
+    inside = replay.graphs
+
+    def as_on_a_gpu(stage, recipe, accelerator, num_rows):
+        seen = SimpleNamespace(device=torch.device("cuda"), num_processes=accelerator.num_processes)
+        return inside(stage, recipe, seen, num_rows)
+
+    monkeypatch.setattr(finetune, "graphs", as_on_a_gpu)
+    monkeypatch.setattr(replay, "WORTHWHILE", 0)
+    return made
+
+
+@pytest.fixture
+def tune(tiny, shop_tables, tmp_path):
+    def still(name):
+        """Without dropout, whose draws are others where batches are padded."""
+        folder = tmp_path / name
+        if not folder.is_dir():
+            shutil.copytree(tiny(name), folder)
+            config = json.loads((folder / "config.json").read_text())
+            config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+            (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    def run(name, *, fusion=None, **trainer):
+        config = {
+            "text": str(still("bert")),
+            "image": str(still("vit")),
+            "columns": {"voice": {"role": "ignore"}},
+            "fusion": {"name": "attention", "dim": 16, "dropout": 0, "modality_dropout": 0, "input_dropout": 0}
+            | (fusion or {}),
+            "trainer": {"epochs": 1, "head_epochs": 1, "precision": "no", "trackers": [], "patience": None} | trainer,
+            "report": {"bootstrap": 0, "alone": "none"},
+        }
+        return fusetune.fit(
+            str(shop_tables["train"]), target="label", out=tmp_path / name, config=config, progress=False
+        )
+
+    return run
+
+
+def losses(tuned):
+    return [point.val_loss for point in tuned.results.curve.points]
+
+
+@pytest.mark.parametrize("fusion", [{}, {"name": "gated"}])
+def test_replayed_updates_come_to_the_same(tune, captured, fusion):
+    plain, replayed = (tune(str(on), cuda_graphs=on, fusion=fusion) for on in (False, True))
+    assert {"_Encoding", "_Fusing"} == set(captured)
+    np.testing.assert_allclose(losses(replayed), losses(plain), atol=1e-4)
+    for name, value in plain.bundle.model.state_dict().items():
+        torch.testing.assert_close(replayed.bundle.model.state_dict()[name], value, atol=1e-4, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"accumulate": 2},  # the gradients of micro-batches would lie in one place
+        {"adversarial": "fgm"},
+        {"sam": 0.05},
+        {"gradient_checkpointing": True},
+    ],
+)
+def test_updates_that_take_gradients_otherwise_are_not_replayed(tune, captured, settings):
+    tune("m", head_epochs=0, **settings)
+    assert captured == []
+
+
+def test_short_stages_are_not(tune, captured, monkeypatch):
+    monkeypatch.setattr(replay, "WORTHWHILE", 1000)
+    tune("m")
+    assert captured == []
+
+
+def test_what_fails_is_told(tune, captured, monkeypatch):
+    def fail(part, tensors, pool):
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    monkeypatch.setattr(graphs, "capture", fail)
+    said = [one for one in tune("m").results.warnings if "CUDA graphs" in one]
+    assert len(said) == 4  # the fusion in both stages, two encoders
+    assert "Passes of the fusion were not replayed from CUDA graphs: operation not permitted." in said
+
+
+def test_a_fusion_of_others_is_not_captured(tiny, captured):
+    class Other(nn.Linear):
+        __module__ = "else.where"
+
+    class Parts(nn.Module):
+        def __init__(self, fusion):
+            super().__init__()
+            self.projections, self.fusion, self.linear = nn.ModuleList(), fusion, None
+            self.heads, self.encoders = nn.ModuleList([nn.Linear(2, 2)]), {}
+
+    assert replay.Replayed(None, Parts(Other(2, 2)), []).fusion is None
+    assert replay.Replayed(None, Parts(nn.Linear(2, 2)), []).fusion is not None
