@@ -160,3 +160,46 @@ def no_network() -> Iterator[None]:
     yield
     tried = CONNECTIONS.read_text() if CONNECTIONS.exists() else ""
     assert not tried, f"connections were tried:\n{tried}"
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, list[tuple[int, ...]]]]:
+    """The pool and the shapes of each pass that was captured, of 8 GiB.
+
+    In place of torch.cuda.make_graphed_callables, on a processor: a replay computes the pass again over the tensors
+    that it was recorded with, into which others are copied, and gives its results without their history.
+    """
+    import torch
+
+    from fusetune.backbones import graphs
+
+    made: list[tuple[Any, list[tuple[int, ...]]]] = []
+
+    def capture(over: Any, tensors: list[torch.Tensor], pool: Any) -> Any:
+        made.append((pool, [tuple(one.shape) for one in tensors]))
+
+        class Replay(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, *given: torch.Tensor) -> Any:
+                for own, one in zip(tensors, given, strict=True):
+                    if own.data_ptr() != one.data_ptr():
+                        own.data.copy_(one)
+                with torch.enable_grad():
+                    ctx.found = over(*tensors)
+                return tuple(one.detach() for one in ctx.found)
+
+            @staticmethod
+            @torch.autograd.function.once_differentiable
+            def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+                pairs = [(one, pull) for one, pull in zip(ctx.found, gradients, strict=True) if one.requires_grad]
+                taken = [one for one in tensors if one.requires_grad]
+                outs, pulls = zip(*pairs, strict=True)
+                found = iter(torch.autograd.grad(outs, taken, pulls, allow_unused=True))
+                return tuple(next(found) if one.requires_grad else None for one in tensors)
+
+        return Replay.apply
+
+    monkeypatch.setattr(graphs, "memory", lambda device: 8 * 2**30)
+    monkeypatch.setattr(graphs, "new_pool", object)
+    monkeypatch.setattr(graphs, "capture", capture)
+    return made

@@ -199,7 +199,7 @@ def test_a_fit_that_is_compiled_comes_to_the_same(tiny, shop_tables, tmp_path, m
     config["hidden_dropout_prob"] = config["attention_probs_dropout_prob"] = 0.0
     (tmp_path / "bert" / "config.json").write_text(json.dumps(config))
     called = []
-    monkeypatch.setattr(compiled, "bucketed", lambda *args: called.append(1) or bucketed(*args))
+    monkeypatch.setattr(compiled, "bucketed", lambda *args, **options: called.append(1) or bucketed(*args, **options))
     monkeypatch.setattr("fusetune.backbones.backbone.bucketed", compiled.bucketed)
     tuned = {}
     for compile in (False, True):

@@ -1,30 +1,19 @@
 """Which passes are replayed, which recording each takes, and what happens where one fails; on a GPU: test_gpu.py.
 
-Here a recording is the pass itself, so what is tested is everything around it: sizes, turns, limits, errors.
+Here a replay computes the pass again (`captured` of conftest.py), so what is tested is everything around it: sizes,
+turns, parameters, limits, errors.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 
-from fusetune.backbones import graphs
+from fusetune.backbones import compiled, graphs
 from fusetune.backbones.graphs import EncoderReplays, why_not
 from fusetune.backbones.load import load_backbone
-
-
-@pytest.fixture
-def captured(monkeypatch):
-    """What was captured: each pass's shapes and its pool."""
-    made = []
-    monkeypatch.setattr(graphs, "memory", lambda device: 8 * 2**30)
-    monkeypatch.setattr(graphs, "new_pool", object)
-    monkeypatch.setattr(
-        graphs, "capture", lambda part, tensors, pool: made.append(([tuple(one.shape) for one in tensors], pool))
-    )
-    return made
 
 
 @pytest.fixture
@@ -53,7 +42,49 @@ def test_every_shape_is_captured_once(text, captured):
             found = text(**cells(text, *lengths))
         torch.testing.assert_close(found.values, plain.values, atol=1e-5, rtol=0)
         assert torch.equal(found.mask, plain.mask)
-    assert [shapes for shapes, _ in captured] == [[(16, 16)] * 2, [(16, 32)] * 2]
+    assert [shapes[:2] for _, shapes in captured] == [[(16, 16)] * 2, [(16, 32)] * 2]
+
+
+def test_gradients_reach_the_parameters(text, captured):
+    names = [name for name, _ in text.named_parameters() if "embeddings" not in name]
+    for name, parameter in text.named_parameters():
+        parameter.requires_grad_(name in names)
+    tensors, replays, found = cells(text.eval(), 3, 12), EncoderReplays("text", text), []
+    for replayed in (False, True, True):  # the second replay is none that captures
+        with update(replays) if replayed else nullcontext():
+            text(**tensors).values.square().sum().backward()
+        found.append({name: parameter.grad for name, parameter in text.named_parameters()})
+        text.zero_grad()
+    assert len(captured) == 1
+    for plain, replayed in ((found[0], found[1]), (found[0], found[2])):
+        assert [name for name, gradient in replayed.items() if gradient is not None] == [
+            name for name, gradient in plain.items() if gradient is not None
+        ]
+        torch.testing.assert_close(
+            {name: replayed[name] for name in names if plain[name] is not None},
+            {name: plain[name] for name in names if plain[name] is not None},
+        )
+
+
+def test_a_replay_sees_what_an_update_made_of_the_parameters(text, captured):
+    tensors, replays = cells(text.eval(), 3, 12), EncoderReplays("text", text)
+    for _ in range(2):
+        with update(replays):
+            found = text(**tensors).values
+        torch.testing.assert_close(found, text(**tensors).values)
+        with torch.no_grad():
+            for parameter in text.parameters():
+                parameter.mul_(1.1)
+    assert len(captured) == 1
+
+
+def test_large_passes_are_padded_less(text, captured, monkeypatch):
+    monkeypatch.setattr(graphs, "PADDED_WORK", 1.0)
+    replays, length = EncoderReplays("text", text), 70
+    with update(replays):
+        text(**cells(text, length))
+    (tokens,) = {shape[1] for shape in captured[0][1][:2]}
+    assert tokens % 16 == 0 and tokens < compiled.bucket(length + 2)
 
 
 def test_passes_of_one_update_have_recordings_and_memory_of_their_own(text, captured):
@@ -62,10 +93,10 @@ def test_passes_of_one_update_have_recordings_and_memory_of_their_own(text, capt
         with update(replays):
             text(**cells(text, 3)), text(**cells(text, 4))
     assert len(captured) == 2
-    assert captured[0][1] is not captured[1][1]
+    assert captured[0][0] is not captured[1][0]
     with update(replays):
         text(**cells(text, 30))
-    assert captured[2][1] is captured[0][1]  # passes of other updates may lie in the same memory
+    assert captured[2][0] is captured[0][0]  # passes of other updates may lie in the same memory
 
 
 def test_large_passes_and_those_without_gradients_are_not(text, captured, monkeypatch):
@@ -89,7 +120,7 @@ def test_as_many_as_the_memory_has_room_for(text, captured, monkeypatch):
 
 
 def test_what_cannot_be_captured_is_computed_as_else(text, captured, monkeypatch):
-    def fail(part, tensors, pool):
+    def fail(over, tensors, pool):
         captured.append(1)
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 

@@ -100,9 +100,10 @@ def captured(monkeypatch):
     """The passes that were captured, of fits of any length."""
     made, capture = [], graphs.capture
 
-    def noted(part, tensors, pool):
-        capture(part, tensors, pool)
+    def noted(over, tensors, pool):
+        found = capture(over, tensors, pool)
         made.append((pool, [tuple(one.shape) for one in tensors]))
+        return found
 
     monkeypatch.setattr(graphs, "capture", noted)
     monkeypatch.setattr(replay, "WORTHWHILE", 0)
@@ -139,10 +140,9 @@ def test_what_cannot_be_captured_is_told_and_launched(tune, captured, monkeypatc
 
     monkeypatch.setattr(BertEncoder, "forward", looks)
     tuned = tune("m", columns=["photo"], dropout=0.1)
-    assert not captured
     said = [said for said in tuned.results.warnings if "not replayed from CUDA graphs" in said]
     print(said)
-    assert said and losses(tuned)[-1] < losses(tuned)[0]
+    assert captured and len(said) == 1 and "text" in said[0] and np.isfinite(losses(tuned)).all()
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])

@@ -206,7 +206,7 @@ def test_batches_are_cut_by_tokens(made, monkeypatch):
     model, examples = made
     whole = predict_logits(model, examples, examples.used, batch_size=64)["y"]
     for tokens, least, most in ((24, 1, 6), (24, 3, 100), (10**6, 1, 4), (1, 1, 1)):
-        for name, value in (("TOKENS", tokens), ("MIN_ROWS", least), ("MAX_ROWS", most)):
+        for name, value in (("TOKENS", {"cpu": tokens}), ("MIN_ROWS", least), ("MAX_ROWS", {"cpu": most})):
             monkeypatch.setattr(inference, name, value)
         batches: list[np.ndarray] = []
         batch = examples.batch
@@ -225,7 +225,7 @@ def test_batches_are_cut_by_tokens(made, monkeypatch):
 def test_rows_with_pictures_are_taken_by_number(build, monkeypatch):
     model, examples = build("concat")
     monkeypatch.setattr(inference, "ROWS", 7)
-    monkeypatch.setattr(inference, "TOKENS", 1)
+    monkeypatch.setattr(inference, "TOKENS", {"cpu": 1})
     sizes: list[int] = []
     batch = examples.batch
     monkeypatch.setattr(examples, "batch", lambda rows: sizes.append(len(rows)) or batch(rows))

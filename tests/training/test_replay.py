@@ -1,6 +1,6 @@
 """Which stages' updates are replayed, and that fits come to the same; on a GPU: test_gpu.py.
 
-Here a recording is the pass itself, as in tests/backbones/test_graphs.py.
+Here a replay computes the pass again: see `captured` of conftest.py.
 """
 
 from __future__ import annotations
@@ -19,22 +19,17 @@ from fusetune.backbones import graphs
 from fusetune.training import finetune, replay
 
 
-@pytest.fixture
-def captured(monkeypatch):
-    """The passes that were captured of fits that believe to run on a GPU."""
-    made = []
-    monkeypatch.setattr(graphs, "memory", lambda device: 8 * 2**30)
-    monkeypatch.setattr(graphs, "new_pool", object)
-    monkeypatch.setattr(graphs, "capture", lambda part, tensors, pool: made.append(type(part).__name__))
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch):
+    """Stages of any length believe to run on one."""
     inside = replay.graphs
 
-    def as_on_a_gpu(stage, recipe, accelerator, num_rows):
+    def there(stage, recipe, accelerator, num_rows):
         seen = SimpleNamespace(device=torch.device("cuda"), num_processes=accelerator.num_processes)
         return inside(stage, recipe, seen, num_rows)
 
-    monkeypatch.setattr(finetune, "graphs", as_on_a_gpu)
+    monkeypatch.setattr(finetune, "graphs", there)
     monkeypatch.setattr(replay, "WORTHWHILE", 0)
-    return made
 
 
 @pytest.fixture
@@ -73,7 +68,7 @@ def losses(tuned):
 @pytest.mark.parametrize("fusion", [{}, {"name": "gated"}])
 def test_replayed_updates_come_to_the_same(tune, captured, fusion):
     plain, replayed = (tune(str(on), cuda_graphs=on, fusion=fusion) for on in (False, True))
-    assert {"_Encoding", "_Fusing"} == set(captured)
+    assert len(captured) >= 4  # the fusion in both stages, two encoders
     np.testing.assert_allclose(losses(replayed), losses(plain), atol=1e-4)
     for name, value in plain.bundle.model.state_dict().items():
         torch.testing.assert_close(replayed.bundle.model.state_dict()[name], value, atol=1e-4, rtol=0, msg=name)
@@ -100,7 +95,7 @@ def test_short_stages_are_not(tune, captured, monkeypatch):
 
 
 def test_what_fails_is_told(tune, captured, monkeypatch):
-    def fail(part, tensors, pool):
+    def fail(over, tensors, pool):
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
     monkeypatch.setattr(graphs, "capture", fail)

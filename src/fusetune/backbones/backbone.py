@@ -172,9 +172,11 @@ class Backbone(nn.Module):
 
     def _in_sizes(self, owner: Tensor | None, inputs: dict[str, Tensor]) -> Tokens:
         """The same of a padded batch, what is padded cut off."""
-        padded, rows, num = bucketed(inputs, self.max_tokens)
-        if self.replays is not None and self.replays.takes(inputs):
-            tokens = self.replays(padded)
+        replays = self.replays if self.replays is not None and self.replays.takes(inputs) else None
+        fine = replays is not None and replays.is_fine(inputs)
+        padded, rows, num = bucketed(inputs, self.max_tokens, fine=fine)
+        if replays is not None:
+            tokens = replays(padded)
         else:
             with whole(self), explained():
                 tokens = self(**padded)

@@ -30,19 +30,21 @@ def bucket(size: int) -> int:
     return -(-size // (step := max(FINEST, 1 << max((size - 1).bit_length() - 2, 0)))) * step
 
 
-def bucketed(inputs: Mapping[str, Tensor], most: int) -> tuple[dict[str, Tensor], int, int]:
+def bucketed(inputs: Mapping[str, Tensor], most: int, *, fine: bool = False) -> tuple[dict[str, Tensor], int, int]:
     """An encoder's tensors, padded to sizes of `bucket`.
 
     Args:
         inputs: of some cells; the one with the most rows says how many rows there are.
         most: tokens that the encoder takes, which a longer text is not padded beyond.
+        fine: pad tokens to multiples of `FINEST` instead.
 
     Returns:
         The tensors; the rows there were; the tokens there were, 0 where the encoder reads no tokens.
     """
     rows = max(len(tensor) for tensor in inputs.values())
     tokens = inputs["attention_mask"].shape[1] if "attention_mask" in inputs else 0
-    longer = max(min(bucket(tokens), most) - tokens, 0) if tokens else 0
+    wanted = -(-tokens // FINEST) * FINEST if fine else bucket(tokens)
+    longer = max(min(wanted, most) - tokens, 0) if tokens else 0
     padded = {}
     for name, tensor in inputs.items():
         if longer and tensor.ndim > 1 and tensor.shape[1] == tokens:

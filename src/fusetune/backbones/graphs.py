@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from fusetune.backbones import structure
 from fusetune.backbones.compiled import explained, learns_from_padding
@@ -21,8 +22,9 @@ from fusetune.backbones.grouping import whole
 from fusetune.errors import RunError
 from fusetune.types import Tokens
 
-LAYER_WORK = 3e11
-"""Operations of a layer's pass, forward and backward, beside which the time of launching it is nothing."""
+LAYER_WORK, PADDED_WORK = 2e12, 1e11
+"""Operations of a layer's pass, forward and backward, beside which the time of launching it is nothing; and up to which
+the time of computing padding is nothing beside that of launching it."""
 MOST = 64
 """Graphs a part may have."""
 SHARE = 8
@@ -57,13 +59,11 @@ class Replays:
             trained: the part's trained parameters, on a GPU.
         """
         self.name, self.failed = name, ""
-        self._graphs: dict[Any, nn.Module] = {}
+        self._graphs: dict[Any, Callable[..., tuple[Tensor, ...]]] = {}
         self._pools: list[Any] = []
         self._turn = 0
         size = sum(parameter.nbytes for parameter in trained)
         self._most = min(MOST, memory(trained[0].device) // SHARE // size) if trained else 0
-        # What adds up a parameter's gradient belongs to the stream in which it first was asked for: not a capture's.
-        self._sums = [parameter.view_as(parameter).grad_fn.next_functions[0][0] for parameter in trained]  # type: ignore[union-attr]
 
     def begin(self) -> None:
         """An update begins: every graph may be used again."""
@@ -74,13 +74,11 @@ class Replays:
         self._graphs.clear()
         self._pools.clear()
 
-    def run(
-        self, make: Callable[[], nn.Module], tensors: Mapping[str, Tensor], also: Hashable = ()
-    ) -> tuple[Tensor, ...] | None:
+    def run(self, part: nn.Module, tensors: Mapping[str, Tensor], also: Hashable = ()) -> tuple[Tensor, ...] | None:
         """The results of a pass over tensors, which take gradients; None where it is to be computed as else.
 
         Args:
-            make: makes the pass: a module that has the part's parameters and takes these tensors, in this order.
+            part: makes the pass: it has the trained parameters and takes these tensors, in this order.
             tensors: by name.
             also: what the pass depends on besides their names, shapes and kinds.
         """
@@ -92,17 +90,13 @@ class Replays:
                 return None
             while place >= len(self._pools):
                 self._pools.append(new_pool())
-            part = make()
-            copies = [one.detach().clone().requires_grad_(one.requires_grad) for one in tensors.values()]
             try:
-                capture(part, copies, self._pools[place])
+                self._graphs[key] = recorded(part, list(tensors.values()), self._pools[place])
             except RuntimeError as error:
                 self.failed = str(error).strip().splitlines()[0]
                 self.forget()
                 return None
-            self._graphs[key] = part
-        found: tuple[Tensor, ...] = self._graphs[key](*tensors.values())
-        return found
+        return self._graphs[key](*tensors.values())
 
 
 class EncoderReplays(Replays):
@@ -122,14 +116,20 @@ class EncoderReplays(Replays):
 
     def takes(self, inputs: Mapping[str, Tensor]) -> bool:
         """Whether a pass over these tensors is to be replayed."""
-        if self.failed or not torch.is_grad_enabled():
-            return False
+        return not self.failed and torch.is_grad_enabled() and self._work(inputs) < LAYER_WORK
+
+    def is_fine(self, inputs: Mapping[str, Tensor]) -> bool:
+        """Whether a pass is large enough for padding to cost time."""
+        return self._work(inputs) > PADDED_WORK
+
+    def _work(self, inputs: Mapping[str, Tensor]) -> float:
+        """Operations of a layer, of texts; 0 for pictures."""
         mask = inputs.get("attention_mask")
-        return mask is None or 6.0 * self._layer * mask.numel() < LAYER_WORK
+        return 0.0 if mask is None else 6.0 * self._layer * mask.numel()
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tokens:
         """The encoder's tokens of padded tensors."""
-        found = self.run(lambda: _Encoding(self.encoder, list(inputs)), inputs)
+        found = self.run(_Encoding(self.encoder, list(inputs)), inputs)
         if found is None:
             with whole(self.encoder), explained():
                 return self.encoder(**inputs)  # type: ignore[no-any-return]
@@ -161,13 +161,37 @@ def new_pool() -> Any:
     return torch.cuda.graph_pool_handle()
 
 
-def capture(part: nn.Module, tensors: list[Tensor], pool: Any) -> None:
+def recorded(part: nn.Module, tensors: list[Tensor], pool: Any) -> Callable[..., tuple[Tensor, ...]]:
+    """A module's pass, captured; it takes other tensors of these shapes, and gives its results with gradients.
+
+    What is captured are not the parameters themselves but others in the same memory: what sums up a parameter's
+    gradient would wait for the stream in which it was made, and a capture may wait for none.
+
+    Raises:
+        RuntimeError: see `capture`.
+    """
+    trained = {name: parameter for name, parameter in part.named_parameters() if parameter.requires_grad}
+    names, num = list(trained), len(tensors)
+
+    def over(*given: Tensor) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = functional_call(part, dict(zip(names, given[num:], strict=True)), given[:num])
+        return found
+
+    copies = [one.detach().clone().requires_grad_(one.requires_grad) for one in tensors]
+    replay = capture(over, [*copies, *(one.detach().requires_grad_() for one in trained.values())], pool)
+    return lambda *given: replay(*given, *trained.values())
+
+
+def capture(over: Callable[..., tuple[Tensor, ...]], tensors: list[Tensor], pool: Any) -> Any:
     """Record a pass forward and backward; draws of dropout go on as if nothing had been.
 
     Args:
-        part: what is recorded; it is changed so as to replay.
+        over: the pass.
         tensors: what it is recorded with, and what later ones are copied into.
         pool: where its memory comes from.
+
+    Returns:
+        What replays it.
 
     Raises:
         RunError: its layers cannot be compiled, or draws fail after a recording that failed.
@@ -179,7 +203,7 @@ def capture(part: nn.Module, tensors: list[Tensor], pool: Any) -> None:
     try:
         # A capture that fails leaves its own stream the current one, hence the outer one.
         with alone, torch.cuda.stream(stream), torch.autocast("cuda", dtype, enabled=low, cache_enabled=False):
-            torch.cuda.make_graphed_callables(part, tuple(tensors), allow_unused_input=True, pool=pool)
+            return torch.cuda.make_graphed_callables(over, tuple(tensors), allow_unused_input=True, pool=pool)
     except RuntimeError as error:
         # It also leaves the generator as if it went on.
         generator = torch.cuda.default_generators[tensors[0].get_device()]

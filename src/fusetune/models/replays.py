@@ -46,7 +46,7 @@ class FusionReplays(Replays):
                 tensors[f"{number} values"] = F.pad(encoded[column].values, (0, 0, 0, 0, 0, more))
                 tensors[f"{number} mask"] = F.pad(encoded[column].mask, (0, 0, 0, more))
             columns = (tuple(batch.cells), tuple(brought))
-            found = self.run(lambda: _Fusing(model, *columns), tensors, columns)
+            found = self.run(_Fusing(model, *columns), tensors, columns)
             if found is not None:
                 return self._outputs(found, encoded)
         return model.combine(encoded.get, batch.cells, batch.rows)

@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.graphs import EncoderReplays, Replays, why_not
 from fusetune.models.replays import FusionReplays, parts_after
 from fusetune.models.understand import Understand
@@ -36,7 +37,9 @@ class Replayed:
         usual = {module.__class__.__module__.split(".")[0] for part in parts_after(model) for module in part.modules()}
         self.fusion = FusionReplays(model) if usual <= {"torch", "fusetune"} else None
         self.encoders = {
-            key: EncoderReplays(key, model.encoders[key]) for key in sorted(keys) if not why_not(model.encoders[key])
+            key: EncoderReplays(key, encoder)
+            for key in sorted(keys)
+            if isinstance(encoder := model.encoders[key], Backbone) and not encoder.compiled and not why_not(encoder)
         }
 
     def all(self) -> list[Replays]:
