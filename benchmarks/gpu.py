@@ -194,6 +194,8 @@ def full(data: str, rows: int, number: int, *overrides: str) -> dict[str, float]
     done, tflop = len(case.train.used) * epochs, counter.get_total_flops() * epochs / 1e12
     return found | {
         "first_s": first,
+        "captured": {one.name: len(one) for one in getattr(stage.gradients, "all", list)()},
+        "not_captured": [one.failed for one in getattr(stage.gradients, "all", list)() if one.failed],
         "rows_s": done / found["ours_s"],
         "other_rows_s": done / found["other_s"],
         "waited": waited / seconds,

@@ -65,6 +65,10 @@ class Replays:
         size = sum(parameter.nbytes for parameter in trained)
         self._most = min(MOST, memory(trained[0].device) // SHARE // size) if trained else 0
 
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._graphs)
+
     def begin(self) -> None:
         """An update begins: every graph may be used again."""
         self._turn = 0
