@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fusetune.backbones import int8
-from fusetune.backbones.int8 import Int8Linear, in_int8, num_linear
+from fusetune.backbones.int8 import Int8Linear, in_int8, num_linear, rounded
 from fusetune.backbones.load import load_backbone
 
 pytestmark = pytest.mark.skipif(not int8.has_int8(), reason="the processor has no AVX512-VNNI")
@@ -64,6 +64,31 @@ def test_a_backbone_is_near_and_shares_its_tensors(tiny, name: str) -> None:
     assert (torch.cosine_similarity(exact, near) > 0.995).all()
     torch.testing.assert_close(alone[0], near[1], atol=0.02, rtol=0)
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(8, 8) for _ in range(3))
+
+
+def test_what_an_attention_reads_is_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact, counted = Attention().requires_grad_(False), []
+    monkeypatch.setattr(int8, "rounded", lambda values: counted.append(1) or rounded(values))
+    low, values, other = in_int8(exact), torch.randn(3, 5, 8), torch.randn(3, 5, 8)
+    by_itself = {name: Int8Linear(layer) for name, layer in exact.named_children()}
+    wanted = {name: layer(values) for name, layer in by_itself.items()}
+    counted.clear()
+    for _ in range(2):
+        assert all(torch.equal(layer(values), wanted[name]) for name, layer in low.named_children())
+    assert len(counted) == 2
+    # Attention to something else; and a tensor that changed since the same layer last read it.
+    assert torch.equal(low.query(values), wanted["query"])
+    assert torch.equal(low.key(other), by_itself["key"](other))
+    assert torch.equal(low.value(other), by_itself["value"](other))
+    assert torch.equal(low.query(values), wanted["query"])
+    values.mul_(2)
+    assert torch.equal(low.query(values), by_itself["query"](values))
 
 
 def test_a_layer_in_two_places_stays_one() -> None:

@@ -9,6 +9,8 @@ Sums are exact. All else (attention, normalisation, embeddings, convolutions) st
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from typing import TypeVar, cast
 
 import torch
@@ -18,6 +20,8 @@ M = TypeVar("M", bound=nn.Module)
 LEVELS = 127
 CHUNK = 1 << 17
 """Numbers that are rounded at a time: what the processor's cache holds."""
+TOGETHER = [("query", "key", "value"), ("q_proj", "k_proj", "v_proj"), ("q_lin", "k_lin", "v_lin"), ("q", "k", "v")]
+"""Layers of one attention that mostly read the same, as transformers' models name them."""
 
 
 def has_int8() -> bool:
@@ -28,6 +32,48 @@ def has_int8() -> bool:
 def num_linear(module: nn.Module) -> int:
     """How many layers `in_int8` would change."""
     return sum(type(part) is nn.Linear for part in module.modules())
+
+
+class Rounded:
+    """What several layers read one after another, rounded once.
+
+    It holds for the same tensor, until a layer reads it the second time: then it may have changed in place.
+    """
+
+    def __init__(self) -> None:
+        self._values: Callable[[], Tensor | None] = lambda: None
+        self._found: tuple[Tensor, Tensor] | None = None
+        self._readers: set[int] = set()
+
+    def of(self, values: Tensor, reader: int, readers: int) -> tuple[Tensor, Tensor]:
+        """The same as `rounded`.
+
+        Args:
+            values: (..., in).
+            reader: which layer reads.
+            readers: how many there are.
+        """
+        if self._found is None or self._values() is not values or reader in self._readers:
+            self._values, self._found, self._readers = weakref.ref(values), rounded(values), set()
+        found = self._found
+        self._readers.add(reader)
+        if len(self._readers) == readers:
+            self._values, self._found = lambda: None, None
+        return found
+
+
+def rounded(values: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows, in) uint8, 128 for zero, and the largest magnitude of each row, (rows, 1); of (..., in) float32."""
+    rows = values.flatten(0, -2)
+    most = torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True)).clamp_(min=1e-30)
+    factor = LEVELS / most
+    whole = torch.empty(rows.shape, dtype=torch.int8)
+    step = max(1, CHUNK // rows.shape[1])
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        whole[part] = torch.mul(rows[part], factor[part]).round_()
+    # The processor multiplies unsigned by signed: a flipped first bit is 128 added, which is the zero point.
+    return whole.view(torch.uint8).bitwise_xor_(128), most
 
 
 class Int8Linear(nn.Module):
@@ -52,19 +98,15 @@ class Int8Linear(nn.Module):
         self._packed = torch.ops.onednn.qlinear_prepack(whole, None)
         self._zeros = torch.zeros(layer.out_features, dtype=torch.int32)
         self._bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
+        self._rounded: tuple[Rounded, int, int] | None = None
 
     def forward(self, values: Tensor) -> Tensor:
         """(..., in) float32 to (..., out) float32."""
-        rows = values.flatten(0, -2)  # (rows, in)
-        most = torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True)).clamp_(min=1e-30)  # (rows, 1)
-        factor = LEVELS / most
-        whole = torch.empty(rows.shape, dtype=torch.int8)
-        step = max(1, CHUNK // rows.shape[1])
-        for start in range(0, len(rows), step):
-            part = slice(start, start + step)
-            whole[part] = torch.mul(rows[part], factor[part]).round_()
-        # The processor multiplies unsigned by signed: a flipped first bit is 128 added, which is the zero point.
-        unsigned = whole.view(torch.uint8).bitwise_xor_(128)
+        if self._rounded is None:
+            unsigned, most = rounded(values)
+        else:
+            shared, reader, readers = self._rounded
+            unsigned, most = shared.of(values, reader, readers)
         found: Tensor = torch.ops.onednn.qlinear_pointwise(
             unsigned,
             1 / LEVELS,
@@ -102,7 +144,18 @@ def _view(module: nn.Module, seen: dict[nn.Module, nn.Module]) -> nn.Module:
             view._modules = {
                 name: None if child is None else _view(child, seen) for name, child in module._modules.items()
             }
+            _round_once(view)
     return seen[module]
+
+
+def _round_once(module: nn.Module) -> None:
+    """Have an attention's layers round once what they all read."""
+    for names in TOGETHER:
+        layers = [module._modules.get(name) for name in names]
+        if all(isinstance(layer, Int8Linear) for layer in layers):
+            shared = Rounded()
+            for reader, layer in enumerate(cast(list[Int8Linear], layers)):
+                layer._rounded = (shared, reader, len(layers))
 
 
 def _shallow(module: nn.Module) -> nn.Module:
