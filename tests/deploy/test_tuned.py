@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import tracemalloc
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
@@ -122,6 +123,26 @@ def test_int8_is_near_in_a_batch_and_alone(fitted):
     alone = [fitted.predict(Table.from_records([row]), precision="int8")["label:yes"][0] for row in rows]
     assert alone == pytest.approx(near, abs=0.01)
     assert fitted.predict(Table.from_records(rows))["label:yes"] == pytest.approx(exact, abs=1e-6)
+
+
+@pytest.mark.skipif(not tuned.has_int8(), reason="the processor has no AVX512-VNNI")
+def test_layers_are_made_once_for_int8_until_the_weights_change(fitted, monkeypatch):
+    table, made, make = Table.from_records([ROW]), [], tuned.in_int8
+    monkeypatch.setattr(tuned, "in_int8", lambda encoder: made.append(1) or make(encoder))
+    monkeypatch.setattr(tuned, "_low", WeakKeyDictionary())
+    first = fitted.predict(table, precision="int8")["label:yes"]
+    num = len(made)
+    assert fitted.predict(table, precision="int8")["label:yes"] == first and len(made) == num > 0
+    parameters = [one for encoder in fitted.bundle.model.encoders.values() for one in encoder.parameters()]
+    before = [one.detach().clone() for one in parameters]
+    with torch.no_grad():
+        for one in parameters:
+            one.mul_(1.5)
+        changed = fitted.predict(table, precision="int8")["label:yes"]
+        for one, value in zip(parameters, before, strict=True):
+            one.copy_(value)
+    assert len(made) == 2 * num and changed != first
+    assert fitted.predict(table, precision="int8")["label:yes"] == first
 
 
 def test_int8_is_refused_where_it_cannot_be(fitted, monkeypatch):

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
@@ -215,6 +216,10 @@ def arithmetic(bundle: Bundle, precision: Precision) -> tuple[Bundle, torch.auto
     return bundle, torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
 
 
+_low: WeakKeyDictionary[Understand, tuple[list[tuple[int, int]], Understand]] = WeakKeyDictionary()
+"""Models in int8, and what their parameters were then: where they lie, and how often they were changed."""
+
+
 def _in_int8(model: Understand, device: str) -> Understand:
     if device != "cpu" or not has_int8():
         raise ConfigError(
@@ -231,9 +236,14 @@ def _in_int8(model: Understand, device: str) -> Understand:
             came=", ".join(encoder.source for encoder in backbones.values()) or "no pretrained encoder",
             do="take float32 or bf16",
         )
+    state = [(one.data_ptr(), one._version) for encoder in backbones.values() for one in encoder.parameters()]
+    before, view = _low.get(model, ([], None))
+    if view is not None and before == state:
+        return view
     view = copy.copy(model)  # the model's own parts, but for these encoders
     low = {key: in_int8(encoder) for key, encoder in backbones.items()}
     view._modules = {**model._modules, "encoders": nn.ModuleDict({**dict(model.encoders.items()), **low})}
+    _low[model] = (state, view)
     return view
 
 
