@@ -68,7 +68,7 @@ def losses(tuned):
 @pytest.mark.parametrize("fusion", [{}, {"name": "gated"}])
 def test_replayed_updates_come_to_the_same(tune, captured, fusion):
     plain, replayed = (tune(str(on), cuda_graphs=on, fusion=fusion) for on in (False, True))
-    assert len(captured) >= 4  # the fusion in both stages, two encoders
+    assert 4 <= len(captured) <= 12  # the fusion in both stages, two encoders, each for a few shapes
     np.testing.assert_allclose(losses(replayed), losses(plain), atol=1e-4)
     for name, value in plain.bundle.model.state_dict().items():
         torch.testing.assert_close(replayed.bundle.model.state_dict()[name], value, atol=1e-4, rtol=0, msg=name)
