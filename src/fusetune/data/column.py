@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fusetune.data.distinct import Cells
 from fusetune.data.kept import Kept
+from fusetune.data.scratch import filled, index_type, joined, ordered, pieces, room, taken, where
 from fusetune.data.table import Table
 from fusetune.errors import BadCell
 from fusetune.modalities.base import Modality
@@ -22,6 +23,8 @@ from fusetune.types import Tokens
 DECODE_AHEAD = 512
 DECODE_TOGETHER = 16
 """Cells that a thread decodes one after another: a cell alone takes less than handing it over."""
+LEARNT_TOGETHER = 4096
+"""Rows whose examples a modality is given together."""
 Progress = Callable[[Iterator[Any], str, int], Iterator[Any]]
 
 
@@ -30,7 +33,8 @@ class Column:
 
     Attributes:
         cells: the distinct cells as the table has them, read when they are asked for.
-        codes: (rows,) int64, which of them each row has, -1 where it is missing or could not be read.
+        codes: (rows,), which of them each row has, -1 where it is missing or could not be read; int32 where it is wide
+            enough.
         bad: the cells that could not be read, by their place in `cells`.
         sizes: (cells,) int32, what each costs to encode.
         features: (cells, tokens, dim), the encoder's output computed before, or None.
@@ -49,11 +53,12 @@ class Column:
         if rows is None:
             self.codes, self._first = table.distinct(name)
         else:
-            self.codes, self._first = np.full(len(table), -1, dtype=np.int64), rows
-            self.codes[rows] = np.arange(len(rows))
+            self.codes, self._first = filled(len(table), -1, index_type(len(table))), rows
+            for piece in pieces(len(rows)):
+                self.codes[rows[piece]] = np.arange(piece.start, piece.stop)
         self.cells: Cells = table.lazy(name, self._first)
         self.bad: dict[int, BadCell] = {}
-        self.sizes = np.zeros(len(self.cells), dtype=np.int32)
+        self.sizes = room((len(self.cells),), np.int32)
         self.features: Tokens | None = None
         self.trunk: Callable[[np.ndarray], dict[str, Tensor]] | None = None
         self._rows = table.rows
@@ -103,13 +108,18 @@ class Column:
         again = {place: self._decode(place, cell) for place, cell in zip(lost, self.cells.take(lost), strict=True)}
         return [again[place] if place in again else self._kept.get(place) for place in wanted]
 
+    def unread(self) -> Iterator[int]:
+        """The rows whose cell could not be read, in order."""
+        for piece in pieces(len(self.codes)) if self.bad else ():
+            yield from (np.flatnonzero(np.isin(self.codes[piece], list(self.bad))) + piece.start).tolist()
+
     def learn(self, codes: np.ndarray) -> None:
         """Let the modality learn from the examples of some rows, by their codes; rows without a cell are left out."""
-        codes = codes[codes >= 0]
+        codes = taken(codes, where(codes >= 0))
         if type(self.modality).fit is Modality.fit:
             return
         numbers = self._kept.numbers(codes)
-        self.modality.fit(self.examples(codes) if numbers is None else numbers)  # type: ignore[arg-type]
+        self.modality.fit(_Lazy(self, codes) if numbers is None else numbers)  # type: ignore[arg-type]
 
     def costs(self, codes: np.ndarray) -> np.ndarray:
         """What each of some rows' cells costs to encode, by its code, (codes,) int64; 0 where there is none."""
@@ -119,10 +129,12 @@ class Column:
 
     def good(self) -> np.ndarray:
         """The places of the cells that could be read, most costly first."""
-        good = np.ones(len(self.cells), dtype=bool)
+        good = filled(len(self.cells), True, bool)
         good[list(self.bad)] = False
-        places = np.flatnonzero(good)
-        return places[np.argsort(-self.sizes[places], kind="stable")]
+        places = where(good)
+        costs = taken(self.sizes, places)
+        order = ordered(np.negative(costs, out=costs))
+        return joined((places[order[piece]].astype(np.int64) for piece in pieces(len(order))), len(order))
 
     def some_cell(self) -> np.ndarray:
         """The place of a distinct cell that can be read, none where there is none."""
@@ -132,7 +144,7 @@ class Column:
     def tensors(self, places: np.ndarray) -> dict[str, Tensor]:
         """The encoder's input for some distinct cells."""
         if self.features is not None:
-            chosen = torch.from_numpy(places)
+            chosen = torch.from_numpy(places.astype(np.int64))
             real = self.features.mask[chosen]
             longest = int(real.any(0).nonzero().max()) + 1 if real.any() else real.shape[1]  # no more than needed
             return {"features": self.features.values[chosen, :longest], "real": real[:, :longest]}
@@ -142,7 +154,7 @@ class Column:
 
     def digests(self) -> np.ndarray:
         """(cells, 16) uint8, equal for cells with equal examples, in any table; zeros for bad ones."""
-        found = np.zeros((len(self.cells), 16), dtype=np.uint8)
+        found = room((len(self.cells), 16), np.uint8)
         step = self.cells.table.at_once(self.cells.column)
         for start in range(0, len(found), step):
             places = [p for p in range(start, min(start + step, len(found))) if p not in self.bad]
@@ -151,6 +163,27 @@ class Column:
                 _digest(example, sums)
                 found[place] = np.frombuffer(sums.digest(), dtype=np.uint8)
         return found
+
+
+class _Lazy(Sequence[Any]):
+    """The examples of some rows, by their codes, made some at a time."""
+
+    def __init__(self, column: Column, codes: np.ndarray) -> None:
+        self.column, self.codes = column, codes
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, place: Any) -> Any:
+        codes = self.codes[place]
+        return self.column.examples(codes) if isinstance(place, slice) else self.column.example(int(codes))
+
+    def __iter__(self) -> Iterator[Any]:
+        for start in range(0, len(self), LEARNT_TOGETHER):
+            yield from self[start : start + LEARNT_TOGETHER]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(list(self), dtype)
 
 
 def _digest(example: Any, sums: Any) -> None:

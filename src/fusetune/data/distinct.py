@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from itertools import pairwise
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fusetune.data.scratch import pieces
+from fusetune.data.scratch import filled, index_type, joined, ordered, pieces, room, taken
 
 SHARED = 1000
 """Texts of which one object serves all equal cells."""
@@ -103,25 +104,68 @@ def numbered(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         keys: (rows, 2) uint64.
 
     Returns:
-        (rows,) int64, each row's number; and (numbers,) int64, the first row of each.
+        (rows,), each row's number; and (numbers,), the first row of each; int32 where that is wide enough.
     """
-    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: the first row of a number comes first
-    begins = np.ones(len(keys), dtype=bool)
-    begins[1:] = False
-    for word in keys.T:
-        ordered = word[order]
-        begins[1:] |= ordered[1:] != ordered[:-1]
-    firsts = order[begins]
-    by_row = np.argsort(firsts)
-    number = np.empty_like(by_row)
-    number[by_row] = np.arange(len(by_row))
-    numbers = np.empty(len(keys), dtype=np.int64)
-    seen = -1
-    for piece in pieces(len(keys)):
-        group = np.cumsum(begins[piece]) + seen
-        numbers[order[piece]] = number[group]
-        seen = int(group[-1]) if len(group) else seen
-    return numbers, firsts[by_row]
+    rows, kind = len(keys), index_type(len(keys))
+    order, begins = _together(keys)
+    firsts = joined((order[piece][begins[piece]].astype(kind) for piece in pieces(rows)), int(np.count_nonzero(begins)))
+    firsts.sort()
+    numbers = room((rows,), kind)
+    for piece in pieces(len(firsts)):
+        numbers[firsts[piece]] = np.arange(piece.start, piece.stop)
+    last = order[:1]
+    for piece in pieces(rows):
+        begun = np.concatenate([last, order[piece][begins[piece]]])  # the first rows of the keys up to here
+        numbers[order[piece]] = numbers[begun[np.cumsum(begins[piece])]]
+        last = begun[-1:]
+    return numbers, firsts
+
+
+def _together(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows with those of equal keys one after another, rising, (rows,) int64; and where a key begins, (rows,) bool.
+
+    They are sorted by some bits of a mixture of the key's words; the rare ones that share these with another key, by
+    the key itself.
+    """
+    rows, bits = len(keys), 63 - len(keys).bit_length()
+    order = ordered(joined((_mixed(keys[piece], bits) for piece in pieces(rows)), rows))
+    begins = room((rows,), bool)
+    begins[:1] = True
+    shared: list[int] = []
+    for piece in pieces(rows):
+        near = keys[order[max(piece.start - 1, 0) : piece.stop]]
+        differs, mixed = (near[1:] != near[:-1]).any(1), _mixed(near, bits)
+        start = piece.stop - len(differs)
+        begins[start : piece.stop] = differs
+        shared += (np.flatnonzero(differs & (mixed[1:] == mixed[:-1])) + start).tolist()
+    end = 0
+    for place in shared:
+        if place >= end:
+            start, end = _run(keys, order, place, bits)
+            some = order[start:end].copy()
+            order[start:end] = some[np.lexsort((keys[some, 1], keys[some, 0]))]  # stable
+            near = keys[order[start:end]]
+            begins[start + 1 : end] = (near[1:] != near[:-1]).any(1)
+    return order, begins
+
+
+def _run(keys: np.ndarray, order: np.ndarray, place: int, bits: int) -> tuple[int, int]:
+    """From where to where in the order the mixture is that at a place."""
+
+    def mixed(at: int) -> int:
+        return int(_mixed(keys[order[at : at + 1]], bits)[0])
+
+    places = range(len(order))
+    return bisect_left(places, mixed(place), key=mixed), bisect_right(places, mixed(place), key=mixed)
+
+
+def _mixed(keys: np.ndarray, bits: int) -> np.ndarray:
+    """(rows,) int64: so many bits that hang on both words of a key, spread evenly."""
+    mixed = keys[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ keys[:, 1]
+    mixed ^= mixed >> np.uint64(32)
+    mixed *= np.uint64(0xD6E8FEB86659FD93)
+    mixed ^= mixed >> np.uint64(32)
+    return np.asarray(mixed >> np.uint64(64 - bits), dtype=np.int64)
 
 
 def distinct(arrays: Iterator[pa.Array], as_json: bool, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -133,10 +177,10 @@ def distinct(arrays: Iterator[pa.Array], as_json: bool, rows: int) -> tuple[np.n
         rows: how many there are.
 
     Returns:
-        (rows,) int64, which of the distinct cells each row has, -1 where it is missing; and (cells,) int64, the first
-        row of each.
+        (rows,), which of the distinct cells each row has, -1 where it is missing; and (cells,), the first row of each;
+        int32 where that is wide enough.
     """
-    places, keys = np.empty(rows, dtype=np.int64), np.empty((rows, 2), dtype=np.uint64)
+    places, keys = room((rows,), index_type(rows)), room((rows, 2), np.uint64)
     start = num = 0
     for array in arrays:
         present = ~missing_in(array, as_json)
@@ -146,12 +190,12 @@ def distinct(arrays: Iterator[pa.Array], as_json: bool, rows: int) -> tuple[np.n
         start, num = start + len(array), num + len(found)
     numbers, firsts = numbered(keys[:num])
     del keys
-    firsts = places[firsts]
     if num == rows:
         return numbers, firsts
-    codes = np.full(rows, -1, dtype=np.int64)
-    codes[places[:num]] = numbers
-    return codes, firsts
+    codes = filled(rows, -1, places.dtype)
+    for piece in pieces(num):
+        codes[places[:num][piece]] = numbers[piece]
+    return codes, taken(places, firsts)
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 from fusetune.data.column import Column, Progress
 from fusetune.data.distinct import is_missing
 from fusetune.data.quarantine import Rejected
+from fusetune.data.scratch import counting, filled, joined, pieces, room, taken, where
 from fusetune.data.table import Table
 from fusetune.errors import BadCell
 from fusetune.modalities.base import Augmenter, Modality
@@ -56,13 +57,13 @@ class Examples:
         self.columns = {name: Column(modality, table, name) for name, modality in modalities.items()}
         self.tasks = dict(tasks or {})
         self.targets = {name: table.lazy(task.target) for name, task in self.tasks.items()}
-        self._labelled = {name: ~table.missing(task.target) for name, task in self.tasks.items()}
-        self.weights = np.ones(len(table), dtype=np.float32)
+        self._missing = {name: table.missing(task.target) for name, task in self.tasks.items()}
+        self.weights: np.ndarray = np.broadcast_to(np.float32(1), len(table))  # of all rows, without their memory
         self._weight = weight
-        self.groups = table.distinct(group)[0] if group is not None else np.full(len(table), -1, dtype=np.int64)
+        self.groups = table.distinct(group)[0] if group is not None else np.broadcast_to(np.int64(-1), len(table))
         self.rejected: list[Rejected] = []
         self.masked: list[Rejected] = []
-        self.used = np.arange(len(table))
+        self.used = counting(len(table))
         self.augment: dict[str, Augmenter] = {}
         self.seed = 0
         self.num_views = 0
@@ -80,20 +81,22 @@ class Examples:
             progress: wraps an iterator: (iterator, description, total).
         """
         budget = int(memory * 2**30)
-        keep = np.ones(len(self.rows), dtype=bool)
+        keep = filled(len(self.rows), True, bool)
         for name, column in self.columns.items():
             budget -= column.decode_all(budget, progress)
             noted = self.rejected if on_bad_cell == "reject" else self.masked
-            for index in np.flatnonzero(np.isin(column.codes, list(column.bad))):
+            for index in column.unread():
                 error = column.bad[int(column.codes[index])]
                 noted.append(Rejected(int(self.rows[index]), name, error.value, error.why))
                 keep[index] &= on_bad_cell != "reject"
                 column.codes[index] = -1
         self._read_weights(keep)
-        absent = np.all([column.codes < 0 for column in self.columns.values()], axis=0)
-        for index in np.flatnonzero(absent & keep):
-            self.rejected.append(Rejected(int(self.rows[index]), None, None, "no input column has a value"))
-        self.used = np.flatnonzero(keep & ~absent)
+        for piece in pieces(len(keep)):
+            absent = np.all([column.codes[piece] < 0 for column in self.columns.values()], axis=0)
+            for index in np.flatnonzero(absent & keep[piece]) + piece.start:
+                self.rejected.append(Rejected(int(self.rows[index]), None, None, "no input column has a value"))
+            keep[piece] &= ~absent
+        self.used = where(keep)
 
     def _augmented(self, name: str, places: np.ndarray, epoch: int) -> dict[str, Tensor]:
         """The encoder's input for a column's cells in some rows, augmented; these rows have it."""
@@ -114,6 +117,7 @@ class Examples:
     def _read_weights(self, keep: np.ndarray) -> None:
         if self._weight is None:
             return
+        self.weights = filled(len(self.rows), 1, np.float32)
         for index, cell in enumerate(self.table.lazy(self._weight)):
             try:
                 weight = 1.0 if is_missing(cell) else float(cell)
@@ -130,13 +134,13 @@ class Examples:
     def fit(self) -> None:
         """Let the modalities learn from these rows, and the tasks from their targets: call it on train rows only."""
         for column in self.columns.values():
-            column.learn(column.codes[self.used])
+            column.learn(taken(column.codes, self.used))
         for name, task in self.tasks.items():
             task.fit(self.targets[name].of(self.used))
 
     def check_targets(self) -> None:
         """Set apart the used rows whose target cannot be encoded; call it once the tasks are fitted."""
-        keep = np.ones(len(self.used), dtype=bool)
+        keep = filled(len(self.used), True, bool)
         for start in range(0, len(self.used), PIECE):
             some = self.used[start : start + PIECE]
             cells = [self.targets[name].take(some) for name in self.tasks]
@@ -148,7 +152,7 @@ class Examples:
                 except BadCell as error:
                     self.rejected.append(Rejected.from_error(error))
                     keep[start + at] = False
-        self.used = self.used[keep]
+        self.used = taken(self.used, where(keep))
 
     def __len__(self) -> int:
         return len(self.used)
@@ -160,18 +164,22 @@ class Examples:
         """
         view = copy.copy(self)
         view.columns = {name: column for name, column in self.columns.items() if name in columns}
-        there = np.any([column.codes[self.used] >= 0 for column in view.columns.values()], axis=0)
-        view.used = self.used[there]
+        parts = [self.used[piece] for piece in pieces(len(self.used))]
+        seen = [np.any([column.codes[part] >= 0 for column in view.columns.values()], axis=0) for part in parts]
+        view.used = joined(
+            (part[there] for part, there in zip(parts, seen, strict=True)), sum(map(np.count_nonzero, seen))
+        )
         return view
 
     def labelled(self, task: str) -> np.ndarray:
         """Which of the used rows have the task's target: their places in the table."""
-        return np.asarray(self.used[self._labelled[task][self.used]])
+        labelled = taken(self._missing[task], self.used)
+        return taken(self.used, where(np.logical_not(labelled, out=labelled)))
 
     def truth(self, task: str, rows: np.ndarray) -> np.ndarray:
         """The targets of labelled rows as the task's metrics want them, by their places in the table."""
         parts = [rows[start : start + PIECE] for start in range(0, max(len(rows), 1), PIECE)]
-        return np.concatenate([self.tasks[task].truth(self.targets[task].take(part)) for part in parts])
+        return joined((self.tasks[task].truth(self.targets[task].take(part)) for part in parts), len(rows))
 
     def places(self, rows: np.ndarray) -> np.ndarray:
         """Where among the used rows these are, by their places in the table."""
@@ -179,9 +187,10 @@ class Examples:
 
     def sizes(self, indices: np.ndarray) -> np.ndarray:
         """What each row costs to encode, over all its columns."""
-        total = np.zeros(len(indices), dtype=np.int64)
-        for column in self.columns.values():
-            total += column.costs(column.codes[indices])
+        total = room((len(indices),), np.int64)
+        for piece in pieces(len(indices)):
+            for column in self.columns.values():
+                total[piece] += column.costs(column.codes[indices[piece]])
         return total
 
     def batch(self, indices: Sequence[int] | np.ndarray, *, epoch: int | None = None) -> Batch:
@@ -214,11 +223,15 @@ class Examples:
             inputs=inputs,
             cells=cells,
             weights=torch.from_numpy(self.weights[places]),
-            rows=torch.from_numpy(self.rows[places].astype(np.int64)),
+            rows=_wide(self.rows[places]),
             targets=targets,
-            codes={name: torch.from_numpy(column.codes[places]) for name, column in self.columns.items()},
-            groups=torch.from_numpy(self.groups[places]),
+            codes={name: _wide(column.codes[places]) for name, column in self.columns.items()},
+            groups=_wide(self.groups[places]),
         )
+
+
+def _wide(numbers: np.ndarray) -> Tensor:
+    return torch.from_numpy(numbers.astype(np.int64))
 
 
 def _draws(seed: int, epoch: int, row: int, column: str) -> np.random.Generator:

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from fusetune.data.arrow import from_cells, is_json
 from fusetune.data.quarantine import Rejected
+from fusetune.data.scratch import joined
 from fusetune.data.table import Table
 
 PROBED = 500
@@ -35,28 +36,28 @@ def concat(tables: Sequence[Table], source: str | None = None) -> Table:
         return tables[0]
     names = list(dict.fromkeys(name for table in tables for name in table.column_names))
     columns = {name: _joined(name, tables) for name in names}
-    rows: list[np.ndarray] = []
+    rows: list[tuple[np.ndarray, int]] = []
     rejected: list[Rejected] = []
     files: list[tuple[str, int]] = []
     first = 0
     for table in tables:
-        rows.append(table.rows + first)
+        rows.append((table.rows, first))
         rejected += [replace(item, row=item.row + first) for item in table.rejected]
         files += [(source, start + first) for source, start in table.files]
         first += 1 + max([int(table.rows.max(initial=-1)), *(item.row for item in table.rejected)])
     schema = pa.schema([field for field, _ in columns.values()])
-    joined = Table(
+    made = Table(
         pa.Table.from_arrays([array for _, array in columns.values()], schema=schema),
         source=source or " + ".join(table.source for table in tables),
         base_dir=tables[0].base_dir,
-        rows=np.concatenate(rows),
+        rows=joined((ids + first for ids, first in rows), sum(map(len, tables))),
         rejected=rejected,
         notes=[f"{table.source}: {note}" for table in tables for note in table.notes],
-        keep=list(tables),
+        keep=[table.keep for table in tables],
         files=files,
     )
-    joined.lone = any(table.lone for table in tables)
-    return joined
+    made.lone = any(table.lone for table in tables)
+    return made
 
 
 def _joined(name: str, tables: Sequence[Table]) -> tuple[pa.Field, pa.ChunkedArray]:

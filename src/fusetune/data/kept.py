@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from fusetune.data.scratch import filled, pieces, room, taken
+
 BLOCK = 2**20
 """Bytes that short arrays are laid into, one after another."""
 SLOT = 100
@@ -16,7 +18,8 @@ SLOT = 100
 class Kept:
     """Examples by place, as they were put in.
 
-    Arrays of one dimension and numbers are packed; anything else is kept as the object that it is.
+    Arrays of one dimension and numbers are packed, where they are many in files; anything else is kept as the object
+    that it is.
     """
 
     def __init__(self, num: int) -> None:
@@ -60,7 +63,7 @@ class Kept:
 
     def _add_number(self, place: int, value: float) -> int:
         if not len(self._is_number):
-            self._numbers, self._is_number = np.zeros(self._num), np.zeros(self._num, dtype=bool)
+            self._numbers, self._is_number = room((self._num,), np.float64), room((self._num,), bool)
         self._numbers[place], self._is_number[place] = value, True
         return 9
 
@@ -71,11 +74,11 @@ class Kept:
     def _pack(self, place: int, example: np.ndarray) -> int:
         if self._dtype is None:
             self._dtype = example.dtype
-            self._starts = np.zeros(self._num, dtype=np.int64)
-            self._lengths = np.full(self._num, -1, dtype=np.int32)
+            self._starts = room((self._num,), np.int64)
+            self._lengths = filled(self._num, -1, np.int32)
         capacity = BLOCK // self._dtype.itemsize
         if self._filled + len(example) > capacity:
-            self._blocks.append(np.empty(capacity, dtype=self._dtype))
+            self._blocks.append(room((capacity,), self._dtype))
             self._filled = 0
         self._blocks[-1][self._filled : self._filled + len(example)] = example
         self._starts[place] = (len(self._blocks) - 1) * capacity + self._filled
@@ -95,7 +98,9 @@ class Kept:
 
     def numbers(self, places: np.ndarray) -> np.ndarray | None:
         """(places,) float64 where each of these places has a number, else None."""
-        return self._numbers[places] if len(self._is_number) and self._is_number[places].all() else None
+        if not len(self._is_number) or not all(self._is_number[places[piece]].all() for piece in pieces(len(places))):
+            return None
+        return taken(self._numbers, places)
 
 
 def held(example: Any) -> int:

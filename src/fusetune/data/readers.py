@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from fusetune.data.arrow import normal_batches, normal_schema
@@ -23,6 +22,7 @@ from fusetune.data.json_files import read_jsonl
 from fusetune.data.objects import NO_ROWS, from_arrow, from_hugging_face, from_pandas
 from fusetune.data.quarantine import Rejected, check_rate
 from fusetune.data.remote import copied, is_address, local_path
+from fusetune.data.scratch import counting, filled, taken, where
 from fusetune.data.table import Source, Table
 from fusetune.data.text_files import BATCH_ROWS, Parsed, check_names, read_delimited
 from fusetune.errors import StorageError, TableError, UserError, nearest
@@ -193,12 +193,16 @@ def _converted(path: Path, folder: Path, cache_dir: Path | None, parse: Callable
         check_rate(rejected, story["rows_in"], source=str(path))
     with pa.memory_map(str(data)) as mapped:
         arrow = pa.ipc.open_file(mapped).read_all()
-    rows = np.setdiff1d(np.arange(story["rows_in"]), [item.row for item in rejected], assume_unique=True)
+    rows = counting(story["rows_in"])
+    if rejected:
+        accepted = filled(len(rows), True, bool)
+        accepted[[item.row for item in rejected]] = False
+        rows = taken(rows, where(accepted))
     return Table(
         arrow,
         source=str(path),
         base_dir=folder,
-        rows=rows.astype(np.int64),
+        rows=rows,
         rejected=rejected,
         notes=story["notes"],
         keep=keep,

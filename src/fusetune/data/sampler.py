@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
+from fusetune.data.scratch import counting, where
+
 POOL_BATCHES = 50
 
 
@@ -45,8 +47,7 @@ class UpdateSampler(Sampler[list[int]]):
         self.indices, self.sizes = indices, sizes
         self.batch_size, self.accumulate, self.seed = batch_size, accumulate, seed
         self.process, self.num_processes = process, num_processes
-        codes = np.zeros(len(indices), dtype=np.int64) if tables is None else tables
-        self.tables = [np.flatnonzero(codes == code) for code in np.unique(codes)]
+        self.tables = [] if tables is None else [where(tables == code) for code in np.unique(tables)]
         self.shares = _shares([len(places) for places in self.tables], mix)
         self.epoch = 0
 
@@ -61,20 +62,19 @@ class UpdateSampler(Sampler[list[int]]):
     def updates(self) -> Iterator[np.ndarray]:
         """This epoch's updates: each one's rows, over all processes."""
         generator = np.random.default_rng((self.seed, self.epoch))
-        order = generator.permutation(self._drawn())
+        order = self._drawn()
+        generator.shuffle(order)
         pool = self.batch_size * POOL_BATCHES
-        batches: list[np.ndarray] = []
         for start in range(0, len(order), pool):
             chunk = order[start : start + pool]
-            chunk = chunk[np.argsort(self.sizes[chunk], kind="stable")]
-            batches += [chunk[i : i + self.batch_size] for i in range(0, len(chunk), self.batch_size)]
-        for i in generator.permutation(len(batches)):
-            yield self.indices[batches[i]]
+            order[start : start + pool] = chunk[np.argsort(self.sizes[chunk], kind="stable")]
+        for start in generator.permutation(self.num_updates) * self.batch_size:
+            yield self.indices[order[start : start + self.batch_size]]
 
     def _drawn(self) -> np.ndarray:
         """This epoch's rows, each table's in its share: the next ones of passes over it that are shuffled anew."""
         if [len(places) for places in self.tables] == self.shares:
-            return np.arange(len(self.indices))
+            return counting(len(self.indices))
         found = []
         for number, (places, share) in enumerate(zip(self.tables, self.shares, strict=True)):
             first, last = self.epoch * share, (self.epoch + 1) * share

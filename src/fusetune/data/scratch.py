@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-import mmap
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from fusetune.errors import StorageError
 
-LARGE = 16 * 2**20
-"""Bytes from which on an array lies in a file."""
+LARGE = 2**20
+"""Bytes from which on an array lies in a file: what a fit holds by itself does not grow with the rows."""
 PIECE_ROWS = 65_536
 """Rows that are computed at a time where the rest of them stays in a file."""
 
@@ -28,13 +27,17 @@ def room(shape: Sequence[int], dtype: Any = np.float32) -> np.ndarray:
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if size < max(LARGE, 1):
         return np.zeros(shape, dtype)
+    import torch
+
     try:
-        with tempfile.TemporaryFile(prefix="fusetune-") as file:
+        with tempfile.NamedTemporaryFile(prefix="fusetune-") as file:
             if hasattr(os, "posix_fallocate"):  # a disk that is full is found out here, not when a page is written
                 os.posix_fallocate(file.fileno(), 0, size)
             else:
                 file.truncate(size)
-            return np.frombuffer(mmap.mmap(file.fileno(), size), dtype).reshape(shape)
+            # Unlike Python's mmap it keeps no file open: there may be more arrays than files that may be open.
+            mapped = torch.from_file(file.name, shared=True, size=size, dtype=torch.uint8)
+        return np.asarray(mapped.numpy().view(dtype).reshape(shape))
     except OSError as error:
         raise StorageError(
             f"{tempfile.gettempdir()}: {size / 2**30:.1f} GiB cannot be laid out there ({error}). Free some, or set "
@@ -45,3 +48,69 @@ def room(shape: Sequence[int], dtype: Any = np.float32) -> np.ndarray:
 def pieces(rows: int) -> list[slice]:
     """`PIECE_ROWS` rows at a time; one empty piece of no rows."""
     return [slice(start, min(start + PIECE_ROWS, rows)) for start in range(0, max(rows, 1), PIECE_ROWS)]
+
+
+def index_type(most: int) -> type[np.signedinteger[Any]]:
+    """The type of places up to `most`: int32 where it holds them."""
+    return np.int32 if most < 2**31 else np.int64
+
+
+def joined(parts: Iterable[np.ndarray], rows: int) -> np.ndarray:
+    """`np.concatenate` of one or more parts, which have so many rows together."""
+    made, start = np.zeros(0), 0
+    for number, part in enumerate(parts):
+        if number == 0:
+            made = room((rows, *part.shape[1:]), part.dtype)
+        made[start : start + len(part)] = part
+        start += len(part)
+    return made
+
+
+def narrow(places: np.ndarray, most: int) -> np.ndarray:
+    """A copy of places up to `most`, in the narrowest type."""
+    return joined((places[piece].astype(index_type(most)) for piece in pieces(len(places))), len(places))
+
+
+def taken(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """`values[places]`, for places of whole numbers."""
+    return joined((values[places[piece]] for piece in pieces(len(places))), len(places))
+
+
+def where(mask: np.ndarray) -> np.ndarray:
+    """`np.flatnonzero` of a (rows,) mask, in the narrowest type."""
+    kind = index_type(len(mask))
+    found = ((np.flatnonzero(mask[piece]) + piece.start).astype(kind) for piece in pieces(len(mask)))
+    return joined(found, int(np.count_nonzero(mask)))
+
+
+def filled(rows: int, value: Any, dtype: Any) -> np.ndarray:
+    """`np.full` of (rows,)."""
+    made = room((rows,), dtype)
+    made[:] = value
+    return made
+
+
+def counting(rows: int) -> np.ndarray:
+    """`np.arange`, int64."""
+    return joined((np.arange(piece.start, piece.stop) for piece in pieces(rows)), rows)
+
+
+def ordered(numbers: np.ndarray) -> np.ndarray:
+    """`np.argsort(numbers, kind="stable")` of whole numbers, (rows,) int64.
+
+    Number and place are packed into one word each, which are sorted where they lie.
+    """
+    rows = len(numbers)
+    if not rows:
+        return np.zeros(0, dtype=np.int64)
+    low, bits = int(numbers.min()), rows.bit_length()
+    if int(numbers.max()) - low >= 2 ** (63 - bits):
+        return np.argsort(numbers, kind="stable")
+    words = room((rows,), np.int64)
+    for piece in pieces(rows):
+        np.subtract(numbers[piece], low, out=words[piece], dtype=np.int64)
+        words[piece] <<= bits
+        words[piece] |= np.arange(piece.start, piece.stop)
+    words.sort()
+    words &= 2**bits - 1
+    return words

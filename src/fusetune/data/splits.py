@@ -11,6 +11,7 @@ import numpy as np
 from fusetune.data.distinct import hashed, numbered
 from fusetune.data.roles import SPLIT_WORDS
 from fusetune.data.schema import Schema
+from fusetune.data.scratch import counting, filled, joined, ordered, pieces, room, taken, where
 from fusetune.data.table import Table, is_missing
 from fusetune.errors import TableError, shown
 
@@ -52,7 +53,7 @@ def split_rows(
         name: share for name, share in zip(SPLITS, fractions, strict=True) if name in wanted
     }
     if schema.split is None:
-        return _by_chance(table, schema, np.arange(len(table)), keep, seed)
+        return _by_chance(table, schema, counting(len(table)), keep, seed)
     said = read_splits(table, schema)
     extra = [name for name in said if name not in keep]
     if extra:
@@ -144,7 +145,7 @@ def _by_chance(
     part = table.select(rows)
     units = whole_units(part, schema)
     target = next(iter(schema.targets), None)
-    strata = strata_of(part.lazy(target)) if target is not None else np.zeros(len(rows), dtype=np.int64)
+    strata = strata_of(part.lazy(target)) if target is not None else room((len(rows),), np.int64)
     if units.max(initial=-1) + 1 < len(names):
         what = "rows" if schema.group is None else f"groups in the column {schema.group!r}"
         raise TableError(
@@ -155,7 +156,7 @@ def _by_chance(
             file=table.source,
         )
     which = partition(strata, units, [shares[name] / whole for name in names], seed)
-    made = {name: rows[np.flatnonzero(which == place)] for place, name in enumerate(names)}
+    made = {name: taken(rows, where(which == place)) for place, name in enumerate(names)}
     return made | {name: rows[:0] for name in shares if name not in made}
 
 
@@ -173,15 +174,20 @@ def strata_of(cells: Sequence[Any]) -> np.ndarray:
     if len(few) > MAX_CLASSES:
         try:
             given = (float(text) if text else np.nan for text in texts())
-            numbers = np.fromiter(given, dtype=np.float64, count=len(cells))
+            numbers = _laid(given, len(cells), np.float64)
         except ValueError:
             few = set(texts())
         else:
             edges = np.nanquantile(numbers, np.linspace(0, 1, NUM_BINS + 1)[1:-1])
-            return np.searchsorted(edges, numbers).astype(np.int64)  # NaN sorts behind the last edge
+            # NaN sorts behind the last edge.
+            return joined((np.searchsorted(edges, numbers[piece]) for piece in pieces(len(numbers))), len(numbers))
     # Plain dictionaries: a numpy array of strings makes every one as wide as the longest.
     places = {text: place for place, text in enumerate(sorted(few))}
-    return np.fromiter((places[text] for text in texts()), dtype=np.int64, count=len(cells))
+    return _laid((places[text] for text in texts()), len(cells), np.int64)
+
+
+def _laid(values: Iterator[Any], rows: int, dtype: Any) -> np.ndarray:
+    return joined((np.fromiter(values, dtype, piece.stop - piece.start) for piece in pieces(rows)), rows)
 
 
 def whole_units(table: Table, schema: Schema) -> np.ndarray:
@@ -191,7 +197,7 @@ def whole_units(table: Table, schema: Schema) -> np.ndarray:
     groups count. A row without a group is a group of its own.
     """
     num = len(table)
-    units = np.arange(num)
+    units = counting(num)
     if schema.group is not None:
         units = _numbered(table, [schema.group], lambda cells: str(cells[0]).encode("utf-8", "surrogatepass"), any)
     twins = _twins(table, schema)
@@ -219,18 +225,16 @@ def _numbered(
         key: from a row's cells to what is compared.
         lacks: from which of a row's cells are missing to whether the row lacks them.
     """
-    keys, step = [], min(HASH_ROWS, *(table.at_once(name) for name in columns))
+    keys, step = room((len(table), 2), np.uint64), min(HASH_ROWS, *(table.at_once(name) for name in columns))
     for start in range(0, len(table), step):
         rows = range(start, min(start + step, len(table)))
         cells = list(zip(*(table.cells(name, rows) for name in columns), strict=True))
         lost = [lacks(map(is_missing, row)) for row in cells]
-        keys.append(
-            hashed(
-                b"row %d" % place if gone else b"key " + key(row)
-                for place, row, gone in zip(rows, cells, lost, strict=True)
-            )
+        keys[start : start + step] = hashed(
+            b"row %d" % place if gone else b"key " + key(row)
+            for place, row, gone in zip(rows, cells, lost, strict=True)
         )
-    return numbered(np.concatenate(keys))[0]
+    return numbered(keys)[0]
 
 
 def _twins(table: Table, schema: Schema) -> np.ndarray | None:
@@ -265,9 +269,9 @@ def partition(strata: np.ndarray, units: np.ndarray, fractions: Sequence[float],
     rng = np.random.default_rng(seed)
     shares = np.asarray(fractions, dtype=np.float64)
     members = _Units(units)
-    which = np.full(len(units), -1, dtype=np.int64)
+    which = filled(len(units), -1, np.int64)
     _place_groups([members.rows(int(place)) for place in np.flatnonzero(members.sizes > 1)], strata, shares, which, rng)
-    _place_singles(members.first[members.sizes == 1], strata, shares, which, rng)
+    _place_singles(taken(members.first, where(members.sizes == 1)), strata, shares, which, rng)
     _fill_empty(members, which, len(shares))
     _keep_rare(members, strata, which)
     return which
@@ -283,21 +287,31 @@ class _Units:
     """
 
     def __init__(self, numbers: np.ndarray) -> None:
-        self.numbers, self.sizes = numbers, np.bincount(numbers)
-        self._order = np.argsort(numbers, kind="stable")
-        self._starts = np.cumsum(self.sizes) - self.sizes
-        self.first = self._order[self._starts]
+        self.numbers, self.sizes = numbers, _counts(numbers)
+        self._order = ordered(numbers)
+        self._starts = room(self.sizes.shape, np.int64)
+        np.cumsum(self.sizes, out=self._starts)
+        self._starts -= self.sizes
+        self.first = taken(self._order, self._starts)
 
     def rows(self, unit: int) -> np.ndarray:
         """A unit's rows, rising."""
         return self._order[self._starts[unit] : self._starts[unit] + self.sizes[unit]]
 
 
+def _counts(numbers: np.ndarray) -> np.ndarray:
+    """`np.bincount`."""
+    counts = room((int(numbers.max(initial=-1)) + 1,), np.int64)
+    for piece in pieces(len(numbers)):
+        np.add.at(counts, numbers[piece], 1)
+    return counts
+
+
 def _place_groups(
     groups: list[np.ndarray], strata: np.ndarray, shares: np.ndarray, which: np.ndarray, rng: np.random.Generator
 ) -> None:
     """Largest first, each group to the part that lacks its classes most and still has room for it."""
-    desired = shares[:, None] * np.bincount(strata)[None, :]  # (parts, strata)
+    desired = shares[:, None] * _counts(strata)[None, :]  # (parts, strata)
     room = shares * len(strata)
     have = np.zeros_like(desired)
     shuffled = [groups[place] for place in rng.permutation(len(groups))]
@@ -317,29 +331,43 @@ def _place_singles(
     """Walk the rows class by class and deal them out at a steady pace, so that every class gets even shares."""
     if not len(rows):
         return
-    rows = rng.permutation(rows)
-    num_strata = len(np.unique(strata))
-    if num_strata <= shares[0] * len(strata) / 2:
-        in_train = np.unique(strata[which == 0])
-        classes, first = np.unique(strata[rows], return_index=True)
-        kept = first[~np.isin(classes, in_train)]
+    rng.shuffle(rows)
+    if np.count_nonzero(_counts(strata)) <= shares[0] * len(strata) / 2:
+        first = filled(int(strata.max()) + 1, len(rows), np.int64)
+        for piece in pieces(len(rows)):
+            np.minimum.at(first, strata[rows[piece]], np.arange(piece.start, piece.stop))
+        kept = first[(first < len(rows)) & ~_in_train(strata, which)]
         which[rows[kept]] = 0
-        rows = np.delete(rows, kept)
+        others = filled(len(rows), True, bool)
+        others[kept] = False
+        rows = taken(rows, where(others))
     ranks = rng.permutation(int(strata.max()) + 1)
-    rows = rows[np.argsort(ranks[strata[rows]], kind="stable")]
-    which[rows] = 0
-    left = rows
+    left = taken(rows, ordered(taken(ranks, taken(strata, rows))))
+    _put(which, left, 0)
     for part in range(len(shares) - 1, 0, -1):
-        wanted = max(shares[part] * len(strata) - (which == part).sum(), 0)
+        wanted = max(shares[part] * len(strata) - np.count_nonzero(which == part), 0)
         chosen = _steadily(len(left), min(wanted / max(len(left), 1), 1.0))
-        which[left[chosen]] = part
-        left = left[~chosen]
+        _put(which, taken(left, where(chosen)), part)
+        left = taken(left, where(np.logical_not(chosen, out=chosen)))
+
+
+def _in_train(strata: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """(strata,) bool: of which there is a row in train."""
+    found = room((int(strata.max(initial=-1)) + 1,), bool)
+    for piece in pieces(len(strata)):
+        found[strata[piece][which[piece] == 0]] = True
+    return found
+
+
+def _put(which: np.ndarray, rows: np.ndarray, part: int) -> None:
+    for piece in pieces(len(rows)):
+        which[rows[piece]] = part
 
 
 def _steadily(num: int, pace: float) -> np.ndarray:
     """(num,) bool: `num * pace` of them, evenly spaced."""
-    steps = np.floor(np.arange(num + 1) * pace + 0.5)
-    return np.asarray(np.diff(steps) > 0)
+    steps = (np.floor(np.arange(piece.start, piece.stop + 1) * pace + 0.5) for piece in pieces(num))
+    return joined((np.diff(step) > 0 for step in steps), num)
 
 
 def _fill_empty(members: _Units, which: np.ndarray, num_parts: int) -> None:
@@ -354,7 +382,7 @@ def _fill_empty(members: _Units, which: np.ndarray, num_parts: int) -> None:
 
 def _keep_rare(members: _Units, strata: np.ndarray, which: np.ndarray) -> None:
     """Move a unit of a class that train lacks into train, where its part keeps another unit."""
-    lost = np.setdiff1d(strata, strata[which == 0])
+    lost = np.flatnonzero((_counts(strata) > 0) & ~_in_train(strata, which))
     if not len(lost) or len(lost) > len(members.sizes) / 4:
         return
     owners = which[members.first]

@@ -12,6 +12,7 @@ import pyarrow as pa
 from fusetune.data.arrow import from_cells, is_json
 from fusetune.data.distinct import Cells, as_cells, distinct, is_missing, missing_in
 from fusetune.data.quarantine import Rejected
+from fusetune.data.scratch import counting, narrow, room, taken, where
 from fusetune.errors import TableError, nearest
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Table:
         rejected: rows of the source that are not here, with the reason.
         notes: what a user should know about how it was read.
         files: what it was read from, each with its first row's id here; several where tables were joined.
+        keep: what lives as long as it does, as the temporary file that it is mapped from.
         lone: whether files that its cells name relative to it are out of reach, as it was copied from an address.
     """
 
@@ -67,9 +69,9 @@ class Table:
         """
         self.files = list(files) or [(source, 0)]
         self.source, self.base_dir = source, base_dir
-        self.rows = np.arange(arrow.num_rows, dtype=np.int64) if rows is None else rows
+        self.rows = counting(arrow.num_rows) if rows is None else rows
         self.rejected, self.notes = list(rejected), list(notes)
-        self._base, self._keep = arrow, keep
+        self._base, self.keep = arrow, keep
         self.lone = False
         self._places: np.ndarray | None = None
         self._json = {field.name for field in arrow.schema if is_json(field)}
@@ -124,7 +126,7 @@ class Table:
         """
         self.source, self.files, self.lone = address, [(address, 0)], not media
         self.notes.append(note)
-        self._keep = (self._keep, keep)
+        self.keep = (self.keep, keep)
 
     @property
     def arrow(self) -> pa.Table:
@@ -200,8 +202,8 @@ class Table:
         return Cells(self, column, indices)
 
     def distinct(self, column: str) -> tuple[np.ndarray, np.ndarray]:
-        """(rows,) int64, which of the column's distinct cells each row has, -1 for missing ones; and (cells,) int64,
-        the first row of each, in order.
+        """(rows,), which of the column's distinct cells each row has, -1 for missing ones; and (cells,), the first row
+        of each, in order; int32 where that is wide enough.
 
         Raises:
             TableError: there is no such column.
@@ -248,8 +250,11 @@ class Table:
     def missing(self, column: str) -> np.ndarray:
         """(rows,) bool, True where the cell is missing."""
         self.require([column])
-        found = [missing_in(array, column in self._json) for array in self._arrays(column)]
-        return np.concatenate(found) if found else np.zeros(0, dtype=bool)
+        found, start = room((len(self),), bool), 0
+        for array in self._arrays(column):
+            found[start : start + len(array)] = missing_in(array, column in self._json)
+            start += len(array)
+        return found
 
     def parts(self) -> np.ndarray:
         """(rows,) int64, the place in `files` of what each row was read from."""
@@ -273,10 +278,11 @@ class Table:
             indices: positions, or a (rows,) bool mask.
         """
         wanted = np.asarray(indices)
-        wanted = np.flatnonzero(wanted) if wanted.dtype == bool else wanted.astype(np.int64)
-        part = Table(self._base, source=self.source, base_dir=self.base_dir, rows=self.rows[wanted], keep=self._keep)
+        wanted = where(wanted) if wanted.dtype == bool else narrow(wanted, len(self))
+        rows = taken(self.rows, wanted)
+        part = Table(self._base, source=self.source, base_dir=self.base_dir, rows=rows, keep=self.keep)
         part.files, part.lone, part._ends = self.files, self.lone, self._ends
-        part._places = wanted if self._places is None else self._places[wanted]
+        part._places = wanted if self._places is None else taken(self._places, wanted)
         return part
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from fusetune.data.column import Progress
 from fusetune.data.examples import Examples
-from fusetune.data.scratch import pieces, room
+from fusetune.data.scratch import PIECE_ROWS, ordered, pieces, room, taken
 from fusetune.data.store import Store
 from fusetune.models.understand import Understand
 from fusetune.training.memory import kept_memory, settle
@@ -59,22 +60,53 @@ def predict_logits(
         batch_size: rows at a time, rows of like cost together; None takes as many as the processor is fastest with.
         progress: wraps the iterator over batches.
     """
-    order = np.argsort(examples.sizes(indices), kind="stable")
+    order = ordered(examples.sizes(indices))
     device = model_device(model)
-    cuts = np.arange(batch_size, len(order), batch_size) if batch_size else _cuts(examples, indices[order], device.type)
+    sorted_rows = taken(indices, order)
+    cuts = np.arange(batch_size, len(order), batch_size) if batch_size else _cuts(examples, sorted_rows, device.type)
     groups = np.split(order, cuts)
     steps: Iterator[np.ndarray] = iter(groups)
     if progress is not None:
         steps = progress(steps, "predicting", len(groups))
-    parts: dict[str, list[Tensor]] = {task: [] for task in model.tasks}
+    made = _Logits(len(indices))
     with evaluating(model), kept_memory() if len(groups) > 1 else nullcontext():
         for step in steps:
-            outputs = model(examples.batch(indices[step]).to(device))
-            for task, logits in outputs.logits.items():
-                parts[task].append(logits.float())  # still on the device, which works on while the next batch is made
+            made.put(step, model(examples.batch(indices[step]).to(device)).logits)
             settle()
-    back = torch.from_numpy(np.argsort(order))
-    return {task: torch.cat(chunks).cpu()[back] for task, chunks in parts.items()}
+    return {task: made.of(task) for task in model.tasks}
+
+
+class _Logits:
+    """Rows' logits by task, in a file where they are many. Batches stay on the device for a while, which works on while
+    the next one is made."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.found = rows, dict[str, np.ndarray]()
+        self._places: list[np.ndarray] = []
+        self._waiting: dict[str, list[Tensor]] = {}
+
+    def put(self, places: np.ndarray, logits: Mapping[str, Tensor]) -> None:
+        """A batch's."""
+        self._places.append(places)
+        for task, values in logits.items():
+            self._waiting.setdefault(task, []).append(values.float())
+        if sum(map(len, self._places)) >= PIECE_ROWS:
+            self._fetch()
+
+    def _fetch(self) -> None:
+        places = np.concatenate(self._places)
+        for task, chunks in self._waiting.items():
+            values = torch.cat(chunks).cpu().numpy()
+            if task not in self.found:
+                self.found[task] = room((self.rows, *values.shape[1:]))
+            self.found[task][places] = values
+        self._places, self._waiting = [], {}
+
+    def of(self, task: str) -> Tensor:
+        """All rows'."""
+        if self._places:
+            self._fetch()
+        return torch.from_numpy(self.found[task])
 
 
 def _cuts(examples: Examples, indices: np.ndarray, device: str) -> list[int]:
@@ -89,7 +121,9 @@ def _cuts(examples: Examples, indices: np.ndarray, device: str) -> list[int]:
         return list(range(ROWS, len(indices), ROWS))
     tokens = sum((column.costs(column.codes[indices]) for column in encoded), np.zeros(len(indices), np.int64))
     cuts, start, longest = [], 0, 0
-    for place, size in enumerate(tokens.tolist()):
+    for place, size in enumerate(
+        itertools.chain.from_iterable(tokens[piece].tolist() for piece in pieces(len(tokens)))
+    ):
         rows, longest = place - start, max(longest, size)
         if rows >= most_rows or (rows >= MIN_ROWS and longest * (rows + 1) > most_tokens):
             cuts.append(place)

@@ -387,6 +387,6 @@ def _sampler(stage: Stage, train: Examples, accelerator: Accelerator) -> UpdateS
         seed=stage.seed,
         process=accelerator.process_index,
         num_processes=accelerator.num_processes,
-        tables=train.table.parts()[train.used],
+        tables=train.table.parts()[train.used] if train.mix != 1 else None,
         mix=train.mix,
     )

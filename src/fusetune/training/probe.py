@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fusetune.data.examples import Examples
-from fusetune.data.scratch import pieces, room
+from fusetune.data.scratch import pieces, room, taken, where
 from fusetune.models.understand import Understand
 from fusetune.tasks.base import LinearModel, Task
 from fusetune.types import Tokens
@@ -73,8 +73,8 @@ def column_scales(examples: Examples, features: Features) -> dict[str, tuple[Ten
     """`learn_scale` of every column's features over the used rows that have the column."""
     scales = {}
     for name, table in features.items():
-        codes = examples.columns[name].codes[examples.used]
-        scales[name] = learn_scale(vectors(table, codes[codes >= 0]))
+        codes = taken(examples.columns[name].codes, examples.used)
+        scales[name] = learn_scale(vectors(table, taken(codes, where(codes >= 0))))
     return scales
 
 
@@ -82,7 +82,7 @@ def vectors(table: Tokens, places: np.ndarray) -> Tensor:
     """The mean of the real tokens of some cells, (places, dim), in a file where they are many."""
     found = room((len(places), table.values.shape[2]))
     for piece in pieces(len(places)):
-        chosen = torch.from_numpy(places[piece])
+        chosen = torch.from_numpy(places[piece].astype(np.int64))
         found[piece] = Tokens(table.values[chosen], table.mask[chosen]).mean().numpy()
     return torch.from_numpy(found)
 
@@ -113,7 +113,7 @@ class Probe:
             train.truth,
             side_by_side(val_blocks, weights),
             val.truth,
-            train.examples.weights[train.indices],
+            taken(train.examples.weights, train.indices),
         )
         return cls(scales, weights, linear)
 
@@ -134,7 +134,7 @@ class Probe:
 def block(split: SplitRows, name: str, scale: tuple[Tensor, Tensor]) -> np.ndarray:
     """A column's features for the linear model, (rows, features + 1) float32; the last says whether it is absent."""
     shift, factor = scale
-    codes = split.examples.columns[name].codes[split.indices]
+    codes = taken(split.examples.columns[name].codes, split.indices)
     made = room((len(codes), len(shift) + 1))
     made[:, -1] = codes < 0
     for piece in pieces(len(codes)):
