@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fusetune.data import distinct as module
 from fusetune.data.distinct import cell_key, is_missing, keys_in, missing_in, numbered
 from fusetune.data.table import Table
 
@@ -97,6 +98,18 @@ def test_wide_offsets_and_empty_arrays(kind):
 def test_more_rows_than_a_piece_are_numbered_alike(monkeypatch):
     monkeypatch.setattr("fusetune.data.scratch.PIECE_ROWS", 7)
     keys = np.random.default_rng(0).integers(0, 9, (100, 2)).astype(np.uint64)
+    numbers, firsts = numbered(keys)
+    places = {}
+    assert numbers.tolist() == [places.setdefault(tuple(key), len(places)) for key in keys.tolist()]
+    assert [tuple(key) for key in keys[firsts].tolist()] == list(places)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3])
+def test_keys_whose_mixtures_are_equal_are_told_apart(monkeypatch, kept):
+    mixed = module._mixed
+    monkeypatch.setattr(module, "_mixed", lambda keys, bits: mixed(keys, bits) & kept)
+    monkeypatch.setattr("fusetune.data.scratch.PIECE_ROWS", 7)
+    keys = np.random.default_rng(0).integers(0, 6, (100, 2)).astype(np.uint64)
     numbers, firsts = numbered(keys)
     places = {}
     assert numbers.tolist() == [places.setdefault(tuple(key), len(places)) for key in keys.tolist()]

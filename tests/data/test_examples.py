@@ -154,3 +154,16 @@ def test_keys_tell_types_apart_and_match_equal_cells():
 
 def test_sizes_add_up_over_columns():
     assert make().sizes(np.asarray([0, 2])).tolist() == [2, 1]
+
+
+def test_modalities_learn_some_rows_at_a_time(monkeypatch):
+    whole = make()
+    whole.fit()
+    monkeypatch.setattr("fusetune.data.column.LEARNT_TOGETHER", 1)
+    monkeypatch.setattr("fusetune.data.scratch.PIECE_ROWS", 2)
+    again = make(memory=0.0)
+    again.fit()
+    for name, column in whole.columns.items():
+        assert again.columns[name].modality.state() == column.modality.state()
+    assert again.used.tolist() == whole.used.tolist()
+    assert [item.record() for item in again.rejected] == [item.record() for item in whole.rejected]

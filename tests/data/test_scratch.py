@@ -5,13 +5,20 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from fusetune import api
 from fusetune.data import scratch
-from fusetune.data.scratch import pieces, room
+from fusetune.data.distinct import distinct
+from fusetune.data.sampler import UpdateSampler
+from fusetune.data.scratch import counting, filled, index_type, joined, narrow, ordered, pieces, room, taken, where
+from fusetune.data.splits import partition
+from fusetune.data.table import Table
 from fusetune.errors import StorageError
 from fusetune.tasks.linear import fit_logistic, fit_ridge
 
@@ -75,3 +82,59 @@ def test_a_fit_with_everything_in_files_gives_the_same_weights(monkeypatch, shop
     whole = sums("memory")
     monkeypatch.setattr(scratch, "LARGE", 1)
     assert sums("files") == whole
+    monkeypatch.setattr(scratch, "NARROW", 0)
+    assert sums("wide") == whole
+
+
+def test_large_arrays_keep_no_file_open(monkeypatch):
+    monkeypatch.setattr(scratch, "LARGE", 1)
+    several = [filled(10, number, np.int32) for number in range(50)]
+    assert [int(one[9]) for one in several] == list(range(50))
+    opened = Path("/proc/self/fd")
+    if opened.is_dir():
+        assert not any("fusetune-" in str(os.readlink(one)) for one in opened.iterdir() if one.is_symlink())
+
+
+def test_places_are_narrow_while_that_is_wide_enough(monkeypatch):
+    assert index_type(2**31 - 1) == np.int32 and index_type(2**31) == np.int64
+    table = Table.from_records([{"x": name} for name in "abba"])
+    assert {part.dtype for part in table.distinct("x")} == {np.dtype(np.int32)}
+    monkeypatch.setattr(scratch, "NARROW", 0)
+    assert {part.dtype for part in table.distinct("x")} == {np.dtype(np.int64)}
+    assert table.distinct("x")[0].tolist() == [0, 1, 1, 0]
+
+
+@pytest.mark.parametrize("large", [1, 10**9])
+def test_what_is_done_in_pieces_is_what_numpy_does_at_once(monkeypatch, large):
+    monkeypatch.setattr(scratch, "LARGE", large)
+    monkeypatch.setattr(scratch, "PIECE_ROWS", 7)
+    rng = np.random.default_rng(0)
+    for rows in (0, 1, 7, 50):
+        values, places = rng.normal(size=(60, 2)), rng.integers(0, 60, rows)
+        np.testing.assert_array_equal(taken(values, places), values[places])
+        np.testing.assert_array_equal(narrow(places, 60), places)
+        np.testing.assert_array_equal(counting(rows), np.arange(rows))
+        np.testing.assert_array_equal(where(places > 30), np.flatnonzero(places > 30))
+        np.testing.assert_array_equal(joined(iter([places[:5], places[5:]]), rows), places)
+        for numbers in (places, -places, places * 2**57, rng.integers(0, 3, rows).astype(np.int32), places == 4):
+            np.testing.assert_array_equal(ordered(numbers), np.argsort(numbers, kind="stable"))
+
+
+def test_splitting_and_drawing_take_no_memory_for_every_row(monkeypatch):
+    monkeypatch.setattr(scratch, "LARGE", 2**16)
+    monkeypatch.setattr(scratch, "PIECE_ROWS", 4096)
+    rows = 400_000
+    strata, units = filled(rows, 1, np.int64), counting(rows)
+    tracemalloc.start()
+    try:
+        which = partition(strata, units, [0.8, 0.1, 0.1], seed=0)
+        train = where(which == 0)
+        sampler = UpdateSampler(train, taken(strata, train), batch_size=64)
+        drawn = sum(len(update) for update in sampler.updates())
+        numbers, firsts = distinct((pa.array(units[piece]) for piece in pieces(rows)), False, rows)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert drawn == len(train) == 320_000
+    assert np.array_equal(numbers, units) and np.array_equal(firsts, units)
+    assert peak < 4 * rows

@@ -159,3 +159,20 @@ def test_strata_of_numbers_classes_and_gaps():
     assert len(set(strata_of([*range(100), None]).tolist())) == 10
     assert strata_of(["b", "A ", "a", None]).tolist() == [2, 1, 1, 0]
     assert strata_of([1.0, 1, "1", True]).tolist()[:3] == [0, 0, 0]
+
+
+def test_more_rows_than_a_piece_are_split_alike(monkeypatch):
+    rng = np.random.default_rng(1)
+    cases = [
+        (rng.integers(0, num, 300), np.unique(rng.integers(0, 400, 300), return_inverse=True)[1]) for num in (1, 4, 90)
+    ]
+    numbers = rng.normal(size=300).tolist()
+
+    def split():
+        parts = [partition(strata, units, [0.8, 0.1, 0.1], seed).tolist() for seed, (strata, units) in enumerate(cases)]
+        return [*parts, strata_of(numbers).tolist(), strata_of(list("abca") * 75).tolist()]
+
+    whole = split()
+    monkeypatch.setattr("fusetune.data.scratch.PIECE_ROWS", 7)
+    monkeypatch.setattr("fusetune.data.scratch.LARGE", 1)
+    assert split() == whole

@@ -222,6 +222,15 @@ def test_batches_are_cut_by_tokens(made, monkeypatch):
             assert len(rows) == most or (longer > tokens and len(rows) >= least)
 
 
+def test_logits_are_fetched_some_batches_at_a_time(made, monkeypatch):
+    model, examples = made
+    whole = predict_logits(model, examples, examples.used, batch_size=2)["y"]
+    monkeypatch.setattr(inference, "PIECE_ROWS", 5)
+    assert torch.equal(predict_logits(model, examples, examples.used, batch_size=2)["y"], whole)
+    backwards = predict_logits(model, examples, examples.used[::-1], batch_size=2)["y"]
+    torch.testing.assert_close(backwards.flip(0), whole)
+
+
 def test_rows_with_pictures_are_taken_by_number(build, monkeypatch):
     model, examples = build("concat")
     monkeypatch.setattr(inference, "ROWS", 7)

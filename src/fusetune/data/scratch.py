@@ -17,6 +17,9 @@ LARGE = 2**20
 PIECE_ROWS = 65_536
 """Rows that are computed at a time where the rest of them stays in a file."""
 
+NARROW = 2**31
+"""Places below it are int32."""
+
 
 def room(shape: Sequence[int], dtype: Any = np.float32) -> np.ndarray:
     """Zeros to be filled in. A large array's file is gone with it; the system keeps as much of it in memory as is free.
@@ -52,7 +55,7 @@ def pieces(rows: int) -> list[slice]:
 
 def index_type(most: int) -> type[np.signedinteger[Any]]:
     """The type of places up to `most`: int32 where it holds them."""
-    return np.int32 if most < 2**31 else np.int64
+    return np.int32 if most < NARROW else np.int64
 
 
 def joined(parts: Iterable[np.ndarray], rows: int) -> np.ndarray:
