@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fusetune.data.scratch import filled, joined, pieces, taken, where
 from fusetune.untrusted import tensors_of
 
 SEGMENT_BYTES = 64 * 2**20
@@ -139,10 +140,17 @@ class Store:
         if values.dtype != self.dtype or values.shape[1:] != like:
             raise ValueError("its rows are of another sort")
         self._segments.append(values)
-        where = torch.stack([torch.full_like(ends, len(self._segments) - 1), ends - counts, ends], 1).numpy()
-        keys = np.concatenate([self._keys, np.ascontiguousarray(digests.numpy()).view(KEY).ravel()])
-        self._keys, firsts = np.unique(keys, return_index=True)
-        self._where = np.concatenate([self._where, where])[firsts]
+        parts = torch.stack([torch.full_like(ends, len(self._segments) - 1), ends - counts, ends], 1).numpy()
+        added = np.ascontiguousarray(digests.numpy()).view(KEY).ravel()
+        num = len(self._keys) + len(added)
+        keys = joined((self._keys, added), num)
+        order = np.argsort(keys, kind="stable")
+        keys = taken(keys, order)
+        new = filled(num, True, bool)
+        new[1:] = keys[1:] != keys[:-1]
+        firsts = where(new)
+        self._keys, places = taken(keys, firsts), taken(order, firsts)
+        self._where = taken(joined((self._where, parts), num), places)
 
     def add(self, digest: bytes, rows: Tensor) -> None:
         """Keep a cell's rows, (rows, ...); they are on disk after the next `flush`, which happens by itself at times.
@@ -204,6 +212,9 @@ class Store:
 
     def has(self, digests: np.ndarray) -> np.ndarray:
         """(cells,) bool, which of (cells, 16) uint8 digests are here."""
+        return joined((self._has(digests[piece]) for piece in pieces(len(digests))), len(digests))
+
+    def _has(self, digests: np.ndarray) -> np.ndarray:
         keys = np.ascontiguousarray(digests).view(KEY).ravel()
         found = np.zeros(len(keys), dtype=bool)
         if len(self._keys):
@@ -213,4 +224,4 @@ class Store:
 
     def lengths(self, digests: np.ndarray) -> np.ndarray:
         """(cells,) int64, how many rows each of (cells, 16) uint8 digests has; all are here."""
-        return np.asarray([len(self.rows(digest.tobytes())) for digest in digests], dtype=np.int64)
+        return np.fromiter((len(self.rows(digest.tobytes())) for digest in digests), np.int64, len(digests))

@@ -201,7 +201,7 @@ class _Filled:
 
     def take(self, places: np.ndarray, digests: np.ndarray, store: Store) -> None:
         """Cells' features from the store."""
-        self._widen(int(store.lengths(digests[places]).max(initial=1)))
+        self._widen(int(store.lengths(taken(digests, places)).max(initial=1)))
         for place in places:
             rows = store.rows(digests[place].tobytes())
             self.values[place, : len(rows)], self.mask[place, : len(rows)] = rows.numpy(), True

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from fusetune.data.scratch import pieces
 from fusetune.errors import FolderError, Interrupted
 from fusetune.training.callbacks import Callback
 from fusetune.training.checkpoint import Checkpoints
@@ -203,12 +204,15 @@ class Keeper:
         if path.is_file():
             with self.reading():
                 kept = np.asarray(read_json(path), dtype=np.int64)
-                if kept.ndim != 1 or not set(found.tolist()) <= set(kept.tolist()) or (kept < 0).any():
+                if kept.ndim != 1 or not np.isin(found, kept).all() or (kept < 0).any():
                     raise ValueError(f"{path.name} holds other cells")
             return kept
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(found.tolist()), encoding="utf-8")
+        with partial.open("w", encoding="utf-8") as file:
+            for number, piece in enumerate(pieces(len(found))):
+                file.write((", " if number else "[") + json.dumps(found[piece].tolist())[1:-1])
+            file.write("]")
         partial.replace(path)
         return found
 

@@ -11,6 +11,7 @@ import torch
 
 from fusetune.backbones.backbone import Backbone
 from fusetune.data.column import Column
+from fusetune.data.scratch import taken, where
 from fusetune.data.store import Cache, Store
 
 FORMAT = 1
@@ -42,4 +43,4 @@ def open_store(cache: Cache | None, encoder: Any, boundary: int | str, dtype: to
 def missing(store: Store, column: Column) -> tuple[np.ndarray, np.ndarray]:
     """Each distinct cell's digest, (cells, 16) uint8; and those that the store lacks, most costly first."""
     digests, good = column.digests(), column.good()
-    return digests, good[~store.has(digests[good])]
+    return digests, taken(good, where(~store.has(taken(digests, good))))
