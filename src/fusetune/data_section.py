@@ -30,7 +30,7 @@ class DataConfig(Section):
     """Augmented views of a cell that a frozen encoder, or the frozen first layers of one, sees in turn: each is
     computed once, epoch e uses view e mod `views`. 0: a new one in every epoch, which is computed in every epoch."""
     memory: Annotated[float, Field(ge=0)] = 4.0
-    """GiB of decoded cells kept in memory; the rest is decoded again when needed."""
+    """GiB of decoded cells that are kept, tokens and numbers in mapped files; the rest is decoded again when needed."""
 
     @model_validator(mode="after")
     def _shares(self) -> DataConfig:

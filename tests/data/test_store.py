@@ -44,6 +44,22 @@ def test_rows_come_back(tmp_path_factory: pytest.TempPathFactory, runs: list[lis
     assert store.has(asked).tolist() == [False] + [True] * len(expected)
 
 
+def test_many_rows_come_back_from_files_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fusetune.data.scratch.LARGE", 1)
+    monkeypatch.setattr("fusetune.data.scratch.PIECE_ROWS", 3)
+    cache = Cache(tmp_path, 1)
+    for numbers in (range(20, 5, -1), range(10, 30)):  # some of them twice
+        store = cache.store(KEY, torch.float32)
+        for number in numbers:
+            store.add(digest(number), torch.full((number % 3 + 1, 2), float(number)))
+        store.flush()
+    asked = np.frombuffer(b"".join(map(digest, range(40))), dtype=np.uint8).reshape(-1, 16)
+    store = cache.store(KEY, torch.float32)
+    assert np.flatnonzero(store.has(asked)).tolist() == list(range(6, 30)) and len(store) == 24
+    assert store.lengths(asked[6:30]).tolist() == [number % 3 + 1 for number in range(6, 30)]
+    assert all(store.rows(digest(number))[0, 0] == number for number in range(6, 30))
+
+
 def test_keys_and_formats_are_kept_apart(tmp_path: Path) -> None:
     cache = Cache(tmp_path, 1)
     store = cache.store(KEY, torch.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -152,6 +153,14 @@ def test_signals_are_let_alone_where_they_cannot_be_answered(tmp_path, keeps):
     else:
         look()
     assert found == [before]
+
+
+def test_many_cells_are_written_as_few_are(tmp_path, monkeypatch):
+    monkeypatch.setattr("fusetune.data.scratch.PIECE_ROWS", 3)
+    for num in (0, 1, 3, 7):
+        found = np.arange(num) * 5
+        assert Keeper(tmp_path, 5).places(f"x{num}", found).tolist() == found.tolist()
+        assert (tmp_path / "places" / f"x{num}.json").read_text() == json.dumps(found.tolist())
 
 
 def test_cells_computed_together_stay_together(tmp_path):
