@@ -48,8 +48,8 @@ def test_many_rows_come_back_from_files_in_pieces(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("fusetune.data.scratch.LARGE", 1)
     monkeypatch.setattr("fusetune.data.scratch.PIECE_ROWS", 3)
     cache = Cache(tmp_path, 1)
-    for numbers in (range(20, 5, -1), range(10, 30)):  # some of them twice
-        store = cache.store(KEY, torch.float32)
+    writers = cache.store(KEY, torch.float32), cache.store(KEY, torch.float32)  # neither sees what the other writes
+    for store, numbers in zip(writers, (range(20, 5, -1), range(10, 30)), strict=True):
         for number in numbers:
             store.add(digest(number), torch.full((number % 3 + 1, 2), float(number)))
         store.flush()
