@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from fusetune.errors import NonFiniteLoss
 from fusetune.training.shard import forget_absent
-from fusetune.training.spread import clip as clip_together
-from fusetune.training.spread import is_spread
+from fusetune.training.spread import clip as scale_down
+from fusetune.training.spread import gradient_norm, is_spread
 from fusetune.types import Batch, as_numbers
 
 Shares = Mapping[str, "float | Tensor"]
@@ -154,17 +154,16 @@ def update(
         NonFiniteLoss: the loss or the gradient became NaN or infinite; the update is not made.
     """
     totals = gradients(learner, micro_batches, accelerator)
-    most = clip if clip is not None else math.inf
-    spread = any(is_spread(parameter) for parameter in trained)
-    if spread:
+    if any(is_spread(parameter) for parameter in trained):
         forget_absent(accelerator.unwrap_model(learner), micro_batches, accelerator)
-    norm = clip_together(trained, most) if spread else accelerator.clip_grad_norm_(trained, most)
+    accelerator.unscale_gradients()
+    norm = gradient_norm(trained)
     if accelerator.num_processes > 1:
         means = accelerator.reduce(torch.stack([totals[name].float() for name in sorted(totals)]), "mean")
         totals = dict(zip(sorted(totals), means, strict=True))
     # All that decides about the update comes from the device at once: it is the one time that an update waits for it.
-    losses = as_numbers(totals if norm is None else {**totals, NORM: norm})
-    size = losses.pop(NORM, 0.0)
+    losses = as_numbers({**totals, NORM: norm})
+    size = losses.pop(NORM)
     finite = all(math.isfinite(value) for value in losses.values())
     if not finite or (not math.isfinite(size) and accelerator.scaler is None):
         ids = [int(row) for batch in micro_batches for row in batch.rows]
@@ -174,6 +173,8 @@ def update(
             f"rows {ids[:64]}\n  Do: lower trainer.lr and trainer.backbone_lr, set trainer.clip, or look at these "
             "rows. No update was made from them."
         )
+    if clip is not None:
+        scale_down(trained, clip, norm, size)
     optimizer.step()
     optimizer.zero_grad()
     if (look_back := getattr(gradients, "look_back", None)) is not None:  # those of a Sharpness see every loss twice
