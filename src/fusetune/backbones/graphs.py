@@ -8,10 +8,12 @@ writes them.
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -36,11 +38,7 @@ alone = threading.Lock()
 def why_not(encoder: Any) -> str:
     """Why an encoder's passes cannot be replayed; empty where they can."""
     if encoder.kind == "audio":
-        return "what it hides of a sound is drawn outside of the GPU"
-    config = encoder.config
-    drops = [name for name in ("layerdrop", "encoder_layerdrop") if getattr(config, name, 0)]
-    if drops:
-        return f"{drops[0]} leaves out layers by draws outside of the GPU"
+        return "sounds have too many lengths"
     return "its batch normalisation would learn from what is padded" if learns_from_padding(encoder) else ""
 
 
@@ -172,7 +170,7 @@ def recorded(part: nn.Module, tensors: list[Tensor], pool: Any) -> Callable[...,
     gradient would wait for the stream in which it was made, and a capture may wait for none.
 
     Raises:
-        RuntimeError: see `capture`.
+        RuntimeError: see `capture`; or the pass draws what a replay would not draw anew.
     """
     trained = {name: parameter for name, parameter in part.named_parameters() if parameter.requires_grad}
     names, num = list(trained), len(tensors)
@@ -182,8 +180,18 @@ def recorded(part: nn.Module, tensors: list[Tensor], pool: Any) -> Callable[...,
         return found
 
     copies = [one.detach().clone().requires_grad_(one.requires_grad) for one in tensors]
+    before = _draws()
     replay = capture(over, [*copies, *(one.detach().requires_grad_() for one in trained.values())], pool)
+    if _draws() != before:
+        raise RuntimeError("random numbers are drawn outside of the GPU")
     return lambda *given: replay(*given, *trained.values())
+
+
+def _draws() -> tuple[Any, ...]:
+    """Where the generators outside of GPUs stand."""
+    numpy: Any = np.random.get_state(legacy=False)
+    keys, place = numpy["state"]["key"], numpy["state"]["pos"]
+    return random.getstate(), keys.tobytes(), place, numpy["has_gauss"], torch.get_rng_state().numpy().tobytes()
 
 
 def capture(over: Callable[..., tuple[Tensor, ...]], tensors: list[Tensor], pool: Any) -> Any:
