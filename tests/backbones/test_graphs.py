@@ -16,6 +16,7 @@ import torch
 from fusetune.backbones import compiled, graphs
 from fusetune.backbones.graphs import EncoderReplays, why_not
 from fusetune.backbones.load import load_backbone
+from fusetune.errors import RunError
 
 
 @pytest.fixture
@@ -85,8 +86,18 @@ def test_large_passes_are_padded_less(text, captured, monkeypatch):
     replays, length = EncoderReplays("text", text), 70
     with update(replays):
         text(**cells(text, length))
-    (tokens,) = {shape[1] for shape in captured[0][1][:2]}
-    assert tokens % 16 == 0 and tokens < compiled.bucket(length + 2)
+    (shape,) = set(captured[0][1][:2])
+    assert shape[0] == 4 and shape[1] % 16 == 0 and shape[1] < compiled.bucket(length + 2)
+
+
+def test_pictures_are_padded_to_few_rows(tiny, captured):
+    photo = load_backbone(tiny("vit"), "image", pool="none").eval()
+    pixels = photo.collate_images([np.full((3, *photo.image_size), level, np.uint8) for level in range(0, 250, 50)])
+    replays = EncoderReplays("photo", photo)
+    with update(replays):
+        found = photo(**pixels)
+    torch.testing.assert_close(found.values, photo(**pixels).values, atol=1e-5, rtol=1e-4)
+    assert captured[0][1][0][0] == 8 and found.grid == photo.grid
 
 
 def test_passes_of_one_update_have_recordings_and_memory_of_their_own(text, captured):
@@ -133,6 +144,15 @@ def test_what_cannot_be_captured_is_computed_as_else(text, captured, monkeypatch
         with update(replays):
             torch.testing.assert_close(text(**cells(text, 3)).values, plain.values)
     assert captured == [1] and replays.failed == "operation not permitted when stream is capturing"
+
+
+def test_a_generator_that_a_capture_broke_ends_the_run(text, captured, monkeypatch):
+    def fail(over, tensors, pool):
+        raise RunError("a pass cannot be captured: why\n  Do: trainer.cuda_graphs=false")
+
+    monkeypatch.setattr(graphs, "capture", fail)
+    with update(EncoderReplays("text", text)), pytest.raises(RunError, match="cuda_graphs=false"):
+        text(**cells(text, 3))
 
 
 def test_what_is_never_captured(tiny):

@@ -44,10 +44,10 @@ def tune(tiny, shop_tables, tmp_path):
             (folder / "config.json").write_text(json.dumps(config))
         return folder
 
-    def run(name, *, fusion=None, **trainer):
+    def run(name, *, fusion=None, pool="auto", **trainer):
         config = {
             "text": str(still("bert")),
-            "image": str(still("vit")),
+            "image": {"name": str(still("vit")), "pool": pool},
             "columns": {"voice": {"role": "ignore"}},
             "fusion": {"name": "attention", "dim": 16, "dropout": 0, "modality_dropout": 0, "input_dropout": 0}
             | (fusion or {}),
@@ -65,9 +65,12 @@ def losses(tuned):
     return [point.val_loss for point in tuned.results.curve.points]
 
 
-@pytest.mark.parametrize("fusion", [{}, {"name": "gated"}])
-def test_replayed_updates_come_to_the_same(tune, captured, fusion):
-    plain, replayed = (tune(str(on), cuda_graphs=on, fusion=fusion) for on in (False, True))
+@pytest.mark.parametrize(
+    ("fusion", "pool"), [({}, "auto"), ({"name": "gated"}, "auto"), ({"name": "convolution"}, "none")]
+)
+def test_replayed_updates_come_to_the_same(tune, captured, fusion, pool):
+    """Convolutions need to know how a picture's tokens lie in it."""
+    plain, replayed = (tune(str(on), cuda_graphs=on, fusion=fusion, pool=pool) for on in (False, True))
     assert 4 <= len(captured) <= 12  # the fusion in both stages, two encoders, each for a few shapes
     np.testing.assert_allclose(losses(replayed), losses(plain), atol=1e-4)
     for name, value in plain.bundle.model.state_dict().items():

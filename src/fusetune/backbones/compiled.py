@@ -18,8 +18,8 @@ from fusetune.backbones import structure
 from fusetune.backbones.inputs import AudioInputs
 from fusetune.errors import ConfigError, RunError
 
-FINEST = 16
-"""Sizes are multiples of this."""
+FINEST, FINEST_ROWS = 16, 4
+"""Sizes are multiples of this; numbers of rows, where padding costs time."""
 MOST = 256
 """Compilations of one function, after which torch would go on without compiling and hardly say so."""
 WITHOUT = "trainer.compile=false goes without"
@@ -36,7 +36,7 @@ def bucketed(inputs: Mapping[str, Tensor], most: int, *, fine: bool = False) -> 
     Args:
         inputs: of some cells; the one with the most rows says how many rows there are.
         most: tokens that the encoder takes, which a longer text is not padded beyond.
-        fine: pad tokens to multiples of `FINEST` instead.
+        fine: pad tokens to multiples of `FINEST` instead, and rows to multiples of `FINEST_ROWS`.
 
     Returns:
         The tensors; the rows there were; the tokens there were, 0 where the encoder reads no tokens.
@@ -45,12 +45,13 @@ def bucketed(inputs: Mapping[str, Tensor], most: int, *, fine: bool = False) -> 
     tokens = inputs["attention_mask"].shape[1] if "attention_mask" in inputs else 0
     wanted = -(-tokens // FINEST) * FINEST if fine else bucket(tokens)
     longer = max(min(wanted, most) - tokens, 0) if tokens else 0
+    more = -rows % FINEST_ROWS if fine else bucket(rows) - rows
     padded = {}
     for name, tensor in inputs.items():
         if longer and tensor.ndim > 1 and tensor.shape[1] == tokens:
             tensor = F.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, longer))
         if len(tensor) == rows:
-            tensor = torch.cat([tensor, tensor[-1:].expand(bucket(rows) - rows, *tensor.shape[1:])])
+            tensor = torch.cat([tensor, tensor[-1:].expand(more, *tensor.shape[1:])])
         padded[name] = tensor
     return padded, rows, tokens
 

@@ -83,6 +83,9 @@ class Replays:
             part: makes the pass: it has the trained parameters and takes these tensors, in this order.
             tensors: by name.
             also: what the pass depends on besides their names, shapes and kinds.
+
+        Raises:
+            RunError: draws fail after a recording that failed.
         """
         place, self._turn = self._turn, self._turn + 1
         kinds = [(name, one.shape, one.dtype, one.requires_grad) for name, one in tensors.items()]
@@ -94,6 +97,8 @@ class Replays:
                 self._pools.append(new_pool())
             try:
                 self._graphs[key] = recorded(part, list(tensors.values()), self._pools[place])
+            except RunError:
+                raise
             except RuntimeError as error:
                 self.failed = str(error).strip().splitlines()[0]
                 self.forget()
@@ -121,8 +126,8 @@ class EncoderReplays(Replays):
         return not self.failed and torch.is_grad_enabled() and self._work(inputs) < LAYER_WORK
 
     def is_fine(self, inputs: Mapping[str, Tensor]) -> bool:
-        """Whether a pass is large enough for padding to cost time."""
-        return self._work(inputs) > PADDED_WORK
+        """Whether a pass is large enough for padding to cost time; one over pictures may be."""
+        return "attention_mask" not in inputs or self._work(inputs) > PADDED_WORK
 
     def _work(self, inputs: Mapping[str, Tensor]) -> float:
         """Operations of a layer, of texts; 0 for pictures."""
@@ -206,7 +211,7 @@ def capture(over: Callable[..., tuple[Tensor, ...]], tensors: list[Tensor], pool
         What replays it.
 
     Raises:
-        RunError: its layers cannot be compiled, or draws fail after a recording that failed.
+        RunError: draws fail after a recording that failed.
         RuntimeError: memory is short, or something in it cannot be recorded.
     """
     device, dtype = tensors[0].device, torch.get_autocast_dtype("cuda")

@@ -45,7 +45,7 @@ class FusionReplays(Replays):
                 more = bucket(len(encoded[column].values)) - len(encoded[column].values)
                 tensors[f"{number} values"] = F.pad(encoded[column].values, (0, 0, 0, 0, 0, more))
                 tensors[f"{number} mask"] = F.pad(encoded[column].mask, (0, 0, 0, more))
-            columns = (tuple(batch.cells), tuple(brought))
+            columns = (tuple(batch.cells), tuple((column, encoded[column].grid) for column in brought))
             found = self.run(_Fusing(model, *columns), tensors, columns)
             if found is not None:
                 return self._outputs(found, encoded)
@@ -70,12 +70,14 @@ def _is_steady(tokens: Tokens) -> bool:
 class _Fusing(nn.Module):
     """The pass after the encoders, over tensors in a fixed order."""
 
-    def __init__(self, model: Understand, with_cells: Sequence[str], brought: Sequence[str]) -> None:
+    def __init__(
+        self, model: Understand, with_cells: Sequence[str], brought: Sequence[tuple[str, tuple[int, int, int] | None]]
+    ) -> None:
         """
         Args:
             model: whose it is.
             with_cells: the columns that the batch says the cells of.
-            brought: those that it brings cells of.
+            brought: those that it brings cells of, with their tokens' grid.
         """
         super().__init__()
         self.parts = nn.ModuleList(parts_after(model))
@@ -85,7 +87,9 @@ class _Fusing(nn.Module):
         """The pooled vectors, the fused tokens, each column's tokens, each task's logits."""
         cells = dict(zip(self.with_cells, tensors, strict=False))
         given = tensors[len(cells) :]
-        encoded = {column: Tokens(given[2 * n], given[2 * n + 1]) for n, column in enumerate(self.brought)}
+        encoded = {
+            column: Tokens(given[2 * n], given[2 * n + 1], grid) for n, (column, grid) in enumerate(self.brought)
+        }
         out = self.combine(encoded.get, cells, rows)
         columns = [tensor for tokens in out.columns.values() for tensor in (tokens.values, tokens.mask)]
         return out.pooled, out.fused.values, out.fused.mask, *columns, *out.logits.values()
