@@ -53,7 +53,8 @@ class TrainerConfig(Section):
     compile: bool = False
     """Compile the layers of trained encoders (torch.compile) for a few lengths of text, seconds each: for long runs."""
     shard: bool = False
-    """Spread the layers of trained encoders over the processes (FSDP2), for models too large for one device."""
+    """Spread the layers of trained encoders over the processes (FSDP2), for models too large for one device; without
+    checkpoints."""
     adversarial: Annotated[AdversarialConfig | None, ByName] = None
     """Adversarial training once the backbones move, or of the heads alone where no backbone moves: `fgm`, `pgd` or
     `freelb`, with its settings."""
@@ -84,6 +85,12 @@ class TrainerConfig(Section):
     """Leave out up to so many updates whose loss or gradient is NaN or infinite. None: stop at the first."""
     trackers: StrList = ["tensorboard"]
     """tensorboard, wandb or any other that accelerate knows by name; [] for none."""
+
+    @model_validator(mode="after")
+    def _no_checkpoints(self) -> TrainerConfig:
+        if self.shard and "checkpoint_minutes" not in self.model_fields_set:
+            self.checkpoint_minutes = None
+        return self
 
     @model_validator(mode="after")
     def _balance_alone(self) -> TrainerConfig:

@@ -93,8 +93,7 @@ def test_two_processes_learn_what_one_learns(given, launcher, objectives, tmp_pa
 )
 def test_layers_spread_over_two_processes_learn_what_one_process_learns(given, tmp_path, more):
     """Two layers of the text encoder; some batches have no text. The folder is the same one, loaded by one process."""
-    settings = ["trainer.checkpoint_minutes=null", *more]
-    one = fusetune.fit(config=given / "tasks.yaml", overrides=settings, out=tmp_path / "one", progress=False)
+    one = fusetune.fit(config=given / "tasks.yaml", overrides=more, out=tmp_path / "one", progress=False)
     words = [
         *LAUNCHERS["torchrun"],
         "fit",
@@ -104,7 +103,7 @@ def test_layers_spread_over_two_processes_learn_what_one_process_learns(given, t
         "trainer.shard=true",
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*words, *settings], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*words, *more], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(curve(tmp_path / "two"), curve(tmp_path / "one"), atol=1e-5, rtol=0)
     two = fusetune.load(tmp_path / "two")

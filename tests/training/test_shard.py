@@ -36,6 +36,13 @@ def test_settings_that_need_whole_parameters_are_refused(other):
         TrainerConfig(shard=True, **other)
 
 
+def test_no_checkpoints_are_asked_for_unless_they_are():
+    assert TrainerConfig(shard=True).checkpoint_minutes is None and TrainerConfig().checkpoint_minutes == 5
+    assert TrainerConfig(shard=True, checkpoint_minutes=1).checkpoint_minutes == 1  # which is refused
+    again = TrainerConfig.model_validate(TrainerConfig(shard=True).model_dump(mode="json"))
+    assert again.checkpoint_minutes is None
+
+
 def test_runs_that_it_does_not_fit_are_refused(monkeypatch, fitted):
     encoders = list(fitted.bundle.model.encoders.values())
     with pytest.raises(ConfigError, match="needs several processes"):
