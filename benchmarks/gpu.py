@@ -79,19 +79,19 @@ class Plan:
 PLANS = [
     Plan("trainer", "sst2", "minilm", 2000, 32),
     Plan("bare", "sst2", "minilm", 2000, 32),
-    Plan("trainer", "sst2", "minilm", 6920, 256),
-    Plan("bare", "sst2", "minilm", 6920, 256),
     Plan("bare", "long", "large", 512, 64),
     Plan("predict", "sst2", "base", 4000),
     Plan("cache", "sst2", "base", 1500, 32),
+    Plan("trainer", "sst2", "minilm", 6920, 256),
     Plan("bare", "movies_rating", "minilm", 600, 32),
     Plan("bare", "long", "large", 512, 64, compile=True),
-    Plan("trainer", "sst2", "minilm", 2000, 32, graphs=False),
     Plan("trainer", "long", "large", 512, 64),
     Plan("predict", "sst2", "minilm", 4000),
     Plan("cache", "sst2", "minilm", 1500, 32),
-    Plan("bare", "sst2", "minilm", 2000, 32, compile=True),
+    Plan("bare", "sst2", "minilm", 6920, 256),
     Plan("bare", "long", "base", 2048, 128),
+    Plan("trainer", "sst2", "minilm", 2000, 32, graphs=False),
+    Plan("bare", "sst2", "minilm", 2000, 32, compile=True),
     Plan("bare", "long", "base", 2048, 128, compile=True),
 ]
 
