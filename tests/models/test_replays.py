@@ -78,6 +78,16 @@ def test_outputs_and_gradients_are_the_models(fusion, captured):
                 torch.testing.assert_close(gradient, right, atol=1e-4, rtol=1e-4, msg=name)
 
 
+def test_encoders_that_begin_to_learn_are_other_passes(captured):
+    model, batch = make("attention")
+    replays = FusionReplays(model)
+    for trained in (False, True):
+        model.encoders.requires_grad_(trained)
+        replays.begin()
+        replays(batch).logits["one"].sum().backward()
+    assert len(captured) == 2 and all(encoder.scale.grad is not None for encoder in model.encoders.values())
+
+
 def test_other_columns_and_rows_are_other_passes(captured):
     model, batch = make("attention")
     replays = FusionReplays(model)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from fusetune.backbones.graphs import alone
 from fusetune.data.sampler import UpdateSampler
 from fusetune.errors import BadCell, RunError
 from fusetune.training.feed import AHEAD, Feed
@@ -51,6 +52,20 @@ def test_what_is_made_ahead_is_bounded_and_ends():
         for taken, _ in zip(range(1, 20), feed, strict=False):
             assert len(made) <= taken + AHEAD
     assert len(made) <= 20 + AHEAD and all("fusetune-feed" in name for name in made)
+
+
+def test_memory_that_a_gpu_reads_is_asked_for_while_no_pass_is_captured():
+    class Packed:
+        def packed(self, *, pin):
+            assert pin
+            return alone.locked()
+
+    rows = Rows(23)
+    rows.batch = lambda places, *, epoch: Packed()
+    with Feed(rows, sampler(), 5, pin=True) as feed:
+        assert all(held for micro_batches in feed for held in micro_batches)
+    with Feed(rows, sampler(), 5) as feed:
+        assert all(type(one) is Packed for micro_batches in feed for one in micro_batches)
 
 
 def test_waiting_is_counted_and_errors_come_through():

@@ -71,7 +71,7 @@ def losses(tuned):
 def test_replayed_updates_come_to_the_same(tune, captured, fusion, pool):
     """Convolutions need to know how a picture's tokens lie in it."""
     plain, replayed = (tune(str(on), cuda_graphs=on, fusion=fusion, pool=pool) for on in (False, True))
-    assert 4 <= len(captured) <= 12  # the fusion in both stages, two encoders, each for a few shapes
+    assert 4 <= len(captured) <= 6  # the fusion in both stages, two encoders, each for one shape or two
     np.testing.assert_allclose(losses(replayed), losses(plain), atol=1e-4)
     for name, value in plain.bundle.model.state_dict().items():
         torch.testing.assert_close(replayed.bundle.model.state_dict()[name], value, atol=1e-4, rtol=0, msg=name)
