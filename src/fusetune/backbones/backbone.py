@@ -158,9 +158,10 @@ class Backbone(nn.Module):
         Returns:
             (cells, 1, dim), or (cells, tokens, dim) with pool "none".
         """
-        if not self.together and (self.compiled or (self.replays is not None and self.replays.takes(inputs))):
+        replays = self.replays if self.replays is not None and self.replays.takes(inputs) else None
+        if not self.together and (self.compiled or replays is not None):
             known = inputs if boundary is None else {**inputs, BOUNDARY: boundary}
-            return self._in_sizes(owner, known)
+            return self._in_sizes(owner, known, replays)
         if boundary is not None:
             with starting_at(self, self.starts_at, boundary.to(next(self.model.parameters()).dtype)), whole(self):
                 return self(owner=owner, **inputs)  # type: ignore[no-any-return]
@@ -170,14 +171,12 @@ class Backbone(nn.Module):
         tokens = Tokens(values, mask, self.grid) if self.pool == "none" else self._pooled(values, mask, own)
         return tokens if owner is None else _join(tokens, owner)
 
-    def _in_sizes(self, owner: Tensor | None, inputs: dict[str, Tensor]) -> Tokens:
+    def _in_sizes(self, owner: Tensor | None, inputs: dict[str, Tensor], replays: EncoderReplays | None) -> Tokens:
         """The same of a padded batch, what is padded cut off."""
-        replays = self.replays if self.replays is not None and self.replays.takes(inputs) else None
         fine = replays is not None and replays.is_fine(inputs)
         padded, rows, num = bucketed(inputs, self.max_tokens, fine=fine)
-        if replays is not None:
-            tokens = replays(padded)
-        else:
+        tokens = replays(padded) if replays is not None else None
+        if tokens is None:
             with whole(self), explained():
                 tokens = self(**padded)
         num = num if num and self.pool == "none" else tokens.values.shape[1]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fusetune.backbones import structure
-from fusetune.backbones.compiled import explained, learns_from_padding
+from fusetune.backbones.compiled import learns_from_padding
 from fusetune.backbones.grouping import whole
 from fusetune.errors import RunError
 from fusetune.types import Tokens
@@ -134,14 +134,10 @@ class EncoderReplays(Replays):
         mask = inputs.get("attention_mask")
         return 0.0 if mask is None else 6.0 * self._layer * mask.numel()
 
-    def __call__(self, inputs: Mapping[str, Tensor]) -> Tokens:
-        """The encoder's tokens of padded tensors."""
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Tokens | None:
+        """The encoder's tokens of padded tensors; None where they are to be computed as else."""
         found = self.run(_Encoding(self.encoder, list(inputs)), inputs)
-        if found is None:
-            with whole(self.encoder), explained():
-                return self.encoder(**inputs)  # type: ignore[no-any-return]
-        values, mask = found
-        return Tokens(values, mask, self.encoder.grid)
+        return None if found is None else Tokens(found[0], found[1], self.encoder.grid)
 
 
 class _Encoding(nn.Module):
@@ -153,7 +149,7 @@ class _Encoding(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         """The tokens' values and mask."""
-        with whole(self.encoder), explained():
+        with whole(self.encoder):
             tokens = self.encoder(**dict(zip(self.names, tensors, strict=True)))
         return tokens.values, tokens.mask
 
