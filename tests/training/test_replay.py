@@ -44,7 +44,7 @@ def tune(tiny, shop_tables, tmp_path):
             (folder / "config.json").write_text(json.dumps(config))
         return folder
 
-    def run(name, *, fusion=None, pool="auto", **trainer):
+    def run(name, *, fusion=None, pool="auto", objectives=None, **trainer):
         config = {
             "text": str(still("bert")),
             "image": {"name": str(still("vit")), "pool": pool},
@@ -52,6 +52,7 @@ def tune(tiny, shop_tables, tmp_path):
             "fusion": {"name": "attention", "dim": 16, "dropout": 0, "modality_dropout": 0, "input_dropout": 0}
             | (fusion or {}),
             "trainer": {"epochs": 1, "head_epochs": 1, "precision": "no", "trackers": [], "patience": None} | trainer,
+            "objectives": objectives or {},
             "report": {"bootstrap": 0, "alone": "none"},
         }
         return fusetune.fit(
@@ -89,6 +90,20 @@ def test_replayed_updates_come_to_the_same(tune, captured, fusion, pool):
 def test_updates_that_take_gradients_otherwise_are_not_replayed(tune, captured, settings):
     tune("m", head_epochs=0, **settings)
     assert captured == []
+
+
+def test_neither_by_several_processes_nor_where_an_objective_changes_what_is_read(tune, captured, monkeypatch):
+    as_it_is = finetune.graphs
+    others = SimpleNamespace(device=torch.device("cuda"), num_processes=2)
+    inside = replay.graphs
+    monkeypatch.setattr(finetune, "graphs", lambda stage, recipe, accelerator, num: inside(stage, recipe, others, num))
+    tune("several", epochs=0)
+    assert captured == []
+    monkeypatch.setattr(finetune, "graphs", as_it_is)
+    tune("vat", epochs=0, objectives={"vat": {}})
+    assert captured == []
+    tune("usual", epochs=0)
+    assert captured
 
 
 def test_short_stages_are_not(tune, captured, monkeypatch):
