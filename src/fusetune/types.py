@@ -145,13 +145,11 @@ class Outputs:
         logits: per task, in the form its head gives.
         pooled: (batch, dim), the fused representation that the heads read.
         columns: per column, the projected tokens that went into the fusion; none real in rows that lack it.
-        fused: the tokens after the fusion.
     """
 
     logits: dict[str, Tensor]
     pooled: Tensor
     columns: dict[str, Tokens]
-    fused: Tokens
 
 
 def as_numbers(scalars: Mapping[str, Tensor | float]) -> dict[str, float]:

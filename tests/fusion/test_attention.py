@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from fusetune.fusion._attention import AttentionBlock
+from fusetune.fusion.attention import AttentionFusion
 from fusetune.fusion.bottleneck import BottleneckFusion
 from fusetune.fusion.cross_attention import CrossAttentionFusion
 from fusetune.testing.fusion import COLUMNS, DIM, make_inputs
@@ -77,6 +78,26 @@ def test_the_block_with_a_context_agrees_with_torchs_attention():
     expected = tokens + attended
     expected = expected + block.mlp(block.norm_mlp(expected))
     torch.testing.assert_close(block(tokens, seen, context), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_attention_gives_what_the_blocks_make_of_all_tokens(depth):
+    torch.manual_seed(0)
+    fusion = AttentionFusion(COLUMNS, DIM, depth=depth).eval()
+    tokens, present = make_inputs()
+    asked = []
+    fusion.blocks[-1].register_forward_hook(lambda _module, inputs, _output: asked.append(inputs[0].shape[1]))
+    with torch.no_grad():
+        fused = fusion(tokens, present)
+        assert asked == [1]  # the last block answers the query alone until somebody asks for more
+        for row in range(len(present[COLUMNS[0]])):
+            whole = torch.cat([fusion.query.view(1, 1, -1), *placed(fusion, tokens, present, row)], 1)
+            for block in fusion.blocks:
+                whole = by_torch(block, whole, whole)
+            whole = fusion.norm(whole)
+            torch.testing.assert_close(fused.pooled[row], whole[0, 0], atol=1e-5, rtol=0)
+            torch.testing.assert_close(real(fused.tokens, row), whole[:, 1:], atol=1e-5, rtol=0)
+    assert asked.count(fused.tokens.values.shape[1]) == 1
 
 
 def test_cross_attention_is_each_columns_attention_to_the_others():

@@ -58,7 +58,7 @@ def test_outputs_and_gradients_are_the_models(fusion, captured):
     for replayed in (False, True, True):
         replays.begin()
         out = replays(batch) if replayed else model(batch)
-        sum(value.square().sum() for value in [*out.logits.values(), out.fused.values]).backward()
+        sum(value.square().sum() for value in [*out.logits.values(), out.pooled]).backward()
         found.append((out, {name: parameter.grad for name, parameter in model.named_parameters()}))
         model.zero_grad()
     assert len(captured) == 1
@@ -66,7 +66,7 @@ def test_outputs_and_gradients_are_the_models(fusion, captured):
     for out, gradients in others:
         torch.testing.assert_close(out.logits, plain.logits)
         torch.testing.assert_close(out.pooled, plain.pooled)
-        for one, two in zip([*out.columns.values(), out.fused], [*plain.columns.values(), plain.fused], strict=True):
+        for one, two in zip(out.columns.values(), plain.columns.values(), strict=True):
             torch.testing.assert_close(one.values, two.values)
             assert torch.equal(one.mask, two.mask) and one.grid == two.grid
         assert list(out.columns) == list(plain.columns)

@@ -67,10 +67,11 @@ class AttentionFusion(Fusion):
         tokens, mask, _, _ = self.sequence(columns, present)
         tokens = torch.cat([self.start(tokens), tokens], dim=1)  # (batch, 1 + tokens, dim)
         mask = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
-        for block in self.blocks:
+        *earlier, last = self.blocks
+        for block in earlier:
             tokens = block(tokens, mask)
-        tokens = self.norm(tokens)
-        return Fused(tokens=Tokens(tokens[:, 1:], mask[:, 1:]), pooled=tokens[:, 0])
+        pooled = self.norm(last(tokens[:, :1], mask, tokens))[:, 0]
+        return Fused(lambda: Tokens(self.norm(last(tokens[:, 1:], mask, tokens)), mask[:, 1:]), pooled)
 
     def start(self, tokens: Tensor) -> Tensor:
         """The query for each row of the tokens: (batch, 1, dim)."""

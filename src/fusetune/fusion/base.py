@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
 from fusetune.types import Tokens
 
 
-@dataclass
 class Fused:
     """What a fusion gives.
 
     Attributes:
-        tokens: (batch, tokens, dim) with its mask.
         pooled: (batch, dim).
     """
 
-    tokens: Tokens
-    pooled: Tensor
+    def __init__(self, tokens: Tokens | Callable[[], Tokens], pooled: Tensor) -> None:
+        """
+        Args:
+            tokens: (batch, tokens, dim) with its mask; or what computes them, where most tasks read `pooled` alone and
+                they cost something.
+            pooled: (batch, dim).
+        """
+        self._tokens, self.pooled = tokens, pooled
+
+    @property
+    def tokens(self) -> Tokens:
+        """(batch, tokens, dim) with its mask."""
+        if not isinstance(self._tokens, Tokens):
+            self._tokens = self._tokens()
+        return self._tokens
 
 
 class Fusion(nn.Module, abc.ABC):

@@ -53,13 +53,13 @@ class FusionReplays(Replays):
 
     def _outputs(self, found: Sequence[Tensor], encoded: Mapping[str, Tokens]) -> Outputs:
         """What `_Fusing` gave, in its places."""
-        model, (pooled, values, mask, *rest) = self.model, found
+        model, (pooled, *rest) = self.model, found
         columns = {}
         for number, column in enumerate(model.columns):
             grid = encoded[column].grid if column in encoded else None
             columns[column] = Tokens(rest[2 * number], rest[2 * number + 1], grid)
         logits = dict(zip(model.tasks, rest[2 * len(model.columns) :], strict=True))
-        return Outputs(logits=logits, pooled=pooled, columns=columns, fused=Tokens(values, mask))
+        return Outputs(logits=logits, pooled=pooled, columns=columns)
 
 
 def _is_steady(tokens: Tokens) -> bool:
@@ -84,7 +84,7 @@ class _Fusing(nn.Module):
         self.combine, self.with_cells, self.brought = model.combine, with_cells, brought
 
     def forward(self, rows: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The pooled vectors, the fused tokens, each column's tokens, each task's logits."""
+        """The pooled vectors, each column's tokens, each task's logits."""
         cells = dict(zip(self.with_cells, tensors, strict=False))
         given = tensors[len(cells) :]
         encoded = {
@@ -92,4 +92,4 @@ class _Fusing(nn.Module):
         }
         out = self.combine(encoded.get, cells, rows)
         columns = [tensor for tokens in out.columns.values() for tensor in (tokens.values, tokens.mask)]
-        return out.pooled, out.fused.values, out.fused.mask, *columns, *out.logits.values()
+        return out.pooled, *columns, *out.logits.values()

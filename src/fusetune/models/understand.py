@@ -154,13 +154,13 @@ class Understand(nn.Module):
                 blocks.append(block)
         nowhere = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
         present = {column: cells[column] >= 0 if column in cells else nowhere for column in self.columns}
-        fused = self.fusion(columns, present)
+        pooled = self.fusion(columns, present).pooled
         logits = {}
         for place, (task, head) in enumerate(zip(self.tasks, self.heads, strict=True)):
-            logits[task] = head(fused.pooled)
+            logits[task] = head(pooled)
             if self.linear is not None:
                 logits[task] = logits[task] + self.linear[place](torch.cat(blocks, 1)).view_as(logits[task])
-        return Outputs(logits=logits, pooled=fused.pooled, columns=columns, fused=fused.tokens)
+        return Outputs(logits=logits, pooled=pooled, columns=columns)
 
     def _column(
         self, projection: Projection, encoded: Tokens | None, cells: Tensor | None, rows: Tensor

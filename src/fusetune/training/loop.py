@@ -26,6 +26,7 @@ from fusetune.models.perturb import Chance
 from fusetune.training.averaging import Average, not_finite, put, trained_weights
 from fusetune.training.callbacks import Callback, Check, EarlyStopping
 from fusetune.training.devices import release
+from fusetune.training.dropout import quick_dropout
 from fusetune.training.feed import AHEAD, Feed
 from fusetune.training.keeper import (
     Keeper,
@@ -124,7 +125,7 @@ def run_stage(
     """
     running = _Running(learner, stage, train, validate, accelerator, callbacks, first_step, keeper or Keeper())
     try:
-        with running.keeper.listening(), kept_memory():
+        with running.keeper.listening(), kept_memory(), quick_dropout(learner):
             running.begin()
             while not running.train_on():
                 pass
