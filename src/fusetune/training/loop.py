@@ -125,7 +125,8 @@ def run_stage(
     """
     running = _Running(learner, stage, train, validate, accelerator, callbacks, first_step, keeper or Keeper())
     try:
-        with running.keeper.listening(), kept_memory(), quick_dropout(learner):
+        draws = quick_dropout(learner) if accelerator.device.type == "cpu" else nullcontext()
+        with running.keeper.listening(), kept_memory(), draws:
             running.begin()
             while not running.train_on():
                 pass
