@@ -75,4 +75,4 @@ class BottleneckFusion(AttentionFusion):
         tokens = torch.cat([tokens, latents], dim=1)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1]).expand(-1, num_latents)], dim=1)
         pooled = self.norm(self.reader(self.start(tokens), mask, tokens))[:, 0]
-        return Fused(tokens=Tokens(self.norm(tokens), mask), pooled=pooled)
+        return Fused(lambda: Tokens(self.norm(tokens), mask), pooled)

@@ -60,4 +60,4 @@ class CrossAttentionFusion(AttentionFusion):
         for block in self.blocks:
             tokens = block(tokens, seen)
         pooled = self.norm(self.reader(self.start(tokens), mask, tokens))[:, 0]
-        return Fused(tokens=Tokens(self.norm(tokens), mask), pooled=pooled)
+        return Fused(lambda: Tokens(self.norm(tokens), mask), pooled)
