@@ -23,6 +23,7 @@ from fusetune.sections import NamedConfig
 from fusetune.tasks.classification import MulticlassTask
 from fusetune.tasks.regression import RegressionTask
 from fusetune.training.callbacks import Callback
+from fusetune.training.dropout import QuickDropout
 from fusetune.training.keeper import Keeper
 from fusetune.training.learner import Learner
 from fusetune.training.loop import Stage, run_stage
@@ -335,3 +336,19 @@ def test_weights_that_are_not_finite_are_not_kept(tmp_path):
         run_stage(learner, given, examples, lambda: (1.0, 0.0, {}), Accelerator(cpu=True), [], keeper=kept)
     for saved in tmp_path.glob("*/tensors.safetensors"):
         assert all(value.isfinite().all() for value in load_file(saved).values())
+
+
+def test_dropout_draws_quickly_in_updates_alone():
+    learner, examples = make()
+    model = learner.model
+    modules = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+
+    class Kinds(Watch):
+        def on_update(self, *told):
+            super().on_update(*told)
+            inside.update(type(module) for module in modules)
+
+    inside: set[type] = set()
+    run(learner, examples, stage(learner), watch=Kinds())
+    assert modules and inside == {QuickDropout}
+    assert {type(module) for module in modules} == {nn.Dropout}
