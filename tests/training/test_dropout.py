@@ -63,6 +63,14 @@ def test_out_of_training_and_at_rates_of_nought_and_one_it_is_torchs():
     assert meta.device.type == "meta" and meta.shape == (3, 4)
 
 
+def test_compiled_it_is_torchs_which_the_compiler_fuses():
+    value, found = torch.randn(30, 40), []
+    for module in (nn.Dropout(0.5), torch.compile(QuickDropout(0.5), backend="eager", fullgraph=True)):
+        torch.manual_seed(0)
+        found.append(module(value))
+    assert torch.equal(*found)
+
+
 def test_a_models_own_dropout_is_quick_inside_only():
     class Special(nn.Dropout):
         """Somebody's own."""
