@@ -183,6 +183,18 @@ def test_the_learning_curve_leaves_out_what_was_not_measured() -> None:
     assert len(learning(LearningCurve(points, 3, "accuracy"))) == 2
 
 
+def test_marks_of_the_learning_curve_stand_where_stages_begin_one_below_the_other() -> None:
+    points = [CurvePoint(step, train_loss=1.0, stage="head" if step < 40 else "tune") for step in (0, 30, 40, 41)]
+    (picture,) = learning(LearningCurve(points, 41, "accuracy"))
+    root = ElementTree.fromstring(str(picture))
+    texts = {"".join(one.itertext()): one for one in root.iter() if one.tag.endswith("text")}
+    tune, kept = texts["tune"], texts["kept: step 41"]
+    assert abs(float(tune.get("y", "")) - float(kept.get("y", ""))) >= 11  # their size
+    ticks = {float(name): float(one.get("x", "")) for name, one in texts.items() if name in ("0", "20", "40")}
+    at = ticks[0] + (ticks[40] - ticks[0]) * 30 / 40
+    assert abs(abs(float(tune.get("x", "")) - at) - 5) < 1  # beside the line at the last step before
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

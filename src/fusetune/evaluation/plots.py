@@ -117,9 +117,9 @@ def learning(curve: LearningCurve) -> list[Markup]:
             continue
         ends = [value for _, values, _, _ in known for value in values]
         panel = Panel(title, (min(steps), max(steps)), padded(ends), x_label="step", y_label=unit)
-        stages = [b for a, b in pairwise(points) if a.stage != b.stage and b.stage]
-        for point in stages:
-            panel.upright(point.step, point.stage, "s-grid", "")
+        for last, first in pairwise(points):
+            if first.stage and first.stage != last.stage:
+                panel.upright(last.step, first.stage, "s-grid", "")
         if curve.best_step is not None:
             panel.upright(curve.best_step, f"kept: step {curve.best_step}")
         for name, values, css, dash in known:

@@ -229,6 +229,7 @@ class Panel:
             right: room to the right of the frame, for a legend.
         """
         self.svg = Svg(width, height, title, description)
+        self.num_labels = 0
         self.x = Scale(*x_range, 58, width - right)
         self.y = Scale(*y_range, height - 46, 30)
         left, bottom, end, top = self.x.start, self.y.start, self.x.end, self.y.end
@@ -255,18 +256,19 @@ class Panel:
         self.svg.line(self.x.start, self.y(y), self.x.end, self.y(y), css, dash=dash)
 
     def upright(self, x: float, label: str = "", css: str = "s-muted", dash: str = "4 4") -> None:
-        """A line up at a place, with a label at its top."""
+        """A line up at a place, with a label at its top, each below those of lines before."""
         self.svg.line(self.x(x), self.y.start, self.x(x), self.y.end, css, dash=dash)
         if label:
             left = self.x(x) > (self.x.start + self.x.end) / 2
             self.svg.text(
                 self.x(x) + (-5 if left else 5),
-                self.y.end + 10,
+                self.y.end + 10 + 14 * self.num_labels,
                 label,
                 "f-muted",
                 anchor="end" if left else "start",
                 size=11,
             )
+            self.num_labels += 1
 
     def legend(self, entries: Sequence[tuple[str, str, str]], *, outside: bool = False) -> None:
         """Entries of (text, stroke class, dash): beside the title, or one below the other in the room to the right."""
