@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import fusetune as ft
+from fusetune.config.sections import AttackConfig
 from fusetune.deploy.tuned import read_examples
 from fusetune.evaluation.attack import Attack
-from fusetune.sections import AttackConfig
 
 HERE = Path(__file__).parent
 DATA = HERE.parents[1] / "shared" / "data" / "text_sst2"

@@ -37,7 +37,7 @@ from speed import DEVICE, HERE, Case, rounds
 from torch.utils.flop_counter import FlopCounterMode
 
 from fusetune.backbones.compiled import compiling
-from fusetune.config import Config
+from fusetune.config.config import Config
 
 PEAK = 989.0
 """Dense bf16 TFLOP/s of an H100 or H200 by their data sheet."""

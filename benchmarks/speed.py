@@ -35,22 +35,22 @@ import torch
 from torch import Tensor, nn
 
 import fusetune as ft
-from fusetune.config import Config
+from fusetune.config.config import Config
 from fusetune.data.examples import Examples
 from fusetune.data.sampler import UpdateSampler
 from fusetune.data.schema import Schema
-from fusetune.data.store import Cache
+from fusetune.data.storage.feature_cache import FeatureCache
 from fusetune.data.table import Table
+from fusetune.inference.features import fill_features, set_features
 from fusetune.models.build import Backbones, build_modalities, build_model, build_task
 from fusetune.models.understand import Understand
 from fusetune.objectives.total import Total
 from fusetune.tasks.infer import infer_task
-from fusetune.training.devices import make_accelerator
-from fusetune.training.features import fill_features, set_features
+from fusetune.training.hardware.devices import make_accelerator
+from fusetune.training.hardware.replay import Replayed
 from fusetune.training.learner import Learner
 from fusetune.training.loop import run_stage
 from fusetune.training.recipe import BackboneRule, Recipe
-from fusetune.training.replay import Replayed
 from fusetune.training.trunk import start_later
 
 HERE = Path(__file__).parent
@@ -246,7 +246,7 @@ def part(data: str, rows: int, number: int, *overrides: str) -> dict[str, float]
     def ours() -> None:
         set_features(case.train, features)
         with tempfile.TemporaryDirectory() as folder:
-            start_later(case.model, [case.train], Cache(folder, 50), low=False)
+            start_later(case.model, [case.train], FeatureCache(folder, 50), low=False)
             train()
 
     def plain() -> None:

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from fusetune import api
-from fusetune.config import Config
+from fusetune.config.config import Config
 from fusetune.data.table import Table
 from fusetune.deploy.bundle import file_hash
 from fusetune.errors import ConfigError, NonFiniteLoss, TableError

@@ -19,16 +19,11 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 LAYERS = [
     "errors",
-    "untrusted",
-    "model_folder",
+    "_optional",
+    "security",
     "registry",
-    "sections",
-    "fusion_section",
-    "trainer_section",
-    "data_section",
     "config",
     "types",
-    "_optional",
     "backbones",
     "modalities",
     "data",
@@ -36,6 +31,7 @@ LAYERS = [
     "tasks",
     "models",
     "objectives",
+    "inference",
     "training",
     "trees",
     "evaluation",
@@ -72,7 +68,7 @@ FORBIDDEN_CALLS = set(
         "pandas.read_pickle",
         "yaml.unsafe_load_all",
         "yaml.full_load_all",
-        "yaml.safe_load",  # grows without measure: fusetune.untrusted.parse_yaml
+        "yaml.safe_load",  # grows without measure: fusetune.security.untrusted.parse_yaml
         "os.popen",
         "runpy.run_path",
         "torch.hub.load",
@@ -85,9 +81,14 @@ FORBIDDEN_METHODS = {"extractall", "unpack_archive", "read_pickle", "to_pickle",
 """Whatever they are called on."""
 UNREAD = {"json.load", "np.load", "numpy.load", "np.loadtxt"}
 """Readers that take a file of any size and sort."""
-READS_ITS_OWN = {"data/readers.py"}
+READS_ITS_OWN = {"data/reading/readers.py"}
 """Modules that read back what this process has just written."""
-WITHOUT_ASSERTIONS = {"untrusted.py", "model_folder.py", "backbones/source.py", "training/checkpoint.py"}
+WITHOUT_ASSERTIONS = {
+    "security/untrusted.py",
+    "security/model_folder.py",
+    "backbones/source.py",
+    "training/checkpoint.py",
+}
 """Modules that keep strangers' files out: `python -O` takes assertions away, so they have none."""
 FORBIDDEN_ARGUMENTS = {("trust_remote_code", True), ("allow_pickle", True), ("weights_only", False), ("shell", True)}
 

@@ -15,7 +15,7 @@ import typer.main
 import yaml
 
 from fusetune.cli.main import VERBS, app
-from fusetune.config import Config
+from fusetune.config.config import Config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from fusetune import api
 from fusetune.cli.main import app
-from fusetune.config import Config
+from fusetune.config.config import Config
 from fusetune.data.table import Table
 from fusetune.errors import SchemaError, TableError, TooManyRejected, UserError
 

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from fusetune.api import fit as fit
     from fusetune.api import load as load
     from fusetune.api import schema_of as schema_of
-    from fusetune.config import Config as Config
+    from fusetune.config.config import Config as Config
     from fusetune.data.schema import Schema as Schema
     from fusetune.data.table import Table as Table
 
 __version__ = "0.1.0"
 
 _PLACES = {
-    "Config": "fusetune.config:Config",
+    "Config": "fusetune.config.config:Config",
     "FineTuned": "fusetune.api:FineTuned",
     "Schema": "fusetune.data.schema:Schema",
     "Table": "fusetune.data.table:Table",

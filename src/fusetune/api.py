@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fusetune.config import Config
+from fusetune.config.config import Config
+from fusetune.config.sections import OnBadCell
 from fusetune.data.schema import Schema
 from fusetune.data.table import Source, Table
 from fusetune.deploy.bundle import Bundle, load_bundle, merge_adapters, move, save_bundle
@@ -28,10 +29,9 @@ from fusetune.evaluation.report import write_report
 from fusetune.evaluation.results import RunResults, read_results
 from fusetune.fitting.fit import Fit
 from fusetune.fitting.run_folder import RunFolder, interrupted
-from fusetune.model_folder import BUNDLE
-from fusetune.sections import OnBadCell
+from fusetune.security.model_folder import BUNDLE
 from fusetune.training.callbacks import track
-from fusetune.training.devices import choose_threads
+from fusetune.training.hardware.devices import choose_threads
 
 __all__ = ["FineTuned", "Predictions", "evaluate", "fit", "load", "schema_of"]
 

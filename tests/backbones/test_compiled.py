@@ -16,8 +16,8 @@ from fusetune.backbones.adapters import adapt
 from fusetune.backbones.boundary import frozen_layers, run_to, stand_in
 from fusetune.backbones.compiled import bucket, bucketed, check_compiler, compiling
 from fusetune.backbones.load import load_backbone
+from fusetune.config.sections import AdapterConfig
 from fusetune.errors import ConfigError, RunError
-from fusetune.sections import AdapterConfig
 
 
 def has_compiler() -> bool:

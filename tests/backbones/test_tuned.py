@@ -10,7 +10,7 @@ import torch
 
 from fusetune.backbones.load import load_backbone
 from fusetune.errors import BackboneError, FolderError
-from fusetune.model_folder import file_hash
+from fusetune.security.model_folder import file_hash
 
 
 @pytest.mark.parametrize("kind", ["text", "image", "audio"])

@@ -278,7 +278,7 @@ class TestSchema:
         assert any("stars" in line and "target" in line for line in lines)
 
     def test_writes_yaml_that_fit_takes(self, table, tmp_path):
-        from fusetune.config import Config
+        from fusetune.config.config import Config
         from fusetune.data.schema import Schema
 
         out = tmp_path / "schema.yaml"

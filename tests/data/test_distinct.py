@@ -96,7 +96,7 @@ def test_wide_offsets_and_empty_arrays(kind):
 
 
 def test_more_rows_than_a_piece_are_numbered_alike(monkeypatch):
-    monkeypatch.setattr("fusetune.data.scratch.PIECE_ROWS", 7)
+    monkeypatch.setattr("fusetune.data.storage.mapped.PIECE_ROWS", 7)
     keys = np.random.default_rng(0).integers(0, 9, (100, 2)).astype(np.uint64)
     numbers, firsts = numbered(keys)
     places = {}
@@ -108,7 +108,7 @@ def test_more_rows_than_a_piece_are_numbered_alike(monkeypatch):
 def test_keys_whose_mixtures_are_equal_are_told_apart(monkeypatch, kept):
     mixed = module._mixed
     monkeypatch.setattr(module, "_mixed", lambda keys, bits: mixed(keys, bits) & kept)
-    monkeypatch.setattr("fusetune.data.scratch.PIECE_ROWS", 7)
+    monkeypatch.setattr("fusetune.data.storage.mapped.PIECE_ROWS", 7)
     keys = np.random.default_rng(0).integers(0, 6, (100, 2)).astype(np.uint64)
     numbers, firsts = numbered(keys)
     places = {}

@@ -160,7 +160,7 @@ def test_modalities_learn_some_rows_at_a_time(monkeypatch):
     whole = make()
     whole.fit()
     monkeypatch.setattr("fusetune.data.column.LEARNT_TOGETHER", 1)
-    monkeypatch.setattr("fusetune.data.scratch.PIECE_ROWS", 2)
+    monkeypatch.setattr("fusetune.data.storage.mapped.PIECE_ROWS", 2)
     again = make(memory=0.0)
     again.fit()
     for name, column in whole.columns.items():

@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fusetune.data.partition import partition
 from fusetune.data.schema import ColumnSpec, Schema
-from fusetune.data.splits import carve_val, partition, read_splits, split_rows, strata_of
+from fusetune.data.splits import carve_val, read_splits, split_rows, strata_of
 from fusetune.data.table import Table
 from fusetune.errors import TableError
 
@@ -173,6 +174,6 @@ def test_more_rows_than_a_piece_are_split_alike(monkeypatch):
         return [*parts, strata_of(numbers).tolist(), strata_of(list("abca") * 75).tolist()]
 
     whole = split()
-    monkeypatch.setattr("fusetune.data.scratch.PIECE_ROWS", 7)
-    monkeypatch.setattr("fusetune.data.scratch.LARGE", 1)
+    monkeypatch.setattr("fusetune.data.storage.mapped.PIECE_ROWS", 7)
+    monkeypatch.setattr("fusetune.data.storage.mapped.LARGE", 1)
     assert split() == whole

@@ -495,7 +495,7 @@ def test_a_folder_of_shards_is_one_table(tmp_path: Path) -> None:
     (folder / "_SUCCESS").write_text("")
     table = Table.read(folder)
     assert table.cells("a") == [0, 1, 10, 11, 20, 21] and table.source == str(folder)
-    assert table.where(3) == (str(folder / "p-1.parquet"), 1) and table.base_dir == folder.absolute()
+    assert table.file_and_row(3) == (str(folder / "p-1.parquet"), 1) and table.base_dir == folder.absolute()
     (folder / "extra.csv").write_text("a,b\n1,2\n")
     with pytest.raises(TableError, match="not the parts of one table"):
         Table.read(folder)

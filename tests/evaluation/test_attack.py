@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from fusetune import api
-from fusetune.config import Config
+from fusetune.config.config import Config
+from fusetune.config.sections import AttackConfig, BackboneConfig, NamedConfig, ReportConfig
+from fusetune.config.trainer import TrainerConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
 from fusetune.errors import ConfigError
@@ -17,18 +19,16 @@ from fusetune.evaluation.attack import Attack, attack_of, others_encoded, own_ce
 from fusetune.evaluation.report import render, terminal_table
 from fusetune.evaluation.results import AttackUsed, from_json, to_json
 from fusetune.evaluation.verdict import verdict
+from fusetune.inference.features import fill_features, set_features
+from fusetune.inference.predict import predict_logits
 from fusetune.modalities.category import CategoryModality
 from fusetune.modalities.image import ImageModality
 from fusetune.modalities.number import NumberModality
 from fusetune.modalities.text import TextModality
 from fusetune.models.build import Backbones, build_model
 from fusetune.models.perturb import Ball
-from fusetune.sections import AttackConfig, BackboneConfig, NamedConfig, ReportConfig
 from fusetune.tasks.classification import BinaryTask
 from fusetune.tasks.regression import RegressionTask
-from fusetune.trainer_section import TrainerConfig
-from fusetune.training.features import fill_features, set_features
-from fusetune.training.inference import predict_logits
 from fusetune.training.probe import Probe, SplitRows
 
 

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from fusetune.config.sections import BackboneConfig, NamedConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
 from fusetune.evaluation import systems
+from fusetune.inference.features import fill_features
+from fusetune.inference.predict import predict_logits
 from fusetune.modalities.category import CategoryModality
 from fusetune.modalities.number import NumberModality
 from fusetune.modalities.text import TextModality
 from fusetune.models.build import Backbones, build_model
-from fusetune.sections import BackboneConfig, NamedConfig
 from fusetune.tasks.classification import BinaryTask
-from fusetune.training.features import fill_features
-from fusetune.training.inference import predict_logits
 from fusetune.training.probe import Probe, SplitRows
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fusetune import api
-from fusetune.config import Config
+from fusetune.config.config import Config
 from fusetune.errors import ConfigError
 from fusetune.modalities.base import Augmenter
 from fusetune.testing.objectives import make_parts

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from fusetune import api
-from fusetune.config import Config
+from fusetune.config.config import Config
 from fusetune.errors import ConfigError
 from fusetune.evaluation.details import FusionTried
 from fusetune.fitting import choose as choosing

@@ -184,7 +184,7 @@ def test_tuned_encoders_are_kept_as_they_were_for_the_trees(adapter, tiny, shop_
     assert tuned.results.choice.chosen in ("concat", "gated") and tuned.bundle.config.fusion.base.name != "auto"
     assert list(stack.frozen) == [key for key in model.encoders if key in stack.frozen] and stack.frozen
     from fusetune.deploy.tuned import read_examples
-    from fusetune.training.features import fill_features
+    from fusetune.inference.features import fill_features
 
     examples = read_examples(tuned.bundle, given["test"], targets=False)
     moved, untuned = fill_features(model, examples), stack.features(model, examples)
@@ -350,7 +350,7 @@ def test_a_changed_number_that_fits_is_still_read(text):
 
 
 def test_a_number_s_scale_is_the_task_s():
-    from fusetune.fusion_section import StackConfig
+    from fusetune.config.fusion import StackConfig
     from fusetune.trees.boost import Rows, grow, tree_scores
 
     rng = np.random.default_rng(0)

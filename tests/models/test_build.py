@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from fusetune.config.sections import BackboneConfig, NamedConfig
 from fusetune.errors import ConfigError
 from fusetune.modalities.number import NumberModality
 from fusetune.models.build import Backbones, build_modalities, build_model, build_task, options_of
-from fusetune.sections import BackboneConfig, NamedConfig
 
 
 @pytest.fixture

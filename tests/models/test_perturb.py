@@ -11,18 +11,18 @@ from torch import nn
 
 from fusetune.backbones.load import load_backbone
 from fusetune.backbones.shift import encode, word_embeddings
+from fusetune.config.sections import NamedConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
 from fusetune.errors import BackboneError, ConfigError
+from fusetune.inference.features import fill_features, set_features
 from fusetune.modalities.category import CategoryModality
 from fusetune.modalities.number import NumberModality
 from fusetune.models.build import build_model
-from fusetune.models.perturb import Ball, Chance, attacked_columns, find_site, unit_of
+from fusetune.models.perturb import Ball, RngState, attacked_columns, find_site, unit_of
 from fusetune.models.understand import FEATURES
 from fusetune.registry import MODALITIES
-from fusetune.sections import NamedConfig
 from fusetune.tasks.regression import RegressionTask
-from fusetune.training.features import fill_features, set_features
 from fusetune.training.probe import column_scales
 
 TEXTS = ["w1 w2 w3 w4 w5", "w6", "w7 w8 w9", "w1 w9"]
@@ -263,10 +263,10 @@ def test_word_embeddings_are_found_by_size_or_refused():
 
 def test_chance_repeats_dropout_and_numpy_and_then_goes_on():
     dropout = nn.Dropout(0.5)
-    chance = Chance(torch.device("cpu"))
+    rng_state = RngState(torch.device("cpu"))
     first = dropout(torch.ones(50)), np.random.rand(3)
     rest = torch.rand(3)
-    chance.again()
+    rng_state.restore()
     again = dropout(torch.ones(50)), np.random.rand(3)
     assert torch.equal(first[0], again[0]) and (first[1] == again[1]).all()
     assert torch.equal(torch.rand(3), rest)
@@ -276,7 +276,7 @@ def test_chance_repeats_dropout_and_numpy_and_then_goes_on():
 def test_chance_repeats_dropout_on_a_gpu():
     device = torch.device("cuda")
     dropout, ones = nn.Dropout(0.5), torch.ones(50, device=device)
-    chance = Chance(device)
+    rng_state = RngState(device)
     first = dropout(ones)
-    chance.again()
+    rng_state.restore()
     assert torch.equal(dropout(ones), first) and not torch.equal(dropout(ones), first)

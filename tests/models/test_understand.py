@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import nn
 
+from fusetune.config.sections import NamedConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
+from fusetune.inference.features import fill_features
+from fusetune.inference.predict import predict_logits
 from fusetune.modalities.category import CategoryModality
 from fusetune.modalities.number import NumberModality
 from fusetune.models.build import build_model
 from fusetune.models.understand import FEATURES, Understand
 from fusetune.registry import FUSIONS, TASKS
-from fusetune.sections import NamedConfig
-from fusetune.training.features import fill_features
-from fusetune.training.inference import predict_logits
 from fusetune.training.probe import Probe, SplitRows, column_scales
 from fusetune.types import Batch
 

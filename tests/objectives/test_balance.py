@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torchjd import scalarization
 
-from fusetune.config import Config
+from fusetune.config.config import Config
+from fusetune.config.sections import NamedConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
 from fusetune.errors import ConfigError
@@ -27,7 +28,6 @@ from fusetune.objectives.balance import (
     constant_losses,
 )
 from fusetune.objectives.total import Total
-from fusetune.sections import NamedConfig
 from fusetune.tasks.classification import BinaryTask, MulticlassTask
 from fusetune.tasks.multilabel import MultilabelTask
 from fusetune.tasks.ordinal import OrdinalTask

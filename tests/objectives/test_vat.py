@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from fusetune import api
-from fusetune.config import Config
+from fusetune.config.config import Config
+from fusetune.config.sections import AdversarialConfig, BackboneConfig, NamedConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
 from fusetune.errors import ConfigError
@@ -19,10 +20,9 @@ from fusetune.models.perturb import Ball
 from fusetune.objectives.total import Total, build_objectives
 from fusetune.objectives.vat import VirtualAdversarial
 from fusetune.registry import TASKS
-from fusetune.sections import AdversarialConfig, BackboneConfig, NamedConfig
 from fusetune.tasks.divergence import softmax_divergence
-from fusetune.training.adversarial import Adversarial
 from fusetune.training.learner import Learner
+from fusetune.training.updates.adversarial import Adversarial
 
 CELLS = {
     "binary": lambda x: "ab"[int(x > 0)],

@@ -611,7 +611,7 @@ def load(target: str, path: Path) -> Any:
     """Read what was attacked as a user would."""
     import fusetune
     from fusetune.backbones.load import load_backbone
-    from fusetune.config import Config
+    from fusetune.config.config import Config
     from fusetune.data.schema import Schema
 
     kinds = {"bert": "text", "vit": "image", "wav2vec2": "audio"}

@@ -14,7 +14,8 @@ from stopping import CASES, settings, weights
 from fusetune import api
 from fusetune.errors import ConfigError, FolderError, StorageError, TableError
 from fusetune.fitting.run_folder import FOLDER, RUN
-from fusetune.training import checkpoint, keeper, loop
+from fusetune.training import checkpoint, loop
+from fusetune.training import checkpoint_manager as manager
 from fusetune.training.checkpoint import Checkpoints
 
 FAST = ("augmented",)
@@ -96,14 +97,14 @@ def stopped(small, ended, tmp_path):
     return small, Path(shutil.copytree(ended, tmp_path / "run"))
 
 
-@pytest.mark.parametrize("part", keeper.PARTS)
+@pytest.mark.parametrize("part", manager.PARTS)
 def test_a_checkpoint_that_lacks_a_part_is_refused_by_its_name(stopped, part):
     kept = Checkpoints(stopped[1] / FOLDER / "tune")
     state = kept.newest()
     del state[part]
     kept.save(state)
-    with pytest.raises(FolderError, match=rf"(?s)tune: the checkpoint lacks the {keeper.PARTS[part]}.*--no-resume"):
-        keeper.Keeper(kept.folder, 5.0)
+    with pytest.raises(FolderError, match=rf"(?s)tune: the checkpoint lacks the {manager.PARTS[part]}.*--no-resume"):
+        manager.CheckpointManager(kept.folder, 5.0)
 
 
 def test_a_watcher_whose_state_is_missing_is_named(stopped):

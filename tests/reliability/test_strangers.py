@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 
 import fusetune
 from fusetune.backbones.load import load_backbone
-from fusetune.data.store import Cache
+from fusetune.data.storage.feature_cache import FeatureCache
 from fusetune.errors import BackboneError
+from fusetune.security.untrusted import pickle_like, read_json, walk
 from fusetune.training.checkpoint import Checkpoints
-from fusetune.untrusted import pickle_like, read_json, walk
 
 HERE = Path(__file__).parent
 spec = importlib.util.spec_from_file_location("attacks", HERE / "attacks.py")
@@ -176,7 +176,7 @@ CUT = {"digests": torch.zeros(1, 16, dtype=torch.uint8), "counts": torch.tensor(
     ids=str,
 )
 def test_a_stranger_s_segment_in_the_cache_is_passed_over(tmp_path, how):
-    cache = Cache(tmp_path, 1)
+    cache = FeatureCache(tmp_path, 1)
     store = cache.store({"weights": "a"}, torch.float32)
     store.add(b"1" * 16, torch.ones(1, 2))
     store.flush()

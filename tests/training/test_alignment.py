@@ -8,15 +8,15 @@ import torch
 from scipy.linalg import subspace_angles
 from sklearn.cross_decomposition import CCA
 
+from fusetune.config.sections import NamedConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
+from fusetune.inference.features import encoded
+from fusetune.inference.predict import row_vectors
 from fusetune.modalities.number import NumberModality
 from fusetune.models.build import build_model
-from fusetune.sections import NamedConfig
 from fusetune.training import alignment
 from fusetune.training.alignment import align
-from fusetune.training.features import encoded
-from fusetune.training.inference import row_vectors
 from fusetune.training.probe import column_scales
 from fusetune.types import Tokens
 

@@ -10,22 +10,23 @@ import pytest
 import torch
 
 from fusetune.backbones.backbone import Backbone
+from fusetune.config.sections import BackboneConfig, NamedConfig
+from fusetune.config.trainer import TrainerConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
 from fusetune.errors import ConfigError, MissingExtra, NonFiniteLoss
+from fusetune.inference.features import fill_features, set_features
 from fusetune.modalities.number import NumberModality
 from fusetune.modalities.text import TextModality
 from fusetune.models.build import Backbones, build_model
 from fusetune.objectives.balance import build_balance
-from fusetune.sections import BackboneConfig, NamedConfig
 from fusetune.tasks.classification import MulticlassTask
 from fusetune.tasks.regression import RegressionTask
-from fusetune.trainer_section import TrainerConfig
-from fusetune.training import devices, loop
 from fusetune.training import finetune as recipe
-from fusetune.training.devices import make_accelerator
-from fusetune.training.features import fill_features, set_features
+from fusetune.training import loop
 from fusetune.training.finetune import evaluate_loss, finetune
+from fusetune.training.hardware import devices
+from fusetune.training.hardware.devices import make_accelerator
 from fusetune.training.probe import Probe, SplitRows
 from fusetune.training.recipe import BackboneRule
 
@@ -83,24 +84,24 @@ def parts(tiny) -> Parts:
 @pytest.mark.parametrize("head_epochs", [0, 1])
 def test_the_result_is_no_worse_than_the_probe_on_validation_rows(parts, head_epochs):
     probes = parts.probes()
-    course = parts.tune(head_epochs=head_epochs, lr=1.0, backbone_lr=0.5, head_lr=1.0)
+    history = parts.tune(head_epochs=head_epochs, lr=1.0, backbone_lr=0.5, head_lr=1.0)
     scores = []
     for name, task in parts.tasks.items():
         rows = SplitRows.of(name, parts.val, parts.features[1])
         value = task.metrics(probes[name].scores(rows), rows.truth)[task.main.name]
         scores.append(value if task.main.greater_is_better else -value)
-    assert course.checks[0].step == 0 and course.checks[0].score == pytest.approx(np.mean(scores), abs=1e-4)
-    assert course.best.score >= np.mean(scores) - 1e-4
+    assert history.checks[0].step == 0 and history.checks[0].score == pytest.approx(np.mean(scores), abs=1e-4)
+    assert history.best.score >= np.mean(scores) - 1e-4
 
 
 def test_the_model_is_left_at_the_best_check(parts):
-    course = parts.tune(epochs=3, head_epochs=3, lr=0.3, backbone_lr=0.05, head_lr=0.3)
-    assert len({round(check.score, 6) for check in course.checks}) > 1
+    history = parts.tune(epochs=3, head_epochs=3, lr=0.3, backbone_lr=0.05, head_lr=0.3)
+    assert len({round(check.score, 6) for check in history.checks}) > 1
     scales = build_balance("sum", parts.model, parts.tasks, parts.train).scales()
     loss, score, _ = evaluate_loss(parts.model, parts.tasks, parts.val, scales=scales)
-    assert score == pytest.approx(course.best.score, abs=1e-5)
-    assert loss == pytest.approx(course.best.val_loss, abs=1e-4)
-    assert course.best.score == max(check.score for check in course.checks)
+    assert score == pytest.approx(history.best.score, abs=1e-5)
+    assert loss == pytest.approx(history.best.val_loss, abs=1e-4)
+    assert history.best.score == max(check.score for check in history.checks)
 
 
 @pytest.fixture
@@ -112,9 +113,9 @@ def keep_last(monkeypatch):
 @pytest.mark.parametrize("rule", ["all", "only:heads"])
 def test_a_frozen_encoder_stays_bit_identical(parts, keep_last, rule):
     before = parts.weights()
-    course = parts.tune(BackboneRule(rule), probes=False, head_epochs=0, lr=0.05)
+    history = parts.tune(BackboneRule(rule), probes=False, head_epochs=0, lr=0.05)
     after = parts.weights()
-    assert course.moved == set() and course.trained[parts.model.routes["text"]] == 0
+    assert history.moved == set() and history.trained[parts.model.routes["text"]] == 0
     for name, value in before.items():
         if name.startswith("encoders"):
             assert torch.equal(after[name], value), name
@@ -179,8 +180,8 @@ def test_the_encoder_does_not_run_while_the_head_learns(parts, monkeypatch):
 
 def test_no_epoch_at_all_is_the_linear_probe(parts):
     probes = parts.probes()
-    course = parts.tune(epochs=0, head_epochs=0)
-    assert [check.step for check in course.checks] == [0]
+    history = parts.tune(epochs=0, head_epochs=0)
+    assert [check.step for check in history.checks] == [0]
     rows = SplitRows.of("k", parts.val, parts.features[1])
     logits = recipe.predict_logits(parts.model, parts.val, rows.indices)["k"]
     np.testing.assert_allclose(parts.tasks["k"].scores(logits), probes["k"].scores(rows), atol=1e-5)
@@ -203,15 +204,15 @@ def test_loss_of_rows_without_any_label_is_undefined(parts):
 def test_tensorboard_files_hold_losses_and_metrics(parts, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    course = parts.tune(epochs=1, log_dir=tmp_path, trackers=["tensorboard"])
+    history = parts.tune(epochs=1, log_dir=tmp_path, trackers=["tensorboard"])
     events = EventAccumulator(str(tmp_path / "fusetune"))
     events.Reload()
     tags = set(events.Tags()["scalars"])
     assert tags >= {"train/k", "train/y", "train/lr", "val/loss", "val/k/accuracy", "val/y/r2"}
     logged = {event.step: event.value for event in events.Scalars("val/loss")}
     # Two checks may share a step: the last of one stage and the first of the next.
-    assert logged[course.checks[-1].step] == pytest.approx(course.checks[-1].val_loss, rel=1e-5)
-    assert len(events.Scalars("train/k")) == course.checks[-1].step
+    assert logged[history.checks[-1].step] == pytest.approx(history.checks[-1].val_loss, rel=1e-5)
+    assert len(events.Scalars("train/k")) == history.checks[-1].step
 
 
 def test_wandb_writes_offline_into_the_logs(parts, tmp_path, monkeypatch):
@@ -262,9 +263,9 @@ def test_trackers_are_closed_when_a_run_fails(parts, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("settings", [{"epochs": 0}, {"epochs": 0, "head_epochs": 0}])
 def test_without_a_tune_stage_no_encoder_counts_as_trained(parts, settings):
-    course = parts.tune(**settings)
-    assert not course.moved
-    assert course.trained[parts.model.routes["text"]] == 0
+    history = parts.tune(**settings)
+    assert not history.moved
+    assert history.trained[parts.model.routes["text"]] == 0
 
 
 def test_weights_that_are_not_finite_are_no_model(parts, monkeypatch):
@@ -288,7 +289,7 @@ def test_updates_that_were_left_out_are_told_in_the_end(parts, monkeypatch):
 
     monkeypatch.setattr(loop, "update", update)
     with pytest.warns(UserWarning, match="left out"):
-        course = parts.tune(skip_nonfinite=1)
-    assert [said for said in course.warnings if "left out" in said] == [
+        history = parts.tune(skip_nonfinite=1)
+    assert [said for said in history.warnings if "left out" in said] == [
         "An update was left out: the loss became NaN at update 2 of stage 'head'."
     ]

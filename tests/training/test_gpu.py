@@ -12,7 +12,9 @@ import torch
 
 import fusetune
 from fusetune.backbones import graphs
-from fusetune.training import keeper, loop, replay
+from fusetune.training import checkpoint_manager as manager
+from fusetune.training import loop
+from fusetune.training.hardware import replay
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]
 
@@ -151,7 +153,7 @@ def test_a_run_that_was_stopped_goes_on(tune, monkeypatch, precision, least):
     monkeypatch.setattr(replay, "WORTHWHILE", least)
     settings = {"dropout": 0.1, "precision": precision, "checkpoint_minutes": 0}
     whole = tune("whole", **settings)
-    updates, stop = [], keeper.Keeper.stop
+    updates, stop = [], manager.CheckpointManager.stop
 
     def after_some(self):
         updates.append(1)
@@ -159,10 +161,10 @@ def test_a_run_that_was_stopped_goes_on(tune, monkeypatch, precision, least):
             raise KeyboardInterrupt
         stop(self)
 
-    monkeypatch.setattr(keeper.Keeper, "stop", after_some)
+    monkeypatch.setattr(manager.CheckpointManager, "stop", after_some)
     with pytest.raises(KeyboardInterrupt):
         tune("stopped", **settings)
-    monkeypatch.setattr(keeper.Keeper, "stop", stop)
+    monkeypatch.setattr(manager.CheckpointManager, "stop", stop)
     again = tune("stopped", resume=True, **settings)
     assert any("went on from update" in said for said in again.results.warnings)
     np.testing.assert_allclose(losses(again), losses(whole), atol=1e-5 if precision == "no" else 1e-3)

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import nn
 
+from fusetune.config.sections import NamedConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
 from fusetune.errors import NonFiniteLoss, RunError
@@ -19,16 +20,15 @@ from fusetune.modalities.number import NumberModality
 from fusetune.models.build import build_model
 from fusetune.objectives.balance import build_balance
 from fusetune.objectives.total import Total
-from fusetune.sections import NamedConfig
 from fusetune.tasks.classification import MulticlassTask
 from fusetune.tasks.regression import RegressionTask
 from fusetune.training.callbacks import Callback
+from fusetune.training.checkpoint_manager import CheckpointManager
 from fusetune.training.dropout import QuickDropout
-from fusetune.training.keeper import Keeper
 from fusetune.training.learner import Learner
 from fusetune.training.loop import Stage, run_stage
 from fusetune.training.optim import no_decay, param_groups
-from fusetune.training.update import loss_shares, plain
+from fusetune.training.updates.update import loss_shares, plain
 
 
 class Watch(Callback):
@@ -331,9 +331,9 @@ def test_other_errors_are_not_taken_for_it():
 def test_weights_that_are_not_finite_are_not_kept(tmp_path):
     learner, examples = make()
     given = stage(learner, epochs=1, lr=1e38, clip=None, optimizer="sgd", schedule="constant", warmup=0.0)
-    kept = Keeper(tmp_path, 0)
+    kept = CheckpointManager(tmp_path, 0)
     with pytest.raises(NonFiniteLoss, match=r"became NaN or infinite (by|at) update"):
-        run_stage(learner, given, examples, lambda: (1.0, 0.0, {}), Accelerator(cpu=True), [], keeper=kept)
+        run_stage(learner, given, examples, lambda: (1.0, 0.0, {}), Accelerator(cpu=True), [], manager=kept)
     for saved in tmp_path.glob("*/tensors.safetensors"):
         assert all(value.isfinite().all() for value in load_file(saved).values())
 

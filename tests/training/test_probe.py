@@ -7,14 +7,14 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from fusetune.config.sections import NamedConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
+from fusetune.inference.features import fill_features
 from fusetune.modalities.category import CategoryModality
 from fusetune.modalities.number import NumberModality
 from fusetune.models.build import build_model
-from fusetune.sections import NamedConfig
 from fusetune.tasks.classification import BinaryTask
-from fusetune.training.features import fill_features
 from fusetune.training.probe import Probe, SplitRows, block, column_scales, learn_scale
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import fusetune
-from fusetune.data.store import ENDING, Cache
-from fusetune.training import inference, trunk
+from fusetune.data.storage.feature_cache import ENDING, FeatureCache
+from fusetune.inference import predict as inference
+from fusetune.training import trunk
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(shop_tables, settings, tmp
 
 
 def test_an_interrupted_filling_goes_on(shop_tables, settings, tmp_path, monkeypatch):
-    from fusetune.data import store
+    from fusetune.data.storage import feature_cache as store
 
     monkeypatch.setattr(store, "SEGMENT_BYTES", 1)
     monkeypatch.setattr(trunk, "BATCH", 16)
@@ -121,8 +122,8 @@ def test_an_interrupted_filling_goes_on(shop_tables, settings, tmp_path, monkeyp
 
 
 def test_cache_of_the_settings(tmp_path):
-    from fusetune.config import Config
+    from fusetune.config.config import Config
 
     config = Config.build({"data": {"cache": str(tmp_path), "cache_gib": 3}})
-    found = Cache.of(config.data.cache, config.data.cache_gib)
+    found = FeatureCache.of(config.data.cache, config.data.cache_gib)
     assert found is not None and (found.folder, found.limit) == (tmp_path, 3 * 2**30)

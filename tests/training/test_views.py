@@ -9,9 +9,9 @@ import torch
 import fusetune
 from fusetune.backbones import backbone
 from fusetune.backbones.boundary import BOUNDARY
+from fusetune.inference.predict import evaluating
 from fusetune.models.understand import FEATURES
 from fusetune.training import finetune as stages
-from fusetune.training.inference import evaluating
 
 ROWS = 24
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.source import quiet
+from fusetune.config.sections import AdapterConfig
 from fusetune.errors import ConfigError
-from fusetune.sections import AdapterConfig
 
 RANKS = {"lora": 8, "rslora": 8, "dora": 8, "vera": 64, "oft": 16}
 """By default: of the products, of the shared projections, and the size of a block of R."""

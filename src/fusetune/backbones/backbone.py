@@ -17,8 +17,8 @@ from fusetune.backbones.boundary import BOUNDARY, starting_at
 from fusetune.backbones.compiled import bucketed, explained
 from fusetune.backbones.grouping import length_cuts, whole
 from fusetune.backbones.inputs import AudioInputs, ImageInputs, Inputs, SpectrogramInputs, TextInputs
+from fusetune.config.sections import AdapterConfig
 from fusetune.errors import BackboneError
-from fusetune.sections import AdapterConfig
 from fusetune.types import Tokens
 
 if TYPE_CHECKING:

@@ -36,9 +36,9 @@ from fusetune.backbones.source import (
 from fusetune.backbones.spectrogram import FILE as SPECTROGRAM
 from fusetune.backbones.spectrogram import Spectrogram
 from fusetune.backbones.tuned import is_tuned, load_tuned
+from fusetune.config.sections import AdapterConfig
 from fusetune.errors import BackboneError, FolderError, FusetuneError, nearest
-from fusetune.sections import AdapterConfig
-from fusetune.untrusted import reading
+from fusetune.security.untrusted import reading
 
 __all__ = ["Backbone", "load_backbone", "restore_backbone"]
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from fusetune.backbones import embedded
 from fusetune.errors import BackboneError, MissingExtra
-from fusetune.untrusted import PICKLED, parse_json, pickle_like, read_bytes, tensors_of, walk
-from fusetune.untrusted import TEXT_BYTES as MOST
+from fusetune.security.untrusted import PICKLED, parse_json, pickle_like, read_bytes, tensors_of, walk
+from fusetune.security.untrusted import TEXT_BYTES as MOST
 
 WEIGHTS = "model.safetensors"
 SHARDS = "model.safetensors.index.json"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fusetune.errors import BackboneError, nearest
-from fusetune.untrusted import read_json
+from fusetune.security.untrusted import read_json
 
 FILE = "spectrogram.json"
 MOST = 1_000_000

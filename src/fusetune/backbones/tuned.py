@@ -9,7 +9,7 @@ from fusetune.backbones.adapters import brought_state, merge
 from fusetune.backbones.backbone import FILE, Backbone
 from fusetune.backbones.source import count_weights, fingerprint, read_json, short_name
 from fusetune.errors import BackboneError
-from fusetune.model_folder import BACKBONES, BUNDLE, WEIGHTS, read_folder
+from fusetune.security.model_folder import BACKBONES, BUNDLE, WEIGHTS, read_folder
 
 
 def is_tuned(source: str | None) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fusetune.cli import common
-from fusetune.data.remote import is_address
+from fusetune.data.reading.remote import is_address
 from fusetune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def fit(
       fusetune fit runs/rating --resume
     """
     from fusetune import api
-    from fusetune.config import Config
+    from fusetune.config.config import Config
 
     if resume and Path(source).is_dir() and (out is None or out == Path(source)):
         show(api.resume(source, progress=common.shows_progress(as_json)), as_json=as_json)

@@ -25,7 +25,7 @@ def merge(
       fusetune merge runs/rating --out runs/rating-merged
     """
     from fusetune import api
-    from fusetune.model_folder import WEIGHTS
+    from fusetune.security.model_folder import WEIGHTS
 
     api.load(folder).merge().save(out)
     if as_json:

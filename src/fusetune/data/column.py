@@ -13,8 +13,17 @@ import torch
 from torch import Tensor
 
 from fusetune.data.distinct import Cells
-from fusetune.data.kept import Kept
-from fusetune.data.scratch import filled, index_type, joined, ordered, pieces, room, taken, where
+from fusetune.data.storage.mapped import (
+    index_type,
+    mapped_argsort,
+    mapped_concatenate,
+    mapped_flatnonzero,
+    mapped_full,
+    mapped_take,
+    mapped_zeros,
+    pieces,
+)
+from fusetune.data.storage.packed import PackedExamples
 from fusetune.data.table import Table
 from fusetune.errors import BadCell
 from fusetune.modalities.base import Modality
@@ -53,16 +62,16 @@ class Column:
         if rows is None:
             self.codes, self._first = table.distinct(name)
         else:
-            self.codes, self._first = filled(len(table), -1, index_type(len(table))), rows
+            self.codes, self._first = mapped_full(len(table), -1, index_type(len(table))), rows
             for piece in pieces(len(rows)):
                 self.codes[rows[piece]] = np.arange(piece.start, piece.stop)
         self.cells: Cells = table.lazy(name, self._first)
         self.bad: dict[int, BadCell] = {}
-        self.sizes = room((len(self.cells),), np.int32)
+        self.sizes = mapped_zeros((len(self.cells),), np.int32)
         self.features: Tokens | None = None
         self.trunk: Callable[[np.ndarray], dict[str, Tensor]] | None = None
         self._rows = table.rows
-        self._kept = Kept(len(self.cells))
+        self._kept = PackedExamples(len(self.cells))
 
     def decode_all(self, budget: int, progress: Progress | None = None) -> int:
         """Read every distinct cell once; keep what fits into `budget` bytes and return the bytes kept."""
@@ -115,7 +124,7 @@ class Column:
 
     def learn(self, codes: np.ndarray) -> None:
         """Let the modality learn from the examples of some rows, by their codes; rows without a cell are left out."""
-        codes = taken(codes, where(codes >= 0))
+        codes = mapped_take(codes, mapped_flatnonzero(codes >= 0))
         if type(self.modality).fit is Modality.fit:
             return
         numbers = self._kept.numbers(codes)
@@ -129,12 +138,12 @@ class Column:
 
     def good(self) -> np.ndarray:
         """The places of the cells that could be read, most costly first."""
-        good = filled(len(self.cells), True, bool)
+        good = mapped_full(len(self.cells), True, bool)
         good[list(self.bad)] = False
-        places = where(good)
-        costs = taken(self.sizes, places)
-        order = ordered(np.negative(costs, out=costs))
-        return joined((places[order[piece]].astype(np.int64) for piece in pieces(len(order))), len(order))
+        places = mapped_flatnonzero(good)
+        costs = mapped_take(self.sizes, places)
+        order = mapped_argsort(np.negative(costs, out=costs))
+        return mapped_concatenate((places[order[piece]].astype(np.int64) for piece in pieces(len(order))), len(order))
 
     def some_cell(self) -> np.ndarray:
         """The place of a distinct cell that can be read, none where there is none."""
@@ -154,7 +163,7 @@ class Column:
 
     def digests(self) -> np.ndarray:
         """(cells, 16) uint8, equal for cells with equal examples, in any table; zeros for bad ones."""
-        found = room((len(self.cells), 16), np.uint8)
+        found = mapped_zeros((len(self.cells), 16), np.uint8)
         step = self.cells.table.at_once(self.cells.column)
         for start in range(0, len(found), step):
             places = [p for p in range(start, min(start + step, len(found))) if p not in self.bad]

@@ -13,7 +13,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fusetune.data.scratch import filled, index_type, joined, ordered, pieces, room, taken
+from fusetune.data.storage.mapped import (
+    index_type,
+    mapped_argsort,
+    mapped_concatenate,
+    mapped_full,
+    mapped_take,
+    mapped_zeros,
+    pieces,
+)
 
 SHARED = 1000
 """Texts of which one object serves all equal cells."""
@@ -108,9 +116,11 @@ def numbered(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     rows, kind = len(keys), index_type(len(keys))
     order, begins = _together(keys)
-    firsts = joined((order[piece][begins[piece]].astype(kind) for piece in pieces(rows)), int(np.count_nonzero(begins)))
+    firsts = mapped_concatenate(
+        (order[piece][begins[piece]].astype(kind) for piece in pieces(rows)), int(np.count_nonzero(begins))
+    )
     firsts.sort()
-    numbers = room((rows,), kind)
+    numbers = mapped_zeros((rows,), kind)
     for piece in pieces(len(firsts)):
         numbers[firsts[piece]] = np.arange(piece.start, piece.stop)
     last = order[:1]
@@ -128,8 +138,8 @@ def _together(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     the key itself.
     """
     rows, bits = len(keys), 63 - len(keys).bit_length()
-    order = ordered(joined((_mixed(keys[piece], bits) for piece in pieces(rows)), rows))
-    begins = room((rows,), bool)
+    order = mapped_argsort(mapped_concatenate((_mixed(keys[piece], bits) for piece in pieces(rows)), rows))
+    begins = mapped_zeros((rows,), bool)
     begins[:1] = True
     shared: list[int] = []
     for piece in pieces(rows):
@@ -180,7 +190,7 @@ def distinct(arrays: Iterator[pa.Array], as_json: bool, rows: int) -> tuple[np.n
         (rows,), which of the distinct cells each row has, -1 where it is missing; and (cells,), the first row of each;
         int32 where that is wide enough.
     """
-    places, keys = room((rows,), index_type(rows)), room((rows, 2), np.uint64)
+    places, keys = mapped_zeros((rows,), index_type(rows)), mapped_zeros((rows, 2), np.uint64)
     start = num = 0
     for array in arrays:
         present = ~missing_in(array, as_json)
@@ -192,10 +202,10 @@ def distinct(arrays: Iterator[pa.Array], as_json: bool, rows: int) -> tuple[np.n
     del keys
     if num == rows:
         return numbers, firsts
-    codes = filled(rows, -1, places.dtype)
+    codes = mapped_full(rows, -1, places.dtype)
     for piece in pieces(num):
         codes[places[:num][piece]] = numbers[piece]
-    return codes, taken(places, firsts)
+    return codes, mapped_take(places, firsts)
 
 
 def _is_text(kind: pa.DataType) -> bool:

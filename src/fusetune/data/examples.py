@@ -14,7 +14,15 @@ from torch import Tensor
 from fusetune.data.column import Column, Progress
 from fusetune.data.distinct import is_missing
 from fusetune.data.quarantine import Rejected
-from fusetune.data.scratch import counting, filled, joined, pieces, room, taken, where
+from fusetune.data.storage.mapped import (
+    mapped_arange,
+    mapped_concatenate,
+    mapped_flatnonzero,
+    mapped_full,
+    mapped_take,
+    mapped_zeros,
+    pieces,
+)
 from fusetune.data.table import Table
 from fusetune.errors import BadCell
 from fusetune.modalities.base import Augmenter, Modality
@@ -63,7 +71,7 @@ class Examples:
         self.groups = table.distinct(group)[0] if group is not None else np.broadcast_to(np.int64(-1), len(table))
         self.rejected: list[Rejected] = []
         self.masked: list[Rejected] = []
-        self.used = counting(len(table))
+        self.used = mapped_arange(len(table))
         self.augment: dict[str, Augmenter] = {}
         self.seed = 0
         self.num_views = 0
@@ -81,7 +89,7 @@ class Examples:
             progress: wraps an iterator: (iterator, description, total).
         """
         budget = int(memory * 2**30)
-        keep = filled(len(self.rows), True, bool)
+        keep = mapped_full(len(self.rows), True, bool)
         for name, column in self.columns.items():
             budget -= column.decode_all(budget, progress)
             noted = self.rejected if on_bad_cell == "reject" else self.masked
@@ -96,7 +104,7 @@ class Examples:
             for index in np.flatnonzero(absent & keep[piece]) + piece.start:
                 self.rejected.append(Rejected(int(self.rows[index]), None, None, "no input column has a value"))
             keep[piece] &= ~absent
-        self.used = where(keep)
+        self.used = mapped_flatnonzero(keep)
 
     def _augmented(self, name: str, places: np.ndarray, epoch: int) -> dict[str, Tensor]:
         """The encoder's input for a column's cells in some rows, augmented; these rows have it."""
@@ -117,7 +125,7 @@ class Examples:
     def _read_weights(self, keep: np.ndarray) -> None:
         if self._weight is None:
             return
-        self.weights = filled(len(self.rows), 1, np.float32)
+        self.weights = mapped_full(len(self.rows), 1, np.float32)
         for index, cell in enumerate(self.table.lazy(self._weight)):
             try:
                 weight = 1.0 if is_missing(cell) else float(cell)
@@ -134,13 +142,13 @@ class Examples:
     def fit(self) -> None:
         """Let the modalities learn from these rows, and the tasks from their targets: call it on train rows only."""
         for column in self.columns.values():
-            column.learn(taken(column.codes, self.used))
+            column.learn(mapped_take(column.codes, self.used))
         for name, task in self.tasks.items():
             task.fit(self.targets[name].of(self.used))
 
     def check_targets(self) -> None:
         """Set apart the used rows whose target cannot be encoded; call it once the tasks are fitted."""
-        keep = filled(len(self.used), True, bool)
+        keep = mapped_full(len(self.used), True, bool)
         for start in range(0, len(self.used), PIECE):
             some = self.used[start : start + PIECE]
             cells = [self.targets[name].take(some) for name in self.tasks]
@@ -152,7 +160,7 @@ class Examples:
                 except BadCell as error:
                     self.rejected.append(Rejected.from_error(error))
                     keep[start + at] = False
-        self.used = taken(self.used, where(keep))
+        self.used = mapped_take(self.used, mapped_flatnonzero(keep))
 
     def __len__(self) -> int:
         return len(self.used)
@@ -166,20 +174,20 @@ class Examples:
         view.columns = {name: column for name, column in self.columns.items() if name in columns}
         parts = [self.used[piece] for piece in pieces(len(self.used))]
         seen = [np.any([column.codes[part] >= 0 for column in view.columns.values()], axis=0) for part in parts]
-        view.used = joined(
+        view.used = mapped_concatenate(
             (part[there] for part, there in zip(parts, seen, strict=True)), sum(map(np.count_nonzero, seen))
         )
         return view
 
     def labelled(self, task: str) -> np.ndarray:
         """Which of the used rows have the task's target: their places in the table."""
-        labelled = taken(self._missing[task], self.used)
-        return taken(self.used, where(np.logical_not(labelled, out=labelled)))
+        labelled = mapped_take(self._missing[task], self.used)
+        return mapped_take(self.used, mapped_flatnonzero(np.logical_not(labelled, out=labelled)))
 
     def truth(self, task: str, rows: np.ndarray) -> np.ndarray:
         """The targets of labelled rows as the task's metrics want them, by their places in the table."""
         parts = [rows[start : start + PIECE] for start in range(0, max(len(rows), 1), PIECE)]
-        return joined((self.tasks[task].truth(self.targets[task].take(part)) for part in parts), len(rows))
+        return mapped_concatenate((self.tasks[task].truth(self.targets[task].take(part)) for part in parts), len(rows))
 
     def places(self, rows: np.ndarray) -> np.ndarray:
         """Where among the used rows these are, by their places in the table."""
@@ -187,7 +195,7 @@ class Examples:
 
     def sizes(self, indices: np.ndarray) -> np.ndarray:
         """What each row costs to encode, over all its columns."""
-        total = room((len(indices),), np.int64)
+        total = mapped_zeros((len(indices),), np.int64)
         for piece in pieces(len(indices)):
             for column in self.columns.values():
                 total[piece] += column.costs(column.codes[indices[piece]])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-from fusetune.data.scratch import counting, where
+from fusetune.data.storage.mapped import mapped_arange, mapped_flatnonzero
 
 POOL_BATCHES = 50
 
@@ -47,7 +47,7 @@ class UpdateSampler(Sampler[list[int]]):
         self.indices, self.sizes = indices, sizes
         self.batch_size, self.accumulate, self.seed = batch_size, accumulate, seed
         self.process, self.num_processes = process, num_processes
-        self.tables = [] if tables is None else [where(tables == code) for code in np.unique(tables)]
+        self.tables = [] if tables is None else [mapped_flatnonzero(tables == code) for code in np.unique(tables)]
         self.shares = _shares([len(places) for places in self.tables], mix)
         self.epoch = 0
 
@@ -74,7 +74,7 @@ class UpdateSampler(Sampler[list[int]]):
     def _drawn(self) -> np.ndarray:
         """This epoch's rows, each table's in its share: the next ones of passes over it that are shuffled anew."""
         if [len(places) for places in self.tables] == self.shares:
-            return counting(len(self.indices))
+            return mapped_arange(len(self.indices))
         found = []
         for number, (places, share) in enumerate(zip(self.tables, self.shares, strict=True)):
             first, last = self.epoch * share, (self.epoch + 1) * share

@@ -12,7 +12,7 @@ import yaml
 from fusetune.data.table import Table
 from fusetune.errors import SchemaError, StorageError, nearest, shown
 from fusetune.registry import MODALITIES
-from fusetune.untrusted import YAML_BYTES, parse_yaml, read_bytes
+from fusetune.security.untrusted import YAML_BYTES, parse_yaml, read_bytes
 
 ROLES = ("input", "target", "group", "split", "weight", "id", "ignore")
 """input: the model reads it. target: is predicted. group: rows with equal cells stay on one side of a split.

@@ -9,9 +9,17 @@ from typing import Any
 import numpy as np
 
 from fusetune.data.distinct import hashed, numbered
+from fusetune.data.partition import partition
 from fusetune.data.roles import SPLIT_WORDS
 from fusetune.data.schema import Schema
-from fusetune.data.scratch import counting, filled, joined, ordered, pieces, room, taken, where
+from fusetune.data.storage.mapped import (
+    mapped_arange,
+    mapped_concatenate,
+    mapped_flatnonzero,
+    mapped_take,
+    mapped_zeros,
+    pieces,
+)
 from fusetune.data.table import Table, is_missing
 from fusetune.errors import TableError, shown
 
@@ -53,7 +61,7 @@ def split_rows(
         name: share for name, share in zip(SPLITS, fractions, strict=True) if name in wanted
     }
     if schema.split is None:
-        return _by_chance(table, schema, counting(len(table)), keep, seed)
+        return _by_chance(table, schema, mapped_arange(len(table)), keep, seed)
     said = read_splits(table, schema)
     extra = [name for name in said if name not in keep]
     if extra:
@@ -145,7 +153,7 @@ def _by_chance(
     part = table.select(rows)
     units = whole_units(part, schema)
     target = next(iter(schema.targets), None)
-    strata = strata_of(part.lazy(target)) if target is not None else room((len(rows),), np.int64)
+    strata = strata_of(part.lazy(target)) if target is not None else mapped_zeros((len(rows),), np.int64)
     if units.max(initial=-1) + 1 < len(names):
         what = "rows" if schema.group is None else f"groups in the column {schema.group!r}"
         raise TableError(
@@ -156,7 +164,7 @@ def _by_chance(
             file=table.source,
         )
     which = partition(strata, units, [shares[name] / whole for name in names], seed)
-    made = {name: taken(rows, where(which == place)) for place, name in enumerate(names)}
+    made = {name: mapped_take(rows, mapped_flatnonzero(which == place)) for place, name in enumerate(names)}
     return made | {name: rows[:0] for name in shares if name not in made}
 
 
@@ -180,14 +188,16 @@ def strata_of(cells: Sequence[Any]) -> np.ndarray:
         else:
             edges = np.nanquantile(numbers, np.linspace(0, 1, NUM_BINS + 1)[1:-1])
             # NaN sorts behind the last edge.
-            return joined((np.searchsorted(edges, numbers[piece]) for piece in pieces(len(numbers))), len(numbers))
+            return mapped_concatenate(
+                (np.searchsorted(edges, numbers[piece]) for piece in pieces(len(numbers))), len(numbers)
+            )
     # Plain dictionaries: a numpy array of strings makes every one as wide as the longest.
     places = {text: place for place, text in enumerate(sorted(few))}
     return _laid((places[text] for text in texts()), len(cells), np.int64)
 
 
 def _laid(values: Iterator[Any], rows: int, dtype: Any) -> np.ndarray:
-    return joined((np.fromiter(values, dtype, piece.stop - piece.start) for piece in pieces(rows)), rows)
+    return mapped_concatenate((np.fromiter(values, dtype, piece.stop - piece.start) for piece in pieces(rows)), rows)
 
 
 def whole_units(table: Table, schema: Schema) -> np.ndarray:
@@ -197,7 +207,7 @@ def whole_units(table: Table, schema: Schema) -> np.ndarray:
     groups count. A row without a group is a group of its own.
     """
     num = len(table)
-    units = counting(num)
+    units = mapped_arange(num)
     if schema.group is not None:
         units = _numbered(table, [schema.group], lambda cells: str(cells[0]).encode("utf-8", "surrogatepass"), any)
     twins = _twins(table, schema)
@@ -225,7 +235,7 @@ def _numbered(
         key: from a row's cells to what is compared.
         lacks: from which of a row's cells are missing to whether the row lacks them.
     """
-    keys, step = room((len(table), 2), np.uint64), min(HASH_ROWS, *(table.at_once(name) for name in columns))
+    keys, step = mapped_zeros((len(table), 2), np.uint64), min(HASH_ROWS, *(table.at_once(name) for name in columns))
     for start in range(0, len(table), step):
         rows = range(start, min(start + step, len(table)))
         cells = list(zip(*(table.cells(name, rows) for name in columns), strict=True))
@@ -252,146 +262,3 @@ def _digest(cells: tuple[Any, ...]) -> bytes:
         data = cell if isinstance(cell, bytes) else repr(cell).encode("utf-8", "backslashreplace")
         made.update(len(data).to_bytes(8, "little") + data)
     return made.digest()
-
-
-def partition(strata: np.ndarray, units: np.ndarray, fractions: Sequence[float], seed: int) -> np.ndarray:
-    """Assign rows to parts: units whole, strata in even shares, every part filled.
-
-    Args:
-        strata: (rows,) int64, each row's class, from 0.
-        units: (rows,) int64, from 0 without gaps; rows with equal numbers stay together. At least as many as parts.
-        fractions: the parts' shares, above 0, summing to 1; the first part is train.
-        seed: equal seeds give equal parts.
-
-    Returns:
-        (rows,) int64, each row's part. A stratum that is in any unit small enough has a row in train.
-    """
-    rng = np.random.default_rng(seed)
-    shares = np.asarray(fractions, dtype=np.float64)
-    members = _Units(units)
-    which = filled(len(units), -1, np.int64)
-    _place_groups([members.rows(int(place)) for place in np.flatnonzero(members.sizes > 1)], strata, shares, which, rng)
-    _place_singles(taken(members.first, where(members.sizes == 1)), strata, shares, which, rng)
-    _fill_empty(members, which, len(shares))
-    _keep_rare(members, strata, which)
-    return which
-
-
-class _Units:
-    """The rows of each unit.
-
-    Attributes:
-        numbers: (rows,) int64, each row's unit.
-        sizes: (units,) int64, the rows of each.
-        first: (units,) int64, the first row of each.
-    """
-
-    def __init__(self, numbers: np.ndarray) -> None:
-        self.numbers, self.sizes = numbers, _counts(numbers)
-        self._order = ordered(numbers)
-        self._starts = room(self.sizes.shape, np.int64)
-        np.cumsum(self.sizes, out=self._starts)
-        self._starts -= self.sizes
-        self.first = taken(self._order, self._starts)
-
-    def rows(self, unit: int) -> np.ndarray:
-        """A unit's rows, rising."""
-        return self._order[self._starts[unit] : self._starts[unit] + self.sizes[unit]]
-
-
-def _counts(numbers: np.ndarray) -> np.ndarray:
-    """`np.bincount`."""
-    counts = room((int(numbers.max(initial=-1)) + 1,), np.int64)
-    for piece in pieces(len(numbers)):
-        np.add.at(counts, numbers[piece], 1)
-    return counts
-
-
-def _place_groups(
-    groups: list[np.ndarray], strata: np.ndarray, shares: np.ndarray, which: np.ndarray, rng: np.random.Generator
-) -> None:
-    """Largest first, each group to the part that lacks its classes most and still has room for it."""
-    desired = shares[:, None] * _counts(strata)[None, :]  # (parts, strata)
-    room = shares * len(strata)
-    have = np.zeros_like(desired)
-    shuffled = [groups[place] for place in rng.permutation(len(groups))]
-    for rows in sorted(shuffled, key=len, reverse=True):
-        classes, counts = np.unique(strata[rows], return_counts=True)
-        lack = ((1 - have[:, classes] / np.maximum(desired[:, classes], 1e-9)) * counts).sum(1) / len(rows)
-        fits = room >= len(rows)
-        part = int(np.argmax(np.where(fits, lack, -np.inf))) if fits.any() else int(np.argmax(room))
-        which[rows] = part
-        room[part] -= len(rows)
-        have[part, classes] += counts
-
-
-def _place_singles(
-    rows: np.ndarray, strata: np.ndarray, shares: np.ndarray, which: np.ndarray, rng: np.random.Generator
-) -> None:
-    """Walk the rows class by class and deal them out at a steady pace, so that every class gets even shares."""
-    if not len(rows):
-        return
-    rng.shuffle(rows)
-    if np.count_nonzero(_counts(strata)) <= shares[0] * len(strata) / 2:
-        first = filled(int(strata.max()) + 1, len(rows), np.int64)
-        for piece in pieces(len(rows)):
-            np.minimum.at(first, strata[rows[piece]], np.arange(piece.start, piece.stop))
-        kept = first[(first < len(rows)) & ~_in_train(strata, which)]
-        which[rows[kept]] = 0
-        others = filled(len(rows), True, bool)
-        others[kept] = False
-        rows = taken(rows, where(others))
-    ranks = rng.permutation(int(strata.max()) + 1)
-    left = taken(rows, ordered(taken(ranks, taken(strata, rows))))
-    _put(which, left, 0)
-    for part in range(len(shares) - 1, 0, -1):
-        wanted = max(shares[part] * len(strata) - np.count_nonzero(which == part), 0)
-        chosen = _steadily(len(left), min(wanted / max(len(left), 1), 1.0))
-        _put(which, taken(left, where(chosen)), part)
-        left = taken(left, where(np.logical_not(chosen, out=chosen)))
-
-
-def _in_train(strata: np.ndarray, which: np.ndarray) -> np.ndarray:
-    """(strata,) bool: of which there is a row in train."""
-    found = room((int(strata.max(initial=-1)) + 1,), bool)
-    for piece in pieces(len(strata)):
-        found[strata[piece][which[piece] == 0]] = True
-    return found
-
-
-def _put(which: np.ndarray, rows: np.ndarray, part: int) -> None:
-    for piece in pieces(len(rows)):
-        which[rows[piece]] = part
-
-
-def _steadily(num: int, pace: float) -> np.ndarray:
-    """(num,) bool: `num * pace` of them, evenly spaced."""
-    steps = (np.floor(np.arange(piece.start, piece.stop + 1) * pace + 0.5) for piece in pieces(num))
-    return joined((np.diff(step) > 0 for step in steps), num)
-
-
-def _fill_empty(members: _Units, which: np.ndarray, num_parts: int) -> None:
-    """Give a part without rows the smallest unit of the part with the most units."""
-    for part in range(num_parts):
-        if (which == part).any():
-            continue
-        owners = which[members.first]
-        owned = np.flatnonzero(owners == np.bincount(owners, minlength=num_parts).argmax())
-        which[members.rows(int(owned[members.sizes[owned].argmin()]))] = part
-
-
-def _keep_rare(members: _Units, strata: np.ndarray, which: np.ndarray) -> None:
-    """Move a unit of a class that train lacks into train, where its part keeps another unit."""
-    lost = np.flatnonzero((_counts(strata) > 0) & ~_in_train(strata, which))
-    if not len(lost) or len(lost) > len(members.sizes) / 4:
-        return
-    owners = which[members.first]
-    for stratum in lost:
-        if (strata[which == 0] == stratum).any():
-            continue
-        holding = np.unique(members.numbers[strata == stratum])
-        spare = holding[np.bincount(owners)[owners[holding]] > 1]
-        if len(spare):
-            place = int(spare[members.sizes[spare].argmin()])
-            which[members.rows(place)] = 0
-            owners[place] = 0

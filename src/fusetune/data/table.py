@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union
 import numpy as np
 import pyarrow as pa
 
-from fusetune.data.arrow import from_cells, is_json
 from fusetune.data.distinct import Cells, as_cells, distinct, is_missing, missing_in
 from fusetune.data.quarantine import Rejected
-from fusetune.data.scratch import counting, narrow, room, taken, where
+from fusetune.data.reading.arrow import from_cells, is_json
+from fusetune.data.storage.mapped import mapped_arange, mapped_flatnonzero, mapped_narrow, mapped_take, mapped_zeros
 from fusetune.errors import TableError, nearest
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Table:
         """
         self.files = list(files) or [(source, 0)]
         self.source, self.base_dir = source, base_dir
-        self.rows = counting(arrow.num_rows) if rows is None else rows
+        self.rows = mapped_arange(arrow.num_rows) if rows is None else rows
         self.rejected, self.notes = list(rejected), list(notes)
         self._base, self.keep = arrow, keep
         self.lone = False
@@ -95,7 +95,7 @@ class Table:
         """
         if isinstance(source, Table):
             return source
-        from fusetune.data.readers import read_source
+        from fusetune.data.reading.readers import read_source
 
         return read_source(source, base_dir=base_dir, cache_dir=cache_dir)
 
@@ -250,7 +250,7 @@ class Table:
     def missing(self, column: str) -> np.ndarray:
         """(rows,) bool, True where the cell is missing."""
         self.require([column])
-        found, start = room((len(self),), bool), 0
+        found, start = mapped_zeros((len(self),), bool), 0
         for array in self._arrays(column):
             found[start : start + len(array)] = missing_in(array, column in self._json)
             start += len(array)
@@ -260,7 +260,7 @@ class Table:
         """(rows,) int64, the place in `files` of what each row was read from."""
         return np.searchsorted([first for _, first in self.files], self.rows, side="right") - 1
 
-    def where(self, row: int) -> tuple[str, int]:
+    def file_and_row(self, row: int) -> tuple[str, int]:
         """What a row was read from, and its number there.
 
         Args:
@@ -278,11 +278,11 @@ class Table:
             indices: positions, or a (rows,) bool mask.
         """
         wanted = np.asarray(indices)
-        wanted = where(wanted) if wanted.dtype == bool else narrow(wanted, len(self))
-        rows = taken(self.rows, wanted)
+        wanted = mapped_flatnonzero(wanted) if wanted.dtype == bool else mapped_narrow(wanted, len(self))
+        rows = mapped_take(self.rows, wanted)
         part = Table(self._base, source=self.source, base_dir=self.base_dir, rows=rows, keep=self.keep)
         part.files, part.lone, part._ends = self.files, self.lone, self._ends
-        part._places = wanted if self._places is None else taken(self._places, wanted)
+        part._places = wanted if self._places is None else mapped_take(self._places, wanted)
         return part
 
 

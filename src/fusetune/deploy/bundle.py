@@ -32,21 +32,21 @@ from torch import Tensor
 
 from fusetune.backbones.adapters import brought_state, merge
 from fusetune.backbones.load import Backbone, restore_backbone
-from fusetune.config import Config
+from fusetune.config.config import Config
+from fusetune.config.fusion import neural
+from fusetune.config.sections import NamedConfig
 from fusetune.data.schema import Schema
 from fusetune.errors import FolderError, StorageError
-from fusetune.fusion_section import neural
 from fusetune.modalities.base import Modality
-from fusetune.model_folder import BACKBONES, BUNDLE, CONFIG, FORMAT, SCHEMA, WEIGHTS, file_hash, read_folder
 from fusetune.models.build import build_model
 from fusetune.models.understand import Understand
 from fusetune.registry import MODALITIES, TASKS
-from fusetune.sections import NamedConfig
+from fusetune.security.model_folder import BACKBONES, BUNDLE, CONFIG, FORMAT, SCHEMA, WEIGHTS, file_hash, read_folder
+from fusetune.security.untrusted import YAML_BYTES, parse_yaml, read_bytes, reading, tensors_of
 from fusetune.tasks.base import Task
 from fusetune.trees.files import FOLDER as STACK
 from fusetune.trees.files import load_stack, save_stack
 from fusetune.trees.stack import Stack
-from fusetune.untrusted import YAML_BYTES, parse_yaml, read_bytes, reading, tensors_of
 
 _DTYPES = {
     torch.float64: "F64",

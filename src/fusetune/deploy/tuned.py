@@ -27,8 +27,8 @@ from fusetune.data.quarantine import Rejected
 from fusetune.data.table import Source, Table
 from fusetune.deploy.bundle import Bundle
 from fusetune.errors import ConfigError, StorageError, TableError
+from fusetune.inference.predict import model_device, row_vectors
 from fusetune.models.understand import Understand
-from fusetune.training.inference import model_device, row_vectors
 from fusetune.trees.stack import predict_scores
 
 if TYPE_CHECKING:

@@ -16,18 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusetune.config.sections import AttackConfig, ReportConfig
+from fusetune.config.trainer import TrainerConfig
 from fusetune.data.examples import Examples
 from fusetune.evaluation.judge import Candidate
 from fusetune.evaluation.results import AttackUsed
+from fusetune.inference.features import set_features
+from fusetune.inference.predict import encode_cells, model_device
 from fusetune.models.perturb import Ball, attacked_columns, find_site, unit_of
 from fusetune.models.understand import Understand
-from fusetune.sections import AttackConfig, ReportConfig
 from fusetune.tasks.base import Task
-from fusetune.trainer_section import TrainerConfig
-from fusetune.training.adversarial import Ascent
-from fusetune.training.features import set_features
-from fusetune.training.inference import encode_cells, model_device
 from fusetune.training.probe import SplitRows
+from fusetune.training.updates.adversarial import Ascent
 from fusetune.types import Batch
 
 if TYPE_CHECKING:

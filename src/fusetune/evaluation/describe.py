@@ -24,7 +24,7 @@ from fusetune.evaluation.results import BackboneUsed, ColumnUsed, CurvePoint, Le
 from fusetune.modalities.base import Modality
 from fusetune.models.understand import Understand
 from fusetune.tasks.base import Task
-from fusetune.training.course import Course
+from fusetune.training.history import TrainingHistory
 from fusetune.training.recipe import BackboneRule
 
 SHOWN_REJECTED = 50
@@ -67,7 +67,7 @@ def columns_used(schema: Schema, examples: Mapping[str, Examples]) -> list[Colum
 
 
 def encoders_used(
-    model: Understand, modalities: Mapping[str, Modality], course: Course, rules: Mapping[str, BackboneRule]
+    model: Understand, modalities: Mapping[str, Modality], history: TrainingHistory, rules: Mapping[str, BackboneRule]
 ) -> list[BackboneUsed]:
     """Each backbone: where it is from, how large it is and how it was tuned."""
     used = []
@@ -77,7 +77,7 @@ def encoders_used(
         columns = [name for name, route in model.routes.items() if route == key]
         if not encoder.pretrained:
             how = "trained from scratch"
-        elif key not in course.moved:
+        elif key not in history.moved:
             how = "frozen"
         else:
             how = "tuned" if encoder.adapter is None else f"{encoder.adapter.name} on {len(encoder.adapted)} modules"
@@ -89,7 +89,7 @@ def encoders_used(
                 source=encoder.source,
                 dim=encoder.dim,
                 parameters=sum(p.numel() for p in encoder.parameters()),
-                trained=course.trained[key],
+                trained=history.trained[key],
                 pretrained=encoder.pretrained,
                 how=how,
             )
@@ -97,7 +97,7 @@ def encoders_used(
     return used
 
 
-def curve(course: Course, tasks: Mapping[str, Task]) -> LearningCurve:
+def curve(history: TrainingHistory, tasks: Mapping[str, Task]) -> LearningCurve:
     """Every check of the run."""
     points = [
         CurvePoint(
@@ -115,12 +115,12 @@ def curve(course: Course, tasks: Mapping[str, Task]) -> LearningCurve:
             else {},
             task_losses=check.task_losses,
         )
-        for check in course.checks
+        for check in history.checks
     ]
     names = [task.main.name if task.main.greater_is_better else f"-{task.main.name}" for task in tasks.values()]
     names = names or [f"{retrieval.METRIC} of the directions"]
     metric = names[0] if len(names) == 1 else f"mean of {', '.join(names)}"
-    return LearningCurve(points, course.best.step, metric)
+    return LearningCurve(points, history.best.step, metric)
 
 
 def warnings(schema: Schema, examples: Mapping[str, Examples]) -> list[str]:

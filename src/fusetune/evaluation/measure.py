@@ -12,9 +12,9 @@ from fusetune.evaluation.judge import Candidate, judge
 from fusetune.evaluation.results import SystemResult, TaskResult, plain
 from fusetune.evaluation.retrieval import judge_search, ranks, searches, sides
 from fusetune.evaluation.systems import parts
+from fusetune.inference.predict import row_vectors
 from fusetune.models.understand import Understand
 from fusetune.tasks.base import Task
-from fusetune.training.inference import row_vectors
 from fusetune.trees.stack import Stack, predict_scores
 
 

@@ -36,7 +36,7 @@ from fusetune.evaluation.details import (
     NumberFit,
     StackUsed,
 )
-from fusetune.untrusted import TEXT_BYTES, parse_json, read_bytes
+from fusetune.security.untrusted import TEXT_BYTES, parse_json, read_bytes
 
 FORMAT = 1
 """The version of report.json's layout; grows when a field changes its meaning."""

@@ -8,10 +8,10 @@ import numpy as np
 
 from fusetune.data.examples import Examples
 from fusetune.evaluation.judge import Candidate
+from fusetune.inference.features import encoded
+from fusetune.inference.predict import predict_logits
 from fusetune.models.understand import Understand
 from fusetune.tasks.base import Task
-from fusetune.training.features import encoded
-from fusetune.training.inference import predict_logits
 from fusetune.training.probe import Probe, SplitRows
 from fusetune.trees.stack import Stack
 

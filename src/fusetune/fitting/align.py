@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from accelerate.utils import set_seed
 
-from fusetune.config import Config
+from fusetune.config.config import Config
+from fusetune.config.fusion import neural
 from fusetune.data.examples import Examples
 from fusetune.deploy.bundle import Bundle
 from fusetune.errors import ConfigError, TableError
@@ -17,14 +18,13 @@ from fusetune.evaluation import results as found
 from fusetune.evaluation import retrieval
 from fusetune.evaluation.systems import parts
 from fusetune.fitting.findings import Findings
-from fusetune.fusion_section import neural
+from fusetune.inference.features import encoded, set_features
+from fusetune.inference.predict import row_vectors
 from fusetune.models.build import build_model
 from fusetune.models.understand import Understand
 from fusetune.objectives.base import BatchObjective, Objective
 from fusetune.objectives.total import lone_objective
 from fusetune.training.alignment import Alignment, align
-from fusetune.training.features import encoded, set_features
-from fusetune.training.inference import row_vectors
 from fusetune.training.loop import Validate
 from fusetune.training.probe import column_scales
 from fusetune.types import Tokens
@@ -91,15 +91,15 @@ class Aligning:
                 start.install(model)
                 before = self._vectors(model, "test", fit.features["test"])
         with fit.phase("tune"):
-            course = fit.finetune(model, fit.modalities, alignment=start, validator=self._validator(model))
+            history = fit.finetune(model, fit.modalities, alignment=start, validator=self._validator(model))
         with fit.phase("compare and measure"):
-            still = [name for name, key in model.routes.items() if key not in course.moved]
+            still = [name for name, key in model.routes.items() if key not in history.moved]
             kept = {name: values for name, values in fit.features["test"].items() if name in still}
             after = self._vectors(model, "test", kept)
             systems = {"frozen, aligned": before} if start is not None else {}
             tasks = [self._judge(search, systems, after, start) for search in self.searches["test"]]
         title = f"Alignment of {', '.join(fit.modalities)}"
-        return fit.bundle(model), Findings(fit, model).run_results(course, tasks, title)
+        return fit.bundle(model), Findings(fit, model).run_results(history, tasks, title)
 
     def _start(self, model: Understand) -> Alignment | None:
         """The best closed-form alignment of the columns whose encoders are of use before any training."""

@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING
 
 from accelerate.utils import broadcast_object_list
 
+from fusetune.config.fusion import AutoConfig, neural
+from fusetune.config.sections import NamedConfig
 from fusetune.errors import ConfigError, nearest
 from fusetune.evaluation.details import FusionChoice, FusionTried
-from fusetune.fusion_section import AutoConfig, neural
 from fusetune.models.build import SHARED_OPTIONS, options_of
 from fusetune.models.understand import Understand
 from fusetune.registry import FUSIONS
-from fusetune.sections import NamedConfig
-from fusetune.training.devices import processes
+from fusetune.security.untrusted import reading
 from fusetune.training.finetune import finetune
-from fusetune.untrusted import reading
+from fusetune.training.hardware.devices import processes
 
 if TYPE_CHECKING:
     from fusetune.fitting.fit import Fit
@@ -179,7 +179,7 @@ def _score(fit: Fit, model: Understand) -> float:
     settings = fit.config.trainer
     head = settings.head_epochs if settings.head_epochs != 0 else None
     settings = settings.model_copy(update={"epochs": 0, "head_epochs": head, "adversarial": None})
-    course = finetune(
+    history = finetune(
         model,
         fit.tasks,
         fit.examples["train"],
@@ -192,7 +192,7 @@ def _score(fit: Fit, model: Understand) -> float:
         seed=fit.config.seed,
         bar=fit.show,
     )
-    return course.best.score
+    return history.best.score
 
 
 def _of_main(score: float, spent: bool) -> tuple[float, bool]:

@@ -16,11 +16,11 @@ from fusetune.evaluation import results as found
 from fusetune.evaluation.attack import Attack, attack_of, start_model
 from fusetune.evaluation.judge import Candidate, judge
 from fusetune.evaluation.mistakes import show_cell
+from fusetune.inference.features import encoded
+from fusetune.inference.predict import model_device
 from fusetune.models.understand import Understand
 from fusetune.tasks.base import Task
-from fusetune.training.course import Course
-from fusetune.training.features import encoded
-from fusetune.training.inference import model_device
+from fusetune.training.history import TrainingHistory
 from fusetune.training.probe import SplitRows
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Findings:
 
     def results(
         self,
-        course: Course,
+        history: TrainingHistory,
         rows: Mapping[str, Mapping[str, SplitRows]],
         alone_models: Mapping[str, Understand],
         single_models: Mapping[str, Understand],
@@ -43,13 +43,13 @@ class Findings:
         """Compare and measure.
 
         Args:
-            course: how tuning went.
+            history: how tuning went.
             rows: per task and split, the labelled rows.
             alone_models: per modality that a linear probe cannot stand for, a model trained on it alone.
             single_models: per task that is compared with it, a model trained for it alone.
         """
         fit, model = self.fit, self.model
-        still = [name for name, key in model.routes.items() if key not in course.moved]
+        still = [name for name, key in model.routes.items() if key not in history.moved]
         kept = {split: {name: known[name] for name in still if name in known} for split, known in fit.features.items()}
         wanted = fit.tasks if fit.config.report.alone != "none" else {}
         others = {name: systems.alone(name, task, rows[name], alone_models) for name, task in wanted.items()}
@@ -66,7 +66,7 @@ class Findings:
         for name, task_result in zip(fit.tasks, tasks, strict=True):
             task_result.stack = fit.stacked.get(name)
         title = f"{', '.join(fit.tasks)} from {', '.join(fit.modalities)}"
-        return self.run_results(course, tasks, title)
+        return self.run_results(history, tasks, title)
 
     def _attacked(
         self, rows: Mapping[str, Mapping[str, SplitRows]]
@@ -134,7 +134,7 @@ class Findings:
             for name, modality in fit.modalities.items()
         ]
 
-    def run_results(self, course: Course, tasks: list[found.TaskResult], title: str) -> found.RunResults:
+    def run_results(self, history: TrainingHistory, tasks: list[found.TaskResult], title: str) -> found.RunResults:
         """All that the report says, from how tuning went and what was measured."""
         fit, model = self.fit, self.model
         rejected = fit.tables.all_rejected(fit.examples)
@@ -144,22 +144,22 @@ class Findings:
             time=datetime.now(UTC).isoformat(timespec="seconds"),
             command=describe.command(),
             seed=fit.config.seed,
-            device=describe.device(model, course.precision),
+            device=describe.device(model, history.precision),
             threads=torch.get_num_threads(),
             tasks=tasks,
             settings=describe.flat(fit.config.model_dump(exclude_defaults=True, mode="json")),
             versions=dict(versions()),
             tables=fit.tables.used(fit.examples),
             columns=describe.columns_used(fit.schema, fit.examples),
-            backbones=describe.encoders_used(model, fit.modalities, course, fit.rules(fit.modalities)),
+            backbones=describe.encoders_used(model, fit.modalities, history, fit.rules(fit.modalities)),
             parameters=sum(p.numel() for p in model.parameters()),
-            trained=course.trained[""],
-            waited=course.waited,
-            warnings=[*fit.tables.notes, *describe.warnings(fit.schema, fit.examples), *course.warnings],
+            trained=history.trained[""],
+            waited=history.waited,
+            warnings=[*fit.tables.notes, *describe.warnings(fit.schema, fit.examples), *history.warnings],
             num_rejected=len({(item.file, item.row) for item in rejected}),
             rejected_by={f"{group.column or 'row'}: {group.why}": group.count for group in group_rejected(rejected)},
             rejected=describe.rejected_rows(rejected),
-            curve=describe.curve(course, fit.tasks),
+            curve=describe.curve(history, fit.tasks),
             phases=fit.phases,
             choice=fit.choice,
             peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

@@ -13,13 +13,15 @@ import torch
 from accelerate.utils import set_seed
 
 from fusetune.backbones.compiled import check_compiler
-from fusetune.config import Config
+from fusetune.config.config import Config
+from fusetune.config.fusion import AutoConfig, StackConfig, neural, with_neural
+from fusetune.config.sections import BackboneConfig, NamedConfig
 from fusetune.data.column import Progress
 from fusetune.data.detection import evenly
 from fusetune.data.distinct import Cells
 from fusetune.data.examples import Examples
 from fusetune.data.quarantine import write_rejected
-from fusetune.data.store import Cache
+from fusetune.data.storage.feature_cache import FeatureCache
 from fusetune.data.table import Table
 from fusetune.deploy.bundle import Bundle
 from fusetune.errors import ConfigError, TableError, UserError
@@ -32,23 +34,21 @@ from fusetune.fitting.findings import Findings
 from fusetune.fitting.run_folder import RunFolder
 from fusetune.fitting.stack import Growing, as_they_are, check_stack
 from fusetune.fitting.tables import SPLITS, Tables, check_rows
-from fusetune.fusion_section import AutoConfig, StackConfig, neural, with_neural
+from fusetune.inference.features import fill_features
 from fusetune.modalities.base import Modality
 from fusetune.models.build import Backbones, build_modalities, build_model, build_task
 from fusetune.models.perturb import attacked_columns
 from fusetune.models.understand import Understand
 from fusetune.registry import MODALITIES
-from fusetune.sections import BackboneConfig, NamedConfig
 from fusetune.tasks.base import Task
 from fusetune.tasks.infer import infer_task
 from fusetune.training.callbacks import track
-from fusetune.training.course import Course
-from fusetune.training.devices import processes
-from fusetune.training.features import fill_features
 from fusetune.training.finetune import finetune
+from fusetune.training.hardware.devices import processes
+from fusetune.training.history import TrainingHistory
 from fusetune.training.probe import Probe, SplitRows
 from fusetune.training.recipe import BackboneRule
-from fusetune.training.surgery import check_balance
+from fusetune.training.updates.surgery import check_balance
 from fusetune.trees.stack import Stack
 from fusetune.types import Tokens
 
@@ -71,7 +71,7 @@ class Fit:
         self.is_main = processes().is_main_process
         self.show = progress and self.is_main
         self.phases: list[found.Phase] = []
-        self.cache = Cache.of(config.data.cache, config.data.cache_gib)
+        self.cache = FeatureCache.of(config.data.cache, config.data.cache_gib)
         self.fingerprints: dict[str, str] = {}
         self.choice: FusionChoice | None = None
         self.stack: Stack | None = None
@@ -137,12 +137,12 @@ class Fit:
             model = self.build(fusion)
         before = as_they_are(self, model)
         with self.phase("tune"):
-            course = self.finetune(model, self.modalities, probes=self.probes)
+            history = self.finetune(model, self.modalities, probes=self.probes)
         if isinstance(self.config.fusion, StackConfig):
             with self.phase("grow trees"):
-                self.stack, self.stacked = Growing(self, model, course, rows, before).run()
+                self.stack, self.stacked = Growing(self, model, history, rows, before).run()
         with self.phase("compare and measure"):
-            results = Findings(self, model).results(course, rows, self._alone_models(rows), self._single_models())
+            results = Findings(self, model).results(history, rows, self._alone_models(rows), self._single_models())
         return self.bundle(model), results
 
     def build(self, fusion: NamedConfig) -> Understand:
@@ -159,7 +159,7 @@ class Fit:
                 model,
                 examples,
                 cache=self.cache,
-                keeper=self.place.keeper(f"encode-{split}"),
+                groups=self.place.manager(f"encode-{split}").places,
                 progress=self.progress,
             )
             for split, examples in self.examples.items()
@@ -268,7 +268,7 @@ class Fit:
         columns: list[str] | None = None,
         tasks: Mapping[str, Task] | None = None,
         **start: Any,
-    ) -> Course:
+    ) -> TrainingHistory:
         """Tune a model on the train rows.
 
         Args:
@@ -290,7 +290,7 @@ class Fit:
             if columns is None and options.get("target", next(iter(tasks), None)) in {*tasks, None}
         }
         kind, names = ("alone", list(modalities)) if columns is not None else ("single", list(tasks))
-        course = finetune(
+        history = finetune(
             model,
             tasks,
             train,
@@ -304,14 +304,14 @@ class Fit:
             ),
             seed=self.config.seed,
             cache=self.cache,
-            keeper=self.place.keeper("tune") if whole else self.place.keeper(kind, names),
+            manager=self.place.manager("tune") if whole else self.place.manager(kind, names),
             log_dir=self.folder / "logs" if self.is_main and whole else None,
             bar=self.show,
             **start,
         )
         if whole:
-            course.warnings += self.place.said
-        return course
+            history.warnings += self.place.said
+        return history
 
     def _probes(self, rows: Mapping[str, Mapping[str, SplitRows]], part: list[str] | None = None) -> dict[str, Probe]:
         """Per task, the best linear model on the columns (those of a part) that have features before any training."""

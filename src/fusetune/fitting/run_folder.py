@@ -22,13 +22,13 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from fusetune.config import Config
+from fusetune.config.config import Config
 from fusetune.deploy.bundle import versions, write_text
 from fusetune.errors import ConfigError, FolderError, StorageError, TableError, shown
-from fusetune.model_folder import BUNDLE, CONFIG
-from fusetune.training.devices import processes
-from fusetune.training.keeper import Keeper
-from fusetune.untrusted import read_json, reading, walk
+from fusetune.security.model_folder import BUNDLE, CONFIG
+from fusetune.security.untrusted import read_json, reading, walk
+from fusetune.training.checkpoint_manager import CheckpointManager
+from fusetune.training.hardware.devices import processes
 
 FOLDER, LOCK, RUN = "checkpoints", ".lock", "run.json"
 ANEW = "begin anew with --no-resume"
@@ -173,7 +173,7 @@ class RunFolder:
                 "anew",
             )
 
-    def keeper(self, kind: str, names: Iterable[str] = ()) -> Keeper:
+    def manager(self, kind: str, names: Iterable[str] = ()) -> CheckpointManager:
         """Keeps the state of one training.
 
         Args:
@@ -182,10 +182,10 @@ class RunFolder:
         """
         which = f"-{zlib.crc32(repr(list(names)).encode()):08x}" if names else ""
         minutes = self.config.trainer.checkpoint_minutes
-        keeper = Keeper(self.place / f"{kind}{which}", minutes, processes=processes().num_processes)
-        if keeper.checkpoints is not None:
-            self.said += keeper.checkpoints.warnings
-        return keeper
+        manager = CheckpointManager(self.place / f"{kind}{which}", minutes, processes=processes().num_processes)
+        if manager.checkpoints is not None:
+            self.said += manager.checkpoints.warnings
+        return manager
 
     def check(self, tables: Mapping[str, str], encoders: Mapping[str, str]) -> None:
         """Compare what the run depends on with what it was when it began, or write it down.

@@ -17,13 +17,13 @@ import torch
 from torch import nn
 
 from fusetune.backbones.load import Backbone
+from fusetune.config.fusion import StackConfig
 from fusetune.evaluation import systems
 from fusetune.evaluation.details import StackUsed
-from fusetune.fusion_section import StackConfig
+from fusetune.inference.features import encoded
 from fusetune.models.understand import Understand
 from fusetune.tasks.base import Task
-from fusetune.training.course import Course
-from fusetune.training.features import encoded
+from fusetune.training.history import TrainingHistory
 from fusetune.training.probe import Probe, SplitRows
 from fusetune.trees.boost import Rows, grow, outputs, tree_scores
 from fusetune.trees.stack import Blend, Stack, mix
@@ -66,7 +66,7 @@ class Growing:
         self,
         fit: Fit,
         model: Understand,
-        course: Course,
+        history: TrainingHistory,
         rows: Mapping[str, Mapping[str, SplitRows]],
         before: Mapping[str, nn.Module],
     ) -> None:
@@ -74,7 +74,7 @@ class Growing:
         Args:
             fit: with its probes.
             model: tuned.
-            course: how tuning went.
+            history: how tuning went.
             rows: per task and split, the labelled rows with what untuned encoders say of them.
             before: `as_they_are`.
         """
@@ -83,7 +83,7 @@ class Growing:
         self.fit, self.model, self.rows, self.settings = fit, model, rows, settings
         self.view = View.fit(fit.examples["train"], fit.features["train"], components=settings.components)
         self.frozen = {key: encoder for key, encoder in before.items() if _moved(encoder, model.encoders[key])}
-        still = [name for name, key in model.routes.items() if key not in course.moved]
+        still = [name for name, key in model.routes.items() if key not in history.moved]
         self.known = {name: known for name, known in fit.features["val"].items() if name in still}
 
     def run(self) -> tuple[Stack | None, dict[str, StackUsed]]:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from fusetune.config import Config
+from fusetune.config.config import Config
 from fusetune.data.examples import Examples
-from fusetune.data.joined import concat
 from fusetune.data.quarantine import Rejected, check_rate
+from fusetune.data.reading.joined import concat
 from fusetune.data.schema import Schema
 from fusetune.data.splits import split_rows
 from fusetune.data.table import Table
@@ -105,7 +105,7 @@ class Tables:
         found = []
         for split, rows in examples.items():
             for item in [*self.rejected[split], *rows.rejected]:
-                file, row = rows.table.where(item.row)
+                file, row = rows.table.file_and_row(item.row)
                 found.append(replace(item, file=file, row=row))
         return found
 

@@ -11,12 +11,12 @@ from torch import nn
 
 from fusetune.backbones.adapters import adapt
 from fusetune.backbones.load import Backbone, load_backbone
+from fusetune.config.sections import BackboneConfig, NamedConfig, check_options, check_value
 from fusetune.errors import ConfigError
 from fusetune.fusion.mean import MeanFusion
 from fusetune.modalities.base import Modality
 from fusetune.models.understand import Understand
 from fusetune.registry import FUSIONS, MODALITIES, TASKS
-from fusetune.sections import BackboneConfig, NamedConfig, check_options, check_value
 from fusetune.tasks.base import Task
 
 DIM = 128

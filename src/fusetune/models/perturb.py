@@ -226,7 +226,7 @@ def _of_parts(cells: Tensor, site: Site, like: Tensor) -> Tensor:
     return cells[site.owner].view(-1, *[1] * (like.ndim - 1))
 
 
-class Chance:
+class RngState:
     """The generators that dropout, layer drop and masking draw from, so that a pass can be repeated with its draws."""
 
     def __init__(self, device: torch.device) -> None:
@@ -239,7 +239,7 @@ class Chance:
         self._module: Any = None if device.type == "cpu" else torch.get_device_module(device)
         self._device = None if self._module is None else self._module.get_rng_state()
 
-    def again(self) -> None:
+    def restore(self) -> None:
         """Back to where this object was made."""
         torch.set_rng_state(self._torch)
         np.random.set_state(self._numpy)

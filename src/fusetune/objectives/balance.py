@@ -7,8 +7,8 @@ of the inputs" whatever the kind of target. With ℓ_k the divided loss of task 
     uncertainty  Σ ½ exp(−s_k) ℓ_k + ½ s_k, with s_k learned             Kendall et al. 2018, arXiv 1705.07115
     dwa          Σ λ_k ℓ_k, λ = K softmax(r/2), r_k = L_k(t−1)/L_k(t−2)   Liu et al. 2019, arXiv 1803.10704
     famo         Σ c z_k log ℓ_k, z = softmax(ξ)                          Liu et al. 2023, arXiv 2306.03792
-    pcgrad       as sum; the gradients of shared parameters are changed   `fusetune.training.surgery`
-    upgrad       as sum; the gradients of shared parameters are changed   `fusetune.training.surgery`
+    pcgrad       as sum; the gradients of shared parameters are changed   `fusetune.training.updates.surgery`
+    upgrad       as sum; the gradients of shared parameters are changed   `fusetune.training.updates.surgery`
 
 L_k(t) is the mean of ℓ_k in epoch t. A run with one task is left as it is.
 """

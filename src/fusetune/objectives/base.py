@@ -64,7 +64,8 @@ class BatchObjective(Objective):
     """An objective that compares rows with one another, so that it is no mean over rows.
 
     It is computed from `vectors`, which are made of each row by itself. So the rows of all processes are compared, and
-    those of all micro-batches of an update (`fusetune.training.grad_cache`): their vectors are put side by side first.
+    those of all micro-batches of an update (`fusetune.training.updates.grad_cache`): their vectors are concatenated
+    first.
     """
 
     @abc.abstractmethod

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fusetune.config.sections import check_options
 from fusetune.models.build import options_of
 from fusetune.models.understand import Understand
 from fusetune.objectives.balance import Balance
 from fusetune.objectives.base import BatchObjective, Objective
 from fusetune.objectives.tasks import TaskLosses
 from fusetune.registry import OBJECTIVES
-from fusetune.sections import check_options
 from fusetune.tasks.base import Task
 from fusetune.types import Batch, Outputs
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.errors import ConfigError
-from fusetune.models.perturb import Ball, Chance, Deltas, attacked_columns
+from fusetune.models.perturb import Ball, Deltas, RngState, attacked_columns
 from fusetune.objectives.base import Objective
 from fusetune.types import Batch, Outputs
 
@@ -85,12 +85,12 @@ class VirtualAdversarial(Objective):
         if not ball.sites:
             return {self.name: outputs.pooled.sum() * 0}
         found = self._random(ball)
-        chance = Chance(outputs.pooled.device)
+        rng_state = RngState(outputs.pooled.device)
         # With gradients although none are taken: under autocast, weights first met without them would have none later.
         clean = {name: logits.detach() for name, logits in model(batch).logits.items()}
         for _ in range(self.num_steps):
             near = {column: (self.xi * delta).detach().requires_grad_() for column, delta in found.items()}
-            apart = self._apart(model, ball, near, clean, chance).sum()
+            apart = self._apart(model, ball, near, clean, rng_state).sum()
             grads = torch.autograd.grad(apart, list(near.values()), allow_unused=True)
             found = ball.directions(
                 {
@@ -99,16 +99,16 @@ class VirtualAdversarial(Objective):
                 }
             )
         at = {column: self.epsilon * delta.detach() for column, delta in found.items()}
-        return {self.name: self._apart(model, ball, at, clean, chance).mean()}
+        return {self.name: self._apart(model, ball, at, clean, rng_state).mean()}
 
     def _random(self, ball: Ball) -> Deltas:
         """A random direction for every cell."""
         return ball.directions({column: torch.randn_like(zero) for column, zero in ball.zeros().items()})
 
     def _apart(
-        self, model: nn.Module, ball: Ball, deltas: Deltas, clean: Mapping[str, Tensor], chance: Chance
+        self, model: nn.Module, ball: Ball, deltas: Deltas, clean: Mapping[str, Tensor], rng_state: RngState
     ) -> Tensor:
         """(batch,) how far the predictions move, over all tasks."""
-        chance.again()
+        rng_state.restore()
         logits = model(ball.perturbed(deltas)).logits
         return torch.stack([task.divergence(clean[name], logits[name]) for name, task in self.tasks.items()]).sum(0)

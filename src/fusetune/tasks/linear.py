@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, softmax
 
-from fusetune.data.scratch import pieces, room
+from fusetune.data.storage.mapped import mapped_zeros, pieces
 from fusetune.tasks.base import LinearModel
 
 PENALTIES = tuple(float(10.0**power) for power in np.arange(-0.5, -7, -0.5))
@@ -115,7 +115,7 @@ def solve_logistic(
 
 def one_hot(classes: np.ndarray, num: int) -> np.ndarray:
     """Class indices as (rows, num) float32 of 0 and 1."""
-    made = room((len(classes), num))
+    made = mapped_zeros((len(classes), num))
     made[np.arange(len(classes)), classes] = 1
     return made
 
@@ -160,7 +160,7 @@ def fit_logistic(
     """
     finish = finish or (softmax_scores if exclusive else expit)
     mean = features.mean(0)
-    scaled = room(features.shape)
+    scaled = mapped_zeros(features.shape)
     np.subtract(features, mean, out=scaled, casting="same_kind")
     rotation = _rotation(scaled)
     inside = scaled if rotation is None else scaled @ rotation
@@ -214,7 +214,7 @@ def fit_ridge(
     row_weights = normal_weights(weights, len(features)).astype(np.float64)
     rows, width = features.shape
     mean = weighted_mean(features, row_weights)
-    scaled = room((rows, width), np.float64)
+    scaled = mapped_zeros((rows, width), np.float64)
     for piece in pieces(rows):
         scaled[piece] = (features[piece] - mean) * np.sqrt(row_weights[piece])[:, None]
     bias = np.array([np.average(targets, weights=row_weights)])

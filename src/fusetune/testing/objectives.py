@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fusetune.config.sections import NamedConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
 from fusetune.modalities.category import CategoryModality
@@ -16,7 +17,6 @@ from fusetune.models.build import build_model
 from fusetune.models.understand import Understand
 from fusetune.objectives.base import BatchObjective, Objective
 from fusetune.objectives.gather import gathered
-from fusetune.sections import NamedConfig
 from fusetune.tasks.base import Task
 from fusetune.tasks.classification import MulticlassTask
 from fusetune.tasks.regression import RegressionTask

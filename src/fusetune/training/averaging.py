@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fusetune.trainer_section import TrainerConfig
+from fusetune.config.trainer import TrainerConfig
 from fusetune.training.callbacks import BestStep, Callback, Check, better
-from fusetune.training.spread import whole
+from fusetune.training.hardware.dtensor import whole
 
 if TYPE_CHECKING:
     from fusetune.training.loop import Validate

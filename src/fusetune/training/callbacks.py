@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from fusetune.training.spread import whole
+from fusetune.training.hardware.dtensor import whole
 
 
 @dataclass

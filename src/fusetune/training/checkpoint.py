@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fusetune.errors import FolderError, StorageError
-from fusetune.untrusted import read_json, tensors_of, walk
+from fusetune.security.untrusted import read_json, tensors_of, walk
 
 FORMAT = 1
 KEPT = 2

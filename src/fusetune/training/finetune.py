@@ -20,31 +20,31 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from fusetune.backbones.compiled import compiling
+from fusetune.config.trainer import TrainerConfig
 from fusetune.data.examples import Examples
-from fusetune.data.store import Cache
+from fusetune.data.storage.feature_cache import FeatureCache
 from fusetune.errors import NonFiniteLoss
+from fusetune.inference.features import fill_views, set_features
+from fusetune.inference.predict import model_device, predict_logits
 from fusetune.models.understand import Understand
 from fusetune.objectives.balance import build_balance
 from fusetune.objectives.base import Objective
 from fusetune.objectives.total import Total, build_objectives
 from fusetune.tasks.base import Task
-from fusetune.trainer_section import TrainerConfig
 from fusetune.training.alignment import Alignment
 from fusetune.training.averaging import Kept, averaged, copied, not_finite, put, trained_weights
 from fusetune.training.callbacks import Bar, BestStep, Callback, Check, Curve, Trackers, track
-from fusetune.training.course import Course
-from fusetune.training.devices import make_accelerator, processes
-from fusetune.training.features import fill_views, set_features
-from fusetune.training.inference import model_device, predict_logits
-from fusetune.training.keeper import END, Keeper, moving, watch_on
+from fusetune.training.checkpoint_manager import END, CheckpointManager, moving, watch_on
+from fusetune.training.hardware.devices import make_accelerator, processes
+from fusetune.training.hardware.precision import chosen
+from fusetune.training.hardware.replay import graphs
+from fusetune.training.hardware.shard import check_shard, sharded
+from fusetune.training.history import TrainingHistory
 from fusetune.training.learner import Learner
 from fusetune.training.loop import Stage, Validate, run_stage
 from fusetune.training.optim import no_decay
-from fusetune.training.precision import chosen
 from fusetune.training.probe import Probe, column_scales
 from fusetune.training.recipe import BackboneRule, Recipe
-from fusetune.training.replay import graphs
-from fusetune.training.shard import check_shard, sharded
 from fusetune.training.trunk import start_later
 from fusetune.types import Tokens
 
@@ -99,11 +99,11 @@ def finetune(
     alignment: Alignment | None = None,
     validator: Callable[[Sequence[Objective]], Validate] | None = None,
     seed: int = 0,
-    cache: Cache | None = None,
-    keeper: Keeper | None = None,
+    cache: FeatureCache | None = None,
+    manager: CheckpointManager | None = None,
     log_dir: Path | None = None,
     bar: bool = False,
-) -> Course:
+) -> TrainingHistory:
     """Tune a model in place and leave it at its best step on the validation rows.
 
     Args:
@@ -121,7 +121,7 @@ def finetune(
         validator: from the objectives to what evaluates the model; by default, the tasks' losses and metrics on `val`.
         seed: of shuffling and dropout.
         cache: keeps what the first trained layer of a partly frozen encoder reads; None: frozen layers run every time.
-        keeper: keeps checkpoints, and may have one to go on with.
+        manager: keeps checkpoints, and may have one to go on with.
         log_dir: where trackers write; None for no trackers.
         bar: whether to show progress.
 
@@ -129,7 +129,7 @@ def finetune(
         Interrupted: a signal came.
         RunError: the training failed; see `run_stage`.
     """
-    keeper = keeper or Keeper()
+    manager = manager or CheckpointManager()
     margin = 0.5 / math.sqrt(max(len(val), 1))  # about the standard error of an accuracy
     extra = build_objectives(model, tasks, objectives or {})
     balance = build_balance(settings.balance, model, tasks, train)
@@ -144,12 +144,12 @@ def finetune(
         balance=balance,
         augmented=train.augment,
     )
-    _check(recipe, keeper)
+    _check(recipe, manager)
     learner = Learner(model, Total(tasks, extra, balance))
     _install(model, column_scales(train, features[0]), probes or {}, alignment)
-    if (ended := keeper.take(END)) is not None:
-        return _ended(learner, ended, keeper)
-    saved = keeper.saved
+    if (ended := manager.take(END)) is not None:
+        return _ended(learner, ended, manager)
+    saved = manager.saved
     precision = _precision(recipe, learner, train, features[0]) if saved is None else saved["precision"]
     accelerator = make_accelerator(settings, log_dir, precision)
     learner.to(accelerator.device)
@@ -165,7 +165,7 @@ def finetune(
     scales = balance.scales() if balance is not None else None
     validate = validator(extra) if validator else lambda: evaluate_loss(model, tasks, val, scales=scales)
     try:
-        moved = _stages(recipe, learner, (train, val), features, validate, accelerator, best, callbacks, cache, keeper)
+        moved = _stages(recipe, learner, (train, val), features, validate, accelerator, best, callbacks, cache, manager)
     finally:
         for callback in callbacks:
             callback.on_end()
@@ -177,14 +177,16 @@ def finetune(
             f"{', '.join(bad[:3])} are NaN or infinite at the best step, so the model is not saved\n"
             "  Do: lower trainer.lr and trainer.backbone_lr, set trainer.clip"
         )
-    course = Course(curve.checks, best.check, _trained(model), moved, recipe.warnings(), accelerator.mixed_precision)
+    history = TrainingHistory(
+        curve.checks, best.check, _trained(model), moved, recipe.warnings(), accelerator.mixed_precision
+    )
     seconds = sum(stage.seconds for stage in recipe.stages)
-    course.waited = sum(stage.waited for stage in recipe.stages) / seconds if seconds else 0.0
-    keeper.end({"weights": moving(learner), "course": course.to_state()}, accelerator)
-    return course
+    history.waited = sum(stage.waited for stage in recipe.stages) / seconds if seconds else 0.0
+    manager.end({"weights": moving(learner), "history": history.to_state()}, accelerator)
+    return history
 
 
-def _check(recipe: Recipe, keeper: Keeper) -> None:
+def _check(recipe: Recipe, manager: CheckpointManager) -> None:
     """Refuse settings that do not go together.
 
     Raises:
@@ -193,7 +195,7 @@ def _check(recipe: Recipe, keeper: Keeper) -> None:
     recipe.check_compile()
     if recipe.settings.shard:
         unchanged, encoders = recipe.reads_cells_as_they_are(), list(recipe.model.encoders.values())
-        check_shard(encoders, reads_cells_as_they_are=unchanged, checkpoints=keeper.checkpoints is not None)
+        check_shard(encoders, reads_cells_as_they_are=unchanged, checkpoints=manager.checkpoints is not None)
 
 
 def _install(
@@ -240,16 +242,16 @@ def _stages(
     accelerator: Accelerator,
     best: BestStep,
     others: Sequence[Callback],
-    cache: Cache | None,
-    keeper: Keeper,
+    cache: FeatureCache | None,
+    manager: CheckpointManager,
 ) -> set[str]:
     """The head stage, then the tune stage, each left at the best step so far; gives the encoders that were trained."""
     settings, model, (train, val) = recipe.settings, recipe.model, rows
     last = "tune" if recipe.tunes() else "head"
     kept = Kept(learner, last, settings.soup, recipe.margin) if settings.soup is not None else None
     callbacks = [best, *others, *([kept] if kept is not None else [])]
-    start, step = _went_on(keeper, recipe, callbacks)
-    keeper.outer = lambda: {
+    start, step = _went_on(manager, recipe, callbacks)
+    manager.outer = lambda: {
         "start": start,
         "step": step,
         "stages": [[stage.seconds, stage.waited] for stage in recipe.stages],
@@ -260,14 +262,14 @@ def _stages(
         set_features(train, {name: values for name, values in features[0].items() if name not in cheap})
         set_features(val, features[1])
         head = recipe.head_stage(len(train))
-        if keeper.is_past(head.name):
-            head.seconds, head.waited = keeper.saved["outer"]["stages"][0] if keeper.saved else (0.0, 0.0)
+        if manager.is_past(head.name):
+            head.seconds, head.waited = manager.saved["outer"]["stages"][0] if manager.saved else (0.0, 0.0)
         else:
-            if keeper.saved is None:
+            if manager.saved is None:
                 start = copied(trained_weights(learner))
                 first_check(head.name, validate, callbacks)
             with graphs(head, recipe, accelerator, len(train)):
-                step = run_stage(learner, head, train, validate, accelerator, callbacks, keeper=keeper)
+                step = run_stage(learner, head, train, validate, accelerator, callbacks, manager=manager)
             recipe.said += head.said
             best.restore()
         recipe.stages.append(head)
@@ -278,16 +280,16 @@ def _stages(
         if best.check is None:
             first_check(last, validate, callbacks)
         if tune is not None:
-            if keeper.saved is None:
+            if manager.saved is None:
                 best.cover()
                 start = copied(trained_weights(learner))
             with accelerator.main_process_first():
                 low, bar = accelerator.mixed_precision == "bf16", any(isinstance(one, Bar) for one in others)
-                _run_frozen(recipe, rows, moving, cache, keeper, low=low, bar=bar)
+                _run_frozen(recipe, rows, moving, cache, manager, low=low, bar=bar)
             encoders = {key: model.encoders[key] for key in sorted(moving)} if settings.compile else {}
             with compiling(encoders) as said, graphs(tune, recipe, accelerator, len(train)):
                 recipe.said += said
-                run_stage(learner, tune, train, validate, accelerator, callbacks, first_step=step, keeper=keeper)
+                run_stage(learner, tune, train, validate, accelerator, callbacks, first_step=step, manager=manager)
     train.always = False
     if tune is not None:
         recipe.said += tune.said
@@ -297,21 +299,21 @@ def _stages(
     return moving
 
 
-def _ended(learner: Learner, state: Mapping[str, Any], keeper: Keeper) -> Course:
+def _ended(learner: Learner, state: Mapping[str, Any], manager: CheckpointManager) -> TrainingHistory:
     """The course of a training that had come to its end, and its weights."""
-    with keeper.reading():
+    with manager.reading():
         put(learner.to(processes().device), state["weights"])
-        course = Course.from_state(state["course"])
-    course.warnings.append("The run was stopped after this training, and went on from there.")
-    return course
+        history = TrainingHistory.from_state(state["history"])
+    history.warnings.append("The run was stopped after this training, and went on from there.")
+    return history
 
 
 def _run_frozen(
     recipe: Recipe,
     rows: tuple[Examples, Examples],
     moving: Collection[str],
-    cache: Cache | None,
-    keeper: Keeper,
+    cache: FeatureCache | None,
+    manager: CheckpointManager,
     *,
     low: bool,
     bar: bool,
@@ -321,9 +323,9 @@ def _run_frozen(
     if train.num_views:
         still = [name for name, key in recipe.model.routes.items() if key not in moving]
         seen = [name for name in still if name in train.augment and recipe.read_anew(name)]
-        fill_views(recipe.model, train, seen, cache=cache, keeper=keeper, progress=shown)
+        fill_views(recipe.model, train, seen, cache=cache, groups=manager.places, progress=shown)
     if recipe.reads_cells_as_they_are() and not recipe.settings.shard:
-        recipe.said += start_later(recipe.model, rows, cache, low=low, keeper=keeper, progress=shown)
+        recipe.said += start_later(recipe.model, rows, cache, low=low, manager=manager, progress=shown)
 
 
 def _last_stage(
@@ -343,11 +345,13 @@ def _last_stage(
     return tune, moving
 
 
-def _went_on(keeper: Keeper, recipe: Recipe, callbacks: Sequence[Callback]) -> tuple[dict[str, Tensor], int]:
+def _went_on(
+    manager: CheckpointManager, recipe: Recipe, callbacks: Sequence[Callback]
+) -> tuple[dict[str, Tensor], int]:
     """The weights before the stage under way and the updates before it; what is known from before is known again."""
-    if (saved := keeper.saved) is None:
+    if (saved := manager.saved) is None:
         return {}, 0
-    with keeper.reading():
+    with manager.reading():
         outer, step = saved["outer"], int(saved["outer"]["step"])
         outer["stages"] = [(float(seconds), float(waited)) for seconds, waited in outer["stages"]]
         watch_on(callbacks, saved["watchers"])

@@ -22,14 +22,12 @@ from transformers import get_scheduler
 from fusetune.data.examples import Examples
 from fusetune.data.sampler import UpdateSampler
 from fusetune.errors import Interrupted, NonFiniteLoss, RunError
-from fusetune.models.perturb import Chance
+from fusetune.inference.memory import kept_memory, settle
+from fusetune.models.perturb import RngState
 from fusetune.training.averaging import Average, not_finite, put, trained_weights
 from fusetune.training.callbacks import Callback, Check, EarlyStopping
-from fusetune.training.devices import release
-from fusetune.training.dropout import quick_dropout
-from fusetune.training.feed import AHEAD, Feed
-from fusetune.training.keeper import (
-    Keeper,
+from fusetune.training.checkpoint_manager import (
+    CheckpointManager,
     State,
     generators,
     moving,
@@ -38,11 +36,13 @@ from fusetune.training.keeper import (
     watch_on,
     watched,
 )
+from fusetune.training.dropout import quick_dropout
+from fusetune.training.hardware.devices import release
+from fusetune.training.hardware.precision import Autocast
 from fusetune.training.learner import Learner
-from fusetune.training.memory import kept_memory, settle
+from fusetune.training.loader import AHEAD, BatchLoader
 from fusetune.training.optim import build_optimizer, unwrapped
-from fusetune.training.precision import Autocast
-from fusetune.training.update import Buffers, Gradients, is_out_of_memory, plain, update
+from fusetune.training.updates.update import Buffers, Gradients, is_out_of_memory, plain, update
 
 Validate = Callable[[], tuple[float, float, dict[str, dict[str, float]]]]
 """Gives (loss, score, metrics by task) on the validation rows."""
@@ -100,7 +100,7 @@ def run_stage(
     callbacks: Sequence[Callback],
     *,
     first_step: int = 0,
-    keeper: Keeper | None = None,
+    manager: CheckpointManager | None = None,
 ) -> int:
     """Train for one stage.
 
@@ -112,7 +112,7 @@ def run_stage(
         accelerator: devices, precision, gradient synchronisation, trackers.
         callbacks: called at every update and check.
         first_step: updates made in earlier stages.
-        keeper: keeps the state, and may have one to go on with.
+        manager: keeps the state, and may have one to go on with.
 
     Returns:
         Updates made so far, this stage's included.
@@ -123,10 +123,12 @@ def run_stage(
         StorageError: a checkpoint cannot be written.
         Interrupted: a signal came; the state was kept.
     """
-    running = _Running(learner, stage, train, validate, accelerator, callbacks, first_step, keeper or Keeper())
+    running = _Running(
+        learner, stage, train, validate, accelerator, callbacks, first_step, manager or CheckpointManager()
+    )
     try:
         draws = quick_dropout(learner) if accelerator.device.type == "cpu" else nullcontext()
-        with running.keeper.listening(), kept_memory(), draws:
+        with running.manager.listening(), kept_memory(), draws:
             running.begin()
             while not running.train_on():
                 pass
@@ -154,10 +156,10 @@ class _Running:
         accelerator: Accelerator,
         callbacks: Sequence[Callback],
         first_step: int,
-        keeper: Keeper,
+        manager: CheckpointManager,
     ) -> None:
         self.learner, self.stage, self.train, self.validate = learner, stage, train, validate
-        self.accelerator, self.first_step, self.keeper = accelerator, first_step, keeper
+        self.accelerator, self.first_step, self.manager = accelerator, first_step, manager
         set_seed(stage.seed, device_specific=True)
         self.sampler = _sampler(stage, train, accelerator)
         self.num_updates = max(1, round(stage.epochs * self.sampler.num_updates))
@@ -179,9 +181,9 @@ class _Running:
 
     def begin(self) -> None:
         """From the start, or from a state that was kept."""
-        saved = self.keeper.take(self.stage.name)
+        saved = self.manager.take(self.stage.name)
         if saved is not None:
-            with self.keeper.reading():
+            with self.manager.reading():
                 self._load(saved)
         for watcher in self.watchers:
             watcher.on_stage(self.stage.name, self.num_updates, self.done)
@@ -197,8 +199,8 @@ class _Running:
         seconds, waited, paused = stage.seconds, stage.waited, 0.0
         start = time.perf_counter()
         options: dict[str, Any] = {"first": self.done, "workers": stage.workers, "ahead": ahead, "pin": on_gpu}
-        with Feed(self.train, self.sampler, self.num_updates, **options) as feed:
-            for micro_batches in feed:
+        with BatchLoader(self.train, self.sampler, self.num_updates, **options) as loader:
+            for micro_batches in loader:
                 losses = self._update(micro_batches)
                 settle()
                 if losses is None:
@@ -214,10 +216,10 @@ class _Running:
                 if balance is not None and self.done % self.sampler.num_updates == 0:
                     balance.end_epoch()
                 pause = time.perf_counter()
-                stage.seconds, stage.waited = seconds + pause - start - paused, waited + feed.waited
-                if self.keeper.due(accelerator):
+                stage.seconds, stage.waited = seconds + pause - start - paused, waited + loader.waited
+                if self.manager.due(accelerator):
                     self._save()
-                    self.keeper.stop()
+                    self.manager.stop()
                 over = self._over()
                 paused += time.perf_counter() - pause
                 if over:
@@ -230,7 +232,7 @@ class _Running:
         if self.done and self.checked != self.done and (ended or self.done % self.eval_every == 0):
             self._check()
             self.wrapped.train()
-            self.keeper.stop()
+            self.manager.stop()
         return ended or self.stopping.stop
 
     def _check(self) -> None:
@@ -238,7 +240,7 @@ class _Running:
         balance = self.learner.objective.balance
         with self.average.swapped() if self.average is not None else nullcontext():
             try:
-                with self.keeper.may_stop(self.accelerator.num_processes):
+                with self.manager.may_stop(self.accelerator.num_processes):
                     found = self.validate()
             except Interrupted:
                 stopped = True
@@ -253,11 +255,11 @@ class _Running:
                 self.loss_sum, self.loss_count, self.checked = 0.0, 0, self.done
         if stopped:
             self._save()
-            self.keeper.stop()
+            self.manager.stop()
 
     def _update(self, micro_batches: Sequence[Any]) -> dict[str, float] | None:
         """The losses; none where the update was left out; None where memory was short and it is to be made again."""
-        chance = Chance(self.accelerator.device)
+        rng_state = RngState(self.accelerator.device)
         self.buffers.note()
         balance = self.learner.objective.balance
         own = balance.own() if balance is not None else None
@@ -287,7 +289,7 @@ class _Running:
         if not short:
             return {}
         self.optimizer.zero_grad()
-        chance.again()
+        rng_state.restore()
         gc.collect()
         if self.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -348,7 +350,7 @@ class _Running:
             "scaler": None if scaler is None else scaler.state_dict(),
             "processes": of_all_processes(own, accelerator),
             "watchers": watched(self.watchers),
-            "outer": self.keeper.outer(),
+            "outer": self.manager.outer(),
             "sums": [self.loss_sum, self.loss_count, self.left_out, self.stage.seconds, self.stage.waited],
             "said": self.stage.said,
         }
@@ -359,7 +361,7 @@ class _Running:
                 f"{', '.join(bad[:3])} became NaN or infinite by update {self.first_step + self.done}, so no "
                 "checkpoint was written\n  Do: lower trainer.lr and trainer.backbone_lr, set trainer.clip"
             )
-        self.keeper.save(state, accelerator)
+        self.manager.save(state, accelerator)
 
     def _load(self, saved: State) -> None:
         """Be where the state was kept."""

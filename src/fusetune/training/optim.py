@@ -11,7 +11,7 @@ from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
 from fusetune.errors import ConfigError, nearest
-from fusetune.training.spread import is_spread
+from fusetune.training.hardware.dtensor import is_spread
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": partial(torch.optim.AdamW, fused=True),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fusetune.data.examples import Examples
-from fusetune.data.scratch import pieces, room, taken, where
+from fusetune.data.storage.mapped import mapped_flatnonzero, mapped_take, mapped_zeros, pieces
 from fusetune.models.understand import Understand
 from fusetune.tasks.base import LinearModel, Task
 from fusetune.types import Tokens
@@ -73,14 +73,14 @@ def column_scales(examples: Examples, features: Features) -> dict[str, tuple[Ten
     """`learn_scale` of every column's features over the used rows that have the column."""
     scales = {}
     for name, table in features.items():
-        codes = taken(examples.columns[name].codes, examples.used)
-        scales[name] = learn_scale(vectors(table, taken(codes, where(codes >= 0))))
+        codes = mapped_take(examples.columns[name].codes, examples.used)
+        scales[name] = learn_scale(vectors(table, mapped_take(codes, mapped_flatnonzero(codes >= 0))))
     return scales
 
 
 def vectors(table: Tokens, places: np.ndarray) -> Tensor:
     """The mean of the real tokens of some cells, (places, dim), in a file where they are many."""
-    found = room((len(places), table.values.shape[2]))
+    found = mapped_zeros((len(places), table.values.shape[2]))
     for piece in pieces(len(places)):
         chosen = torch.from_numpy(places[piece].astype(np.int64))
         found[piece] = Tokens(table.values[chosen], table.mask[chosen]).mean().numpy()
@@ -113,7 +113,7 @@ class Probe:
             train.truth,
             side_by_side(val_blocks, weights),
             val.truth,
-            taken(train.examples.weights, train.indices),
+            mapped_take(train.examples.weights, train.indices),
         )
         return cls(scales, weights, linear)
 
@@ -134,8 +134,8 @@ class Probe:
 def block(split: SplitRows, name: str, scale: tuple[Tensor, Tensor]) -> np.ndarray:
     """A column's features for the linear model, (rows, features + 1) float32; the last says whether it is absent."""
     shift, factor = scale
-    codes = taken(split.examples.columns[name].codes, split.indices)
-    made = room((len(codes), len(shift) + 1))
+    codes = mapped_take(split.examples.columns[name].codes, split.indices)
+    made = mapped_zeros((len(codes), len(shift) + 1))
     made[:, -1] = codes < 0
     for piece in pieces(len(codes)):
         there = np.flatnonzero(codes[piece] >= 0)
@@ -147,7 +147,7 @@ def block(split: SplitRows, name: str, scale: tuple[Tensor, Tensor]) -> np.ndarr
 def side_by_side(blocks: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
     """The blocks, each times its weight, as one (rows, features) float32 matrix."""
     widths = [values.shape[1] for values in blocks.values()]
-    made = room((len(next(iter(blocks.values()))), sum(widths)))
+    made = mapped_zeros((len(next(iter(blocks.values()))), sum(widths)))
     for (name, values), end, width in zip(blocks.items(), np.cumsum(widths), widths, strict=True):
         np.multiply(values, np.float32(weights[name]), out=made[:, end - width : end])
     return made

@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from fusetune.backbones.adapters import rate
 from fusetune.backbones.freeze import freeze, lr_scales
 from fusetune.backbones.load import Backbone
+from fusetune.config.trainer import TrainerConfig
 from fusetune.errors import ConfigError
 from fusetune.models.understand import Understand
 from fusetune.objectives.balance import Balance
 from fusetune.objectives.base import BatchObjective, Objective
-from fusetune.trainer_section import TrainerConfig
-from fusetune.training.adversarial import Adversarial
-from fusetune.training.grad_cache import cached
 from fusetune.training.loop import Stage
 from fusetune.training.optim import no_decay, param_groups
-from fusetune.training.sam import Sharpness
-from fusetune.training.surgery import balanced
-from fusetune.training.update import Gradients
+from fusetune.training.updates.adversarial import Adversarial
+from fusetune.training.updates.grad_cache import cached
+from fusetune.training.updates.sam import Sharpness
+from fusetune.training.updates.surgery import balanced
+from fusetune.training.updates.update import Gradients
 
 HEAD_EPOCHS, HEAD_EPOCHS_SCRATCH = 60, 12
 HEAD_PATIENCE = 8

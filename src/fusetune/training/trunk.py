@@ -15,13 +15,13 @@ from fusetune.backbones.boundary import BOUNDARY, bears, frozen_layers, run_to, 
 from fusetune.backbones.inputs import TextInputs
 from fusetune.data.column import Column, Progress
 from fusetune.data.examples import Examples
-from fusetune.data.store import Cache, Store
+from fusetune.data.storage.feature_cache import FeatureCache, FeatureStore
 from fusetune.data.views import View
+from fusetune.inference.memory import kept_memory, settle
+from fusetune.inference.predict import evaluating, model_device
+from fusetune.inference.stored import missing, open_store
 from fusetune.models.understand import Understand
-from fusetune.training.inference import evaluating, model_device
-from fusetune.training.keeper import Keeper
-from fusetune.training.memory import kept_memory, settle
-from fusetune.training.stored import missing, open_store
+from fusetune.training.checkpoint_manager import CheckpointManager
 
 BATCH = 64
 
@@ -35,7 +35,7 @@ def batches(places: np.ndarray, what: str, progress: Progress | None) -> Iterato
 class Trunk:
     """A column whose encoder starts at its first trained layer: makes the encoder's inputs of its distinct cells."""
 
-    def __init__(self, column: Column, store: Store, digests: np.ndarray, backbone: Backbone) -> None:
+    def __init__(self, column: Column, store: FeatureStore, digests: np.ndarray, backbone: Backbone) -> None:
         self.column, self.store, self.digests, self.backbone = column, store, digests, backbone
         self._one: dict[str, Tensor] = {}
 
@@ -58,10 +58,10 @@ class Trunk:
 def start_later(
     model: Understand,
     rows: Sequence[Examples],
-    cache: Cache | None,
+    cache: FeatureCache | None,
     *,
     low: bool,
-    keeper: Keeper | None = None,
+    manager: CheckpointManager | None = None,
     progress: Progress | None = None,
 ) -> list[str]:
     """Have the cells of partly frozen encoders start at the first trained layer, wherever that gives the same.
@@ -72,7 +72,7 @@ def start_later(
             or stay as they are where there are to be none.
         cache: where what the layer reads is kept; None does nothing.
         low: store in bfloat16, where the model computes in it; else in float32.
-        keeper: knows which cells were computed together, where the run goes on.
+        manager: knows which cells were computed together, where the run goes on.
         progress: wraps iterators.
 
     Returns:
@@ -92,7 +92,7 @@ def start_later(
             try:
                 for ending, column in tried.items():
                     step = f"trunk-{place}-{zlib.crc32(name.encode())}{ending}"
-                    together = partial((keeper or Keeper()).places, step)
+                    together = partial((manager or CheckpointManager()).places, step)
                     column.trunk = _filled(model, encoder, layers, column, store, together, progress)
             except OSError as error:
                 said.append(f"the frozen layers of {name} run in every epoch: the cache cannot be written ({error})")
@@ -113,7 +113,7 @@ def _filled(
     encoder: Backbone,
     number: int,
     column: Column,
-    store: Store,
+    store: FeatureStore,
     together: Callable[[np.ndarray], np.ndarray],
     progress: Progress | None,
 ) -> Trunk | None:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fusetune.fusion_section import StackConfig
+from fusetune.config.fusion import StackConfig
 from fusetune.tasks.base import Task
 from fusetune.tasks.classification import ClassificationTask
 from fusetune.tasks.multilabel import MultilabelTask

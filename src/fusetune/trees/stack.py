@@ -12,10 +12,10 @@ from torch import nn
 
 from fusetune.data.column import Progress
 from fusetune.data.examples import Examples
+from fusetune.inference.features import encoded, fill_features
+from fusetune.inference.predict import predict_logits
 from fusetune.models.understand import Understand
 from fusetune.tasks.base import Task
-from fusetune.training.features import encoded, fill_features
-from fusetune.training.inference import predict_logits
 from fusetune.training.probe import Features
 from fusetune.trees.boost import tree_scores
 from fusetune.trees.view import Line, View, has_all

@@ -1,0 +1,231 @@
+"""Everything a run can be told, with defaults; read from YAML and `key=value`, checked all at once.
+
+A section may be given as its name alone: `fusion: gated` is `fusion: {name: gated}`,
+`image: ../models/mobilenet-v2` is `image: {name: ../models/mobilenet-v2}`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from fusetune.config.data import DataConfig
+from fusetune.config.fusion import FusionConfig
+from fusetune.config.sections import (
+    Augmentations,
+    BackboneConfig,
+    ByName,
+    ColumnConfig,
+    NamedConfig,
+    Objectives,
+    ReportConfig,
+    Section,
+    StrList,
+)
+from fusetune.config.trainer import TrainerConfig
+from fusetune.errors import ConfigError, nearest
+from fusetune.security.untrusted import YAML_BYTES, parse_yaml, read_bytes
+
+
+class Config(Section):
+    """A whole run; docs/concepts.md says what each part does."""
+
+    train: StrList = []
+    """The table to learn from, or several; see `data.mix`."""
+    val: str | None = None
+    """Rows to choose the best step on. None: split off from `train`."""
+    test: str | None = None
+    """Rows the report is made on; they choose nothing. None: split off from `train`."""
+    target: StrList = []
+    """The column, or columns, to predict."""
+    out: str | None = None
+    """The folder for the tuned model and the report. None: a temporary one."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of splits, weights, batches, dropout and intervals."""
+    columns: dict[
+        str, Annotated[ColumnConfig, BeforeValidator(lambda v: {"kind": v} if isinstance(v, str) else v)]
+    ] = {}
+    """Per column: kind, role, backbone and its kind's options. `{year: number}` is `{year: {kind: number}}`."""
+    schema_file: str | None = None
+    """A schema as `fusetune schema TABLE -o FILE` writes it, edited; `columns` goes on top of it."""
+    tasks: dict[str, Annotated[NamedConfig, ByName]] = {}
+    """Per target: the task's name and options. Inferred where absent."""
+    text: Annotated[BackboneConfig, ByName] = BackboneConfig()
+    """What reads text columns."""
+    image: Annotated[BackboneConfig, ByName] = BackboneConfig()
+    """What reads image columns."""
+    audio: Annotated[BackboneConfig, ByName] = BackboneConfig()
+    """What reads audio columns."""
+    fusion: FusionConfig = NamedConfig(name="attention")
+    """How the columns become one vector: attention, concat, gated, cross_attention, bottleneck, convolution, low_rank,
+    film, mixture or a plug-in's, with its options; `auto` lets validation rows choose one; `stack`
+    sets boosted trees beside the network (the extra `trees`)."""
+    objectives: Objectives = {}
+    """What is minimised besides the task losses: per name its options, `weight` among them. A name alone, a list of
+    names or `{contrastive: 0.1}` will do."""
+    augment: Augmentations = {}
+    """How train rows' cells are changed a little every epoch, by kind of column: `{text: {word_dropout: 0.1}, image:
+    [flip, trivial]}`."""
+    trainer: TrainerConfig = TrainerConfig()
+    """How the model is tuned."""
+    report: ReportConfig = ReportConfig()
+    """What the report compares."""
+    data: DataConfig = DataConfig()
+    """How rows are read and split."""
+
+    def schema_overrides(self) -> dict[str, Any]:
+        """What the user says about columns, as `Schema.detect` takes it.
+
+        Raises:
+            ConfigError: the schema file cannot be read.
+        """
+        overrides: dict[str, Any] = {}
+        if self.schema_file is not None:
+            overrides = dict(read_yaml(self.schema_file).get("columns") or {})
+        for name, column in self.columns.items():
+            said = column.model_dump(exclude_none=True, exclude={"augment"})
+            entry = {key: said.pop(key) for key in ("kind", "role") if key in said}
+            before = overrides.get(name)
+            base = dict(before) if isinstance(before, Mapping) else {}
+            options = {**base.get("options", {}), **said}
+            overrides[name] = {**base, **entry, **({"options": options} if options else {})}
+        return overrides
+
+    @classmethod
+    def build(cls, settings: Mapping[str, Any], *, origin: str = "the settings") -> Config:
+        """A config from nested settings.
+
+        Raises:
+            ConfigError: all problems at once, each with the nearest right key.
+        """
+        try:
+            return cls.model_validate(dict(settings))
+        except ValidationError as error:
+            problems = [_problem(detail) for detail in error.errors()]
+            raise ConfigError(
+                f"{origin}: {len(problems)} problem{'s' if len(problems) > 1 else ''}\n    " + "\n    ".join(problems)
+            ) from None
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Config:
+        """Read a YAML file; relative paths in it start at the file's folder.
+
+        Raises:
+            ConfigError: the file cannot be read or has wrong settings.
+        """
+        return cls.build(read_yaml(path), origin=str(path))
+
+    def to_yaml(self) -> str:
+        """The config as YAML; what is at its default is left out."""
+        settings = self.model_dump(exclude_defaults=True, mode="json")
+        return str(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+
+    def with_overrides(self, overrides: Sequence[str] | Mapping[str, Any]) -> Config:
+        """The config with `["trainer.epochs=5", "fusion=gated"]` or nested settings laid over it.
+
+        Raises:
+            ConfigError: an override is no `key=value`, or a key or value is wrong.
+        """
+        settings = self.model_dump(exclude_defaults=True, mode="json")
+        if isinstance(overrides, Mapping):
+            merge(settings, overrides)
+        else:
+            for override in overrides:
+                merge(settings, parse_override(override))
+        return Config.build(settings)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file's settings; paths in it start at the file's folder, backbones' too where they begin with a dot.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or not a mapping.
+    """
+    path = Path(path)
+    try:
+        settings = parse_yaml(read_bytes(path, YAML_BYTES, links=True).decode("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError("the config cannot be read", file=str(path), came=str(error)) from error
+    if not isinstance(settings, dict):
+        raise ConfigError(
+            "the config is not a mapping",
+            file=str(path),
+            expected="lines of `key: value`",
+            came=type(settings).__name__,
+        )
+    for key in ("train", "val", "test", "out", "schema_file"):
+        if isinstance(settings.get(key), str):
+            settings[key] = str(path.parent / settings[key])
+    if isinstance(settings.get("train"), list):
+        settings["train"] = [str(path.parent / table) for table in settings["train"]]
+    for key in ("text", "image", "audio"):
+        section = settings.get(key)
+        name = section.get("name") if isinstance(section, dict) else section
+        if isinstance(name, str) and name.startswith("."):
+            settings[key] = (section if isinstance(section, dict) else {}) | {"name": str(path.parent / name)}
+    columns = settings.get("columns")
+    for column in columns.values() if isinstance(columns, dict) else ():
+        if isinstance(column, dict) and str(column.get("backbone", "")).startswith("."):
+            column["backbone"] = str(path.parent / column["backbone"])
+    return settings
+
+
+def parse_override(override: str) -> dict[str, Any]:
+    """`a.b=1` as `{"a": {"b": 1}}`; the value is YAML.
+
+    Raises:
+        ConfigError: there is no `=`, or the value is not YAML.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{override!r} is no setting", expected="key=value, as trainer.epochs=5")
+    try:
+        value = parse_yaml(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"the value of {key} is not YAML", came=text) from error
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        value = float(value)  # YAML 1.1 reads 1e-4 as text
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    assert isinstance(value, dict)
+    return value
+
+
+def merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
+    """Lay nested settings over others, in place; a section's name given alone replaces the whole section."""
+    for key, value in over.items():
+        if isinstance(value, Mapping):
+            inner = base.get(key)
+            base[key] = {"name": inner} if isinstance(inner, str) else dict(inner or {})
+            merge(base[key], value)
+        else:
+            base[key] = value
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    """The keys known where an error was found: the fields of the section that `location` leads to."""
+    model: type[BaseModel] = Config
+    for part in location:
+        field = model.model_fields.get(str(part))
+        candidates = [field.annotation, *get_args(field.annotation)] if field else []
+        sections = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not sections:
+            break
+        model = sections[0]
+    return list(model.model_fields)
+
+
+def _problem(detail: ErrorDetails) -> str:
+    location = tuple(part for part in detail["loc"] if not str(part).startswith(":"))  # which are tags of a union
+    name = ".".join(str(part) for part in location)
+    if detail["type"] == "extra_forbidden":
+        known = _fields_at(location[:-1])
+        hint = nearest(str(location[-1]), known)
+        return f"{name}: there is no such setting; {hint or 'known ones: ' + ', '.join(known)}"
+    return f"{name}: {detail['msg'].removeprefix('Value error, ')} (came {detail['input']!r})"

@@ -1,0 +1,1 @@
+"""Files and in-memory tables to Arrow batches."""

@@ -1,0 +1,128 @@
+"""Several tables as one: the rows of one after those of the other, under the union of their columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from fusetune.data.quarantine import Rejected
+from fusetune.data.reading.arrow import from_cells, is_json
+from fusetune.data.storage.mapped import mapped_concatenate
+from fusetune.data.table import Table
+
+PROBED = 500
+"""So many cells of a text column are looked at for the names of files."""
+
+
+def concat(tables: Sequence[Table], source: str | None = None) -> Table:
+    """One table of all rows.
+
+    A column that a table lacks is missing in its rows. Row ids go on from table to table, rejected rows counted;
+    `Table.where` leads back. Where the tables lie in several folders, relative paths of files are made absolute.
+
+    Args:
+        tables: one or more; one alone is returned as it is.
+        source: what they are called together; else their names.
+
+    Raises:
+        TableError: a column's cells in one table cannot stand in one column with those in another.
+    """
+    if len(tables) == 1:
+        return tables[0]
+    names = list(dict.fromkeys(name for table in tables for name in table.column_names))
+    columns = {name: _joined(name, tables) for name in names}
+    rows: list[tuple[np.ndarray, int]] = []
+    rejected: list[Rejected] = []
+    files: list[tuple[str, int]] = []
+    first = 0
+    for table in tables:
+        rows.append((table.rows, first))
+        rejected += [replace(item, row=item.row + first) for item in table.rejected]
+        files += [(source, start + first) for source, start in table.files]
+        first += 1 + max([int(table.rows.max(initial=-1)), *(item.row for item in table.rejected)])
+    schema = pa.schema([field for field, _ in columns.values()])
+    made = Table(
+        pa.Table.from_arrays([array for _, array in columns.values()], schema=schema),
+        source=source or " + ".join(table.source for table in tables),
+        base_dir=tables[0].base_dir,
+        rows=mapped_concatenate((ids + first for ids, first in rows), sum(map(len, tables))),
+        rejected=rejected,
+        notes=[f"{table.source}: {note}" for table in tables for note in table.notes],
+        keep=[table.keep for table in tables],
+        files=files,
+    )
+    made.lone = any(table.lone for table in tables)
+    return made
+
+
+def _joined(name: str, tables: Sequence[Table]) -> tuple[pa.Field, pa.ChunkedArray]:
+    """A column of all tables."""
+    apart = len({table.base_dir.resolve() for table in tables}) > 1
+    parts = [_column(table, name, apart=apart) for table in tables]
+    fields = [field for field, _ in parts if not pa.types.is_null(field.type)]
+    field = fields[0] if fields else pa.field(name, pa.null())
+    kinds, marks = {field.type for field in fields}, {is_json(field) for field in fields}
+    if len(kinds) > 1 and marks == {False}:
+        if all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in kinds):
+            field = pa.field(name, pa.float64())
+        elif all(_plain(kind) for kind in kinds):  # as a text file would have them
+            field = pa.field(name, pa.string())
+        else:
+            marks = {True, False}
+    if len(marks) > 1:
+        whole = from_cells({name: [cell for table in tables for cell in _cells(table, name)]}, tables[0].source)
+        return whole.schema.field(0), whole.column(0)
+    chunks = [chunk for _, data in parts for chunk in _cast(data, field.type).chunks]
+    return field, pa.chunked_array(chunks, field.type)
+
+
+def _cast(data: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    number = pa.types.is_integer(data.type) or pa.types.is_floating(data.type) or pa.types.is_boolean(data.type)
+    if number and pa.types.is_string(kind):  # as Python and pandas write them
+        return pa.chunked_array([pa.array([None if cell is None else str(cell) for cell in data.to_pylist()], kind)])
+    return data.cast(kind)
+
+
+def _plain(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_boolean(kind)
+    )
+
+
+def _cells(table: Table, name: str) -> list[Any]:
+    return table.cells(name) if name in table else [None] * len(table)
+
+
+def _column(table: Table, name: str, *, apart: bool) -> tuple[pa.Field, pa.ChunkedArray]:
+    """A table's column; names of files, where tables lie apart, with their folder."""
+    if name not in table:
+        return pa.field(name, pa.null()), pa.chunked_array([pa.nulls(len(table))])
+    arrow = table.arrow
+    field, data = arrow.schema.field(name), arrow.column(name)
+    if not apart or is_json(field) or not pa.types.is_string(field.type):
+        return field, data
+    probed = [cell for cell in data.slice(0, PROBED).to_pylist() if cell]
+    if not any(_is_file(cell, table.base_dir) for cell in probed):
+        return field, data
+    home = table.base_dir.resolve()
+    cells = [
+        ";".join(part if "://" in part else str(home / part.strip()) for part in cell.split(";")) if cell else cell
+        for cell in data.to_pylist()
+    ]
+    return field, pa.chunked_array([pa.array(cells, field.type)])
+
+
+def _is_file(cell: str, home: Path) -> bool:
+    try:
+        return len(cell) < 4096 and (home / cell.split(";")[0].strip()).is_file()
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,320 @@
+"""Every source that `Table.read` takes, each turned into a `Table`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from fusetune.data.quarantine import Rejected, check_rate
+from fusetune.data.reading.arrow import normal_batches, normal_schema
+from fusetune.data.reading.joined import concat
+from fusetune.data.reading.json_files import read_jsonl
+from fusetune.data.reading.objects import NO_ROWS, from_arrow, from_hugging_face, from_pandas
+from fusetune.data.reading.remote import copied, is_address, local_path
+from fusetune.data.reading.text_files import BATCH_ROWS, Parsed, check_names, read_delimited
+from fusetune.data.storage.mapped import mapped_arange, mapped_flatnonzero, mapped_full, mapped_take
+from fusetune.data.table import Source, Table
+from fusetune.errors import StorageError, TableError, UserError, nearest
+
+READ_BYTES = 2**20
+"""Of a Parquet column that are read at a time."""
+FORMAT = 1
+"""Counts changes of the cached form, so that an older cache is not read as a newer one."""
+
+
+def read_source(source: Source, *, base_dir: str | Path | None, cache_dir: str | Path | None) -> Table:
+    """What `Table.read` does; see there."""
+    if isinstance(source, str | Path):
+        name = local_path(str(source)) or str(source)
+        if is_address(name):
+            return _at_address(name, base_dir)
+        path = check_path(name)
+        if path.is_dir():
+            shards = [read_source(one, base_dir=base_dir or path, cache_dir=cache_dir) for one in _shards(path)]
+            return concat(shards, source=str(path))
+        folder = Path(base_dir) if base_dir is not None else path.parent
+        return FORMATS[path.suffix.lower()](path, folder.absolute(), Path(cache_dir) if cache_dir else None)
+    folder = Path(base_dir or Path.cwd()).absolute()
+    if isinstance(source, pa.Table):
+        return from_arrow(source, "the Arrow table", folder)
+    package = type(source).__module__.split(".")[0]
+    if package == "pandas" and type(source).__name__ == "DataFrame":
+        return from_pandas(source, folder)
+    if package == "datasets":
+        return from_hugging_face(source, folder)
+    raise TableError(
+        f"a {type(source).__module__}.{type(source).__name__} is not a table",
+        expected="a file's path, a pandas DataFrame, a Hugging Face Dataset or an Arrow table",
+        do="rows as a list of dicts: Table.from_records(rows)" if isinstance(source, list) else None,
+    )
+
+
+def check_path(name: str) -> Path:
+    """The path of a table's file, or of a folder of such files.
+
+    Raises:
+        TableError: it is not there, or has an extension that is not read.
+    """
+    try:
+        path = Path(name).expanduser()
+        sort = stat.S_IFMT(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        raise TableError("the file is not there", came=str(path.absolute()), do=_near(path), file=name) from None
+    except (OSError, ValueError, RuntimeError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise TableError(f"the file is not there: {why}", do="check the path", file=name) from error
+    if sort == stat.S_IFDIR:
+        return path
+    if sort != stat.S_IFREG:
+        raise TableError(
+            "it is a device or a pipe, not a file",
+            do="write what comes out of it to a file, as a table is read more than once",
+            file=name,
+        )
+    if path.suffix.lower() not in FORMATS:
+        raise TableError(
+            f"tables are not read from {path.suffix!r} files" if path.suffix else "the file's name has no extension",
+            expected=", ".join(FORMATS),
+            do=_INSTEAD.get(path.suffix.lower(), "save or rename it as one of these"),
+            file=name,
+        )
+    if path.stat().st_size == 0:
+        raise TableError(
+            "the file is empty (0 bytes)", expected="a header line and rows", do="write it again", file=name
+        )
+    return path
+
+
+def _near(path: Path) -> str:
+    """What to do about a file that is not there."""
+    if not path.parent.is_dir():
+        return f"the folder {str(path.parent)!r} is not there either"
+    return nearest(path.name, (one.name for one in path.parent.iterdir())) or "check the path"
+
+
+_INSTEAD = {
+    ".json": "write one JSON object a line and call it .jsonl (pandas: to_json(..., orient='records', lines=True))",
+    ".xlsx": "save the sheet as CSV UTF-8",
+    ".xls": "save the sheet as CSV UTF-8",
+    ".gz": "unpack it first",
+    ".zip": "unpack it first",
+    ".zst": "unpack it first",
+    ".txt": "rename it to .csv or .tsv if it has a header line and columns",
+    ".pkl": "a pickle can run code when it is read; save it as Parquet",
+    ".pickle": "a pickle can run code when it is read; save it as Parquet",
+}
+
+
+def _shards(folder: Path) -> list[Path]:
+    """A folder's tables, by name: parts of one table, all of one kind.
+
+    Raises:
+        TableError: there is none, or they are of several kinds.
+    """
+    found = sorted(one for one in folder.iterdir() if one.suffix.lower() in FORMATS and one.is_file())
+    kinds = sorted({one.suffix.lower() for one in found})
+    if len(kinds) == 1:
+        return found
+    raise TableError(
+        "the folder's files are not the parts of one table",
+        expected="tables of one kind: " + ", ".join(FORMATS),
+        came=", ".join(one.name for one in found[:5]) or "no table at all",
+        do="give one of its files" if found else "give the folder that the tables lie in",
+        file=str(folder),
+    )
+
+
+def _at_address(address: str, base_dir: str | Path | None) -> Table:
+    """The table at an address, copied; what it holds may change there, so its SHA-256 is in the notes.
+
+    A copy of text or Parquet is deleted once its Arrow form is there.
+    """
+    kept = _Kept()
+    home, tables = Path(base_dir).absolute() if base_dir is not None else kept.folder, []
+    for part in copied(address, kept.folder, FORMATS):
+        try:
+            table = FORMATS[check_path(str(part.path)).suffix.lower()](part.path, home, None)
+        except UserError as error:
+            error.file = None
+            raise error.in_file(part.address) from None
+        if part.path.suffix.lower() not in MAPPED:
+            part.path.unlink()
+        table.come_from(part.address, part.note, keep=kept, media=base_dir is not None)
+        tables.append(table)
+    return concat(tables, source=address)
+
+
+class _Kept:
+    """A temporary folder that is removed when the last table that is mapped from it is gone, at exit at the latest."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="fusetune-table-"))
+        weakref.finalize(self, _remove, str(self.folder), os.getpid())
+
+
+def _remove(folder: str, process: int) -> None:
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _converted(path: Path, folder: Path, cache_dir: Path | None, parse: Callable[[], Parsed]) -> Table:
+    """The file's rows through an Arrow file on disk, from `cache_dir` where it is already there."""
+    keep = None if cache_dir is not None else _Kept()
+    home = cache_dir if cache_dir is not None else keep.folder  # type: ignore[union-attr]
+    state = path.stat()
+    key = json.dumps([FORMAT, pa.__version__, str(path.absolute()), state.st_size, state.st_mtime_ns])
+    name = f"{path.stem[:40]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    data, told = home / f"{name}.arrow", home / f"{name}.json"
+    if not (data.exists() and told.exists()):
+        parsed = parse()
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            _write(parsed, data, told)
+        except OSError as error:
+            raise StorageError(
+                f"{data}: the table cannot be written there ({error}); it needs about as much space as {path} has. "
+                f"Free some, or set TMPDIR or the cache folder to another disk"
+            ) from error
+    with told.open(encoding="utf-8") as handle:
+        story = json.load(handle)
+    rejected = [Rejected(**item) for item in story["rejected"]]
+    if len(rejected) == story["rows_in"]:
+        check_rate(rejected, story["rows_in"], source=str(path))
+    with pa.memory_map(str(data)) as mapped:
+        arrow = pa.ipc.open_file(mapped).read_all()
+    rows = mapped_arange(story["rows_in"])
+    if rejected:
+        accepted = mapped_full(len(rows), True, bool)
+        accepted[[item.row for item in rejected]] = False
+        rows = mapped_take(rows, mapped_flatnonzero(accepted))
+    return Table(
+        arrow,
+        source=str(path),
+        base_dir=folder,
+        rows=rows,
+        rejected=rejected,
+        notes=story["notes"],
+        keep=keep,
+    )
+
+
+def _write(parsed: Parsed, data: Path, told: Path) -> None:
+    """Both files appear under their names when they are complete, the data last."""
+    partial = data.with_name(f"{data.name}.{os.getpid()}.partial")
+    try:
+        with pa.ipc.new_file(str(partial), parsed.schema) as writer:
+            for batch in parsed.batches:
+                writer.write_batch(batch)
+        story = {
+            "rows_in": parsed.rows_in,
+            "rejected": [item.record() for item in parsed.rejected],
+            "notes": parsed.notes,
+        }
+        partial_told = told.with_name(f"{told.name}.{os.getpid()}.partial")
+        partial_told.write_text(json.dumps(story), encoding="utf-8")
+        partial_told.replace(told)
+        partial.replace(data)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _csv(path: Path, folder: Path, cache_dir: Path | None) -> Table:
+    return _converted(path, folder, cache_dir, lambda: read_delimited(path, ","))
+
+
+def _tsv(path: Path, folder: Path, cache_dir: Path | None) -> Table:
+    return _converted(path, folder, cache_dir, lambda: read_delimited(path, "\t"))
+
+
+def _jsonl(path: Path, folder: Path, cache_dir: Path | None) -> Table:
+    return _converted(path, folder, cache_dir, lambda: read_jsonl(path))
+
+
+def _parquet(path: Path, folder: Path, cache_dir: Path | None) -> Table:
+    import pyarrow.parquet as pq
+
+    def parse() -> Parsed:
+        with _reading(path, "Parquet"):
+            # A row group may be as large as memory.
+            file = pq.ParquetFile(path, page_checksum_verification=True, buffer_size=READ_BYTES)
+            check_names(list(file.schema_arrow.names), str(path))
+            schema = normal_schema(file.schema_arrow)
+        return _with_batches(path, schema, file.iter_batches(batch_size=min(BATCH_ROWS, 1024)), file.metadata.num_rows)
+
+    return _converted(path, folder, cache_dir, parse)
+
+
+def _with_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], num_rows: int) -> Parsed:
+    if num_rows == 0:
+        raise TableError(NO_ROWS, expected="at least one row", do="check how it was written", file=str(path))
+    parsed = Parsed(schema, iter(()))
+
+    def read() -> Any:
+        with _reading(path, "Parquet"):
+            for batch in normal_batches(batches, schema):
+                parsed.rows_in += len(batch)
+                yield batch
+            if parsed.rows_in != num_rows:
+                raise _broken(path, "Parquet", f"it claims {num_rows:,} rows and has {parsed.rows_in:,}")
+
+    parsed.batches = read()
+    return parsed
+
+
+def _ipc(path: Path, folder: Path, cache_dir: Path | None) -> Table:
+    """An Arrow file is mapped as it is; the stream form, which Hugging Face writes, too."""
+    with _reading(path, "Arrow"):
+        mapped = pa.memory_map(str(path))
+        try:
+            arrow = pa.ipc.open_file(mapped).read_all()
+        except pa.ArrowInvalid:
+            mapped.seek(0)
+            arrow = pa.ipc.open_stream(mapped).read_all()
+        return from_arrow(arrow, str(path), folder)
+
+
+@contextmanager
+def _reading(path: Path, form: str) -> Iterator[None]:
+    """Whatever Arrow raises on a broken file as a `TableError` that names the file."""
+    try:
+        yield
+    except TableError as error:
+        raise error.in_file(str(path)) from error.__cause__
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise _broken(path, form, (str(error) or type(error).__name__).splitlines()[0]) from error
+
+
+def _broken(path: Path, form: str, why: str) -> TableError:
+    return TableError(
+        f"the file cannot be read as {form}: {why}",
+        expected=f"a whole {form} file",
+        do="write or copy it again; it may be cut off or of another format than its name says",
+        file=str(path),
+    )
+
+
+FORMATS: dict[str, Callable[[Path, Path, Path | None], Table]] = {
+    ".csv": _csv,
+    ".tsv": _tsv,
+    ".tab": _tsv,
+    ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
+    ".parquet": _parquet,
+    ".pq": _parquet,
+    ".arrow": _ipc,
+    ".feather": _ipc,
+}
+
+MAPPED = (".arrow", ".feather")
+"""Files that a table is mapped from as they are."""

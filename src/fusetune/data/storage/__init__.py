@@ -1,0 +1,1 @@
+"""Arrays, decoded examples and features that need not fit into memory."""

@@ -1,0 +1,1 @@
+"""Batched prediction and frozen features."""

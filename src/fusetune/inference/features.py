@@ -1,0 +1,116 @@
+"""Encoder outputs computed before: every distinct cell goes through its encoder once."""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+import torch
+
+from fusetune.data.column import Progress
+from fusetune.data.examples import Examples
+from fusetune.data.storage.feature_cache import FeatureCache
+from fusetune.data.views import View
+from fusetune.inference.predict import encode_cells
+from fusetune.inference.stored import open_store
+from fusetune.models.understand import Understand
+from fusetune.types import Tokens
+
+CellGroups = Callable[[str, np.ndarray], np.ndarray]
+"""From a step's name and the cells that it lacks, (cells,), to the cells that it computes, in order."""
+
+
+def fill_features(
+    model: Understand,
+    examples: Examples,
+    *,
+    cache: FeatureCache | None = None,
+    groups: CellGroups | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Tokens]:
+    """Encoder outputs of every distinct cell, per column whose encoder is of use before any training.
+
+    Args:
+        model: with its encoders as they are now.
+        examples: prepared rows.
+        cache: keeps the outputs for other runs; only for a model whose encoders are as they were loaded.
+        groups: of a step by name, which cells are computed together; see `CheckpointManager.places`.
+        progress: wraps iterators.
+    """
+    return {
+        column: encode_cells(
+            model,
+            examples,
+            column,
+            store=open_store(cache, model.encoders[key], "output", torch.float32),
+            together=partial(groups, f"features-{zlib.crc32(column.encode())}") if groups else None,
+            progress=progress,
+        )
+        for column, key in model.routes.items()
+        if model.encoders[key].pretrained and column in examples.columns
+    }
+
+
+def set_features(examples: Examples, features: Mapping[str, Tokens]) -> None:
+    """Give columns their encoder outputs; the others go through their encoders, augmented ones without views."""
+    examples.views = {}
+    for name, column in examples.columns.items():
+        column.features, column.trunk = features.get(name), None
+
+
+def fill_views(
+    model: Understand,
+    examples: Examples,
+    columns: Collection[str],
+    *,
+    cache: FeatureCache | None = None,
+    groups: CellGroups | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Give augmented columns of frozen encoders their views, each encoded once; see `fill_features` for the arguments.
+
+    Args:
+        columns: their names.
+    """
+    for name in columns:
+        store = open_store(cache, model.encoders[model.routes[name]], "output", torch.float32)
+        views = [View(examples, name, number) for number in range(examples.num_views)]
+        for number, view in enumerate(views):
+            seen = copy.copy(examples)
+            seen.columns = {name: view}
+            together = partial(groups, f"view-{number}-{zlib.crc32(name.encode())}") if groups else None
+            view.features = encode_cells(model, seen, name, store=store, together=together, progress=progress)
+        examples.views = {**examples.views, name: views}
+
+
+@contextmanager
+def encoded(
+    model: Understand,
+    examples: Examples,
+    known: Mapping[str, Tokens] | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Iterator[None]:
+    """Every cell goes through the model's encoders once, however often its rows are predicted inside.
+
+    Args:
+        model: as it is now.
+        examples: prepared rows.
+        known: encoder outputs of some columns that are right for this model already.
+    """
+    known = known or {}
+    set_features(examples, {})
+    others = {
+        column: encode_cells(model, examples, column)
+        for column in model.routes
+        if column in examples.columns and column not in known
+    }
+    set_features(examples, {**known, **others})
+    try:
+        yield
+    finally:
+        set_features(examples, {})

@@ -1,0 +1,1 @@
+"""Devices, precision, sharding and CUDA-graph replays."""

@@ -1,0 +1,1 @@
+"""How one step updates the weights."""

@@ -1,0 +1,100 @@
+"""Rows of all micro-batches of an update compared with one another, in the memory of one micro-batch.
+
+GradCache: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", arXiv 2101.06983.
+A loss L that compares rows depends on micro-batch b by its vectors v_b alone, so ∂L/∂θ = Σ_b (∂L/∂v_b)ᵀ ∂v_b/∂θ:
+
+1. all v_b, without keeping what backward passes need;
+2. L of all of them, and its gradient at each;
+3. micro-batch by micro-batch: v_b again, with the same draws of dropout, and a backward pass of Σ v_b · ∂L/∂v_b.
+
+The gradients are those of one large batch; each micro-batch is computed forward twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from fusetune.models.perturb import RngState
+from fusetune.objectives.base import BatchObjective
+from fusetune.objectives.gather import gathered
+from fusetune.objectives.total import own_parameters
+from fusetune.training.learner import Learner
+from fusetune.training.updates.update import add_up, loss_shares, plain, scaled
+from fusetune.types import Batch
+
+Vectors = dict[str, dict[str, Tensor]]
+
+
+def cached(learner: nn.Module, micro_batches: Sequence[Batch], accelerator: Accelerator) -> dict[str, Tensor]:
+    """`plain`, but that objectives of rows against rows see the rows of all micro-batches; see `Gradients`."""
+    bare = learner if isinstance(learner, Learner) else accelerator.unwrap_model(learner)
+    assert isinstance(bare, Learner)
+    objectives = bare.objective.compared()
+    if not objectives or len(micro_batches) == 1:
+        return plain(learner, micro_batches, accelerator)
+    rng_states, vectors = _vectors(bare, micro_batches, accelerator)
+    totals: dict[str, Tensor] = {}
+    pulls: list[Vectors] = [{} for _ in micro_batches]
+    for objective in objectives:
+        losses, parts = _compare(objective, [found[objective.name] for found in vectors])
+        totals |= losses
+        for place, part in enumerate(parts):
+            pulls[place][objective.name] = part
+    for place, (batch, shares) in enumerate(zip(micro_batches, loss_shares(micro_batches, accelerator), strict=True)):
+        last = place == len(micro_batches) - 1
+        rng_states[place].restore()
+        with nullcontext() if last else accelerator.no_sync(learner), accelerator.autocast():
+            _, found, outputs = learner(batch.to(accelerator.device), pulls[place])
+            taken = [found.pop(f"pull/{objective.name}") for objective in objectives]
+            found = scaled(found, shares)
+            accelerator.backward(sum([*found.values(), *taken], outputs.pooled.new_zeros(())))
+        add_up(totals, found)
+    return totals
+
+
+@torch.no_grad()
+def _vectors(
+    learner: Learner, micro_batches: Sequence[Batch], accelerator: Accelerator
+) -> tuple[list[RngState], list[Vectors]]:
+    """Per micro-batch, where the generators stood before it, and each objective's vectors."""
+    kept = {name: buffer.clone() for name, buffer in learner.model.named_buffers()}  # as batch norm's means
+    rng_states, vectors = [], []
+    for batch in micro_batches:
+        rng_states.append(RngState(accelerator.device))
+        batch = batch.to(accelerator.device)
+        with accelerator.autocast():
+            outputs = learner.model(batch)
+            vectors.append({part.name: part.vectors(batch, outputs) for part in learner.objective.compared()})
+    for name, buffer in learner.model.named_buffers():
+        buffer.copy_(kept[name])
+    return rng_states, vectors
+
+
+def _compare(
+    objective: BatchObjective, vectors: Sequence[dict[str, Tensor]]
+) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+    """The objective's weighted losses; their gradient at each micro-batch's vectors, the last one's with those at the
+    objective's own parameters, so that processes average these too."""
+    sizes = [len(next(iter(part.values()))) for part in vectors]
+    whole = {name: torch.cat([part[name] for part in vectors]) for name in vectors[0]}
+    leaves = {name: value.requires_grad_() for name, value in whole.items() if value.is_floating_point()}
+    with torch.enable_grad():
+        losses = objective.of_vectors(gathered(whole))
+        weighted = {f"objective/{name}": loss * objective.weight for name, loss in losses.items()}
+        total = torch.stack(list(weighted.values())).sum()
+    learned = {name: parameter for name, parameter in own_parameters(objective).items() if parameter.requires_grad}
+    gradients = torch.autograd.grad(total, [*leaves.values(), *learned.values()], allow_unused=True)
+    parts: list[dict[str, Tensor]] = [{} for _ in vectors]
+    for name, gradient in zip(leaves, gradients, strict=False):
+        if gradient is not None:
+            for place, part in enumerate(torch.split(gradient, sizes)):
+                parts[place][name] = part
+    for name, gradient in zip(learned, gradients[len(leaves) :], strict=True):
+        if gradient is not None:
+            parts[-1][name] = gradient
+    return {name: loss.detach() for name, loss in weighted.items()}, parts

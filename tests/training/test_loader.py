@@ -1,0 +1,129 @@
+"""Batches made ahead are those of the sampler, in order, however they are made, and no draw of dropout is taken."""
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from fusetune.backbones.graphs import alone
+from fusetune.data.sampler import UpdateSampler
+from fusetune.errors import BadCell, RunError
+from fusetune.training.loader import AHEAD, BatchLoader
+
+
+class Rows:
+    """Stands in for `Examples`: a batch is its rows and epoch."""
+
+    def __init__(self, num, work=lambda: None):
+        self.rows = np.arange(num)
+        self.work = work
+
+    def batch(self, places, *, epoch):
+        self.work()
+        return [int(place) for place in places], epoch
+
+
+def sampler(num=23, accumulate=2):
+    return UpdateSampler(np.arange(num), np.arange(num) % 5, batch_size=6, accumulate=accumulate, seed=3)
+
+
+@pytest.mark.parametrize(("workers", "ahead"), [(0, 0), (0, AHEAD), (2, AHEAD)])
+def test_order_and_epochs(workers, ahead):
+    drawn = sampler()
+    expected = []
+    for epoch in range(3):
+        drawn.epoch = epoch
+        batches = [(batch, epoch) for batch in drawn]
+        expected += [batches[place : place + 2] for place in range(0, len(batches), 2)]
+    chance = torch.get_rng_state()
+    with BatchLoader(Rows(23), sampler(), 10, workers=workers, ahead=ahead) as loader:
+        assert list(loader) == expected[:10]
+    assert torch.equal(chance, torch.get_rng_state())
+
+
+def test_what_is_made_ahead_is_bounded_and_ends():
+    made = []
+    rows = Rows(23, lambda: made.append(threading.current_thread().name))
+    with BatchLoader(rows, sampler(accumulate=1), 100) as loader:
+        for taken, _ in zip(range(1, 20), loader, strict=False):
+            assert len(made) <= taken + AHEAD
+    assert len(made) <= 20 + AHEAD and all("fusetune-feed" in name for name in made)
+
+
+def test_memory_that_a_gpu_reads_is_asked_for_while_no_pass_is_captured():
+    class Packed:
+        def packed(self, *, pin):
+            assert pin
+            return alone.locked()
+
+    rows = Rows(23)
+    rows.batch = lambda places, *, epoch: Packed()
+    with BatchLoader(rows, sampler(), 5, pin=True) as loader:
+        assert all(held for micro_batches in loader for held in micro_batches)
+    with BatchLoader(rows, sampler(), 5) as loader:
+        assert all(type(one) is Packed for micro_batches in loader for one in micro_batches)
+
+
+def test_waiting_is_counted_and_errors_come_through():
+    with BatchLoader(Rows(23, lambda: time.sleep(0.02)), sampler(accumulate=1), 5) as loader:
+        for _ in loader:
+            pass
+    assert 0.05 < loader.waited < 5
+
+    def fail():
+        raise KeyError("a cell")
+
+    with BatchLoader(Rows(23, fail), sampler(), 5) as loader, pytest.raises(KeyError, match="a cell"):
+        list(loader)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_cell_that_can_no_longer_be_read_is_named(workers):
+    def gone():
+        raise BadCell(row=7, column="photo", value="a.png", why="the file is gone", do="bring it back")
+
+    with pytest.raises(BadCell, match=r"(?s)row 7, column 'photo': the file is gone.*Do: bring it back") as caught:  # noqa: SIM117
+        with BatchLoader(Rows(23, gone), sampler(), 5, workers=workers) as loader:
+            list(loader)
+    assert (caught.value.row, caught.value.value) == (7, "a.png")
+
+
+@pytest.mark.parametrize("first", [1, 4, 7])
+@pytest.mark.parametrize(("workers", "ahead"), [(0, 0), (0, AHEAD), (2, AHEAD)])
+def test_going_on_gives_the_rest(first, workers, ahead):
+    with BatchLoader(Rows(23), sampler(), 10) as loader:
+        expected = list(loader)[first:]
+    with BatchLoader(Rows(23), sampler(), 10, first=first, workers=workers, ahead=ahead) as loader:
+        assert list(loader) == expected
+
+
+def test_a_killed_worker_is_told_with_its_rows():
+    home = os.getpid()
+
+    def die():
+        if os.getpid() != home:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(RunError, match=r"(?s)was killed.*rows last asked for: \[\d+, .*trainer.workers=0"):  # noqa: SIM117
+        with BatchLoader(Rows(23, die), sampler(), 5, workers=2) as loader:
+            list(loader)
+
+
+def test_a_worker_that_hangs_is_told(monkeypatch):
+    monkeypatch.setattr("fusetune.training.loader.PATIENCE", 0.5)
+    with (
+        pytest.raises(RunError, match="does not answer"),
+        BatchLoader(Rows(23, lambda: time.sleep(20)), sampler(), 5, workers=1) as loader,
+    ):
+        list(loader)
+
+
+def test_workers_leave_signals_of_the_group_to_the_main_process():
+    groups = Rows(23)
+    groups.batch = lambda places, *, epoch: os.getpgid(0)
+    with BatchLoader(groups, sampler(), 1, workers=1) as loader:
+        assert next(iter(loader))[0] != os.getpgid(0)
