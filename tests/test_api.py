@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -405,6 +406,40 @@ class TestSources:
         tuned = api.fit(config=shop[0] / "config.yaml", out=tmp_path, overrides=["trainer.lr=0.02"], progress=False)
         assert tuned.bundle.config.trainer.lr == 0.02
         assert tuned.results.tables[-1].rows_in == 20
+
+    def test_the_saved_config_can_be_run_from_anywhere(self, shop_tables, tiny, quick, tmp_path, monkeypatch):
+        monkeypatch.chdir(shop_tables["train"].parent)
+        ignored = {"columns": {name: {"role": "ignore"} for name in ("photo", "voice")}}
+        text = os.path.relpath(tiny("bert"))
+        first = api.fit(
+            "train.csv",
+            target="label",
+            test="test.csv",
+            out=os.path.relpath(tmp_path / "first"),
+            config=Config.build(quick).with_overrides({"text": text, **ignored}),
+            progress=False,
+        )
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        again = api.fit(config=tmp_path / "first" / "config.yaml", out="again", progress=False)
+        assert again.folder.resolve() == tmp_path / "elsewhere" / "again"
+        weights = [file_hash(tuned / "model.safetensors") for tuned in (tmp_path / "first", again.folder)]
+        assert weights[0] == weights[1]
+        assert first.bundle.fingerprint == again.bundle.fingerprint
+
+    def test_a_finished_model_is_replaced_only_when_asked(self, records, quick, tmp_path):
+        table = Table.from_records(records)
+        settings = {"target": "label", "out": tmp_path / "m", "config": quick, "progress": False}
+        api.fit(table, **settings)
+        before = file_hash(tmp_path / "m" / "bundle.json")
+        for resume in (None, False):
+            with pytest.raises(ConfigError, match=r"(?s)has a finished model.*--out.*--overwrite"):
+                api.fit(table, **settings, overrides={"seed": 1}, resume=resume)
+        assert file_hash(tmp_path / "m" / "bundle.json") == before
+        api.fit(table, **settings, resume=True)  # the same run, which is over
+        assert file_hash(tmp_path / "m" / "bundle.json") == before
+        api.fit(table, **settings, overrides={"seed": 1}, overwrite=True)
+        assert api.load(tmp_path / "m").bundle.config.seed == 1
 
     def test_no_folder_given_makes_a_temporary_one(self, records, quick, tmp_path, monkeypatch):
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

@@ -175,6 +175,7 @@ def fit(
     config: Config | Mapping[str, Any] | str | Path | None = None,
     overrides: Sequence[str] | Mapping[str, Any] = (),
     resume: bool | None = None,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> FineTuned:
     """Tune a model on a table, compare it with what it must beat, and save it.
@@ -189,6 +190,7 @@ def fit(
         overrides: settings on top: `["trainer.epochs=5"]` or `{"trainer": {"epochs": 5}}`.
         resume: what of a run that was stopped in the folder: True goes on with it, False begins anew and deletes its
             checkpoints, None refuses. Where there is none, a run begins; True gives a finished one as it is.
+        overwrite: whether a finished model in `out` may be replaced.
         progress: whether to show progress bars.
 
     Raises:
@@ -216,8 +218,9 @@ def fit(
     if not _named(sources["train"]):
         raise ConfigError("there is no table to learn from", do="name one: fusetune fit TABLE --target COLUMN")
     folder = Path(settings.out) if settings.out else Path(tempfile.mkdtemp(prefix="fusetune-"))
+    settings = settings.with_absolute_paths()  # the saved config.yaml means the same wherever it is read
     choose_threads()
-    with RunFolder(folder, settings, resume=resume) as place:
+    with RunFolder(folder, settings, resume=resume, overwrite=overwrite) as place:
         if place.finished:
             return load(folder)
         run = Fit(settings, sources, place, progress=progress)
@@ -241,7 +244,7 @@ def resume(folder: str | Path, *, progress: bool = True) -> FineTuned:
         if not (folder / BUNDLE).is_file():
             raise ConfigError(f"{folder} has no run to go on with", do="give the table again: fusetune fit TABLE ...")
         return load(folder)
-    return fit(config=settings, out=folder, resume=True, progress=progress)
+    return fit(config=settings, out=folder, resume=True, overwrite=True, progress=progress)
 
 
 def _named(train: Any) -> bool:

@@ -87,6 +87,7 @@ class TestFit:
             "test": "t.csv",
             "out": Path("runs/priority"),
             "resume": None,
+            "overwrite": False,
             "progress": False,
         }
         assert "tuned" in done.stdout

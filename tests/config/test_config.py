@@ -137,6 +137,35 @@ def test_paths_in_a_file_start_at_its_folder(tmp_path):
     assert (config.text.name, config.columns["b"].backbone, config.audio.pool) == ("some/hub-id", "hub/id", "cls")
 
 
+def test_absolute_paths_mean_the_same_from_any_folder(tmp_path, monkeypatch):
+    for folder in ("here/bert", "there"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    given = {
+        "train": ["t.csv", "s3://bucket/t.csv"],
+        "test": "../u.csv",
+        "schema_file": "s.yaml",
+        "text": "bert",
+        "image": {"name": "./vit", "pool": "cls"},
+        "audio": "hub/id",
+        "columns": {"a": {"backbone": "bert"}, "b": {"backbone": "minilm"}, "c": "text"},
+        "data": {"cache": "cells"},
+    }
+    config = Config.build(given).with_absolute_paths()
+    home = tmp_path / "here"
+    assert config.train == [str(home / "t.csv"), "s3://bucket/t.csv"]
+    assert (config.test, config.schema_file, config.out) == (str(home / "../u.csv"), str(home / "s.yaml"), None)
+    assert (config.text.name, config.image.name, config.audio.name) == (str(home / "bert"), str(home / "vit"), "hub/id")
+    assert (config.image.pool, config.columns["c"].kind) == ("cls", "text")
+    assert (config.columns["a"].backbone, config.columns["b"].backbone) == (str(home / "bert"), "minilm")
+    assert config.data.cache == str(home / "cells")
+    assert Config.build({"data": {"cache": "none"}}).with_absolute_paths().data.cache == "none"
+
+    (tmp_path / "there" / "c.yaml").write_text(config.to_yaml())
+    monkeypatch.chdir("/")
+    assert Config.from_yaml(tmp_path / "there" / "c.yaml") == config == config.with_absolute_paths()
+
+
 @pytest.mark.parametrize("content", ["- a\n- b\n", "a: [1", "just words", None, b"\xff\xfe\x00"])
 def test_files_that_are_no_config(tmp_path, content):
     path = tmp_path / "c.yaml"

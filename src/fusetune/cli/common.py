@@ -48,6 +48,7 @@ Target = Annotated[
 Slices = Annotated[
     list[str] | None, typer.Option("--slices", "-s", help="Column to split the metrics by; give it again for several.")
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished model in the folder.")]
 Precision = Annotated[
     Literal["float32", "bf16", "int8"],
     typer.Option(help="bf16, int8: faster where the processor has it; evaluate says what that costs."),

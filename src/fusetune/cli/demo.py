@@ -51,6 +51,7 @@ def demo(
         test=tickets.tables["test"],
         out=out / "model",
         overrides=[f"seed={seed}", "trainer.epochs=2"],
+        overwrite=True,
         progress=common.shows_progress(as_json),
     )
     show(tuned, as_json=as_json)

@@ -43,6 +43,7 @@ def fit(
         bool | None,
         typer.Option("--resume/--no-resume", help="Go on with a run that was stopped in the folder, or begin anew."),
     ] = None,
+    overwrite: common.Overwrite = False,
     as_json: common.Json = False,
 ) -> None:
     """Tune a model on a table; write the model folder and the report.
@@ -54,6 +55,7 @@ def fit(
       fusetune fit train.csv --target rating --out runs/rating
       fusetune fit train.csv -t rating trainer.epochs=5 fusion=gated
       fusetune fit config.yaml trainer.epochs=5
+      fusetune fit runs/rating/config.yaml trainer.epochs=10 --out runs/longer
       fusetune fit films.csv books.csv -t rating data.mix=0.5
       fusetune fit pairs.csv --objective contrastive --out runs/aligned
       fusetune fit runs/rating --resume
@@ -82,6 +84,7 @@ def fit(
         out=out or chosen.out or _folder_for(target or chosen.target),
         config=chosen,
         resume=resume,
+        overwrite=overwrite,
         progress=common.shows_progress(as_json),
     )
     show(tuned, as_json=as_json)

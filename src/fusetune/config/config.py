@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 
 from fusetune.config.data import DataConfig
 from fusetune.config.fusion import FusionConfig
+from fusetune.config.paths import rebased
 from fusetune.config.sections import (
     Augmentations,
     BackboneConfig,
@@ -126,6 +127,10 @@ class Config(Section):
         settings = self.model_dump(exclude_defaults=True, mode="json")
         return str(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
+    def with_absolute_paths(self) -> Config:
+        """Return the config with every relative path made absolute, so that it means the same from any folder."""
+        return Config.build(rebased(self.model_dump(exclude_defaults=True, mode="json"), Path.cwd()))
+
     def with_overrides(self, overrides: Sequence[str] | Mapping[str, Any]) -> Config:
         """The config with `["trainer.epochs=5", "fusion=gated"]` or nested settings laid over it.
 
@@ -142,7 +147,7 @@ class Config(Section):
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file's settings; paths in it start at the file's folder, backbones' too where they begin with a dot.
+    """Return a YAML file's settings; relative paths in it start at the file's folder, see `rebased`.
 
     Raises:
         ConfigError: the file is missing, not YAML, or not a mapping.
@@ -159,21 +164,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             expected="lines of `key: value`",
             came=type(settings).__name__,
         )
-    for key in ("train", "val", "test", "out", "schema_file"):
-        if isinstance(settings.get(key), str):
-            settings[key] = str(path.parent / settings[key])
-    if isinstance(settings.get("train"), list):
-        settings["train"] = [str(path.parent / table) for table in settings["train"]]
-    for key in ("text", "image", "audio"):
-        section = settings.get(key)
-        name = section.get("name") if isinstance(section, dict) else section
-        if isinstance(name, str) and name.startswith("."):
-            settings[key] = (section if isinstance(section, dict) else {}) | {"name": str(path.parent / name)}
-    columns = settings.get("columns")
-    for column in columns.values() if isinstance(columns, dict) else ():
-        if isinstance(column, dict) and str(column.get("backbone", "")).startswith("."):
-            column["backbone"] = str(path.parent / column["backbone"])
-    return settings
+    return rebased(settings, path.parent)
 
 
 def parse_override(override: str) -> dict[str, Any]:

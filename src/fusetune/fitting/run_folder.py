@@ -23,6 +23,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from fusetune.config.config import Config
+from fusetune.config.paths import rebased
 from fusetune.deploy.bundle import versions, write_text
 from fusetune.errors import ConfigError, FolderError, StorageError, TableError, shown
 from fusetune.security.model_folder import BUNDLE, CONFIG
@@ -45,15 +46,16 @@ class RunFolder:
         said: what is different from when the run began, in sentences.
     """
 
-    def __init__(self, folder: Path, config: Config, *, resume: bool | None = None) -> None:
+    def __init__(self, folder: Path, config: Config, *, resume: bool | None = None, overwrite: bool = False) -> None:
         """
         Args:
             folder: made where there is none.
             config: the run's settings.
             resume: True goes on with a run that was stopped, or begins one; False begins anew and deletes what such a
                 run left; None begins one where there is none to go on with.
+            overwrite: whether a finished model in the folder may be replaced.
         """
-        self.folder, self.config, self.resume = folder, config, resume
+        self.folder, self.config, self.resume, self.overwrite = folder, config, resume, overwrite
         self.place = folder / FOLDER
         self.finished = False
         self.said: list[str] = []
@@ -62,8 +64,8 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         """
         Raises:
-            ConfigError: it is a file, another run has it, it has a run that was stopped and nobody said what of it, or
-                that run had other settings.
+            ConfigError: it is a file, another run has it, it has a run that was stopped and nobody said what of it,
+                that run had other settings, or it has a finished model that may not be replaced.
             StorageError: it cannot be written.
         """
         state = processes()
@@ -115,6 +117,8 @@ class RunFolder:
                 do="--resume goes on with it (in Python resume=True); --no-resume deletes its checkpoints and begins "
                 "anew; --out names another folder",
             )
+        if not (self.resume is True and (self._kept() or self._is_finished())):
+            self._check_overwrite()
         if self.resume:
             self._look()
         known = self._read()
@@ -125,6 +129,15 @@ class RunFolder:
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
             write_text(self.place / RUN, json.dumps({"settings": self._settings(), "facts": None}, indent=1))
+
+    def _check_overwrite(self) -> None:
+        """Refuse a folder with a finished model.
+
+        Raises:
+            ConfigError: it has one, and `overwrite` is off.
+        """
+        if not self.overwrite:
+            refuse_overwrite(self.folder)
 
     def _look(self) -> None:
         """Refuse a run's folder with files that no run leaves there.
@@ -160,7 +173,7 @@ class RunFolder:
 
     def _compare_settings(self, known: Mapping[str, Any]) -> None:
         with reading(f"{RUN} cannot be read", file=self.place, do=ANEW):
-            before = _flat(dict(known["settings"]))
+            before = _flat(rebased(known["settings"], Path.cwd()))
         now = _flat(self._settings())
         differing = _differing(before, now)
         if differing:
@@ -247,6 +260,19 @@ class RunFolder:
         shutil.rmtree(gone, ignore_errors=True)
 
 
+def refuse_overwrite(folder: Path) -> None:
+    """Refuse to write a model into a folder that has one.
+
+    Raises:
+        ConfigError: it has one.
+    """
+    if (folder / BUNDLE).is_file():
+        raise ConfigError(
+            f"{folder} has a finished model",
+            do="give another folder as --out (in Python out=), or replace the model with --overwrite (overwrite=True)",
+        )
+
+
 def interrupted(folder: Path) -> Config | None:
     """The settings of the run that was stopped in a folder, None where there is none.
 
@@ -261,12 +287,8 @@ def interrupted(folder: Path) -> Config | None:
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """A run's settings as JSON, tables by their absolute paths."""
-    said = config.model_dump(mode="json")
-    for split in ("val", "test"):
-        said[split] = None if said[split] is None else str(Path(said[split]).absolute())
-    said["train"] = [str(Path(one).absolute()) for one in said["train"]]
-    return said
+    """Return a run's settings as JSON, with absolute paths."""
+    return config.with_absolute_paths().model_dump(mode="json")
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

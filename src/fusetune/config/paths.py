@@ -1,0 +1,61 @@
+"""Which settings are paths, and from which folder they start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FILES = ("train", "val", "test", "out", "schema_file")
+"""Settings that are paths, or addresses such as s3://bucket/table.parquet."""
+EMBEDDED = "minilm"
+"""The backbone that comes with the extra `offline`; never a path."""
+ENCODERS = ("text", "image", "audio")
+"""Sections whose `name` is a folder or a hub id."""
+
+
+def rebased(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return settings whose relative paths start at a folder.
+
+    A backbone's name is a path where it begins with a dot, or where such a folder exists; else it is a hub id.
+
+    Args:
+        settings: nested, as in a YAML file; values of other types than expected are left for validation.
+        folder: what relative paths start at.
+    """
+    out = dict(settings)
+    for key in FILES:
+        if isinstance(out.get(key), str):
+            out[key] = _path(out[key], folder)
+        elif isinstance(out.get(key), list):
+            out[key] = [_path(value, folder) if isinstance(value, str) else value for value in out[key]]
+    for key in ENCODERS:
+        out |= {key: _named(out[key], "name", folder)} if key in out else {}
+    if isinstance(out.get("columns"), Mapping):
+        out["columns"] = {
+            name: _named(column, "backbone", folder) if isinstance(column, Mapping) else column
+            for name, column in out["columns"].items()
+        }
+    data = out.get("data")
+    if isinstance(data, Mapping) and isinstance(data.get("cache"), str) and data["cache"] != "none":
+        out["data"] = {**data, "cache": _path(data["cache"], folder)}
+    return out
+
+
+def _named(section: Any, key: str, folder: Path) -> Any:
+    """A section, or the name that stands for it, with its backbone's path rebased."""
+    if isinstance(section, str):
+        return _backbone(section, folder)
+    if isinstance(section, Mapping) and isinstance(section.get(key), str):
+        return {**section, key: _backbone(section[key], folder)}
+    return section
+
+
+def _backbone(name: str, folder: Path) -> str:
+    path = folder / Path(name).expanduser()
+    is_path = name.startswith((".", "~")) or (name != EMBEDDED and path.is_dir())
+    return str(path) if is_path else name
+
+
+def _path(name: str, folder: Path) -> str:
+    return name if "://" in name else str(folder / Path(name).expanduser())
