@@ -11,7 +11,7 @@ from fusetune.config.config import Config
 from fusetune.config.sections import OnBadCell
 from fusetune.data.schema import Schema
 from fusetune.data.table import Source, Table
-from fusetune.deploy.bundle import Bundle, load_bundle, merge_adapters, move, save_bundle
+from fusetune.deploy.bundle import Bundle, load_bundle, merge_adapters, move, save_bundle, write_metrics
 from fusetune.deploy.card import write_card
 from fusetune.deploy.tuned import (
     Precision,
@@ -29,6 +29,7 @@ from fusetune.evaluation.report import write_report
 from fusetune.evaluation.results import RunResults, read_results
 from fusetune.fitting.fit import Fit
 from fusetune.fitting.run_folder import RunFolder, interrupted
+from fusetune.fitting.saved import reporting
 from fusetune.security.model_folder import BUNDLE
 from fusetune.training.callbacks import track
 from fusetune.training.hardware.devices import choose_threads
@@ -195,7 +196,7 @@ def fit(
 
     Raises:
         UserError: something in the table or the settings has to be put right; see `fusetune.errors`.
-        RunError: the run failed.
+        RunError: the run failed. A `ReportError` says that the model is tuned and saved, and its report is not made.
         Interrupted: a signal came while it was training; a checkpoint was written.
     """
     settings = _settings(config, overrides)
@@ -227,7 +228,10 @@ def fit(
         bundle, results = run.run()
         tuned = FineTuned(bundle, folder=folder, results=results)
         if run.is_main:
-            tuned.save(folder)
+            with reporting(folder):
+                write_report(results, folder)
+                write_card(bundle, results, folder)
+                write_metrics(bundle, folder)
             place.finish()
     return tuned
 
@@ -244,6 +248,11 @@ def resume(folder: str | Path, *, progress: bool = True) -> FineTuned:
         if not (folder / BUNDLE).is_file():
             raise ConfigError(f"{folder} has no run to go on with", do="give the table again: fusetune fit TABLE ...")
         return load(folder)
+    if not _named(settings.train):
+        raise ConfigError(
+            f"the run in {folder} learned from a table in memory, which is not in the folder",
+            do="give the table again in Python: fit(table, ..., out=folder, resume=True)",
+        )
     return fit(config=settings, out=folder, resume=True, overwrite=True, progress=progress)
 
 

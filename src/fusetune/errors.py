@@ -12,7 +12,8 @@
     │   └── MissingExtra              an optional dependency is not installed
     └── RunError (RuntimeError)       the run failed: the command line exits with 1
         ├── NonFiniteLoss             the loss or a gradient became NaN or infinite
-        └── StorageError              a file could not be written
+        ├── StorageError              a file could not be written
+        └── ReportError               the model is tuned and saved, but its report could not be made
 
 Besides, `Interrupted` (KeyboardInterrupt): the run was told to stop, by Ctrl-C or SIGTERM.
 
@@ -79,6 +80,12 @@ class UserError(FusetuneError, ValueError):
         if self.file is None:
             self.file = file
             self.args = (self._message(),)
+        return self
+
+    def with_advice(self, text: str) -> Self:
+        """The same error with a further sentence on what to do."""
+        self.do = text if self.do is None else f"{self.do.rstrip('.')}. {text}"
+        self.args = (self._message(),)
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -166,6 +173,10 @@ class NonFiniteLoss(RunError):
 
 class StorageError(RunError):
     """A file could not be written; the message has the path and the reason."""
+
+
+class ReportError(RunError):
+    """The model is tuned and saved, but comparing it or drawing its report failed."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import typer
 
 from fusetune.cli import common
+
+if TYPE_CHECKING:
+    from fusetune.evaluation.results import RunResults
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -13,7 +19,8 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 def report(folder: common.ModelFolder, as_json: common.Json = False) -> None:
     """Show a model folder's report and write its HTML again.
 
-    Everything is read from the folder's report.json; nothing is computed anew.
+    Everything is read from the folder's report.json. Where a run saved its model and stopped before there was a
+    report, the model is compared and the report made; the model is not trained again.
 
     \b
     Example:
@@ -21,8 +28,9 @@ def report(folder: common.ModelFolder, as_json: common.Json = False) -> None:
     """
     from fusetune.evaluation.report import terminal_table, write_report
     from fusetune.evaluation.results import read_results, to_json
+    from fusetune.fitting.saved import unreported
 
-    results = read_results(folder / "report.json")
+    results = read_results(folder / "report.json") if not unreported(folder) else _made(folder, as_json)
     page = write_report(results, folder)["html"]
     if as_json:
         common.print_json(to_json(results))
@@ -30,3 +38,12 @@ def report(folder: common.ModelFolder, as_json: common.Json = False) -> None:
     to = common.console()
     to.print(terminal_table(results))
     to.print(f"report  {page}", soft_wrap=True)
+
+
+def _made(folder: Path, as_json: bool) -> RunResults:
+    """The results of a run whose model is saved, compared now."""
+    from fusetune import api
+
+    tuned = api.resume(folder, progress=common.shows_progress(as_json))
+    assert tuned.results is not None, "a finished run has results"
+    return tuned.results

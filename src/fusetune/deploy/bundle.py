@@ -42,7 +42,7 @@ from fusetune.models.build import build_model
 from fusetune.models.understand import Understand
 from fusetune.registry import MODALITIES, TASKS
 from fusetune.security.model_folder import BACKBONES, BUNDLE, CONFIG, FORMAT, SCHEMA, WEIGHTS, file_hash, read_folder
-from fusetune.security.untrusted import YAML_BYTES, parse_yaml, read_bytes, reading, tensors_of
+from fusetune.security.untrusted import YAML_BYTES, parse_yaml, read_bytes, read_json, reading, tensors_of
 from fusetune.tasks.base import Task
 from fusetune.trees.files import FOLDER as STACK
 from fusetune.trees.files import load_stack, save_stack
@@ -146,6 +146,19 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
         },
         "files": {path.relative_to(folder).as_posix(): file_hash(path) for path in files},
     }
+    write_text(folder / BUNDLE, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def write_metrics(bundle: Bundle, folder: Path) -> None:
+    """Write the bundle's metrics into the `bundle.json` of a folder that holds its model.
+
+    Raises:
+        FolderError: it holds none.
+        StorageError: it cannot be written.
+    """
+    with reading("the model folder cannot be read", file=folder, do="copy it again from where it was made"):
+        content = read_json(folder / BUNDLE)
+        content["metrics"] = bundle.metrics
     write_text(folder / BUNDLE, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
 
 

@@ -18,6 +18,7 @@ from fusetune.evaluation import results as found
 from fusetune.evaluation import retrieval
 from fusetune.evaluation.systems import parts
 from fusetune.fitting.findings import Findings
+from fusetune.fitting.saved import Trained, load_trained, reporting, save_trained
 from fusetune.inference.features import encoded, set_features
 from fusetune.inference.predict import row_vectors
 from fusetune.models.build import build_model
@@ -90,16 +91,24 @@ class Aligning:
             if start is not None:
                 start.install(model)
                 before = self._vectors(model, "test", fit.features["test"])
-        with fit.phase("tune"):
-            history = fit.finetune(model, fit.modalities, alignment=start, validator=self._validator(model))
-        with fit.phase("compare and measure"):
+        trained = load_trained(fit.place)
+        if trained is None:
+            with fit.phase("tune"):
+                history = fit.finetune(model, fit.modalities, alignment=start, validator=self._validator(model))
+            trained = Trained(fit.bundle(model), history, {}, fit.phases)
+            save_trained(fit.place, trained)
+        fit.phases = list(trained.phases)
+        self.model = model = trained.bundle.model
+        history = trained.history
+        with reporting(fit.folder), fit.phase("compare and measure"):
             still = [name for name, key in model.routes.items() if key not in history.moved]
             kept = {name: values for name, values in fit.features["test"].items() if name in still}
             after = self._vectors(model, "test", kept)
             systems = {"frozen, aligned": before} if start is not None else {}
-            tasks = [self._judge(search, systems, after, start) for search in self.searches["test"]]
-        title = f"Alignment of {', '.join(fit.modalities)}"
-        return fit.bundle(model), Findings(fit, model).run_results(history, tasks, title)
+            findings = Findings(fit, model, history)
+            tasks = [self._judge(search, systems, after, start, findings) for search in self.searches["test"]]
+            title = f"Alignment of {', '.join(fit.modalities)}"
+        return fit.bundle(model), findings.run_results(tasks, title)
 
     def _start(self, model: Understand) -> Alignment | None:
         """The best closed-form alignment of the columns whose encoders are of use before any training."""
@@ -148,6 +157,7 @@ class Aligning:
         systems: Mapping[str, Mapping[str, np.ndarray]],
         after: Mapping[str, np.ndarray],
         start: Alignment | None,
+        findings: Findings,
     ) -> found.TaskResult:
         """One direction of search on the test rows: by chance, aligned in closed form, tuned."""
         fit = self.fit
@@ -168,7 +178,7 @@ class Aligning:
         what = f"tuned on {len(fit.examples['train'])} rows; best step chosen on {len(fit.examples['val'])} others"
         ranked = retrieval.ranks(search, after)
         compared.append((found.SystemResult("tuned", "after", what, {}), ranked))
-        show = Findings(fit, self.model).shown
+        show = findings.shown
         worst = np.argsort(-ranked, kind="stable")[: fit.config.report.errors]
         firsts = retrieval.first_answers(search, after, worst) if len(worst) else worst
         rows = examples.used[search.rows]

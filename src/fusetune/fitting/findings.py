@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from fusetune.data.quarantine import group_rejected
@@ -22,6 +23,7 @@ from fusetune.models.understand import Understand
 from fusetune.tasks.base import Task
 from fusetune.training.history import TrainingHistory
 from fusetune.training.probe import SplitRows
+from fusetune.types import Tokens
 
 if TYPE_CHECKING:
     from fusetune.fitting.fit import Fit
@@ -30,12 +32,43 @@ if TYPE_CHECKING:
 class Findings:
     """Measures a fit's tuned model and what it is compared with."""
 
-    def __init__(self, fit: Fit, model: Understand) -> None:
-        self.fit, self.model = fit, model
+    def __init__(
+        self,
+        fit: Fit,
+        model: Understand,
+        history: TrainingHistory,
+        val_scores: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """
+        Args:
+            fit: with its cells read.
+            model: tuned.
+            history: how tuning went.
+            val_scores: per task, the model's scores of the labelled validation rows, where they are known.
+        """
+        self.fit, self.model, self.history, self.val_scores = fit, model, history, dict(val_scores or {})
+
+    def decide(self, rows: Mapping[str, Mapping[str, SplitRows]]) -> dict[str, np.ndarray]:
+        """Have each task choose on validation rows how scores become decisions; give the scores.
+
+        Args:
+            rows: per task and split, the labelled rows.
+        """
+        with encoded(self.model, self.fit.examples["val"], self._features_still_right("val")):
+            for name, task in self.fit.tasks.items():
+                val, train = rows[name]["val"], rows[name]["train"]
+                if name not in self.val_scores:
+                    self.val_scores[name] = systems.model_scores(self.model, name, task, val, train, self.fit.stack)
+                task.tune(self.val_scores[name], val.truth)
+        return self.val_scores
+
+    def _features_still_right(self, split: str) -> dict[str, Tokens]:
+        """The features of the columns whose encoders were not tuned."""
+        known, moved = self.fit.features[split], self.history.moved
+        return {name: known[name] for name, key in self.model.routes.items() if key not in moved and name in known}
 
     def results(
         self,
-        history: TrainingHistory,
         rows: Mapping[str, Mapping[str, SplitRows]],
         alone_models: Mapping[str, Understand],
         single_models: Mapping[str, Understand],
@@ -43,20 +76,18 @@ class Findings:
         """Compare and measure.
 
         Args:
-            history: how tuning went.
             rows: per task and split, the labelled rows.
             alone_models: per modality that a linear probe cannot stand for, a model trained on it alone.
             single_models: per task that is compared with it, a model trained for it alone.
         """
         fit, model = self.fit, self.model
-        still = [name for name, key in model.routes.items() if key not in history.moved]
-        kept = {split: {name: known[name] for name in still if name in known} for split, known in fit.features.items()}
         wanted = fit.tasks if fit.config.report.alone != "none" else {}
         others = {name: systems.alone(name, task, rows[name], alone_models) for name, task in wanted.items()}
         for name, single in single_models.items():
             others.setdefault(name, []).append(systems.single(name, fit.tasks[name], single, rows[name]))
         attack, attacked = self._attacked(rows)
-        with encoded(model, fit.examples["val"], kept["val"]), encoded(model, fit.examples["test"], kept["test"]):
+        self.decide(rows)
+        with encoded(model, fit.examples["test"], self._features_still_right("test")):
             tasks = [
                 self._judge(name, task, rows[name], [*others.get(name, []), *attacked.get(name, [])])
                 for name, task in fit.tasks.items()
@@ -66,7 +97,7 @@ class Findings:
         for name, task_result in zip(fit.tasks, tasks, strict=True):
             task_result.stack = fit.stacked.get(name)
         title = f"{', '.join(fit.tasks)} from {', '.join(fit.modalities)}"
-        return self.run_results(history, tasks, title)
+        return self.run_results(tasks, title)
 
     def _attacked(
         self, rows: Mapping[str, Mapping[str, SplitRows]]
@@ -97,8 +128,6 @@ class Findings:
     ) -> found.TaskResult:
         fit, model = self.fit, self.model
         train, val, test = rows["train"], rows["val"], rows["test"]
-        val_scores = systems.model_scores(model, name, task, val, train, fit.stack)
-        task.tune(val_scores, val.truth)
         scores = systems.model_scores(model, name, task, test, train, fit.stack)
         candidates = [systems.baseline(task, train, test)]
         if name in fit.probes:
@@ -118,7 +147,7 @@ class Findings:
             weights=test.examples.weights[test.indices],
             groups=table.cells(group, test.indices) if group and group in table else None,
             slices={column: table.cells(column, test.indices) for column in fit.config.report.slices},
-            validation=(val_scores, val.truth),
+            validation=(self.val_scores[name], val.truth),
             show=lambda at: self.shown(int(test.indices[at])),
             num=fit.config.report.bootstrap,
             num_errors=fit.config.report.errors,
@@ -134,9 +163,9 @@ class Findings:
             for name, modality in fit.modalities.items()
         ]
 
-    def run_results(self, history: TrainingHistory, tasks: list[found.TaskResult], title: str) -> found.RunResults:
+    def run_results(self, tasks: list[found.TaskResult], title: str) -> found.RunResults:
         """All that the report says, from how tuning went and what was measured."""
-        fit, model = self.fit, self.model
+        fit, model, history = self.fit, self.model, self.history
         rejected = fit.tables.all_rejected(fit.examples)
         return found.RunResults(
             title=title,

@@ -32,6 +32,7 @@ from fusetune.fitting.align import Aligning, aligned_columns
 from fusetune.fitting.choose import choose_fusion, start_fusion
 from fusetune.fitting.findings import Findings
 from fusetune.fitting.run_folder import RunFolder
+from fusetune.fitting.saved import Trained, load_trained, reporting, save_trained
 from fusetune.fitting.stack import Growing, as_they_are, check_stack
 from fusetune.fitting.tables import SPLITS, Tables, check_rows
 from fusetune.inference.features import fill_features
@@ -111,6 +112,7 @@ class Fit:
                 examples.check_targets()
             self._check_rejected()
             check_rows(self.examples, list(self.tasks))
+            self.examples["test"].table.require(self.config.report.slices)
             self._augment()
         if not self.tasks:
             return Aligning(self).run()
@@ -125,25 +127,34 @@ class Fit:
                 attacked_columns(model, asked.columns if asked else [], where=where)
             self.features = self.encode(model)
         with self.phase("fit linear probes"):
-            rows = {
-                name: {split: SplitRows.of(name, self.examples[split], self.features[split]) for split in SPLITS}
-                for name in self.tasks
-            }
+            rows = self._rows()
             self.probes = self._probes(rows)
         if isinstance(neural(self.config.fusion), AutoConfig):
             with self.phase("choose the fusion"):
                 self.choice, fusion = choose_fusion(self)
             self.config = self.config.model_copy(update={"fusion": with_neural(self.config.fusion, fusion)})
             model = self.build(fusion)
+        trained = load_trained(self.place) or self._train(model, rows)
+        self.stack, self.stacked, self.phases = trained.bundle.stack, trained.stacked, list(trained.phases)
+        model = trained.bundle.model
+        with reporting(self.folder), self.phase("compare and measure"):
+            findings = Findings(self, model, trained.history, trained.val_scores)
+            results = findings.results(rows, self._alone_models(rows), self._single_models())
+        return self.bundle(model), results
+
+    def _train(self, model: Understand, rows: Mapping[str, Mapping[str, SplitRows]]) -> Trained:
+        """Tune the model, grow its trees, choose its decisions on validation rows, and save it."""
         before = as_they_are(self, model)
         with self.phase("tune"):
             history = self.finetune(model, self.modalities, probes=self.probes)
         if isinstance(self.config.fusion, StackConfig):
             with self.phase("grow trees"):
                 self.stack, self.stacked = Growing(self, model, history, rows, before).run()
-        with self.phase("compare and measure"):
-            results = Findings(self, model).results(history, rows, self._alone_models(rows), self._single_models())
-        return self.bundle(model), results
+        with self.phase("save"):
+            scores = Findings(self, model, history).decide(rows)
+            trained = Trained(self.bundle(model), history, self.stacked, self.phases, scores)
+            save_trained(self.place, trained)
+        return trained
 
     def build(self, fusion: NamedConfig) -> Understand:
         """The model with this fusion, its weights drawn as if no other had been built before."""
@@ -243,6 +254,13 @@ class Fit:
                 codes = column.codes[train.used]
                 augmenter.prepare(column.cells, codes, column.example, progress=self.progress)
                 train.augment[name] = augmenter
+
+    def _rows(self) -> dict[str, dict[str, SplitRows]]:
+        """Per task and split, the labelled rows with their frozen features."""
+        return {
+            name: {split: SplitRows.of(name, self.examples[split], self.features[split]) for split in SPLITS}
+            for name in self.tasks
+        }
 
     def _check_rejected(self) -> None:
         if self.is_main:  # before the check, so that all rows are there to look at if it stops the run

@@ -4,8 +4,9 @@
         .lock             held by the run
         run.json          the settings, and what the run depends on: tables, encoders, versions, threads
         tune/, alone-…/   the checkpoints of each training
+        trained.json      how training went, once the tuned model is saved
 
-All of it goes once the model is saved.
+All of it goes once the report is written.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from fusetune.training.hardware.devices import processes
 
 FOLDER, LOCK, RUN = "checkpoints", ".lock", "run.json"
 ANEW = "begin anew with --no-resume"
+TRAINED = "trained"
+"""What the run remembers once its tuned model is saved."""
 FREE = {"out", "report", "data.cache", "data.cache_gib", "data.memory", "trainer.workers", "trainer.trackers"}
 FREE |= {"trainer.checkpoint_minutes", "trainer.skip_nonfinite"}
 """Settings that may be others when a run is gone on with: they do not change its weights."""
@@ -128,6 +131,8 @@ class RunFolder:
             for path in self.place.iterdir():
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
+                elif path.name != LOCK:  # decisions of a run before
+                    path.unlink()
             write_text(self.place / RUN, json.dumps({"settings": self._settings(), "facts": None}, indent=1))
 
     def _check_overwrite(self) -> None:
@@ -153,7 +158,7 @@ class RunFolder:
                 )
 
     def _kept(self) -> bool:
-        return any(self.place.glob("*/[0-9]*-*"))
+        return any(self.place.glob("*/[0-9]*-*")) or (self.place / f"{TRAINED}.json").is_file()
 
     def _is_finished(self) -> bool:
         if not (self.folder / BUNDLE).is_file() or not (self.folder / CONFIG).is_file():
@@ -253,7 +258,7 @@ class RunFolder:
             write_text(self.place / f"{name}.json", json.dumps(value))
 
     def finish(self) -> None:
-        """The model is saved: nothing is left to go on with."""
+        """Delete the checkpoints: the model is saved and its report written."""
         gone = self.folder / f".{FOLDER}-{os.getpid()}"
         with contextlib.suppress(OSError):
             self.place.rename(gone)

@@ -1,0 +1,110 @@
+"""The tuned model is saved as soon as training ends, so that a fault in comparing or drawing loses nothing.
+
+Beside the checkpoints, `trained.json` says how training went. A run that goes on and finds it loads the saved model and
+only compares and reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from fusetune.deploy.bundle import Bundle, load_bundle, save_bundle
+from fusetune.deploy.card import write_card
+from fusetune.errors import FusetuneError, Interrupted, ReportError, UserError
+from fusetune.evaluation.details import StackUsed
+from fusetune.evaluation.results import Phase
+from fusetune.fitting.run_folder import ANEW, FOLDER, TRAINED, RunFolder
+from fusetune.security.untrusted import reading
+from fusetune.training.hardware.devices import processes
+from fusetune.training.history import TrainingHistory
+
+
+@dataclass
+class Trained:
+    """What training came to, as the report needs it.
+
+    Attributes:
+        bundle: the saved model.
+        history: how training went.
+        stacked: per task, what its trees count.
+        phases: how long everything up to here took.
+        val_scores: per task, the model's scores of the labelled validation rows; empty for a loaded model.
+    """
+
+    bundle: Bundle
+    history: TrainingHistory
+    stacked: dict[str, StackUsed]
+    phases: list[Phase]
+    val_scores: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def save_trained(run: RunFolder, trained: Trained) -> None:
+    """Write the model folder, without metrics, and note in the run's folder that training has ended.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    if not processes().is_main_process:
+        return
+    for stale in ("report.html", "report.json"):
+        (run.folder / stale).unlink(missing_ok=True)
+    save_bundle(trained.bundle, run.folder)
+    write_card(trained.bundle, None, run.folder)
+    state = {
+        "history": trained.history.to_state(),
+        "stacked": {name: asdict(used) for name, used in trained.stacked.items()},
+        "phases": [asdict(phase) for phase in trained.phases],
+    }
+    run.remember(TRAINED, state)
+
+
+def load_trained(run: RunFolder) -> Trained | None:
+    """Return the model that a stopped run had saved, on this process's device; None where training had not ended.
+
+    Raises:
+        FolderError: the model folder or `trained.json` is damaged.
+    """
+    state = run.recall(TRAINED)
+    if state is None:
+        return None
+    bundle = load_bundle(run.folder)
+    bundle.model.to(processes().device)
+    with reading("how the training went cannot be read", file=run.folder, do=ANEW):
+        history = TrainingHistory.from_state(state["history"])
+        stacked = {name: StackUsed(**used) for name, used in state["stacked"].items()}
+        phases = [Phase(**phase) for phase in state["phases"]]
+    return Trained(bundle, history, stacked, phases)
+
+
+def unreported(folder: Path) -> bool:
+    """Whether a run saved its model in this folder and stopped before its report was written."""
+    return (folder / FOLDER / f"{TRAINED}.json").is_file()
+
+
+@contextmanager
+def reporting(folder: Path) -> Iterator[None]:
+    """Whatever fails inside becomes a `ReportError` that says where the model is and how to make the report again."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except Exception as error:
+        if isinstance(error, UserError):
+            raise error.with_advice(_advice(folder)) from None
+        text = str(error).strip() or "no message"
+        cause = text if isinstance(error, FusetuneError) else f"{type(error).__name__}: {text}"
+        raise ReportError(
+            f"the model is tuned and saved, but its report could not be made: {cause}\n  Do: {_advice(folder)}"
+        ) from error
+
+
+def _advice(folder: Path) -> str:
+    return (
+        f"The model in {folder} is complete and predicts. `fusetune report {folder}` makes the report again without"
+        " training the model anew."
+    )
