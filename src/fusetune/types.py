@@ -43,10 +43,31 @@ class Target:
     Attributes:
         values: (batch, ...), in the form that the task encodes; any value where a row is unlabelled.
         labelled: (batch,) bool, True where the row has this target.
+        sizes: (batch,) float, 0 or more: how much each row counts in the denominator of the mean loss, such as its
+            class's weight or its number of tokens. None: 1 each.
     """
 
     values: Tensor
     labelled: Tensor
+    sizes: Tensor | None = None
+
+    def take(self, rows: Tensor) -> Target:
+        """Return the targets of some rows, given by their indices or a bool mask."""
+        sizes = None if self.sizes is None else self.sizes[rows]
+        return Target(self.values[rows], self.labelled[rows], sizes)
+
+    def where(self, mask: Tensor) -> Target:
+        """Return the targets with the rows outside of a (batch,) bool mask unlabelled."""
+        return Target(self.values, self.labelled & mask, self.sizes)
+
+    def counts(self, weights: Tensor) -> Tensor:
+        """Return how much each row counts in the denominator of the mean loss, (batch,): 0 where it is unlabelled.
+
+        Args:
+            weights: (batch,) of the rows.
+        """
+        counts = weights * self.labelled
+        return counts if self.sizes is None else counts * self.sizes.to(counts.dtype)
 
 
 @dataclass
@@ -123,7 +144,12 @@ class Batch:
             weights=change(self.weights),
             rows=change(self.rows),
             targets={
-                task: Target(change(target.values), change(target.labelled)) for task, target in self.targets.items()
+                task: Target(
+                    change(target.values),
+                    change(target.labelled),
+                    None if target.sizes is None else change(target.sizes),
+                )
+                for task, target in self.targets.items()
             },
             codes=all_of(self.codes),
             groups=None if self.groups is None else change(self.groups),

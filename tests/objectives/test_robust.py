@@ -13,7 +13,6 @@ from fusetune.objectives.rdrop import RDrop
 from fusetune.objectives.total import build_objectives
 from fusetune.objectives.unimodal import Unimodal
 from fusetune.testing.objectives import ROWS, make_parts
-from fusetune.types import Target
 
 
 def parts(dropout: float = 0.0):
@@ -63,8 +62,8 @@ def test_mixup_is_the_papers_loss_of_mixed_vectors(monkeypatch):
         target = batch.targets[name]
         both = target.labelled & target.labelled[order]
         assert both.any() and not both.all()
-        one = tasks[name].loss(logits, Target(target.values, both), torch.ones(ROWS))
-        two = tasks[name].loss(logits, Target(target.values[order], both), torch.ones(ROWS))
+        one = tasks[name].loss(logits, target.where(both), torch.ones(ROWS))
+        two = tasks[name].loss(logits, target.take(order).where(both), torch.ones(ROWS))
         wanted = wanted + 0.3 * one + 0.7 * two
     assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
 
@@ -97,7 +96,7 @@ def test_unimodal_heads_see_their_column_alone():
         for (name, task), head in zip(tasks.items(), heads, strict=True):
             target = batch.targets[name]
             rows = there & target.labelled
-            kept = Target(target.values[rows], torch.ones(int(rows.sum()), dtype=torch.bool))
+            kept = target.take(rows)
             wanted += task.loss(head(outputs.columns[column].mean()[rows]), kept, torch.ones(int(rows.sum()))) / 3
     assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
     assert set(objective.figures) == {"x", "z", "c"}

@@ -34,7 +34,7 @@ def test_balanced_class_weights_are_scikit_learns():
 
     task = fitted(WORDS, class_weights="balanced")
     expected = compute_class_weight("balanced", classes=np.array(task.labels), y=np.array(WORDS))
-    assert task._class_weights(torch.zeros(1)).tolist() == pytest.approx(list(expected))
+    assert task._class_weights(torch.float64, torch.device("cpu")).tolist() == pytest.approx(list(expected))
 
 
 def test_the_head_starts_at_the_rates():

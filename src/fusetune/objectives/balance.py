@@ -128,8 +128,8 @@ class Balance(nn.Module):
         }
 
     def measure(self, losses: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
-        """Each task's divided loss summed over the rows that are labelled for it, and these rows' weight, (tasks,)."""
-        seen = torch.stack([(batch.weights * batch.targets[name].labelled).sum() for name in self.names])
+        """Each task's divided loss summed over the rows that are labelled for it, and their denominator, (tasks,)."""
+        seen = torch.stack([batch.targets[name].counts(batch.weights).sum() for name in self.names])
         means = torch.stack([losses[name].detach().float() for name in self.names])
         return means * self.scale * seen, seen
 

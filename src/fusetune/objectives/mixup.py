@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fusetune.errors import ConfigError
 from fusetune.objectives.base import Objective
 from fusetune.tasks.base import Task
-from fusetune.types import Batch, Outputs, Target
+from fusetune.types import Batch, Outputs
 
 if TYPE_CHECKING:
     from fusetune.models.understand import Understand
@@ -61,10 +61,10 @@ class Mixup(Objective):
             task, target, logits = self.tasks[name], batch.targets[name], outputs.logits[name]
             linear = logits - head(outputs.pooled)
             mixed = head(pooled) + share * linear + (1 - share) * linear[order]
-            both = target.labelled & target.labelled[order]
-            for part, values, weights in (
-                (share, target.values, batch.weights),
-                (1 - share, target.values[order], batch.weights[order]),
+            other = target.take(order)
+            for part, pair, weights in (
+                (share, target.where(other.labelled), batch.weights),
+                (1 - share, other.where(target.labelled), batch.weights[order]),
             ):
-                total = total + part * task.loss(mixed, Target(values, both), weights)
+                total = total + part * task.loss(mixed, pair, weights)
         return {self.name: total}

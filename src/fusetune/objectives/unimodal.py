@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fusetune.errors import ConfigError
 from fusetune.objectives.base import Objective
 from fusetune.tasks.base import Task
-from fusetune.types import Batch, Outputs, Target
+from fusetune.types import Batch, Outputs
 
 if TYPE_CHECKING:
     from fusetune.models.understand import Understand
@@ -65,8 +65,7 @@ class Unimodal(Objective):
             assert isinstance(heads, nn.ModuleList)
             for (name, task), head in zip(self.tasks.items(), heads, strict=True):
                 target = batch.targets[name]
-                seen = Target(target.values, target.labelled & there)
-                parts.append(task.loss(head(vector), seen, batch.weights))
+                parts.append(task.loss(head(vector), target.where(there), batch.weights))
             losses.append(torch.stack(parts).sum())
             self.figures[column] = losses[-1].detach()
         return {self.name: torch.stack(losses).mean()}

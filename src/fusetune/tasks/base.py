@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from fusetune.modalities.base import Detection
@@ -65,8 +66,32 @@ class Task(abc.ABC):
         """A module from (batch, dim) to this task's logits; it holds whatever parameters the loss needs."""
 
     @abc.abstractmethod
+    def terms(self, logits: Tensor, target: Target) -> Tensor:
+        """Return each row's loss, (batch,): finite also where a row is unlabelled.
+
+        A row's loss is summed over what it consists of (class weight x cross-entropy, or the sum over its tokens); what
+        it is divided by is in `target.sizes`, which is known before the forward pass, so that an update made of several
+        micro-batches and processes has one denominator.
+
+        Args:
+            logits: (batch, ...), as the head gives them, in float32 or wider.
+            target: of the same rows.
+        """
+
     def loss(self, logits: Tensor, target: Target, weights: Tensor) -> Tensor:
-        """The weighted mean loss over labelled rows, a scalar: 0 (with a gradient) where no row is labelled."""
+        """Return the mean loss of the labelled rows, a scalar: sum of weight x loss / sum of weight x size.
+
+        It is 0, with a gradient, where no row is labelled.
+
+        Args:
+            logits: (batch, ...).
+            target: of the same rows.
+            weights: (batch,) row weights, 0 or more.
+        """
+        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        losses, weights = self.terms(logits, target), weights.to(logits.dtype)
+        total = target.counts(weights).sum()
+        return (losses * weights * target.labelled).sum() / total.clamp(min=torch.finfo(total.dtype).tiny)
 
     @abc.abstractmethod
     def divergence(self, logits: Tensor, other: Tensor) -> Tensor:

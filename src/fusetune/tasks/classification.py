@@ -31,16 +31,6 @@ TRUE_WORDS = frozenset({"1", "true", "yes", "y", "t", "positive", "pos", "+", "o
 ClassWeights = Literal["balanced"] | Mapping[str, float] | None
 
 
-def weighted_mean(losses: Tensor, sizes: Tensor) -> Tensor:
-    """Σ sizes · losses / Σ sizes, or 0 with a gradient where no size is above 0.
-
-    Args:
-        losses: (rows,), finite.
-        sizes: (rows,), 0 or more.
-    """
-    return (losses * sizes).sum() / sizes.sum().clamp(min=torch.finfo(sizes.dtype).tiny)
-
-
 class LabelTask(Task):
     """What tasks share whose target is one of several labels: cells as class indices, and the output columns."""
 
@@ -198,7 +188,7 @@ class ClassificationTask(LabelTask):
             head.bias.copy_(torch.zeros_like(rates) if self.class_weights else (rates / rates.sum()).log())
         return head
 
-    def _class_weights(self, like: Tensor) -> Tensor | None:
+    def _class_weights(self, dtype: torch.dtype, device: torch.device) -> Tensor | None:
         """(classes,) weights of the loss, or None where all are 1."""
         if self.class_weights is None:
             return None
@@ -207,28 +197,27 @@ class ClassificationTask(LabelTask):
         else:
             assert isinstance(self.class_weights, dict)
             weights = [float(self.class_weights.get(label, 1.0)) for label in self.classes]
-        return torch.tensor(weights, dtype=like.dtype, device=like.device)
+        return torch.tensor(weights, dtype=dtype, device=device)
 
-    def loss(self, logits: Tensor, target: Target, weights: Tensor) -> Tensor:
-        """Weighted mean cross-entropy of the labelled rows, as torch's with label smoothing and class weights.
+    def encode(self, values: Sequence[Any]) -> Target:
+        """Class indices; a row's size is its class's weight."""
+        target = super().encode(values)
+        classes = self._class_weights(torch.float32, target.values.device)
+        return target if classes is None else Target(target.values, target.labelled, classes[target.values])
+
+    def terms(self, logits: Tensor, target: Target) -> Tensor:
+        """Each row's cross-entropy times its class's weight, with torch's label smoothing, (batch,).
 
         Args:
             logits: (batch, classes).
-            target: class indices.
-            weights: (batch,) row weights.
+            target: class indices, (batch,) int64.
         """
-        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-        sizes = weights.to(logits.dtype) * target.labelled
-        classes = self._class_weights(logits)
+        classes = self._class_weights(logits.dtype, logits.device)
         losses = F.cross_entropy(
             logits, target.values, weight=classes, label_smoothing=self.label_smoothing, reduction="none"
-        )  # (batch,), each already times its class's weight
+        )
         right = logits.softmax(1).gather(1, target.values.unsqueeze(1)).squeeze(1)
-        losses = focused(losses, right, self.focal)
-        if classes is None:
-            return weighted_mean(losses, sizes)
-        scale = classes[target.values]
-        return weighted_mean(losses / scale, sizes * scale)
+        return focused(losses, right, self.focal)
 
     def divergence(self, logits: Tensor, other: Tensor) -> Tensor:
         """KL(softmax(logits) || softmax(other)) in nats, (batch,), of (batch, classes)."""
@@ -253,7 +242,7 @@ class ClassificationTask(LabelTask):
             return -measures.log_loss(scores, val_truth), float(np.mean(scores.argmax(1) == val_truth))
 
         targets = one_hot(truth, len(self.classes))
-        class_weights = self._class_weights(torch.zeros(0))
+        class_weights = self._class_weights(torch.float32, torch.device("cpu"))
         if class_weights is not None:
             weights = class_weights.numpy()[truth] * (1.0 if weights is None else weights)
         return fit_logistic(features, targets, val_features, judge, exclusive=True, weights=weights)

@@ -19,7 +19,7 @@ from fusetune.modalities.base import Detection
 from fusetune.tasks import metrics as measures
 from fusetune.tasks.base import LinearModel, Metric, Task
 from fusetune.tasks.cells import is_whole, label_text, present_cells, sorted_labels
-from fusetune.tasks.classification import MAX_WRITTEN_CLASSES, weighted_mean
+from fusetune.tasks.classification import MAX_WRITTEN_CLASSES
 from fusetune.tasks.divergence import bernoulli_divergence
 from fusetune.tasks.focal import check_focal, focused
 from fusetune.tasks.linear import fit_logistic
@@ -262,21 +262,18 @@ class MultilabelTask(Task):
             weights = [float(self.positive_weights.get(label, 1.0)) for label in self.classes]
         return torch.tensor(weights, dtype=like.dtype, device=like.device)
 
-    def loss(self, logits: Tensor, target: Target, weights: Tensor) -> Tensor:
-        """Weighted mean over labelled rows of the mean binary cross-entropy over labels.
+    def terms(self, logits: Tensor, target: Target) -> Tensor:
+        """Each row's mean binary cross-entropy over labels, (batch,).
 
         Args:
             logits: (batch, labels).
-            target: 0 and 1.
-            weights: (batch,) row weights.
+            target: 0 and 1, (batch, labels).
         """
-        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         losses = F.binary_cross_entropy_with_logits(
             logits, target.values.to(logits.dtype), pos_weight=self._positive_weights(logits), reduction="none"
         )
         likely = logits.sigmoid()
-        losses = focused(losses, torch.where(target.values > 0, likely, 1 - likely), self.focal)
-        return weighted_mean(losses.mean(1), weights.to(logits.dtype) * target.labelled)
+        return focused(losses, torch.where(target.values > 0, likely, 1 - likely), self.focal).mean(1)
 
     def divergence(self, logits: Tensor, other: Tensor) -> Tensor:
         """The mean over labels of KL(sigmoid(logits) || sigmoid(other)) in nats, (batch,), of (batch, labels)."""

@@ -16,7 +16,7 @@ from fusetune.modalities.base import Detection
 from fusetune.tasks import metrics as measures
 from fusetune.tasks.base import LinearModel, Metric
 from fusetune.tasks.cells import label_text
-from fusetune.tasks.classification import LabelTask, weighted_mean
+from fusetune.tasks.classification import LabelTask
 from fusetune.tasks.divergence import bernoulli_divergence
 from fusetune.tasks.linear import fit_logistic
 from fusetune.types import Target
@@ -107,19 +107,16 @@ class OrdinalTask(LabelTask):
         above = counts.flip(0).cumsum(0).flip(0)[1:]
         return CumulativeHead(dim, above / counts.sum())
 
-    def loss(self, logits: Tensor, target: Target, weights: Tensor) -> Tensor:
-        """Weighted mean over labelled rows of the mean binary cross-entropy over thresholds.
+    def terms(self, logits: Tensor, target: Target) -> Tensor:
+        """Each row's mean binary cross-entropy over thresholds, (batch,).
 
         Args:
             logits: (batch, levels - 1).
-            target: level indices.
-            weights: (batch,) row weights.
+            target: level indices, (batch,) int64.
         """
-        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         thresholds = torch.arange(logits.shape[1], device=logits.device)
         above = (target.values.unsqueeze(1) > thresholds).to(logits.dtype)  # (batch, levels - 1)
-        losses = F.binary_cross_entropy_with_logits(logits, above, reduction="none").mean(1)
-        return weighted_mean(losses, weights.to(logits.dtype) * target.labelled)
+        return F.binary_cross_entropy_with_logits(logits, above, reduction="none").mean(1)
 
     def divergence(self, logits: Tensor, other: Tensor) -> Tensor:
         """The mean over thresholds of KL(sigmoid(logits) || sigmoid(other)), (batch,), of (batch, levels - 1)."""

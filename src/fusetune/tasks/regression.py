@@ -18,7 +18,6 @@ from fusetune.modalities.number import NumberModality
 from fusetune.tasks import metrics as measures
 from fusetune.tasks.base import LinearModel, Metric, Task
 from fusetune.tasks.cells import is_whole, label_text, present_cells
-from fusetune.tasks.classification import weighted_mean
 from fusetune.tasks.divergence import squared_difference
 from fusetune.tasks.linear import fit_ridge
 from fusetune.tasks.transforms import Transform
@@ -147,23 +146,19 @@ class RegressionTask(Task):
             head.bias.fill_(0.0 if self.transform.name != "none" else self.mean)
         return head
 
-    def loss(self, logits: Tensor, target: Target, weights: Tensor) -> Tensor:
-        """Weighted mean loss of the labelled rows on the transformed scale.
+    def terms(self, logits: Tensor, target: Target) -> Tensor:
+        """Each row's loss on the transformed scale, (batch,).
 
         Args:
             logits: (batch,).
-            target: numbers on the learned scale.
-            weights: (batch,) row weights.
+            target: numbers on the learned scale, (batch,).
         """
-        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         wanted = target.values.to(logits.dtype)
         if self.loss_name == "mse":
-            losses = F.mse_loss(logits, wanted, reduction="none")
-        elif self.loss_name == "huber":
-            losses = F.huber_loss(logits, wanted, reduction="none", delta=self.delta)
-        else:
-            losses = F.l1_loss(logits, wanted, reduction="none")
-        return weighted_mean(losses, weights.to(logits.dtype) * target.labelled)
+            return F.mse_loss(logits, wanted, reduction="none")
+        if self.loss_name == "huber":
+            return F.huber_loss(logits, wanted, reduction="none", delta=self.delta)
+        return F.l1_loss(logits, wanted, reduction="none")
 
     def divergence(self, logits: Tensor, other: Tensor) -> Tensor:
         """The squared difference on the learned scale, (batch,), of (batch,)."""

@@ -12,7 +12,6 @@ import torch
 
 from fusetune.errors import UserError
 from fusetune.tasks.base import LinearModel, Task
-from fusetune.types import Target
 
 ROWS = 120
 DIM = 8
@@ -122,19 +121,19 @@ def check_loss(make: MakeTask, cells: Sequence[Any]) -> None:
     assert torch.allclose(loss, task.loss(logits, target, ones * 3), rtol=1e-5), "the weights' scale changes the mean"
 
     half = torch.arange(len(cells)) < len(cells) // 2
-    first = task.loss(logits[half], Target(target.values[half], target.labelled[half]), ones[half])
-    masked = task.loss(logits, Target(target.values, half), ones)
+    first = task.loss(logits[half], target.take(half), ones[half])
+    masked = task.loss(logits, target.where(half), ones)
     weightless = task.loss(logits, target, half.float())
     assert torch.allclose(first, masked, rtol=1e-5), "unlabelled rows have a part in the loss"
     assert torch.allclose(first, weightless, rtol=1e-5), "rows of weight 0 have a part in the loss"
 
     doubled = torch.where(half, 2.0, 1.0)
     again = torch.cat([torch.arange(len(cells)), torch.arange(len(cells))[half]])
-    twice = task.loss(logits[again], Target(target.values[again], target.labelled[again]), torch.ones(len(again)))
+    twice = task.loss(logits[again], target.take(again), torch.ones(len(again)))
     assert torch.allclose(task.loss(logits, target, doubled), twice, rtol=1e-5), "weight 2 is not the row twice"
 
     leaf = logits.detach().requires_grad_()
-    nothing = task.loss(leaf, Target(target.values, torch.zeros_like(target.labelled)), ones)
+    nothing = task.loss(leaf, target.where(torch.zeros_like(target.labelled)), ones)
     torch.autograd.backward(nothing)
     assert nothing == 0 and leaf.grad is not None and not leaf.grad.any(), "no labelled row must give 0 with a gradient"
 

@@ -81,11 +81,11 @@ def loss_shares(micro_batches: Sequence[Batch], accelerator: Accelerator) -> lis
     rows, as gradients are averaged over processes. The shares are then scalars on the device, which nobody waits for.
 
     Returns:
-        Per micro-batch, each task's share of the labelled rows' weight by the task's name, and under "" the share of
-        the rows, for losses that are no task's.
+        Per micro-batch, each task's share of its loss's denominator (`Target.counts`) by the task's name, and under ""
+        the share of the rows, for losses that are no task's.
     """
     sizes = [
-        {name: float((batch.weights * target.labelled).sum()) for name, target in batch.targets.items()}
+        {name: float(target.counts(batch.weights).sum()) for name, target in batch.targets.items()}
         | {"": float(len(batch))}
         for batch in micro_batches
     ]
