@@ -81,8 +81,7 @@ ALL = ["note", "photo", "x", "c"]
 def losses(task, examples, indices, logits) -> torch.Tensor:
     target = task.encode([examples.targets[task.target][index] for index in indices])
     parts = [
-        task.loss(logits[row : row + 1], target.take(torch.tensor([row])), torch.ones(1))
-        for row in range(len(logits))
+        task.loss(logits[row : row + 1], target.take(torch.tensor([row])), torch.ones(1)) for row in range(len(logits))
     ]
     return torch.stack(parts)
 
