@@ -23,11 +23,13 @@ class MaxFusion(Fusion):
         self.out = nn.Linear(dim, dim, bias=bias)
 
     def forward(self, columns: dict[str, Tokens], present: dict[str, Tensor]) -> Fused:
-        values = torch.cat([columns[name].values for name in self.columns], 1)  # (batch, tokens, dim)
-        mask = torch.cat([columns[name].mask & present[name].unsqueeze(1) for name in self.columns], 1)
-        absent = ~mask.unsqueeze(-1)
-        pooled = self.out(values.masked_fill(absent, -torch.inf).amax(1))
-        return Fused(Tokens(values.masked_fill(absent, 0), mask), pooled)
+        tokens = {}
+        for name in self.columns:
+            mask = columns[name].mask & present[name].unsqueeze(1)  # (batch, tokens)
+            values = columns[name].values.masked_fill(~mask.unsqueeze(-1), 0)  # what is absent may be NaN
+            tokens[name] = Tokens(values, mask)
+        largest = [part.values.masked_fill(~part.mask.unsqueeze(-1), -torch.inf) for part in tokens.values()]
+        return Fused(tokens, self.out(torch.cat(largest, 1).amax(1)))  # (batch, dim)
 
 
 check_fusion(MaxFusion)  # what every fusion must keep to

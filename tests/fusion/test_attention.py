@@ -34,6 +34,15 @@ def real(tokens: Tokens, row: int) -> torch.Tensor:
     return tokens.values[row][tokens.mask[row]].unsqueeze(0)
 
 
+def present_parts(fused, parts, present, row):
+    """The fused tokens of a row's present columns beside those parts of a sequence that stand for them."""
+    for name, part in zip(COLUMNS, parts, strict=True):
+        if present[name][row]:
+            yield real(fused.tokens[name], row), part
+        else:
+            assert not fused.tokens[name].mask[row].any()
+
+
 def placed(fusion, tokens, present, row):
     """Each column's real tokens in a row with their embedding, or its null token: a list of (1, tokens, dim)."""
     return [
@@ -91,13 +100,16 @@ def test_attention_gives_what_the_blocks_make_of_all_tokens(depth):
         fused = fusion(tokens, present)
         assert asked == [1]  # the last block answers the query alone until somebody asks for more
         for row in range(len(present[COLUMNS[0]])):
-            whole = torch.cat([fusion.query.view(1, 1, -1), *placed(fusion, tokens, present, row)], 1)
+            parts = placed(fusion, tokens, present, row)
+            whole = torch.cat([fusion.query.view(1, 1, -1), *parts], 1)
             for block in fusion.blocks:
                 whole = by_torch(block, whole, whole)
             whole = fusion.norm(whole)
             torch.testing.assert_close(fused.pooled[row], whole[0, 0], atol=1e-5, rtol=0)
-            torch.testing.assert_close(real(fused.tokens, row), whole[:, 1:], atol=1e-5, rtol=0)
-    assert asked.count(fused.tokens.values.shape[1]) == 1
+            sizes = [part.shape[1] for part in parts]
+            for found, expected in present_parts(fused, whole[:, 1:].split(sizes, 1), present, row):
+                torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert asked == [1, sum(part.values.shape[1] for part in fused.tokens.values())]
 
 
 def test_cross_attention_is_each_columns_attention_to_the_others():
@@ -112,7 +124,8 @@ def test_cross_attention_is_each_columns_attention_to_the_others():
                 others = [torch.cat(parts[:place] + parts[place + 1 :], 1) for place in range(len(parts))]
                 parts = [by_torch(block, part, rest) for part, rest in zip(parts, others, strict=True)]
             everything = torch.cat(parts, 1)
-            torch.testing.assert_close(real(fused.tokens, row), fusion.norm(everything), atol=1e-5, rtol=0)
+            for found, expected in present_parts(fused, parts, present, row):
+                torch.testing.assert_close(found, fusion.norm(expected), atol=1e-5, rtol=0)
             pooled = fusion.norm(by_torch(fusion.reader, fusion.query.view(1, 1, -1), everything))[0, 0]
             torch.testing.assert_close(fused.pooled[row], pooled, atol=1e-5, rtol=0)
 
@@ -126,7 +139,7 @@ def test_a_single_column_attends_to_itself():
         fused = fusion({COLUMNS[2]: Tokens(values, there)}, {COLUMNS[2]: there[:, 0]})
         own = values + fusion.column[0]
         expected = fusion.norm(by_torch(fusion.blocks[0], own, own))
-    torch.testing.assert_close(fused.tokens.values, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(fused.tokens[COLUMNS[2]].values, expected, atol=1e-5, rtol=0)
 
 
 def test_bottleneck_is_each_columns_attention_to_itself_and_the_shared_tokens():
@@ -143,7 +156,8 @@ def test_bottleneck_is_each_columns_attention_to_itself_and_the_shared_tokens():
                 counting = [copy for copy, name in zip(copies, COLUMNS, strict=True) if present[name][row]]
                 shared = torch.stack(counting).mean(0)
             everything = torch.cat([*parts, shared], 1)
-            torch.testing.assert_close(real(fused.tokens, row), fusion.norm(everything), atol=1e-5, rtol=0)
+            for found, expected in present_parts(fused, parts, present, row):
+                torch.testing.assert_close(found, fusion.norm(expected), atol=1e-5, rtol=0)
             pooled = fusion.norm(by_torch(fusion.reader, fusion.query.view(1, 1, -1), everything))[0, 0]
             torch.testing.assert_close(fused.pooled[row], pooled, atol=1e-5, rtol=0)
 
@@ -157,7 +171,8 @@ def test_columns_exchange_through_the_shared_tokens_alone(depth, flows):
     one, two, other = (Tokens(torch.randn(1, 1, DIM), there) for _ in range(3))
     present = dict.fromkeys(COLUMNS[:2], there[0])
     with torch.no_grad():
-        before = fusion({COLUMNS[0]: one, COLUMNS[1]: two}, present).tokens.values[0]
-        after = fusion({COLUMNS[0]: one, COLUMNS[1]: other}, present).tokens.values[0]
-    assert not torch.allclose(before[1:], after[1:])  # the second column's token, then the shared ones
-    assert torch.equal(before[0], after[0]) != flows
+        before = fusion({COLUMNS[0]: one, COLUMNS[1]: two}, present)
+        after = fusion({COLUMNS[0]: one, COLUMNS[1]: other}, present)
+    first, second = ([fused.tokens[name].values for fused in (before, after)] for name in COLUMNS[:2])
+    assert not torch.allclose(*second) and not torch.allclose(before.pooled, after.pooled)
+    assert torch.equal(*first) != flows

@@ -1,5 +1,10 @@
+"""Every registered fusion keeps the contract, and each rule of the contract finds what breaks it."""
+
+from functools import partial
+
 import pytest
 import torch
+from torch import nn
 
 from fusetune.errors import ConfigError
 from fusetune.fusion._columns import kept_columns
@@ -11,33 +16,34 @@ from fusetune.fusion.convolution import ConvolutionFusion
 from fusetune.fusion.film import FilmFusion
 from fusetune.fusion.gated import GatedFusion
 from fusetune.fusion.low_rank import LowRankFusion
+from fusetune.fusion.mean import MeanFusion
 from fusetune.fusion.mixture import MixtureFusion
 from fusetune.registry import FUSIONS
-from fusetune.testing.fusion import COLUMNS, DIM, check_fusion, check_grid, check_one_column, check_padding, make_inputs
+from fusetune.testing.fusion import COLUMNS, DIM, FusionContract, check_fusion, make_inputs
+from fusetune.testing.rules import broken_rules, rules_of
 from fusetune.types import Tokens
 
 
-@pytest.mark.parametrize("name", list(FUSIONS))
-def test_every_registered_fusion_keeps_the_contract(name):
-    check_fusion(FUSIONS.get(name))
+@pytest.mark.parametrize("make", [FUSIONS.get(name) for name in FUSIONS], ids=list(FUSIONS))
+class TestRegistered(FusionContract):
+    pass
 
 
-@pytest.mark.parametrize("name", list(FUSIONS))
-def test_modality_dropout_hides_nothing_in_evaluation(name):
-    fusion = FUSIONS.get(name)(COLUMNS, DIM, modality_dropout=0.9).eval()
-    assert torch.equal(fusion(*make_inputs()).pooled, fusion(*make_inputs()).pooled)
-
-
-@pytest.mark.parametrize("name", list(FUSIONS))
-def test_a_dropped_column_is_exactly_an_absent_one(name, monkeypatch):
-    fusion = FUSIONS.get(name)(COLUMNS, DIM, dropout=0.0, modality_dropout=0.5).train()
-    tokens, _ = make_inputs()
-    full = {key: Tokens(part.values[:1], torch.ones_like(part.mask[:1])) for key, part in tokens.items()}
-    there = {key: torch.tensor([True]) for key in COLUMNS}
-    monkeypatch.setattr(torch, "rand", lambda shape, device=None: torch.tensor([[0.9, 0.1, 0.6]]))
-    dropped = fusion(full, there).pooled
-    fusion.eval()
-    assert torch.equal(dropped, fusion(full, {**there, COLUMNS[1]: torch.tensor([False])}).pooled)
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(ConcatFusion, skip=False, depth=3),
+        partial(AttentionFusion, num_heads=1, depth=1),
+        partial(BottleneckFusion, num_heads=1, depth=2, num_latents=1),
+        partial(ConvolutionFusion, kernel_size=1, depth=2),
+        partial(LowRankFusion, rank=1),
+        partial(FilmFusion, by=COLUMNS[0], skip=False),
+        partial(MixtureFusion, num_experts=3, top_k=3, depth=2),
+    ],
+    ids=lambda make: make.func.__name__,
+)
+class TestOtherOptions(FusionContract):
+    test_it_learns_what_only_two_columns_tell = None  # the smallest learn it, but not in 150 steps
 
 
 def test_modality_dropout_keeps_one_column_a_row_and_drops_at_its_rate():
@@ -62,81 +68,6 @@ def test_a_row_without_columns_is_refused():
         AttentionFusion(COLUMNS, DIM)(tokens, present)
 
 
-def test_the_contract_catches_fusions_that_break_it():
-    class Leaky(Fusion):
-        """Multiplies absent values by zero, so that a NaN among them gets through."""
-
-        def __init__(self, columns, dim):
-            super().__init__(columns, dim)
-            self.linear = torch.nn.Linear(dim, dim)
-
-        def forward(self, columns, present):
-            total = sum(
-                self.linear(columns[n].values.mean(1)) * present[n].unsqueeze(1) * (i + 1)
-                for i, n in enumerate(self.columns)
-            )
-            return Fused(Tokens(total.unsqueeze(1), torch.ones(len(total), 1, dtype=torch.bool)), total)
-
-    class Padded(ConcatFusion):
-        """Counts tokens that are not real."""
-
-        def forward(self, columns, present):
-            return super().forward(
-                {n: Tokens(t.values.nan_to_num(), t.mask[:, :1] & torch.ones_like(t.mask)) for n, t in columns.items()},
-                present,
-            )
-
-    class Several(ConcatFusion):
-        """Needs no perceptron where there is but one column."""
-
-        def mix(self, vectors, kept):
-            return super().mix(vectors, kept) if len(self.columns) > 1 else (vectors, vectors[:, 0])
-
-    class Idle(ConcatFusion):
-        """Has a parameter that nothing uses."""
-
-        def __init__(self, columns, dim):
-            super().__init__(columns, dim)
-            self.idle = torch.nn.Parameter(torch.zeros(3))
-
-    with pytest.raises(AssertionError):
-        check_fusion(Leaky)
-    with pytest.raises(AssertionError, match="idle has no gradient"):
-        check_fusion(Idle)
-    with pytest.raises(AssertionError, match="how far it is padded"):
-        check_padding(Padded)
-    with pytest.raises(AssertionError, match="a second picture"):
-        check_grid(Padded)
-    with pytest.raises(AssertionError, match=r"mlp.0.weight.* has no gradient"):
-        check_one_column(Several)
-
-
-@pytest.mark.parametrize("name", list(FUSIONS))
-def test_every_fusion_learns_what_only_two_columns_together_tell(name):
-    """The sign of a product, on rows never seen: each column alone, and any sum over columns, is at chance."""
-    torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(1)
-    columns = COLUMNS[:2]
-    fusion, head = FUSIONS.get(name)(columns, 8, dropout=0.0, modality_dropout=0.0), torch.nn.Linear(8, 1)
-    optimizer = torch.optim.Adam([*fusion.parameters(), *head.parameters()], 5e-3)
-
-    def draw(rows):
-        values = torch.randn(rows, 2, 1, 8, generator=generator)
-        there = torch.ones(rows, 1, dtype=torch.bool)
-        tokens = {column: Tokens(values[:, place], there) for place, column in enumerate(columns)}
-        pooled = fusion(tokens, dict.fromkeys(columns, there[:, 0])).pooled
-        return head(pooled).squeeze(1), (values[:, 0, 0, 0] * values[:, 1, 0, 0] > 0).float()
-
-    for _ in range(150):
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(*draw(128))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    with torch.no_grad():
-        guesses, truth = draw(2000)
-    assert ((guesses > 0) == (truth > 0)).float().mean() > 0.7
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -159,17 +90,250 @@ def test_settings_out_of_range_are_refused(make, message):
         make()
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda columns, dim: ConcatFusion(columns, dim, skip=False, depth=3),
-        lambda columns, dim: AttentionFusion(columns, dim, num_heads=1, depth=1),
-        lambda columns, dim: BottleneckFusion(columns, dim, num_heads=1, depth=1, num_latents=1),
-        lambda columns, dim: ConvolutionFusion(columns, dim, kernel_size=1, depth=2),
-        lambda columns, dim: LowRankFusion(columns, dim, rank=1),
-        lambda columns, dim: FilmFusion(columns, dim, by=columns[-1], skip=False),
-        lambda columns, dim: MixtureFusion(columns, dim, num_experts=3, top_k=3, depth=2),
-    ],
-)
-def test_the_contract_holds_with_other_options(make):
-    check_fusion(make)
+class Plain(Fusion):
+    """A sound fusion with no settings at all; the planted faults below are changes of it."""
+
+    interacts = True
+
+    def __init__(self, columns, dim):
+        super().__init__(columns, dim)
+        self.null = nn.Parameter(torch.randn(len(self.columns), dim) * 0.1)
+        wide = len(self.columns) * dim
+        self.mlp = nn.Sequential(nn.Linear(wide, wide), nn.GELU(), nn.Linear(wide, dim))
+
+    def tokens(self, columns, present):
+        found = {}
+        for name in self.columns:
+            mask = columns[name].mask & present[name].unsqueeze(1)
+            found[name] = Tokens(columns[name].values.masked_fill(~mask.unsqueeze(-1), 0), mask)
+        return found
+
+    def vectors(self, tokens):
+        means = torch.stack([part.mean() for part in tokens.values()], 1)
+        there = torch.stack([part.mask.any(1) for part in tokens.values()], 1)
+        return torch.where(there.unsqueeze(-1), means, self.null.to(means.dtype))
+
+    def forward(self, columns, present):
+        tokens = self.tokens(columns, present)
+        return Fused(tokens, self.mlp(self.vectors(tokens).flatten(1)))
+
+
+class Tokenwise(Plain):
+    """The same with other fused tokens."""
+
+    def changed(self, name, part):
+        return part
+
+    def forward(self, columns, present):
+        fused = super().forward(columns, present)
+        return Fused({name: self.changed(name, part) for name, part in fused.tokens.items()}, fused.pooled)
+
+
+def fused_tokens(change):
+    """A fusion whose fused tokens are `change(values, mask)`."""
+    return type("Changed", (Tokenwise,), {"changed": lambda self, name, part: Tokens(*change(part.values, part.mask))})
+
+
+class LetsAbsentThrough(Plain):
+    """Multiplies absent values by zero, so that a NaN among them gets through."""
+
+    def tokens(self, columns, present):
+        found = super().tokens(columns, present)
+        return {name: Tokens(columns[name].values * part.mask.unsqueeze(-1), part.mask) for name, part in found.items()}
+
+
+class LetsAbsentIntoTokens(Plain):
+    def forward(self, columns, present):
+        fused = super().forward(columns, present)
+        leak = sum(t.values.sum((1, 2)).isnan().float() for t in columns.values()).view(-1, 1, 1)
+        return Fused({name: Tokens(t.values + leak, t.mask) for name, t in fused.tokens.items()}, fused.pooled)
+
+
+class IgnoresPresent(Plain):
+    def tokens(self, columns, present):
+        return super().tokens(columns, {name: torch.ones_like(there) for name, there in present.items()})
+
+
+class CountsPadding(Plain):
+    """Divides by the number of tokens, real or not."""
+
+    def vectors(self, tokens):
+        return super().vectors(tokens) / torch.tensor(
+            [float(part.mask.shape[1] or 1) for part in tokens.values()]
+        ).view(1, -1, 1).to(self.null)
+
+
+class BatchNormalised(Plain):
+    def vectors(self, tokens):
+        vectors = super().vectors(tokens)
+        return vectors - vectors.mean(0)
+
+
+class NothingForAbsent(Plain):
+    """Gives the mean of what is there, which one absent column may not change."""
+
+    def __init__(self, columns, dim):
+        super().__init__(columns, dim)
+        self.null = None
+        self.mlp = nn.Sequential(nn.Linear(dim, 64), nn.GELU(), nn.Linear(64, dim))
+
+    def forward(self, columns, present):
+        tokens = self.tokens(columns, present)
+        first = next(part for part in tokens.values() if part.mask.shape[1])
+        vector = first.mean() + 0 * sum(part.values.sum((1, 2)) for part in tokens.values()).unsqueeze(1)
+        return Fused(tokens, self.mlp(vector))
+
+
+class Idle(Plain):
+    """Has a parameter that nothing uses."""
+
+    def __init__(self, columns, dim):
+        super().__init__(columns, dim)
+        self.idle = nn.Parameter(torch.zeros(3))
+
+
+class ManyColumnsOnly(Plain):
+    """Needs no perceptron where there is but one column."""
+
+    def forward(self, columns, present):
+        tokens = self.tokens(columns, present)
+        vectors = self.vectors(tokens)
+        return Fused(tokens, self.mlp(vectors.flatten(1)) if len(self.columns) > 1 else vectors[:, 0])
+
+
+class HiddenState(Plain):
+    def __init__(self, columns, dim):
+        super().__init__(columns, dim)
+        self.shift = torch.randn(())
+
+    def vectors(self, tokens):
+        return super().vectors(tokens) + self.shift
+
+
+class AlwaysNoisy(Plain):
+    def vectors(self, tokens):
+        vectors = super().vectors(tokens)
+        return vectors + 1e-6 * torch.randn_like(vectors)
+
+
+class InPlace(Plain):
+    def tokens(self, columns, present):
+        for name in self.columns:
+            columns[name].values.data.masked_fill_(~columns[name].mask.unsqueeze(-1), 0)
+        return super().tokens(columns, present)
+
+
+class Single(Plain):
+    def vectors(self, tokens):
+        return super().vectors(tokens).float()
+
+    def forward(self, columns, present):
+        fused = super().forward(columns, present)
+        return Fused(fused.tokens, fused.pooled.float())
+
+
+class Overflows(Plain):
+    def forward(self, columns, present):
+        fused = super().forward(columns, present)
+        scale = torch.inf if fused.pooled.dtype == torch.bfloat16 else 1
+        return Fused(fused.tokens, fused.pooled * scale)
+
+
+class WrongWidth(Plain):
+    def forward(self, columns, present):
+        fused = super().forward(columns, present)
+        return Fused(fused.tokens, fused.pooled.repeat(1, 2))
+
+
+class NeedsTokens(Plain):
+    def vectors(self, tokens):
+        assert all(part.mask.shape[1] for part in tokens.values()), "a column has no token"
+        return super().vectors(tokens)
+
+
+class NoMaps(Plain):
+    def tokens(self, columns, present):
+        assert all(part.grid is None for part in columns.values()), "maps are not taken"
+        return super().tokens(columns, present)
+
+
+class DropsToZeros(Plain):
+    """Hides a column by zeros, which is not how it treats an absent one."""
+
+    def __init__(self, columns, dim, *, modality_dropout=0.1):
+        super().__init__(columns, dim)
+        self.rate = modality_dropout
+
+    def vectors(self, tokens):
+        vectors = super().vectors(tokens)
+        drop = torch.rand(vectors.shape[:2]) < self.rate if self.training else torch.zeros(vectors.shape[:2]).bool()
+        return vectors.masked_fill(drop.unsqueeze(-1), 0)
+
+
+class Additive(Plain):
+    """Adds the columns up, but claims that it relates them."""
+
+    def __init__(self, columns, dim):
+        super().__init__(columns, dim)
+        self.mlp = nn.Linear(len(self.columns) * dim, dim)
+
+
+def shifted(values, mask):
+    return values.roll(1, 1), mask
+
+
+FAULTS = [
+    (LetsAbsentThrough, "every_parameter_receives_a_gradient absent_values_change_nothing padding_changes_nothing "
+     "maps_are_fused"),
+    (LetsAbsentIntoTokens, "absent_values_do_not_reach_fused_tokens"),
+    (IgnoresPresent, "present_is_heeded_beside_the_mask"),
+    (CountsPadding, "a_column_without_tokens_is_absent padding_changes_nothing maps_are_fused"),
+    (BatchNormalised, "rows_are_fused_by_themselves"),
+    (NothingForAbsent, "absence_is_seen it_learns_what_only_two_columns_tell"),
+    (Idle, "every_parameter_receives_a_gradient one_column_is_enough maps_are_fused"),
+    (ManyColumnsOnly, "one_column_is_enough"),
+    (HiddenState, "state_dict_holds_everything"),
+    (AlwaysNoisy, "evaluation_is_deterministic absent_values_change_nothing present_is_heeded_beside_the_mask "
+     "state_dict_holds_everything"),
+    (InPlace, "arguments_are_left_as_they_are"),
+    (Single, "float64_agrees_with_float32"),
+    (Overflows, "bf16_autocast_agrees_with_float32"),
+    (WrongWidth, "pooled_is_one_finite_vector_a_row it_learns_what_only_two_columns_tell"),
+    (NeedsTokens, "a_column_without_tokens_is_absent"),
+    (NoMaps, "maps_are_fused"),
+    (DropsToZeros, "a_dropped_column_is_an_absent_one"),
+    (Additive, "it_learns_what_only_two_columns_tell"),
+    (fused_tokens(lambda values, mask: (values[..., :-1], mask)), "fused_tokens_have_a_shape_a_column"),
+    (fused_tokens(lambda values, mask: (values / mask.unsqueeze(-1), torch.ones_like(mask))),
+     "fused_tokens_have_a_shape_a_column fused_tokens_are_real_where_the_column_is "
+     "absent_values_do_not_reach_fused_tokens fused_tokens_are_of_their_row"),
+    (fused_tokens(lambda values, mask: (values, torch.ones_like(mask))), "fused_tokens_are_real_where_the_column_is"),
+    (fused_tokens(lambda values, mask: (values, mask.flip(1))), "fused_tokens_are_real_where_the_column_is"),
+    (fused_tokens(lambda values, mask: (values - values.mean(0), mask)),
+     "fused_tokens_are_of_their_row fused_tokens_follow_their_own_token"),
+    (fused_tokens(lambda values, mask: (values.roll(1, 0), mask)), "fused_tokens_are_of_their_row"),
+    (fused_tokens(lambda values, mask: (torch.zeros_like(values), mask)), "fused_tokens_follow_their_own_token"),
+    (fused_tokens(lambda values, mask: (values.detach(), mask)), "fused_tokens_follow_their_own_token"),
+    (fused_tokens(shifted), "fused_tokens_follow_their_own_token"),
+]  # fmt: skip
+
+
+def test_sound_fusions_pass():
+    check_fusion(Plain)
+    check_fusion(MeanFusion)
+
+
+@pytest.mark.parametrize(("broken", "rules"), FAULTS)
+def test_each_fault_breaks_its_rules(broken, rules):
+    found = broken_rules(FusionContract, make=broken)
+    assert {name.removeprefix("test_") for name in found} == set(rules.split()), found
+
+
+def test_every_rule_is_shown_to_find_a_fault():
+    shown = {f"test_{name}" for _, rules in FAULTS for name in rules.split()}
+    assert shown == set(rules_of(FusionContract))
+
+
+def test_one_call_names_every_broken_rule():
+    with pytest.raises(AssertionError, match=r"(?s)receives_a_gradient: idle has no gradient.*one_column_is_enough"):
+        check_fusion(Idle)

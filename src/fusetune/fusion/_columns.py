@@ -89,8 +89,21 @@ def column_vectors(order: Sequence[str], columns: dict[str, Tokens], kept: Tenso
     return torch.where(kept.unsqueeze(-1), means, null.to(means.dtype))
 
 
+def one_token_each(order: Sequence[str], vectors: Tensor, kept: Tensor) -> dict[str, Tokens]:
+    """Return fused tokens of one vector a column.
+
+    Args:
+        order: the columns in the fusion's order.
+        vectors: (batch, columns, dim).
+        kept: (batch, columns) bool, True where the column counts.
+    """
+    return {name: Tokens(vectors[:, c : c + 1], kept[:, c : c + 1]) for c, name in enumerate(order)}
+
+
 class VectorFusion(Fusion):
     """A fusion of one vector a column: the mean of its tokens, or its learned null vector where it is absent."""
+
+    interacts = True
 
     def __init__(self, columns: Sequence[str], dim: int, *, modality_dropout: float) -> None:
         """
@@ -120,7 +133,7 @@ class VectorFusion(Fusion):
         """See `Fusion.forward`; the fused tokens are one vector a column, real where the column counts."""
         kept = kept_columns(self.columns, columns, present, drop=self.modality_dropout, training=self.training)
         vectors, pooled = self.mix(column_vectors(self.columns, columns, kept, self.null), kept)
-        return Fused(tokens=Tokens(vectors, kept), pooled=self.norm(pooled))
+        return Fused(one_token_each(self.columns, vectors, kept), self.norm(pooled))
 
 
 def perceptron(num_in: int, dim: int, *, depth: int, dropout: float) -> nn.Sequential:

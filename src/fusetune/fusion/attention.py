@@ -22,6 +22,8 @@ class AttentionFusion(Fusion):
     has become after the last block.
     """
 
+    interacts = True
+
     def __init__(
         self,
         columns: Sequence[str],
@@ -63,15 +65,37 @@ class AttentionFusion(Fusion):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, columns: dict[str, Tokens], present: dict[str, Tensor]) -> Fused:
-        """See `Fusion.forward`; the fused tokens are all but the query's, null tokens counted as real."""
-        tokens, mask, _, _ = self.sequence(columns, present)
+        """See `Fusion.forward`."""
+        tokens, mask, _, kept = self.sequence(columns, present)
         tokens = torch.cat([self.start(tokens), tokens], dim=1)  # (batch, 1 + tokens, dim)
         mask = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
         *earlier, last = self.blocks
         for block in earlier:
             tokens = block(tokens, mask)
         pooled = self.norm(last(tokens[:, :1], mask, tokens))[:, 0]
-        return Fused(lambda: Tokens(self.norm(last(tokens[:, 1:], mask, tokens)), mask[:, 1:]), pooled)
+
+        def fused() -> dict[str, Tokens]:
+            return self.split(self.norm(last(tokens[:, 1:], mask, tokens)), mask[:, 1:], kept, columns)
+
+        return Fused(fused, pooled)
+
+    def split(self, tokens: Tensor, mask: Tensor, kept: Tensor, columns: dict[str, Tokens]) -> dict[str, Tokens]:
+        """Cut a sequence into its columns. Null tokens stand for what is absent and are not real.
+
+        Args:
+            tokens: (batch, tokens, dim), all columns' after one another.
+            mask: (batch, tokens) bool, null tokens included.
+            kept: (batch, columns) bool, True where the column counts.
+            columns: what the sequence was made from.
+        """
+        sizes = [max(columns[name].values.shape[1], 1) for name in self.columns]
+        parts = zip(
+            torch.split(tokens, sizes, 1), torch.split(mask, sizes, 1), kept.unsqueeze(2).unbind(1), strict=True
+        )
+        return {
+            name: Tokens(values, real & counts)
+            for name, (values, real, counts) in zip(self.columns, parts, strict=True)
+        }
 
     def start(self, tokens: Tensor) -> Tensor:
         """The query for each row of the tokens: (batch, 1, dim)."""

@@ -59,7 +59,7 @@ class BottleneckFusion(AttentionFusion):
         self.reader = AttentionBlock(dim, num_heads=num_heads, dropout=dropout)
 
     def forward(self, columns: dict[str, Tokens], present: dict[str, Tensor]) -> Fused:
-        """See `Fusion.forward`; the fused tokens are the columns', null tokens counted as real, then the shared."""
+        """See `Fusion.forward`."""
         tokens, mask, owner, kept = self.sequence(columns, present)
         num, num_columns, num_latents = tokens.shape[1], len(self.columns), len(self.latents)
         latents = self.latents.to(tokens.dtype).expand(len(tokens), -1, -1)  # (batch, latents, dim)
@@ -72,7 +72,7 @@ class BottleneckFusion(AttentionFusion):
             queries = torch.cat([tokens, latents.repeat(1, num_columns, 1)], dim=1)
             tokens, copies = block(queries, seen, torch.cat([tokens, latents], dim=1)).tensor_split((num,), dim=1)
             latents = (copies.unflatten(1, (num_columns, num_latents)) * share).sum(1) / share.sum(1)
-        tokens = torch.cat([tokens, latents], dim=1)
-        mask = torch.cat([mask, torch.ones_like(mask[:, :1]).expand(-1, num_latents)], dim=1)
-        pooled = self.norm(self.reader(self.start(tokens), mask, tokens))[:, 0]
-        return Fused(lambda: Tokens(self.norm(tokens), mask), pooled)
+        everything = torch.cat([tokens, latents], dim=1)
+        real = torch.cat([mask, torch.ones_like(mask[:, :1]).expand(-1, num_latents)], dim=1)
+        pooled = self.norm(self.reader(self.start(tokens), real, everything))[:, 0]
+        return Fused(lambda: self.split(self.norm(tokens), mask, kept, columns), pooled)

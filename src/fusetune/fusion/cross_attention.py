@@ -53,11 +53,11 @@ class CrossAttentionFusion(AttentionFusion):
         self.reader = AttentionBlock(dim, num_heads=num_heads, dropout=dropout)
 
     def forward(self, columns: dict[str, Tokens], present: dict[str, Tensor]) -> Fused:
-        """See `Fusion.forward`; the fused tokens are the columns', null tokens counted as real."""
-        tokens, mask, owner, _ = self.sequence(columns, present)
+        """See `Fusion.forward`."""
+        tokens, mask, owner, kept = self.sequence(columns, present)
         others = owner.unsqueeze(1) != owner  # (tokens, tokens)
         seen = mask.unsqueeze(1) & others if len(self.columns) > 1 else mask
         for block in self.blocks:
             tokens = block(tokens, seen)
         pooled = self.norm(self.reader(self.start(tokens), mask, tokens))[:, 0]
-        return Fused(lambda: Tokens(self.norm(tokens), mask), pooled)
+        return Fused(lambda: self.split(self.norm(tokens), mask, kept, columns), pooled)

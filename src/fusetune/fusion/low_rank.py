@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusetune.fusion._columns import check_count, check_rate, column_vectors, kept_columns
+from fusetune.fusion._columns import check_count, check_rate, column_vectors, kept_columns, one_token_each
 from fusetune.fusion.base import Fused, Fusion
 from fusetune.types import Tokens
 
@@ -25,6 +25,8 @@ class LowRankFusion(Fusion):
     Reference: Liu et al. 2018, "Efficient Low-rank Multimodal Fusion with Modality-Specific Factors"
     (arXiv 1806.00064).
     """
+
+    interacts = True
 
     def __init__(
         self,
@@ -64,4 +66,4 @@ class LowRankFusion(Fusion):
         terms = torch.einsum("bci,crio->bcro", extended, self.factors)  # (batch, columns, rank, dim)
         terms = terms.to(torch.promote_types(terms.dtype, torch.float32))
         pooled = terms.masked_fill(~kept[:, :, None, None], 1.0).prod(1).sum(1)
-        return Fused(tokens=Tokens(vectors, kept), pooled=self.norm(pooled))
+        return Fused(one_token_each(self.columns, vectors, kept), self.norm(pooled))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fusetune.fusion._columns import column_vectors, kept_columns
+from fusetune.fusion._columns import column_vectors, kept_columns, one_token_each
 from fusetune.fusion.base import Fused, Fusion
 from fusetune.types import Tokens
 
@@ -16,5 +16,5 @@ class MeanFusion(Fusion):
         """See `Fusion.forward`; the fused tokens are one vector a column, real where the column is present."""
         kept = kept_columns(self.columns, columns, present, drop=0, training=False)
         nothing = columns[self.columns[0]].values.new_zeros(len(self.columns), self.dim)
-        tokens = Tokens(column_vectors(self.columns, columns, kept, nothing), kept)  # (batch, columns, dim)
-        return Fused(tokens=tokens, pooled=tokens.mean())
+        vectors = column_vectors(self.columns, columns, kept, nothing)  # (batch, columns, dim)
+        return Fused(one_token_each(self.columns, vectors, kept), Tokens(vectors, kept).mean())
