@@ -11,8 +11,9 @@ import pytest
 from fusetune import api
 from fusetune.errors import FolderError, MissingExtra
 from fusetune.evaluation.details import StackUsed
-from fusetune.fitting.stack import fold_of, mean, row_losses, weigh
-from fusetune.tasks.classification import BinaryTask
+from fusetune.fitting.stack import fold_of, mean, weigh
+from fusetune.tasks.classification import BinaryTask, MulticlassTask
+from fusetune.tasks.multilabel import MultilabelTask
 from fusetune.tasks.regression import RegressionTask
 from fusetune.trees.text import check_trees, lightgbm
 
@@ -291,14 +292,16 @@ def test_losses_are_those_of_scikit_learn():
 
     rng = np.random.default_rng(0)
     p, truth, weights = rng.dirichlet(np.ones(4), 50), rng.integers(0, 4, 50), rng.uniform(0.1, 1, 50)
-    assert mean(row_losses(p, truth), weights) == pytest.approx(
+    classes = MulticlassTask("k")
+    assert mean(classes.row_losses(p, truth), weights) == pytest.approx(
         log_loss(truth, p, sample_weight=weights, labels=range(4))
     )
     y, z = rng.normal(size=(2, 50))
-    assert mean(row_losses(z, y), weights) == pytest.approx(mean_squared_error(y, z, sample_weight=weights))
+    numbers = RegressionTask("y")
+    assert mean(numbers.row_losses(z, y), weights) == pytest.approx(mean_squared_error(y, z, sample_weight=weights))
     q, many = rng.uniform(0.01, 0.99, (50, 3)), rng.integers(0, 2, (50, 3)).astype(np.int8)
     each = [log_loss(many[:, k], q[:, k], sample_weight=weights, labels=[0, 1]) for k in range(3)]
-    assert mean(row_losses(q, many), weights) == pytest.approx(np.mean(each))
+    assert mean(MultilabelTask("t").row_losses(q, many), weights) == pytest.approx(np.mean(each))
 
 
 @pytest.fixture(scope="module")

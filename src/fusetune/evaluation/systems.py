@@ -11,6 +11,7 @@ from fusetune.evaluation.judge import Candidate
 from fusetune.inference.features import encoded
 from fusetune.inference.predict import predict_logits
 from fusetune.models.understand import Understand
+from fusetune.tasks.abilities import Probed
 from fusetune.tasks.base import Task
 from fusetune.training.probe import Probe, SplitRows
 from fusetune.trees.stack import Stack
@@ -115,6 +116,8 @@ def alone(
             with encoded(models[part], view.examples):
                 scores = model_scores(models[part], name, task, view, train)
             what = "tuned with the same recipe on this modality alone"
+        elif not isinstance(task, Probed):
+            continue
         else:
             scores = Probe.fit(task, train, val, columns).scores(test)
             what = "frozen encoders of this modality alone, with a linear model"
@@ -138,10 +141,14 @@ def single(name: str, task: Task, model: Understand, splits: Mapping[str, SplitR
     return Candidate("this target alone", "single", what, scores, list(test.examples.columns))
 
 
-def trained_alone(how: str, split: SplitRows) -> list[str]:
-    """The modalities that "alone" needs a trained model for: all if `how` is "tuned", else those without features."""
+def trained_alone(how: str, split: SplitRows, tasks: Collection[Task]) -> list[str]:
+    """The modalities that "alone" needs a trained model for.
+
+    All if `how` is "tuned" or a task has no linear probe, else those with a column without frozen features.
+    """
+    every = how == "tuned" or not all(isinstance(task, Probed) for task in tasks)
     return [
         part
         for part, columns in parts(split.examples).items()
-        if how == "tuned" or len(probe_columns(split, columns)) < len(columns)
+        if every or len(probe_columns(split, columns)) < len(columns)
     ]

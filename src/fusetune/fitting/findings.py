@@ -20,6 +20,7 @@ from fusetune.evaluation.mistakes import show_cell
 from fusetune.inference.features import encoded
 from fusetune.inference.predict import model_device
 from fusetune.models.understand import Understand
+from fusetune.tasks.abilities import Thresholded
 from fusetune.tasks.base import Task
 from fusetune.training.history import TrainingHistory
 from fusetune.training.probe import SplitRows
@@ -59,7 +60,8 @@ class Findings:
                 val, train = rows[name]["val"], rows[name]["train"]
                 if name not in self.val_scores:
                     self.val_scores[name] = systems.model_scores(self.model, name, task, val, train, self.fit.stack)
-                task.tune(self.val_scores[name], val.truth)
+                if isinstance(task, Thresholded):
+                    task.tune(self.val_scores[name], val.truth)
         return self.val_scores
 
     def _features_still_right(self, split: str) -> dict[str, Tokens]:

@@ -41,6 +41,7 @@ from fusetune.models.build import Backbones, build_modalities, build_model, buil
 from fusetune.models.perturb import attacked_columns
 from fusetune.models.understand import Understand
 from fusetune.registry import MODALITIES
+from fusetune.tasks.abilities import Probed
 from fusetune.tasks.base import Task
 from fusetune.tasks.infer import infer_task
 from fusetune.training.callbacks import track
@@ -335,9 +336,10 @@ class Fit:
         """Per task, the best linear model on the columns (those of a part) that have features before any training."""
         probes = {}
         for name, splits in rows.items():
+            task = self.tasks[name]
             columns = systems.probe_columns(splits["train"], part if part is not None else list(self.modalities))
-            if columns:
-                probes[name] = Probe.fit(self.tasks[name], splits["train"], splits["val"], columns)
+            if columns and isinstance(task, Probed):
+                probes[name] = Probe.fit(task, splits["train"], splits["val"], columns)
         return probes
 
     def fresh_model(
@@ -366,7 +368,7 @@ class Fit:
         if self.config.report.alone == "none" or len(grouped) < 2:
             return {}
         models = {}
-        for part in systems.trained_alone(self.config.report.alone, splits):
+        for part in systems.trained_alone(self.config.report.alone, splits, self.tasks.values()):
             fresh, models[part] = self.fresh_model(grouped[part])
             probes = self._probes(rows, grouped[part])
             self.finetune(models[part], fresh, probes=probes, columns=grouped[part])

@@ -22,10 +22,11 @@ from fusetune.evaluation import systems
 from fusetune.evaluation.details import StackUsed
 from fusetune.inference.features import encoded
 from fusetune.models.understand import Understand
+from fusetune.tasks.abilities import Boosted, Probed
 from fusetune.tasks.base import Task
 from fusetune.training.history import TrainingHistory
 from fusetune.training.probe import Probe, SplitRows
-from fusetune.trees.boost import Rows, grow, outputs, tree_scores
+from fusetune.trees.boost import Rows, grow, tree_scores
 from fusetune.trees.stack import Blend, Stack, mix
 from fusetune.trees.text import lightgbm
 from fusetune.trees.view import Line, View, has_all
@@ -99,7 +100,7 @@ class Growing:
     def _task(self, name: str, task: Task) -> tuple[Blend | None, StackUsed]:
         train, val = self.rows[name]["train"], self.rows[name]["val"]
         none = StackUsed(0.0, task.main.name)
-        if outputs(task) is None:
+        if not isinstance(task, Boosted):
             none.said = f"No trees are grown for the task {task.name}."
             return None, none
         probe = self.fit.probes.get(name)
@@ -137,6 +138,7 @@ class Growing:
         columns = list(self.fit.probes[name].scales)
         parts = fold_of(train.examples.groups[train.indices], self.settings.folds, seed=self.fit.config.seed)
         logits: np.ndarray | None = None
+        assert isinstance(task, Probed), "the task has a probe"
         for part in np.unique(parts):
             inside = np.flatnonzero(parts == part)
             others = np.flatnonzero(parts != part)
@@ -168,7 +170,7 @@ def fold_of(groups: np.ndarray, folds: int, *, seed: int) -> np.ndarray:
     return np.asarray(np.random.default_rng(seed).permutation(parts)[unit_of])
 
 
-def weigh(task: Task, network: np.ndarray, trees: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> StackUsed:
+def weigh(task: Boosted, network: np.ndarray, trees: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> StackUsed:
     """The weight of the trees, chosen on validation rows.
 
     Of the weights 0, 0.05, ..., 1 under which the main metric is no worse than the network's, it is the one with the
@@ -187,14 +189,14 @@ def weigh(task: Task, network: np.ndarray, trees: np.ndarray, truth: np.ndarray,
         return task.metrics(scores, truth, weights)[task.main.name]
 
     alone = main(network)
-    before = row_losses(network, truth)
+    before = task.row_losses(network, truth)
     best, best_loss = 0.0, mean(before, weights)
     for weight in WEIGHTS[1:]:
         scores = mix(network, trees, float(weight))
-        value, loss = main(scores), mean(row_losses(scores, truth), weights)
+        value, loss = main(scores), mean(task.row_losses(scores, truth), weights)
         if not sign * value < sign * alone and loss < best_loss - TINY:
             best, best_loss = float(weight), loss
-    gained = before - row_losses(mix(network, trees, best), truth)
+    gained = before - task.row_losses(mix(network, trees, best), truth)
     if mean(gained, weights) <= (mean((gained - mean(gained, weights)) ** 2, weights) / len(gained)) ** 0.5:
         best = 0.0
     used = StackUsed(best, task.main.name, alone, main(trees), main(mix(network, trees, best)))
@@ -207,17 +209,6 @@ def weigh(task: Task, network: np.ndarray, trees: np.ndarray, truth: np.ndarray,
     else:
         used.said = f"Trees did not help, so none were kept: on validation rows {used.metric} is {figures}."
     return used
-
-
-def row_losses(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """(rows,): log loss in nats of probabilities, the mean over labels where there are several; squared error of
-    numbers."""
-    if not np.issubdtype(truth.dtype, np.integer):
-        return np.asarray((scores - truth) ** 2)
-    if truth.ndim == 2:
-        given = np.clip(scores, TINY, 1 - TINY)
-        return np.asarray(-np.where(truth > 0, np.log(given), np.log1p(-given)).mean(1))
-    return np.asarray(-np.log(np.clip(scores[np.arange(len(truth)), truth], TINY, 1)))
 
 
 def mean(values: np.ndarray, weights: np.ndarray) -> float:

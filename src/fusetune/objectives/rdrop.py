@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fusetune.errors import ConfigError
 from fusetune.objectives.base import Objective
+from fusetune.tasks.abilities import Divergent, require
 from fusetune.tasks.base import Task
 from fusetune.types import Batch, Outputs
 
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 class RDrop(Objective):
     """½ (KL(p‖q) + KL(q‖p)) of the predictions p and q of two passes with other dropout masks, the mean over rows.
 
-    For numbers, the squared difference on the learned scale (`Task.divergence`). Several tasks are added up. The paper
-    takes the task's loss of both passes; here it is the first pass's alone, whose expectation is the same.
+    For numbers, the squared difference on the learned scale (`Divergent.divergence`). Several tasks are added up. The
+    paper takes the task's loss of both passes; here it is the first pass's alone, whose expectation is the same.
 
     Reference: Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks", arXiv 2106.14448; α is `weight`.
 
@@ -38,12 +39,12 @@ class RDrop(Objective):
             weight: α, what the loss counts in the total, above 0; the paper takes 1 to 5.
 
         Raises:
-            ConfigError: there is no task, or the weight is not above 0.
+            ConfigError: there is no task, one that has no divergence, or the weight is not above 0.
         """
         super().__init__(model, tasks, weight=weight)
         if not tasks:
             raise ConfigError("the objective rdrop compares predictions, and nothing is predicted", do="name a target")
-        self.tasks = dict(tasks)
+        self.tasks = require(tasks, Divergent, where="objectives.rdrop")  # type: ignore[type-abstract]
         drops = [m for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
         if not drops and not getattr(model.fusion, "modality_dropout", 0):
             self.warnings.append("objectives.rdrop: the model has no dropout, so both passes predict alike")

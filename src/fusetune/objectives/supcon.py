@@ -23,8 +23,7 @@ from fusetune.objectives.contrastive_parts import (
     unit,
 )
 from fusetune.objectives.gather import COUNTS
-from fusetune.tasks.classification import LabelTask
-from fusetune.tasks.multilabel import MultilabelTask
+from fusetune.tasks.abilities import Labelled
 from fusetune.types import Batch, Outputs
 
 if TYPE_CHECKING:
@@ -135,12 +134,12 @@ def _share_none(labels: Tensor, others: Tensor) -> Tensor:
 
 
 def _labelled_target(tasks: Mapping[str, Task], target: str | None) -> str:
-    fit = [name for name, task in tasks.items() if isinstance(task, LabelTask | MultilabelTask)]
+    fit = [name for name, task in tasks.items() if isinstance(task, Labelled)]
     if target is None and len(fit) == 1:
         return fit[0]
     if target in fit:
         return str(target)
-    kinds = "a binary, multiclass, ordinal or multilabel target"
+    kinds = f"a target with {Labelled.ability}"
     if target is not None and target in tasks:
         raise ConfigError(
             f"objectives.supcon compares rows of equal labels, and {target!r} has none",

@@ -15,7 +15,8 @@ from fusetune.types import Batch, Outputs
 
 if TYPE_CHECKING:
     from fusetune.models.understand import Understand
-    from fusetune.tasks.base import Task
+    from fusetune.tasks.abilities import Divergent, require
+from fusetune.tasks.base import Task
 
 
 class VirtualAdversarial(Objective):
@@ -24,7 +25,7 @@ class VirtualAdversarial(Objective):
         L = mean over rows of Σ over tasks D(p(x), p(x + δ)),  no gradient through p(x)
         δ = ε u_K,  u_{k+1} = g / rms(g),  g = ∇_r D(p(x), p(x + r)) at r = ξ u_k,  u_0 random
 
-    D is `Task.divergence`: KL of probabilities, the squared difference of numbers. The directions u are the power
+    D is `Divergent.divergence`: KL of probabilities, the squared difference of numbers. The directions u are the power
     method's: D is flat at r = 0, where its second derivatives decide, and g is about ξ times these times u. It needs no
     target, so rows that lack one take part. Each distinct cell has a δ of its own; sizes are relative, and where δ is
     added is said in `fusetune.models.perturb`. Dropout draws the same masks for x and x + δ.
@@ -63,7 +64,8 @@ class VirtualAdversarial(Objective):
             columns: which are changed; those of text, images and sounds where none is named, all where there are none.
 
         Raises:
-            ConfigError: a setting is out of range, there is no task, or the model has no such column.
+            ConfigError: a setting is out of range, there is no task or one that has no divergence, or the model has no
+                such column.
         """
         super().__init__(model, tasks, weight=weight)
         if not tasks:
@@ -73,7 +75,7 @@ class VirtualAdversarial(Objective):
                 raise ConfigError(f"objectives.vat.{option} is out of range", expected=least, came=str(value))
         if num_steps < 0:
             raise ConfigError("objectives.vat.num_steps is out of range", expected="0 or more", came=str(num_steps))
-        self.tasks = dict(tasks)
+        self.tasks = require(tasks, Divergent, where="objectives.vat")  # type: ignore[type-abstract]
         self.epsilon, self.num_steps, self.xi = epsilon, num_steps, xi
         self.columns = attacked_columns(
             model, [columns] if isinstance(columns, str) else columns, where="objectives.vat"

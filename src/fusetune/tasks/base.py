@@ -94,15 +94,6 @@ class Task(abc.ABC):
         return (losses * weights * target.labelled).sum() / total.clamp(min=torch.finfo(total.dtype).tiny)
 
     @abc.abstractmethod
-    def divergence(self, logits: Tensor, other: Tensor) -> Tensor:
-        """How far two predictions for the same rows are apart, (batch,): 0 for equal ones, else above 0.
-
-        Where logits give probabilities it is KL(logits || other) in nats, the mean over a row's labels or thresholds
-        where it has several, as in the loss; for numbers it is the squared difference on the learned scale. Gradients
-        flow into both.
-        """
-
-    @abc.abstractmethod
     def scores(self, logits: Tensor) -> np.ndarray:
         """Logits on the scale people read: (rows, classes) probabilities, or (rows,) in the target's unit."""
 
@@ -119,33 +110,12 @@ class Task(abc.ABC):
         """The scores of the best constant guess learned from `truth`, for so many rows: majority, rates or mean."""
 
     @abc.abstractmethod
-    def linear(
-        self,
-        features: np.ndarray,
-        truth: np.ndarray,
-        val_features: np.ndarray,
-        val_truth: np.ndarray,
-        weights: np.ndarray | None = None,
-    ) -> LinearModel:
-        """A regularised linear model on fixed features, its strength chosen on the validation rows.
-
-        Args:
-            features: (rows, features) of the train rows, on scales that the penalty may compare.
-            truth: as `truth` gives it.
-            val_features, val_truth: the validation rows'; none are needed.
-            weights: (rows,) of the train rows, 0 or more.
-        """
-
-    @abc.abstractmethod
     def columns(self, scores: np.ndarray) -> dict[str, list[Any]]:
         """The output table's columns for these scores: the prediction under the target's name, then details."""
 
     def decide(self, scores: np.ndarray) -> np.ndarray:
         """Scores as decisions, in the form of `truth`: class indices, a 0/1 matrix, or the numbers themselves."""
         return scores
-
-    def tune(self, scores: np.ndarray, truth: np.ndarray) -> None:  # noqa: B027  (most tasks decide by one fixed rule)
-        """Choose how scores become decisions on validation rows, where the task's options ask for it."""
 
     @property
     def labels(self) -> list[str]:
@@ -163,7 +133,7 @@ class Task(abc.ABC):
 
 
 class LinearModel(abc.ABC):
-    """A fitted linear model: what `Task.linear` returns."""
+    """A fitted linear model: what `Probed.linear` returns."""
 
     @abc.abstractmethod
     def scores(self, features: np.ndarray) -> np.ndarray:

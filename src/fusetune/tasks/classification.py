@@ -15,7 +15,8 @@ from fusetune.data.table import is_missing
 from fusetune.errors import BadCell, ConfigError, TableError, nearest, shown
 from fusetune.modalities.base import Detection
 from fusetune.tasks import metrics as measures
-from fusetune.tasks.base import LinearModel, Metric, Task
+from fusetune.tasks.abilities import Boosted, Divergent, Labelled, Probed
+from fusetune.tasks.base import LinearModel, Metric
 from fusetune.tasks.cells import is_whole, label_text, present_cells, sorted_labels
 from fusetune.tasks.divergence import softmax_divergence
 from fusetune.tasks.focal import check_focal, focused
@@ -25,13 +26,16 @@ from fusetune.types import Target
 MAX_WRITTEN_CLASSES = 20
 """Up to so many classes, the output table has a column of probabilities a class."""
 
+TINY = 1e-12
+"""Probabilities are kept this far from 0 in logarithms."""
+
 TRUE_WORDS = frozenset({"1", "true", "yes", "y", "t", "positive", "pos", "+", "on"})
 """Labels taken as the positive class of two, in any case of letters."""
 
 ClassWeights = Literal["balanced"] | Mapping[str, float] | None
 
 
-class LabelTask(Task):
+class LabelTask(Labelled):
     """What tasks share whose target is one of several labels: cells as class indices, and the output columns."""
 
     def __init__(self, target: str) -> None:
@@ -108,6 +112,10 @@ class LabelTask(Task):
         """The likeliest class's index, (rows,)."""
         return np.asarray(scores.argmax(1))
 
+    def row_losses(self, scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        """The log loss of each row in nats, (rows,), of (rows, classes) probabilities."""
+        return np.asarray(-np.log(np.clip(scores[np.arange(len(truth)), truth], TINY, 1)))
+
     def constant(self, truth: np.ndarray, rows: int) -> np.ndarray:
         """The classes' rates in `truth`, the same for every row: the decision is the majority class."""
         rates = np.bincount(truth, minlength=len(self.classes)) / max(len(truth), 1)
@@ -126,7 +134,7 @@ class LabelTask(Task):
         return result
 
 
-class ClassificationTask(LabelTask):
+class ClassificationTask(LabelTask, Probed, Divergent, Boosted):
     """One label of several: softmax and cross-entropy. `binary` and `multiclass` differ in labels and metrics."""
 
     main = Metric("accuracy")
@@ -246,6 +254,25 @@ class ClassificationTask(LabelTask):
         if class_weights is not None:
             weights = class_weights.numpy()[truth] * (1.0 if weights is None else weights)
         return fit_logistic(features, targets, val_features, judge, exclusive=True, weights=weights)
+
+    @property
+    def num_boosters(self) -> int:
+        """One, with a tree a class where there are more than two."""
+        return 1
+
+    @property
+    def trees_per_round(self) -> int:
+        """One tree for two classes, else one a class."""
+        return len(self.classes) if len(self.classes) > 2 else 1
+
+    def boosting(self, truth: np.ndarray, booster: int) -> tuple[dict[str, Any], np.ndarray]:
+        """Log loss of the second of two classes, or softmax cross-entropy."""
+        many = self.trees_per_round
+        return ({"objective": "multiclass", "num_class": many} if many > 1 else {"objective": "binary"}), truth
+
+    def boosted_logits(self, raw: Sequence[np.ndarray]) -> np.ndarray:
+        """(rows, classes); of two classes 0 and the second one's log odds."""
+        return raw[0] if raw[0].ndim == 2 else np.stack([np.zeros_like(raw[0]), raw[0]], axis=1)
 
     def state(self) -> dict[str, Any]:
         """Options, labels and counts."""

@@ -17,9 +17,10 @@ from fusetune.data.table import is_missing
 from fusetune.errors import BadCell, ConfigError, TableError, nearest, shown
 from fusetune.modalities.base import Detection
 from fusetune.tasks import metrics as measures
-from fusetune.tasks.base import LinearModel, Metric, Task
+from fusetune.tasks.abilities import Boosted, Divergent, Labelled, Probed, Thresholded
+from fusetune.tasks.base import LinearModel, Metric
 from fusetune.tasks.cells import is_whole, label_text, present_cells, sorted_labels
-from fusetune.tasks.classification import MAX_WRITTEN_CLASSES
+from fusetune.tasks.classification import MAX_WRITTEN_CLASSES, TINY
 from fusetune.tasks.divergence import bernoulli_divergence
 from fusetune.tasks.focal import check_focal, focused
 from fusetune.tasks.linear import fit_logistic
@@ -107,7 +108,7 @@ def find_separator(cells: Sequence[str]) -> tuple[str, str] | None:
     return None
 
 
-class MultilabelTask(Task):
+class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
     """Any number of labels a row: a sigmoid and binary cross-entropy each. Main metric: map_macro.
 
     Cells are `a|b`, JSON lists, or lists. "[]" (or an empty list) is a row that has none of the labels; an empty cell
@@ -336,6 +337,24 @@ class MultilabelTask(Task):
         if self.as_json or not labels:
             return json.dumps(labels, ensure_ascii=False)
         return str(self.separator).join(labels)
+
+    @property
+    def num_boosters(self) -> int:
+        """One a label."""
+        return len(self.classes)
+
+    def boosting(self, truth: np.ndarray, booster: int) -> tuple[dict[str, Any], np.ndarray]:
+        """Log loss of one label."""
+        return {"objective": "binary"}, truth[:, booster].astype(float)
+
+    def boosted_logits(self, raw: Sequence[np.ndarray]) -> np.ndarray:
+        """(rows, labels)."""
+        return np.stack(raw, axis=1)
+
+    def row_losses(self, scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        """Each row's mean log loss over labels in nats, (rows,), of (rows, labels) probabilities."""
+        given = np.clip(scores, TINY, 1 - TINY)
+        return np.asarray(-np.where(truth > 0, np.log(given), np.log1p(-given)).mean(1))
 
     def state(self) -> dict[str, Any]:
         """Options, labels, counts and thresholds."""

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from fusetune.errors import ConfigError, TableError, shown
 from fusetune.modalities.base import Detection
 from fusetune.tasks import metrics as measures
+from fusetune.tasks.abilities import Boosted, Divergent, Probed
 from fusetune.tasks.base import LinearModel, Metric
 from fusetune.tasks.cells import label_text
 from fusetune.tasks.classification import LabelTask
@@ -50,7 +51,7 @@ class CumulativeHead(nn.Module):
         return logits
 
 
-class OrdinalTask(LabelTask):
+class OrdinalTask(LabelTask, Probed, Divergent, Boosted):
     """One of several levels in order: a cumulative-logit model with CORAL's loss. Main metric: qwk.
 
     The loss is the mean binary cross-entropy of "is the level above k?" over the thresholds k, all of which share one
@@ -165,6 +166,19 @@ class OrdinalTask(LabelTask):
         return fit_logistic(
             features, above, val_features, judge, exclusive=False, finish=level_probabilities, weights=weights
         )
+
+    @property
+    def num_boosters(self) -> int:
+        """One for each "above level k" (Frank and Hall 2001)."""
+        return len(self.classes) - 1
+
+    def boosting(self, truth: np.ndarray, booster: int) -> tuple[dict[str, Any], np.ndarray]:
+        """Log loss of "above level k"."""
+        return {"objective": "binary"}, (truth > booster).astype(float)
+
+    def boosted_logits(self, raw: Sequence[np.ndarray]) -> np.ndarray:
+        """(rows, levels - 1)."""
+        return np.stack(raw, axis=1)
 
     def state(self) -> dict[str, Any]:
         """Order, levels and counts."""

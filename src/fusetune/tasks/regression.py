@@ -16,7 +16,8 @@ from fusetune.errors import BadCell, ConfigError, TableError, shown
 from fusetune.modalities.base import Detection
 from fusetune.modalities.number import NumberModality
 from fusetune.tasks import metrics as measures
-from fusetune.tasks.base import LinearModel, Metric, Task
+from fusetune.tasks.abilities import Boosted, Divergent, Probed
+from fusetune.tasks.base import LinearModel, Metric
 from fusetune.tasks.cells import is_whole, label_text, present_cells
 from fusetune.tasks.divergence import squared_difference
 from fusetune.tasks.linear import fit_ridge
@@ -24,6 +25,8 @@ from fusetune.tasks.transforms import Transform
 from fusetune.types import Target
 
 LOSSES = ("mse", "huber", "mae")
+BOOSTED_LOSSES = {"mse": "regression", "huber": "huber", "mae": "regression_l1"}
+"""LightGBM's names of the losses."""
 
 
 class _NumberHead(nn.Linear):
@@ -33,7 +36,7 @@ class _NumberHead(nn.Linear):
         return super().forward(input).squeeze(-1)
 
 
-class RegressionTask(Task):
+class RegressionTask(Probed, Divergent, Boosted):
     """One number, learned on a transformed scale and predicted in the target's unit. Main metric: r2."""
 
     name = "regression"
@@ -198,6 +201,24 @@ class RegressionTask(Task):
     def columns(self, scores: np.ndarray) -> dict[str, list[Any]]:
         """The number under the target's name."""
         return {self.target: scores.astype(float).tolist()}
+
+    @property
+    def num_boosters(self) -> int:
+        """One."""
+        return 1
+
+    def boosting(self, truth: np.ndarray, booster: int) -> tuple[dict[str, Any], np.ndarray]:
+        """The task's loss on the learned scale."""
+        labels = self.transform.forward(truth) if len(truth) else truth
+        return {"objective": BOOSTED_LOSSES[self.loss_name], "alpha": self.delta}, labels
+
+    def boosted_logits(self, raw: Sequence[np.ndarray]) -> np.ndarray:
+        """(rows,) on the learned scale."""
+        return raw[0]
+
+    def row_losses(self, scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        """Squared errors in the target's unit, (rows,)."""
+        return np.asarray((scores - truth) ** 2)
 
     def state(self) -> dict[str, Any]:
         """Options, scale and range."""

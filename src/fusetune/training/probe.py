@@ -18,7 +18,8 @@ from torch import Tensor
 from fusetune.data.examples import Examples
 from fusetune.data.storage.mapped import mapped_flatnonzero, mapped_take, mapped_zeros, pieces
 from fusetune.models.understand import Understand
-from fusetune.tasks.base import LinearModel, Task
+from fusetune.tasks.abilities import Probed
+from fusetune.tasks.base import LinearModel
 from fusetune.types import Tokens
 
 Features = Mapping[str, Tokens]
@@ -102,7 +103,7 @@ class Probe:
         self.scales, self.weights, self.linear = dict(scales), dict(weights), linear
 
     @classmethod
-    def fit(cls, task: Task, train: SplitRows, val: SplitRows, columns: Collection[str]) -> Probe:
+    def fit(cls, task: Probed, train: SplitRows, val: SplitRows, columns: Collection[str]) -> Probe:
         """Learn from train rows; the strength of the penalty is chosen on validation rows."""
         scales = column_scales(train.examples, {name: train.features[name] for name in columns})
         blocks = {name: block(train, name, scale) for name, scale in scales.items()}

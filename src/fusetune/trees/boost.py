@@ -1,5 +1,7 @@
 """Gradient-boosted trees for a task, by LightGBM: its logits, in the form that the network's heads give.
 
+How many boosters there are, and what each learns, is the task's (`fusetune.tasks.abilities.Boosted`):
+
 | task | boosters | logits |
 | --- | --- | --- |
 | regression | one on the learned scale: squared, Huber or absolute loss, as the task's | (rows,) |
@@ -20,11 +22,7 @@ import numpy as np
 import torch
 
 from fusetune.config.fusion import StackConfig
-from fusetune.tasks.base import Task
-from fusetune.tasks.classification import ClassificationTask
-from fusetune.tasks.multilabel import MultilabelTask
-from fusetune.tasks.ordinal import OrdinalTask
-from fusetune.tasks.regression import RegressionTask
+from fusetune.tasks.abilities import Boosted
 from fusetune.trees.text import lightgbm, read_trees
 
 PATIENCE = 50
@@ -33,8 +31,6 @@ BLIND_ROUNDS = 100
 """The most rounds where there are no validation rows to stop by."""
 MAX_TREES = 20_000
 """A task's boosters together make at most so many trees, so that hundreds of classes still end."""
-
-LOSSES = {"mse": "regression", "huber": "huber", "mae": "regression_l1"}
 
 
 @dataclass
@@ -46,25 +42,13 @@ class Rows:
     weights: np.ndarray
 
 
-def outputs(task: Task) -> int | None:
-    """How many boosters a task needs; None for a task that trees cannot be grown for."""
-    if isinstance(task, RegressionTask | ClassificationTask):
-        return 1
-    if isinstance(task, OrdinalTask):
-        return len(task.labels) - 1
-    return len(task.labels) if isinstance(task, MultilabelTask) else None
-
-
-def per_round(task: Task) -> int:
-    """How many trees a booster makes a round: one, or one a class."""
-    return len(task.labels) if isinstance(task, ClassificationTask) and len(task.labels) > 2 else 1
-
-
-def grow(task: Task, train: Rows, val: Rows, categorical: list[int], settings: StackConfig, *, seed: int) -> list[Any]:
+def grow(
+    task: Boosted, train: Rows, val: Rows, categorical: list[int], settings: StackConfig, *, seed: int
+) -> list[Any]:
     """The boosters of a task.
 
     Args:
-        task: one that `outputs` is not None for.
+        task: fitted.
         train: labelled rows.
         val: labelled rows that choose the number of rounds; may be none.
         categorical: the features that are categories.
@@ -73,9 +57,8 @@ def grow(task: Task, train: Rows, val: Rows, categorical: list[int], settings: S
     """
     library = lightgbm()
     grown = []
-    num = outputs(task)
-    assert num is not None
-    rounds = max(1, min(settings.rounds, MAX_TREES // (num * per_round(task))))
+    num, per_round = task.num_boosters, task.trees_per_round
+    rounds = max(1, min(settings.rounds, MAX_TREES // (num * per_round)))
     few = max(2, min(20, len(train.truth) // 20))
     shared = {
         "learning_rate": settings.rate,
@@ -90,8 +73,8 @@ def grow(task: Task, train: Rows, val: Rows, categorical: list[int], settings: S
         "verbosity": -1,
     }
     for place in range(num):
-        goal, labels = _goal(task, train.truth, place)
-        _, val_labels = _goal(task, val.truth, place)
+        goal, labels = task.boosting(train.truth, place)
+        _, val_labels = task.boosting(val.truth, place)
         options = {"categorical_feature": categorical, "free_raw_data": False}
         data = library.Dataset(train.matrix, labels, weight=train.weights, params={"verbosity": -1}, **options)
         watched, callbacks = [], []
@@ -101,30 +84,11 @@ def grow(task: Task, train: Rows, val: Rows, categorical: list[int], settings: S
         most = rounds if watched else min(rounds, BLIND_ROUNDS)
         booster = library.train(shared | goal, data, most, valid_sets=watched, callbacks=callbacks)
         text = booster.model_to_string(num_iteration=booster.best_iteration if watched else -1)
-        grown.append(read_trees(text, train.matrix.shape[1], per_round(task)))  # what a folder gives, and no more
+        grown.append(read_trees(text, train.matrix.shape[1], per_round))  # what a folder gives, and no more
     return grown
 
 
-def _goal(task: Task, truth: np.ndarray, place: int) -> tuple[dict[str, Any], np.ndarray]:
-    """What a booster minimises, and its labels."""
-    if isinstance(task, RegressionTask):
-        labels = task.transform.forward(truth) if len(truth) else truth
-        return {"objective": LOSSES[task.loss_name], "alpha": task.delta}, labels
-    if isinstance(task, OrdinalTask):
-        return {"objective": "binary"}, (truth > place).astype(float)
-    if isinstance(task, MultilabelTask):
-        return {"objective": "binary"}, truth[:, place].astype(float)
-    many = per_round(task)
-    return ({"objective": "multiclass", "num_class": many} if many > 1 else {"objective": "binary"}), truth
-
-
-def tree_scores(task: Task, boosters: list[Any], matrix: np.ndarray) -> np.ndarray:
-    """The boosters' scores of (rows, features), as `Task.scores` gives them."""
+def tree_scores(task: Boosted, boosters: list[Any], matrix: np.ndarray) -> np.ndarray:
+    """The boosters' answers for (rows, features), as `Task.scores` gives them."""
     raw = [np.asarray(booster.predict(matrix, raw_score=True)) for booster in boosters]
-    if isinstance(task, RegressionTask):
-        logits = raw[0]
-    elif isinstance(task, ClassificationTask):
-        logits = raw[0] if raw[0].ndim == 2 else np.stack([np.zeros_like(raw[0]), raw[0]], axis=1)
-    else:
-        logits = np.stack(raw, axis=1)
-    return task.scores(torch.from_numpy(np.ascontiguousarray(logits)))
+    return task.scores(torch.from_numpy(np.ascontiguousarray(task.boosted_logits(raw))))

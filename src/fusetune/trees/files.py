@@ -18,8 +18,8 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
 from fusetune.models.understand import Understand
+from fusetune.tasks.abilities import Boosted
 from fusetune.tasks.base import Task
-from fusetune.trees.boost import outputs, per_round
 from fusetune.trees.stack import Blend, Stack
 from fusetune.trees.text import read_trees
 from fusetune.trees.view import Axes, Line, View
@@ -95,10 +95,11 @@ def load_stack(content: Mapping[str, Any] | None, folder: Path, model: Understan
     blends = {}
     for number, said in enumerate(content["tasks"]):
         line = _line(tensors, number, said["line"]) if said["line"] is not None else None
-        if int(said["boosters"]) != outputs(tasks[said["name"]]):
+        task = tasks[said["name"]]
+        if not isinstance(task, Boosted) or int(said["boosters"]) != task.num_boosters:
             raise ValueError(f"the trees of {said['name']!r} are not those of its task")
         width = view.width + (len(line.bias) if line is not None else 0)
-        many = per_round(tasks[said["name"]])
+        many = task.trees_per_round
         paths = [place / f"{number}-{at}.txt" for at in range(int(said["boosters"]))]
         boosters = [read_trees(path.read_bytes().decode("utf-8"), width, many) for path in paths]
         blends[said["name"]] = Blend(float(said["weight"]), boosters, line, list(said["needed"]))

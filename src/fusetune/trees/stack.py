@@ -15,6 +15,7 @@ from fusetune.data.examples import Examples
 from fusetune.inference.features import encoded, fill_features
 from fusetune.inference.predict import predict_logits
 from fusetune.models.understand import Understand
+from fusetune.tasks.abilities import Boosted
 from fusetune.tasks.base import Task
 from fusetune.training.probe import Features
 from fusetune.trees.boost import tree_scores
@@ -93,6 +94,7 @@ class Stack:
         """
         blend = self.blends[name]
         logits = blend.line.logits(examples, indices, features) if blend.line is not None else None
+        assert isinstance(task, Boosted), "trees are kept for tasks that they can learn"
         return tree_scores(task, blend.boosters, self.view.matrix(examples, indices, features, logits))
 
     def scores(
