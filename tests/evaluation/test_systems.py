@@ -104,11 +104,11 @@ def test_a_model_trained_alone_is_asked_where_there_is_one(made):
 
 
 def test_which_modalities_need_a_model_of_their_own(made):
-    _, _, (train, _, _) = made
-    assert systems.trained_alone("probe", train) == []
-    assert systems.trained_alone("tuned", train) == ["text", "tabular"]
+    _, task, (train, _, _) = made
+    assert systems.trained_alone("probe", train, [task]) == []
+    assert systems.trained_alone("tuned", train, [task]) == ["text", "tabular"]
     scratch = SplitRows(
         train.examples, {n: f for n, f in train.features.items() if n != "note"}, train.indices, train.truth
     )
-    assert systems.trained_alone("probe", scratch) == ["text"]
+    assert systems.trained_alone("probe", scratch, [task]) == ["text"]
     assert systems.probe_columns(scratch, ["note", "x"]) == ["x"]

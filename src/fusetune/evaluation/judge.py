@@ -26,7 +26,6 @@ from fusetune.evaluation.results import (
     TaskResult,
 )
 from fusetune.tasks.base import Task
-from fusetune.tasks.classification import ClassificationTask
 
 MAX_SLICES = 12
 SLICE_DRAWS = 200
@@ -200,14 +199,8 @@ def _slices(
 
 
 def main_metric(task: Task) -> Metrics:
-    """The task's metrics, or something faster that gives the main one alone: slices need no other."""
-
-    def accuracy(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None) -> dict[str, float]:
-        right = (scores.argmax(axis=1) == truth).astype(float)
-        empty = len(right) == 0 or (weights is not None and not weights.sum() > 0)
-        return {"accuracy": math.nan if empty else float(np.average(right, weights=weights))}
-
-    return accuracy if task.main.name == "accuracy" and isinstance(task, ClassificationTask) else task.metrics
+    """The task's main metric alone: slices need no other."""
+    return lambda scores, truth, weights: {task.main.name: task.main_value(scores, truth, weights)}
 
 
 def slice_names(values: Sequence[Any]) -> list[str]:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from fusetune.errors import ConfigError
 from fusetune.models.perturb import Ball, Deltas, RngState, attacked_columns
 from fusetune.objectives.base import Objective
+from fusetune.tasks.abilities import Divergent, require
 from fusetune.types import Batch, Outputs
 
 if TYPE_CHECKING:
     from fusetune.models.understand import Understand
-    from fusetune.tasks.abilities import Divergent, require
-from fusetune.tasks.base import Task
+    from fusetune.tasks.base import Task
 
 
 class VirtualAdversarial(Objective):

@@ -196,6 +196,14 @@ class ClassificationTask(LabelTask, Probed, Divergent, Boosted):
             head.bias.copy_(torch.zeros_like(rates) if self.class_weights else (rates / rates.sum()).log())
         return head
 
+    def main_value(self, scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
+        """Accuracy; a subclass's own main metric."""
+        if self.main.name != "accuracy":
+            return super().main_value(scores, truth, weights)
+        right = (scores.argmax(1) == truth).astype(float)
+        empty = len(right) == 0 or (weights is not None and not weights.sum() > 0)
+        return float("nan") if empty else float(np.average(right, weights=weights))
+
     def _class_weights(self, dtype: torch.dtype, device: torch.device) -> Tensor | None:
         """(classes,) weights of the loss, or None where all are 1."""
         if self.class_weights is None:
