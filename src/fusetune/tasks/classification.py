@@ -11,127 +11,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusetune.data.table import is_missing
-from fusetune.errors import BadCell, ConfigError, TableError, nearest, shown
+from fusetune.errors import ConfigError, TableError, nearest, shown
 from fusetune.modalities.base import Detection
 from fusetune.tasks import metrics as measures
-from fusetune.tasks.abilities import Boosted, Divergent, Labelled, Probed
+from fusetune.tasks.abilities import Boosted, Divergent, Probed
 from fusetune.tasks.base import LinearModel, Metric
-from fusetune.tasks.cells import is_whole, label_text, present_cells, sorted_labels
+from fusetune.tasks.cells import is_whole, label_text, sorted_labels
 from fusetune.tasks.divergence import softmax_divergence
 from fusetune.tasks.focal import check_focal, focused
+from fusetune.tasks.labels import LabelTask
 from fusetune.tasks.linear import fit_logistic, one_hot
 from fusetune.types import Target
-
-MAX_WRITTEN_CLASSES = 20
-"""Up to so many classes, the output table has a column of probabilities a class."""
-
-TINY = 1e-12
-"""Probabilities are kept this far from 0 in logarithms."""
 
 TRUE_WORDS = frozenset({"1", "true", "yes", "y", "t", "positive", "pos", "+", "on"})
 """Labels taken as the positive class of two, in any case of letters."""
 
 ClassWeights = Literal["balanced"] | Mapping[str, float] | None
-
-
-class LabelTask(Labelled):
-    """What tasks share whose target is one of several labels: cells as class indices, and the output columns."""
-
-    def __init__(self, target: str) -> None:
-        super().__init__(target)
-        self.classes = []
-        self.counts: list[int] = []
-
-    @property
-    def classes(self) -> list[str]:
-        """Class names in the order of the scores' columns."""
-        return self._classes
-
-    @classes.setter
-    def classes(self, classes: list[str]) -> None:
-        self._classes = classes
-        self._places = {label: place for place, label in enumerate(classes)}
-
-    @property
-    def labels(self) -> list[str]:
-        """Class names in the order of the scores' columns."""
-        return self._classes
-
-    def _learn(self, values: Sequence[Any]) -> Counter[str]:
-        """Counts of the labels in the train rows.
-
-        Raises:
-            TableError: there is no label, or one only.
-        """
-        counts = Counter(label_text(cell) for cell in present_cells(values, self.target))
-        if len(counts) < 2:
-            raise TableError(
-                "the target has one class only, so there is nothing to learn",
-                expected="2 or more distinct values in the train rows",
-                came=f"{shown(next(iter(counts)))} in all {counts.total()} labelled train rows",
-                do="name another target column, or add rows of another class",
-                column=self.target,
-            )
-        return counts
-
-    def _index(self, value: Any) -> int | None:
-        """The class index of a cell, or None: a float may also be written with its point in the train rows."""
-        return self._places.get(label_text(value), self._places.get(str(value)))
-
-    def check(self, value: Any, *, row: int) -> None:
-        """Refuse a label that no train row has.
-
-        Raises:
-            BadCell: it is not one of the classes.
-        """
-        if self._index(value) is None:
-            few = ", ".join(map(shown, self.classes[:10])) + (", …" if len(self.classes) > 10 else "")
-            raise BadCell(
-                row=row,
-                column=self.target,
-                value=value,
-                why=f"a label that no train row has; the {len(self.classes)} known ones are {few}",
-                do=nearest(label_text(value), self.classes) or "correct it, or train on rows that have it",
-            )
-
-    def truth(self, values: Sequence[Any]) -> np.ndarray:
-        """Class indices, (rows,) int64."""
-        indices = [self._index(value) for value in values]
-        assert None not in indices, "a label was not checked"
-        return np.asarray(indices, dtype=np.int64)
-
-    def encode(self, values: Sequence[Any]) -> Target:
-        """Class indices, (rows,) int64; 0 where unlabelled."""
-        labelled = [not is_missing(value) for value in values]
-        indices = [self._index(value) if known else 0 for value, known in zip(values, labelled, strict=True)]
-        assert None not in indices, "a label was not checked"
-        return Target(torch.tensor(indices, dtype=torch.int64), torch.tensor(labelled, dtype=torch.bool))
-
-    def decide(self, scores: np.ndarray) -> np.ndarray:
-        """The likeliest class's index, (rows,)."""
-        return np.asarray(scores.argmax(1))
-
-    def row_losses(self, scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
-        """The log loss of each row in nats, (rows,), of (rows, classes) probabilities."""
-        return np.asarray(-np.log(np.clip(scores[np.arange(len(truth)), truth], TINY, 1)))
-
-    def constant(self, truth: np.ndarray, rows: int) -> np.ndarray:
-        """The classes' rates in `truth`, the same for every row: the decision is the majority class."""
-        rates = np.bincount(truth, minlength=len(self.classes)) / max(len(truth), 1)
-        return np.tile(rates, (rows, 1))
-
-    def columns(self, scores: np.ndarray) -> dict[str, list[Any]]:
-        """The label under the target's name, its probability, and up to 20 classes' probabilities."""
-        decided = self.decide(scores)
-        result: dict[str, list[Any]] = {
-            self.target: [self.classes[place] for place in decided],
-            f"{self.target}_probability": scores[np.arange(len(scores)), decided].astype(float).tolist(),
-        }
-        if len(self.classes) <= MAX_WRITTEN_CLASSES:
-            for place, label in enumerate(self.classes):
-                result[f"{self.target}:{label}"] = scores[:, place].astype(float).tolist()
-        return result
 
 
 class ClassificationTask(LabelTask, Probed, Divergent, Boosted):

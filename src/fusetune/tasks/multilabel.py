@@ -20,9 +20,9 @@ from fusetune.tasks import metrics as measures
 from fusetune.tasks.abilities import Boosted, Divergent, Labelled, Probed, Thresholded
 from fusetune.tasks.base import LinearModel, Metric
 from fusetune.tasks.cells import is_whole, label_text, present_cells, sorted_labels
-from fusetune.tasks.classification import MAX_WRITTEN_CLASSES, TINY
 from fusetune.tasks.divergence import bernoulli_divergence
 from fusetune.tasks.focal import check_focal, focused
+from fusetune.tasks.labels import MAX_WRITTEN_CLASSES, TINY
 from fusetune.tasks.linear import fit_logistic
 from fusetune.types import Target
 

@@ -17,8 +17,8 @@ from fusetune.tasks import metrics as measures
 from fusetune.tasks.abilities import Boosted, Divergent, Probed
 from fusetune.tasks.base import LinearModel, Metric
 from fusetune.tasks.cells import label_text
-from fusetune.tasks.classification import LabelTask
 from fusetune.tasks.divergence import bernoulli_divergence
+from fusetune.tasks.labels import LabelTask
 from fusetune.tasks.linear import fit_logistic
 from fusetune.types import Target
 
