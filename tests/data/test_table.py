@@ -182,7 +182,7 @@ REFUSED = [
     ("t.csv", "\n\n", "empty"),
     ("t.csv", "a,b\n", "a header and no row"),
     ("t.csv", "a,a\n1,2\n", "more than once: 'a'"),
-    ("t.csv", ",a\n1,2\n", "column 1 of 2 without a name"),
+    ("t.csv", "a,\n1,2\n", "column 2 of 2 without a name"),
     ("t.csv", 'a,"b\n1,2\n', "the header cannot be read"),
     ("t.jsonl", "\n", "empty"),
     ("t.jsonl", '[{"a": 1}]', "one JSON array"),

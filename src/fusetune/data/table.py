@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import datasets
     import pandas
 
+    from fusetune.config.data import ReadConfig
+
 __all__ = ["Source", "Table", "is_missing"]
 
 AT_ONCE = 8 * 2**20
@@ -78,7 +80,14 @@ class Table:
         self._ends: dict[str, np.ndarray] = {}
 
     @classmethod
-    def read(cls, source: Source, *, base_dir: str | Path | None = None, cache_dir: str | Path | None = None) -> Table:
+    def read(
+        cls,
+        source: Source,
+        *,
+        base_dir: str | Path | None = None,
+        cache_dir: str | Path | None = None,
+        read: ReadConfig | None = None,
+    ) -> Table:
         """Read a table.
 
         Args:
@@ -88,6 +97,7 @@ class Table:
             base_dir: where relative media paths start; the file's folder, or the current one for objects.
             cache_dir: keeps the Arrow form of a text or Parquet file there for the next time; where None it lies in
                 a private temporary folder until the table is gone.
+            read: separator, quotes and encoding of text files; what it leaves open is detected.
 
         Raises:
             TableError: it cannot be read; the message names the file, the place and what to do.
@@ -97,7 +107,7 @@ class Table:
             return source
         from fusetune.data.reading.readers import read_source
 
-        return read_source(source, base_dir=base_dir, cache_dir=cache_dir)
+        return read_source(source, base_dir=base_dir, cache_dir=cache_dir, read=read)
 
     @classmethod
     def from_records(

@@ -154,7 +154,7 @@ def read_examples(
     Raises:
         TableError: the table cannot be read or lacks a column.
     """
-    table = Table.read(source)
+    table = Table.read(source, read=bundle.config.data.read)
     table.require([*bundle.modalities, *([task.target for task in bundle.tasks.values()] if targets else [])])
     weight = bundle.schema.weight if targets and bundle.schema.weight in table else None
     group = bundle.schema.group if targets and bundle.schema.group in table else None
@@ -194,7 +194,7 @@ def predict_parts(
     Raises:
         TableError: the table cannot be read or lacks a column.
     """
-    table = Table.read(source)
+    table = Table.read(source, read=bundle.config.data.read)
     table.require(bundle.modalities)
     bundle, low = arithmetic(bundle, precision)
     for part in _parts(table, rows):

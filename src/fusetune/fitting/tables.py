@@ -51,8 +51,9 @@ class Tables:
         self.splits = self._read(sources)
 
     def _read(self, sources: Mapping[str, Any]) -> dict[str, Table]:
+        read = self.config.data.read
         given = {
-            split: concat([Table.read(one) for one in (source if isinstance(source, list) else [source])])
+            split: concat([Table.read(part, read=read) for part in (source if isinstance(source, list) else [source])])
             for split, source in sources.items()
             if source is not None
         }

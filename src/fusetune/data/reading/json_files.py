@@ -17,8 +17,8 @@ from fusetune.errors import TableError
 MAX_COLUMNS = 20_000
 
 
-def read_jsonl(path: Path) -> Parsed:
-    """A file of one JSON object a line. Blank lines are no rows; a key that an object lacks is a missing cell.
+def read_jsonl(path: Path, encoding: str | None = None) -> Parsed:
+    """Read a file of one JSON object a line. Blank lines are no rows; a key that an object lacks is a missing cell.
 
     A line that is not an object, or has a key twice, is rejected. A column keeps its Arrow type where all its cells
     have one; otherwise, and for lists and objects, its cells are kept as JSON.
@@ -26,7 +26,7 @@ def read_jsonl(path: Path) -> Parsed:
     Raises:
         TableError: it is empty, holds one JSON array, has no rows, or is not UTF-8.
     """
-    encoding = encoding_of(path)
+    encoding = encoding_of(path, encoding)
     types: dict[str, set[str]] = {}
     scout = Parsed(pa.schema([]), iter(()))
     for record in _json_records(path, encoding, scout):

@@ -11,40 +11,63 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from fusetune.config.data import ReadConfig
 from fusetune.data.quarantine import Rejected, check_rate
 from fusetune.data.reading.arrow import normal_batches, normal_schema
+from fusetune.data.reading.delimited import read_delimited
 from fusetune.data.reading.joined import concat
 from fusetune.data.reading.json_files import read_jsonl
 from fusetune.data.reading.objects import NO_ROWS, from_arrow, from_hugging_face, from_pandas
 from fusetune.data.reading.remote import copied, is_address, local_path
-from fusetune.data.reading.text_files import BATCH_ROWS, Parsed, check_names, read_delimited
+from fusetune.data.reading.text_files import BATCH_ROWS, Parsed, check_names
 from fusetune.data.storage.mapped import mapped_arange, mapped_flatnonzero, mapped_full, mapped_take
 from fusetune.data.table import Source, Table
 from fusetune.errors import StorageError, TableError, UserError, nearest
 
 READ_BYTES = 2**20
 """Of a Parquet column that are read at a time."""
-FORMAT = 1
+FORMAT = 2
 """Counts changes of the cached form, so that an older cache is not read as a newer one."""
 
 
-def read_source(source: Source, *, base_dir: str | Path | None, cache_dir: str | Path | None) -> Table:
+@dataclass(frozen=True)
+class Reading:
+    """How a file becomes a table.
+
+    Attributes:
+        folder: where relative media paths start.
+        cache_dir: where the Arrow form of text and Parquet files is kept; None: in a temporary folder.
+        read: the settings of text files.
+    """
+
+    folder: Path
+    cache_dir: Path | None
+    read: ReadConfig
+
+
+def read_source(
+    source: Source, *, base_dir: str | Path | None, cache_dir: str | Path | None, read: ReadConfig | None = None
+) -> Table:
     """What `Table.read` does; see there."""
+    read = read or ReadConfig()
     if isinstance(source, str | Path):
         name = local_path(str(source)) or str(source)
         if is_address(name):
-            return _at_address(name, base_dir)
+            return _at_address(name, base_dir, read)
         path = check_path(name)
         if path.is_dir():
-            shards = [read_source(one, base_dir=base_dir or path, cache_dir=cache_dir) for one in _shards(path)]
+            home = base_dir or path
+            shards = [read_source(one, base_dir=home, cache_dir=cache_dir, read=read) for one in _shards(path)]
             return concat(shards, source=str(path))
         folder = Path(base_dir) if base_dir is not None else path.parent
-        return FORMATS[path.suffix.lower()](path, folder.absolute(), Path(cache_dir) if cache_dir else None)
+        reading = Reading(folder.absolute(), Path(cache_dir) if cache_dir else None, read)
+        return FORMATS[path.suffix.lower()](path, reading)
     folder = Path(base_dir or Path.cwd()).absolute()
     if isinstance(source, pa.Table):
         return from_arrow(source, "the Arrow table", folder)
@@ -135,7 +158,7 @@ def _shards(folder: Path) -> list[Path]:
     )
 
 
-def _at_address(address: str, base_dir: str | Path | None) -> Table:
+def _at_address(address: str, base_dir: str | Path | None, read: ReadConfig) -> Table:
     """The table at an address, copied; what it holds may change there, so its SHA-256 is in the notes.
 
     A copy of text or Parquet is deleted once its Arrow form is there.
@@ -144,7 +167,7 @@ def _at_address(address: str, base_dir: str | Path | None) -> Table:
     home, tables = Path(base_dir).absolute() if base_dir is not None else kept.folder, []
     for part in copied(address, kept.folder, FORMATS):
         try:
-            table = FORMATS[check_path(str(part.path)).suffix.lower()](part.path, home, None)
+            table = FORMATS[check_path(str(part.path)).suffix.lower()](part.path, Reading(home, None, read))
         except UserError as error:
             error.file = None
             raise error.in_file(part.address) from None
@@ -168,12 +191,14 @@ def _remove(folder: str, process: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _converted(path: Path, folder: Path, cache_dir: Path | None, parse: Callable[[], Parsed]) -> Table:
+def _converted(path: Path, reading: Reading, parse: Callable[[], Parsed]) -> Table:
     """The file's rows through an Arrow file on disk, from `cache_dir` where it is already there."""
+    cache_dir = reading.cache_dir
     keep = None if cache_dir is not None else _Kept()
     home = cache_dir if cache_dir is not None else keep.folder  # type: ignore[union-attr]
     state = path.stat()
-    key = json.dumps([FORMAT, pa.__version__, str(path.absolute()), state.st_size, state.st_mtime_ns])
+    read = reading.read.model_dump(include={"separator", "quote", "encoding"})
+    key = json.dumps([FORMAT, pa.__version__, str(path.absolute()), state.st_size, state.st_mtime_ns, read])
     name = f"{path.stem[:40]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     data, told = home / f"{name}.arrow", home / f"{name}.json"
     if not (data.exists() and told.exists()):
@@ -201,7 +226,7 @@ def _converted(path: Path, folder: Path, cache_dir: Path | None, parse: Callable
     return Table(
         arrow,
         source=str(path),
-        base_dir=folder,
+        base_dir=reading.folder,
         rows=rows,
         rejected=rejected,
         notes=story["notes"],
@@ -229,19 +254,19 @@ def _write(parsed: Parsed, data: Path, told: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _csv(path: Path, folder: Path, cache_dir: Path | None) -> Table:
-    return _converted(path, folder, cache_dir, lambda: read_delimited(path, ","))
+def _csv(path: Path, reading: Reading) -> Table:
+    return _converted(path, reading, lambda: read_delimited(path, ",", reading.read))
 
 
-def _tsv(path: Path, folder: Path, cache_dir: Path | None) -> Table:
-    return _converted(path, folder, cache_dir, lambda: read_delimited(path, "\t"))
+def _tsv(path: Path, reading: Reading) -> Table:
+    return _converted(path, reading, lambda: read_delimited(path, "\t", reading.read))
 
 
-def _jsonl(path: Path, folder: Path, cache_dir: Path | None) -> Table:
-    return _converted(path, folder, cache_dir, lambda: read_jsonl(path))
+def _jsonl(path: Path, reading: Reading) -> Table:
+    return _converted(path, reading, lambda: read_jsonl(path, reading.read.encoding))
 
 
-def _parquet(path: Path, folder: Path, cache_dir: Path | None) -> Table:
+def _parquet(path: Path, reading: Reading) -> Table:
     import pyarrow.parquet as pq
 
     def parse() -> Parsed:
@@ -252,7 +277,7 @@ def _parquet(path: Path, folder: Path, cache_dir: Path | None) -> Table:
             schema = normal_schema(file.schema_arrow)
         return _with_batches(path, schema, file.iter_batches(batch_size=min(BATCH_ROWS, 1024)), file.metadata.num_rows)
 
-    return _converted(path, folder, cache_dir, parse)
+    return _converted(path, reading, parse)
 
 
 def _with_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], num_rows: int) -> Parsed:
@@ -272,7 +297,7 @@ def _with_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
     return parsed
 
 
-def _ipc(path: Path, folder: Path, cache_dir: Path | None) -> Table:
+def _ipc(path: Path, reading: Reading) -> Table:
     """An Arrow file is mapped as it is; the stream form, which Hugging Face writes, too."""
     with _reading(path, "Arrow"):
         mapped = pa.memory_map(str(path))
@@ -281,7 +306,7 @@ def _ipc(path: Path, folder: Path, cache_dir: Path | None) -> Table:
         except pa.ArrowInvalid:
             mapped.seek(0)
             arrow = pa.ipc.open_stream(mapped).read_all()
-        return from_arrow(arrow, str(path), folder)
+        return from_arrow(arrow, str(path), reading.folder)
 
 
 @contextmanager
@@ -304,7 +329,7 @@ def _broken(path: Path, form: str, why: str) -> TableError:
     )
 
 
-FORMATS: dict[str, Callable[[Path, Path, Path | None], Table]] = {
+FORMATS: dict[str, Callable[[Path, Reading], Table]] = {
     ".csv": _csv,
     ".tsv": _tsv,
     ".tab": _tsv,

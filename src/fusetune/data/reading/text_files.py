@@ -1,17 +1,10 @@
-"""CSV and TSV files to Arrow record batches, every cell as it was written; what all text files share.
-
-Python's `csv` does the parsing: it tells a closed quote from one that is not, and never turns "NA" or "00501" into
-something else. Memory stays at one batch, however long the file is.
-"""
+"""What all text files share: encodings, names of columns, and rows on their way to Arrow record batches."""
 
 from __future__ import annotations
 
 import codecs
-import csv
-import io
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +16,6 @@ from fusetune.errors import TableError, shown
 
 BATCH_ROWS = 16_384
 BATCH_CHARS = 16_000_000
-CELL_CHARS = 1 << 28
 VALUE_CHARS = 500
 HOPELESS = 10_000
 """After so many rejected rows, a file of which most rows are rejected is not read to its end."""
@@ -39,8 +31,6 @@ _STARTS = {
     b"%PDF-": "a PDF",
 }
 """What files that are no text start with."""
-
-DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
 
 
 @dataclass
@@ -70,8 +60,8 @@ class Parsed:
             check_rate(self.rejected, self.rows_in, source=str(path))
 
 
-def encoding_of(path: Path) -> str:
-    """The encoding that a byte order mark tells, else UTF-8.
+def encoding_of(path: Path, given: str | None = None) -> str:
+    """Return the encoding that a byte order mark tells, else the given one, else UTF-8.
 
     Raises:
         TableError: UTF-16 or UTF-32 that cannot be told apart safely, or a file that is no text.
@@ -90,6 +80,8 @@ def encoding_of(path: Path) -> str:
         raise TableError("the file is UTF-32", expected="UTF-8", do="save it as UTF-8", file=str(path))
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
+    if given is not None and codecs.lookup(given).name != "utf-8":
+        return given
     if len(head) >= 4 and (head[1:4:2] == b"\0\0" or head[0:3:2] == b"\0\0"):
         raise TableError(
             "the file looks like UTF-16 without a byte order mark",
@@ -101,7 +93,14 @@ def encoding_of(path: Path) -> str:
 
 
 def wrong_encoding(path: Path, encoding: str) -> TableError:
-    """The error for a file that does not decode: finds the first bad byte's offset and line."""
+    """Return the error for a file that does not decode, with the first bad byte's offset and line."""
+    if encoding not in ("utf-8-sig", "utf-16"):
+        return TableError(
+            f"the file is not in the encoding {encoding}",
+            expected="the encoding that the file was written in",
+            do="change data.read.encoding, or save the file as UTF-8 and leave it out",
+            file=str(path),
+        )
     offset, lines, error = 0, 1, None
     with path.open("rb") as handle:
         big = handle.read(2) == codecs.BOM_UTF16_BE
@@ -127,61 +126,10 @@ def wrong_encoding(path: Path, encoding: str) -> TableError:
         f"byte {offset} (line {lines}) is not {'UTF-16' if encoding == 'utf-16' else 'UTF-8'}",
         expected="a file in UTF-8, or in UTF-16 with a byte order mark",
         came=f"{byte} ({error.reason})" if error is not None else byte,
-        do="save it as UTF-8; if it came from Windows: "
+        do="name its encoding, as data.read.encoding=cp1252, or save it as UTF-8; if it came from Windows: "
         f"iconv -f WINDOWS-1252 -t UTF-8 {shown(path.name)} > fixed{path.suffix}",
         file=str(path),
     )
-
-
-@contextmanager
-def long_cells() -> Iterator[None]:
-    """Let `csv` read cells of up to `CELL_CHARS` characters, its own limit being 131,072."""
-    before = csv.field_size_limit(CELL_CHARS)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
-
-
-class _Lines:
-    """The lines of a file, remembering those of the record being read."""
-
-    def __init__(self, handle: io.TextIOBase) -> None:
-        self.handle = handle
-        self.record: list[str] = []
-
-    def __iter__(self) -> _Lines:
-        return self
-
-    def __next__(self) -> str:
-        line = next(self.handle)
-        self.record.append(line)
-        return line
-
-
-def pick_delimiter(path: Path, encoding: str, usual: str) -> str:
-    """`usual`, unless the first rows agree on another delimiter and not on it."""
-    with path.open(encoding=encoding, newline="", errors="replace") as handle:
-        lines = [line for line in (handle.readline(1 << 20) for _ in range(200)) if line]
-    best, best_score, needed = usual, 0.0, 0.5
-    for delimiter in sorted(DELIMITERS, key=lambda one: one != usual):
-        records = []
-        try:
-            for record in csv.reader(lines, delimiter=delimiter):
-                records.append(len(record))
-        except csv.Error:
-            pass
-        widths = [width for width in records[:50] if width]
-        if not widths or widths[0] < 2:
-            continue
-        agree = sum(width == widths[0] for width in widths[1:]) / max(len(widths) - 1, 1)
-        if delimiter == usual:
-            if agree >= 0.5:
-                return usual
-            needed = 0.9
-        elif (agree >= needed and agree > best_score) or len(widths) == 1:
-            best, best_score = delimiter, agree
-    return best
 
 
 def check_names(names: list[str], file: str) -> None:
@@ -214,115 +162,8 @@ def check_names(names: list[str], file: str) -> None:
         )
 
 
-def read_delimited(path: Path, usual: str) -> Parsed:
-    """A CSV or TSV file. Blank lines are no rows; a row with a field too many or too few is rejected.
-
-    Args:
-        path: the file.
-        usual: the delimiter its extension stands for.
-
-    Raises:
-        TableError: it is empty, has only a header, names that clash, or is not UTF-8.
-    """
-    encoding = encoding_of(path)
-    delimiter = pick_delimiter(path, encoding, usual)
-    handle = path.open(encoding=encoding, newline="")
-    lines = _Lines(handle)
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    try:
-        names = _header(path, lines, reader, encoding)
-    except TableError:
-        handle.close()
-        raise
-    parsed = Parsed(pa.schema([pa.field(name, pa.string()) for name in names]), iter(()))
-    if delimiter != usual:
-        parsed.notes.append(
-            f"{path.name}: the columns are separated by {DELIMITERS[delimiter]}, not {DELIMITERS[usual]}"
-        )
-    parsed.batches = _csv_batches(parsed, path, lines, reader, encoding)
-    return parsed
-
-
-def _header(path: Path, lines: _Lines, reader: Any, encoding: str) -> list[str]:
-    names: list[str] = []
-    try:
-        with long_cells():
-            while not names:
-                lines.record.clear()
-                names = next(reader)
-    except StopIteration:
-        raise TableError(
-            "the file is empty", expected="a header line and rows", do="write it again", file=str(path)
-        ) from None
-    except UnicodeDecodeError as error:
-        raise wrong_encoding(path, encoding) from error
-    except csv.Error as error:
-        raise TableError(
-            f"the header cannot be read: {error}",
-            came=shown("".join(lines.record[:1])),
-            do="put the quotes of the first line right",
-            file=str(path),
-        ) from error
-    names[0] = names[0].lstrip("\ufeff")  # a second byte order mark, as of files written one after the other
-    check_names(names, str(path))
-    return names
-
-
-def _csv_batches(parsed: Parsed, path: Path, lines: _Lines, reader: Any, encoding: str) -> Iterator[pa.RecordBatch]:
-    width = len(parsed.schema)
-    rows: list[list[str]] = []
-    chars = 0
-    with lines.handle, long_cells():
-        while True:
-            lines.record.clear()
-            try:
-                record = next(reader)
-            except StopIteration:
-                break
-            except UnicodeDecodeError as error:
-                raise wrong_encoding(path, encoding) from error
-            except csv.Error as error:
-                _reject_lines(parsed, path, lines, reader.line_num, str(error))
-                continue
-            if len(record) == width:
-                rows.append(record)
-                parsed.rows_in += 1
-                chars += sum(map(len, record))
-            elif record:
-                text = "".join(lines.record).rstrip("\r\n")
-                many = f"{len(record)} field{'s' * (len(record) > 1)}"
-                parsed.reject(text, f"line {reader.line_num}: {many} where the header has {width}", path)
-            if len(rows) >= BATCH_ROWS or chars >= BATCH_CHARS:
-                yield _string_batch(parsed.schema, rows)
-                rows, chars = [], 0
-        if rows:
-            yield _string_batch(parsed.schema, rows)
-    if not parsed.rows_in:
-        raise header_only(path)
-
-
-def _reject_lines(parsed: Parsed, path: Path, lines: _Lines, last: int, error: str) -> None:
-    """Every line that a broken quote has swallowed is a rejected row: none is lost uncounted, none is guessed."""
-    first = last - len(lines.record) + 1
-    if "end of data" in error:
-        why = "a quote is opened here and never closed"
-    elif "field limit" in error:
-        why = f"a cell is longer than {CELL_CHARS} characters, or a quote is not closed"
-    else:
-        why = f"the quotes do not match ({error})"
-    for number, line in enumerate(lines.record):
-        if line.strip("\r\n"):
-            place = f"line {first}: {why}" if not number else f"swallowed by line {first}, where {why}"
-            parsed.reject(line.rstrip("\r\n"), place, path)
-
-
 def header_only(path: Path) -> TableError:
     """The error for a table of no rows."""
     return TableError(
         "there is a header and no row", expected="at least one row", do="check how it was written", file=str(path)
     )
-
-
-def _string_batch(schema: pa.Schema, rows: list[list[str]]) -> pa.RecordBatch:
-    columns = [pa.array(cells, pa.string()) for cells in zip(*rows, strict=True)]
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
