@@ -1,4 +1,4 @@
-"""Writes docs/settings.md from the settings' own docstrings: run it after a change of config.py or sections.py."""
+"""Writes docs/settings.md from the settings' own docstrings: run it after a change of a section."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from fusetune import config, data_section, fusion_section, sections, trainer_section
+from fusetune.config import config, data, fusion, sections, trainer
 from fusetune.models.build import options_of
 from fusetune.registry import FUSIONS, MODALITIES, OBJECTIVES, TASKS, Registry
 
 PAGE = Path(__file__).with_name("settings.md")
 HEAD = """# Settings
 
-Written by `docs/make_settings.py` from `src/fusetune/config.py`, `sections.py`, `fusion_section.py`,
-`trainer_section.py`, `data_section.py` and the parts' own docstrings.
+Written by `docs/make_settings.py` from the modules in `src/fusetune/config` and the parts' own docstrings.
 
 On the command line a setting is `key=value`, in YAML and Python it is nested: `trainer.epochs=8` is
 `trainer: {epochs: 8}`. A section may be given as its name alone: `fusion=gated`, `image=../models/mobilenet-v2`.
@@ -33,6 +32,7 @@ SECTIONS = {
     "ReportConfig": ("The report", "report."),
     "AttackConfig": ("Attacks", "report.attack."),
     "DataConfig": ("Data", "data."),
+    "ReadConfig": ("Reading tables", "data.read."),
 }
 SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
@@ -59,9 +59,16 @@ def takes(annotation: ast.expr) -> str:
         for keyword in call.keywords
         if keyword.arg in SIGNS
     ]
-    choices = re.search(r"Literal\[(.*?)\]", source)
+    choices = [
+        part.value
+        for node in ast.walk(annotation)
+        if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == "Literal"
+        for part in ast.walk(node.slice)
+        if isinstance(part, ast.Constant)
+    ]
     if choices or "OnBadCell" in source:
-        return ", ".join(f"`{name}`" for name in re.findall(r"'(\w+)'", choices[1] if choices else "'reject' 'mask'"))
+        names = {"": "none", " ": "space"}
+        return ", ".join(f"`{names.get(name, name)}`" for name in choices or ("reject", "mask"))
     for name, shown in (
         ("Role", "a role"),
         ("NamedConfig", "a name, options"),
@@ -71,6 +78,8 @@ def takes(annotation: ast.expr) -> str:
     ):
         if name in source:
             return f"per name: {shown}" if source.startswith("dict") else shown
+    if "list[Any]" in source:
+        return "a list"
     kind = re.search(r"list\[\w+\]|StrList|\w*float|\bint\b|bool|str", source)
     shown = {"float": "number", "int": "whole number", "bool": "true, false", "str": "text", "StrList": "texts"}
     return " ".join([shown.get(kind[0], "numbers") if kind else source, ", ".join(bounds)]).strip()
@@ -118,7 +127,7 @@ def page() -> str:
     """The whole page."""
     sources = [
         ast.parse(Path(inspect.getfile(module)).read_text(encoding="utf-8"))
-        for module in (config, sections, fusion_section, trainer_section, data_section)
+        for module in (config, sections, fusion, trainer, data)
     ]
     classes = {node.name: node for source in sources for node in source.body if isinstance(node, ast.ClassDef)}
     found = [HEAD.rstrip()]

@@ -127,7 +127,7 @@ def test_a_first_column_without_a_name_is_the_index_that_was_written(tmp_path):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"separator": "ab"}, {"separator": ""}, {"encoding": "utf-9"}, {"decimal": ",", "thousands": ","}, {"quot": "x"}],
+    [{"separator": "ab"}, {"separator": ""}, {"encoding": "utf-9"}, {"quot": "x"}],
 )
 def test_settings_that_cannot_be(wrong):
     with pytest.raises(ConfigError):
