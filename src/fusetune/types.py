@@ -100,6 +100,11 @@ class Batch:
         return len(self.rows)
 
     @property
+    def zero(self) -> Tensor:
+        """A scalar 0 where the batch is, to add losses to."""
+        return self.weights.new_zeros((), dtype=torch.float32)
+
+    @property
     def present(self) -> dict[str, Tensor]:
         """`present[column]` is (batch,) bool, True where the row has the column."""
         return {column: cells >= 0 for column, cells in self.cells.items()}
@@ -168,14 +173,20 @@ class Outputs:
     """What a model gives for a batch.
 
     Attributes:
-        logits: per task, in the form its head gives.
-        pooled: (batch, dim), the fused representation that the heads read.
-        columns: per column, the projected tokens that went into the fusion; none real in rows that lack it.
+        logits: per task, in the form its head gives; empty for a family without heads.
+        columns: per column, the projected tokens, (batch, tokens, dim); none real in rows that lack it.
+        pooled: (batch, dim), the fused representation that the heads read; None for a family without a fusion.
     """
 
     logits: dict[str, Tensor]
-    pooled: Tensor
     columns: dict[str, Tokens]
+    pooled: Tensor | None = None
+
+    @property
+    def fused(self) -> Tensor:
+        """`pooled`, (batch, dim), for what cannot do without."""
+        assert self.pooled is not None, "only a family that fuses its columns has a pooled vector"
+        return self.pooled
 
 
 def as_numbers(scalars: Mapping[str, Tensor | float]) -> dict[str, float]:

@@ -20,7 +20,7 @@ from fusetune.modalities.category import CategoryModality
 from fusetune.modalities.number import NumberModality
 from fusetune.models.build import build_model
 from fusetune.models.perturb import Ball, RngState, attacked_columns, find_site, unit_of
-from fusetune.models.understand import FEATURES
+from fusetune.models.reader import FEATURES
 from fusetune.registry import MODALITIES
 from fusetune.tasks.regression import RegressionTask
 from fusetune.training.probe import column_scales

@@ -15,7 +15,8 @@ from fusetune.inference.predict import predict_logits
 from fusetune.modalities.category import CategoryModality
 from fusetune.modalities.number import NumberModality
 from fusetune.models.build import build_model
-from fusetune.models.understand import FEATURES, Understand
+from fusetune.models.reader import FEATURES
+from fusetune.models.understand import Understand
 from fusetune.registry import FUSIONS, TASKS
 from fusetune.training.probe import Probe, SplitRows, column_scales
 from fusetune.types import Batch

@@ -10,7 +10,7 @@ import fusetune
 from fusetune.backbones import backbone
 from fusetune.backbones.boundary import BOUNDARY
 from fusetune.inference.predict import evaluating
-from fusetune.models.understand import FEATURES
+from fusetune.models.reader import FEATURES
 from fusetune.training import finetune as stages
 
 ROWS = 24

@@ -39,7 +39,7 @@ from fusetune.data.schema import Schema
 from fusetune.errors import FolderError, StorageError
 from fusetune.modalities.base import Modality
 from fusetune.models.build import build_model
-from fusetune.models.understand import Understand
+from fusetune.models.family import Family
 from fusetune.registry import MODALITIES, TASKS
 from fusetune.security.model_folder import BACKBONES, BUNDLE, CONFIG, FORMAT, SCHEMA, WEIGHTS, file_hash, read_folder
 from fusetune.security.untrusted import YAML_BYTES, parse_yaml, read_bytes, read_json, reading, tensors_of
@@ -70,7 +70,7 @@ class Bundle:
         stack: the trees beside the model, where there are any.
     """
 
-    model: Understand
+    model: Family
     modalities: dict[str, Modality]
     tasks: dict[str, Task]
     schema: Schema
@@ -162,7 +162,7 @@ def write_metrics(bundle: Bundle, folder: Path) -> None:
     write_text(folder / BUNDLE, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
 
 
-def _adapted(model: Understand) -> dict[str, Backbone]:
+def _adapted(model: Family) -> dict[str, Backbone]:
     """The backbones with an adapter, by the start of their tensors' names."""
     return {
         f"encoders.{key}.": encoder
@@ -171,7 +171,7 @@ def _adapted(model: Understand) -> dict[str, Backbone]:
     }
 
 
-def _own_state(model: Understand) -> dict[str, Tensor]:
+def _own_state(model: Family) -> dict[str, Tensor]:
     """Every tensor but those that a backbone with an adapter has from its source."""
     state: dict[str, Tensor] = dict(model.state_dict())
     for start, encoder in _adapted(model).items():
@@ -180,14 +180,14 @@ def _own_state(model: Understand) -> dict[str, Tensor]:
     return state
 
 
-def _save_weights(model: Understand, path: str) -> None:
+def _save_weights(model: Family, path: str) -> None:
     if _adapted(model):
         save_file({name: value.detach().clone() for name, value in _own_state(model).items()}, path)
     else:
         save_model(model, path)
 
 
-def _load_weights(model: Understand, path: str) -> None:
+def _load_weights(model: Family, path: str) -> None:
     if not _adapted(model):
         load_model(model, path)
         return
@@ -198,7 +198,7 @@ def _load_weights(model: Understand, path: str) -> None:
     model.load_state_dict(state, strict=False)
 
 
-def merge_adapters(model: Understand, stack: Stack | None = None) -> int:
+def merge_adapters(model: Family, stack: Stack | None = None) -> int:
     """Work every adapter into its backbone's weights, also in what a stack keeps of them; how many the model had."""
     adapted = list(_adapted(model).values())
     for encoder in stack.frozen.values() if stack is not None else ():
@@ -253,7 +253,7 @@ def _check_figures(fusion: Mapping[str, Any], header: Mapping[str, tuple[str, tu
             raise FolderError(f"the fusion's {name} is not that of the weights", came=str(value))
 
 
-def _check_types(model: Understand, header: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+def _check_types(model: Family, header: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
     """Refuse figures of another sort than the model's: they would be converted, and predict something else."""
     for name, value in model.state_dict().items():
         wanted = _DTYPES.get(value.dtype)
@@ -281,6 +281,6 @@ def _restore_modality(
     return modality
 
 
-def move(model: Understand) -> Understand:
+def move(model: Family) -> Family:
     """The model on the fastest device there is."""
     return model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -28,6 +28,7 @@ from fusetune.data.table import Source, Table
 from fusetune.deploy.bundle import Bundle
 from fusetune.errors import ConfigError, StorageError, TableError
 from fusetune.inference.predict import model_device, row_vectors
+from fusetune.models.family import Family
 from fusetune.models.understand import Understand
 from fusetune.trees.stack import predict_scores
 
@@ -216,11 +217,11 @@ def arithmetic(bundle: Bundle, precision: Precision) -> tuple[Bundle, torch.auto
     return bundle, torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
 
 
-_low: WeakKeyDictionary[Understand, tuple[list[tuple[int, int]], Understand]] = WeakKeyDictionary()
+_low: WeakKeyDictionary[Family, tuple[list[tuple[int, int]], Family]] = WeakKeyDictionary()
 """Models in int8, and what their parameters were then: where they lie, and how often they were changed."""
 
 
-def _in_int8(model: Understand, device: str) -> Understand:
+def _in_int8(model: Family, device: str) -> Family:
     if device != "cpu" or not has_int8():
         raise ConfigError(
             "int8 cannot be computed here",
@@ -289,7 +290,8 @@ def _of_tasks(
     if len(examples):
         scores = predict_scores(model, bundle.tasks, examples, stack=bundle.stack, progress=progress)
     for name, task in bundle.tasks.items():
-        size = model.heads[model.tasks.index(name)](torch.zeros(1, model.fusion.dim, device=model_device(model)))
+        assert isinstance(model, Understand), "a family with heads"
+        size = model.at_zero(name).unsqueeze(0)
         like = task.columns(task.scores(torch.zeros_like(size, device="cpu")))
         found = task.columns(scores[name]) if scores else {column: [] for column in like}
         for column, values in found.items():

@@ -23,8 +23,8 @@ from fusetune.evaluation.judge import Candidate
 from fusetune.evaluation.results import AttackUsed
 from fusetune.inference.features import set_features
 from fusetune.inference.predict import encode_cells, model_device
+from fusetune.models.family import Family
 from fusetune.models.perturb import Ball, attacked_columns, find_site, unit_of
-from fusetune.models.understand import Understand
 from fusetune.tasks.base import Task
 from fusetune.training.probe import SplitRows
 from fusetune.training.updates.adversarial import Ascent
@@ -56,7 +56,7 @@ def attack_of(report: ReportConfig, trainer: TrainerConfig) -> AttackConfig | No
 class Attack:
     """One attack, the same for every model: it changes the same columns by at most the same amount."""
 
-    def __init__(self, model: Understand, train: Examples, settings: AttackConfig) -> None:
+    def __init__(self, model: Family, train: Examples, settings: AttackConfig) -> None:
         """
         Args:
             model: before tuning: the columns' units are measured by its word embeddings.
@@ -75,9 +75,7 @@ class Attack:
         ascent = self.ascent
         return AttackUsed(self.name, ascent.epsilon, ascent.steps, ascent.step_size, self.columns, self.units)
 
-    def candidate(
-        self, of: str, model: Understand, name: str, task: Task, split: SplitRows, train: SplitRows
-    ) -> Candidate:
+    def candidate(self, of: str, model: Family, name: str, task: Task, split: SplitRows, train: SplitRows) -> Candidate:
         """A model under the attack.
 
         Args:
@@ -96,7 +94,7 @@ class Attack:
         return Candidate(f"{of}, attacked", "attack", what, scores, self.columns)
 
     def logits(
-        self, model: Understand, name: str, task: Task, examples: Examples, indices: np.ndarray, *, batch_size: int = 64
+        self, model: Family, name: str, task: Task, examples: Examples, indices: np.ndarray, *, batch_size: int = 64
     ) -> Tensor:
         """The model's logits for attacked rows, float32 on the CPU, in the order of `indices`.
 
@@ -119,7 +117,7 @@ class Attack:
         model.train(was_training)
         return torch.cat(parts)[torch.from_numpy(np.argsort(order))]
 
-    def _attacked(self, model: Understand, name: str, task: Task, batch: Batch) -> Tensor:
+    def _attacked(self, model: Family, name: str, task: Task, batch: Batch) -> Tensor:
         target, ones = batch.targets[name], torch.ones_like(batch.weights)
         ball = Ball(model, batch, self.columns, units=self.units)
         deltas = ball.zeros()
@@ -132,7 +130,7 @@ class Attack:
         return logits.float().cpu()
 
 
-def start_model(model: Understand, probes: Mapping[str, Probe]) -> Understand:
+def start_model(model: Family, probes: Mapping[str, Probe]) -> Family:
     """A freshly built model made what tuning starts from: the linear models on its frozen encoders.
 
     Args:
@@ -146,7 +144,7 @@ def start_model(model: Understand, probes: Mapping[str, Probe]) -> Understand:
     return model
 
 
-def units_of(model: Understand, examples: Examples, columns: Collection[str]) -> dict[str, float]:
+def units_of(model: Family, examples: Examples, columns: Collection[str]) -> dict[str, float]:
     """Each column's unit on the first `UNIT_ROWS` used rows; columns that none of them has are left out."""
     batch = examples.batch(examples.used[:UNIT_ROWS]).to(model_device(model))
     brought = [column for column in columns if batch.inputs.get(column)]
@@ -175,7 +173,7 @@ def own_cells(batch: Batch) -> Batch:
 
 
 @contextmanager
-def others_encoded(model: Understand, examples: Examples, columns: Sequence[str]) -> Iterator[None]:
+def others_encoded(model: Family, examples: Examples, columns: Sequence[str]) -> Iterator[None]:
     """The columns that are not attacked go through their encoders once, the attacked ones in every pass."""
     known = {column: examples.columns[column].features for column in examples.columns}
     others = [column for column in model.routes if column not in columns and column in examples.columns]

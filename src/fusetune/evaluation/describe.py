@@ -22,7 +22,7 @@ from fusetune.errors import shown
 from fusetune.evaluation import retrieval
 from fusetune.evaluation.results import BackboneUsed, ColumnUsed, CurvePoint, LearningCurve, RejectedRow
 from fusetune.modalities.base import Modality
-from fusetune.models.understand import Understand
+from fusetune.models.family import Family
 from fusetune.tasks.base import Task
 from fusetune.training.history import TrainingHistory
 from fusetune.training.recipe import BackboneRule
@@ -37,7 +37,7 @@ def command() -> str:
     return "fusetune.fit(...)"
 
 
-def device(model: Understand, precision: str = "no") -> str:
+def device(model: Family, precision: str = "no") -> str:
     """The model's device in words, "cpu" or the GPU's name, and the precision where it is not float32."""
     where = next(model.parameters()).device
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else str(where)
@@ -67,7 +67,7 @@ def columns_used(schema: Schema, examples: Mapping[str, Examples]) -> list[Colum
 
 
 def encoders_used(
-    model: Understand, modalities: Mapping[str, Modality], history: TrainingHistory, rules: Mapping[str, BackboneRule]
+    model: Family, modalities: Mapping[str, Modality], history: TrainingHistory, rules: Mapping[str, BackboneRule]
 ) -> list[BackboneUsed]:
     """Each backbone: where it is from, how large it is and how it was tuned."""
     used = []
@@ -162,7 +162,7 @@ def rejected_rows(rejected: Sequence[Rejected]) -> list[RejectedRow]:
     ]
 
 
-def weights_used(model: Understand) -> dict[str, str]:
+def weights_used(model: Family) -> dict[str, str]:
     """By key, the fingerprint of each pretrained backbone's weights."""
     return {
         key: str(encoder.fingerprint)

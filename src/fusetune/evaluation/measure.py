@@ -13,7 +13,7 @@ from fusetune.evaluation.results import SystemResult, TaskResult, plain
 from fusetune.evaluation.retrieval import judge_search, ranks, searches, sides
 from fusetune.evaluation.systems import parts
 from fusetune.inference.predict import row_vectors
-from fusetune.models.understand import Understand
+from fusetune.models.family import Family
 from fusetune.tasks.base import Task
 from fusetune.trees.stack import Stack, predict_scores
 
@@ -64,7 +64,7 @@ class Evaluation:
 
 
 def measure(
-    model: Understand,
+    model: Family,
     tasks: Mapping[str, Task],
     examples: Examples,
     *,
@@ -128,7 +128,7 @@ def measure(
     )
 
 
-def measure_search(model: Understand, examples: Examples, *, seed: int = 0) -> list[TaskResult]:
+def measure_search(model: Family, examples: Examples, *, seed: int = 0) -> list[TaskResult]:
     """Retrieval in every direction between the columns of a model that has no task; the tuned model alone.
 
     Args:

@@ -10,8 +10,8 @@ from fusetune.data.examples import Examples
 from fusetune.evaluation.judge import Candidate
 from fusetune.inference.features import encoded
 from fusetune.inference.predict import predict_logits
-from fusetune.models.understand import Understand
 from fusetune.tasks.abilities import Probed
+from fusetune.models.family import Family
 from fusetune.tasks.base import Task
 from fusetune.training.probe import Probe, SplitRows
 from fusetune.trees.stack import Stack
@@ -31,7 +31,7 @@ def probe_columns(split: SplitRows, columns: Collection[str]) -> list[str]:
 
 
 def model_scores(
-    model: Understand, name: str, task: Task, split: SplitRows, train: SplitRows, stack: Stack | None = None
+    model: Family, name: str, task: Task, split: SplitRows, train: SplitRows, stack: Stack | None = None
 ) -> np.ndarray:
     """Scores of the labelled rows; rows that the examples do not use get the constant guess learned on train rows.
 
@@ -74,7 +74,7 @@ def before(probe: Probe, test: SplitRows) -> Candidate:
 
 
 def without(
-    model: Understand, name: str, task: Task, train: SplitRows, test: SplitRows, stack: Stack | None = None
+    model: Family, name: str, task: Task, train: SplitRows, test: SplitRows, stack: Stack | None = None
 ) -> list[Candidate]:
     """The tuned model with one modality hidden from it, one candidate a modality where there are several; and without
     its trees."""
@@ -97,7 +97,7 @@ def alone(
     name: str,
     task: Task,
     splits: Mapping[str, SplitRows],
-    models: Mapping[str, Understand],
+    models: Mapping[str, Family],
 ) -> list[Candidate]:
     """Each modality alone, where there are several.
 
@@ -125,7 +125,7 @@ def alone(
     return candidates
 
 
-def single(name: str, task: Task, model: Understand, splits: Mapping[str, SplitRows]) -> Candidate:
+def single(name: str, task: Task, model: Family, splits: Mapping[str, SplitRows]) -> Candidate:
     """A model tuned for one of several targets only.
 
     Args:

@@ -22,7 +22,7 @@ from fusetune.fitting.saved import Trained, load_trained, reporting, save_traine
 from fusetune.inference.features import encoded, set_features
 from fusetune.inference.predict import row_vectors
 from fusetune.models.build import build_model
-from fusetune.models.understand import Understand
+from fusetune.models.family import Family
 from fusetune.objectives.base import BatchObjective, Objective
 from fusetune.objectives.total import lone_objective
 from fusetune.training.alignment import Alignment, align
@@ -110,7 +110,7 @@ class Aligning:
             title = f"Alignment of {', '.join(fit.modalities)}"
         return fit.bundle(model), findings.run_results(tasks, title)
 
-    def _start(self, model: Understand) -> Alignment | None:
+    def _start(self, model: Family) -> Alignment | None:
         """The best closed-form alignment of the columns whose encoders are of use before any training."""
         fit = self.fit
         scales = column_scales(fit.examples["train"], fit.features["train"])
@@ -122,15 +122,15 @@ class Aligning:
             candidate.install(model)
             return score(self._vectors(model, "val", fit.features["val"]))
 
-        return align(fit.examples["train"], fit.features["train"], scales, model.fusion.dim, of_val)
+        return align(fit.examples["train"], fit.features["train"], scales, model.dim, of_val)
 
-    def _vectors(self, model: Understand, split: str, known: Mapping[str, Tokens]) -> dict[str, np.ndarray]:
+    def _vectors(self, model: Family, split: str, known: Mapping[str, Tokens]) -> dict[str, np.ndarray]:
         """Per column, (used rows, dim) of unit length, zeros where a row lacks it."""
         examples = self.fit.examples[split]
         with encoded(model, examples, known):
             return {name: values.numpy() for name, values in row_vectors(model, examples, examples.used).items()}
 
-    def _validator(self, model: Understand) -> Callable[[Sequence[Objective]], Validate]:
+    def _validator(self, model: Family) -> Callable[[Sequence[Objective]], Validate]:
         """Makes what evaluates the model on validation rows, once the objectives are built."""
         val, found_searches = self.fit.examples["val"], self.searches["val"]
 
@@ -199,7 +199,7 @@ class Aligning:
 
 
 @torch.no_grad()
-def _loss(model: Understand, objectives: Sequence[Objective], examples: Examples) -> float:
+def _loss(model: Family, objectives: Sequence[Objective], examples: Examples) -> float:
     """The objectives' weighted loss on the first rows, which are compared with one another all at once."""
     total = 0.0
     was_training = model.training

@@ -25,7 +25,7 @@ from fusetune.config.sections import NamedConfig
 from fusetune.errors import ConfigError, nearest
 from fusetune.evaluation.details import FusionChoice, FusionTried
 from fusetune.models.build import SHARED_OPTIONS, options_of
-from fusetune.models.understand import Understand
+from fusetune.models.family import Family
 from fusetune.registry import FUSIONS
 from fusetune.security.untrusted import reading
 from fusetune.training.finetune import finetune
@@ -108,7 +108,7 @@ def choose_fusion(fit: Fit, *, clock: Clock = time.perf_counter) -> tuple[Fusion
     spent = False
     for name, candidate in candidates.items():
         model = fit.build(candidate)
-        one = FusionTried(name, sum(parameter.numel() for parameter in model.fusion.parameters()))
+        one = FusionTried(name, sum(parameter.numel() for parameter in model.get_submodule("fusion").parameters()))
         if not spent:
             begun = clock()
             score = _score(fit, model)
@@ -171,7 +171,7 @@ def _said(
     return f"{chosen.name} was chosen: it has the best {metric}, {best.score:.3f}{beside} {chance}."
 
 
-def _score(fit: Fit, model: Understand) -> float:
+def _score(fit: Fit, model: Family) -> float:
     """A candidate's mean main metric on validation rows at its best step."""
     for key, encoder in model.encoders.items():
         if not encoder.pretrained:  # it learns, and the next candidate has to start where this one did

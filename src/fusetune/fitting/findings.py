@@ -19,8 +19,8 @@ from fusetune.evaluation.judge import Candidate, judge
 from fusetune.evaluation.mistakes import show_cell
 from fusetune.inference.features import encoded
 from fusetune.inference.predict import model_device
-from fusetune.models.understand import Understand
 from fusetune.tasks.abilities import Thresholded
+from fusetune.models.family import Family
 from fusetune.tasks.base import Task
 from fusetune.training.history import TrainingHistory
 from fusetune.training.probe import SplitRows
@@ -36,7 +36,7 @@ class Findings:
     def __init__(
         self,
         fit: Fit,
-        model: Understand,
+        model: Family,
         history: TrainingHistory,
         val_scores: Mapping[str, np.ndarray] | None = None,
     ) -> None:
@@ -72,8 +72,8 @@ class Findings:
     def results(
         self,
         rows: Mapping[str, Mapping[str, SplitRows]],
-        alone_models: Mapping[str, Understand],
-        single_models: Mapping[str, Understand],
+        alone_models: Mapping[str, Family],
+        single_models: Mapping[str, Family],
     ) -> found.RunResults:
         """Compare and measure.
 

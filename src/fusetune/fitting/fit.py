@@ -38,8 +38,8 @@ from fusetune.fitting.tables import SPLITS, Tables, check_rows
 from fusetune.inference.features import fill_features
 from fusetune.modalities.base import Modality
 from fusetune.models.build import Backbones, build_modalities, build_model, build_task
+from fusetune.models.family import Family
 from fusetune.models.perturb import attacked_columns
-from fusetune.models.understand import Understand
 from fusetune.registry import MODALITIES
 from fusetune.tasks.abilities import Probed
 from fusetune.tasks.base import Task
@@ -143,7 +143,7 @@ class Fit:
             results = findings.results(rows, self._alone_models(rows), self._single_models())
         return self.bundle(model), results
 
-    def _train(self, model: Understand, rows: Mapping[str, Mapping[str, SplitRows]]) -> Trained:
+    def _train(self, model: Family, rows: Mapping[str, Mapping[str, SplitRows]]) -> Trained:
         """Tune the model, grow its trees, choose its decisions on validation rows, and save it."""
         before = as_they_are(self, model)
         with self.phase("tune"):
@@ -157,12 +157,12 @@ class Fit:
             save_trained(self.place, trained)
         return trained
 
-    def build(self, fusion: NamedConfig) -> Understand:
+    def build(self, fusion: NamedConfig) -> Family:
         """The model with this fusion, its weights drawn as if no other had been built before."""
         torch.set_rng_state(self.chance)
         return build_model(self.modalities, self.tasks, fusion)
 
-    def encode(self, model: Understand) -> dict[str, dict[str, Tokens]]:
+    def encode(self, model: Family) -> dict[str, dict[str, Tokens]]:
         """What the frozen encoders make of every cell, by split and column."""
         self.fingerprints = {split: describe.fingerprint(examples) for split, examples in self.examples.items()}
         self.place.check(self.fingerprints, describe.weights_used(model))
@@ -177,7 +177,7 @@ class Fit:
             for split, examples in self.examples.items()
         }
 
-    def bundle(self, model: Understand) -> Bundle:
+    def bundle(self, model: Family) -> Bundle:
         """The tuned model with all that it needs to read a table."""
         return Bundle(
             model,
@@ -281,7 +281,7 @@ class Fit:
 
     def finetune(
         self,
-        model: Understand,
+        model: Family,
         modalities: Mapping[str, Modality],
         *,
         columns: list[str] | None = None,
@@ -344,7 +344,7 @@ class Fit:
 
     def fresh_model(
         self, columns: Sequence[str], tasks: Mapping[str, Task] | None = None
-    ) -> tuple[dict[str, Modality], Understand]:
+    ) -> tuple[dict[str, Modality], Family]:
         """A model on some of the columns, for all tasks or some, as it was before tuning; and its modalities."""
         set_seed(self.config.seed)
         backbones = self._backbones()
@@ -361,7 +361,7 @@ class Fit:
             fresh, self.tasks if tasks is None else tasks, NamedConfig(name=fusion.name, **chosen)
         )
 
-    def _alone_models(self, rows: Mapping[str, Mapping[str, SplitRows]]) -> dict[str, Understand]:
+    def _alone_models(self, rows: Mapping[str, Mapping[str, SplitRows]]) -> dict[str, Family]:
         """A model trained on each modality alone, where the report needs one."""
         splits = next(iter(rows.values()))["train"]
         grouped = systems.parts(splits.examples)
@@ -374,9 +374,9 @@ class Fit:
             self.finetune(models[part], fresh, probes=probes, columns=grouped[part])
         return models
 
-    def _single_models(self) -> dict[str, Understand]:
+    def _single_models(self) -> dict[str, Family]:
         """A model trained for each task alone, where the report needs one."""
-        models: dict[str, Understand] = {}
+        models: dict[str, Family] = {}
         for name, task in self.tasks.items() if self.config.report.single and len(self.tasks) > 1 else ():
             fresh, models[name] = self.fresh_model(list(self.modalities), {name: task})
             probes = {name: self.probes[name]} if name in self.probes else {}

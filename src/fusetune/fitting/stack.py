@@ -21,8 +21,8 @@ from fusetune.config.fusion import StackConfig
 from fusetune.evaluation import systems
 from fusetune.evaluation.details import StackUsed
 from fusetune.inference.features import encoded
-from fusetune.models.understand import Understand
 from fusetune.tasks.abilities import Boosted, Probed
+from fusetune.models.family import Family
 from fusetune.tasks.base import Task
 from fusetune.training.history import TrainingHistory
 from fusetune.training.probe import Probe, SplitRows
@@ -49,7 +49,7 @@ def check_stack(fit: Fit) -> None:
         lightgbm()
 
 
-def as_they_are(fit: Fit, model: Understand) -> dict[str, nn.Module]:
+def as_they_are(fit: Fit, model: Family) -> dict[str, nn.Module]:
     """Copies of the pretrained encoders that tuning may move, where trees will need them."""
     if not isinstance(fit.config.fusion, StackConfig) or not fit.config.trainer.epochs:
         return {}
@@ -66,7 +66,7 @@ class Growing:
     def __init__(
         self,
         fit: Fit,
-        model: Understand,
+        model: Family,
         history: TrainingHistory,
         rows: Mapping[str, Mapping[str, SplitRows]],
         before: Mapping[str, nn.Module],

@@ -17,7 +17,7 @@ from fusetune.data.storage.feature_cache import FeatureCache
 from fusetune.data.views import View
 from fusetune.inference.predict import encode_cells
 from fusetune.inference.stored import open_store
-from fusetune.models.understand import Understand
+from fusetune.models.family import Family
 from fusetune.types import Tokens
 
 CellGroups = Callable[[str, np.ndarray], np.ndarray]
@@ -25,7 +25,7 @@ CellGroups = Callable[[str, np.ndarray], np.ndarray]
 
 
 def fill_features(
-    model: Understand,
+    model: Family,
     examples: Examples,
     *,
     cache: FeatureCache | None = None,
@@ -63,7 +63,7 @@ def set_features(examples: Examples, features: Mapping[str, Tokens]) -> None:
 
 
 def fill_views(
-    model: Understand,
+    model: Family,
     examples: Examples,
     columns: Collection[str],
     *,
@@ -89,7 +89,7 @@ def fill_views(
 
 @contextmanager
 def encoded(
-    model: Understand,
+    model: Family,
     examples: Examples,
     known: Mapping[str, Tokens] | None = None,
     *,

@@ -18,7 +18,7 @@ from fusetune.data.storage.feature_cache import FeatureStore
 from fusetune.data.storage.mapped import PIECE_ROWS, mapped_argsort, mapped_take, mapped_zeros, pieces
 from fusetune.inference.memory import kept_memory, settle
 from fusetune.inference.stored import missing
-from fusetune.models.understand import Understand
+from fusetune.models.family import Family
 from fusetune.types import Tokens
 
 TOKENS, MAX_ROWS = {"cpu": 2048, "cuda": 65_536}, {"cpu": 512, "cuda": 4096}
@@ -44,7 +44,7 @@ def model_device(model: nn.Module) -> torch.device:
 
 
 def predict_logits(
-    model: Understand,
+    model: Family,
     examples: Examples,
     indices: np.ndarray,
     *,
@@ -132,7 +132,7 @@ def _cuts(examples: Examples, indices: np.ndarray, device: str) -> list[int]:
 
 
 def encode_cells(
-    model: Understand,
+    model: Family,
     examples: Examples,
     column: str,
     *,
@@ -230,9 +230,7 @@ def _keep(
     return store
 
 
-def row_vectors(
-    model: Understand, examples: Examples, indices: np.ndarray, *, batch_size: int = 256
-) -> dict[str, Tensor]:
+def row_vectors(model: Family, examples: Examples, indices: np.ndarray, *, batch_size: int = 256) -> dict[str, Tensor]:
     """Each column's vector in the common space: (rows, dim) float32 of unit length on the CPU, zeros where absent.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -13,8 +13,10 @@ from fusetune.backbones.adapters import adapt
 from fusetune.backbones.load import Backbone, load_backbone
 from fusetune.config.sections import BackboneConfig, NamedConfig, check_options, check_value
 from fusetune.errors import ConfigError
-from fusetune.fusion.mean import MeanFusion
+from fusetune.fusion.base import Fusion
 from fusetune.modalities.base import Modality
+from fusetune.models.family import Family
+from fusetune.models.match import Match
 from fusetune.models.understand import Understand
 from fusetune.registry import FUSIONS, MODALITIES, TASKS
 from fusetune.tasks.base import Task
@@ -97,10 +99,14 @@ def build_task(target: str, name: str, options: Mapping[str, Any]) -> Task:
 
 def build_model(
     modalities: Mapping[str, Modality], tasks: Mapping[str, Task], fusion: NamedConfig, *, dropout: float = 0.1
-) -> Understand:
-    """Encoders, fusion and heads for fitted modalities and tasks.
+) -> Family:
+    """Build the family of models that the tasks choose, with encoders for fitted modalities.
 
-    Without a task the columns are only brought into one space: of the fusion's settings `dim` counts alone.
+    Args:
+        modalities: by column.
+        tasks: fitted, by name; without any the columns are brought into one space.
+        fusion: its name and options; of these `dim` and `input_dropout` alone count for a family without a fusion.
+        dropout: on the encoders' outputs, in [0, 1), where the fusion's options have no `input_dropout`.
 
     Raises:
         ConfigError: no such fusion, or an option or value that it does not take.
@@ -111,18 +117,29 @@ def build_model(
         routes[name] = modality.encoder_key
         if modality.encoder_key not in encoders:
             encoders[modality.encoder_key] = modality.build_encoder()
-    fusion_class: Callable[..., Any] = FUSIONS.get(fusion.name or "attention") if tasks else MeanFusion
-    options = dict(fusion.options) if tasks else {k: v for k, v in fusion.options.items() if k in SHARED_OPTIONS}
-    for name in options.keys() & SHARED_OPTIONS.keys():
-        check_value(f"fusion.{name}", options[name], SHARED_OPTIONS[name])
-    dim = int(options.pop("dim", DIM))
-    dropout = float(options.pop("input_dropout", dropout))
-    check_options(
-        fusion_class,  # type: ignore[arg-type]
-        options,
-        known=[*options_of(fusion_class, "columns", "dim"), *SHARED_OPTIONS],  # type: ignore[arg-type]
-        where=f"fusion ({fusion.name})",
-    )
-    built = fusion_class(list(routes), dim, **options)
+    shared = {name: value for name, value in fusion.options.items() if name in SHARED_OPTIONS}
+    for name, value in shared.items():
+        check_value(f"fusion.{name}", value, SHARED_OPTIONS[name])
+    dim, dropout = int(shared.get("dim", DIM)), float(shared.get("input_dropout", dropout))
+    if not tasks:
+        return Match(encoders, routes, dim, dropout=dropout)
+    built = build_fusion(list(routes), dim, fusion)
     heads = {name: task.build_head(dim) for name, task in tasks.items()}
     return Understand(encoders, routes, built, heads, dropout=dropout)
+
+
+def build_fusion(columns: Sequence[str], dim: int, settings: NamedConfig) -> Fusion:
+    """Build a fusion over columns.
+
+    Raises:
+        ConfigError: no such fusion, or an option that it does not take.
+    """
+    fusion: Callable[..., Fusion] = FUSIONS.get(settings.name or "attention")
+    options = {name: value for name, value in settings.options.items() if name not in SHARED_OPTIONS}
+    check_options(
+        fusion,  # type: ignore[arg-type]
+        options,
+        known=[*options_of(fusion, "columns", "dim"), *SHARED_OPTIONS],  # type: ignore[arg-type]
+        where=f"fusion ({settings.name})",
+    )
+    return fusion(columns, dim, **options)

@@ -28,11 +28,11 @@ from fusetune.backbones.inputs import AudioInputs, TextInputs
 from fusetune.backbones.shift import SHIFT, word_embeddings
 from fusetune.errors import ConfigError, nearest
 from fusetune.modalities.fixed import FixedFeatures
-from fusetune.models.understand import FEATURES, REAL, Projection
+from fusetune.models.reader import FEATURES, REAL, Projection
 from fusetune.types import Batch
 
 if TYPE_CHECKING:
-    from fusetune.models.understand import Understand
+    from fusetune.models.family import Family
 
 Deltas = dict[str, Tensor]
 """By column, (parts, ...): what is added, in the column's unit."""
@@ -69,7 +69,7 @@ class Site:
         return sums / counts.clamp(min=1)
 
 
-def find_site(model: Understand, column: str, tensors: Mapping[str, Tensor]) -> Site:
+def find_site(model: Family, column: str, tensors: Mapping[str, Tensor]) -> Site:
     """Where a column's cells are perturbed.
 
     Args:
@@ -84,7 +84,7 @@ def find_site(model: Understand, column: str, tensors: Mapping[str, Tensor]) -> 
     floating = [name for name, tensor in tensors.items() if tensor.is_floating_point() and name != SHIFT]
     if FEATURES in tensors or isinstance(encoder, FixedFeatures):
         name = FEATURES if FEATURES in tensors else floating[0]
-        projection = model.projections[model.columns.index(column)]
+        projection = model.projection(column)
         assert isinstance(projection, Projection)
         values = projection.standardise(tensors[name])
         per = torch.where(projection.scale > 0, 1 / projection.scale.clamp(min=torch.finfo(values.dtype).tiny), 0.0)
@@ -135,7 +135,7 @@ class Ball:
     """The perturbations of a batch: one for each distinct cell of some columns, up to a size."""
 
     def __init__(
-        self, model: Understand, batch: Batch, columns: Collection[str], *, units: Mapping[str, float] | None = None
+        self, model: Family, batch: Batch, columns: Collection[str], *, units: Mapping[str, float] | None = None
     ) -> None:
         """
         Args:
@@ -247,7 +247,7 @@ class RngState:
             self._module.set_rng_state(self._device)
 
 
-def attacked_columns(model: Understand, chosen: Collection[str], *, where: str) -> list[str]:
+def attacked_columns(model: Family, chosen: Collection[str], *, where: str) -> list[str]:
     """The columns that are perturbed: those chosen, else those that a network reads, else all.
 
     Args:

@@ -10,25 +10,20 @@ from torch.nn import functional as F
 
 from fusetune.backbones.compiled import bucket
 from fusetune.backbones.graphs import Replays
+from fusetune.models.family import Family
 from fusetune.models.understand import Understand
 from fusetune.types import Batch, Outputs, Tokens
-
-
-def parts_after(model: Understand) -> list[nn.Module]:
-    """What computes after the encoders."""
-    parts: list[nn.Module | None] = [model.projections, model.fusion, model.heads, model.linear]
-    return [part for part in parts if part is not None]
 
 
 class FusionReplays(Replays):
     """A model's passes after its encoders: projections, fusion, heads."""
 
-    def __init__(self, model: Understand) -> None:
+    def __init__(self, model: Family) -> None:
         """
         Args:
             model: on a GPU, with the parameters trainable that will be.
         """
-        found = [p for part in parts_after(model) for p in part.parameters() if p.requires_grad]
+        found = [p for part in model.after_encoders() for p in part.parameters() if p.requires_grad]
         super().__init__("the fusion", found)
         self.model = model
 
@@ -53,7 +48,8 @@ class FusionReplays(Replays):
 
     def _outputs(self, found: Sequence[Tensor], encoded: Mapping[str, Tokens]) -> Outputs:
         """What `_Fusing` gave, in its places."""
-        model, (pooled, *rest) = self.model, found
+        model, rest = self.model, list(found)
+        pooled = rest.pop(0) if isinstance(model, Understand) else None
         columns = {}
         for number, column in enumerate(model.columns):
             grid = encoded[column].grid if column in encoded else None
@@ -71,7 +67,7 @@ class _Fusing(nn.Module):
     """The pass after the encoders, over tensors in a fixed order."""
 
     def __init__(
-        self, model: Understand, with_cells: Sequence[str], brought: Sequence[tuple[str, tuple[int, int, int] | None]]
+        self, model: Family, with_cells: Sequence[str], brought: Sequence[tuple[str, tuple[int, int, int] | None]]
     ) -> None:
         """
         Args:
@@ -80,11 +76,11 @@ class _Fusing(nn.Module):
             brought: those that it brings cells of, with their tokens' grid.
         """
         super().__init__()
-        self.parts = nn.ModuleList(parts_after(model))
+        self.parts = nn.ModuleList(model.after_encoders())
         self.combine, self.with_cells, self.brought = model.combine, with_cells, brought
 
     def forward(self, rows: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The pooled vectors, each column's tokens, each task's logits."""
+        """The pooled vectors where there are any, each column's tokens, each task's logits."""
         cells = dict(zip(self.with_cells, tensors, strict=False))
         given = tensors[len(cells) :]
         encoded = {
@@ -92,4 +88,4 @@ class _Fusing(nn.Module):
         }
         out = self.combine(encoded.get, cells, rows)
         columns = [tensor for tokens in out.columns.values() for tensor in (tokens.values, tokens.mask)]
-        return out.pooled, *columns, *out.logits.values()
+        return *([] if out.pooled is None else [out.pooled]), *columns, *out.logits.values()

@@ -1,50 +1,19 @@
-"""The understand family: encoders, one fusion, a head a task."""
+"""The understand family: one fusion over all columns, a head a task."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from fusetune.backbones.shift import encode
 from fusetune.fusion.base import Fusion
-from fusetune.types import Batch, Outputs, Tokens
-
-FEATURES = "features"
-"""The input under which a batch brings a column's encoder output, computed before, instead of raw tensors."""
-REAL = "real"
-"""The input beside it that says which of its tokens are real, (cells, tokens) bool."""
+from fusetune.models.family import Family, presence
+from fusetune.models.reader import Encoded
+from fusetune.types import Outputs, Tokens
 
 
-class Projection(nn.Module):
-    """One column's encoder output on the fusion's scale: standardised, dropped out, mapped to `dim`.
-
-    The standardisation is a fixed shift and scale, learned from train rows; it keeps columns with large features from
-    drowning the others, and unlike a layer norm it keeps the differences between rows.
-    """
-
-    shift: Tensor
-    scale: Tensor
-
-    def __init__(self, in_dim: int, dim: int, *, dropout: float) -> None:
-        super().__init__()
-        self.register_buffer("shift", torch.zeros(in_dim))
-        self.register_buffer("scale", torch.ones(in_dim))
-        self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(in_dim, dim)
-
-    def standardise(self, values: Tensor) -> Tensor:
-        """(cells, tokens, in_dim) with zero mean and unit variance over the train rows."""
-        return (values - self.shift) * self.scale
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Standardised (cells, tokens, in_dim) to (cells, tokens, dim)."""
-        out: Tensor = self.linear(self.dropout(values))
-        return out
-
-
-class Understand(nn.Module):
+class Understand(Family):
     """Columns to logits: each column's cells through its encoder and projection, all columns through the fusion.
 
     logits = head(fusion(projected columns)) + linear(standardised columns)
@@ -52,8 +21,9 @@ class Understand(nn.Module):
     The linear part reads the columns whose encoders are of use before any training. It starts as the best linear model
     on them (`start_from`) with the heads at zero, so training starts from a linear probe's predictions and can only
     choose to add to them; where no such model was given it stays at zero and the heads start as the tasks made them.
-    Columns may share an encoder; each has a projection of its own.
     """
+
+    name = "understand"
 
     def __init__(
         self,
@@ -72,32 +42,28 @@ class Understand(nn.Module):
             heads: per task, from (batch, fusion.dim) to logits.
             dropout: on the encoders' outputs.
         """
-        super().__init__()
-        self.columns = list(routes)
-        self.routes = dict(routes)
+        super().__init__(encoders, routes, fusion.dim, dropout=dropout)
         self.tasks = list(heads)
-        self.encoders = nn.ModuleDict(dict(encoders))
-        # Names of columns and tasks are the user's and may be no module names, hence lists.
-        dims = {column: int(encoders[key].dim) for column, key in routes.items()}  # type: ignore[arg-type]
-        self.projections = nn.ModuleList(Projection(dims[column], fusion.dim, dropout=dropout) for column in routes)
         self.fusion = fusion
         self.heads = nn.ModuleList(heads.values())
-        self.replays: Callable[[Batch], Outputs] | None = None  # see `fusetune.models.replays`
         self.linear_columns = [column for column, key in routes.items() if encoders[key].pretrained]
-        width = sum(dims[column] + 1 for column in self.linear_columns)
-        sizes = [head(torch.zeros(1, fusion.dim)).numel() for head in self.heads]
+        width = sum(self.encoder_dim(column) + 1 for column in self.linear_columns)
+        sizes = [self.at_zero(task).numel() for task in self.tasks]
         self.linear = nn.ModuleList(nn.Linear(width, size) for size in sizes) if width else None
         for layer in self.linear or ():
             nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
-    @torch.no_grad()
-    def set_scale(self, column: str, shift: Tensor, scale: Tensor) -> None:
-        """Standardise a column by (features - shift) * scale, each (dim,)."""
-        projection = self.projections[self.columns.index(column)]
-        assert isinstance(projection, Projection)
-        projection.shift.copy_(shift)
-        projection.scale.copy_(scale)
+    def head(self, task: str) -> nn.Module:
+        """Return a task's head."""
+        return self.heads[self.tasks.index(task)]
+
+    def at_zero(self, task: str) -> Tensor:
+        """Return the logits of a row that a task's head gives for a fused vector of zeros, (...)."""
+        head = self.head(task)
+        like = next(head.parameters(), torch.zeros(()))
+        logits: Tensor = head(torch.zeros(1, self.dim, device=like.device, dtype=like.dtype))[0]
+        return logits
 
     @torch.no_grad()
     def start_from(self, task: str, weight: Tensor, bias: Tensor) -> None:
@@ -109,52 +75,33 @@ class Understand(nn.Module):
                 their number, then whether the column is absent.
             bias: (logits,).
         """
-        place = self.tasks.index(task)
         assert self.linear is not None, "there are columns for the linear part"
-        layer = self.linear[place]
+        layer = self.linear[self.tasks.index(task)]
         assert isinstance(layer, nn.Linear)
-        head = self.heads[place]
-        for parameter in head.parameters():
+        for parameter in self.head(task).parameters():
             nn.init.zeros_(parameter)
-        device = layer.weight.device
-        at_zero = head(torch.zeros(1, self.fusion.dim, device=device)).view(-1)  # not zero for ordered thresholds
-        layer.weight.copy_(weight.T.to(device))
-        layer.bias.copy_(bias.to(device) - at_zero)
+        layer.weight.copy_(weight.T.to(layer.weight.device))
+        # A head of zeros gives no zeros where it has ordered thresholds.
+        layer.bias.copy_(bias.to(layer.bias.device) - self.at_zero(task).view(-1))
 
-    def encode(self, column: str, tensors: dict[str, Tensor]) -> Tokens:
-        """A column's distinct cells as its encoder's tokens, (cells, tokens, encoder dim)."""
-        if FEATURES in tensors:
-            grid = getattr(self.encoders[self.routes[column]], "grid", None)
-            return Tokens(tensors[FEATURES], tensors[REAL], grid)
-        return encode(self.encoders[self.routes[column]], tensors)
+    def linear_part(self) -> nn.Module | None:
+        """See `Family.linear_part`."""
+        return self.linear
 
-    def forward(self, batch: Batch) -> Outputs:
-        """Logits of every task for each row of the batch; a column that the batch does not bring is absent."""
-        if self.replays is not None:
-            return self.replays(batch)
+    def after_encoders(self) -> list[nn.Module]:
+        """See `Family.after_encoders`."""
+        return [self.projections, self.fusion, self.heads, *([self.linear] if self.linear is not None else [])]
 
-        def encoded(column: str) -> Tokens | None:
-            return self.encode(column, tensors) if (tensors := batch.inputs.get(column)) else None
-
-        return self.combine(encoded, batch.cells, batch.rows)
-
-    def combine(self, encoded: Callable[[str], Tokens | None], cells: Mapping[str, Tensor], rows: Tensor) -> Outputs:
-        """What is computed after the encoders.
-
-        Args:
-            encoded: gives a column's cells as `encode` does, or None where no row has the column.
-            cells: per column, (batch,) int64, which of them a row has, -1 for none.
-            rows: (batch,).
-        """
+    def combine(self, encoded: Encoded, cells: Mapping[str, Tensor], rows: Tensor) -> Outputs:
+        """See `Family.combine`."""
         columns, blocks = {}, []
-        for column, projection in zip(self.columns, self.projections, strict=True):
-            assert isinstance(projection, Projection)
-            columns[column], block = self._column(projection, encoded(column), cells.get(column), rows)
+        for column in self.columns:
+            read, row_cells = encoded(column), cells.get(column)
+            scaled = None if read is None else self.standardise(column, read)
+            columns[column] = self.project(column, scaled, row_cells, rows)
             if column in self.linear_columns:
-                blocks.append(block)
-        nowhere = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-        present = {column: cells[column] >= 0 if column in cells else nowhere for column in self.columns}
-        pooled = self.fusion(columns, present).pooled
+                blocks.append(self._block(column, scaled, row_cells, columns[column]))
+        pooled = self.fusion(columns, presence(self.columns, cells, rows)).pooled
         logits = {}
         for place, (task, head) in enumerate(zip(self.tasks, self.heads, strict=True)):
             logits[task] = head(pooled)
@@ -162,21 +109,13 @@ class Understand(nn.Module):
                 logits[task] = logits[task] + self.linear[place](torch.cat(blocks, 1)).view_as(logits[task])
         return Outputs(logits=logits, pooled=pooled, columns=columns)
 
-    def _column(
-        self, projection: Projection, encoded: Tokens | None, cells: Tensor | None, rows: Tensor
-    ) -> tuple[Tokens, Tensor]:
-        """A column's projected tokens, (batch, tokens, dim), and its block for the linear part, (batch, in_dim + 1)."""
-        if encoded is None or cells is None:
-            device, dtype = rows.device, projection.linear.weight.dtype
-            values = torch.zeros(len(rows), 1, self.fusion.dim, device=device, dtype=dtype)
-            block = torch.zeros(len(rows), projection.linear.in_features + 1, device=device, dtype=dtype)
+    def _block(self, column: str, cells: Tokens | None, row_cells: Tensor | None, projected: Tokens) -> Tensor:
+        """A column's block of what the linear part reads, (batch, encoder dim + 1): the last says that it is absent."""
+        width = self.encoder_dim(column)
+        if cells is None or row_cells is None:
+            block = projected.values.new_zeros(len(projected.values), width + 1)
             block[:, -1] = 1
-            return Tokens(values, torch.zeros(len(rows), 1, dtype=torch.bool, device=device)), block
-        scaled = Tokens(projection.standardise(encoded.values), encoded.mask)
-        values = projection(scaled.values)  # (cells, tokens, dim)
-        absent = (cells < 0).unsqueeze(1)  # (batch, 1)
-        row_cells = cells.clamp(min=0)
-        mask = encoded.mask[row_cells] & ~absent  # (batch, tokens)
-        vector = (scaled.mean() / projection.linear.in_features**0.5)[row_cells].masked_fill(absent, 0)
-        block = torch.cat([vector, absent.to(vector.dtype)], dim=1)
-        return Tokens(values[row_cells].masked_fill(~mask.unsqueeze(-1), 0), mask, encoded.grid), block
+            return block
+        absent = (row_cells < 0).unsqueeze(1)  # (batch, 1)
+        vector = (cells.mean() / width**0.5)[row_cells.clamp(min=0)].masked_fill(absent, 0)
+        return torch.cat([vector, absent.to(vector.dtype)], dim=1)

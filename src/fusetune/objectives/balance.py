@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from fusetune.data.examples import Examples
+from fusetune.models.family import Family
 from fusetune.models.understand import Understand
 from fusetune.tasks.base import Task
 from fusetune.types import Batch
@@ -70,15 +71,14 @@ def constant_loss(task: Task, start: Tensor, values: Sequence[Any], weights: np.
     return best
 
 
-def constant_losses(model: Understand, tasks: Mapping[str, Task], train: Examples) -> dict[str, float]:
+def constant_losses(model: Family, tasks: Mapping[str, Task], train: Examples) -> dict[str, float]:
     """`constant_loss` of every task on its labelled train rows; 1 for a task without any."""
+    assert isinstance(model, Understand), "tasks with heads are balanced"
     found = {}
-    for place, (name, task) in enumerate(tasks.items()):
+    for name, task in tasks.items():
         rows = train.labelled(name)
-        with torch.no_grad():
-            at_zero = model.heads[place](torch.zeros(1, model.fusion.dim, device=next(model.parameters()).device))[0]
         values = train.targets[name].take(rows)
-        found[name] = constant_loss(task, at_zero, values, train.weights[rows]) if len(rows) else 1.0
+        found[name] = constant_loss(task, model.at_zero(name), values, train.weights[rows]) if len(rows) else 1.0
     return found
 
 
@@ -292,7 +292,7 @@ BALANCES: dict[str, type[Balance]] = {
 }
 
 
-def build_balance(name: str, model: Understand, tasks: Mapping[str, Task], train: Examples) -> Balance | None:
+def build_balance(name: str, model: Family, tasks: Mapping[str, Task], train: Examples) -> Balance | None:
     """The balance of this name; None where there are not several tasks.
 
     Args:

@@ -13,7 +13,7 @@ from fusetune.objectives.gather import gathered
 from fusetune.types import Batch, Outputs
 
 if TYPE_CHECKING:
-    from fusetune.models.understand import Understand
+    from fusetune.models.family import Family
     from fusetune.tasks.base import Task
 
 
@@ -30,7 +30,7 @@ class Objective(nn.Module, abc.ABC):
     alone: ClassVar[bool] = False
     """Whether it can be minimised by itself, without any task."""
 
-    def __init__(self, model: Understand, tasks: Mapping[str, Task], *, weight: float = 1.0) -> None:
+    def __init__(self, model: Family, tasks: Mapping[str, Task], *, weight: float = 1.0) -> None:
         """
         Args:
             model: what will be trained: its columns and sizes are looked at, its parameters are not kept.

@@ -29,7 +29,7 @@ from fusetune.objectives.gather import COUNTS
 from fusetune.types import Batch, Outputs
 
 if TYPE_CHECKING:
-    from fusetune.models.understand import Understand
+    from fusetune.models.family import Family
     from fusetune.tasks.base import Task
 
 ALIGN_UNIFORM = "align_uniform"
@@ -93,7 +93,7 @@ class ContrastiveObjective(BatchObjective):
 
     def __init__(
         self,
-        model: Understand,
+        model: Family,
         tasks: Mapping[str, Task],
         *,
         weight: float = 1.0,
@@ -145,7 +145,7 @@ class ContrastiveObjective(BatchObjective):
         check_choice(f"{where}.projection", kind, PROJECTIONS)
         size = int(check_number(f"{where}.dim", dim, 1, math.inf))
         # Names of columns are the user's and may be no module names, hence a list.
-        self.heads = nn.ModuleList(projection_head(kind, model.fusion.dim, size) for _ in self.columns)
+        self.heads = nn.ModuleList(projection_head(kind, model.dim, size) for _ in self.columns)
         self.scale, self.bias = self._scale(temperature, learn_temperature, bias)
         self.warnings += collapse_warnings(where, self.form, self.lam, within=self.within)
         if kind != "none" and not tasks:
@@ -164,7 +164,7 @@ class ContrastiveObjective(BatchObjective):
         return self.form == "decoupled" if within is None else bool(within)
 
     def _columns(
-        self, model: Understand, has_task: bool, columns: Sequence[str] | str | None, anchor: str | None
+        self, model: Family, has_task: bool, columns: Sequence[str] | str | None, anchor: str | None
     ) -> list[str]:
         named = [columns] if isinstance(columns, str) else list(columns or ())
         if not named:

@@ -14,7 +14,7 @@ from fusetune.tasks.base import Task
 from fusetune.types import Batch, Outputs
 
 if TYPE_CHECKING:
-    from fusetune.models.understand import Understand
+    from fusetune.models.family import Family
 
 
 class Mixup(Objective):
@@ -31,9 +31,7 @@ class Mixup(Objective):
 
     name = "mixup"
 
-    def __init__(
-        self, model: Understand, tasks: Mapping[str, Task], *, weight: float = 1.0, alpha: float = 1.0
-    ) -> None:
+    def __init__(self, model: Family, tasks: Mapping[str, Task], *, weight: float = 1.0, alpha: float = 1.0) -> None:
         """
         Args:
             model: see `Objective`.
@@ -53,13 +51,14 @@ class Mixup(Objective):
 
     def forward(self, model: nn.Module, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
         """The mean over pairs, several tasks added up."""
-        order = torch.randperm(len(batch)).to(outputs.pooled.device)
+        fused = outputs.fused
+        order = torch.randperm(len(batch)).to(fused.device)
         share = float(torch.distributions.Beta(self.alpha, self.alpha).sample())
-        pooled = share * outputs.pooled + (1 - share) * outputs.pooled[order]
-        total = outputs.pooled.sum() * 0
+        pooled = share * fused + (1 - share) * fused[order]
+        total = fused.sum() * 0
         for name, head in zip(model.tasks, model.heads, strict=True):  # type: ignore[arg-type]
             task, target, logits = self.tasks[name], batch.targets[name], outputs.logits[name]
-            linear = logits - head(outputs.pooled)
+            linear = logits - head(fused)
             mixed = head(pooled) + share * linear + (1 - share) * linear[order]
             other = target.take(order)
             for part, pair, weights in (

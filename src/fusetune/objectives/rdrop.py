@@ -15,7 +15,7 @@ from fusetune.tasks.base import Task
 from fusetune.types import Batch, Outputs
 
 if TYPE_CHECKING:
-    from fusetune.models.understand import Understand
+    from fusetune.models.family import Family
 
 
 class RDrop(Objective):
@@ -31,7 +31,7 @@ class RDrop(Objective):
 
     name = "rdrop"
 
-    def __init__(self, model: Understand, tasks: Mapping[str, Task], *, weight: float = 1.0) -> None:
+    def __init__(self, model: Family, tasks: Mapping[str, Task], *, weight: float = 1.0) -> None:
         """
         Args:
             model: see `Objective`.
@@ -46,7 +46,7 @@ class RDrop(Objective):
             raise ConfigError("the objective rdrop compares predictions, and nothing is predicted", do="name a target")
         self.tasks = require(tasks, Divergent, where="objectives.rdrop")  # type: ignore[type-abstract]
         drops = [m for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
-        if not drops and not getattr(model.fusion, "modality_dropout", 0):
+        if not drops and not any(getattr(module, "modality_dropout", 0) for module in model.modules()):
             self.warnings.append("objectives.rdrop: the model has no dropout, so both passes predict alike")
 
     def forward(self, model: nn.Module, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:

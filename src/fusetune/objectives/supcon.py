@@ -27,7 +27,7 @@ from fusetune.tasks.abilities import Labelled
 from fusetune.types import Batch, Outputs
 
 if TYPE_CHECKING:
-    from fusetune.models.understand import Understand
+    from fusetune.models.family import Family
     from fusetune.tasks.base import Task
 
 TEMPERATURE = 0.1
@@ -56,7 +56,7 @@ class SupConObjective(BatchObjective):
 
     def __init__(
         self,
-        model: Understand,
+        model: Family,
         tasks: Mapping[str, Task],
         *,
         weight: float = 1.0,
@@ -88,14 +88,14 @@ class SupConObjective(BatchObjective):
         self.lam = check_number(f"{where}.lambda", lam, 0, 1)
         self.scale = LogitScale(check_number(f"{where}.temperature", temperature, 0.01, 1), learned=learn_temperature)
         check_choice(f"{where}.projection", projection, PROJECTIONS)
-        self.head = projection_head(projection, model.fusion.dim, int(check_number(f"{where}.dim", dim, 1, math.inf)))
+        self.head = projection_head(projection, model.dim, int(check_number(f"{where}.dim", dim, 1, math.inf)))
         self.warnings += collapse_warnings(where, self.name, self.lam, within=False)
 
     def vectors(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
         """The compared vectors, (batch, dim) of unit length, the encoded labels, and which rows have them."""
         target = batch.targets[self.target]
         labels = target.values.bool() if target.values.ndim > 1 else target.values
-        return {VECTOR: unit(self.head(outputs.pooled)), LABEL: labels, LABELLED: target.labelled}
+        return {VECTOR: unit(self.head(outputs.fused)), LABEL: labels, LABELLED: target.labelled}
 
     def of_vectors(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `BatchObjective.of_vectors`; the loss is named supcon."""

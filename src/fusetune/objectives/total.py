@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fusetune.config.sections import check_options
 from fusetune.models.build import options_of
-from fusetune.models.understand import Understand
+from fusetune.models.family import Family
 from fusetune.objectives.balance import Balance
 from fusetune.objectives.base import BatchObjective, Objective
 from fusetune.objectives.tasks import TaskLosses
@@ -31,7 +31,7 @@ def lone_objective(settings: Mapping[str, Mapping[str, Any]]) -> str | None:
 
 
 def build_objectives(
-    model: Understand, tasks: Mapping[str, Task], settings: Mapping[str, Mapping[str, Any]]
+    model: Family, tasks: Mapping[str, Task], settings: Mapping[str, Mapping[str, Any]]
 ) -> list[Objective]:
     """The objectives that a run's settings name.
 

@@ -14,7 +14,7 @@ from fusetune.tasks.base import Task
 from fusetune.types import Batch, Outputs
 
 if TYPE_CHECKING:
-    from fusetune.models.understand import Understand
+    from fusetune.models.family import Family
 
 
 class Unimodal(Objective):
@@ -34,7 +34,7 @@ class Unimodal(Objective):
 
     name = "unimodal"
 
-    def __init__(self, model: Understand, tasks: Mapping[str, Task], *, weight: float = 0.5) -> None:
+    def __init__(self, model: Family, tasks: Mapping[str, Task], *, weight: float = 0.5) -> None:
         """
         Args:
             model: see `Objective`.
@@ -51,7 +51,7 @@ class Unimodal(Objective):
         self.tasks, self.columns = dict(tasks), list(model.columns)
         # Names of columns and tasks are the user's and may be no module names, hence lists.
         self.heads = nn.ModuleList(
-            nn.ModuleList(task.build_head(model.fusion.dim) for task in tasks.values()) for _ in self.columns
+            nn.ModuleList(task.build_head(model.dim) for task in tasks.values()) for _ in self.columns
         )
 
     def forward(self, model: nn.Module, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:

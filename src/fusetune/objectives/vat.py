@@ -15,7 +15,7 @@ from fusetune.tasks.abilities import Divergent, require
 from fusetune.types import Batch, Outputs
 
 if TYPE_CHECKING:
-    from fusetune.models.understand import Understand
+    from fusetune.models.family import Family
     from fusetune.tasks.base import Task
 
 
@@ -44,7 +44,7 @@ class VirtualAdversarial(Objective):
 
     def __init__(
         self,
-        model: Understand,
+        model: Family,
         tasks: Mapping[str, Task],
         *,
         weight: float = 1.0,
@@ -85,9 +85,9 @@ class VirtualAdversarial(Objective):
         """The mean divergence of the batch's rows, targets or not."""
         ball = Ball(model, batch, self.columns)  # type: ignore[arg-type]
         if not ball.sites:
-            return {self.name: outputs.pooled.sum() * 0}
+            return {self.name: torch.stack([logits.sum() for logits in outputs.logits.values()]).sum() * 0}
         found = self._random(ball)
-        rng_state = RngState(outputs.pooled.device)
+        rng_state = RngState(batch.rows.device)
         # With gradients although none are taken: under autocast, weights first met without them would have none later.
         clean = {name: logits.detach() for name, logits in model(batch).logits.items()}
         for _ in range(self.num_steps):

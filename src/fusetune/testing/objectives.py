@@ -49,6 +49,7 @@ def make_parts(rows: int = ROWS, *, dropout: float = 0.0) -> tuple[Understand, d
     torch.manual_seed(0)
     fusion = NamedConfig.model_validate({"name": "concat", "dim": 8, "modality_dropout": 0.0, "input_dropout": dropout})
     model = build_model(modalities, tasks, fusion, dropout=dropout)
+    assert isinstance(model, Understand)
     for head in model.heads:
         for parameter in head.parameters():
             nn.init.normal_(parameter, std=0.3)

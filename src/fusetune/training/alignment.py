@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from fusetune.data.examples import Examples
-from fusetune.models.understand import Projection, Understand
+from fusetune.models.family import Family
+from fusetune.models.reader import Projection
 from fusetune.training.probe import vectors
 from fusetune.types import Tokens
 
@@ -42,10 +43,10 @@ class Alignment:
     power: float
 
     @torch.no_grad()
-    def install(self, model: Understand) -> None:
+    def install(self, model: Family) -> None:
         """Make the projections of these columns the maps; the columns' scales must be set already."""
         for name, weight in self.maps.items():
-            projection = model.projections[model.columns.index(name)]
+            projection = model.projection(name)
             assert isinstance(projection, Projection)
             scaled = weight / len(weight) ** 0.5
             projection.linear.weight.copy_(scaled.T.to(projection.linear.weight))

@@ -26,7 +26,7 @@ from fusetune.data.storage.feature_cache import FeatureCache
 from fusetune.errors import NonFiniteLoss
 from fusetune.inference.features import fill_views, set_features
 from fusetune.inference.predict import model_device, predict_logits
-from fusetune.models.understand import Understand
+from fusetune.models.family import Family
 from fusetune.objectives.balance import build_balance
 from fusetune.objectives.base import Objective
 from fusetune.objectives.total import Total, build_objectives
@@ -50,7 +50,7 @@ from fusetune.types import Tokens
 
 
 def evaluate_loss(
-    model: Understand,
+    model: Family,
     tasks: Mapping[str, Task],
     examples: Examples,
     *,
@@ -86,7 +86,7 @@ def evaluate_loss(
 
 
 def finetune(
-    model: Understand,
+    model: Family,
     tasks: Mapping[str, Task],
     train: Examples,
     val: Examples,
@@ -199,7 +199,7 @@ def _check(recipe: Recipe, manager: CheckpointManager) -> None:
 
 
 def _install(
-    model: Understand,
+    model: Family,
     scales: Mapping[str, tuple[Tensor, Tensor]],
     probes: Mapping[str, Probe],
     alignment: Alignment | None,
@@ -366,7 +366,7 @@ def first_check(stage: str, validate: Validate, callbacks: Sequence[Callback]) -
         callback.on_check(Check(stage, 0, 0.0, None, loss, score, metrics, 0.0))
 
 
-def _trained(model: Understand) -> dict[str, int]:
+def _trained(model: Family) -> dict[str, int]:
     counts = {
         key: sum(p.numel() for p in encoder.parameters() if p.requires_grad) for key, encoder in model.encoders.items()
     }

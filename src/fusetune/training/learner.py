@@ -24,7 +24,7 @@ class Learner(nn.Module):
         """The total loss, its parts by name, and the model's outputs; for `pulls` see `Total.forward`."""
         outputs: Outputs = self.model(batch)
         parts: dict[str, Tensor] = self.objective(self.model, batch, outputs, pulls)
-        return sum(parts.values(), outputs.pooled.new_zeros(())), parts, outputs
+        return sum(parts.values(), batch.zero), parts, outputs
 
     def figures(self) -> dict[str, float]:
         """What the objectives and the balance have to log besides their losses, as of the last batch."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fusetune.data.examples import Examples
 from fusetune.data.storage.mapped import mapped_flatnonzero, mapped_take, mapped_zeros, pieces
+from fusetune.models.family import Family
 from fusetune.models.understand import Understand
 from fusetune.tasks.abilities import Probed
 from fusetune.tasks.base import LinearModel
@@ -123,8 +124,9 @@ class Probe:
         blocks = {name: block(split, name, scale) for name, scale in self.scales.items()}
         return self.linear.scores(side_by_side(blocks, self.weights))
 
-    def install(self, model: Understand, task: str) -> None:
+    def install(self, model: Family, task: str) -> None:
         """Make a model's output for a task this linear model, to be tuned from there."""
+        assert isinstance(model, Understand), "a family with a linear part"
         assert list(self.scales) == model.linear_columns, "the probe and the model's linear part see the same columns"
         weight, bias = self.linear.coefficients()
         repeats = [len(shift) + 1 for shift, _ in self.scales.values()]

@@ -12,7 +12,7 @@ from fusetune.backbones.freeze import freeze, lr_scales
 from fusetune.backbones.load import Backbone
 from fusetune.config.trainer import TrainerConfig
 from fusetune.errors import ConfigError
-from fusetune.models.understand import Understand
+from fusetune.models.family import Family
 from fusetune.objectives.balance import Balance
 from fusetune.objectives.base import BatchObjective, Objective
 from fusetune.training.loop import Stage
@@ -43,7 +43,7 @@ class Recipe:
 
     def __init__(
         self,
-        model: Understand,
+        model: Family,
         objectives: Sequence[Objective],
         settings: TrainerConfig,
         rules: Mapping[str, BackboneRule],
@@ -86,8 +86,9 @@ class Recipe:
             epochs = HEAD_EPOCHS_SCRATCH if self.scratch else HEAD_EPOCHS
         for key in self.pretrained:
             self.model.encoders[key].requires_grad_(False)
-        if self.model.linear is not None and self.starts_linear:
-            self.model.linear.requires_grad_(False)  # it is the best linear model of these features already
+        linear = self.model.linear_part()
+        if linear is not None and self.starts_linear:
+            linear.requires_grad_(False)  # it is the best linear model of these features already
         patience = None if self.settings.patience is None else max(HEAD_PATIENCE, self.settings.patience)
         stage = self._stage("head", epochs, [(self.settings.lr, self.new_parameters())], 1, patience)
         if not self.scratch:
@@ -148,8 +149,8 @@ class Recipe:
 
     def tune_stage(self) -> Stage:
         """Everything that no rule freezes, each pretrained block at its own rate."""
-        if self.model.linear is not None:
-            self.model.linear.requires_grad_(True)
+        if (linear := self.model.linear_part()) is not None:
+            linear.requires_grad_(True)
         head_lr = self.settings.head_lr if self.settings.head_epochs != 0 else self.settings.lr
         sets: list[tuple[float, Sequence[Tensor]]] = [(head_lr, self.new_parameters())]
         for key in sorted(self.pretrained):

@@ -20,7 +20,7 @@ from fusetune.data.views import View
 from fusetune.inference.memory import kept_memory, settle
 from fusetune.inference.predict import evaluating, model_device
 from fusetune.inference.stored import missing, open_store
-from fusetune.models.understand import Understand
+from fusetune.models.family import Family
 from fusetune.training.checkpoint_manager import CheckpointManager
 
 BATCH = 64
@@ -56,7 +56,7 @@ class Trunk:
 
 
 def start_later(
-    model: Understand,
+    model: Family,
     rows: Sequence[Examples],
     cache: FeatureCache | None,
     *,
@@ -109,7 +109,7 @@ def _starting(examples: Examples, name: str) -> dict[str, Column]:
 
 
 def _filled(
-    model: Understand,
+    model: Family,
     encoder: Backbone,
     number: int,
     column: Column,

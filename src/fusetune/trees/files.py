@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
-from fusetune.models.understand import Understand
 from fusetune.tasks.abilities import Boosted
+from fusetune.models.family import Family
 from fusetune.tasks.base import Task
 from fusetune.trees.stack import Blend, Stack
 from fusetune.trees.text import read_trees
@@ -70,7 +70,7 @@ def save_stack(stack: Stack | None, folder: Path) -> dict[str, Any] | None:
     }
 
 
-def load_stack(content: Mapping[str, Any] | None, folder: Path, model: Understand, tasks: Mapping[str, Task]) -> Any:
+def load_stack(content: Mapping[str, Any] | None, folder: Path, model: Family, tasks: Mapping[str, Task]) -> Any:
     """The stack that `save_stack` wrote, or None where there was none.
 
     Args:

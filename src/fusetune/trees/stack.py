@@ -14,8 +14,8 @@ from fusetune.data.column import Progress
 from fusetune.data.examples import Examples
 from fusetune.inference.features import encoded, fill_features
 from fusetune.inference.predict import predict_logits
-from fusetune.models.understand import Understand
 from fusetune.tasks.abilities import Boosted
+from fusetune.models.family import Family
 from fusetune.tasks.base import Task
 from fusetune.training.probe import Features
 from fusetune.trees.boost import tree_scores
@@ -57,7 +57,7 @@ class Stack:
         """
         self.view, self.blends, self.frozen = view, dict(blends), dict(frozen)
 
-    def features(self, model: Understand, examples: Examples) -> dict[str, Tokens]:
+    def features(self, model: Family, examples: Examples) -> dict[str, Tokens]:
         """What the untuned encoders say of every distinct cell.
 
         Args:
@@ -78,7 +78,7 @@ class Stack:
             for name, column in examples.columns.items():
                 column.features = before[name]
 
-    def unmoved(self, model: Understand, features: Mapping[str, Tokens]) -> dict[str, Tokens]:
+    def unmoved(self, model: Family, features: Mapping[str, Tokens]) -> dict[str, Tokens]:
         """Those of the features that are the tuned model's too."""
         return {name: tokens for name, tokens in features.items() if model.routes[name] not in self.frozen}
 
@@ -114,7 +114,7 @@ class Stack:
 
 
 def predict_scores(
-    model: Understand,
+    model: Family,
     tasks: Mapping[str, Task],
     examples: Examples,
     *,

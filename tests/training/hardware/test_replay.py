@@ -130,8 +130,10 @@ def test_a_fusion_of_others_is_not_captured(tiny, captured):
     class Parts(nn.Module):
         def __init__(self, fusion):
             super().__init__()
-            self.projections, self.fusion, self.linear = nn.ModuleList(), fusion, None
-            self.heads, self.encoders = nn.ModuleList([nn.Linear(2, 2)]), {}
+            self.fusion, self.head, self.encoders = fusion, nn.Linear(2, 2), {}
+
+        def after_encoders(self):
+            return [self.fusion, self.head]
 
     assert replay.Replayed(None, Parts(Other(2, 2)), []).fusion is None
     assert replay.Replayed(None, Parts(nn.Linear(2, 2)), []).fusion is not None

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.graphs import EncoderReplays, Replays, why_not
-from fusetune.models.replays import FusionReplays, parts_after
-from fusetune.models.understand import Understand
+from fusetune.models.family import Family
+from fusetune.models.replays import FusionReplays
 from fusetune.training.loop import Stage
 from fusetune.training.recipe import Recipe
 from fusetune.training.updates.grad_cache import cached
@@ -26,7 +26,7 @@ WORTHWHILE = 100
 class Replayed:
     """`Gradients` that are computed by replays."""
 
-    def __init__(self, gradients: Gradients, model: Understand, keys: Collection[str]) -> None:
+    def __init__(self, gradients: Gradients, model: Family, keys: Collection[str]) -> None:
         """
         Args:
             gradients: what else computes them, one backward pass a micro-batch.
@@ -34,7 +34,9 @@ class Replayed:
             keys: the encoders that are trained.
         """
         self.gradients, self.model = gradients, model
-        usual = {module.__class__.__module__.split(".")[0] for part in parts_after(model) for module in part.modules()}
+        usual = {
+            module.__class__.__module__.split(".")[0] for part in model.after_encoders() for module in part.modules()
+        }
         self.fusion = FusionReplays(model) if usual <= {"torch", "fusetune"} else None
         self.encoders = {
             key: EncoderReplays(key, encoder)

@@ -24,7 +24,7 @@ from torch.distributed.fsdp import fully_shard
 from fusetune.backbones import structure
 from fusetune.backbones.backbone import Backbone
 from fusetune.errors import ConfigError
-from fusetune.models.understand import Understand
+from fusetune.models.family import Family
 from fusetune.training.hardware.devices import processes
 from fusetune.training.hardware.dtensor import is_spread
 from fusetune.training.learner import Learner
@@ -63,7 +63,7 @@ def sharded(learner: Learner, keys: Collection[str]) -> Iterator[list[nn.Module]
         learner: on this process's device; the same in all processes.
         keys: of the encoders.
     """
-    assert isinstance(learner.model, Understand)
+    assert isinstance(learner.model, Family)
     device = next(learner.model.parameters()).device
     mesh = init_device_mesh(device.type, (processes().num_processes,)) if keys else None
     places: list[tuple[Any, int, nn.Module]] = []
@@ -100,7 +100,7 @@ def forget_absent(learner: Learner, micro_batches: Sequence[Batch], accelerator:
     An optimiser leaves parameters without a gradient as they are; zeros would have it follow earlier gradients.
     """
     model = learner.model
-    assert isinstance(model, Understand)
+    assert isinstance(model, Family)
     had = [float(any((batch.cells[name] >= 0).any() for batch in micro_batches)) for name in model.columns]
     rows = accelerator.reduce(torch.tensor(had, device=accelerator.device), "sum").tolist()
     present = {name for name, count in zip(model.columns, rows, strict=True) if count}

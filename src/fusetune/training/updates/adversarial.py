@@ -30,7 +30,7 @@ from fusetune.training.updates.update import Shares, add_up, loss_shares, scaled
 from fusetune.types import Batch
 
 if TYPE_CHECKING:
-    from fusetune.models.understand import Understand
+    from fusetune.models.family import Family
 
 STEPS = 3
 """Steps of pgd and freelb where none are given."""
@@ -70,7 +70,7 @@ class Ascent:
 class Adversarial:
     """Computes an update's gradients at perturbed inputs; a `Gradients`, see `fusetune.training.updates.update`."""
 
-    def __init__(self, model: Understand, settings: AdversarialConfig) -> None:
+    def __init__(self, model: Family, settings: AdversarialConfig) -> None:
         """
         Args:
             model: what the learner wraps.
@@ -149,17 +149,17 @@ class _Passes:
         learner, accelerator = self.learner, self.accelerator
         self.rng_state.restore()
         with nullcontext() if ends and self.last else accelerator.no_sync(learner), accelerator.autocast():
-            _, parts, outputs = learner(batch)
+            _, parts, _ = learner(batch)
             parts = {f"{prefix}{name}": part * factor for name, part in scaled(parts, self.shares).items()}
-            accelerator.backward(sum(parts.values(), outputs.pooled.new_zeros(())))
+            accelerator.backward(sum(parts.values(), batch.zero))
         add_up(self.losses, parts)
 
     def at(self, batch: Batch, deltas: Deltas) -> tuple[Tensor | None, ...]:
         """The gradients of the loss at the perturbations alone."""
         self.rng_state.restore()
         with self.accelerator.no_sync(self.learner), self.accelerator.autocast():
-            _, parts, outputs = self.learner(batch)
-            loss: Tensor = sum(scaled(parts, self.shares).values(), outputs.pooled.new_zeros(()))
+            _, parts, _ = self.learner(batch)
+            loss: Tensor = sum(scaled(parts, self.shares).values(), batch.zero)
             if self.accelerator.scaler is not None:  # float16 gradients would vanish
                 loss = self.accelerator.scaler.scale(loss)
             return torch.autograd.grad(loss, list(deltas.values()), allow_unused=True)

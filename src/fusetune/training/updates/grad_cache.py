@@ -49,10 +49,11 @@ def cached(learner: nn.Module, micro_batches: Sequence[Batch], accelerator: Acce
         last = place == len(micro_batches) - 1
         rng_states[place].restore()
         with nullcontext() if last else accelerator.no_sync(learner), accelerator.autocast():
-            _, found, outputs = learner(batch.to(accelerator.device), pulls[place])
+            batch = batch.to(accelerator.device)
+            _, found, _ = learner(batch, pulls[place])
             taken = [found.pop(f"pull/{objective.name}") for objective in objectives]
             found = scaled(found, shares)
-            accelerator.backward(sum([*found.values(), *taken], outputs.pooled.new_zeros(())))
+            accelerator.backward(sum([*found.values(), *taken], batch.zero))
         add_up(totals, found)
     return totals
 

@@ -117,9 +117,10 @@ def plain(learner: nn.Module, micro_batches: Sequence[Batch], accelerator: Accel
     for position, (batch, shares) in enumerate(zip(micro_batches, counts, strict=True)):
         last = position == len(micro_batches) - 1
         with nullcontext() if last else accelerator.no_sync(learner), accelerator.autocast():
-            _, parts, outputs = learner(batch.to(accelerator.device))
+            batch = batch.to(accelerator.device)
+            _, parts, _ = learner(batch)
             parts = scaled(parts, shares)
-            accelerator.backward(sum(parts.values(), outputs.pooled.new_zeros(())))
+            accelerator.backward(sum(parts.values(), batch.zero))
         add_up(totals, parts)
     return totals
 
