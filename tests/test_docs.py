@@ -137,7 +137,7 @@ def test_parts_of_the_page_work_as_a_plug_in(tmp_path):
 import my_parts, fusetune as ft
 my_parts.test_parts()
 settings = {
-    "fusion": {"name": "mean", "scale": 2.0},
+    "fusion": {"name": "average", "scale": 2.0},
     "tasks": {"shop": {"name": "focal", "gamma": 1.0}},
     "trainer": {"epochs": 0, "head_epochs": 1, "trackers": []},
     "report": {"bootstrap": 0},

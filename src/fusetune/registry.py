@@ -101,6 +101,7 @@ FUSIONS = Registry(
         "low_rank": "fusetune.fusion.low_rank:LowRankFusion",
         "film": "fusetune.fusion.film:FilmFusion",
         "mixture": "fusetune.fusion.mixture:MixtureFusion",
+        "mean": "fusetune.fusion.mean:MeanFusion",
     },
 )
 

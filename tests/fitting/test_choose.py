@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import sys
-from types import ModuleType
 
 import numpy as np
 import pytest
-import torch
 import yaml
 
 from fusetune import api
@@ -19,34 +16,8 @@ from fusetune.evaluation.details import FusionTried
 from fusetune.fitting import choose as choosing
 from fusetune.fitting.fit import Fit
 from fusetune.fitting.run_folder import RunFolder
-from fusetune.fusion.base import Fused, Fusion
-from fusetune.registry import FUSIONS
-from fusetune.types import Tokens
 
 HEAD = {"epochs": 0, "head_epochs": 20, "lr": 0.02, "trackers": []}
-
-
-class MeanFusion(Fusion):
-    """A fusion that adds columns up and nothing else, so that no product of them can be learned."""
-
-    def forward(self, columns, present):
-        tokens = Tokens(
-            torch.stack([columns[name].mean() for name in self.columns], 1),
-            torch.stack([present[name] for name in self.columns], 1),
-        )
-        return Fused(tokens, tokens.mean())
-
-
-def register(patch):
-    module = ModuleType("mean_fusion")
-    module.MeanFusion = MeanFusion
-    patch.setitem(sys.modules, "mean_fusion", module)
-    patch.setitem(FUSIONS.table, "mean", "mean_fusion:MeanFusion")
-
-
-@pytest.fixture(autouse=True)
-def mean(monkeypatch):
-    register(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +48,8 @@ def fit(table, quick, target, out=None, **fusion):
 
 @pytest.fixture(scope="module")
 def chosen(table, quick, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        register(patch)
-        out = tmp_path_factory.mktemp("chosen") / "model"
-        return fit(table, quick, "odd", out=out, candidates=["mean", "concat"])
+    out = tmp_path_factory.mktemp("chosen") / "model"
+    return fit(table, quick, "odd", out=out, candidates=["mean", "concat"])
 
 
 def test_what_only_products_of_columns_tell_needs_more_than_a_sum(chosen):

@@ -35,9 +35,7 @@ def card(bundle: Bundle, results: RunResults | None) -> str:
         lines.append(f"| {_cell(name)} | {modality.kind} | {_cell(source)} |")
     lines += ["", "A cell may be missing; the model then predicts from the others.", "", "## Predicts", ""]
     if not bundle.tasks:
-        lines.append(
-            f"- a vector of {bundle.model.dim} numbers for each column, near where cells belong together"
-        )
+        lines.append(f"- a vector of {bundle.model.dim} numbers for each column, near where cells belong together")
     for name, task in bundle.tasks.items():
         labels = f": {', '.join(_cell(label) for label in task.labels[:30])}" if task.labels else ""
         more = f" and {len(task.labels) - 30} more" if len(task.labels) > 30 else ""

@@ -10,8 +10,8 @@ from fusetune.data.examples import Examples
 from fusetune.evaluation.judge import Candidate
 from fusetune.inference.features import encoded
 from fusetune.inference.predict import predict_logits
-from fusetune.tasks.abilities import Probed
 from fusetune.models.family import Family
+from fusetune.tasks.abilities import Probed
 from fusetune.tasks.base import Task
 from fusetune.training.probe import Probe, SplitRows
 from fusetune.trees.stack import Stack

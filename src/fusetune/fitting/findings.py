@@ -19,8 +19,8 @@ from fusetune.evaluation.judge import Candidate, judge
 from fusetune.evaluation.mistakes import show_cell
 from fusetune.inference.features import encoded
 from fusetune.inference.predict import model_device
-from fusetune.tasks.abilities import Thresholded
 from fusetune.models.family import Family
+from fusetune.tasks.abilities import Thresholded
 from fusetune.tasks.base import Task
 from fusetune.training.history import TrainingHistory
 from fusetune.training.probe import SplitRows

@@ -21,8 +21,8 @@ from fusetune.config.fusion import StackConfig
 from fusetune.evaluation import systems
 from fusetune.evaluation.details import StackUsed
 from fusetune.inference.features import encoded
-from fusetune.tasks.abilities import Boosted, Probed
 from fusetune.models.family import Family
+from fusetune.tasks.abilities import Boosted, Probed
 from fusetune.tasks.base import Task
 from fusetune.training.history import TrainingHistory
 from fusetune.training.probe import Probe, SplitRows

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
-from fusetune.tasks.abilities import Boosted
 from fusetune.models.family import Family
+from fusetune.tasks.abilities import Boosted
 from fusetune.tasks.base import Task
 from fusetune.trees.stack import Blend, Stack
 from fusetune.trees.text import read_trees

@@ -14,8 +14,8 @@ from fusetune.data.column import Progress
 from fusetune.data.examples import Examples
 from fusetune.inference.features import encoded, fill_features
 from fusetune.inference.predict import predict_logits
-from fusetune.tasks.abilities import Boosted
 from fusetune.models.family import Family
+from fusetune.tasks.abilities import Boosted
 from fusetune.tasks.base import Task
 from fusetune.training.probe import Features
 from fusetune.trees.boost import tree_scores
