@@ -31,8 +31,8 @@ from fusetune.fitting.fit import Fit
 from fusetune.fitting.run_folder import RunFolder, interrupted
 from fusetune.fitting.saved import reporting
 from fusetune.security.model_folder import BUNDLE
-from fusetune.training.callbacks import track
 from fusetune.training.hardware.devices import choose_threads
+from fusetune.training.progress import track
 
 __all__ = ["FineTuned", "Predictions", "evaluate", "fit", "load", "schema_of"]
 
@@ -72,7 +72,7 @@ class FineTuned:
             precision: "bf16" is faster where the processor or GPU has it; the last digits differ. "int8" computes the
                 encoders' linear layers in 8-bit integers, faster on a processor with AVX512-VNNI; `evaluate` says what
                 it costs.
-            progress: whether to show progress bars.
+            progress: whether to show progress on standard error: bars on a terminal, else plain lines.
 
         Raises:
             TableError: the table cannot be read or lacks a column.
@@ -120,7 +120,7 @@ class FineTuned:
             source: as in `predict`, with the target columns.
             slices: columns whose values the main metric is split by.
             precision: as in `predict`.
-            progress: whether to show progress bars.
+            progress: whether to show progress on standard error: bars on a terminal, else plain lines.
 
         Raises:
             TableError: the table cannot be read, lacks a column, or has no row with a target.
@@ -192,7 +192,7 @@ def fit(
         resume: what of a run that was stopped in the folder: True goes on with it, False begins anew and deletes its
             checkpoints, None refuses. Where there is none, a run begins; True gives a finished one as it is.
         overwrite: whether a finished model in `out` may be replaced.
-        progress: whether to show progress bars.
+        progress: whether to show progress on standard error: bars on a terminal, else plain lines.
 
     Raises:
         UserError: something in the table or the settings has to be put right; see `fusetune.errors`.

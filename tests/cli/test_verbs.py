@@ -88,7 +88,7 @@ class TestFit:
             "out": Path("runs/priority"),
             "resume": None,
             "overwrite": False,
-            "progress": False,
+            "progress": True,
         }
         assert "tuned" in done.stdout
         assert str(Path("runs/priority/report.html")) in done.stdout
@@ -126,12 +126,10 @@ class TestFit:
         assert json.loads(done.stdout)["tasks"][0]["target"] == "priority"
 
     @pytest.mark.parametrize(
-        ("terminal", "rank", "as_json", "shown"),
-        [(True, "0", False, True), (False, "0", False, False), (True, "1", False, False), (True, "0", True, False)],
+        ("rank", "as_json", "shown"), [("0", False, True), ("1", False, False), ("0", True, False)]
     )
-    def test_progress_is_for_people_at_a_terminal(self, monkeypatch, terminal, rank, as_json, shown):
+    def test_progress_is_for_people_in_the_first_process(self, monkeypatch, rank, as_json, shown):
         monkeypatch.setenv("RANK", rank)
-        monkeypatch.setattr(sys, "stdout", types.SimpleNamespace(isatty=lambda: terminal))
         assert common.shows_progress(as_json) is shown
 
     @pytest.mark.parametrize(
@@ -159,7 +157,7 @@ class TestPredict:
     def test_writes_the_table(self, api, tmp_path, name):
         done = run("predict", "m", "new.csv", "--out", name)
         assert api.calls == [
-            ("predict", (Path("m"), "new.csv"), {"on_bad_cell": "mask", "precision": "float32", "progress": False})
+            ("predict", (Path("m"), "new.csv"), {"on_bad_cell": "mask", "precision": "float32", "progress": True})
         ]
         assert (tmp_path / name).stat().st_size > 0
         assert done.stdout.split() == ["2", "rows,", "1", "of", "them", "with", "an", "error:", name]
@@ -193,7 +191,7 @@ class TestPredict:
 class TestEvaluate:
     def test_prints(self, api):
         done = run("evaluate", "m", "t.csv", "--slices", "country", "-s", "plan")
-        asked = {"slices": ["country", "plan"], "precision": "float32", "progress": False}
+        asked = {"slices": ["country", "plan"], "precision": "float32", "progress": True}
         assert api.calls == [("evaluate", (Path("m"), "t.csv"), asked)]
         assert done.stdout == "2 rows [in]\n"
 

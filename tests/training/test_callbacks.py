@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import math
+import re
 
+import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
+from fusetune.training import callbacks, progress
 from fusetune.training.callbacks import Bar, BestStep, Check, EarlyStopping, better
+from fusetune.training.progress import StageBar
 
 
 def check(score: float, *, loss: float = 1.0, step: int = 0) -> Check:
@@ -58,16 +65,49 @@ def test_stopping_waits_for_its_patience_and_starts_again_after_a_better_check()
     assert not never.stop
 
 
-def test_the_bar_takes_checks_before_and_between_stages() -> None:
-    bar = Bar()
+def bar_on(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> tuple[Bar, io.StringIO]:
+    written = io.StringIO()
+    monkeypatch.setattr(progress, "console", lambda: Console(file=written, force_terminal=terminal, width=120))
+    monkeypatch.setattr(callbacks, "console", progress.console)
+    return Bar(), written
+
+
+def measured(score: float, **metrics: dict[str, float]) -> Check:
+    return dataclasses.replace(check(score), metrics=metrics)
+
+
+def test_the_bar_takes_checks_before_and_between_stages(monkeypatch) -> None:
+    bar, _ = bar_on(monkeypatch, terminal=True)
     try:
         bar.on_check(check(0.25))
         for stage in ("head", "tune"):
             bar.on_stage(stage, 3, 0)
             bar.on_update(1, {"a": 0.5, "b": 1.0}, 0.1, {})
-            bar.on_check(check(0.5))
-        (task,) = bar.progress.tasks
+            bar.on_check(measured(0.5, y={"f1": 0.5, "accuracy": 0.9}))
+        assert isinstance(bar.display, StageBar)
+        (task,) = bar.display.progress.tasks
         assert (task.description, task.completed, task.total) == ("tune", 1, 3)
-        assert task.fields["note"] == "loss 1.500 val 0.5000"
+        assert task.fields["note"] == "loss 1.5000  val f1 0.5000"
     finally:
         bar.on_end()
+
+
+def test_without_a_terminal_lines_come_by_time(monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    bar, written = bar_on(monkeypatch, terminal=False)
+    bar.on_check(measured(0.25, y={"f1": 0.25}))
+    bar.on_stage("head", 1000, 0)
+    for step in range(1000):  # 1000 s
+        now[0] += 1
+        bar.on_update(step, {"a": 0.5}, 0.1, {})
+    bar.on_check(measured(0.5, y={"f1": 0.5}, z={"mae": 2.0}))
+    bar.on_stage("tune", 10, 0)  # is over before a line is due
+    bar.on_update(1001, {"a": 0.25}, 0.1, {})
+    bar.on_end()
+    lines = written.getvalue().splitlines()
+    assert "head  step 5/1,000  loss 0.5000  val f1 0.2500" in lines[0]
+    assert 20 < len(lines) < 60
+    assert lines[-2].endswith("head  step 1,000/1,000  loss 0.5000  val y: f1 0.5000, z: mae 2.0000")
+    assert lines[-1].endswith("tune  step 1/10  loss 0.2500  val y: f1 0.5000, z: mae 2.0000")
+    assert all(re.match(r"\d\d:\d\d:\d\d  ", line) for line in lines)

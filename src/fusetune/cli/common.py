@@ -41,7 +41,10 @@ def _remember_json(ctx: typer.Context, value: bool) -> bool:
     return value
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines, failures too.", callback=_remember_json)]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print JSON for machines, failures too; no progress.", callback=_remember_json),
+]
 Target = Annotated[
     list[str] | None, typer.Option("--target", "-t", help="Column to predict; give it again for several.")
 ]
@@ -62,8 +65,8 @@ def leads() -> bool:
 
 
 def shows_progress(as_json: bool) -> bool:
-    """Whether to draw progress bars: in the first process, on a terminal, for people."""
-    return leads() and not as_json and sys.stdout.isatty()
+    """Return whether to show progress, on standard error: in the first process, for people."""
+    return leads() and not as_json
 
 
 def console() -> Console:

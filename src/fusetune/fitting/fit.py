@@ -29,6 +29,7 @@ from fusetune.evaluation import describe, systems
 from fusetune.evaluation import results as found
 from fusetune.evaluation.details import FusionChoice, StackUsed
 from fusetune.fitting.align import Aligning, aligned_columns
+from fusetune.fitting.announce import announcement
 from fusetune.fitting.choose import choose_fusion, start_fusion
 from fusetune.fitting.findings import Findings
 from fusetune.fitting.run_folder import RunFolder
@@ -44,11 +45,11 @@ from fusetune.registry import MODALITIES
 from fusetune.tasks.abilities import Probed
 from fusetune.tasks.base import Task
 from fusetune.tasks.infer import infer_task
-from fusetune.training.callbacks import track
 from fusetune.training.finetune import finetune
 from fusetune.training.hardware.devices import processes
 from fusetune.training.history import TrainingHistory
 from fusetune.training.probe import Probe, SplitRows
+from fusetune.training.progress import print_line, track
 from fusetune.training.recipe import BackboneRule
 from fusetune.training.updates.surgery import check_balance
 from fusetune.trees.stack import Stack
@@ -67,7 +68,7 @@ class Fit:
             config: the settings.
             sources: the tables under "train", "val" and "test": one of each; several as a list, or none as None.
             place: where the model and logs will be.
-            progress: whether to show progress bars.
+            progress: whether to show progress.
         """
         self.config, self.sources, self.place, self.folder = config, sources, place, place.folder
         self.is_main = processes().is_main_process
@@ -115,6 +116,9 @@ class Fit:
             check_rows(self.examples, list(self.tasks))
             self.examples["test"].table.require(self.config.report.slices)
             self._augment()
+        if self.show:
+            for line in announcement(self.schema, self.tasks, self.modalities, self.examples):
+                print_line(line)
         if not self.tasks:
             return Aligning(self).run()
         with self.phase("encode with frozen backbones"):
@@ -198,6 +202,8 @@ class Fit:
     def phase(self, name: str) -> Iterator[None]:
         """Times what is done inside, for the report."""
         start = time.perf_counter()
+        if self.show:
+            print_line(name)
         yield
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
         self.phases.append(found.Phase(name, time.perf_counter() - start, peak))

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from rich import progress as bars
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from fusetune.training.hardware.dtensor import whole
+from fusetune.training.progress import StageBar, StageLines, console, shows_bars
 
 
 @dataclass
@@ -28,7 +26,7 @@ class Check:
         train_loss: mean loss of the updates since the last check; None before the first.
         val_loss: on the validation rows.
         score: the mean over tasks of the main metric, turned so that more is better.
-        metrics: per task, its metrics.
+        metrics: per task, its metrics, the main one first.
         lr: the largest learning rate now.
         task_losses: per task, where there are several: the mean of its loss, divided by that of the constant guess,
             over the updates since the last check.
@@ -200,43 +198,39 @@ class Trackers(Callback):
 
 
 class Bar(Callback):
-    """A progress bar with the loss and the validation score."""
+    """Shows the stage, the updates made, the loss and the validation score on standard error.
+
+    Attributes:
+        display: a progress bar on a terminal, else plain lines.
+    """
 
     def __init__(self) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.progress = Progress(*columns, TextColumn("{task.fields[note]}"), transient=True)
-        self.progress.start()
-        self.loss, self.score = "", ""
-        self.task: Any = None
+        to = console()
+        self.display: StageBar | StageLines = StageBar(to) if shows_bars(to) else StageLines()
+        self.done, self.loss, self.score = 0, "", ""
 
     def on_stage(self, name: str, num_updates: int, done: int) -> None:
-        """Begin a new bar."""
-        if self.task is not None:
-            self.progress.remove_task(self.task)
-        self.task = self.progress.add_task(name, total=num_updates, completed=done, note="")
+        """Show a new stage."""
+        self.done = done
+        self.display.begin(name, num_updates, done)
 
     def on_update(self, step: int, losses: dict[str, float], lr: float, figures: dict[str, float]) -> None:
-        """Advance by one update."""
-        self.loss = f"loss {sum(losses.values()):.3f}"
-        self.progress.update(self.task, advance=1, note=f"{self.loss} {self.score}")
+        """Count an update."""
+        self.done += 1
+        self.loss = f"loss {sum(losses.values()):.4f}"
+        self._show()
 
     def on_check(self, check: Check) -> None:
-        """Show the score."""
-        self.score = f"val {check.score:.4f}"
-        if self.task is not None:  # the model is evaluated before the first stage begins, too
-            self.progress.update(self.task, note=f"{self.loss} {self.score}")
+        """Show the main metric of each task."""
+        mains = [(name, *next(iter(values.items()))) for name, values in check.metrics.items() if values]
+        several = len(mains) > 1
+        shown = [f"{task + ': ' if several else ''}{metric} {value:.4f}" for task, metric, value in mains]
+        self.score = f"val {', '.join(shown) or f'{check.score:.4f}'}"
+        self._show()
+
+    def _show(self) -> None:
+        self.display.show(self.done, "  ".join(part for part in (self.loss, self.score) if part))
 
     def on_end(self) -> None:
-        """Take the bar away."""
-        self.progress.stop()
-
-
-def track(steps: Iterator[Any], what: str, total: int) -> Iterator[Any]:
-    """The steps, with a progress bar on the terminal while they are taken: a `fusetune.data.examples.Progress`.
-
-    Args:
-        steps: what is gone through.
-        what: shown beside the bar, as it is.
-        total: how many steps there are.
-    """
-    yield from bars.track(steps, description=escape(what), total=total, transient=True)
+        """Take the display away."""
+        self.display.end()

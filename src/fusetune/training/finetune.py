@@ -33,7 +33,7 @@ from fusetune.objectives.total import Total, build_objectives
 from fusetune.tasks.base import Task
 from fusetune.training.alignment import Alignment
 from fusetune.training.averaging import Kept, averaged, copied, not_finite, put, trained_weights
-from fusetune.training.callbacks import Bar, BestStep, Callback, Check, Curve, Trackers, track
+from fusetune.training.callbacks import Bar, BestStep, Callback, Check, Curve, Trackers
 from fusetune.training.checkpoint_manager import END, CheckpointManager, moving, watch_on
 from fusetune.training.hardware.devices import make_accelerator, processes
 from fusetune.training.hardware.precision import chosen
@@ -44,6 +44,7 @@ from fusetune.training.learner import Learner
 from fusetune.training.loop import Stage, Validate, run_stage
 from fusetune.training.optim import no_decay
 from fusetune.training.probe import Probe, column_scales
+from fusetune.training.progress import track
 from fusetune.training.recipe import BackboneRule, Recipe
 from fusetune.training.trunk import start_later
 from fusetune.types import Tokens
@@ -79,8 +80,9 @@ def evaluate_loss(
         values = examples.targets[name].take(rows)
         weights = torch.from_numpy(examples.weights[rows])
         total += float(task.loss(chosen, task.encode(values), weights)) * (scales[name] if scales else 1)
-        metrics[name] = task.metrics(task.scores(chosen), task.truth(values), examples.weights[rows])
-        main = metrics[name][task.main.name]
+        measured = task.metrics(task.scores(chosen), task.truth(values), examples.weights[rows])
+        main = measured[task.main.name]
+        metrics[name] = {task.main.name: main, **measured}
         scores.append(main if task.main.greater_is_better else -main)
     return total, float(np.mean(scores)) if scores else math.nan, metrics
 

@@ -1,0 +1,54 @@
+"""What a fit inferred, told before it trains: tasks, columns, backbones and rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from fusetune.backbones.backbone import Backbone
+from fusetune.data.examples import Examples
+from fusetune.data.schema import Schema
+from fusetune.modalities.base import Modality
+from fusetune.tasks.base import Task
+
+MOST = 12
+"""Columns named in a line; of more, the number is told."""
+
+
+def announcement(
+    schema: Schema, tasks: Mapping[str, Task], modalities: Mapping[str, Modality], examples: Mapping[str, Examples]
+) -> list[str]:
+    """Return lines that tell what will be trained on what.
+
+    Args:
+        schema: of the train table.
+        tasks: fitted, by target.
+        modalities: of the input columns.
+        examples: the prepared rows of each split.
+    """
+    lines = [f"target   {target}: {_task(task)}" for target, task in tasks.items()]
+    kinds: dict[str, list[str]] = {}
+    for name, modality in modalities.items():
+        kinds.setdefault(_kind(modality), []).append(name)
+    lines += [f"columns  {kind}: {_names(names)}" for kind, names in kinds.items()]
+    unused = [name for role in ("id", "ignore") for name in schema.names(role)]
+    if unused:
+        lines.append(f"unused   {_names(unused)}")
+    counts = [f"{len(rows):,} {split}" for split, rows in examples.items()]
+    rejected = sum(len(rows.rejected) for rows in examples.values())
+    return [*lines, f"rows     {', '.join(counts)}{f'; {rejected:,} rejected' if rejected else ''}"]
+
+
+def _task(task: Task) -> str:
+    labels = task.labels
+    return f"{task.name} ({len(labels)} labels)" if len(labels) > 2 else task.name
+
+
+def _kind(modality: Modality) -> str:
+    backbone = getattr(modality, "backbone", None)
+    return f"{modality.kind} read by {backbone.source}" if isinstance(backbone, Backbone) else modality.kind
+
+
+def _names(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
+    return ", ".join(names[:MOST]) + more
