@@ -23,7 +23,7 @@ from typing import Any
 import fusetune as ft
 from fusetune.config.sections import AttackConfig
 from fusetune.deploy.tuned import read_examples
-from fusetune.evaluation.attack import Attack
+from fusetune.evaluation.measure.attack import Attack
 
 HERE = Path(__file__).parent
 DATA = HERE.parents[1] / "shared" / "data" / "text_sst2"
@@ -98,7 +98,7 @@ def pgd(tuned: Any, on: Path, epsilon: float) -> float:
     rows = examples.labelled("label")
     attack = Attack(bundle.model, examples, AttackConfig(name="pgd", epsilon=epsilon, steps=ATTACK_STEPS))
     attack.units = tuned.results.tasks[0].attack.units
-    scores = task.scores(attack.logits(bundle.model, "label", task, examples, rows))
+    scores = task.answers(attack.logits(bundle.model, "label", task, examples, rows))
     truth = task.truth([examples.targets["label"][row] for row in rows])
     return float(task.metrics(scores, truth)["accuracy"])
 

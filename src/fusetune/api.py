@@ -24,8 +24,8 @@ from fusetune.deploy.tuned import (
     write,
 )
 from fusetune.errors import ConfigError, shown
-from fusetune.evaluation.measure import Evaluation, measure
-from fusetune.evaluation.report import write_report
+from fusetune.evaluation.measure.evaluate import Evaluation, measure
+from fusetune.evaluation.report.write import write_report
 from fusetune.evaluation.results import RunResults, read_results
 from fusetune.fitting.fit import Fit
 from fusetune.fitting.run_folder import RunFolder, interrupted

@@ -24,7 +24,7 @@ def results(*names: str) -> RunResults:
         SystemResult("text alone", "alone", "sees text", {"accuracy": Interval(0.5)}, columns=["message"]),
         SystemResult("tuned", "after", "the tuned model", {"accuracy": Interval(0.8, 0.7, 0.9)}, columns=list(names)),
     ]
-    task = TaskResult("multiclass", "multiclass", "priority", "accuracy", True, 90, systems, labels=["low", "high"])
+    task = TaskResult("multiclass", "priority", "accuracy", True, 90, systems, labels=["low", "high"])
     return RunResults("Run", "0", "2026-01-01T00:00:00", "fusetune fit", 0, "cpu", 1, [task])
 
 

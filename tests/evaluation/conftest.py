@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusetune.evaluation.judge import Candidate, judge
-from fusetune.evaluation.mistakes import show_cell
+from fusetune.evaluation.measure.judge import Candidate, EvaluatedRows, judge
+from fusetune.evaluation.report.cells import show_cell
 from fusetune.evaluation.results import (
     BackboneUsed,
     ColumnUsed,
@@ -119,7 +119,10 @@ def make_task(kind: str, rows: int = 400, *, classes: int = 10, skill: float = 2
         validation = (class_scores(truth[:50], len(task.labels), skill, rng), truth[:50])
     slices = {"country": list(rng.choice(["NL", "DE", HOSTILE], rows)), "price": list(rng.gamma(2, 30, rows))}
     ids = np.arange(rows) + 1000
-    return judge(task, candidates, truth, ids, slices=slices, validation=validation, show=cells, num=40, seed=seed)
+    evaluated = EvaluatedRows(truth, ids, slices=slices)
+    found = judge(task, candidates, evaluated, validation=validation, show=cells, num=40, seed=seed)
+    found.balance = task.target_panels({"train": task.truth(values), "test": truth})
+    return found
 
 
 def make_run(*tasks: TaskResult, title: str = "Tickets") -> RunResults:

@@ -15,10 +15,10 @@ from fusetune.config.trainer import TrainerConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
 from fusetune.errors import ConfigError
-from fusetune.evaluation.attack import Attack, attack_of, others_encoded, own_cells, start_model, units_of
-from fusetune.evaluation.report import render, terminal_table
+from fusetune.evaluation.measure.attack import Attack, attack_of, others_encoded, own_cells, start_model, units_of
+from fusetune.evaluation.report.verdict import verdict
+from fusetune.evaluation.report.write import render, terminal_table
 from fusetune.evaluation.results import AttackUsed, from_json, to_json
-from fusetune.evaluation.verdict import verdict
 from fusetune.inference.features import fill_features, set_features
 from fusetune.inference.predict import predict_logits
 from fusetune.modalities.category import CategoryModality
@@ -90,7 +90,7 @@ def test_the_start_model_gives_the_probes_scores(made):
     model, tasks, rows, probes = made
     for name, task in tasks.items():
         test = rows[name][2]
-        scores = task.scores(predict_logits(model, test.examples, test.indices)[name])
+        scores = task.answers(predict_logits(model, test.examples, test.indices)[name])
         np.testing.assert_allclose(scores, probes[name].scores(test), atol=1e-5)
 
 
@@ -190,8 +190,8 @@ def test_rows_that_cannot_be_predicted_get_the_constant_guess(made):
     attack = Attack(model, train.examples, AttackConfig(name="fgm", epsilon=0.05))
     found = attack.candidate("tuned", model, "label", tasks["label"], test, train)
     assert found.kind == "attack" and found.name == "tuned, attacked" and found.columns == ["note", "photo"]
-    np.testing.assert_allclose(found.scores[0], tasks["label"].constant(train.truth, 1)[0])
-    assert not np.allclose(found.scores[1], found.scores[0])
+    np.testing.assert_allclose(found.answers[0], tasks["label"].constant(train.truth, 1)[0])
+    assert not np.allclose(found.answers[1], found.answers[0])
 
 
 def test_which_attack_is_reported():

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fusetune.evaluation.compare import MAX_WORK, MIN_DRAWS, bootstrap, draw_all, interval, limit, paired_difference
+from fusetune.evaluation.measure.compare import (
+    MAX_WORK,
+    MIN_DRAWS,
+    bootstrap,
+    draw_all,
+    interval,
+    limit,
+    paired_difference,
+)
 
 
 def mean_error(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:

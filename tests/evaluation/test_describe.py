@@ -2,7 +2,7 @@
 
 import pytest
 
-from fusetune.evaluation.describe import _look_alike
+from fusetune.evaluation.report.describe import _look_alike
 
 
 @pytest.mark.parametrize(

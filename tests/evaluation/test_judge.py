@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, classification_report, confusion_matrix, roc_auc_score
 
-from fusetune.evaluation.curves import confusion, curves, number_fit, per_class
-from fusetune.evaluation.judge import Candidate, judge, main_metric, predictions, slice_names
-from fusetune.evaluation.results import TaskResult
+from fusetune.evaluation.measure.judge import Candidate, EvaluatedRows, judge
+from fusetune.evaluation.measure.slices import slice_names
+from fusetune.evaluation.report.write import render
+from fusetune.evaluation.results import RunResults, TaskResult, from_json, to_json
 from fusetune.registry import TASKS
+from fusetune.tasks.base import Metric, Task
+from fusetune.tasks.panels.kinds import WorstRows, WrongRow, ranked
 
 KINDS = ("binary", "multiclass", "ordinal", "multilabel", "regression")
 
@@ -22,7 +24,7 @@ KINDS = ("binary", "multiclass", "ordinal", "multilabel", "regression")
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_task_is_judged(kind: str, task: Callable[..., TaskResult]) -> None:
     found = task(kind, 120, classes=5)
-    assert found.kind == kind and found.rows == 120
+    assert found.name == kind and found.rows == 120
     assert [one.kind for one in found.systems] == ["baseline", "before", "alone", "alone", "alone", "after"]
     after, before = found.first("after"), found.first("before")
     assert after and before and found.main(after).known and not after.difference
@@ -33,9 +35,10 @@ def test_every_kind_of_task_is_judged(kind: str, task: Callable[..., TaskResult]
     assert sum(one.rows for one in found.slices if one.column == "price") == 120
     assert len([one for one in found.slices if one.column == "price"]) == 4
     assert all(mistake.truth != mistake.prediction and len(mistake.cells) == 5 for mistake in found.errors)
-    assert (found.fit is not None) == (kind == "regression")
-    assert (found.calibration is not None) == (kind != "regression")
-    assert (found.confusion is not None) == (kind not in ("regression", "multilabel"))
+    keys = [section.key for section in found.sections]
+    wanted = {"regression": ["numbers"], "multilabel": ["classes", "curves", "calibration"]}
+    assert keys == wanted.get(kind, ["classes", "confusion", "curves", "calibration"])
+    assert found.balance and found.errors_are
 
 
 def test_rows_are_reported_under_their_ids_and_the_worst_come_first() -> None:
@@ -44,7 +47,9 @@ def test_rows_are_reported_under_their_ids_and_the_worst_come_first() -> None:
     truth = task.truth([1.0, 2.0, 3.0, 4.0] * 5)
     scores = truth.copy()
     scores[7] += 50
-    found = judge(task, [Candidate("tuned", "after", "", scores)], truth, np.arange(20) * 10, num=50, num_errors=1)
+    found = judge(
+        task, [Candidate("tuned", "after", "", scores)], EvaluatedRows(truth, np.arange(20) * 10), num=50, num_errors=1
+    )
     assert [mistake.row for mistake in found.errors] == [70]
 
 
@@ -52,56 +57,12 @@ def test_no_rows_give_a_result_without_figures() -> None:
     task = TASKS.get("binary")("target")
     task.fit(["a", "b"] * 5)
     nothing = np.zeros((0, 2))
-    found = judge(task, [Candidate("tuned", "after", "", nothing)], np.zeros(0, dtype=int), np.zeros(0, dtype=int))
+    found = judge(
+        task,
+        [Candidate("tuned", "after", "", nothing)],
+        EvaluatedRows(np.zeros(0, dtype=int), np.zeros(0, dtype=int)),
+    )
     assert found.rows == 0 and not found.errors
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-def test_per_class_and_confusion_are_sklearns(weighted: bool) -> None:
-    rng = np.random.default_rng(0)
-    truth, predicted = rng.integers(0, 4, 200), rng.integers(0, 4, 200)
-    scores = rng.random((200, 4))
-    labels = ["a", "b", "c", "d"]
-    weights = rng.random(200) if weighted else None
-    report = classification_report(truth, predicted, target_names=labels, output_dict=True, sample_weight=weights)
-    for place, row in enumerate(per_class(scores, predicted, truth, labels, weights)):
-        theirs = report[row.label]
-        assert (row.precision, row.recall, row.f1) == pytest.approx(
-            (theirs["precision"], theirs["recall"], theirs["f1-score"])
-        )
-        actual = truth == place
-        assert row.support == actual.sum()
-        expected = average_precision_score(actual, scores[:, place], sample_weight=weights)
-        assert row.average_precision == pytest.approx(expected)
-    counts = np.zeros((4, 4), dtype=int)
-    for true, guess, rows in confusion(predicted, truth).cells:
-        counts[true, guess] = rows
-    np.testing.assert_array_equal(counts, confusion_matrix(truth, predicted))
-
-
-def test_a_class_without_rows_is_undefined_not_nought() -> None:
-    rows = per_class(np.full((4, 3), 1 / 3), np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]), ["a", "b", "c"])
-    assert math.isnan(rows[2].recall) and math.isnan(rows[2].average_precision) and rows[2].support == 0
-
-
-def test_curves_are_thinned_without_moving_their_area() -> None:
-    rng = np.random.default_rng(0)
-    truth = rng.integers(0, 2, 5000)
-    positive = np.clip(rng.normal(0.4 + 0.2 * truth, 0.2), 0, 1)
-    roc, pr = curves(np.stack([1 - positive, positive], 1), truth, ["no", "yes"])
-    assert len(roc) == len(pr) == 1 and len(roc[0].x) <= 121
-    assert roc[0].area == pytest.approx(roc_auc_score(truth, positive))
-    assert np.trapezoid(roc[0].y, roc[0].x) == pytest.approx(roc[0].area, abs=0.005)
-
-
-def test_a_regressions_histogram_holds_every_row() -> None:
-    rng = np.random.default_rng(0)
-    truth = rng.normal(size=3000)
-    fit = number_fit(truth + rng.normal(size=3000), truth)
-    assert sum(fit.counts) == 3000 and len(fit.edges) == len(fit.counts) + 1
-    assert len(fit.truth) == len(fit.predicted) == 1000
-    assert sum(one.rows for one in fit.spread) == 3000
-    assert all(one.low <= one.middle <= one.high for one in fit.spread)
 
 
 def test_the_fast_main_metric_is_the_tasks_own() -> None:
@@ -111,17 +72,82 @@ def test_the_fast_main_metric_is_the_tasks_own() -> None:
     scores, truth, weights = rng.random((50, 3)), rng.integers(0, 3, 50), rng.random(50)
     for given_weights in (None, weights):
         theirs = task.metrics(scores, truth, given_weights)["accuracy"]
-        assert main_metric(task)(scores, truth, given_weights) == {"accuracy": pytest.approx(theirs)}
+        assert task.main_value(scores, truth, given_weights) == pytest.approx(theirs)
 
 
-def test_labels_of_a_multilabel_prediction_are_found_again() -> None:
-    task = TASKS.get("multilabel")("genres")
-    task.fit(["Action|Sci-Fi", "Drama", "Action", "Drama|Sci-Fi"] * 5)
-    scores = np.array([[0.99, 0.01, 0.99], [0.01, 0.99, 0.01], [0.01, 0.01, 0.01]])
-    truth = task.truth(["Action|Sci-Fi", "Drama", "Drama"])
-    np.testing.assert_array_equal(predictions(task, scores, truth)[:2], truth[:2])
+class SpansTask(Task):
+    """Answers with a list a row; its metric is the F1 of all lists' elements together."""
+
+    name, main = "spans", Metric("f1")
+
+    def measured(self, answers, truth):
+        counts = [
+            [len(set(a) & set(b)), len(set(a) - set(b)), len(set(b) - set(a))]
+            for a, b in zip(answers, truth, strict=True)
+        ]
+        return np.asarray(counts, dtype=float).reshape(-1, 3)
+
+    def metrics(self, measured, truth, weights=None):
+        hits, false, lost = (measured if weights is None else measured * weights[:, None]).sum(0)
+        return {"f1": float(2 * hits / (2 * hits + false + lost)) if hits + false + lost else math.nan}
+
+    def worst(self, answers, truth, num):
+        measured = self.measured(answers, truth)
+        wrong = measured[:, 1:].sum(1)
+        rows = ranked(wrong, np.zeros(len(wrong)), num, among=wrong > 0)
+        shown = [WrongRow(at, str(truth[at]), str(answers[at]), math.nan, float(wrong[at])) for at in rows]
+        return WorstRows("rows with the most wrong spans", shown)
+
+
+def ragged(lists):
+    made = np.empty(len(lists), dtype=object)
+    made[:] = lists
+    return made
+
+
+def test_a_task_that_answers_with_lists_is_judged_by_its_rows_counts(monkeypatch) -> None:
+    monkeypatch.setattr(SpansTask, "__abstractmethods__", frozenset())
+    rng = np.random.default_rng(0)
+    truth = ragged([sorted(rng.choice(9, rng.integers(0, 4), replace=False).tolist()) for _ in range(80)])
+    good = ragged([row if place % 4 else [*row, 11] for place, row in enumerate(truth)])
+    poor = ragged([row[:1] for row in truth])
+    task = SpansTask("who")
+    calls = []
+    measured = SpansTask.measured
+    monkeypatch.setattr(SpansTask, "measured", lambda *given: calls.append(1) or measured(*given))
+    rows = EvaluatedRows(truth, np.arange(80), slices={"half": ["a", "b"] * 40})
+    found = judge(
+        task,
+        [Candidate("first only", "baseline", "", poor), Candidate("tuned", "after", "", good)],
+        rows,
+        num=200,
+        num_errors=3,
+    )
+    hits, more, lost = measured(task, good, truth).sum(0)
+    assert found.main(found.systems[1]).value == pytest.approx(2 * hits / (2 * hits + more + lost))
+    assert found.main(found.systems[1]).known and found.systems[0].difference["f1"].low > 0
+    assert sum(part.rows for part in found.slices) == 80 and len(found.errors) == 3
+    assert len(calls) == 3, "each system's rows are compared with the truth once, not once a draw"
+    parsed = from_json(to_json(RunResults("", "0", "", "", 0, "cpu", 1, [found])))
+    assert "rows with the most wrong spans" in render(parsed)
 
 
 @given(st.lists(st.none() | st.floats() | st.integers() | st.text() | st.booleans(), max_size=60))
 def test_every_value_falls_into_a_slice(values: list[object]) -> None:
     assert len(slice_names(values)) == len(values)
+
+
+@pytest.mark.parametrize("written", [float, str, lambda number: f" {number:.3f}"], ids=["float", "text", "padded"])
+def test_numbers_are_cut_into_quarters_however_they_are_written(written) -> None:
+    numbers = np.random.default_rng(0).gamma(2, 30, 200)
+    found = slice_names([written(number) for number in numbers] + [None, "", math.nan])
+    names, counts = np.unique(found[:200], return_counts=True)
+    assert len(names) == 4 and counts.tolist() == [50] * 4
+    assert set(found[200:]) == {"(missing)"}
+
+
+def test_codes_and_few_numbers_are_slices_of_their_own() -> None:
+    codes = [f"00{place:03d}" for place in range(40)]
+    assert slice_names(codes) == codes
+    assert set(slice_names(["1", "2", "3"] * 10)) == {"1", "2", "3"}
+    assert slice_names(["1.5", "two", "3"] * 20)[:3] == ["1.5", "two", "3"]

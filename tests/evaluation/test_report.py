@@ -16,10 +16,10 @@ import pytest
 from rich.console import Console
 
 from fusetune.errors import FolderError, StorageError
-from fusetune.evaluation.details import Confusion
-from fusetune.evaluation.plots import comparison, learning
-from fusetune.evaluation.plots_detail import confused_pairs, confusion_map
-from fusetune.evaluation.report import render, terminal_table, write_report
+from fusetune.evaluation.report.comparison import comparison, learning
+from fusetune.evaluation.report.panels import draw
+from fusetune.evaluation.report.svg import Scale, figure, signed
+from fusetune.evaluation.report.write import render, terminal_table, write_report
 from fusetune.evaluation.results import (
     CurvePoint,
     LearningCurve,
@@ -29,7 +29,8 @@ from fusetune.evaluation.results import (
     read_results,
     to_json,
 )
-from fusetune.evaluation.svg import Scale, figure, signed
+from fusetune.tasks.panels.classes import confused_pairs
+from fusetune.tasks.panels.kinds import HeatmapPanel
 
 Make = Callable[..., TaskResult]
 MakeRun = Callable[..., RunResults]
@@ -99,7 +100,7 @@ def test_two_tasks_share_a_page(task: Make, run: MakeRun) -> None:
 
 
 def test_a_run_with_nothing_in_it_renders() -> None:
-    empty = RunResults("", "0", "", "", 0, "cpu", 1, [TaskResult("binary", "binary", "y", "accuracy", True, 0, [])])
+    empty = RunResults("", "0", "", "", 0, "cpu", 1, [TaskResult("binary", "y", "accuracy", True, 0, [])])
     parsed(render(empty))
     assert "There is no verdict" in render(empty)
 
@@ -165,9 +166,9 @@ def test_the_terminal_table_has_all_systems_and_takes_markup_as_text(task: Make,
 def test_many_classes_are_drawn_as_a_map_of_the_most_frequent() -> None:
     cells = [[index, index, 3] for index in range(300)] + [[0, 1, 2], [299, 4, 1]]
     labels = [f"<{index}>" for index in range(300)]
-    picture = confusion_map(Confusion(cells), labels)
+    picture = draw(HeatmapPanel(labels, cells))
     assert picture.count("<rect") <= 203 and "&lt;0&gt;" in picture
-    assert confused_pairs(Confusion(cells), labels)[0] == ("<0>", "<1>", 2, 0.4)
+    assert confused_pairs(cells, labels)[0] == ["<0>", "<1>", 2, 0.4]
 
 
 def test_the_comparison_shows_every_system_once(task: Make) -> None:
@@ -221,3 +222,27 @@ def test_ticks_are_round_and_within(ends: tuple[float, float]) -> None:
     assert 1 <= len(scale.ticks) <= 7
     assert all(scale.low - 1e-9 * abs(scale.low) <= tick <= scale.high * (1 + 1e-9) for tick in scale.ticks)
     assert len({scale.label(tick) for tick in scale.ticks}) == len(scale.ticks)
+
+
+EARLIER = sorted((Path(__file__).parent / "reports").glob("*.json"))
+"""Reports as earlier versions wrote them."""
+
+
+@pytest.mark.parametrize("path", EARLIER, ids=lambda path: path.stem)
+def test_reports_of_earlier_versions_are_drawn(path: Path) -> None:
+    content = json.loads(path.read_text())
+    results = read_results(path)
+    html = render(results)
+    parsed(html)
+    for before, task in zip(content["tasks"], results.tasks, strict=True):
+        keys = {section.key for section in task.sections}
+        if content["format"] == 1:
+            wanted = {"per_class": "classes", "roc": "curves", "fit": "numbers", "calibration": "calibration"}
+            assert keys >= {key for part, key in wanted.items() if before.get(part)}
+            assert ("confusion" in keys) == bool((before.get("confusion") or {}).get("cells"))
+        for section in task.sections:
+            assert section.title in html
+        if before.get("calibration"):
+            calibration = next(section for section in task.sections if section.key == "calibration")
+            assert calibration.figures["ece"] == before["calibration"]["ece"]
+    assert from_json(to_json(results)).format == 2

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torchmetrics.retrieval import RetrievalMRR, RetrievalRecall
 
-from fusetune.evaluation.results import SystemResult
-from fusetune.evaluation.retrieval import (
+from fusetune.evaluation.measure.retrieval import (
     Side,
     first_answers,
     judge_search,
@@ -19,6 +18,7 @@ from fusetune.evaluation.retrieval import (
     side_vectors,
     sides,
 )
+from fusetune.evaluation.results import SystemResult
 
 IMAGE, TEXT = Side("image", ("photo",)), Side("text", ("note",))
 
@@ -114,7 +114,7 @@ def test_judged_against_chance_with_intervals():
         (SystemResult("tuned", "after", "tuned", {}), ranks(search, good)),
     ]
     judged = judge_search(search, systems, np.arange(60), worst=[(2, 7, [])], num=200)
-    assert judged.kind == "retrieval" and judged.target == "image → text" and judged.rows == 60
+    assert judged.name == "retrieval" and judged.target == "image → text" and judged.rows == 60
     before, after = judged.systems
     assert after.metrics["mrr"].value > 0.9 > before.metrics["mrr"].value
     assert before.difference["mrr"].low > 0 and after.difference == {}

@@ -9,7 +9,7 @@ import torch
 from fusetune.config.sections import BackboneConfig, NamedConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
-from fusetune.evaluation import systems
+from fusetune.evaluation.measure import systems
 from fusetune.inference.features import fill_features
 from fusetune.inference.predict import predict_logits
 from fusetune.modalities.category import CategoryModality
@@ -57,8 +57,8 @@ def test_columns_are_grouped_by_their_signal(made):
 def test_the_constant_guess_is_the_train_rows_rates(made):
     _, task, (train, _, test) = made
     found = systems.baseline(task, train, test)
-    assert found.kind == "baseline" and found.scores.shape == (30, 2)
-    np.testing.assert_allclose(found.scores, np.tile([1 - train.truth.mean(), train.truth.mean()], (30, 1)))
+    assert found.kind == "baseline" and found.answers.shape == (30, 2)
+    np.testing.assert_allclose(found.answers, np.tile([1 - train.truth.mean(), train.truth.mean()], (30, 1)))
 
 
 def test_before_sees_every_column_with_features(made):
@@ -74,9 +74,9 @@ def test_each_modality_alone_sees_only_itself(made):
     train, val, test = splits
     text, tabular = systems.alone("label", task, {"train": train, "val": val, "test": test}, {})
     assert (text.name, text.columns, tabular.columns) == ("text alone", ["note"], ["x", "c"])
-    assert len(np.unique(text.scores[1:2].round(9), axis=0)) == 1
-    np.testing.assert_allclose(tabular.scores, Probe.fit(task, train, val, ["x", "c"]).scores(test))
-    accuracy = {c.name: task.metrics(c.scores, test.truth)["accuracy"] for c in (text, tabular)}
+    assert len(np.unique(text.answers[1:2].round(9), axis=0)) == 1
+    np.testing.assert_allclose(tabular.answers, Probe.fit(task, train, val, ["x", "c"]).scores(test))
+    accuracy = {c.name: task.metrics(c.answers, test.truth)["accuracy"] for c in (text, tabular)}
     assert accuracy["tabular alone"] > 0.85 > accuracy["text alone"]
 
 
@@ -85,13 +85,13 @@ def test_hiding_a_modality_is_what_a_missing_cell_is(made):
     text, tabular = systems.without(model, "label", task, train, test)
     assert (text.name, text.columns, tabular.columns) == ("without text", ["note"], ["x", "c"])
     logits = predict_logits(model, test.examples, test.indices)["label"]
-    whole = task.scores(logits)
-    np.testing.assert_allclose(text.scores[1], whole[1], atol=1e-6)  # that row has no note anyway
-    assert np.abs(text.scores[2:] - whole[2:]).max() > 1e-4
+    whole = task.answers(logits)
+    np.testing.assert_allclose(text.answers[1], whole[1], atol=1e-6)  # that row has no note anyway
+    assert np.abs(text.answers[2:] - whole[2:]).max() > 1e-4
     # The row with neither number nor category has its note alone either way.
-    np.testing.assert_allclose(tabular.scores[0], whole[0], atol=1e-6)
+    np.testing.assert_allclose(tabular.answers[0], whole[0], atol=1e-6)
     # Nothing is left of the row without a note: it gets the constant guess.
-    np.testing.assert_allclose(tabular.scores[1], task.constant(train.truth, 1)[0])
+    np.testing.assert_allclose(tabular.answers[1], task.constant(train.truth, 1)[0])
 
 
 def test_a_model_trained_alone_is_asked_where_there_is_one(made):
@@ -100,7 +100,7 @@ def test_a_model_trained_alone_is_asked_where_there_is_one(made):
         "label", task, dict(zip(("train", "val", "test"), splits, strict=True)), {"text": model}
     )
     assert "same recipe" in text.description and "linear model" in tabular.description
-    np.testing.assert_allclose(text.scores[1], task.constant(splits[0].truth, 1)[0])
+    np.testing.assert_allclose(text.answers[1], task.constant(splits[0].truth, 1)[0])
 
 
 def test_which_modalities_need_a_model_of_their_own(made):

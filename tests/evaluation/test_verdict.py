@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from fusetune.evaluation.report.verdict import gain, verdict
 from fusetune.evaluation.results import Interval, SystemResult, TaskResult
-from fusetune.evaluation.verdict import gain, verdict
 
 
 def system(name: str, kind: str, value: float, difference: tuple[float, float, float] | None = None) -> SystemResult:
@@ -16,7 +16,7 @@ def system(name: str, kind: str, value: float, difference: tuple[float, float, f
 
 
 def result(*systems: SystemResult, rows: int = 1821, greater: bool = True) -> TaskResult:
-    return TaskResult("binary", "binary", "label", "accuracy", greater, rows, list(systems))
+    return TaskResult("binary", "label", "accuracy", greater, rows, list(systems))
 
 
 BASE = system("majority", "baseline", 0.5, (0.38, 0.36, 0.4))

@@ -12,7 +12,7 @@ import yaml
 from fusetune import api
 from fusetune.config.config import Config
 from fusetune.errors import ConfigError
-from fusetune.evaluation.details import FusionTried
+from fusetune.evaluation.decisions import FusionTried
 from fusetune.fitting import choose as choosing
 from fusetune.fitting.fit import Fit
 from fusetune.fitting.run_folder import RunFolder
@@ -88,7 +88,7 @@ def test_the_folder_knows_the_fusion_and_nothing_of_the_choice(chosen, table):
 def test_the_table_is_in_every_report(chosen):
     from rich.console import Console
 
-    from fusetune.evaluation.report import terminal_table
+    from fusetune.evaluation.report.write import terminal_table
 
     console = Console(width=140, record=True, file=io.StringIO())
     console.print(terminal_table(chosen.results))

@@ -10,7 +10,7 @@ import pytest
 
 from fusetune import api
 from fusetune.errors import FolderError, MissingExtra
-from fusetune.evaluation.details import StackUsed
+from fusetune.evaluation.decisions import StackUsed
 from fusetune.fitting.stack import fold_of, mean, weigh
 from fusetune.tasks.classification import BinaryTask, MulticlassTask
 from fusetune.tasks.multilabel import MultilabelTask

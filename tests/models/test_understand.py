@@ -64,7 +64,7 @@ def test_a_linear_start_gives_the_probes_scores(task, fusion):
         model.set_scale(name, shift, scale)
     probe.install(model, "t")
     for split in splits:
-        ours = t.scores(predict_logits(model, split.examples, split.indices)["t"])
+        ours = t.answers(predict_logits(model, split.examples, split.indices)["t"])
         np.testing.assert_allclose(ours, probe.scores(split), atol=1e-5, rtol=1e-5)
     baseline = t.metrics(t.constant(splits[0].truth, len(splits[1].truth)), splits[1].truth)
     tuned = t.metrics(probe.scores(splits[1]), splits[1].truth)

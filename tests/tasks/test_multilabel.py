@@ -9,7 +9,8 @@ from sklearn.metrics import f1_score
 from torch.nn import functional as F
 
 from fusetune.errors import BadCell, ConfigError, TableError
-from fusetune.tasks.multilabel import MultilabelTask, _best_threshold, find_separator, split_labels
+from fusetune.tasks.label_sets import find_separator, split_labels
+from fusetune.tasks.multilabel import MultilabelTask, _best_threshold
 
 GENRES = ["Comedy|Drama", "Drama", "[]", "Horror|Comedy", "Drama|Horror"]
 

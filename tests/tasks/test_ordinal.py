@@ -52,7 +52,7 @@ def test_probabilities_are_consistent_whatever_the_parameters():
             parameter.copy_(torch.randn_like(parameter) * 5)
     logits = head(torch.randn(50, 4))
     assert (logits.diff(dim=1) <= 0).all()
-    scores = fitted().scores(logits)
+    scores = fitted().answers(logits)
     assert (scores >= 0).all() and np.allclose(scores.sum(1), 1)
 
 
@@ -92,4 +92,4 @@ def test_training_reaches_the_order():
         optimizer.zero_grad()
         F.relu(task.loss(head(features), target, torch.ones(300))).backward()
         optimizer.step()
-    assert task.metrics(task.scores(head(features)), task.truth(levels))["qwk"] > 0.95
+    assert task.metrics(task.answers(head(features)), task.truth(levels))["qwk"] > 0.95

@@ -95,7 +95,7 @@ def test_auto_looks_at_the_skew():
 
 def test_clip_keeps_the_observed_range():
     task = fitted(clip=True)
-    assert task.scores(torch.tensor([-100.0, 100.0])).tolist() == [-3.0, 10.0]
+    assert task.answers(torch.tensor([-100.0, 100.0])).tolist() == [-3.0, 10.0]
     assert task.from_state("price", task.state()).clip
 
 

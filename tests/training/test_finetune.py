@@ -184,7 +184,7 @@ def test_no_epoch_at_all_is_the_linear_probe(parts):
     assert [check.step for check in history.checks] == [0]
     rows = SplitRows.of("k", parts.val, parts.features[1])
     logits = recipe.predict_logits(parts.model, parts.val, rows.indices)["k"]
-    np.testing.assert_allclose(parts.tasks["k"].scores(logits), probes["k"].scores(rows), atol=1e-5)
+    np.testing.assert_allclose(parts.tasks["k"].answers(logits), probes["k"].scores(rows), atol=1e-5)
 
 
 def test_features_are_taken_away_in_the_end(parts):

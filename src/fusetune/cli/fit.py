@@ -128,7 +128,9 @@ def show(tuned: FineTuned, *, as_json: bool) -> None:
     """Print what a run found: the table of the report and where the folder is, or the whole report as JSON."""
     if not common.leads():
         return
-    from fusetune.evaluation import report, results, verdict
+    from fusetune.evaluation import results
+    from fusetune.evaluation.report import verdict
+    from fusetune.evaluation.report import write as report
 
     assert tuned.results is not None and tuned.folder is not None, "a fit has results and a folder"
     if as_json:

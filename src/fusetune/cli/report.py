@@ -26,7 +26,7 @@ def report(folder: common.ModelFolder, as_json: common.Json = False) -> None:
     Example:
       fusetune report runs/rating
     """
-    from fusetune.evaluation.report import terminal_table, write_report
+    from fusetune.evaluation.report.write import terminal_table, write_report
     from fusetune.evaluation.results import read_results, to_json
     from fusetune.fitting.saved import unreported
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from fusetune.backbones.load import Backbone
 from fusetune.deploy.bundle import Bundle, versions, write_text
+from fusetune.evaluation.report.verdict import verdict
 from fusetune.evaluation.results import RunResults
-from fusetune.evaluation.verdict import verdict
 
 
 def write_card(bundle: Bundle, results: RunResults | None, folder: Path) -> Path:

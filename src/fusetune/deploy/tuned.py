@@ -292,7 +292,7 @@ def _of_tasks(
     for name, task in bundle.tasks.items():
         assert isinstance(model, Understand), "a family with heads"
         size = model.at_zero(name).unsqueeze(0)
-        like = task.columns(task.scores(torch.zeros_like(size, device="cpu")))
+        like = task.columns(task.answers(torch.zeros_like(size, device="cpu")))
         found = task.columns(scores[name]) if scores else {column: [] for column in like}
         for column, values in found.items():
             yield column, pa.array(like[column]).type, values

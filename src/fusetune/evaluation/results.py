@@ -4,9 +4,8 @@
     ├── tables, columns, backbones, rejected, missing, curve, phases    how it came about
     └── tasks: TaskResult
         ├── systems: SystemResult       baseline, before, each modality alone, after: metrics with intervals
-        ├── per_class, slices           where it is good and bad
-        ├── confusion, curves, fit      classes: confusion, ROC and PR; numbers: predicted against true
-        ├── calibration                 whether its probabilities can be believed
+        ├── slices                      where it is good and bad
+        ├── sections                    what the task has to show: panels of generic kinds
         └── errors: Mistake             the worst rows, with their cells
 
 Every figure is a float that may be nan, which stands for "undefined here" and is null in JSON.
@@ -26,27 +25,18 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from fusetune.errors import FolderError
-from fusetune.evaluation.details import (
-    Calibration,
-    ClassRow,
-    Confusion,
-    Curve,
-    FusionChoice,
-    Number,
-    NumberFit,
-    StackUsed,
-)
+from fusetune.evaluation.decisions import FusionChoice, StackUsed
+from fusetune.evaluation.formats import upgraded
 from fusetune.security.untrusted import TEXT_BYTES, parse_json, read_bytes
+from fusetune.tasks.panels.kinds import Number, Panel, Section
 
-FORMAT = 1
+FORMAT = 2
 """The version of report.json's layout; grows when a field changes its meaning."""
 
 SystemKind = Literal["baseline", "before", "alone", "without", "single", "after", "attack"]
 """What is compared: a constant guess; the frozen backbones with a linear probe; a model that sees one modality only;
 the tuned model with one modality hidden; a model tuned for this target only; the tuned model; the latter and the one
 before tuning under attack."""
-
-TaskKind = Literal["binary", "multiclass", "ordinal", "multilabel", "regression", "retrieval"]
 
 
 @dataclass
@@ -154,8 +144,6 @@ class TaskResult:
 
     name: str
     """The task's name in the registry."""
-    kind: TaskKind
-    """How it is to be shown: a plug-in's task is shown as one of the five."""
     target: str
     metric: str
     """The main metric's name."""
@@ -164,16 +152,16 @@ class TaskResult:
     systems: list[SystemResult]
     labels: list[str] = field(default_factory=list)
     split: str = "test"
-    per_class: list[ClassRow] = field(default_factory=list)
     slices: list[Slice] = field(default_factory=list)
-    confusion: Confusion | None = None
-    roc: list[Curve] = field(default_factory=list)
-    pr: list[Curve] = field(default_factory=list)
-    fit: NumberFit | None = None
-    calibration: Calibration | None = None
+    sections: list[Section] = field(default_factory=list)
+    """What the task has to show of the tuned model's answers."""
+    balance: list[Panel] = field(default_factory=list)
+    """The target itself by split."""
     attack: AttackUsed | None = None
     stack: StackUsed | None = None
     errors: list[Mistake] = field(default_factory=list)
+    errors_are: str = ""
+    """Which rows `errors` are: "rows with the largest error"."""
 
     def first(self, kind: SystemKind) -> SystemResult | None:
         """The first system of this kind, or None."""
@@ -350,14 +338,14 @@ def _adapter() -> TypeAdapter[RunResults]:
 
 
 def from_json(text: str | bytes, *, file: str | None = None) -> RunResults:
-    """The results that `to_json` wrote; fields of a later version are ignored.
+    """The results that `to_json` wrote, of this version or an earlier one; fields of a later version are ignored.
 
     Raises:
         FolderError: it is no such text.
     """
     try:
-        return _adapter().validate_python(parse_json(text))
-    except (ValueError, ValidationError) as error:
+        return _adapter().validate_python(upgraded(parse_json(text)))
+    except (ValueError, TypeError, KeyError, ValidationError) as error:
         raise FolderError(
             "the report cannot be read",
             expected="report.json as fusetune writes it",

@@ -15,8 +15,8 @@ from fusetune.data.examples import Examples
 from fusetune.deploy.bundle import Bundle
 from fusetune.errors import ConfigError, TableError
 from fusetune.evaluation import results as found
-from fusetune.evaluation import retrieval
-from fusetune.evaluation.systems import parts
+from fusetune.evaluation.measure import retrieval
+from fusetune.evaluation.measure.systems import parts
 from fusetune.fitting.findings import Findings
 from fusetune.fitting.saved import Trained, load_trained, reporting, save_trained
 from fusetune.inference.features import encoded, set_features

@@ -23,7 +23,7 @@ from accelerate.utils import broadcast_object_list
 from fusetune.config.fusion import AutoConfig, neural
 from fusetune.config.sections import NamedConfig
 from fusetune.errors import ConfigError, nearest
-from fusetune.evaluation.details import FusionChoice, FusionTried
+from fusetune.evaluation.decisions import FusionChoice, FusionTried
 from fusetune.models.build import SHARED_OPTIONS, options_of
 from fusetune.models.family import Family
 from fusetune.registry import FUSIONS

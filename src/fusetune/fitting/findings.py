@@ -12,11 +12,12 @@ import torch
 
 from fusetune.data.quarantine import group_rejected
 from fusetune.deploy.bundle import versions
-from fusetune.evaluation import describe, systems
 from fusetune.evaluation import results as found
-from fusetune.evaluation.attack import Attack, attack_of, start_model
-from fusetune.evaluation.judge import Candidate, judge
-from fusetune.evaluation.mistakes import show_cell
+from fusetune.evaluation.measure import systems
+from fusetune.evaluation.measure.attack import Attack, attack_of, start_model
+from fusetune.evaluation.measure.judge import Candidate, EvaluatedRows, judge
+from fusetune.evaluation.report import describe
+from fusetune.evaluation.report.cells import show_cell
 from fusetune.inference.features import encoded
 from fusetune.inference.predict import model_device
 from fusetune.models.family import Family
@@ -141,20 +142,25 @@ class Findings:
         table = test.examples.table
         table.require(fit.config.report.slices)
         group = fit.schema.group
-        return judge(
-            task,
-            candidates,
+        evaluated = EvaluatedRows(
             test.truth,
             table.rows[test.indices],
             weights=test.examples.weights[test.indices],
             groups=table.cells(group, test.indices) if group and group in table else None,
             slices={column: table.cells(column, test.indices) for column in fit.config.report.slices},
+        )
+        result = judge(
+            task,
+            candidates,
+            evaluated,
             validation=(self.val_scores[name], val.truth),
             show=lambda at: self.shown(int(test.indices[at])),
             num=fit.config.report.bootstrap,
             num_errors=fit.config.report.errors,
             seed=fit.config.seed,
         )
+        result.balance = task.target_panels({split: part.truth for split, part in rows.items()})
+        return result
 
     def shown(self, index: int) -> list[found.Shown]:
         """A test row's cells, for people."""

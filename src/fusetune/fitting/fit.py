@@ -25,9 +25,10 @@ from fusetune.data.storage.feature_cache import FeatureCache
 from fusetune.data.table import Table
 from fusetune.deploy.bundle import Bundle
 from fusetune.errors import ConfigError, TableError, UserError
-from fusetune.evaluation import describe, systems
 from fusetune.evaluation import results as found
-from fusetune.evaluation.details import FusionChoice, StackUsed
+from fusetune.evaluation.decisions import FusionChoice, StackUsed
+from fusetune.evaluation.measure import systems
+from fusetune.evaluation.report import describe
 from fusetune.fitting.align import Aligning, aligned_columns
 from fusetune.fitting.announce import announcement
 from fusetune.fitting.choose import choose_fusion, start_fusion

@@ -16,7 +16,7 @@ import numpy as np
 from fusetune.deploy.bundle import Bundle, load_bundle, save_bundle
 from fusetune.deploy.card import write_card
 from fusetune.errors import FusetuneError, Interrupted, ReportError, UserError
-from fusetune.evaluation.details import StackUsed
+from fusetune.evaluation.decisions import StackUsed
 from fusetune.evaluation.results import Phase
 from fusetune.fitting.run_folder import ANEW, FOLDER, TRAINED, RunFolder
 from fusetune.security.untrusted import reading

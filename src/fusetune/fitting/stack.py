@@ -18,8 +18,8 @@ from torch import nn
 
 from fusetune.backbones.load import Backbone
 from fusetune.config.fusion import StackConfig
-from fusetune.evaluation import systems
-from fusetune.evaluation.details import StackUsed
+from fusetune.evaluation.decisions import StackUsed
+from fusetune.evaluation.measure import systems
 from fusetune.inference.features import encoded
 from fusetune.models.family import Family
 from fusetune.tasks.abilities import Boosted, Probed
@@ -179,7 +179,7 @@ def weigh(task: Boosted, network: np.ndarray, trees: np.ndarray, truth: np.ndarr
 
     Args:
         task: fitted.
-        network, trees: scores, as `Task.scores` gives them.
+        network, trees: scores, as `Task.answers` gives them.
         truth: as `Task.truth` gives it.
         weights: (rows,) of the rows.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.modalities.base import Detection
+from fusetune.tasks.panels.kinds import Evidence, Panel, Section, WorstRows
 from fusetune.types import Target
 
 
@@ -24,10 +25,11 @@ class Metric:
 
 
 class Task(abc.ABC):
-    """One target column: encodes it, owns head, loss, decoding, metrics, and the trivial and linear comparisons.
+    """One target column: encodes it, owns head, loss, answers, metrics, report panels and the trivial comparison.
 
-    Scores are what `scores(logits)` gives: numpy, on the scale people read (probabilities, or the target's unit).
-    Everything after the model works on scores, so that a baseline, a probe and the tuned model are judged alike.
+    Answers are numpy arrays whose first axis is the rows. Everything after the model works on answers, so that a
+    baseline, a probe and the tuned model are judged alike. What only some tasks can do is in
+    `fusetune.tasks.abilities`.
     """
 
     name: ClassVar[str]
@@ -94,36 +96,79 @@ class Task(abc.ABC):
         return (losses * weights * target.labelled).sum() / total.clamp(min=torch.finfo(total.dtype).tiny)
 
     @abc.abstractmethod
-    def scores(self, logits: Tensor) -> np.ndarray:
-        """Logits on the scale people read: (rows, classes) probabilities, or (rows,) in the target's unit."""
+    def answers(self, logits: Tensor) -> np.ndarray:
+        """Return what the logits come to on the scale people read, a row each.
+
+        Probabilities, (rows, classes); numbers in the target's unit, (rows,); or, for a task that answers with a list
+        or a text a row, an array of dtype object, (rows,).
+        """
 
     @abc.abstractmethod
     def truth(self, values: Sequence[Any]) -> np.ndarray:
-        """Cells (none missing) as the metrics want them: class indices, a 0/1 matrix, or numbers."""
+        """Return cells (none missing) as answers are compared with them, a row each: class indices, a 0/1 matrix,
+        numbers, or an array of dtype object that holds lists or texts."""
+
+    def measured(self, answers: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        """Return what the metrics need of each row, (rows, k): a score, or counts that are added up over rows.
+
+        Whatever it costs to compare an answer with the truth is paid here, once a row; the bootstrap draws from its
+        rows. By default the answers themselves, which must be figures.
+
+        Args:
+            answers: (rows, ...) as `answers` gives them.
+            truth: (rows, ...) as `truth` gives it.
+        """
+        return answers[:, None] if answers.ndim == 1 else answers
 
     @abc.abstractmethod
-    def metrics(self, scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
-        """The field's metrics under the field's names; a metric that is undefined here is nan."""
+    def metrics(self, measured: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
+        """Return the field's metrics under the field's names; a metric that is undefined here is nan.
 
-    def main_value(self, scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
-        """The main metric alone; a task for which that is much quicker than all of `metrics` overrides it."""
-        return self.metrics(scores, truth, weights)[self.main.name]
+        Args:
+            measured: (rows, k) as `measured` gives it, of any choice of rows.
+            truth: (rows, ...) of the same rows.
+            weights: (rows,) or None.
+        """
+
+    def main_value(self, measured: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
+        """Return the main metric alone; a task for which that is much quicker than `metrics` overrides it."""
+        return self.metrics(measured, truth, weights)[self.main.name]
+
+    def evaluate(self, answers: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
+        """Return the metrics of answers: `measured`, then `metrics`."""
+        return self.metrics(self.measured(answers, truth), truth, weights)
+
+    def panels(self, evidence: Evidence) -> list[Section]:
+        """Return what the report draws of a model's answers, besides its metrics: nothing by default."""
+        return []
+
+    def target_panels(self, truths: Mapping[str, np.ndarray]) -> list[Panel]:
+        """Return what the report draws of the target itself, as its balance of classes: nothing by default.
+
+        Args:
+            truths: per split, as `truth` gives it.
+        """
+        return []
+
+    def worst(self, answers: np.ndarray, truth: np.ndarray, num: int) -> WorstRows:
+        """Return at most `num` of the worst errors for people to look at: none by default."""
+        return WorstRows("", [])
 
     @abc.abstractmethod
     def constant(self, truth: np.ndarray, rows: int) -> np.ndarray:
-        """The scores of the best constant guess learned from `truth`, for so many rows: majority, rates or mean."""
+        """The answers of the best constant guess learned from `truth`, for so many rows: majority, rates or mean."""
 
     @abc.abstractmethod
-    def columns(self, scores: np.ndarray) -> dict[str, list[Any]]:
-        """The output table's columns for these scores: the prediction under the target's name, then details."""
+    def columns(self, answers: np.ndarray) -> dict[str, list[Any]]:
+        """The output table's columns for these answers: the prediction under the target's name, then details."""
 
-    def decide(self, scores: np.ndarray) -> np.ndarray:
-        """Scores as decisions, in the form of `truth`: class indices, a 0/1 matrix, or the numbers themselves."""
-        return scores
+    def decide(self, answers: np.ndarray) -> np.ndarray:
+        """Answers as decisions, in the form of `truth`: class indices, a 0/1 matrix, or the numbers themselves."""
+        return answers
 
     @property
     def labels(self) -> list[str]:
-        """Class names in the order of the scores' columns; empty for numbers."""
+        """Class names in the order of the answers' columns; empty for numbers."""
         return []
 
     @abc.abstractmethod
@@ -141,8 +186,8 @@ class LinearModel(abc.ABC):
 
     @abc.abstractmethod
     def scores(self, features: np.ndarray) -> np.ndarray:
-        """Scores as `Task.scores` gives them, for (rows, features)."""
+        """Scores as `Task.answers` gives them, for (rows, features)."""
 
     @abc.abstractmethod
     def coefficients(self) -> tuple[np.ndarray, np.ndarray]:
-        """Weight (features, logits) and bias (logits,): `Task.scores(features @ weight + bias)` are the scores."""
+        """Weight (features, logits) and bias (logits,): `Task.answers(features @ weight + bias)` are the answers."""

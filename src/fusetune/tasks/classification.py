@@ -134,7 +134,7 @@ class ClassificationTask(LabelTask, Probed, Divergent, Boosted):
         """KL(softmax(logits) || softmax(other)) in nats, (batch,), of (batch, classes)."""
         return softmax_divergence(logits, other)
 
-    def scores(self, logits: Tensor) -> np.ndarray:
+    def answers(self, logits: Tensor) -> np.ndarray:
         """(rows, classes) probabilities."""
         return logits.detach().double().softmax(1).cpu().numpy()
 

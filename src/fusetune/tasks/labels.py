@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,17 @@ from fusetune.data.table import is_missing
 from fusetune.errors import BadCell, TableError, nearest, shown
 from fusetune.tasks.abilities import Labelled
 from fusetune.tasks.cells import label_text, present_cells
+from fusetune.tasks.panels.calibration import calibration_section
+from fusetune.tasks.panels.classes import (
+    balance_panel,
+    class_rows,
+    class_section,
+    confusion_cells,
+    confusion_section,
+    curve_section,
+    curves,
+)
+from fusetune.tasks.panels.kinds import Evidence, Panel, Section, WorstRows, WrongRow, ranked
 from fusetune.types import Target
 
 MAX_WRITTEN_CLASSES = 20
@@ -102,6 +113,37 @@ class LabelTask(Labelled):
     def row_losses(self, scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
         """The log loss of each row in nats, (rows,), of (rows, classes) probabilities."""
         return np.asarray(-np.log(np.clip(scores[np.arange(len(truth)), truth], TINY, 1)))
+
+    def panels(self, evidence: Evidence) -> list[Section]:
+        """By class, confusion, curves and calibration."""
+        scores, truth, labels = evidence.answers, evidence.truth, self.labels
+        decided = self.decide(scores)
+        roc, pr = curves(scores, truth, labels)
+        return [
+            class_section(class_rows(scores, decided, truth, labels, evidence.weights)),
+            confusion_section(confusion_cells(decided, truth), labels),
+            *curve_section(roc, pr, len(labels)),
+            calibration_section(scores, truth, labels, validation=evidence.validation),
+        ]
+
+    def target_panels(self, truths: Mapping[str, np.ndarray]) -> list[Panel]:
+        """The rows of each class by split."""
+        return [balance_panel({s: np.bincount(t, minlength=len(self.classes)) for s, t in truths.items()}, self.labels)]
+
+    def worst(self, answers: np.ndarray, truth: np.ndarray, num: int) -> WorstRows:
+        """Wrong decisions by log loss, spread over the true classes."""
+        decided, losses = self.decide(answers), self.row_losses(answers, truth)
+        rows = [
+            WrongRow(
+                at,
+                self.classes[truth[at]],
+                self.classes[decided[at]],
+                float(answers[at, decided[at]]),
+                float(losses[at]),
+            )
+            for at in ranked(losses, truth, num, among=decided != truth)
+        ]
+        return WorstRows("wrongly predicted rows with the highest loss, spread over the classes", rows)
 
     def constant(self, truth: np.ndarray, rows: int) -> np.ndarray:
         """The classes' rates in `truth`, the same for every row: the decision is the majority class."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -19,93 +19,24 @@ from fusetune.modalities.base import Detection
 from fusetune.tasks import metrics as measures
 from fusetune.tasks.abilities import Boosted, Divergent, Labelled, Probed, Thresholded
 from fusetune.tasks.base import LinearModel, Metric
-from fusetune.tasks.cells import is_whole, label_text, present_cells, sorted_labels
+from fusetune.tasks.cells import present_cells, sorted_labels
 from fusetune.tasks.divergence import bernoulli_divergence
 from fusetune.tasks.focal import check_focal, focused
+from fusetune.tasks.label_sets import find_separator, is_list, split_labels
 from fusetune.tasks.labels import MAX_WRITTEN_CLASSES, TINY
 from fusetune.tasks.linear import fit_logistic
+from fusetune.tasks.panels.calibration import calibration_section
+from fusetune.tasks.panels.classes import (
+    CLASS_HEADS,
+    balance_panel,
+    class_rows,
+    class_section,
+    curve_section,
+    curves,
+    names,
+)
+from fusetune.tasks.panels.kinds import Evidence, Head, Panel, Section, WorstRows, WrongRow, ranked
 from fusetune.types import Target
-
-SEPARATORS = ("|", ";", ",", " ")
-"""Looked for in this order where no separator is given."""
-
-MAX_LABEL_CHARS = 60
-"""Longer parts of a cell are taken for prose when a separator is looked for."""
-
-
-def split_labels(cell: Any, separator: str | None) -> list[str]:
-    """A cell's labels, each once, in the cell's order.
-
-    Args:
-        cell: a list, tuple or array of labels; text in brackets that is a list in JSON or as Python writes it; other
-            text, which is split. White space around labels is not part of them.
-        separator: what stands between labels; with " ", any white space. None takes the whole text as one label.
-
-    Raises:
-        ValueError: it is none of these; the message says why.
-    """
-    if isinstance(cell, np.ndarray):
-        cell = cell.tolist()
-    if isinstance(cell, str):
-        text = cell.strip()
-        if text.startswith("[") and text.endswith("]"):
-            cell = _bracketed(text)
-        elif separator is None:
-            cell = [text]
-        else:
-            cell = text.split() if separator == " " else text.split(separator)
-    elif not isinstance(cell, list | tuple | set | frozenset):
-        cell = [cell]
-    if any(part is None or isinstance(part, list | tuple | dict | set) for part in cell):
-        raise ValueError("an element of the list is not a label")
-    labels = (label_text(part).strip() for part in cell)
-    return list(dict.fromkeys(label for label in labels if label))
-
-
-def _bracketed(text: str) -> list[Any]:
-    """The list that text in brackets writes."""
-    try:
-        parsed = json.loads(text)
-    except (ValueError, RecursionError):
-        try:
-            parsed = ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            raise ValueError('text in brackets that is no list: labels are written as ["a", "b"]') from None
-    assert isinstance(parsed, list)
-    return parsed
-
-
-def is_list(cell: Any) -> bool:
-    """Whether a cell is a list, or text that looks like one."""
-    if isinstance(cell, str):
-        return cell.strip().startswith("[") and cell.strip().endswith("]")
-    return isinstance(cell, list | tuple | set | frozenset | np.ndarray)
-
-
-def find_separator(cells: Sequence[str]) -> tuple[str, str] | None:
-    """The separator of labels in text cells and how it showed itself, or None.
-
-    It is in 2 % of the cells or more ("|"), or in a tenth (the others); the parts are short, no bracket is torn
-    apart, and each part comes up twice on average, or more often. With the others the number of parts differs between
-    cells, as it does not in "Paris, France", and parts meet in new combinations, as those of a repeated sentence do
-    not. With "," the parts are not all digits ("1,234"); with " " they all are
-    whole numbers ("8 1 3").
-    """
-    for separator in SEPARATORS:
-        split = [[part.strip() for part in cell.split(separator)] for cell in cells if not is_list(cell)]
-        several = sum(len(parts) > 1 for parts in split)
-        if not split or several < max(2, len(split) * (0.02 if separator == "|" else 0.1)):
-            continue
-        counts = Counter(part for parts in split for part in parts if part)
-        codes = all(part.isdecimal() if separator == "," else is_whole(part) for part in counts)
-        fits = {",": not codes, " ": codes}.get(separator, True)
-        distinct = {tuple(parts) for parts in split}
-        mixed = sum(map(len, distinct)) >= 1.5 * len(counts)
-        varied = separator == "|" or (mixed and len({len(parts) for parts in split}) > 1)
-        whole = all(len(part) <= MAX_LABEL_CHARS and part.count("(") == part.count(")") for part in counts)
-        if counts and whole and varied and fits and counts.total() >= 2 * len(counts):
-            return separator, f"{several} of {len(split)} cells hold labels set apart by {separator!r}"
-    return None
 
 
 class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
@@ -280,7 +211,7 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         """The mean over labels of KL(sigmoid(logits) || sigmoid(other)) in nats, (batch,), of (batch, labels)."""
         return bernoulli_divergence(logits, other)
 
-    def scores(self, logits: Tensor) -> np.ndarray:
+    def answers(self, logits: Tensor) -> np.ndarray:
         """(rows, labels) probabilities."""
         return logits.detach().double().sigmoid().cpu().numpy()
 
@@ -337,6 +268,47 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         if self.as_json or not labels:
             return json.dumps(labels, ensure_ascii=False)
         return str(self.separator).join(labels)
+
+    def panels(self, evidence: Evidence) -> list[Section]:
+        """By label with its threshold, curves and calibration."""
+        scores, truth, labels = evidence.answers, evidence.truth, self.labels
+        decided = self.decide(scores)
+        given = decided.sum(0)
+        rows = class_rows(scores, decided, truth, labels, evidence.weights)
+        rows = [
+            [*row[:2], int(count), *row[2:], threshold]
+            for row, count, threshold in zip(rows, given, self.thresholds, strict=True)
+        ]
+        heads = [*CLASS_HEADS[:2], Head("predicted", "count"), *CLASS_HEADS[2:], Head("threshold", "number")]
+        roc, pr = curves(scores, truth, labels)
+        return [
+            class_section(rows, heads, self._threshold_notes(given)),
+            *curve_section(roc, pr, len(labels)),
+            calibration_section(scores, truth, labels, validation=evidence.validation),
+        ]
+
+    def _threshold_notes(self, given: np.ndarray) -> list[str]:
+        """How the thresholds came about, and whether labels are never given: (labels,) how often each is."""
+        tuned = "tuned for each label's F1 on validation rows" if self.threshold == "tuned" else "as the settings say"
+        notes = [f"A label is given where its probability reaches the threshold; thresholds are {tuned}."]
+        if never := int((given == 0).sum()):
+            advice = "" if self.threshold == "tuned" else f"; tasks.{self.target}.threshold=tuned adapts the thresholds"
+            notes.append(f"{never} of {len(given)} labels are predicted for no row{advice}.")
+        return notes
+
+    def target_panels(self, truths: Mapping[str, np.ndarray]) -> list[Panel]:
+        """The rows of each label by split."""
+        return [balance_panel({split: truth.sum(0) for split, truth in truths.items()}, self.labels)]
+
+    def worst(self, answers: np.ndarray, truth: np.ndarray, num: int) -> WorstRows:
+        """Rows with a wrong label by mean log loss, spread over the label that costs most."""
+        decided, losses = self.decide(answers), self.row_losses(answers, truth)
+        likely = np.clip(np.where(truth > 0, answers, 1 - answers), TINY, 1)
+        rows = [
+            WrongRow(at, names(self.classes, truth[at]), names(self.classes, decided[at]), math.nan, float(losses[at]))
+            for at in ranked(losses, likely.argmin(1), num, among=(decided != truth).any(1))
+        ]
+        return WorstRows("wrongly predicted rows with the highest loss, spread over the labels", rows)
 
     @property
     def num_boosters(self) -> int:

@@ -123,7 +123,7 @@ class OrdinalTask(LabelTask, Probed, Divergent, Boosted):
         """The mean over thresholds of KL(sigmoid(logits) || sigmoid(other)), (batch,), of (batch, levels - 1)."""
         return bernoulli_divergence(logits, other)
 
-    def scores(self, logits: Tensor) -> np.ndarray:
+    def answers(self, logits: Tensor) -> np.ndarray:
         """(rows, levels) probabilities."""
         return level_probabilities(logits.detach().double().cpu().numpy())
 

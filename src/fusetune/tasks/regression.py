@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,8 @@ from fusetune.tasks.base import LinearModel, Metric
 from fusetune.tasks.cells import is_whole, label_text, present_cells
 from fusetune.tasks.divergence import squared_difference
 from fusetune.tasks.linear import fit_ridge
+from fusetune.tasks.panels.kinds import Evidence, Panel, Section, WorstRows, WrongRow, ranked
+from fusetune.tasks.panels.numbers import number_section, range_panel
 from fusetune.tasks.transforms import Transform
 from fusetune.types import Target
 
@@ -167,7 +170,7 @@ class RegressionTask(Probed, Divergent, Boosted):
         """The squared difference on the learned scale, (batch,), of (batch,)."""
         return squared_difference(logits, other)
 
-    def scores(self, logits: Tensor) -> np.ndarray:
+    def answers(self, logits: Tensor) -> np.ndarray:
         """(rows,) numbers in the target's unit."""
         return self._finish(logits.detach().double().cpu().numpy())
 
@@ -175,9 +178,32 @@ class RegressionTask(Probed, Divergent, Boosted):
         numbers = self.transform.back(learned.reshape(len(learned)))
         return np.clip(numbers, self.low, self.high) if self.clip else numbers
 
-    def metrics(self, scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
+    def metrics(self, measured: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
         """See `fusetune.tasks.metrics.regression`."""
-        return measures.regression(scores, truth, weights)
+        return measures.regression(measured.reshape(len(truth)), truth, weights)
+
+    def panels(self, evidence: Evidence) -> list[Section]:
+        """Predicted against true, errors and their spread."""
+        return [number_section(evidence.answers, evidence.truth, self.target, seed=evidence.seed)]
+
+    def target_panels(self, truths: Mapping[str, np.ndarray]) -> list[Panel]:
+        """The target's range by split."""
+        return [range_panel(truths)]
+
+    def worst(self, answers: np.ndarray, truth: np.ndarray, num: int) -> WorstRows:
+        """The largest errors, from above and below."""
+        errors = answers - truth
+        rows = [
+            WrongRow(
+                at,
+                f"{truth[at]:.6g}",
+                f"{answers[at]:.4g} (off by {errors[at]:+.3g})",
+                math.nan,
+                float(abs(errors[at])),
+            )
+            for at in ranked(np.abs(errors), np.sign(errors), num)
+        ]
+        return WorstRows("rows with the largest error, from above and below", rows)
 
     def constant(self, truth: np.ndarray, rows: int) -> np.ndarray:
         """The mean of `truth` for every row."""

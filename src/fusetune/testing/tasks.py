@@ -188,9 +188,9 @@ def check_learning(make: MakeTask, cells: Sequence[Any]) -> None:
 def check_scores(make: MakeTask, cells: Sequence[Any]) -> None:
     """Scores are finite numpy rows; metrics, decisions, classes and output columns follow from them."""
     task = _fitted(make, cells)
-    scores, truth = task.scores(_logits(task)), task.truth(cells)
+    scores, truth = task.answers(_logits(task)), task.truth(cells)
     assert isinstance(scores, np.ndarray) and len(scores) == len(cells) and np.isfinite(scores).all()
-    extreme = task.scores(_logits(task) * 1e4)
+    extreme = task.answers(_logits(task) * 1e4)
     assert np.isfinite(extreme).all(), "extreme logits give scores that are not finite"
     if task.labels:
         assert scores.shape == (len(cells), len(task.labels)), "there is not a score a label"
@@ -242,13 +242,13 @@ def check_comparisons(make: MakeTask, cells: Sequence[Any]) -> None:
 def check_state(make: MakeTask, cells: Sequence[Any]) -> None:
     """The state is JSON, and what is made from it does the same."""
     task = _fitted(make, cells)
-    scores, truth = task.scores(_logits(task)), task.truth(cells)
+    scores, truth = task.answers(_logits(task)), task.truth(cells)
     if isinstance(task, Thresholded):
         task.tune(scores, truth)
     text = json.dumps(task.state(), allow_nan=False)
     again = type(task).from_state("target", json.loads(text))
     assert again.state() == task.state() and again.labels == task.labels, "the state is not kept"
-    assert np.array_equal(again.scores(_logits(again)), task.scores(_logits(task))), "scores differ after the state"
+    assert np.array_equal(again.answers(_logits(again)), task.answers(_logits(task))), "scores differ after the state"
     assert again.columns(scores) == task.columns(scores), "output columns differ after the state"
     one, two = again.encode(cells), task.encode(cells)
     assert torch.equal(one.values, two.values) and torch.equal(one.labelled, two.labelled), "encoding differs"

@@ -80,7 +80,7 @@ def evaluate_loss(
         values = examples.targets[name].take(rows)
         weights = torch.from_numpy(examples.weights[rows])
         total += float(task.loss(chosen, task.encode(values), weights)) * (scales[name] if scales else 1)
-        measured = task.metrics(task.scores(chosen), task.truth(values), examples.weights[rows])
+        measured = task.evaluate(task.answers(chosen), task.truth(values), examples.weights[rows])
         main = measured[task.main.name]
         metrics[name] = {task.main.name: main, **measured}
         scores.append(main if task.main.greater_is_better else -main)

@@ -120,7 +120,7 @@ class Probe:
         return cls(scales, weights, linear)
 
     def scores(self, split: SplitRows) -> np.ndarray:
-        """Scores of the split's rows, as `Task.scores` gives them."""
+        """Scores of the split's rows, as `Task.answers` gives them."""
         blocks = {name: block(split, name, scale) for name, scale in self.scales.items()}
         return self.linear.scores(side_by_side(blocks, self.weights))
 

@@ -89,6 +89,6 @@ def grow(
 
 
 def tree_scores(task: Boosted, boosters: list[Any], matrix: np.ndarray) -> np.ndarray:
-    """The boosters' answers for (rows, features), as `Task.scores` gives them."""
+    """The boosters' answers for (rows, features), as `Task.answers` gives them."""
     raw = [np.asarray(booster.predict(matrix, raw_score=True)) for booster in boosters]
-    return task.scores(torch.from_numpy(np.ascontiguousarray(task.boosted_logits(raw))))
+    return task.answers(torch.from_numpy(np.ascontiguousarray(task.boosted_logits(raw))))

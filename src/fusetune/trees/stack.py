@@ -83,7 +83,7 @@ class Stack:
         return {name: tokens for name, tokens in features.items() if model.routes[name] not in self.frozen}
 
     def trees(self, name: str, task: Task, examples: Examples, indices: np.ndarray, features: Features) -> np.ndarray:
-        """The trees' own scores of rows, as `Task.scores` gives them.
+        """The trees' own scores of rows, as `Task.answers` gives them.
 
         Args:
             name: the task's name, one of `blends`.
@@ -132,12 +132,12 @@ def predict_scores(
     """
     if stack is None:
         logits = predict_logits(model, examples, examples.used, progress=progress)
-        return {name: task.scores(logits[name]) for name, task in tasks.items()}
+        return {name: task.answers(logits[name]) for name, task in tasks.items()}
     features = stack.features(model, examples)
     with encoded(model, examples, stack.unmoved(model, features)):
         logits = predict_logits(model, examples, examples.used, progress=progress)
     return {
-        name: stack.scores(name, task, task.scores(logits[name]), examples, examples.used, features)
+        name: stack.scores(name, task, task.answers(logits[name]), examples, examples.used, features)
         for name, task in tasks.items()
     }
 

@@ -424,7 +424,7 @@ def test_a_fit_of_mixed_kinds_with_missing_targets(tiny, shop, write_csv, tmp_pa
         progress=False,
     )
     results = tuned.results
-    assert [(task.target, task.kind) for task in results.tasks] == [
+    assert [(task.target, task.name) for task in results.tasks] == [
         ("label", "binary"),
         ("rating", "regression"),
         ("tags", "multilabel"),

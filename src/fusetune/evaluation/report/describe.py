@@ -19,7 +19,7 @@ from fusetune.data.examples import Examples
 from fusetune.data.quarantine import Rejected
 from fusetune.data.schema import Schema
 from fusetune.errors import shown
-from fusetune.evaluation import retrieval
+from fusetune.evaluation.measure import retrieval
 from fusetune.evaluation.results import BackboneUsed, ColumnUsed, CurvePoint, LearningCurve, RejectedRow
 from fusetune.modalities.base import Modality
 from fusetune.models.family import Family

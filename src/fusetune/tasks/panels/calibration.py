@@ -6,13 +6,18 @@ Legend: rows = evaluated rows, classes = labels of the task.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from fusetune.evaluation.details import Calibration, ReliabilityBin
+from fusetune.tasks.panels.kinds import Cell, Head, Panel, ReliabilityBin, ReliabilityPanel, Section, TablePanel
 
 TINY = 1e-12
+NEAR = 0.05
+"""A temperature nearer to 1 changes nothing to speak of."""
+MIN_GAIN = 0.002
+"""A smaller change of the calibration error is none."""
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray, *, num_bins: int = 10) -> list[ReliabilityBin]:
@@ -87,15 +92,15 @@ def claims(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np
     return probabilities.max(axis=1), probabilities.argmax(axis=1) == truth
 
 
-def calibrate(
+def calibration_section(
     probabilities: np.ndarray,
     truth: np.ndarray,
-    labels: list[str],
+    labels: Sequence[str],
     *,
     validation: tuple[np.ndarray, np.ndarray] | None = None,
     num_bins: int = 10,
-) -> Calibration:
-    """All of it for one task's probabilities.
+) -> Section:
+    """Return whether one task's probabilities mean what they say.
 
     Args:
         probabilities: (rows, classes).
@@ -110,18 +115,65 @@ def calibrate(
         measures = "probability of each label"
     else:
         measures = f"probability of “{labels[1]}”" if len(labels) == 2 else "probability of the predicted label"
-    found = Calibration(
-        bins,
-        ece=calibration_error(bins),
-        adaptive_ece=adaptive_error(confidence, correct, num_bins=num_bins),
-        brier=brier(probabilities, truth),
-        measures=measures,
-    )
+    figures = {
+        "ece": calibration_error(bins),
+        "adaptive_ece": adaptive_error(confidence, correct, num_bins=num_bins),
+        "brier": brier(probabilities, truth),
+        "temperature": math.nan,
+        "ece_scaled": math.nan,
+    }
     if validation is not None and len(validation[1]) > 0:
-        found.temperature = fit_temperature(*validation)
-        scaled = claims(apply_temperature(probabilities, found.temperature, multilabel=truth.ndim == 2), truth)
-        found.ece_scaled = calibration_error(reliability(*scaled, num_bins=num_bins))
-    return found
+        figures["temperature"] = fit_temperature(*validation)
+        scaled = claims(apply_temperature(probabilities, figures["temperature"], multilabel=truth.ndim == 2), truth)
+        figures["ece_scaled"] = calibration_error(reliability(*scaled, num_bins=num_bins))
+    return section_of(measures, bins, figures)
+
+
+def section_of(measures: str, bins: list[ReliabilityBin], figures: dict[str, float]) -> Section:
+    """Return the section from figures that are known.
+
+    Args:
+        measures: what a claim is, for people.
+        bins: filled ones.
+        figures: "ece" (expected calibration error, 0 to 1; Naeini et al. 2015), "adaptive_ece" (over bins of equal
+            rows; Nixon et al. 2019, arXiv:1904.01685), "brier", "temperature" (by which validation rows'
+            log-probabilities are best divided; above 1, the model is too sure of itself) and "ece_scaled" (`ece` after
+            dividing by it); nan where not measured.
+    """
+    rows: list[list[Cell]] = [
+        [f"expected calibration error, {len(bins)} filled bins of equal width", figures["ece"]],
+        ["adaptive calibration error (bins of equal rows)", figures["adaptive_ece"]],
+        ["Brier score (lower is better)", figures["brier"]],
+    ]
+    notes = []
+    if math.isfinite(figures["ece"]):
+        points = 100 * figures["ece"]
+        notes.append(f"On average its probabilities are {points:.1f} percentage points off what came true.")
+    temperature, scaled = figures["temperature"], figures["ece_scaled"]
+    if math.isfinite(temperature):
+        rows.append(["temperature fitted on validation rows", temperature])
+        rows.append(["expected calibration error after dividing by it", scaled])
+        notes.append(_temperature_note(temperature, figures["ece"], scaled))
+    notes.append("The line is how often a claim came true; grey bars are how many claims there were.")
+    panels: list[Panel] = [ReliabilityPanel(measures, bins), TablePanel([Head(""), Head("", "number")], rows)]
+    return Section("calibration", "Can its probabilities be believed?", panels, notes, figures)
+
+
+def _temperature_note(temperature: float, before: float, after: float) -> str:
+    kind = (
+        "The model is too sure of itself"
+        if temperature > 1 + NEAR
+        else "The model is too modest"
+        if temperature < 1 - NEAR
+        else "Its confidence is about right"
+    )
+    told = f"{kind} on the validation rows."
+    if abs(temperature - 1) <= NEAR:
+        return told
+    if after < before - MIN_GAIN:
+        return f"{told} Dividing log-probabilities by {temperature:.2f} lowers the error to {100 * after:.1f} points."
+    change = "raises" if after > before + MIN_GAIN else "hardly changes"
+    return f"{told} Dividing log-probabilities by {temperature:.2f} does not help here: it {change} the error."
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float, *, multilabel: bool = False) -> np.ndarray:

@@ -7,13 +7,13 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
+from fusetune.evaluation.report.svg import Panel, Scale, Svg, figure, figures, padded, short
 from fusetune.evaluation.results import (
     Interval,
     LearningCurve,
     SystemKind,
     TaskResult,
 )
-from fusetune.evaluation.svg import Panel, Scale, Svg, figure, figures, padded, short
 
 GROUPS: tuple[tuple[SystemKind, str, str], ...] = (
     ("baseline", "Baseline", "ring"),

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusetune.evaluation.mistakes import THUMBNAIL, show_cell, worst
+from fusetune.evaluation.report.cells import THUMBNAIL, show_cell
+from fusetune.tasks.panels.kinds import ranked
 
 
 def test_the_worst_are_spread_over_kinds() -> None:
     loss = np.array([9.0, 8.0, 7.0, 1.0, 0.5])
     kinds = np.array([0, 0, 0, 1, 2])
-    assert worst(loss, kinds, 4) == [0, 3, 4, 1]
-    assert worst(loss, kinds, 9, among=loss < 8.5) == [1, 3, 4, 2]
-    assert worst(np.array([np.nan, 1.0]), np.array([0, 0]), 5) == [1]
+    assert ranked(loss, kinds, 4) == [0, 3, 4, 1]
+    assert ranked(loss, kinds, 9, among=loss < 8.5) == [1, 3, 4, 2]
+    assert ranked(np.array([np.nan, 1.0]), np.array([0, 0]), 5) == [1]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK", "L", "I;16", "1", "LA", "F"])

@@ -1,4 +1,4 @@
-"""The worst errors: which rows to show, and their cells as small pictures, sounds and text."""
+"""Cells as the report shows them: small pictures, sounds and text."""
 
 from __future__ import annotations
 
@@ -23,28 +23,6 @@ MAX_IMAGES = 3
 SOUND_RATE = 8000
 SOUND_SECONDS = 4
 NUM_PEAKS = 120
-
-
-def worst(loss: np.ndarray, kinds: np.ndarray, num: int, *, among: np.ndarray | None = None) -> list[int]:
-    """Indices of the rows to show: the highest losses, spread over kinds of error.
-
-    Every kind gives its worst row before any gives its second, kinds with the higher loss first.
-
-    Args:
-        loss: (rows,) what the row cost; rows whose loss is nan are left out.
-        kinds: (rows,) the kind of error a row is of, such as its true class.
-        num: at most so many.
-        among: (rows,) bool, the rows that can be chosen.
-    """
-    allowed = np.isfinite(loss) if among is None else np.isfinite(loss) & among
-    order = [int(row) for row in np.argsort(-loss, kind="stable") if allowed[row]]
-    turn: dict[Any, int] = {}
-    ranked = []
-    for position, row in enumerate(order):
-        kind = kinds[row].item()
-        ranked.append((turn.get(kind, 0), position, row))
-        turn[kind] = turn.get(kind, 0) + 1
-    return [row for _, _, row in sorted(ranked)[:num]]
 
 
 def show_cell(column: str, kind: str, cell: Any, *, base_dir: Path) -> Shown:

@@ -8,12 +8,12 @@ import torch
 from sklearn.metrics import brier_score_loss
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
-from fusetune.evaluation.calibration import (
+from fusetune.tasks.panels.calibration import (
     adaptive_error,
     apply_temperature,
     brier,
-    calibrate,
     calibration_error,
+    calibration_section,
     claims,
     fit_temperature,
     reliability,
@@ -85,6 +85,17 @@ def test_temperature_of_many_labels_at_once() -> None:
 
 def test_probabilities_of_nought_and_one_are_taken() -> None:
     scores, truth = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), np.array([0, 1, 1])
-    found = calibrate(scores, truth, ["no", "yes"], validation=(scores, truth))
-    assert np.isfinite([found.ece, found.adaptive_ece, found.brier, found.temperature, found.ece_scaled]).all()
-    assert "yes" in found.measures
+    found = calibration_section(scores, truth, ["no", "yes"], validation=(scores, truth))
+    assert set(found.figures) == {"ece", "adaptive_ece", "brier", "temperature", "ece_scaled"}
+    assert np.isfinite(list(found.figures.values())).all()
+    assert "yes" in found.panels[0].measures
+
+
+def test_a_temperature_that_does_not_help_is_said_to_do_so() -> None:
+    sure, truth = sample(3000, 4, 3.0)
+    helps = calibration_section(sure, truth, list("abcd"), validation=(sure, truth))
+    right, others = sample(3000, 4, 1.0)
+    harms = calibration_section(right, others, list("abcd"), validation=(sure, truth))
+    assert helps.figures["ece_scaled"] < helps.figures["ece"] and harms.figures["ece_scaled"] > harms.figures["ece"]
+    assert not any("does not help" in note for note in helps.notes)
+    assert any("does not help" in note for note in harms.notes)

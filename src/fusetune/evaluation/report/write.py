@@ -15,10 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from fusetune.errors import StorageError
-from fusetune.evaluation import plots, plots_detail
+from fusetune.evaluation.report import comparison as plots
+from fusetune.evaluation.report.panels import draw, waveform
+from fusetune.evaluation.report.svg import figure, padded, readable
+from fusetune.evaluation.report.verdict import difference, verdict, warnings_of
 from fusetune.evaluation.results import RunResults, Slice, SystemResult, TaskResult, to_json
-from fusetune.evaluation.svg import figure, padded, readable
-from fusetune.evaluation.verdict import difference, verdict, warnings_of
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_METRICS = 5
@@ -142,7 +143,8 @@ def _environment() -> Environment:
     made.filters.update(figure=figure, interval=plots.with_interval, signed=difference, duration=duration)
     made.globals.update(
         plots=plots,
-        detail=plots_detail,
+        draw=draw,
+        waveform=waveform,
         in_order=in_order,
         shown_metrics=shown_metrics,
         slice_range=slice_range,

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from fusetune.evaluation.plots import with_interval
+from fusetune.evaluation.report.comparison import with_interval
+from fusetune.evaluation.report.svg import figure, signed
 from fusetune.evaluation.results import Interval, RunResults, SystemResult, TaskResult
-from fusetune.evaluation.svg import figure, signed
 
 FEW_ROWS = 100
 """Below, the report says that the rows may be too few."""

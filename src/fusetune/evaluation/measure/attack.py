@@ -19,7 +19,7 @@ from torch import Tensor
 from fusetune.config.sections import AttackConfig, ReportConfig
 from fusetune.config.trainer import TrainerConfig
 from fusetune.data.examples import Examples
-from fusetune.evaluation.judge import Candidate
+from fusetune.evaluation.measure.judge import Candidate
 from fusetune.evaluation.results import AttackUsed
 from fusetune.inference.features import set_features
 from fusetune.inference.predict import encode_cells, model_device
@@ -89,7 +89,7 @@ class Attack:
         scores = task.constant(train.truth, len(split.indices))
         usable = np.isin(split.indices, split.examples.used)
         if usable.any():
-            scores[usable] = task.scores(self.logits(model, name, task, split.examples, split.indices[usable]))
+            scores[usable] = task.answers(self.logits(model, name, task, split.examples, split.indices[usable]))
         what = f"the same model, {', '.join(self.columns)} changed against it: {self.name}, ε {self.ascent.epsilon:g}"
         return Candidate(f"{of}, attacked", "attack", what, scores, self.columns)
 

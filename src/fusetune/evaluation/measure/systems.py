@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from fusetune.data.examples import Examples
-from fusetune.evaluation.judge import Candidate
+from fusetune.evaluation.measure.judge import Candidate
 from fusetune.inference.features import encoded
 from fusetune.inference.predict import predict_logits
 from fusetune.models.family import Family
@@ -47,7 +47,7 @@ def model_scores(
     usable = np.isin(split.indices, split.examples.used)
     if usable.any():
         logits = predict_logits(model, split.examples, split.indices[usable])[name]
-        scores[usable] = task.scores(logits)
+        scores[usable] = task.answers(logits)
         if stack is not None:
             rows = split.indices[usable]
             scores[usable] = stack.scores(name, task, scores[usable], split.examples, rows, split.features)

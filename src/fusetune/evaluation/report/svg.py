@@ -219,6 +219,7 @@ class Panel:
         width: float = 420,
         height: float = 280,
         right: float = 16,
+        below: float = 0,
     ) -> None:
         """
         Args:
@@ -226,12 +227,14 @@ class Panel:
             x_range, y_range: of the data.
             x_label, y_label: what the axes mean, with the unit.
             width, height: of the whole picture.
-            right: room to the right of the frame, for a legend.
+            right: room to the right of the frame.
+            below: room below the frame's labels, for a legend.
         """
         self.svg = Svg(width, height, title, description)
         self.num_labels = 0
         self.x = Scale(*x_range, 58, width - right)
-        self.y = Scale(*y_range, height - 46, 30)
+        self.y = Scale(*y_range, height - 46 - below, 30)
+        self.bottom = height - below
         left, bottom, end, top = self.x.start, self.y.start, self.x.end, self.y.end
         for tick in self.y.ticks:
             self.svg.line(left, self.y(tick), end, self.y(tick), "s-grid")
@@ -241,7 +244,7 @@ class Panel:
             self.svg.text(self.x(tick), bottom + 17, self.x.label(tick), "f-muted", anchor="middle", size=11)
         self.svg.line(left, bottom, end, bottom, "s-muted")
         self.svg.text(left, 17, title, "f-ink bold", size=13)
-        self.svg.text((left + end) / 2, height - 8, x_label, "f-muted", anchor="middle", size=12)
+        self.svg.text((left + end) / 2, self.bottom - 8, x_label, "f-muted", anchor="middle", size=12)
         self.svg.text(14, (top + bottom) / 2, y_label, "f-muted", anchor="middle", turn=-90, size=12)
 
     def curve(
@@ -270,14 +273,24 @@ class Panel:
             )
             self.num_labels += 1
 
-    def legend(self, entries: Sequence[tuple[str, str, str]], *, outside: bool = False) -> None:
-        """Entries of (text, stroke class, dash): beside the title, or one below the other in the room to the right."""
+    def legend(self, entries: Sequence[tuple[str, str, str]]) -> None:
+        """Entries of (text, stroke class, dash) beside the title."""
         widths = [len(text) * 6.2 + 42 for text, _, _ in entries]
-        for index, (text, css, dash) in enumerate(entries):
-            x = self.x.end + 12 if outside else self.x.end + 14 - sum(widths[index:])
-            y = self.y.end + 14 + 17 * index if outside else 17
-            self.svg.line(x, y - 4, x + 20, y - 4, css, width=2.5, dash=dash)
-            self.svg.text(x + 26, y, text, "f-ink", size=11)
+        for index, entry in enumerate(entries):
+            self._entry(self.x.end + 14 - sum(widths[index:]), 17, entry)
+
+    def legend_below(self, entries: Sequence[tuple[str, str, str]], title: str = "") -> None:
+        """Entries of (text, stroke class, dash) in two columns below the frame, under a title."""
+        if title:
+            self.svg.text(self.x.start, self.bottom + 8, title, "f-muted", size=11)
+        for index, entry in enumerate(entries):
+            across = self.x.start + (index % 2) * (self.x.end - self.x.start) / 2
+            self._entry(across, self.bottom + 25 + 17 * (index // 2), entry)
+
+    def _entry(self, x: float, y: float, entry: tuple[str, str, str]) -> None:
+        text, css, dash = entry
+        self.svg.line(x, y - 4, x + 20, y - 4, css, width=2.5, dash=dash)
+        self.svg.text(x + 26, y, text, "f-ink", size=11)
 
     def draw(self) -> Markup:
         """The picture as markup."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fusetune.evaluation.compare import draw_all
+from fusetune.evaluation.measure.compare import draw_all
 from fusetune.evaluation.results import Mistake, Shown, SystemResult, TaskResult
 
 METRIC = "mrr"
@@ -185,13 +185,13 @@ def judge_search(
     tuned, what = systems[-1][1], search.answer.name
     return TaskResult(
         name="retrieval",
-        kind="retrieval",
         target=search.name,
         metric=METRIC,
         greater_is_better=True,
         rows=len(search.rows),
         systems=[system for system, _ in systems],
         split=split,
+        errors_are="queries whose answer came latest",
         errors=[
             Mistake(
                 int(rows[at]),

@@ -8,10 +8,10 @@ from typing import Any
 
 from fusetune.data.column import Progress
 from fusetune.data.examples import Examples
-from fusetune.evaluation.judge import Candidate, judge
+from fusetune.evaluation.measure.judge import Candidate, EvaluatedRows, judge
+from fusetune.evaluation.measure.retrieval import judge_search, ranks, searches, sides
+from fusetune.evaluation.measure.systems import parts
 from fusetune.evaluation.results import SystemResult, TaskResult, plain
-from fusetune.evaluation.retrieval import judge_search, ranks, searches, sides
-from fusetune.evaluation.systems import parts
 from fusetune.inference.predict import row_vectors
 from fusetune.models.family import Family
 from fusetune.tasks.base import Task
@@ -107,11 +107,13 @@ def measure(
             judge(
                 task,
                 [tuned],
-                truth,
-                table.rows[rows],
-                weights=examples.weights[rows],
-                groups=table.cells(group, rows) if group is not None and group in table else None,
-                slices=values,
+                EvaluatedRows(
+                    truth,
+                    table.rows[rows],
+                    weights=examples.weights[rows],
+                    groups=table.cells(group, rows) if group is not None and group in table else None,
+                    slices=values,
+                ),
                 num_errors=0,
                 seed=seed,
             )

@@ -1,0 +1,1 @@
+"""Measures systems on the same rows: metrics with intervals, slices, attacks, retrieval."""

@@ -1,0 +1,94 @@
+"""Cells that hold any number of labels."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fusetune.tasks.cells import is_whole, label_text
+
+SEPARATORS = ("|", ";", ",", " ")
+"""Looked for in this order where no separator is given."""
+
+MAX_LABEL_CHARS = 60
+"""Longer parts of a cell are taken for prose when a separator is looked for."""
+
+
+def split_labels(cell: Any, separator: str | None) -> list[str]:
+    """A cell's labels, each once, in the cell's order.
+
+    Args:
+        cell: a list, tuple or array of labels; text in brackets that is a list in JSON or as Python writes it; other
+            text, which is split. White space around labels is not part of them.
+        separator: what stands between labels; with " ", any white space. None takes the whole text as one label.
+
+    Raises:
+        ValueError: it is none of these; the message says why.
+    """
+    if isinstance(cell, np.ndarray):
+        cell = cell.tolist()
+    if isinstance(cell, str):
+        text = cell.strip()
+        if text.startswith("[") and text.endswith("]"):
+            cell = _bracketed(text)
+        elif separator is None:
+            cell = [text]
+        else:
+            cell = text.split() if separator == " " else text.split(separator)
+    elif not isinstance(cell, list | tuple | set | frozenset):
+        cell = [cell]
+    if any(part is None or isinstance(part, list | tuple | dict | set) for part in cell):
+        raise ValueError("an element of the list is not a label")
+    labels = (label_text(part).strip() for part in cell)
+    return list(dict.fromkeys(label for label in labels if label))
+
+
+def _bracketed(text: str) -> list[Any]:
+    """The list that text in brackets writes."""
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            parsed = ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            raise ValueError('text in brackets that is no list: labels are written as ["a", "b"]') from None
+    assert isinstance(parsed, list)
+    return parsed
+
+
+def is_list(cell: Any) -> bool:
+    """Whether a cell is a list, or text that looks like one."""
+    if isinstance(cell, str):
+        return cell.strip().startswith("[") and cell.strip().endswith("]")
+    return isinstance(cell, list | tuple | set | frozenset | np.ndarray)
+
+
+def find_separator(cells: Sequence[str]) -> tuple[str, str] | None:
+    """The separator of labels in text cells and how it showed itself, or None.
+
+    It is in 2 % of the cells or more ("|"), or in a tenth (the others); the parts are short, no bracket is torn
+    apart, and each part comes up twice on average, or more often. With the others the number of parts differs between
+    cells, as it does not in "Paris, France", and parts meet in new combinations, as those of a repeated sentence do
+    not. With "," the parts are not all digits ("1,234"); with " " they all are
+    whole numbers ("8 1 3").
+    """
+    for separator in SEPARATORS:
+        split = [[part.strip() for part in cell.split(separator)] for cell in cells if not is_list(cell)]
+        several = sum(len(parts) > 1 for parts in split)
+        if not split or several < max(2, len(split) * (0.02 if separator == "|" else 0.1)):
+            continue
+        counts = Counter(part for parts in split for part in parts if part)
+        codes = all(part.isdecimal() if separator == "," else is_whole(part) for part in counts)
+        fits = {",": not codes, " ": codes}.get(separator, True)
+        distinct = {tuple(parts) for parts in split}
+        mixed = sum(map(len, distinct)) >= 1.5 * len(counts)
+        varied = separator == "|" or (mixed and len({len(parts) for parts in split}) > 1)
+        whole = all(len(part) <= MAX_LABEL_CHARS and part.count("(") == part.count(")") for part in counts)
+        if counts and whole and varied and fits and counts.total() >= 2 * len(counts):
+            return separator, f"{several} of {len(split)} cells hold labels set apart by {separator!r}"
+    return None
