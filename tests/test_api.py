@@ -298,11 +298,12 @@ class TestRoles:
         def patient(place, row):
             row["patient"] = f"p{place // 4}"
 
-        seen = {}
+        seen = []
         real = findings.judge
-        monkeypatch.setattr(findings, "judge", lambda *a, **k: seen.update(k) or real(*a, **k))
+        monkeypatch.setattr(findings, "judge", lambda *a, **k: seen.append(a[2]) or real(*a, **k))
         tuned = fit(TABULAR, change=patient, columns={"patient": {"role": "group"}}, report={"bootstrap": 20})
-        assert len(seen["groups"]) == len(seen["weights"]) and len(set(seen["groups"])) == len(seen["groups"]) / 4
+        groups = seen[0].groups
+        assert len(groups) == len(seen[0].weights) and len(set(groups)) == len(groups) / 4
         sizes = {used.split: used.rows_in for used in tuned.results.tables}
         assert all(size % 4 == 0 for size in sizes.values()) and sum(sizes.values()) == 120
         assert "patient" not in tuned.bundle.modalities

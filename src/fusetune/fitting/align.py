@@ -14,9 +14,9 @@ from fusetune.config.fusion import neural
 from fusetune.data.examples import Examples
 from fusetune.deploy.bundle import Bundle
 from fusetune.errors import ConfigError, TableError
-from fusetune.evaluation import results as found
 from fusetune.evaluation.measure import retrieval
 from fusetune.evaluation.measure.systems import parts
+from fusetune.evaluation.results import RunResults, SystemResult, TaskResult
 from fusetune.fitting.findings import Findings
 from fusetune.fitting.saved import Trained, load_trained, reporting, save_trained
 from fusetune.inference.features import encoded, set_features
@@ -80,7 +80,7 @@ class Aligning:
         codes = {name: column.codes[examples.used] for name, column in examples.columns.items()}
         return retrieval.searches(self.sides, codes, examples.groups[examples.used])
 
-    def run(self) -> tuple[Bundle, found.RunResults]:
+    def run(self) -> tuple[Bundle, RunResults]:
         """From cells to results."""
         fit = self.fit
         model = self.model
@@ -158,7 +158,7 @@ class Aligning:
         after: Mapping[str, np.ndarray],
         start: Alignment | None,
         findings: Findings,
-    ) -> found.TaskResult:
+    ) -> TaskResult:
         """One direction of search on the test rows: by chance, aligned in closed form, tuned."""
         fit = self.fit
         examples = fit.examples["test"]
@@ -167,17 +167,17 @@ class Aligning:
         shown = f"{len(search.answer_rows)} distinct answers"
         compared = [
             (
-                found.SystemResult("random order", "baseline", f"{shown}, in random order", {}),
+                SystemResult("random order", "baseline", f"{shown}, in random order", {}),
                 retrieval.ranks(search, chance),
             )
         ]
         for name, vectors in systems.items():
             assert start is not None
             what = f"frozen encoders, aligned in closed form (penalty {start.penalty:g}, power {start.power:g})"
-            compared.append((found.SystemResult(name, "before", what, {}), retrieval.ranks(search, vectors)))
+            compared.append((SystemResult(name, "before", what, {}), retrieval.ranks(search, vectors)))
         what = f"tuned on {len(fit.examples['train'])} rows; best step chosen on {len(fit.examples['val'])} others"
         ranked = retrieval.ranks(search, after)
-        compared.append((found.SystemResult("tuned", "after", what, {}), ranked))
+        compared.append((SystemResult("tuned", "after", what, {}), ranked))
         show = findings.shown
         worst = np.argsort(-ranked, kind="stable")[: fit.config.report.errors]
         firsts = retrieval.first_answers(search, after, worst) if len(worst) else worst

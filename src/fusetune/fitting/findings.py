@@ -12,12 +12,12 @@ import torch
 
 from fusetune.data.quarantine import group_rejected
 from fusetune.deploy.bundle import versions
-from fusetune.evaluation import results as found
 from fusetune.evaluation.measure import systems
 from fusetune.evaluation.measure.attack import Attack, attack_of, start_model
 from fusetune.evaluation.measure.judge import Candidate, EvaluatedRows, judge
 from fusetune.evaluation.report import describe
 from fusetune.evaluation.report.cells import show_cell
+from fusetune.evaluation.results import AttackUsed, RunResults, Shown, TaskResult
 from fusetune.inference.features import encoded
 from fusetune.inference.predict import model_device
 from fusetune.models.family import Family
@@ -75,7 +75,7 @@ class Findings:
         rows: Mapping[str, Mapping[str, SplitRows]],
         alone_models: Mapping[str, Family],
         single_models: Mapping[str, Family],
-    ) -> found.RunResults:
+    ) -> RunResults:
         """Compare and measure.
 
         Args:
@@ -104,7 +104,7 @@ class Findings:
 
     def _attacked(
         self, rows: Mapping[str, Mapping[str, SplitRows]]
-    ) -> tuple[found.AttackUsed | None, dict[str, list[Candidate]]]:
+    ) -> tuple[AttackUsed | None, dict[str, list[Candidate]]]:
         """The model before tuning and the tuned one under attack, per task, where the report has that."""
         fit = self.fit
         settings = attack_of(fit.config.report, fit.config.trainer)
@@ -128,7 +128,7 @@ class Findings:
         task: Task,
         rows: Mapping[str, SplitRows],
         others: Sequence[Candidate],
-    ) -> found.TaskResult:
+    ) -> TaskResult:
         fit, model = self.fit, self.model
         train, val, test = rows["train"], rows["val"], rows["test"]
         scores = systems.model_scores(model, name, task, test, train, fit.stack)
@@ -162,7 +162,7 @@ class Findings:
         result.balance = task.target_panels({split: part.truth for split, part in rows.items()})
         return result
 
-    def shown(self, index: int) -> list[found.Shown]:
+    def shown(self, index: int) -> list[Shown]:
         """A test row's cells, for people."""
         fit = self.fit
         table = fit.examples["test"].table
@@ -171,11 +171,11 @@ class Findings:
             for name, modality in fit.modalities.items()
         ]
 
-    def run_results(self, tasks: list[found.TaskResult], title: str) -> found.RunResults:
+    def run_results(self, tasks: list[TaskResult], title: str) -> RunResults:
         """All that the report says, from how tuning went and what was measured."""
         fit, model, history = self.fit, self.model, self.history
         rejected = fit.tables.all_rejected(fit.examples)
-        return found.RunResults(
+        return RunResults(
             title=title,
             version=versions()["fusetune"],
             time=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -25,10 +25,10 @@ from fusetune.data.storage.feature_cache import FeatureCache
 from fusetune.data.table import Table
 from fusetune.deploy.bundle import Bundle
 from fusetune.errors import ConfigError, TableError, UserError
-from fusetune.evaluation import results as found
 from fusetune.evaluation.decisions import FusionChoice, StackUsed
 from fusetune.evaluation.measure import systems
 from fusetune.evaluation.report import describe
+from fusetune.evaluation.results import Phase, RunResults, plain
 from fusetune.fitting.align import Aligning, aligned_columns
 from fusetune.fitting.announce import announcement
 from fusetune.fitting.choose import choose_fusion, start_fusion
@@ -74,14 +74,14 @@ class Fit:
         self.config, self.sources, self.place, self.folder = config, sources, place, place.folder
         self.is_main = processes().is_main_process
         self.show = progress and self.is_main
-        self.phases: list[found.Phase] = []
+        self.phases: list[Phase] = []
         self.cache = FeatureCache.of(config.data.cache, config.data.cache_gib)
         self.fingerprints: dict[str, str] = {}
         self.choice: FusionChoice | None = None
         self.stack: Stack | None = None
         self.stacked: dict[str, StackUsed] = {}
 
-    def run(self) -> tuple[Bundle, found.RunResults]:
+    def run(self) -> tuple[Bundle, RunResults]:
         """Everything, from the tables to the results.
 
         Raises:
@@ -91,10 +91,10 @@ class Fit:
         for task in results.tasks:
             after = task.first("after")
             assert after is not None
-            bundle.metrics[task.target] = {name: found.plain(one.value) for name, one in after.metrics.items()}
+            bundle.metrics[task.target] = {name: plain(one.value) for name, one in after.metrics.items()}
         return bundle, results
 
-    def _run(self) -> tuple[Bundle, found.RunResults]:
+    def _run(self) -> tuple[Bundle, RunResults]:
         check_stack(self)
         if self.config.trainer.compile:
             check_compiler()
@@ -207,7 +207,7 @@ class Fit:
             print_line(name)
         yield
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
-        self.phases.append(found.Phase(name, time.perf_counter() - start, peak))
+        self.phases.append(Phase(name, time.perf_counter() - start, peak))
 
     def _make_tasks(self, train: Table) -> dict[str, Task]:
         tasks = {}

@@ -186,7 +186,7 @@ def weigh(task: Boosted, network: np.ndarray, trees: np.ndarray, truth: np.ndarr
     sign = 1.0 if task.main.greater_is_better else -1.0
 
     def main(scores: np.ndarray) -> float:
-        return task.metrics(scores, truth, weights)[task.main.name]
+        return task.main_value(task.measured(scores, truth), truth, weights)
 
     alone = main(network)
     before = task.row_losses(network, truth)
