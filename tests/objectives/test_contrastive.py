@@ -38,6 +38,7 @@ def vectors(rows: int = 12, dim: int = 5, *, seed: int = 0, groups=None, codes=N
         "code/x": own if codes is None else torch.tensor(codes),
         "code/z": own + 100,
         "group": torch.full((rows,), -1) if groups is None else torch.tensor(groups),
+        "weight": torch.ones(rows, dtype=torch.float64),
     }
 
 

@@ -23,7 +23,8 @@ def vectors(labels: list, labelled: list | None = None, *, grad: bool = False) -
     rng = torch.Generator().manual_seed(0)
     rows = F.normalize(torch.randn(len(labels), 5, generator=rng, dtype=torch.float64), dim=1)
     there = [True] * len(labels) if labelled is None else labelled
-    return {"vector": rows.requires_grad_(grad), "label": torch.tensor(labels), "labelled": torch.tensor(there)}
+    weights = torch.tensor(there, dtype=torch.float64)
+    return {"vector": rows.requires_grad_(grad), "label": torch.tensor(labels), "weight": weights}
 
 
 def loss(objective: SupConObjective, given: dict) -> float:
@@ -89,7 +90,7 @@ def test_the_default_target_is_the_only_one_with_labels():
     assert objective.target == "k"
     batch = examples.batch(range(ROWS))
     found = objective.vectors(batch, model(batch))
-    assert found["vector"].shape == (ROWS, 6) and torch.equal(found["labelled"], batch.targets["k"].labelled)
+    assert found["vector"].shape == (ROWS, 6) and torch.equal(found["weight"] > 0, batch.targets["k"].labelled)
 
 
 @pytest.mark.parametrize(

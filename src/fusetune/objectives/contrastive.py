@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fusetune.backbones.load import Backbone
 from fusetune.errors import ConfigError, nearest
-from fusetune.objectives.base import BatchObjective
+from fusetune.objectives.base import BatchObjective, weighted_mean
 from fusetune.objectives.contrastive_forms import FORMS, alignment, apart, related, uniformity
 from fusetune.objectives.contrastive_parts import (
     DIM,
@@ -36,7 +36,7 @@ ALIGN_UNIFORM = "align_uniform"
 TEMPERATURES = {"sigmoid": 0.1}
 TEMPERATURE = 0.07
 BIAS = -10.0
-VECTOR, CODE, GROUP = "vector/", "code/", "group"
+VECTOR, CODE, GROUP, WEIGHT = "vector/", "code/", "group", "weight"
 
 
 @dataclass
@@ -46,21 +46,21 @@ class _Rows:
     Attributes:
         x, y: (rows, dim) of unit length.
         ids: (rows, 3): the cells' codes and the group; rows that share one are no negatives of each other.
-        valid: (rows,) bool, True where a row has a negative.
+        weights: (rows,), each row's weight: 0 where a row has no negative.
         own: (anchors,) the places of the rows whose losses are made here.
-        counts: (anchors,) what each of these counts in the mean over all valid rows: 0 where it is not valid.
+        counts: (anchors,) the weights of these, times the number of processes.
     """
 
     x: Tensor
     y: Tensor
     ids: Tensor
-    valid: Tensor
+    weights: Tensor
     own: Tensor
     counts: Tensor
 
     def mean(self, terms: Tensor) -> Tensor:
-        """The own rows' part of the mean over all valid rows of (anchors,) terms."""
-        return (terms * self.counts).sum() / self.valid.sum()
+        """The own rows' part of the weighted mean over all rows of (anchors,) terms."""
+        return (terms * self.counts).sum() / self.weights.sum()
 
 
 class ContrastiveObjective(BatchObjective):
@@ -211,9 +211,9 @@ class ContrastiveObjective(BatchObjective):
         )
 
     def vectors(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
-        """Per column its vector, (batch, dim) of unit length, and its cells' codes, (batch,); the groups, (batch,)."""
+        """Return unit vectors, (batch, dim), and cells' codes, (batch,), a column; groups and weights, (batch,)."""
         nothing = torch.full_like(batch.rows, -1)
-        found = {GROUP: nothing if batch.groups is None else batch.groups}
+        found = {GROUP: nothing if batch.groups is None else batch.groups, WEIGHT: batch.weights}
         for column, head in zip(self.columns, self.heads, strict=True):
             tokens = outputs.columns[column]
             found[VECTOR + column] = unit(head(tokens.mean()))
@@ -228,11 +228,11 @@ class ContrastiveObjective(BatchObjective):
         # All of it enters the loss, be there nothing to compare: processes that exchange gradients rely on it.
         nothing = torch.stack([*(values.sum() for values in units), *own]).sum() * 0
         sums: dict[str, Tensor] = {}
-        total = 0
+        total = 0.0
         with torch.autocast(units[0].device.type, enabled=False):  # similarities over τ need more than 8 bits
             for first, second in self.pairs:
                 rows = self._rows(vectors, first, second)
-                size = int(rows.valid.sum())
+                size = float(rows.weights.sum())
                 if not size:
                     continue
                 pull, push = self._terms(rows)
@@ -248,15 +248,16 @@ class ContrastiveObjective(BatchObjective):
 
     def _rows(self, vectors: Mapping[str, Tensor], first: str, second: str) -> _Rows:
         codes = [vectors[CODE + first], vectors[CODE + second]]
-        here = ((codes[0] >= 0) & (codes[1] >= 0)).nonzero().squeeze(1)
+        weights = vectors[WEIGHT].detach()
+        here = ((codes[0] >= 0) & (codes[1] >= 0) & (weights > 0)).nonzero().squeeze(1)
         x, y = vectors[VECTOR + first][here], vectors[VECTOR + second][here]
         groups = vectors[GROUP][here]
         alone = -1 - torch.arange(len(here), device=here.device)  # rows of no group are groups of their own
         ids = torch.stack([codes[0][here], codes[1][here], torch.where(groups >= 0, groups, alone)], 1)
-        valid = related(apart, ids)
+        weights = weights[here] * related(apart, ids)
         counts = vectors[COUNTS][here] if COUNTS in vectors else x.new_ones(len(here))
         own = counts.nonzero().squeeze(1)
-        return _Rows(x, y, ids, valid, own, (counts * valid)[own])
+        return _Rows(x, y, ids, weights, own, (counts * weights)[own])
 
     def _terms(self, rows: _Rows) -> tuple[Tensor, Tensor]:
         """L_s and L_d of a pair of columns: the own rows' part."""
@@ -264,7 +265,7 @@ class ContrastiveObjective(BatchObjective):
             # The logarithm of a mean over all pairs of rows is no mean over rows: every process makes all of it.
             negatives = apart(rows.ids, rows.ids)
             pushes = [uniformity(values @ values.T, negatives) for values in (rows.x, rows.y)]
-            return alignment(rows.x, rows.y)[rows.valid].mean(), (pushes[0] + pushes[1]) / 2
+            return weighted_mean(alignment(rows.x, rows.y), rows.weights), (pushes[0] + pushes[1]) / 2
         ways = [self._one_way(rows, *columns) for columns in ((rows.x, rows.y), (rows.y, rows.x))]
         return (ways[0][0] + ways[1][0]) / 2, (ways[0][1] + ways[1][1]) / 2
 

@@ -56,14 +56,15 @@ class Mixup(Objective):
         share = float(torch.distributions.Beta(self.alpha, self.alpha).sample())
         pooled = share * fused + (1 - share) * fused[order]
         total = fused.sum() * 0
+        counts = batch.weights > 0
         for name, head in zip(model.tasks, model.heads, strict=True):  # type: ignore[arg-type]
             task, target, logits = self.tasks[name], batch.targets[name], outputs.logits[name]
             linear = logits - head(fused)
             mixed = head(pooled) + share * linear + (1 - share) * linear[order]
             other = target.take(order)
             for part, pair, weights in (
-                (share, target.where(other.labelled), batch.weights),
-                (1 - share, other.where(target.labelled), batch.weights[order]),
+                (share, target.where(other.labelled & counts[order]), batch.weights),
+                (1 - share, other.where(target.labelled & counts), batch.weights[order]),
             ):
                 total = total + part * task.loss(mixed, pair, weights)
         return {self.name: total}

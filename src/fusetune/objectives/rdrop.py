@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.errors import ConfigError
-from fusetune.objectives.base import Objective
+from fusetune.objectives.base import Objective, weighted_mean
 from fusetune.tasks.abilities import Divergent, require
 from fusetune.tasks.base import Task
 from fusetune.types import Batch, Outputs
@@ -56,4 +56,4 @@ class RDrop(Objective):
             task.divergence(outputs.logits[name], again[name]) + task.divergence(again[name], outputs.logits[name])
             for name, task in self.tasks.items()
         ]
-        return {self.name: torch.stack(apart).sum(0).mean() / 2}
+        return {self.name: weighted_mean(torch.stack(apart).sum(0), batch.weights) / 2}

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fusetune.tasks.base import Task
 
 TEMPERATURE = 0.1
-VECTOR, LABEL, LABELLED = "vector", "label", "labelled"
+VECTOR, LABEL, WEIGHT = "vector", "label", "weight"
 
 
 class SupConObjective(BatchObjective):
@@ -92,16 +92,17 @@ class SupConObjective(BatchObjective):
         self.warnings += collapse_warnings(where, self.name, self.lam, within=False)
 
     def vectors(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
-        """The compared vectors, (batch, dim) of unit length, the encoded labels, and which rows have them."""
+        """Return unit vectors, (batch, dim), the encoded labels, and weights, (batch,), 0 where unlabelled."""
         target = batch.targets[self.target]
         labels = target.values.bool() if target.values.ndim > 1 else target.values
-        return {VECTOR: unit(self.head(outputs.fused)), LABEL: labels, LABELLED: target.labelled}
+        return {VECTOR: unit(self.head(outputs.fused)), LABEL: labels, WEIGHT: batch.weights * target.labelled}
 
     def of_vectors(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `BatchObjective.of_vectors`; the loss is named supcon."""
         # All of it enters the loss, be there nothing to compare: processes that exchange gradients rely on it.
         nothing = (vectors[VECTOR].sum() + self.scale().sum()) * 0
-        here = vectors[LABELLED].nonzero().squeeze(1)
+        weights = vectors[WEIGHT].detach()
+        here = weights.nonzero().squeeze(1)
         rows, labels = vectors[VECTOR][here], vectors[LABEL][here]
         labels = labels.unsqueeze(1) if labels.ndim == 1 else labels
         differ = apart if vectors[LABEL].ndim == 1 else _share_none
@@ -117,8 +118,9 @@ class SupConObjective(BatchObjective):
         with torch.autocast(rows.device.type, enabled=False):  # similarities over τ need more than 8 bits
             similarities = rows[own] @ rows.T
             pull, push = infonce(self.scale() * similarities, positives, negatives)
-            weights = (counts * valid)[own] / valid.sum()
-            pull, push = (pull * weights).sum(), (push * weights).sum()
+            weights = weights[here] * valid
+            shares = (counts * weights)[own] / weights.sum()
+            pull, push = (pull * shares).sum(), (push * shares).sum()
         self.figures |= {"L_s": pull.detach(), "L_d": push.detach()}
         with torch.no_grad():
             if positives.any() and negatives.any():

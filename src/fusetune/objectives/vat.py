@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fusetune.errors import ConfigError
 from fusetune.models.perturb import Ball, Deltas, RngState, attacked_columns
-from fusetune.objectives.base import Objective
+from fusetune.objectives.base import Objective, weighted_mean
 from fusetune.tasks.abilities import Divergent, require
 from fusetune.types import Batch, Outputs
 
@@ -92,7 +92,7 @@ class VirtualAdversarial(Objective):
         clean = {name: logits.detach() for name, logits in model(batch).logits.items()}
         for _ in range(self.num_steps):
             near = {column: (self.xi * delta).detach().requires_grad_() for column, delta in found.items()}
-            apart = self._apart(model, ball, near, clean, rng_state).sum()
+            apart = (self._apart(model, ball, near, clean, rng_state) * batch.weights).sum()
             grads = torch.autograd.grad(apart, list(near.values()), allow_unused=True)
             found = ball.directions(
                 {
@@ -101,7 +101,7 @@ class VirtualAdversarial(Objective):
                 }
             )
         at = {column: self.epsilon * delta.detach() for column, delta in found.items()}
-        return {self.name: self._apart(model, ball, at, clean, rng_state).mean()}
+        return {self.name: weighted_mean(self._apart(model, ball, at, clean, rng_state), batch.weights)}
 
     def _random(self, ball: Ball) -> Deltas:
         """A random direction for every cell."""

@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from fusetune.objectives.base import Objective, weighted_mean
 from fusetune.objectives.total import Total
 from fusetune.tasks.classification import BinaryTask, MulticlassTask
 from fusetune.tasks.multilabel import MultilabelTask
@@ -98,8 +99,30 @@ def test_accumulated_and_distributed_losses_equal_the_plain_one(name, weighted, 
     parts = batches(task, cells, cuts=[5, 9, 16], **whole)
     shares = [parts[:1], parts[1:]]  # of two processes, which have different numbers of rows and micro-batches
     totals = [
-        [sum(float(b.targets["y"].counts(b.weights).sum()) for b in own), float(sum(map(len, own)))] for own in shares
+        [sum(float(b.targets["y"].counts(b.weights).sum()) for b in own), sum(float(b.weights.sum()) for b in own)]
+        for own in shares
     ]
     found = [gradient(learner, own, Process(totals)) for own in shares]
     assert sum(each for each, _ in found) / 2 == pytest.approx(loss, rel=1e-6)
     assert torch.allclose((found[0][1] + found[1][1]) / 2, expected, rtol=1e-6, atol=1e-9)
+
+
+class Spread(Objective):
+    """The weighted mean of the logits' squares."""
+
+    name = "spread"
+
+    def forward(self, model, batch, outputs):
+        return {self.name: weighted_mean(outputs.logits["y"].square().mean(1), batch.weights)}
+
+
+def test_an_objectives_weighted_mean_is_the_same_over_micro_batches():
+    task, cells = TASKS["binary"]
+    task.fit(cells)
+    model = Head(task)
+    learner = Learner(model, Total({"y": task}, [Spread(model, {"y": task})])).double()
+    losses = [
+        plain(learner, batches(task, cells, weighted=True, missing=True, cuts=cuts), Accelerator(cpu=True))
+        for cuts in ([], [3, 9, 20])
+    ]
+    assert float(losses[1]["objective/spread"]) == pytest.approx(float(losses[0]["objective/spread"]), rel=1e-6)

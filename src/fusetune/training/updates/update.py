@@ -82,11 +82,11 @@ def loss_shares(micro_batches: Sequence[Batch], accelerator: Accelerator) -> lis
 
     Returns:
         Per micro-batch, each task's share of its loss's denominator (`Target.counts`) by the task's name, and under ""
-        the share of the rows, for losses that are no task's.
+        the share of the rows' weights, for losses that are no task's.
     """
     sizes = [
         {name: float(target.counts(batch.weights).sum()) for name, target in batch.targets.items()}
-        | {"": float(len(batch))}
+        | {"": float(batch.weights.sum())}
         for batch in micro_batches
     ]
     totals = {name: sum(size[name] for size in sizes) for name in sizes[0]}
