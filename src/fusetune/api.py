@@ -307,13 +307,23 @@ def evaluate(
     return tuned.evaluate(source, slices=slices, precision=precision, progress=progress)
 
 
-def schema_of(source: Source, *, target: str | Sequence[str] = (), columns: Mapping[str, Any] | None = None) -> Schema:
-    """What a table's columns are taken for, and why.
+def schema_of(
+    source: Source,
+    *,
+    target: str | Sequence[str] = (),
+    columns: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+) -> Schema:
+    """Return what a table's columns are taken for, and why.
 
     Args:
         source: the table.
         target: the column, or columns, to predict.
         columns: what is known better: `{"year": {"kind": "number"}}`.
+        overrides: settings, as `["data.read.decimal=,"]`; only columns, targets and `data.read` matter.
     """
     settings = Config.build({"target": target, "columns": dict(columns or {})})
-    return Schema.detect(Table.read(source), targets=settings.target, overrides=settings.schema_overrides())
+    settings = settings.with_overrides(overrides) if overrides else settings
+    read = settings.data.read
+    table = Table.read(source, read=read)
+    return Schema.detect(table, targets=settings.target, overrides=settings.schema_overrides(), read=read)

@@ -42,7 +42,7 @@ OPTIONS = {
     "evaluate": {"folder", "table", "--slices", "-s", "--precision", "--json"},
     "merge": {"folder", "--out", "-o", "--overwrite", "--json"},
     "report": {"folder", "--json"},
-    "schema": {"table", "--target", "-t", "--out", "-o", "--json"},
+    "schema": {"table", "settings", "--target", "-t", "--out", "-o", "--json"},
     "demo": {"--rows", "--out", "-o", "--seed", "--json"},
     "samples": {
         *("name", "--rows", "--seed", "--test", "--missing", "--label-noise"),

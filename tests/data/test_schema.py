@@ -170,12 +170,19 @@ def test_targets_that_are_not_there():
         Schema.detect(table, ["gone"])
 
 
-@pytest.mark.parametrize("overrides", [{}, {"photo": "image"}, {"photo": {"kind": "image", "role": "input"}}])
+@pytest.mark.parametrize("overrides", [{"photo": "image"}, {"photo": {"kind": "image", "role": "input"}}])
 def test_media_at_urls_are_refused_with_the_reason(overrides):
     table = table_of(photo=[f"https://example.org/{place}.jpg?w=3" for place in range(30)], label=labels()[:30])
     with pytest.raises(SchemaError, match=r"(?s)column 'photo'.*not fetched.*download them"):
         Schema.detect(table, ["label"], overrides)
     assert roles(Schema.detect(table, ["label"], {"photo": {"kind": "text", "role": "ignore"}}))["photo"] == "ignore"
+
+
+def test_a_column_of_urls_is_left_out_and_the_others_are_shown():
+    table = table_of(photo=[f"https://example.org/{place}.jpg" for place in range(30)], label=labels()[:30])
+    schema = Schema.detect(table, ["label"])
+    assert roles(schema) == {"photo": "ignore", "label": "target"}
+    assert "'photo'" in schema.warnings[0] and "Download" in schema.warnings[0]
 
 
 def test_cells_that_no_kind_reads_are_left_out():

@@ -91,7 +91,7 @@ class Config(Section):
             overrides = dict(read_yaml(self.schema_file).get("columns") or {})
         for name, column in self.columns.items():
             said = column.model_dump(exclude_none=True, exclude={"augment"})
-            entry = {key: said.pop(key) for key in ("kind", "role") if key in said}
+            entry = {key: said.pop(key) for key in ("kind", "role", "read") if key in said}
             before = overrides.get(name)
             base = dict(before) if isinstance(before, Mapping) else {}
             options = {**base.get("options", {}), **said}
@@ -168,7 +168,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def parse_override(override: str) -> dict[str, Any]:
-    """`a.b=1` as `{"a": {"b": 1}}`; the value is YAML.
+    """`a.b=1` as `{"a": {"b": 1}}`; the value is YAML, but one sign alone, as `,` or `|`, is itself.
 
     Raises:
         ConfigError: there is no `=`, or the value is not YAML.
@@ -177,7 +177,7 @@ def parse_override(override: str) -> dict[str, Any]:
     if not equals or not key:
         raise ConfigError(f"{override!r} is no setting", expected="key=value, as trainer.epochs=5")
     try:
-        value = parse_yaml(text)
+        value = text if _is_sign(text) else parse_yaml(text)
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"the value of {key} is not YAML", came=text) from error
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
@@ -186,6 +186,11 @@ def parse_override(override: str) -> dict[str, Any]:
         value = {part: value}
     assert isinstance(value, dict)
     return value
+
+
+def _is_sign(text: str) -> bool:
+    """Whether a value is one punctuation mark; `~` is YAML's null."""
+    return len(text) == 1 and not (text.isalnum() or text.isspace() or text == "~")
 
 
 def merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -11,6 +11,7 @@ from fusetune.config.sections import OnBadCell, Section
 
 _SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "bar": "|", "space": " "}
 _QUOTES = {"double": '"', "single": "'", "none": ""}
+_SPACES = {"space": " ", "none": ""}
 
 
 def _character(names: dict[str, str]) -> BeforeValidator:
@@ -19,7 +20,11 @@ def _character(names: dict[str, str]) -> BeforeValidator:
 
 
 class ReadConfig(Section):
-    """How text files are read. What is None is detected, and the report says what was found."""
+    """How the text of tables is read. What is None is detected, and the report says what was found.
+
+    The first three are about text files as a whole, the others about cells. A column may have others of its own, as in
+    `columns.price.read={decimal: ","}`.
+    """
 
     separator: Annotated[str | None, _character(_SEPARATORS)] = None
     """Between the columns of a text file: one character, or `tab`, `comma`, `semicolon`, `bar`, `space`."""
@@ -28,6 +33,14 @@ class ReadConfig(Section):
     marks are part of the text."""
     encoding: str | None = None
     """Of text files, as `cp1252` or `latin-1`. None: UTF-8, or UTF-16 with a byte order mark."""
+    missing: list[Any] | None = None
+    """Words for a missing cell in every column, as `[NA, unknown]`; case counts. None: in columns of numbers and dates,
+    the usual words (`NA`, `nan`, `null`, `?`, `-`, ...); in all others such words are cells like any other. `[]`:
+    none."""
+    decimal: Literal[".", ","] | None = None
+    """The decimal mark of numbers."""
+    thousands: Annotated[Literal["", ",", ".", " ", "'", "_"] | None, _character(_SPACES)] = None
+    """Between groups of three digits; `none` for none, `space` for any kind of space."""
 
     @field_validator("separator", "quote")
     @classmethod
@@ -56,6 +69,8 @@ class ReadConfig(Section):
 
     @model_validator(mode="after")
     def _marks_differ(self) -> ReadConfig:
+        if self.decimal is not None and self.decimal == self.thousands:
+            raise ValueError(f"the decimal mark and the thousands separator are both {self.decimal!r}")
         if self.separator is not None and self.separator == self.quote:
             raise ValueError(f"the separator and the quote are both {self.quote!r}")
         return self
@@ -65,7 +80,7 @@ class DataConfig(Section):
     """How rows are read and split."""
 
     read: ReadConfig = ReadConfig()
-    """How text files are read: separators, quotes, encodings."""
+    """How the text of tables is read: separators, quotes, words for missing cells, decimal marks, dates."""
     on_bad_cell: OnBadCell = "reject"
     """A train row with a cell that cannot be read is rejected, or used without that cell (`mask`)."""
     max_rejected: Annotated[float, Field(ge=0, le=1)] = 0.05

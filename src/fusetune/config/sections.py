@@ -158,6 +158,9 @@ class ColumnConfig(BaseModel):
     """input, target, group, split, weight, id or ignore. None: detected."""
     backbone: str | None = None
     """A backbone for this column alone, as in `text.name`."""
+    read: dict[str, Any] | None = None
+    """How the text of its cells is read: `missing`, `decimal`, `thousands`, `affixes` (signs and units that are left
+    out) and `dates`, in place of what is detected. `{}`: as plain numbers are."""
     augment: Augmentation | None = None
     """How this column's train cells are changed, in place of what `augment` says of its kind; `none` for not at all."""
 

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias, Union
 
 import yaml
 
+from fusetune.config.data import ReadConfig
+from fusetune.data.reading.cell_forms import CellForm
 from fusetune.data.table import Table
 from fusetune.errors import SchemaError, StorageError, nearest, shown
 from fusetune.registry import MODALITIES
@@ -19,9 +21,9 @@ ROLES = ("input", "target", "group", "split", "weight", "id", "ignore")
 split: says train, val or test. weight: the row's weight in the loss. id, ignore: not used."""
 
 Override: TypeAlias = Union[str, "ColumnSpec", Mapping[str, Any]]
-"""What a user says about a column: a kind, a role, or a mapping with `kind`, `role` and `options`."""
+"""What a user says about a column: a kind, a role, or a mapping with `kind`, `role`, `options` and `read`."""
 
-_KEYS = ("kind", "role", "reason", "options")
+_KEYS = ("kind", "role", "reason", "options", "read")
 _BREAKS = set("\x85\u2028\u2029\ufeff")
 _ONCE = ("group", "split", "weight")
 
@@ -36,6 +38,7 @@ class ColumnSpec:
         role: one of `ROLES`.
         reason: why, for people.
         options: arguments of the kind's modality, as `{"bins": 32}`.
+        read: how the text of its cells is read, as `{decimal: ","}` in YAML.
     """
 
     name: str
@@ -43,6 +46,7 @@ class ColumnSpec:
     role: str = "input"
     reason: str = ""
     options: dict[str, Any] = field(default_factory=dict)
+    read: CellForm = field(default_factory=CellForm)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the name, without what is empty."""
@@ -51,6 +55,8 @@ class ColumnSpec:
             made["reason"] = self.reason
         if self.options:
             made["options"] = self.options
+        if read := self.read.to_dict():
+            made["read"] = read
         return made
 
 
@@ -60,15 +66,21 @@ class Schema:
 
     Attributes:
         columns: by name.
-        warnings: what a user should know: columns that give the target away.
+        warnings: what a user should know: columns that give the target away, or that may be of another kind.
+        notes: how cells are read that are not written plainly.
     """
 
     columns: dict[str, ColumnSpec]
     warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @classmethod
     def detect(
-        cls, table: Table, targets: Sequence[str] = (), overrides: Mapping[str, Override] | None = None
+        cls,
+        table: Table,
+        targets: Sequence[str] = (),
+        overrides: Mapping[str, Override] | None = None,
+        read: ReadConfig | None = None,
     ) -> Schema:
         """Find every column's kind and role.
 
@@ -79,16 +91,21 @@ class Schema:
             table: the table; train rows only, where they are known.
             targets: the columns to predict.
             overrides: what the user says about columns, as `{"year": "category", "metascore": {"role": "ignore"}}`.
+            read: how cells are written; what it leaves open is detected.
 
         Raises:
             TableError: a target is not in the table or has no values.
-            SchemaError: an override names no column, kind or role, or two contradict each other; or a media column
-                holds URLs.
+            SchemaError: an override names no column, kind or role, or two contradict each other; or a column that is
+                to be one of media holds URLs.
         """
-        from fusetune.data.detection import detect_schema
+        from fusetune.data.detect.columns import detect_schema
 
         targets = [targets] if isinstance(targets, str) else list(targets)
-        return detect_schema(table, targets, overrides or {})
+        return detect_schema(table, targets, overrides or {}, read)
+
+    def forms(self) -> dict[str, CellForm]:
+        """How the cells of columns are read that are not written plainly, for `Table.read_as`."""
+        return {name: spec.read for name, spec in self.columns.items() if spec.read != CellForm()}
 
     def names(self, role: str) -> list[str]:
         """The names of the columns with this role, in the table's order."""
@@ -181,9 +198,9 @@ class Schema:
             made = _entry(name, entry, problems)
             if not {"kind", "role"} <= made.keys() and not problems:
                 problems.append(f"column {name!r}: needs kind and role")
-            columns[name] = ColumnSpec(
-                name, made.get("kind", ""), made.get("role", ""), made.get("reason", ""), made.get("options", {})
-            )
+            kind, role, reason = (str(made.get(key, "")) for key in ("kind", "role", "reason"))
+            form = made.get("read", CellForm())
+            columns[name] = ColumnSpec(name, kind, role, reason, options=made.get("options", {}), read=form)
         schema = cls(columns)
         for role in _ONCE:
             if len(schema.names(role)) > 1:
@@ -300,6 +317,12 @@ def _entry(name: str, value: Any, problems: list[str]) -> dict[str, Any]:
     if not isinstance(made.get("options", {}), Mapping):
         problems.append(f"{where}options are a mapping, came {shown(made['options'])}")
     made["reason"] = str(made.get("reason", ""))
+    if "read" in made:
+        try:
+            made["read"] = CellForm.from_dict(made["read"])
+        except (AttributeError, TypeError, ValueError) as error:
+            problems.append(f"{where}read: {error}")
+            del made["read"]
     return made
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from fusetune.data.detect.roles import SPLIT_WORDS
 from fusetune.data.distinct import hashed, numbered
 from fusetune.data.partition import partition
-from fusetune.data.roles import SPLIT_WORDS
 from fusetune.data.schema import Schema
 from fusetune.data.storage.mapped import (
     mapped_arange,

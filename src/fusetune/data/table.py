@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
@@ -11,7 +12,8 @@ import pyarrow as pa
 
 from fusetune.data.distinct import Cells, as_cells, distinct, is_missing, missing_in
 from fusetune.data.quarantine import Rejected
-from fusetune.data.reading.arrow import from_cells, is_json
+from fusetune.data.reading.arrow import encode_column, from_cells, is_json, is_text
+from fusetune.data.reading.cell_forms import CellForm
 from fusetune.data.storage.mapped import mapped_arange, mapped_flatnonzero, mapped_narrow, mapped_take, mapped_zeros
 from fusetune.errors import TableError, nearest
 
@@ -78,6 +80,7 @@ class Table:
         self._places: np.ndarray | None = None
         self._json = {field.name for field in arrow.schema if is_json(field)}
         self._ends: dict[str, np.ndarray] = {}
+        self._forms: dict[str, CellForm] = {}
 
     @classmethod
     def read(
@@ -138,6 +141,16 @@ class Table:
         self.notes.append(note)
         self.keep = (self.keep, keep)
 
+    def read_as(self, forms: Mapping[str, CellForm]) -> Table:
+        """Return the same rows with the text of some columns' cells read in other forms; nothing is copied.
+
+        Args:
+            forms: by column; columns that are not there are passed over.
+        """
+        table = copy.copy(self)
+        table._forms = {name: form for name, form in forms.items() if name in self and form != CellForm()}
+        return table
+
     @property
     def arrow(self) -> pa.Table:
         """The rows as Arrow: the mapped file itself, or a copy of the selected rows.
@@ -189,18 +202,24 @@ class Table:
             TableError: there is no such column.
         """
         self.require([column])
-        data, is_json = self._base.column(column), column in self._json
+        data = self._base.column(column)
         places = self._places
         if indices is not None:
             wanted = np.asarray(indices, dtype=np.int64)
             places = wanted if places is None else places[wanted]
         if places is None:
-            return [cell for chunk in data.iterchunks() for cell in as_cells(chunk, is_json)]
+            return [cell for chunk in data.iterchunks() for cell in self._cells(column, chunk)]
         found: list[Any] = [None] * len(places)
         for group, cells in _parts(data, self._chunk_ends(column), places):
-            for place, cell in zip(group.tolist(), as_cells(cells, is_json), strict=True):
+            for place, cell in zip(group.tolist(), self._cells(column, cells), strict=True):
                 found[place] = cell
         return found
+
+    def _cells(self, column: str, array: pa.Array) -> list[Any]:
+        """An array's cells as Python values, read in the column's form."""
+        cells = as_cells(array, column in self._json)
+        form = self._forms.get(column)
+        return cells if form is None else [form.read(cell) for cell in cells]
 
     def lazy(self, column: str, indices: np.ndarray | None = None) -> Cells:
         """A column's cells, or those of some rows, which are read when they are asked for.
@@ -227,7 +246,15 @@ class Table:
         return int(np.clip(AT_ONCE * len(data) // max(data.nbytes, 1), 16, 65_536))
 
     def _arrays(self, column: str) -> Iterator[pa.Array]:
-        """A column's cells in order, some at a time."""
+        """A column's cells in order, some at a time, read in the column's form."""
+        if column not in self._forms:
+            yield from self._raw_arrays(column)
+            return
+        field = self._base.schema.field(column)
+        for array in self._raw_arrays(column):
+            yield encode_column(self._cells(column, array), field) if is_text(field) else array
+
+    def _raw_arrays(self, column: str) -> Iterator[pa.Array]:
         data, step = self._base.column(column), self.at_once(column)
         if self._places is None:
             for chunk in data.iterchunks():
@@ -291,7 +318,7 @@ class Table:
         wanted = mapped_flatnonzero(wanted) if wanted.dtype == bool else mapped_narrow(wanted, len(self))
         rows = mapped_take(self.rows, wanted)
         part = Table(self._base, source=self.source, base_dir=self.base_dir, rows=rows, keep=self.keep)
-        part.files, part.lone, part._ends = self.files, self.lone, self._ends
+        part.files, part.lone, part._ends, part._forms = self.files, self.lone, self._ends, self._forms
         part._places = wanted if self._places is None else mapped_take(self._places, wanted)
         return part
 

@@ -155,7 +155,7 @@ def read_examples(
     Raises:
         TableError: the table cannot be read or lacks a column.
     """
-    table = Table.read(source, read=bundle.config.data.read)
+    table = Table.read(source, read=bundle.config.data.read).read_as(bundle.schema.forms())
     table.require([*bundle.modalities, *([task.target for task in bundle.tasks.values()] if targets else [])])
     weight = bundle.schema.weight if targets and bundle.schema.weight in table else None
     group = bundle.schema.group if targets and bundle.schema.group in table else None
@@ -195,7 +195,7 @@ def predict_parts(
     Raises:
         TableError: the table cannot be read or lacks a column.
     """
-    table = Table.read(source, read=bundle.config.data.read)
+    table = Table.read(source, read=bundle.config.data.read).read_as(bundle.schema.forms())
     table.require(bundle.modalities)
     bundle, low = arithmetic(bundle, precision)
     for part in _parts(table, rows):

@@ -17,7 +17,7 @@ from fusetune.config.config import Config
 from fusetune.config.fusion import AutoConfig, StackConfig, neural, with_neural
 from fusetune.config.sections import BackboneConfig, NamedConfig
 from fusetune.data.column import Progress
-from fusetune.data.detection import evenly
+from fusetune.data.detect.columns import evenly
 from fusetune.data.distinct import Cells
 from fusetune.data.examples import Examples
 from fusetune.data.quarantine import write_rejected

@@ -58,7 +58,10 @@ class Tables:
             if source is not None
         }
         train, targets = given["train"], self.config.target
-        self.schema = Schema.detect(train, targets=targets, overrides=self.config.schema_overrides())
+        self.schema = Schema.detect(train, targets=targets, overrides=self.config.schema_overrides(), read=read)
+        self.notes += self.schema.notes
+        given = {split: table.read_as(self.schema.forms()) for split, table in given.items()}
+        train = given["train"]
         if not self.schema.names("target") and lone_objective(self.config.objectives) is None:
             raise TableError(
                 "there is no target column",

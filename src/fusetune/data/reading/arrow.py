@@ -44,6 +44,11 @@ def is_json(field: pa.Field) -> bool:
     return bool(field.metadata and field.metadata.get(b"fusetune") == b"json")
 
 
+def is_text(field: pa.Field) -> bool:
+    """Whether the column's cells are strings, or JSON, which may hold strings."""
+    return bool(pa.types.is_string(field.type) or pa.types.is_large_string(field.type))
+
+
 def encode_column(values: Sequence[Any], field: pa.Field) -> pa.Array:
     """Python cells as an Arrow array of this field's type."""
     if is_json(field):

@@ -1,0 +1,1 @@
+"""What a table's columns are, judged by their names and cells."""

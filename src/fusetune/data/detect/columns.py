@@ -1,0 +1,323 @@
+"""The schema that a table's names and cells speak for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fusetune.config.data import ReadConfig
+from fusetune.data.detect.forms import FEW, NUMBERS, guess_numbers
+from fusetune.data.detect.giveaway import gives_away
+from fusetune.data.detect.roles import find_role, is_integer, names_things
+from fusetune.data.reading.cell_forms import CellForm, missing_words
+from fusetune.data.schema import ColumnSpec, Override, Schema, checked_overrides
+from fusetune.data.table import Table, is_missing
+from fusetune.errors import SchemaError, TableError, shown
+from fusetune.registry import MODALITIES
+
+SAMPLE = 1000
+LOOKED_AT = 20_000
+UNSURE = 0.4
+MEDIA = ("image", "audio")
+TARGET_KINDS = ("number", "category", "text")
+_DATED = ("date",)
+
+
+@dataclass
+class _Column:
+    """What was seen of one column: cells at evenly spaced rows, missing ones among them."""
+
+    cells: list[Any]
+    present: list[Any]
+
+    @property
+    def num_missing(self) -> int:
+        return len(self.cells) - len(self.present)
+
+    def read_as(self, form: CellForm) -> _Column:
+        """Return the column with its cells in their plain form."""
+        if form == CellForm():
+            return self
+        cells = [form.read(cell) for cell in self.cells]
+        present = [cell for cell in map(form.read, self.present) if not is_missing(cell)]
+        return _Column(cells, present)
+
+    def sample(self) -> list[Any]:
+        """At most `SAMPLE` evenly spaced cells that are not missing."""
+        return [self.present[place] for place in evenly(len(self.present), SAMPLE)]
+
+
+def evenly(num: int, at_most: int) -> list[int]:
+    """Evenly spaced positions among `num`: all of them where they are few."""
+    if num <= at_most:
+        return list(range(num))
+    return np.unique(np.linspace(0, num - 1, at_most).astype(np.int64)).tolist()  # type: ignore[no-any-return]
+
+
+def detect_schema(
+    table: Table, targets: Sequence[str], overrides: Mapping[str, Override], read: ReadConfig | None = None
+) -> Schema:
+    """What `Schema.detect` does; see there."""
+    given = checked_overrides(table, targets, overrides)
+    targets = [
+        *targets,
+        *(name for name, spec in given.items() if spec.get("role") == "target" and name not in targets),
+    ]
+    table.require(targets)
+    seen = {name: _look(table, name) for name in table.column_names}
+    schema = Schema({}, [])
+    judge = _Judge(table, schema, given, targets, read or ReadConfig(), seen)
+    for name in table.column_names:
+        schema.columns[name] = judge.column(name)
+    _find_giveaways(schema, seen, given)
+    _one_of_each(schema, given)
+    return schema
+
+
+def _look(table: Table, name: str) -> _Column:
+    heavy = not table.is_scalar(name)
+    cells = table.cells(name, evenly(len(table), SAMPLE if heavy else LOOKED_AT))
+    present = [cell for cell in cells if not is_missing(cell)]
+    if not present and len(cells) < len(table):
+        places = np.flatnonzero(~table.missing(name))[:SAMPLE]
+        present = table.cells(name, places)
+    return _Column(cells, present)
+
+
+class _Judge:
+    """Finds each column's kind, role and the form of its cells."""
+
+    def __init__(
+        self,
+        table: Table,
+        schema: Schema,
+        given: Mapping[str, dict[str, Any]],
+        targets: Sequence[str],
+        read: ReadConfig,
+        seen: dict[str, _Column],
+    ) -> None:
+        self.table, self.schema, self.given, self.targets, self.read = table, schema, given, targets, read
+        self.seen = seen
+        self.numbers = {name: guess_numbers(column.sample(), read) for name, column in seen.items() if column.present}
+        marks = [guess.form.decimal for guess in self.numbers.values() if guess.certain and guess.share >= NUMBERS]
+        self.decimal = "," if marks.count(",") > marks.count(".") else None
+
+    def column(self, name: str) -> ColumnSpec:
+        """Return one column's spec; what a user should know about it goes to the schema's notes and warnings."""
+        given, is_target = self.given.get(name, {}), name in self.targets
+        form = given["read"] if "read" in given else self._form(name, given.get("kind"), is_target)
+        raw = self.seen[name]
+        self.seen[name] = column = raw.read_as(form)
+        spec = self._judge(name, column, given, is_target)
+        if spec.kind not in ("number", *_DATED) and "read" not in given and form != (words := self._words(raw)):
+            form = words  # only numbers are written in several ways
+            self.seen[name] = column = raw.read_as(form)
+            spec = self._judge(name, column, given, is_target)
+        self._tell(name, spec, form, raw, column)
+        return replace(spec, read=form, reason=_joined(spec.reason, str(form)))
+
+    def _form(self, name: str, kind: str | None, is_target: bool) -> CellForm:
+        """Return the form of the column's cells if it is one of numbers, else of words."""
+        column = self.seen[name]
+        words = self._words(column)
+        if kind not in (None, "number") or not column.present:
+            return words
+        guess = self.numbers[name]
+        if self.decimal is not None:
+            guess = guess_numbers(column.sample(), self.read, decimal=self.decimal)
+            self.numbers[name] = guess
+        few = len({str(cell) for cell in column.sample()}) <= FEW
+        if guess.share < NUMBERS or (is_target and guess.form.affixes and few):
+            return words
+        sample = column.sample()
+        media = [MODALITIES.get(other).detect(sample, base_dir=self.table.base_dir).confidence for other in MEDIA]
+        return words if guess.form.is_numeric and max(media) >= 0.5 else guess.form  # "12.png" is no amount
+
+    def _words(self, column: _Column) -> CellForm:
+        """Return the form in which only the words that the settings name are missing."""
+        if not self.read.missing:
+            return CellForm()
+        texts = {cell.strip() for cell in column.present if isinstance(cell, str)}
+        return CellForm(missing=tuple(sorted(text for text in texts if missing_words(self.read.missing, text))))
+
+    def _tell(self, name: str, spec: ColumnSpec, form: CellForm, raw: _Column, column: _Column) -> None:
+        if form != CellForm():
+            lost = column.num_missing - raw.num_missing
+            share = f" ({lost:,} of {len(raw.cells):,} cells looked at)" if form.missing and lost else ""
+            self.schema.notes.append(f"column {name!r}: {form}{share}")
+        guess = self.numbers.get(name)
+        if guess is None or spec.kind in ("number", "image", "audio", *_DATED) or spec.role not in ("input", "target"):
+            return
+        if self.given.get(name, {}).get("kind") or not (guess.why_not or guess.share >= 0.5):
+            return
+        if guess.share >= NUMBERS and not guess.why_not:
+            return  # codes, or amounts that stand for names
+        odd = (
+            guess.why_not
+            or f"{guess.share:.0%} of its cells are numbers, others are not, as {shown(list(guess.others), 80)}"
+        )
+        self.schema.warnings.append(
+            f"column {name!r} is read as {spec.kind}: {odd}. If it is one of numbers, say columns.{name}=number, and "
+            "data.read.missing=[...] for words that stand for a missing cell"
+        )
+
+    def _judge(self, name: str, column: _Column, given: dict[str, Any], is_target: bool) -> ColumnSpec:
+        role, kind, options = given.get("role"), given.get("kind"), given.get("options", {})
+        source = self.table.source
+        told = [f"{key} given" for key in ("kind", "role") if given.get(key)]
+        if not column.present:
+            if is_target:
+                raise TableError("the target has no cell with a value", file=source, column=name)
+            if role == "input":
+                raise SchemaError("the column has no cell with a value", do="leave it out", file=source, column=name)
+            return ColumnSpec(name, kind or "category", role or "ignore", "all cells are missing", options)
+        reason = ""
+        if kind is None:
+            kinds = TARGET_KINDS if is_target else tuple(MODALITIES)
+            kind, reason, confidence = _kind(self.table, name, column, kinds)
+            if confidence <= 0 and not is_target and role is None:
+                why = f"no kind reads such cells: {shown(column.present[0], 60)}"
+                return ColumnSpec(name, "category", "ignore", why, options)
+            if confidence < UNSURE and not is_target:
+                reason += " (unsure: name its kind if this is wrong)"
+        if is_target:
+            return ColumnSpec(name, kind, "target", _joined("the target", *told, reason), options)
+        if role is None:
+            role, reason = self._role(name, kind, column, reason)
+        if role == "input":
+            refuse_urls(name, kind, column.sample(), source)
+            if self.table.lone:
+                _refuse_beside(name, kind, column.sample(), source)
+        return ColumnSpec(name, kind, role, _joined(*told, reason), options)
+
+    def _role(self, name: str, kind: str, column: _Column, reason: str) -> tuple[str, str]:
+        """Return the column's role and the reason."""
+        if urls := ("kind" not in self.given.get(name, {}) and urls_of_media(kind, column.sample())):
+            self.schema.warnings.append(
+                f"column {name!r} is left out: its cells are addresses, as {shown(urls[0], 80)}, and media are not "
+                "fetched while training. Download them and put the paths into the column"
+            )
+            return "ignore", "addresses of media, which are not fetched: download them and give paths"
+        found = find_role(name, kind, column.present, column.num_missing)
+        return (found.role, found.reason) if found else ("input", reason)
+
+
+def _joined(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)
+
+
+def _kind(table: Table, name: str, column: _Column, kinds: Sequence[str]) -> tuple[str, str, float]:
+    """The surest kind, its reason and how sure it is; earlier ones in the registry win ties."""
+    sample = column.sample()
+    best, reason, confidence = "category", "", -1.0
+    for kind in kinds:
+        found = MODALITIES.get(kind).detect(sample, base_dir=table.base_dir)
+        if found.confidence > confidence:
+            best, reason, confidence = kind, found.reason, found.confidence
+    if best == "number" and "category" in kinds and names_things(name) and all(is_integer(cell) for cell in sample):
+        best, reason = "category", "integers that the column's name calls identifiers"
+    return best, reason, confidence
+
+
+_MEDIA_ENDINGS = (
+    ".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus",
+)  # fmt: skip
+
+
+def urls_of_media(kind: str | None, sample: Sequence[Any]) -> list[str]:
+    """Return the addresses in a column whose cells mostly are addresses of media, else nothing.
+
+    Args:
+        kind: its kind, or None where it is not known: then only addresses that end like media files count.
+        sample: cells, none missing.
+    """
+    urls = [
+        cell
+        for cell in sample
+        if isinstance(cell, str)
+        and "://" in cell[:12]
+        and (kind in MEDIA or cell.split("?")[0].split("#")[0].lower().endswith(_MEDIA_ENDINGS))
+    ]
+    return urls if len(urls) * 2 > len(sample) else []
+
+
+def refuse_urls(name: str, kind: str, sample: Sequence[Any], source: str) -> None:
+    """Refuse a media column whose cells are URLs.
+
+    Args:
+        name: the column.
+        kind: its kind.
+        sample: cells, none missing.
+        source: the table's name for the message.
+
+    Raises:
+        SchemaError: they are.
+    """
+    if kind in MEDIA and (urls := urls_of_media(kind, sample)):
+        raise SchemaError(
+            "the cells are URLs, and media are not fetched while training: what a URL gives can change or vanish",
+            expected="paths (absolute, or relative to the table's file), or bytes in a Parquet file",
+            came=shown(urls[0]),
+            do=f"download them and put the paths into the column, or leave it out: role of {name!r}: ignore",
+            file=source,
+            column=name,
+        )
+
+
+def _refuse_beside(name: str, kind: str, sample: Sequence[Any], source: str) -> None:
+    """Refuse names of media files that lie beside a table at an address.
+
+    Raises:
+        SchemaError: the column holds such names.
+    """
+    texts = [cell.split(";")[0].strip() for cell in sample if isinstance(cell, str)]
+    paths = [text for text in texts if kind in MEDIA or text.lower().endswith(_MEDIA_ENDINGS)]
+    beside = [path for path in paths if "://" not in path and not Path(path).is_absolute()]
+    if len(beside) * 2 > len(sample):
+        raise SchemaError(
+            "the cells name files beside the table, and of what lies at an address only the table itself is copied",
+            expected="media as bytes in a Parquet file, or absolute paths on this machine",
+            came=shown(beside[0]),
+            do=f"copy table and files here and give the copy's path; or leave the column out: role of {name!r}: ignore",
+            file=source,
+            column=name,
+        )
+
+
+def _find_giveaways(schema: Schema, seen: dict[str, _Column], given: Mapping[str, dict[str, Any]]) -> None:
+    for name in schema.inputs:
+        spec = schema.columns[name]
+        for target in schema.targets:
+            if len(seen[name].cells) != len(seen[target].cells):
+                continue
+            how = gives_away(seen[name].cells, seen[target].cells, spec.kind)
+            if how is None:
+                continue
+            if given.get(name, {}).get("role") == "input":
+                schema.warnings.append(f"column {name!r} is used as you asked, but it gives {target!r} away: {how}")
+                continue
+            schema.warnings.append(
+                f"column {name!r} is left out, as it gives {target!r} away: {how}. If it is known when predicting, "
+                "give it the role input"
+            )
+            schema.columns[name] = replace(spec, role="ignore", reason=f"gives {target!r} away: {how}")
+            break
+
+
+def _one_of_each(schema: Schema, given: Mapping[str, dict[str, Any]]) -> None:
+    """Of several columns found for a role that only one can have, keep the user's, else the first."""
+    for role in ("group", "split", "weight"):
+        names = schema.names(role)
+        chosen = [name for name in names if given.get(name, {}).get("role") == role]
+        if len(chosen) > 1:
+            raise SchemaError(f"{' and '.join(map(repr, chosen))} both have the role {role}", expected="one column")
+        for name in names:
+            if name == (chosen or names)[0]:
+                continue
+            spec = schema.columns[name]
+            reason = f"could be the {role}, which {(chosen or names)[0]!r} is already: {spec.reason}"
+            schema.columns[name] = replace(spec, role="ignore", reason=reason)
