@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
+from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.load import load_backbone
-from fusetune.testing.backbones import check_padding, check_restored
+from fusetune.testing.backbones import BackboneContract
 
 MODELS = Path(os.environ.get("FUSETUNE_DATA", Path(__file__).parents[3] / "shared")) / "models"
 pytestmark = [
@@ -19,11 +20,13 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize(("name", "kind"), [("mobilenet-v2", "image"), ("yamnet", "audio"), ("stories260k", "text")])
-def test_padding_and_restoring(name: str, kind: str, tmp_path: Path) -> None:
-    backbone = load_backbone(str(MODELS / name), kind)
-    check_padding(backbone, tolerance=1e-4)
-    check_restored(backbone, tmp_path / "saved")
+class TestContract(BackboneContract):
+    tolerance = 1e-4
+
+    @pytest.fixture(scope="module", params=[("mobilenet-v2", "image"), ("yamnet", "audio"), ("stories260k", "text")])
+    def backbone(self, request: pytest.FixtureRequest) -> Backbone:
+        name, kind = request.param
+        return load_backbone(str(MODELS / name), kind)
 
 
 @torch.no_grad()

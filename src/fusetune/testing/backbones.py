@@ -1,7 +1,14 @@
-"""What every encoder must do, as checks for tests: yours too, when you bring a model that fusetune has not met."""
+"""The contract suite of backbones: one test a rule, for a pretrained encoder that fusetune has not met too.
+
+class TestMyModel(BackboneContract):
+    @pytest.fixture(scope="class")
+    def backbone(self):
+        return load_backbone("../models/mine", "text")
+"""
 
 from __future__ import annotations
 
+import unittest
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +21,7 @@ from torch import Tensor
 from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.freeze import freeze, lr_scales
 from fusetune.backbones.load import restore_backbone
+from fusetune.testing.rules import Contract, check
 
 TEXTS = ["w1", "w2 w3 w4 w5 w6 w7", "", "w8 w9 w10 w11"]
 
@@ -39,96 +47,139 @@ def collate(backbone: Backbone, cells: Sequence[np.ndarray]) -> dict[str, Tensor
 
 
 def check_backbone(backbone: Backbone, folder: Path) -> None:
-    """Run every check here.
+    """Hold a backbone to every rule of `BackboneContract`.
 
     Args:
-        backbone: as loaded; its trainable parameters are changed back, its weights are not touched.
-        folder: empty; the encoder is saved into it.
+        backbone: as loaded; what is trainable is changed back, its weights are not touched.
+        folder: empty or absent; the encoder is saved into it.
+
+    Raises:
+        AssertionError: rules are broken; the message names all of them.
     """
-    check_padding(backbone)
-    check_gradients(backbone)
-    check_blocks(backbone)
-    check_freezing(backbone)
-    check_restored(backbone, folder)
+    check(BackboneContract, backbone=backbone, tmp_path=folder)
 
 
-@torch.no_grad()
-def check_padding(backbone: Backbone, tolerance: float = 1e-5) -> None:
-    """A cell's vector is the same alone as in a batch, and finite, however short the cell."""
-    backbone.eval()
-    cells = example_cells(backbone)
-    together = backbone(**collate(backbone, cells))
-    assert together.values.shape[0] == len(cells), "one row a cell"
-    assert together.values.shape[2] == backbone.dim, "dim is the output's size"
-    assert torch.isfinite(together.values).all(), "finite vectors"
-    assert together.mask.any(1).all(), "a real token for every cell"
-    for number, cell in enumerate(cells):
-        alone = backbone(**collate(backbone, [cell]))
-        real, single = together.values[number][together.mask[number]], alone.values[0][alone.mask[0]]
-        assert real.shape == single.shape, f"cell {number}: {real.shape} in a batch, {single.shape} alone"
-        gap = float((real - single).abs().max())
-        assert gap <= tolerance * max(1.0, float(single.abs().max())), f"cell {number} differs by {gap}"
+class BackboneContract(Contract):
+    """What every backbone must do. The rules take `backbone`, as loaded, and pytest's `tmp_path`."""
 
+    tolerance = 1e-5
+    """The largest difference of a cell's vectors alone and in a batch, relative to the largest value, at least 1."""
 
-def check_gradients(backbone: Backbone) -> None:
-    """Every parameter gets a gradient that is finite."""
-    freeze(backbone, "none")
-    backbone.train()
-    backbone.zero_grad()
-    values = backbone(**collate(backbone, example_cells(backbone))).values
-    weight = torch.linspace(-1, 1, values.numel()).view(values.shape)  # a plain sum is constant after normalisation
-    (values * weight).sum().backward()
-    missing = [name for name, parameter in backbone.named_parameters() if parameter.grad is None]
-    assert not missing, f"no gradient: {missing}"
-    broken = [name for name, p in backbone.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-    assert not broken, f"gradient not finite: {broken}"
-    backbone.zero_grad()
-    backbone.eval()
+    @torch.no_grad()
+    def test_vectors_have_their_shape(self, backbone: Backbone) -> None:
+        """Every cell, however short, has finite vectors of `dim` features, one of them real."""
+        tokens = backbone.eval()(**collate(backbone, example_cells(backbone)))
+        assert tokens.values.shape[0] == len(TEXTS), f"{tokens.values.shape[0]} rows for {len(TEXTS)} cells"
+        assert tokens.values.shape[2] == backbone.dim, f"vectors of {tokens.values.shape[2]}, but dim={backbone.dim}"
+        assert torch.isfinite(tokens.values).all(), "vectors are not finite"
+        assert tokens.mask.any(1).all(), "a cell has no real token"
 
+    @torch.no_grad()
+    def test_two_passes_agree(self, backbone: Backbone) -> None:
+        """In evaluation a cell's vectors are the same in every pass."""
+        cells = collate(backbone.eval(), example_cells(backbone))
+        first, second = backbone(**cells), backbone(**cells)
+        assert torch.equal(first.mask, second.mask), "two passes give other tokens"
+        assert torch.equal(first.values[first.mask], second.values[first.mask]), "two passes give other vectors"
 
-def check_blocks(backbone: Backbone) -> None:
-    """The blocks hold every parameter exactly once; the learning rates by depth do too."""
-    everything = sorted(id(parameter) for parameter in backbone.parameters())
-    blocks = backbone.blocks()
-    inside = sorted(id(parameter) for _, block in blocks for parameter in block.parameters())
-    assert inside == everything, "blocks partition the parameters"
-    assert len({name for name, _ in blocks}) == len(blocks), "names of blocks differ"
-    names = dict(backbone.named_parameters())
-    scales = lr_scales(backbone, 0.5)
-    assert scales[-1][0] == 1.0 and [scale for scale, _ in scales] == sorted(scale for scale, _ in scales)
-    given = [(name, parameter) for _, group in scales for name, parameter in group]
-    assert len(given) == len(names) and all(names[name] is parameter for name, parameter in given)
+    @torch.no_grad()
+    def test_a_cell_is_encoded_by_itself(self, backbone: Backbone) -> None:
+        """A cell's vectors are the same alone as in a batch: neither padding nor other cells reach them."""
+        cells = example_cells(backbone.eval())
+        together = backbone(**collate(backbone, cells))
+        for number, cell in enumerate(cells):
+            alone = backbone(**collate(backbone, [cell]))
+            real, single = together.values[number][together.mask[number]], alone.values[0][alone.mask[0]]
+            assert real.shape == single.shape, f"cell {number}: {real.shape} in a batch, {single.shape} alone"
+            gap = float((real - single).abs().max())
+            assert gap <= self.tolerance * max(1.0, float(single.abs().max())), f"cell {number} differs by {gap}"
 
+    @torch.no_grad()
+    def test_different_cells_differ(self, backbone: Backbone) -> None:
+        """Vectors tell something of the cells: they are not the same for all."""
+        tokens = backbone.eval()(**collate(backbone, example_cells(backbone)))
+        means = tokens.mean()
+        gap, size = (means - means[:1]).abs().max(), means.abs().max()
+        assert gap > 1e-4 * size, "all cells give the same vector"
 
-def check_freezing(backbone: Backbone) -> None:
-    """Frozen blocks have no gradient and stay in evaluation mode in training; the others train."""
-    blocks = backbone.blocks()
-    freeze(backbone, f"bottom:{1 if backbone.pretrained else 0}")
-    backbone.train()
-    if backbone.pretrained:
-        assert not any(parameter.requires_grad for parameter in blocks[0][1].parameters())
-        assert not any(module.training for part in blocks[0][1].children() for module in part.children())
-        assert all(parameter.requires_grad for _, block in blocks[1:] for parameter in block.parameters())
-    assert freeze(backbone, "all").trainable == 0
-    backbone.train()
-    assert not any(module.training for module in backbone.model.modules()), "a frozen encoder stays in evaluation mode"
-    counted = freeze(backbone, "none")
-    assert counted.trainable == counted.total == sum(parameter.numel() for parameter in backbone.parameters())
-    backbone.eval()
+    def test_every_parameter_receives_a_gradient(self, backbone: Backbone) -> None:
+        """Every parameter gets a gradient that is finite."""
+        freeze(backbone, "none")
+        backbone.train()
+        backbone.zero_grad()
+        values = backbone(**collate(backbone, example_cells(backbone))).values
+        weight = torch.linspace(-1, 1, values.numel()).view(values.shape)  # a plain sum is constant after normalisation
+        torch.autograd.backward((values * weight).sum())
+        missing = [name for name, parameter in backbone.named_parameters() if parameter.grad is None]
+        broken = [name for name, p in backbone.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+        backbone.zero_grad()
+        backbone.eval()
+        assert not missing, f"no gradient: {missing}"
+        assert not broken, f"gradient not finite: {broken}"
 
+    def test_blocks_hold_every_parameter_once(self, backbone: Backbone) -> None:
+        """The blocks partition the parameters and have different names."""
+        everything = sorted(id(parameter) for parameter in backbone.parameters())
+        blocks = backbone.blocks()
+        inside = sorted(id(parameter) for _, block in blocks for parameter in block.parameters())
+        assert inside == everything, "the blocks do not hold every parameter exactly once"
+        assert len({name for name, _ in blocks}) == len(blocks), "two blocks have one name"
 
-@torch.no_grad()
-def check_restored(backbone: Backbone, folder: Path) -> None:
-    """Saved without weights, restored, given the weights: the same vectors from the same cells."""
-    backbone.eval()
-    backbone.save(folder)
-    kept = [path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
-    assert not kept, f"no weights are saved, yet {kept}"
-    restored = restore_backbone(folder)
-    restored.load_state_dict(backbone.state_dict())
-    told: dict[str, Any] = restored.describe()
-    assert told == backbone.describe(), "attributes are restored"
-    cells, again = example_cells(backbone), example_cells(restored)
-    assert all(np.array_equal(one, two) for one, two in zip(cells, again, strict=True)), "cells are prepared alike"
-    before, after = backbone(**collate(backbone, cells)), restored(**collate(restored, again))
-    assert torch.equal(before.values, after.values) and torch.equal(before.mask, after.mask), "vectors are restored"
+    def test_learning_rates_rise_with_depth(self, backbone: Backbone) -> None:
+        """Layer-wise rates hold every parameter once, by its name, and the last block has the full rate."""
+        names = dict(backbone.named_parameters())
+        scales = lr_scales(backbone, 0.5)
+        assert scales[-1][0] == 1.0, f"the last block's rate is {scales[-1][0]} of the full one"
+        assert [scale for scale, _ in scales] == sorted(scale for scale, _ in scales), "rates fall with depth"
+        given = [(name, parameter) for _, group in scales for name, parameter in group]
+        assert len(given) == len(names), f"rates for {len(given)} of {len(names)} parameters"
+        assert all(names[name] is parameter for name, parameter in given), "a rate is under another name"
+
+    def test_frozen_blocks_do_not_train(self, backbone: Backbone) -> None:
+        """The frozen bottom has no gradient and stays in evaluation mode in training; the blocks above train."""
+        if not backbone.pretrained:
+            raise unittest.SkipTest("an encoder from scratch is not frozen")
+        blocks = backbone.blocks()
+        try:
+            freeze(backbone, "bottom:1")
+            backbone.train()
+            frozen = [module for part in blocks[0][1].children() for module in part.children()]
+            assert not any(parameter.requires_grad for parameter in blocks[0][1].parameters()), "it gets gradients"
+            assert not any(module.training for module in frozen), "a frozen block is in training mode"
+            above = [parameter for _, block in blocks[1:] for parameter in block.parameters()]
+            assert all(parameter.requires_grad for parameter in above), "a block above is frozen too"
+        finally:
+            freeze(backbone, "none")
+            backbone.eval()
+
+    def test_a_frozen_encoder_does_not_train(self, backbone: Backbone) -> None:
+        """Frozen as a whole it has nothing to train and stays in evaluation mode; thawed, all of it trains."""
+        try:
+            assert freeze(backbone, "all").trainable == 0, "a frozen encoder has trainable parameters"
+            backbone.train()
+            assert not any(module.training for module in backbone.model.modules()), "it is in training mode"
+            counted = freeze(backbone, "none")
+            total = sum(parameter.numel() for parameter in backbone.parameters())
+            assert counted.trainable == counted.total == total, f"{counted} where there are {total} parameters"
+        finally:
+            freeze(backbone, "none")
+            backbone.eval()
+
+    @torch.no_grad()
+    def test_it_is_restored_without_its_source(self, backbone: Backbone, tmp_path: Path) -> None:
+        """Saved without weights, restored and given the weights: the same vectors from the same cells."""
+        backbone.eval()
+        backbone.save(tmp_path)
+        kept = [path.name for path in tmp_path.iterdir() if path.suffix in (".safetensors", ".bin")]
+        assert not kept, f"weights are saved: {kept}"
+        restored = restore_backbone(tmp_path)
+        restored.load_state_dict(backbone.state_dict())
+        told: dict[str, Any] = restored.describe()
+        assert told == backbone.describe(), f"restored as {told}, not {backbone.describe()}"
+        cells, again = example_cells(backbone), example_cells(restored)
+        assert all(np.array_equal(one, two) for one, two in zip(cells, again, strict=True)), (
+            "cells are prepared otherwise"
+        )
+        before, after = backbone(**collate(backbone, cells)), restored(**collate(restored, again))
+        assert torch.equal(before.mask, after.mask), "the restored encoder gives other tokens"
+        assert torch.equal(before.values, after.values), "the restored encoder gives other vectors"

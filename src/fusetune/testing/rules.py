@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import unittest
 from typing import Any
 
@@ -39,8 +40,7 @@ def broken_rules(contract: type[Contract], **arguments: Any) -> dict[str, str]:
     for name in rules_of(contract):
         suite = contract()
         rule = getattr(suite, name)
-        code = rule.__func__.__code__
-        taken = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+        taken = inspect.signature(rule).parameters
         suite.setup_method()
         try:
             rule(**{key: value for key, value in arguments.items() if key in taken})
