@@ -27,6 +27,7 @@ from fusetune.errors import ConfigError, shown
 from fusetune.evaluation.measure.evaluate import Evaluation, measure
 from fusetune.evaluation.report.write import write_report
 from fusetune.evaluation.results import RunResults, read_results
+from fusetune.fitting.check import check_settings
 from fusetune.fitting.fit import Fit
 from fusetune.fitting.run_folder import RunFolder, interrupted
 from fusetune.fitting.saved import reporting
@@ -218,6 +219,7 @@ def fit(
     }
     if not _named(sources["train"]):
         raise ConfigError("there is no table to learn from", do="name one: fusetune fit TABLE --target COLUMN")
+    check_settings(settings)
     folder = Path(settings.out) if settings.out else Path(tempfile.mkdtemp(prefix="fusetune-"))
     settings = settings.with_absolute_paths()  # the saved config.yaml means the same wherever it is read
     choose_threads()

@@ -23,7 +23,7 @@ A message says what was expected, what came and what to do, and where: file, row
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 MAX_SHOWN = 120
@@ -41,6 +41,11 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     """A sentence that suggests the known name nearest to a misspelt one, or None where none is near."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else None
+
+
+def reason(error: OSError) -> str:
+    """Why the system refused, in words and without its number: "No such file or directory"."""
+    return error.strerror or str(error) or type(error).__name__
 
 
 class FusetuneError(Exception):
@@ -117,7 +122,34 @@ def _quoted(label: str, name: str | None) -> str | None:
 
 
 class ConfigError(UserError):
-    """A setting is unknown, of the wrong type, out of range or contradicts another."""
+    """A setting is unknown, of the wrong type, out of range or contradicts another.
+
+    Attributes:
+        problems: the errors that this one lists, where it stands for several.
+    """
+
+    problems: tuple[ConfigError, ...] = ()
+
+
+def all_at_once(checks: Iterable[Callable[[], object]]) -> None:
+    """Run every check, and raise what they found wrong as one error.
+
+    Raises:
+        ConfigError: the only one that a check raised; or, of several, one that lists them.
+    """
+    found: list[ConfigError] = []
+    for check in checks:
+        try:
+            check()
+        except ConfigError as error:
+            found += error.problems or (error,)
+    if len(found) == 1:
+        raise found[0]
+    if found:
+        lines = [str(error).replace("\n", "\n    ") for error in found]
+        several = ConfigError(f"the settings: {len(found)} problems\n    " + "\n    ".join(lines))
+        several.problems = tuple(found)
+        raise several
 
 
 class TableError(UserError):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from importlib.metadata import entry_points
 from typing import Any
 
-from fusetune.errors import ConfigError, nearest
+from fusetune.errors import ConfigError, MissingExtra, nearest
 
 
 class Registry:
@@ -59,17 +59,28 @@ class Registry:
         """The class of this name.
 
         Raises:
-            ConfigError: the name is unknown; the message has the nearest known one.
+            ConfigError: the name is unknown, the message has the nearest known one; or its plug-in cannot be loaded.
         """
         place = self.table.get(name)
         if place is None:
             raise ConfigError(
                 f"there is no {self.sort} called {name!r}",
                 expected=", ".join(self.table),
-                do=nearest(name, self.table) or f"choose one of the {self.sort} names above",
+                do=nearest(name, self.table)
+                or f"choose one of these names, or install the plug-in that brings this {self.sort}",
             )
         module, _, attribute = place.partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            if name in self._builtin or isinstance(error, MissingExtra):
+                raise
+            raise ConfigError(
+                f"the plug-in of the {self.sort} {name!r} cannot be loaded",
+                came=str(error),
+                expected=f"a class at {place}",
+                do="install or update the package that brings it",
+            ) from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.table)

@@ -102,6 +102,9 @@ def test_version():
         (["xyzzy"], "The verbs are fit, predict"),
         (["fit"], "Missing argument"),
         (["fit", "train.csv", "--tarhet", "a"], "--target"),
+        (["fit", "train.csv", "--epochs", "1"], "trainer.epochs"),
+        (["fit", "train.csv", "--batch-size", "1"], "trainer.batch_size"),
+        (["fit", "train.csv", "--seed", "1"], "seed=VALUE"),
         (["demo", "--rows", "3"], "--rows"),
     ],
 )

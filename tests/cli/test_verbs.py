@@ -204,6 +204,33 @@ class TestEvaluate:
         assert json.loads(run("evaluate", "m", "t.csv", "--json").stdout) == {"rows_in": 2, "metric": None}
 
 
+class TestMistakenFolders:
+    @pytest.fixture
+    def model(self, tmp_path):
+        (tmp_path / "runs" / "m").mkdir(parents=True)
+        for name in ("bundle.json", "report.json"):
+            (tmp_path / "runs" / "m" / name).write_text("{}")
+        (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+        return tmp_path / "runs" / "m"
+
+    @pytest.mark.parametrize("verb", ["predict", "evaluate"])
+    def test_swapped_arguments(self, api, model, tmp_path, verb):
+        table = tmp_path / "t.csv"
+        assert f"write {model} {table}" in run(verb, str(table), str(model), code=2).stderr
+        assert "is a model folder" in run(verb, str(model), str(model), code=2).stderr
+        assert api.calls == []
+
+    @pytest.mark.parametrize("verb", ["fit", "schema"])
+    def test_a_model_in_the_place_of_a_table(self, api, model, verb):
+        assert "is a model folder" in run(verb, str(model), "-t", "y", code=2).stderr
+        assert api.calls == []
+
+    def test_a_folder_of_runs_has_no_report(self, model):
+        told = run("report", str(model.parent), code=2).stderr
+        assert "has no report" in told and str(model) in told and "Errno" not in told
+        assert "no such folder" in run("report", "nowhere", code=2).stderr
+
+
 class TestReport:
     def test_writes_the_html_again(self, tmp_path):
         (tmp_path / "report.json").write_text(to_json(results()), encoding="utf-8")

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fusetune.config import trainer
 from fusetune.config.config import Config, merge, parse_override
 from fusetune.config.sections import check_options
 from fusetune.errors import ConfigError
@@ -196,3 +197,66 @@ def test_options_of_a_part_are_checked():
     check_options(Config, ["a"], known=["a"], where="here")
     with pytest.raises(ConfigError, match=r"(?s)here has no setting 'depht'.*did you mean 'depth'"):
         check_options(Config, ["depht"], known=["depth", "dim"], where="here")
+
+
+def test_unknown_parts_are_told_together_with_everything_else():
+    given = {
+        "fusion": "gatd",
+        "tasks": {"y": "binry"},
+        "objectives": "contrstive",
+        "trainer": {"optimizer": "adm", "schedule": "cosin", "epoch": 1},
+        "epochs": 2,
+        "xyzzy": 0,
+    }
+    with pytest.raises(ConfigError) as raised:
+        Config.build(given)
+    told = str(raised.value)
+    for hint in (
+        "'gated'",
+        "'binary'",
+        "'contrastive'",
+        "'adam'",
+        "'cosine'",
+        "'epochs'",
+        "trainer.epochs",
+        "known ones",
+    ):
+        assert hint in told, hint
+    assert "8 problems" in told
+
+
+@pytest.mark.parametrize("fusion", ["stakc", "atuo"])
+def test_hints_on_fusions_name_auto_and_stack(fusion):
+    with pytest.raises(ConfigError, match=r"did you mean '(stack|auto)'"):
+        Config.build({"fusion": fusion})
+    with pytest.raises(ConfigError, match=r"known: attention.*auto, stack"):
+        Config.build({"fusion": "xyzzy"})
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"), [("epochs", "trainer.epochs"), ("freeze", "text.freeze or image.freeze"), ("split", "data.split")]
+)
+def test_a_setting_outside_its_section_is_answered_with_the_section(key, hint):
+    with pytest.raises(ConfigError, match=rf"{key}: there is no such setting; did you mean {hint}"):
+        Config.build({key: 1})
+
+
+def test_names_of_the_trainer_are_those_of_the_libraries():
+    import torch
+    from transformers import SchedulerType, get_scheduler
+
+    from fusetune.training.optim import OPTIMIZERS
+
+    assert tuple(OPTIMIZERS) == trainer.OPTIMIZERS
+    assert set(trainer.SCHEDULES) <= {kind.value for kind in SchedulerType}
+    for name in trainer.SCHEDULES:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 1.0)
+        get_scheduler(name, optimizer, num_warmup_steps=1, num_training_steps=4)
+    assert Config.build({"trainer": {"optimizer": "AdamW"}}).trainer.optimizer == "adamw"
+
+
+def test_all_problems_of_a_part_are_told_at_once():
+    with pytest.raises(ConfigError) as raised:
+        check_options(Config, ["depht", "wdth"], known=["depth", "width"], where="here")
+    assert len(raised.value.problems) == 2
+    assert "did you mean 'depth'" in str(raised.value) and "did you mean 'width'" in str(raised.value)

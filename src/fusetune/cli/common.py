@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from fusetune.errors import ConfigError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -98,6 +100,40 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def check_model_and_table(model: Path, table: str) -> None:
+    """Refuse a table in the place of the model folder, and a model folder in the place of the table.
+
+    Raises:
+        ConfigError: so it is; with the right order of the two.
+    """
+    swapped = is_model(Path(table)) and not is_model(model)
+    if swapped:
+        raise ConfigError(
+            "the model folder and the table are swapped",
+            expected="the model folder first, then the table",
+            came=f"{model} {table}",
+            do=f"write {table} {model}",
+        )
+    check_table(table)
+
+
+def check_table(table: str) -> None:
+    """Refuse a model folder in the place of a table.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if is_model(Path(table)):
+        raise ConfigError(f"{table} is a model folder", expected="a table: .csv, .tsv, .jsonl, .parquet, ...")
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder has a tuned model."""
+    from fusetune.security.model_folder import BUNDLE
+
+    return (folder / BUNDLE).is_file()
 
 
 def is_config(source: str) -> bool:

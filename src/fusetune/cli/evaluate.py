@@ -29,6 +29,7 @@ def evaluate(
       fusetune evaluate runs/rating test.csv --slices country
       fusetune evaluate runs/rating test.csv --precision int8
     """
+    common.check_model_and_table(folder, table)
     from fusetune import api
 
     tuned, shown = api.load(folder), common.shows_progress(as_json)

@@ -66,6 +66,12 @@ def fit(
     if resume and Path(source).is_dir() and (out is None or out == Path(source)):
         show(api.resume(source, progress=common.shows_progress(as_json)), as_json=as_json)
         return
+    if common.is_model(Path(source)):
+        raise ConfigError(
+            f"{source} is a model folder",
+            expected="a table to learn from, a .yaml of settings, or a run with --resume",
+            do=f"`fusetune fit {Path(source) / 'config.yaml'} --out FOLDER` runs its settings again",
+        )
     train, config = _table_and_config(source, config)
     more = [setting for setting in settings or [] if "=" not in setting]
     _check_tables(train, more)

@@ -72,9 +72,21 @@ class Verbs(typer.core.TyperGroup):
             common.errors_console().print(f"\n{str(stop) or 'stopped'}", style="yellow")
             raise typer.Exit(128 + stop.signal if isinstance(stop, Interrupted) else 130) from None
         except Exception as error:
+            if type(error).__name__ == "NoSuchOption":
+                _hint_setting(error)
             if hasattr(error, "exit_code") or isinstance(error, typer.Abort | BrokenPipeError):
                 raise  # typer's own: a usage error, --help, a closed pipe
             raise typer.Exit(failures.tell(error, common.state(ctx))) from error
+
+
+def _hint_setting(error: Any) -> None:
+    """Add to the message on an unknown option how the setting of that name is given."""
+    from fusetune.config.config import Config, elsewhere
+
+    name = str(error.option_name).lstrip("-").replace("-", "_")
+    hint = f"did you mean {name}=VALUE?" if name in Config.model_fields else elsewhere(name)
+    if hint is not None:
+        error.message += f"; settings are given as KEY=VALUE, without dashes: {hint}"
 
 
 app = typer.Typer(

@@ -45,6 +45,7 @@ def predict(
       fusetune predict runs/rating new.csv --json
       fusetune predict runs/rating new.csv --out out.csv --precision int8
     """
+    common.check_model_and_table(folder, table)
     if out is not None:
         _check(out, table)
     from fusetune import api

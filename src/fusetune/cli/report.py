@@ -8,11 +8,26 @@ from typing import TYPE_CHECKING
 import typer
 
 from fusetune.cli import common
+from fusetune.errors import FolderError
 
 if TYPE_CHECKING:
     from fusetune.evaluation.results import RunResults
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+
+REPORT = "report.json"
+
+
+def _no_report(folder: Path) -> FolderError:
+    """Return the error for a folder without a report; it names the folders inside that have one."""
+    inside = sorted(str(path.parent) for path in folder.glob(f"*/{REPORT}")) if folder.is_dir() else []
+    came = "no such folder" if not folder.exists() else "a folder without it" if folder.is_dir() else "a file"
+    return FolderError(
+        f"{folder} has no report",
+        expected=f"a folder with {REPORT}, as `fusetune fit --out FOLDER` writes it",
+        came=came,
+        do=f"name one of {', '.join(inside[:5])}" if inside else None,
+    )
 
 
 @app.command()
@@ -30,7 +45,12 @@ def report(folder: common.ModelFolder, as_json: common.Json = False) -> None:
     from fusetune.evaluation.results import read_results, to_json
     from fusetune.fitting.saved import unreported
 
-    results = read_results(folder / "report.json") if not unreported(folder) else _made(folder, as_json)
+    if unreported(folder):
+        results = _made(folder, as_json)
+    elif (folder / REPORT).is_file():
+        results = read_results(folder / REPORT)
+    else:
+        raise _no_report(folder)
     page = write_report(results, folder)["html"]
     if as_json:
         common.print_json(to_json(results))

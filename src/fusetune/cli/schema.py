@@ -39,6 +39,7 @@ def schema(
       fusetune schema sales.csv -t price data.read.decimal=','
       fusetune fit train.csv -t rating --schema schema.yaml
     """
+    common.check_table(table)
     from fusetune import api
     from fusetune.config.config import Config
     from fusetune.data.table import Table

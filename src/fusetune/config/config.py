@@ -28,6 +28,7 @@ from fusetune.config.sections import (
     ReportConfig,
     Section,
     StrList,
+    TaskConfig,
 )
 from fusetune.config.trainer import TrainerConfig
 from fusetune.errors import ConfigError, nearest
@@ -55,7 +56,7 @@ class Config(Section):
     """Per column: kind, role, backbone and its kind's options. `{year: number}` is `{year: {kind: number}}`."""
     schema_file: str | None = None
     """A schema as `fusetune schema TABLE -o FILE` writes it, edited; `columns` goes on top of it."""
-    tasks: dict[str, Annotated[NamedConfig, ByName]] = {}
+    tasks: dict[str, TaskConfig] = {}
     """Per target: the task's name and options. Inferred where absent."""
     text: Annotated[BackboneConfig, ByName] = BackboneConfig()
     """What reads text columns."""
@@ -217,11 +218,22 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
     return list(model.model_fields)
 
 
+def elsewhere(key: str) -> str | None:
+    """Return a sentence that says in which sections a setting of this name is, or None: `epochs`, `trainer.epochs`."""
+    found = [
+        f"{name}.{key}"
+        for name, field in Config.model_fields.items()
+        for section in [field.annotation, *get_args(field.annotation)]
+        if isinstance(section, type) and issubclass(section, Section) and key in section.model_fields
+    ]
+    return f"did you mean {' or '.join(found)}?" if found else None
+
+
 def _problem(detail: ErrorDetails) -> str:
     location = tuple(part for part in detail["loc"] if not str(part).startswith(":"))  # which are tags of a union
     name = ".".join(str(part) for part in location)
     if detail["type"] == "extra_forbidden":
         known = _fields_at(location[:-1])
-        hint = nearest(str(location[-1]), known)
+        hint = elsewhere(str(location[-1])) or nearest(str(location[-1]), known)
         return f"{name}: there is no such setting; {hint or 'known ones: ' + ', '.join(known)}"
     return f"{name}: {detail['msg'].removeprefix('Value error, ')} (came {detail['input']!r})"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from fusetune.config.sections import ByName, NamedConfig, StrList
+from fusetune.config.sections import ByName, NamedConfig, StrList, check_known
 from fusetune.errors import nearest
 from fusetune.registry import FUSIONS
 
@@ -26,13 +26,17 @@ class AutoConfig(NamedConfig):
     @classmethod
     def _known(cls, candidates: list[str]) -> list[str]:
         for name in candidates:
-            if name not in FUSIONS:
-                raise ValueError(f"there is no fusion called {name!r}; {nearest(name, FUSIONS) or _listed(FUSIONS)}")
+            check_known(name, FUSIONS)
         return list(dict.fromkeys(candidates))
 
 
-def _listed(names: Iterable[str]) -> str:
-    return "known: " + ", ".join(names)
+def _known_fusion(fusion: NamedConfig) -> NamedConfig:
+    if fusion.name is not None:
+        check_known(fusion.name, FUSIONS, also=("auto", "stack"))
+    return fusion
+
+
+OneConfig = Annotated[NamedConfig, AfterValidator(_known_fusion), Tag(":one")]
 
 
 def _fusion_sort(value: Any) -> str:
@@ -44,9 +48,7 @@ def _neural_sort(value: Any) -> str:
     return ":auto" if _fusion_sort(value) == ":auto" else ":one"
 
 
-Neural = Annotated[
-    Annotated[AutoConfig, Tag(":auto")] | Annotated[NamedConfig, Tag(":one")], Discriminator(_neural_sort), ByName
-]
+Neural = Annotated[Annotated[AutoConfig, Tag(":auto")] | OneConfig, Discriminator(_neural_sort), ByName]
 
 
 class StackConfig(NamedConfig):
@@ -87,7 +89,7 @@ class StackConfig(NamedConfig):
 
 
 FusionConfig = Annotated[
-    Annotated[AutoConfig, Tag(":auto")] | Annotated[StackConfig, Tag(":stack")] | Annotated[NamedConfig, Tag(":one")],
+    Annotated[AutoConfig, Tag(":auto")] | Annotated[StackConfig, Tag(":stack")] | OneConfig,
     Discriminator(_fusion_sort),
     ByName,
 ]

@@ -6,6 +6,7 @@ A section may be given as its name alone: `fusion: gated` is `fusion: {name: gat
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import (
@@ -21,8 +22,8 @@ from pydantic import (
 )
 from pydantic.errors import PydanticSchemaGenerationError
 
-from fusetune.errors import ConfigError, nearest
-from fusetune.registry import MODALITIES, OBJECTIVES
+from fusetune.errors import ConfigError, all_at_once, nearest
+from fusetune.registry import MODALITIES, OBJECTIVES, TASKS, Registry
 
 Role = Literal["input", "target", "group", "split", "weight", "id", "ignore"]
 OnBadCell = Literal["reject", "mask"]
@@ -64,9 +65,7 @@ def _as_options(value: Any) -> Any:
 
 def _known_objectives(value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     for name in value:
-        if name not in OBJECTIVES:
-            hint = nearest(name, OBJECTIVES) or "known: " + ", ".join(OBJECTIVES)
-            raise ValueError(f"there is no objective called {name!r}; {hint}")
+        check_known(name, OBJECTIVES)
     return value
 
 
@@ -95,7 +94,7 @@ class AdapterConfig(Section):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        return _known_name(name, ADAPTERS)
+        return known_name(name, ADAPTERS)
 
     @model_validator(mode="after")
     def _fits(self) -> AdapterConfig:
@@ -186,11 +185,43 @@ class NamedConfig(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
+def check_known(name: str, table: Registry, also: Iterable[str] = ()) -> None:
+    """Refuse a name that no part of a registry has.
+
+    Args:
+        name: as the user wrote it.
+        table: the parts.
+        also: names that a setting takes besides.
+
+    Raises:
+        ValueError: with the nearest known name, or all of them.
+    """
+    known = [*table, *also]
+    if name not in known:
+        raise ValueError(
+            f"there is no {table.sort} called {name!r}; {nearest(name, known) or 'known: ' + ', '.join(known)}"
+        )
+
+
+def _known_task(task: NamedConfig) -> NamedConfig:
+    if task.name is not None:
+        check_known(task.name, TASKS)
+    return task
+
+
+TaskConfig = Annotated[NamedConfig, ByName, AfterValidator(_known_task)]
+
+
 ATTACKS = ("fgm", "pgd", "none")
 ADVERSARIAL = ("fgm", "pgd", "freelb")
 
 
-def _known_name(name: str, known: tuple[str, ...]) -> str:
+def known_name(name: str, known: tuple[str, ...]) -> str:
+    """Return a name that is known.
+
+    Raises:
+        ValueError: it is not; with the nearest known name, or all of them.
+    """
     if name not in known:
         raise ValueError(f"there is no such method; {nearest(name, known) or 'known: ' + ', '.join(known)}")
     return name
@@ -214,7 +245,7 @@ class AttackConfig(Section):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        return _known_name(name, ATTACKS)
+        return known_name(name, ATTACKS)
 
     @model_validator(mode="after")
     def _one_step(self) -> AttackConfig:
@@ -238,7 +269,7 @@ class AdversarialConfig(AttackConfig):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        return _known_name(name, ADVERSARIAL)
+        return known_name(name, ADVERSARIAL)
 
     @model_validator(mode="after")
     def _fits(self) -> AdversarialConfig:
@@ -273,17 +304,20 @@ def check_options(part: type, options: Mapping[str, Any] | Iterable[str], *, kno
         ConfigError: with the nearest option it does take, or the type.
     """
     known = list(known)
-    for option in options:
-        if option not in known:
-            raise ConfigError(
-                f"{where} has no setting {option!r}",
-                expected=", ".join(known) or f"no settings for {part.__name__}",
-                do=nearest(option, known),
-            )
+    hints = _hints(part) if isinstance(options, Mapping) else {}
+    all_at_once([partial(_check_option, part, option, known, where) for option in options])
     if isinstance(options, Mapping):
-        hints = _hints(part)
-        for option in options.keys() & hints.keys():
-            check_value(f"{where}: {option}", options[option], hints[option])
+        named = options.keys() & hints.keys()
+        all_at_once([partial(check_value, f"{where}: {name}", options[name], hints[name]) for name in sorted(named)])
+
+
+def _check_option(part: type, option: str, known: list[str], where: str) -> None:
+    if option not in known:
+        raise ConfigError(
+            f"{where} has no setting {option!r}",
+            expected=", ".join(known) or f"no settings for {part.__name__}",
+            do=nearest(option, known),
+        )
 
 
 def check_value(name: str, value: Any, hint: Any) -> None:

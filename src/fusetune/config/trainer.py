@@ -4,9 +4,29 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from fusetune.config.sections import AdversarialConfig, ByName, Section, StrList
+from fusetune.config.sections import AdversarialConfig, ByName, Section, StrList, known_name
+
+OPTIMIZERS = ("adamw", "adam", "nadam", "radam", "sgd", "rmsprop", "adagrad", "adafactor", "lion")
+SCHEDULES = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+)
+"""transformers' schedules that need a warmup and a number of steps, and nothing else."""
+
+
+def _known_optimizer(name: str) -> str:
+    return known_name(name.lower(), OPTIMIZERS)
+
+
+def _known_schedule(name: str) -> str:
+    return known_name(name, SCHEDULES)
 
 
 class TrainerConfig(Section):
@@ -22,7 +42,7 @@ class TrainerConfig(Section):
     """Rows an update, over all devices and micro-batches."""
     accumulate: Annotated[int, Field(ge=1)] = 1
     """Micro-batches an update: each has batch_size / accumulate rows."""
-    optimizer: str = "adamw"
+    optimizer: Annotated[str, AfterValidator(_known_optimizer)] = "adamw"
     """adamw, adam, nadam, radam, sgd, rmsprop, adagrad, adafactor or lion."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate of fusion, projections and heads while they learn on frozen features."""
@@ -34,8 +54,9 @@ class TrainerConfig(Section):
     """Each block nearer to the input learns this much slower."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Not on biases and norms."""
-    schedule: str = "cosine"
-    """A name of transformers' `SchedulerType`: linear, cosine, constant_with_warmup, polynomial, ..."""
+    schedule: Annotated[str, AfterValidator(_known_schedule)] = "cosine"
+    """A name of transformers' `SchedulerType`: linear, cosine, cosine_with_restarts, polynomial, constant,
+    constant_with_warmup or inverse_sqrt."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the steps in which the learning rate rises from 0."""
     clip: Annotated[float, Field(gt=0)] | None = 1.0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fusetune.errors import BadCell, StorageError, TooManyRejected, shown
+from fusetune.errors import BadCell, StorageError, TooManyRejected, reason, shown
 
 LIMIT = 0.05
 VALUE_CHARS = 1000
@@ -107,7 +107,7 @@ def write_rejected(rejected: Iterable[Rejected], path: Path) -> None:
                 handle.write(json.dumps(item.record(), ensure_ascii=False) + "\n")
         partial.replace(path)
     except OSError as error:
-        raise StorageError(f"{path}: cannot be written ({error})") from error
+        raise StorageError(f"{path}: cannot be written ({reason(error)})") from error
 
 
 def check_rate(rejected: Sequence[Rejected], rows_in: int, *, limit: float = LIMIT, source: str | None = None) -> None:

@@ -12,7 +12,7 @@ import yaml
 from fusetune.config.data import ReadConfig
 from fusetune.data.reading.cell_forms import CellForm
 from fusetune.data.table import Table
-from fusetune.errors import SchemaError, StorageError, nearest, shown
+from fusetune.errors import SchemaError, StorageError, nearest, reason, shown
 from fusetune.registry import MODALITIES
 from fusetune.security.untrusted import YAML_BYTES, parse_yaml, read_bytes
 
@@ -244,7 +244,7 @@ class Schema:
         try:
             Path(path).write_text(self.to_yaml(), encoding="utf-8")
         except OSError as error:
-            raise StorageError(f"{path}: the schema cannot be written ({error})") from error
+            raise StorageError(f"{path}: the schema cannot be written ({reason(error)})") from error
 
     @classmethod
     def load(cls, path: str | Path) -> Schema:

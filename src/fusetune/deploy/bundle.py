@@ -36,7 +36,7 @@ from fusetune.config.config import Config
 from fusetune.config.fusion import neural
 from fusetune.config.sections import NamedConfig
 from fusetune.data.schema import Schema
-from fusetune.errors import FolderError, StorageError
+from fusetune.errors import FolderError, StorageError, reason
 from fusetune.modalities.base import Modality
 from fusetune.models.build import build_model
 from fusetune.models.family import Family
@@ -97,7 +97,7 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
         partial.replace(path)
     except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error}") from error
+        raise StorageError(f"{path} cannot be written: {reason(error)}") from error
 
 
 def save_bundle(bundle: Bundle, folder: Path) -> None:

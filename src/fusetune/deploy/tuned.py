@@ -26,7 +26,7 @@ from fusetune.data.examples import Examples
 from fusetune.data.quarantine import Rejected
 from fusetune.data.table import Source, Table
 from fusetune.deploy.bundle import Bundle
-from fusetune.errors import ConfigError, StorageError, TableError
+from fusetune.errors import ConfigError, StorageError, TableError, reason
 from fusetune.inference.predict import model_device, row_vectors
 from fusetune.models.family import Family
 from fusetune.models.understand import Understand
@@ -119,7 +119,7 @@ def write(parts: Iterable[Predictions], path: str | Path, ending: str) -> tuple[
                 writer.write_table(table)
         partial.replace(path)
     except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error}") from error
+        raise StorageError(f"{path} cannot be written: {reason(error)}") from error
     finally:
         partial.unlink(missing_ok=True)
     return rows, errors

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from fusetune.errors import FolderError
+from fusetune.errors import FolderError, reason
 from fusetune.evaluation.decisions import FusionChoice, StackUsed
 from fusetune.evaluation.formats import upgraded
 from fusetune.security.untrusted import TEXT_BYTES, parse_json, read_bytes
@@ -364,5 +364,9 @@ def read_results(path: Path) -> RunResults:
     try:
         text = read_bytes(path, TEXT_BYTES)
     except (OSError, ValueError) as error:
-        raise FolderError("the report cannot be opened", came=str(error), file=str(path)) from error
+        raise FolderError(
+            "the report cannot be opened",
+            came=reason(error) if isinstance(error, OSError) else str(error),
+            file=str(path),
+        ) from error
     return from_json(text, file=str(path))

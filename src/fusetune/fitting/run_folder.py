@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from fusetune.config.config import Config
 from fusetune.config.paths import rebased
 from fusetune.deploy.bundle import versions, write_text
-from fusetune.errors import ConfigError, FolderError, StorageError, TableError, shown
+from fusetune.errors import ConfigError, FolderError, StorageError, TableError, reason, shown
 from fusetune.security.model_folder import BUNDLE, CONFIG
 from fusetune.security.untrusted import read_json, reading, walk
 from fusetune.training.checkpoint_manager import CheckpointManager
@@ -112,7 +112,7 @@ class RunFolder:
             ) from None
         except OSError as error:
             raise StorageError(
-                f"the folder {self.folder} cannot be made or written: {error}\n  Do: name another as --out"
+                f"the folder {self.folder} cannot be made or written: {reason(error)}\n  Do: name another as --out"
             ) from error
         if self._kept() and self.resume is None:
             raise ConfigError(

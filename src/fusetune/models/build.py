@@ -91,10 +91,19 @@ def build_task(target: str, name: str, options: Mapping[str, Any]) -> Task:
     Raises:
         ConfigError: no such task, or an option that it does not take.
     """
+    check_task(target, name, options)
+    built: Task = TASKS.get(name)(target, **options)
+    return built
+
+
+def check_task(target: str, name: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that a task does not take.
+
+    Raises:
+        ConfigError: no such task, or an option that it does not take.
+    """
     task = TASKS.get(name)
     check_options(task, options, known=options_of(task), where=f"tasks.{target} ({name})")
-    built: Task = task(target, **options)
-    return built
 
 
 def build_model(
@@ -134,12 +143,19 @@ def build_fusion(columns: Sequence[str], dim: int, settings: NamedConfig) -> Fus
     Raises:
         ConfigError: no such fusion, or an option that it does not take.
     """
+    options = check_fusion(settings)
     fusion: Callable[..., Fusion] = FUSIONS.get(settings.name or "attention")
-    options = {name: value for name, value in settings.options.items() if name not in SHARED_OPTIONS}
-    check_options(
-        fusion,  # type: ignore[arg-type]
-        options,
-        known=[*options_of(fusion, "columns", "dim"), *SHARED_OPTIONS],  # type: ignore[arg-type]
-        where=f"fusion ({settings.name})",
-    )
     return fusion(columns, dim, **options)
+
+
+def check_fusion(settings: NamedConfig) -> dict[str, Any]:
+    """Return the options that are a fusion's own, after checking all of them.
+
+    Raises:
+        ConfigError: no such fusion, or an option that it does not take.
+    """
+    fusion: Any = FUSIONS.get(settings.name or "attention")
+    options = {name: value for name, value in settings.options.items() if name not in SHARED_OPTIONS}
+    known = [*options_of(fusion, "columns", "dim"), *SHARED_OPTIONS]
+    check_options(fusion, options, known=known, where=f"fusion ({settings.name or 'attention'})")
+    return options

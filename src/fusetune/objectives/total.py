@@ -45,11 +45,20 @@ def build_objectives(
     """
     built: list[Objective] = []
     for name, options in settings.items():
-        objective = OBJECTIVES.get(name)
-        options = {PYTHON_NAMES.get(option, option): value for option, value in options.items()}
-        check_options(objective, options, known=options_of(objective), where=f"objectives.{name}")
-        built.append(objective(model, tasks, **options))
+        built.append(OBJECTIVES.get(name)(model, tasks, **check_objective(name, options)))
     return built
+
+
+def check_objective(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an objective's options under their names in Python, after checking them.
+
+    Raises:
+        ConfigError: no such objective, or an option that it does not take.
+    """
+    objective = OBJECTIVES.get(name)
+    options = {PYTHON_NAMES.get(option, option): value for option, value in options.items()}
+    check_options(objective, options, known=options_of(objective), where=f"objectives.{name}")
+    return options
 
 
 class Total(nn.Module):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fusetune.errors import ConfigError, StorageError
+from fusetune.errors import ConfigError, StorageError, reason
 from fusetune.samples import messages, rule, screens, voices
 from fusetune.samples.rule import COLUMNS, LABELS, POINTS
 
@@ -139,7 +139,7 @@ class Tickets:
                 file.write_bytes(self._csv(self.splits[name]).encode())
             (Path(folder) / "README.md").write_bytes(self.readme().encode())
         except OSError as error:
-            raise StorageError(f"the tickets cannot be written to {folder}: {error}") from error
+            raise StorageError(f"the tickets cannot be written to {folder}: {reason(error)}") from error
         return written
 
     def readme(self) -> str:

@@ -57,7 +57,7 @@ def _read_content(folder: Path) -> dict[str, Any]:
         raise FolderError(
             "this is no model folder",
             expected=f"a folder with {BUNDLE}, as `fusetune fit --out FOLDER` writes it",
-            came="no such folder" if not folder.exists() else "a folder without it",
+            came="no such folder" if not folder.exists() else "a folder without it" if folder.is_dir() else "a file",
             file=str(folder),
         )
     try:

@@ -77,7 +77,9 @@ def warnings_of(results: RunResults) -> list[str]:
     if results.num_rejected:
         rows = sum(table.rows_in for table in results.tables)
         share = f" of {rows:,} ({results.num_rejected / rows:.1%})" if rows else ""
-        found.append(f"{results.num_rejected:,}{share} rows were rejected and not used; the reasons are listed below.")
+        found.append(
+            f"{results.num_rejected:,}{share} rows were rejected and not used; the reasons are in rejected.jsonl."
+        )
     return [*found, *results.warnings]
 
 

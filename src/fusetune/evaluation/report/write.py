@@ -14,7 +14,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from fusetune.errors import StorageError
+from fusetune.errors import StorageError, reason
 from fusetune.evaluation.report import comparison as plots
 from fusetune.evaluation.report.panels import draw, waveform
 from fusetune.evaluation.report.svg import figure, padded, readable
@@ -170,4 +170,4 @@ def _replace(path: Path, text: str) -> None:
             Path(draft).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise StorageError(f"the report cannot be written to {path}: {error}") from error
+        raise StorageError(f"the report cannot be written to {path}: {reason(error)}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -38,6 +39,22 @@ def release(accelerator: Accelerator) -> None:
         held.clear()
 
 
+def check_trackers(trackers: Sequence[str]) -> None:
+    """Refuse trackers that cannot be used.
+
+    Raises:
+        ConfigError: accelerate knows no tracker of a name.
+        MissingExtra: one is not installed.
+    """
+    for tracker in trackers:
+        if tracker not in LOGGER_TYPE_TO_CLASS:
+            known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
+            do = nearest(tracker, LOGGER_TYPE_TO_CLASS) or "trainer.trackers=[] tracks nothing"
+            raise ConfigError(f"there is no tracker called {tracker!r}", expected=known, do=do)
+        if tracker in ("tensorboard", "wandb"):
+            optional_import(tracker, f"to track the run with trainer.trackers: [{tracker}]")
+
+
 def make_accelerator(settings: TrainerConfig, log_dir: Path | None, precision: str = "no") -> Accelerator:
     """Devices and trackers as the settings say.
 
@@ -53,13 +70,7 @@ def make_accelerator(settings: TrainerConfig, log_dir: Path | None, precision: s
     trackers = list(settings.trackers) if log_dir else []
     if trackers == TrainerConfig().trackers and find_spec("tensorboard") is None:
         trackers = []
-    for tracker in trackers:
-        if tracker not in LOGGER_TYPE_TO_CLASS:
-            known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
-            do = nearest(tracker, LOGGER_TYPE_TO_CLASS) or "trainer.trackers=[] tracks nothing"
-            raise ConfigError(f"there is no tracker called {tracker!r}", expected=known, do=do)
-        if tracker in ("tensorboard", "wandb"):
-            optional_import(tracker, f"to track the run with trainer.trackers: [{tracker}]")
+    check_trackers(trackers)
     for launched in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{launched}", "false").lower() in ("true", "1"):
             raise ConfigError(

@@ -1,0 +1,47 @@
+"""What can be wrong with a run's settings, told all at once, before any table is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from fusetune.config.config import Config
+from fusetune.config.fusion import AutoConfig, neural
+from fusetune.errors import ConfigError, all_at_once, nearest
+from fusetune.models.build import check_fusion, check_task
+from fusetune.objectives.total import check_objective
+from fusetune.training.hardware.devices import check_trackers
+
+
+def check_settings(config: Config) -> None:
+    """Refuse parts, options and trackers that do not exist or cannot be what was set.
+
+    Raises:
+        ConfigError: with all problems at once.
+    """
+    all_at_once(_checks(config))
+
+
+def _checks(config: Config) -> Iterator[Callable[[], object]]:
+    fusion = neural(config.fusion)
+    if not isinstance(fusion, AutoConfig):
+        yield partial(check_fusion, fusion)
+    for target, task in config.tasks.items():
+        if config.target and config.schema_file is None:
+            yield partial(_check_target, target, config)
+        if task.name is not None:
+            yield partial(check_task, target, task.name, task.options)
+    for name, options in config.objectives.items():
+        yield partial(check_objective, name, options)
+    if config.trainer.trackers != type(config.trainer)().trackers:
+        yield partial(check_trackers, config.trainer.trackers)
+
+
+def _check_target(name: str, config: Config) -> None:
+    targets = [*config.target, *(column for column, spec in config.columns.items() if spec.role == "target")]
+    if name not in targets:
+        raise ConfigError(
+            f"tasks.{name} is the task of no target",
+            expected=", ".join(targets),
+            do=nearest(name, targets) or f"add --target {name}, or leave it out",
+        )
