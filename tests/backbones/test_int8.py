@@ -31,12 +31,13 @@ def test_near_the_layer_it_stands_for(num_in: int, num_out: int, bias: bool) -> 
     assert ((found - wanted).norm(dim=-1) <= 0.03 * wanted.norm(dim=-1) + 1e-3).float().mean() > 0.9
 
 
-def test_a_token_does_not_depend_on_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(int8, "CHUNK", 100)  # so that rows are rounded in several steps
-    found, values = Int8Linear(layer(40, 24)), torch.randn(11, 40)
-    together = found(values * torch.arange(1, 12).unsqueeze(1))
-    for place in range(11):
-        assert torch.equal(found(values[place : place + 1] * (place + 1)), together[place : place + 1])
+@pytest.mark.parametrize(("num_in", "num_out"), [(1, 1), (40, 24), (64, 17), (384, 96), (1536, 384)])
+def test_a_token_does_not_depend_on_the_others(monkeypatch: pytest.MonkeyPatch, num_in: int, num_out: int) -> None:
+    monkeypatch.setattr(int8, "CHUNK", 4 * num_in)  # so that rows are rounded in several steps
+    found, values = Int8Linear(layer(num_in, num_out)), torch.randn(35, num_in) * torch.arange(1, 36).unsqueeze(1)
+    together = found(values)
+    for size in (1, 2, 7, 16, 33):
+        assert torch.equal(torch.cat([found(some) for some in values.split(size)]), together), size
 
 
 def test_zeros_give_the_bias_and_what_is_not_finite_stays_so() -> None:

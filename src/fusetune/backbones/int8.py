@@ -4,7 +4,8 @@
 
 with a the largest magnitude in a token's vector and b in an output's weights: one scale a token and one an output,
 found from the numbers at hand, so nothing is calibrated and a row's prediction does not depend on the rows beside it.
-Sums are exact. All else (attention, normalisation, embeddings, convolutions) stays float32.
+Sums are exact. The kernel is given the weights' scale alone: of two scales it rounds the products in an order that
+depends on the number of rows. All else (attention, normalisation, embeddings, convolutions) stays float32.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Rounded:
 
 
 def rounded(values: Tensor) -> tuple[Tensor, Tensor]:
-    """(rows, in) uint8, 128 for zero, and the largest magnitude of each row, (rows, 1); of (..., in) float32."""
+    """(rows, in) uint8, 128 for zero, and the size of each row's step, (rows, 1); of (..., in) float32."""
     rows = values.flatten(0, -2)
     most = torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True)).clamp_(min=1e-30)
     factor = LEVELS / most
@@ -73,7 +74,7 @@ def rounded(values: Tensor) -> tuple[Tensor, Tensor]:
         part = slice(start, start + step)
         whole[part] = torch.mul(rows[part], factor[part]).round_()
     # The processor multiplies unsigned by signed: a flipped first bit is 128 added, which is the zero point.
-    return whole.view(torch.uint8).bitwise_xor_(128), most
+    return whole.view(torch.uint8).bitwise_xor_(128), most / LEVELS
 
 
 class Int8Linear(nn.Module):
@@ -103,13 +104,13 @@ class Int8Linear(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """(..., in) float32 to (..., out) float32."""
         if self._rounded is None:
-            unsigned, most = rounded(values)
+            unsigned, step = rounded(values)
         else:
             shared, reader, readers = self._rounded
-            unsigned, most = shared.of(values, reader, readers)
+            unsigned, step = shared.of(values, reader, readers)
         found: Tensor = torch.ops.onednn.qlinear_pointwise(
             unsigned,
-            1 / LEVELS,
+            1.0,
             128,
             self._packed,
             self._scale,
@@ -122,7 +123,7 @@ class Int8Linear(nn.Module):
             [],
             "",
         )
-        return torch.addcmul(self._bias, found, most, out=found).view(*values.shape[:-1], self.out_features)
+        return torch.addcmul(self._bias, found, step, out=found).view(*values.shape[:-1], self.out_features)
 
 
 def in_int8(module: M) -> M:
