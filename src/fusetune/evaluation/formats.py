@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from fusetune.tasks.metrics import MEANINGS
 from fusetune.tasks.panels import calibration, classes, numbers
 from fusetune.tasks.panels.kinds import Cell, Line, ReliabilityBin, Section, SpreadPoint
 
@@ -54,7 +55,7 @@ def _task(task: Json) -> Json:
         "regression": "rows with the largest error, from above and below",
         "retrieval": "queries whose answer came latest",
     }.get(str(kind), "wrongly predicted rows with the highest loss, spread over the classes")
-    return {**task, "sections": sections, "errors_are": errors_are}
+    return {**task, "sections": sections, "errors_are": errors_are, "meanings": MEANINGS}
 
 
 def _number(value: Any) -> float:

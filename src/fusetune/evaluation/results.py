@@ -162,6 +162,8 @@ class TaskResult:
     errors: list[Mistake] = field(default_factory=list)
     errors_are: str = ""
     """Which rows `errors` are: "rows with the largest error"."""
+    meanings: dict[str, str] = field(default_factory=dict)
+    """By metric, what it is in plain words, where its name does not say."""
 
     def first(self, kind: SystemKind) -> SystemResult | None:
         """The first system of this kind, or None."""
@@ -207,7 +209,9 @@ class ColumnUsed:
 
 @dataclass
 class BackboneUsed:
-    """An encoder. `trained` is how many of its `parameters` were trained; `how` says it in words ("frozen", "LoRA")."""
+    """An encoder. `licence` is what its source states; `trained` is how many of its `parameters` were changed by training;
+    `how` says it in words ("frozen", "LoRA").
+    """
 
     kind: str
     columns: list[str]
@@ -217,6 +221,7 @@ class BackboneUsed:
     trained: int
     pretrained: bool
     how: str = ""
+    licence: str = ""
 
 
 @dataclass
@@ -283,6 +288,7 @@ class RunResults:
         rejected: the first of them; `num_rejected` counts all, `rejected_by` by reason.
         warnings: what the user should know, in sentences.
         choice: how the fusion was chosen, where it was not named.
+        folder: where the model is saved.
     """
 
     title: str
@@ -309,6 +315,7 @@ class RunResults:
     phases: list[Phase] = field(default_factory=list)
     peak_mb: Number = math.nan
     choice: FusionChoice | None = None
+    folder: str = ""
     format: int = FORMAT
 
 

@@ -199,5 +199,6 @@ class Findings:
             curve=describe.curve(history, fit.tasks),
             phases=fit.phases,
             choice=fit.choice,
+            folder=str(fit.folder),
             peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.modalities.base import Detection
+from fusetune.tasks.metrics import MEANINGS
 from fusetune.tasks.panels.kinds import Evidence, Panel, Section, WorstRows
 from fusetune.types import Target
 
@@ -137,6 +138,11 @@ class Task(abc.ABC):
     def evaluate(self, answers: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
         """Return the metrics of answers: `measured`, then `metrics`."""
         return self.metrics(self.measured(answers, truth), truth, weights)
+
+    @property
+    def meanings(self) -> Mapping[str, str]:
+        """By metric, what it is in plain words, for those whose name does not say."""
+        return MEANINGS
 
     def panels(self, evidence: Evidence) -> list[Section]:
         """Return what the report draws of a model's answers, besides its metrics: nothing by default."""

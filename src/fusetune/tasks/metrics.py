@@ -11,6 +11,32 @@ from collections.abc import Callable
 
 import numpy as np
 
+MEANINGS = {
+    "accuracy": "share of right answers",
+    "balanced_accuracy": "mean recall of the classes",
+    "f1_macro": "mean F1 of the classes",
+    "f1_weighted": "mean F1, by rows of each class",
+    "f1_micro": "F1 over all answers",
+    "f1_samples": "mean F1 of the rows",
+    "mcc": "Matthews' correlation",
+    "log_loss": "mean −log probability of the truth",
+    "brier": "mean squared error of probabilities",
+    "roc_auc": "area under the ROC curve",
+    "roc_auc_macro": "mean area under the ROC curves",
+    "map_macro": "mean average precision of the labels",
+    "map_micro": "average precision over all labels",
+    "subset_accuracy": "share of rows with all labels right",
+    "hamming_loss": "share of wrong labels",
+    "qwk": "agreement with the levels, quadratic kappa",
+    "r2": "share of variance explained",
+    "rmse": "root of the mean squared error",
+    "mae": "mean absolute error",
+    "pearson": "correlation",
+    "spearman": "correlation of ranks",
+    "mrr": "mean reciprocal rank",
+}
+"""What metrics are in plain words."""
+
 LOWER_IS_BETTER = frozenset({"log_loss", "hamming_loss", "mae", "rmse", "brier"})
 """Names of metrics of which less is better; of all others more is."""
 

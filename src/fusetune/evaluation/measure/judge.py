@@ -92,6 +92,8 @@ def judge(
             task, own, truth, rows.slices, weights=rows.weights, num=min(num, SLICE_DRAWS), seed=seed
         ),
     )
+    names = {name for system in result.systems for name in system.metrics}
+    result.meanings = {name: said for name, said in task.meanings.items() if name in names}
     if len(truth) == 0:
         return result
     result.sections = task.panels(Evidence(tuned.answers, truth, rows.weights, validation, seed))

@@ -10,6 +10,7 @@ import numpy as np
 
 from fusetune.evaluation.measure.compare import draw_all
 from fusetune.evaluation.results import Mistake, Shown, SystemResult, TaskResult
+from fusetune.tasks.metrics import MEANINGS
 
 METRIC = "mrr"
 CUTOFFS = (10, 1, 5)
@@ -191,6 +192,7 @@ def judge_search(
         rows=len(search.rows),
         systems=[system for system, _ in systems],
         split=split,
+        meanings={METRIC: MEANINGS[METRIC]},
         errors_are="queries whose answer came latest",
         errors=[
             Mistake(

@@ -12,6 +12,7 @@ from fusetune.evaluation.results import (
     Interval,
     LearningCurve,
     SystemKind,
+    SystemResult,
     TaskResult,
 )
 
@@ -28,44 +29,74 @@ GROUPS: tuple[tuple[SystemKind, str, str], ...] = (
 
 def comparison(task: TaskResult) -> Markup:
     """Every system's main metric as a dot with its interval; the tuned model's interval runs down as a band."""
-    rows = [(kind, group, shape, one) for kind, group, shape in GROUPS for one in task.all(kind)]
-    top, step, left, right = 20, 31, 300, 980 - 190
-    height = top + step * len(rows) + 46
-    order = "higher is better" if task.greater_is_better else "lower is better"
-    told = "; ".join(f"{one.name}: {with_interval(task.main(one))}" for _, _, _, one in rows)
-    svg = Svg(980, height, f"{task.metric} of each system on {task.rows} {task.split} rows", told)
-    ends = [end for *_, one in rows for end in (task.main(one).value, task.main(one).low, task.main(one).high)]
-    scale = Scale(*padded(ends, 0.08), left, right, num_ticks=6)
-    bottom = top + step * len(rows)
-    for tick in scale.ticks:
-        svg.line(scale(tick), top - 8, scale(tick), bottom, "s-grid")
-        svg.text(scale(tick), bottom + 17, scale.label(tick), "f-muted", anchor="middle", size=12)
-    svg.text(
-        (left + right) / 2, bottom + 38, f"{task.metric} ({order}), 95% interval", "f-muted", anchor="middle", size=12
-    )
-    after = task.first("after")
-    if after and task.main(after).known:
-        band = task.main(after)
-        svg.rect(scale(band.low), top - 8, scale(band.high) - scale(band.low), bottom - top + 8, "f-tuned", opacity=0.1)
-    seen = ""
-    for index, (kind, group, shape, one) in enumerate(rows):
-        y = top + step * index + step / 2 - 4
-        bold, color = (" bold", "tuned") if kind == "after" else ("", kind)
-        if group != seen:
+    return _Comparison(task, width=980, step=31, left=300, right=980 - 190).draw()
+
+
+def narrow_comparison(task: TaskResult) -> Markup:
+    """The same for screens of a telephone's width: names stand above the dots."""
+    return _Comparison(task, width=370, step=46, left=8, right=362).draw()
+
+
+class _Comparison:
+    """The drawing of all systems, with names beside the dots where there is room, else above them."""
+
+    def __init__(self, task: TaskResult, *, width: int, step: int, left: int, right: int) -> None:
+        self.task, self.step, self.left, self.right = task, step, left, right
+        self.rows = [(kind, group, shape, system) for kind, group, shape in GROUPS for system in task.all(kind)]
+        self.beside = width > 500
+        self.top = 20
+        self.bottom = self.top + step * len(self.rows)
+        told = "; ".join(f"{system.name}: {with_interval(task.main(system))}" for *_, system in self.rows)
+        title = f"{task.metric} of each system on {task.rows} {task.split} rows"
+        self.svg = Svg(width, self.bottom + 46, title, told)
+        mains = [task.main(system) for *_, system in self.rows]
+        ends = [end for main in mains for end in (main.value, main.low, main.high)]
+        self.scale = Scale(*padded(ends, 0.08), left, right, num_ticks=6 if self.beside else 4)
+
+    def draw(self) -> Markup:
+        """The picture as markup."""
+        self._frame()
+        seen = ""
+        for index, (kind, group, shape, system) in enumerate(self.rows):
+            y = self.top + self.step * index + self.step / 2 - 4
+            self._names(index, y, kind, group if group != seen else "", system)
+            seen = group
+            self._dot(y if self.beside else y + 13, kind, shape, system)
+        return self.svg.draw()
+
+    def _frame(self) -> None:
+        svg, scale, task = self.svg, self.scale, self.task
+        for tick in scale.ticks:
+            svg.line(scale(tick), self.top - 8, scale(tick), self.bottom, "s-grid")
+            svg.text(scale(tick), self.bottom + 17, scale.label(tick), "f-muted", anchor="middle", size=12)
+        order = "higher is better" if task.greater_is_better else "lower is better"
+        label = f"{task.metric} ({order}), 95% interval"
+        svg.text((self.left + self.right) / 2, self.bottom + 38, label, "f-muted", anchor="middle", size=12)
+        after = task.first("after")
+        if after and task.main(after).known:
+            band = task.main(after)
+            width, tall = scale(band.high) - scale(band.low), self.bottom - self.top + 8
+            svg.rect(scale(band.low), self.top - 8, width, tall, "f-tuned", opacity=0.1)
+
+    def _names(self, index: int, y: float, kind: SystemKind, group: str, system: SystemResult) -> None:
+        svg, bold, value = self.svg, " bold" if kind == "after" else "", with_interval(self.task.main(system))
+        if group and index:
+            svg.line(0, y - self.step / 2, self.svg.width, y - self.step / 2, "s-grid")
+        if self.beside:
             svg.text(0, y + 4, group, "f-muted", size=12)
-            if index:
-                svg.line(0, y - step / 2, 980, y - step / 2, "s-grid")
-        seen = group
-        svg.text(left - 14, y + 4, short(one.name, 24), f"f-ink{bold}", anchor="end", size=13)
-        value = task.main(one)
+            svg.text(self.left - 14, y + 4, short(system.name, 24), f"f-ink{bold}", anchor="end", size=13)
+            svg.text(self.right + 16, y + 4, value, f"f-ink num{bold}", size=13)
+        else:
+            svg.text(self.left, y - 2, short(system.name, 26), f"f-ink{bold}", size=13)
+            svg.text(self.right, y - 2, value, f"f-ink num{bold}", anchor="end", size=13)
+
+    def _dot(self, y: float, kind: SystemKind, shape: str, system: SystemResult) -> None:
+        value, scale, color = self.task.main(system), self.scale, "tuned" if kind == "after" else kind
         if value.known:
-            svg.line(scale(value.low), y, scale(value.high), y, f"s-{color}", width=3)
+            self.svg.line(scale(value.low), y, scale(value.high), y, f"s-{color}", width=3)
         if math.isfinite(value.value):
-            svg.mark(
-                scale(value.value), y, 6.5 if kind == "after" else 5, f"f-{color} s-{color}", shape, one.description
-            )
-        svg.text(right + 16, y + 4, with_interval(value), f"f-ink num{bold}", size=13)
-    return svg.draw()
+            size = 6.5 if kind == "after" else 5
+            self.svg.mark(scale(value.value), y, size, f"f-{color} s-{color}", shape, system.description)
 
 
 def with_interval(value: Interval) -> str:
@@ -111,6 +142,9 @@ def learning(curve: LearningCurve) -> list[Markup]:
     for name in points[0].task_metrics if points else ():
         own = [("validation", [point.task_metrics.get(name, math.nan) for point in points], "s-tuned", "")]
         drawn.append((f"Validation metric of {short(name, 24)}", name, own))
+    rates = [("learning rate", [point.lr for point in points], "s-alone", "")]
+    if any(point.lr > 0 for point in points):
+        drawn.append(("Learning rate (the largest)", "learning rate", rates))
     for title, unit, series in drawn:
         known = [one for one in series if any(math.isfinite(value) for value in one[1])]
         if not known:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from fusetune.backbones.licence import stated_licence
 from fusetune.backbones.load import Backbone
 from fusetune.data.distinct import cell_key, is_missing
 from fusetune.data.examples import Examples
@@ -92,6 +93,7 @@ def encoders_used(
                 trained=history.trained[key],
                 pretrained=encoder.pretrained,
                 how=how,
+                licence=stated_licence(encoder.source) if encoder.pretrained else "",
             )
         )
     return used

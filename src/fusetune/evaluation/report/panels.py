@@ -44,9 +44,11 @@ def table(panel: TablePanel) -> Markup:
     rows = Markup("\n").join(
         Markup("<tr>{}</tr>").format(Markup().join(map(_cell, panel.heads, row))) for row in panel.rows
     )
-    caption = Markup("<caption>{}</caption>").format(panel.caption) if panel.caption else Markup("")
+    caption = Markup('<p class="caption">{}</p>').format(panel.caption) if panel.caption else Markup("")
     head = Markup("<thead><tr>{}</tr></thead>").format(heads) if any(h.name for h in panel.heads) else Markup("")
-    drawn = Markup('<div class="scroll"><table>{}{}<tbody>\n{}\n</tbody></table></div>').format(caption, head, rows)
+    drawn = Markup('<div>{}<div class="scroll"><table>{}<tbody>\n{}\n</tbody></table></div></div>').format(
+        caption, head, rows
+    )
     if panel.folded:
         return Markup("<details><summary>{}</summary>{}</details>").format(panel.folded, drawn)
     return drawn

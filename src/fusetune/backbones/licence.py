@@ -1,0 +1,65 @@
+"""The licence that a pretrained model states."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import re
+from pathlib import Path
+
+from fusetune.backbones import embedded
+from fusetune.security.untrusted import TEXT_BYTES, read_bytes
+
+_FIELD = re.compile(r"^license(?:_name)?:\s*[\"']?([^\s\"'#][^\"'#\n]*)", re.MULTILINE)
+_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE")
+MAX_CHARS = 60
+
+
+def stated_licence(source: str) -> str:
+    """Return the licence that a backbone's source states, "" where it states none.
+
+    It is looked for in the model card's front matter (`license: apache-2.0`), then in the first line of a LICENSE file;
+    of a hub id, in the card if the hub's cache has it; of the embedded encoder, in its package's metadata.
+
+    Args:
+        source: a folder, a hub id ("owner/name" or "owner/name@revision") or "minilm".
+    """
+    if source == embedded.NAME:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            about = importlib.metadata.metadata(embedded.PACKAGE.replace("_", "-"))
+            return (about.get("License-Expression") or about.get("License") or "")[:MAX_CHARS]
+        return ""
+    folder = Path(source)
+    if folder.is_dir():
+        return _of_card(folder / "README.md") or next(filter(None, (_first_line(folder / name) for name in _FILES)), "")
+    return _of_hub(source)
+
+
+def _of_hub(source: str) -> str:
+    from huggingface_hub import try_to_load_from_cache
+
+    name, _, revision = source.partition("@")
+    with contextlib.suppress(ValueError, OSError):
+        card = try_to_load_from_cache(name, "README.md", revision=revision or None)
+        return _of_card(Path(card), links=True) if isinstance(card, str) else ""
+    return ""
+
+
+def _of_card(path: Path, *, links: bool = False) -> str:
+    text = _text(path, links=links)
+    if not text.startswith("---"):
+        return ""
+    found = _FIELD.search(text[3:].partition("\n---")[0])
+    return found.group(1).strip()[:MAX_CHARS] if found else ""
+
+
+def _first_line(path: Path) -> str:
+    lines = (line.strip() for line in _text(path).splitlines())
+    return next((line for line in lines if line), "")[:MAX_CHARS]
+
+
+def _text(path: Path, *, links: bool = False) -> str:
+    try:
+        return read_bytes(path, TEXT_BYTES, links=links).decode("utf-8", "replace")
+    except (OSError, ValueError):
+        return ""
