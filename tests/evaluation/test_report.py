@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from fusetune.errors import FolderError, StorageError
-from fusetune.evaluation.report.comparison import comparison, learning
+from fusetune.evaluation.report.comparison import comparison, learning, narrow_comparison
 from fusetune.evaluation.report.panels import draw
 from fusetune.evaluation.report.svg import Scale, figure, signed
 from fusetune.evaluation.report.write import render, terminal_table, write_report
@@ -246,3 +246,30 @@ def test_reports_of_earlier_versions_are_drawn(path: Path) -> None:
             calibration = next(section for section in task.sections if section.key == "calibration")
             assert calibration.figures["ece"] == before["calibration"]["ece"]
     assert from_json(to_json(results)).format == 2
+
+
+def test_all_but_six_of_the_worst_errors_are_folded(task: Make, run: MakeRun) -> None:
+    results = run(task("multiclass", 200, classes=5))
+    assert len(results.tasks[0].errors) > 6
+    html = render(results)
+    before, _, folded = html.partition(f"{len(results.tasks[0].errors) - 6} more")
+    assert before.count("<article") == 6 and folded.count("<article") == len(results.tasks[0].errors) - 6
+
+
+def test_both_layouts_of_the_comparison_show_every_system(task: Make) -> None:
+    judged = task("multiclass", 100, classes=3)
+    wide, narrow = comparison(judged), narrow_comparison(judged)
+    for system in judged.systems:
+        assert f">{system.name}</text>" in wide and f">{system.name}</text>" in narrow
+    width = float(re.search(r'viewBox="0 0 (\d+)', narrow).group(1))  # type: ignore[union-attr]
+    assert width <= 390
+
+
+def test_what_a_user_asks_for_is_in_the_report(task: Make, run: MakeRun) -> None:
+    results = run(task("multilabel", 100, classes=4))
+    results.folder = "runs/genres"
+    results.backbones[0].licence = "apache-2.0"
+    html = render(results)
+    assert "fusetune predict runs/genres" in html and 'ft.load("runs/genres")' in html
+    assert "apache-2.0" in html and "Learning rate" in html and "mean average precision of the labels" in html
+    assert "2 h 03 min" in html  # the phases together

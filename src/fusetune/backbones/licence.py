@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import re
 from pathlib import Path
 
@@ -19,16 +18,15 @@ def stated_licence(source: str) -> str:
     """Return the licence that a backbone's source states, "" where it states none.
 
     It is looked for in the model card's front matter (`license: apache-2.0`), then in the first line of a LICENSE file;
-    of a hub id, in the card if the hub's cache has it; of the embedded encoder, in its package's metadata.
+    of a hub id, in the card if the hub's cache has it.
 
     Args:
         source: a folder, a hub id ("owner/name" or "owner/name@revision") or "minilm".
     """
     if source == embedded.NAME:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            about = importlib.metadata.metadata(embedded.PACKAGE.replace("_", "-"))
-            return (about.get("License-Expression") or about.get("License") or "")[:MAX_CHARS]
-        return ""
+        if not embedded.is_installed():
+            return _of_hub(embedded.HUB_ID)
+        source = str(embedded.folder())
     folder = Path(source)
     if folder.is_dir():
         return _of_card(folder / "README.md") or next(filter(None, (_first_line(folder / name) for name in _FILES)), "")

@@ -162,6 +162,8 @@ class TaskResult:
     errors: list[Mistake] = field(default_factory=list)
     errors_are: str = ""
     """Which rows `errors` are: "rows with the largest error"."""
+    encoders_unchanged: bool = False
+    """Whether encoders were tuned, and yet the kept step lies before that."""
     meanings: dict[str, str] = field(default_factory=dict)
     """By metric, what it is in plain words, where its name does not say."""
 
@@ -209,8 +211,10 @@ class ColumnUsed:
 
 @dataclass
 class BackboneUsed:
-    """An encoder. `licence` is what its source states; `trained` is how many of its `parameters` were changed by training;
-    `how` says it in words ("frozen", "LoRA").
+    """An encoder.
+
+    `licence` is what its source states; `trained` is how many of its `parameters` training has changed; `how` says it
+    in words ("frozen", "LoRA").
     """
 
     kind: str
@@ -256,11 +260,12 @@ class CurvePoint:
 
 @dataclass
 class LearningCurve:
-    """The course of training. `metric` names `val_metric`; `best_step` is the step whose weights were kept."""
+    """The course of training. `metric` names `val_metric`; the weights of `best_step`, in `best_stage`, were kept."""
 
     points: list[CurvePoint] = field(default_factory=list)
     best_step: int | None = None
     metric: str = ""
+    best_stage: str = ""
 
 
 @dataclass
@@ -306,6 +311,7 @@ class RunResults:
     backbones: list[BackboneUsed] = field(default_factory=list)
     parameters: int = 0
     trained: int = 0
+    """How many of the parameters have other values than at the start."""
     waited: Number = math.nan
     warnings: list[str] = field(default_factory=list)
     num_rejected: int = 0

@@ -97,6 +97,7 @@ class Findings:
             ]
         for task_result in tasks:
             task_result.attack = attack
+            task_result.encoders_unchanged = self.history.encoders_unchanged
         for name, task_result in zip(fit.tasks, tasks, strict=True):
             task_result.stack = fit.stacked.get(name)
         title = f"{', '.join(fit.tasks)} from {', '.join(fit.modalities)}"
@@ -190,9 +191,14 @@ class Findings:
             columns=describe.columns_used(fit.schema, fit.examples),
             backbones=describe.encoders_used(model, fit.modalities, history, fit.rules(fit.modalities)),
             parameters=sum(p.numel() for p in model.parameters()),
-            trained=history.trained[""],
+            trained=history.changed.get("", history.trained[""]),
             waited=history.waited,
-            warnings=[*fit.tables.notes, *describe.warnings(fit.schema, fit.examples), *history.warnings],
+            warnings=[
+                *fit.tables.notes,
+                *describe.warnings(fit.schema, fit.examples),
+                *history.warnings,
+                *describe.kept_before_tuning(history),
+            ],
             num_rejected=len({(item.file, item.row) for item in rejected}),
             rejected_by={f"{group.column or 'row'}: {group.why}": group.count for group in group_rejected(rejected)},
             rejected=describe.rejected_rows(rejected),

@@ -46,6 +46,7 @@ from fusetune.registry import MODALITIES
 from fusetune.tasks.abilities import Probed
 from fusetune.tasks.base import Task
 from fusetune.tasks.infer import infer_task
+from fusetune.training.changes import changed_parameters, digests
 from fusetune.training.finetune import finetune
 from fusetune.training.hardware.devices import processes
 from fusetune.training.history import TrainingHistory
@@ -316,6 +317,7 @@ class Fit:
             if columns is None and options.get("target", next(iter(tasks), None)) in {*tasks, None}
         }
         kind, names = ("alone", list(modalities)) if columns is not None else ("single", list(tasks))
+        start_digests = digests(model) if whole else {}
         history = finetune(
             model,
             tasks,
@@ -336,6 +338,7 @@ class Fit:
             **start,
         )
         if whole:
+            history.changed = changed_parameters(start_digests, model, model.encoders)
             history.warnings += self.place.said
         return history
 

@@ -144,7 +144,7 @@ def learning(curve: LearningCurve) -> list[Markup]:
         drawn.append((f"Validation metric of {short(name, 24)}", name, own))
     rates = [("learning rate", [point.lr for point in points], "s-alone", "")]
     if any(point.lr > 0 for point in points):
-        drawn.append(("Learning rate (the largest)", "learning rate", rates))
+        drawn.append(("Learning rate (the largest)", "", rates))
     for title, unit, series in drawn:
         known = [one for one in series if any(math.isfinite(value) for value in one[1])]
         if not known:

@@ -76,10 +76,13 @@ def encoders_used(
         if not isinstance(encoder, Backbone):
             continue
         columns = [name for name, route in model.routes.items() if route == key]
+        changed = history.changed.get(key, history.trained[key])
         if not encoder.pretrained:
             how = "trained from scratch"
         elif key not in history.moved:
             how = "frozen"
+        elif history.encoders_unchanged:
+            how = "as pretrained: the kept step lies before it was tuned"
         else:
             how = "tuned" if encoder.adapter is None else f"{encoder.adapter.name} on {len(encoder.adapted)} modules"
             how += "" if rules[key].freeze == "none" else f", freeze={rules[key].freeze}"
@@ -90,7 +93,7 @@ def encoders_used(
                 source=encoder.source,
                 dim=encoder.dim,
                 parameters=sum(p.numel() for p in encoder.parameters()),
-                trained=history.trained[key],
+                trained=changed,
                 pretrained=encoder.pretrained,
                 how=how,
                 licence=stated_licence(encoder.source) if encoder.pretrained else "",
@@ -122,7 +125,7 @@ def curve(history: TrainingHistory, tasks: Mapping[str, Task]) -> LearningCurve:
     names = [task.main.name if task.main.greater_is_better else f"-{task.main.name}" for task in tasks.values()]
     names = names or [f"{retrieval.METRIC} of the directions"]
     metric = names[0] if len(names) == 1 else f"mean of {', '.join(names)}"
-    return LearningCurve(points, history.best.step, metric)
+    return LearningCurve(points, history.best.step, metric, history.best.stage)
 
 
 def warnings(schema: Schema, examples: Mapping[str, Examples]) -> list[str]:
@@ -142,6 +145,17 @@ def warnings(schema: Schema, examples: Mapping[str, Examples]) -> list[str]:
                 f"the first: row {cells[0].row}, {cells[0].why}"
             )
     return said
+
+
+def kept_before_tuning(history: TrainingHistory) -> list[str]:
+    """Say so where encoders were tuned and the kept weights have them as pretrained."""
+    if not history.encoders_unchanged:
+        return []
+    best = history.best
+    return [
+        f"No encoder's weights were changed: the best step on validation rows, step {best.step}, lies in the stage"
+        f" “{best.stage}”, before the encoders were tuned. The model is the new parts on the encoders as pretrained."
+    ]
 
 
 def _look_alike(labels: Sequence[str]) -> list[list[str]]:

@@ -28,6 +28,7 @@ MAX_NAMED = 30
 MAX_NUMBERED = 12
 SERIES = 7
 DASH = "\N{EN DASH}"
+HEAD_CLASSES = {"text": Markup(""), "bar": Markup(' class="bar"')}
 
 
 def draw(panel: Any) -> Markup:
@@ -38,7 +39,7 @@ def draw(panel: Any) -> Markup:
 def table(panel: TablePanel) -> Markup:
     """Return a table, closed where it is folded."""
     heads = Markup().join(
-        Markup("<th{}>{}</th>").format(Markup("") if head.format == "text" else Markup(' class="num"'), head.name)
+        Markup("<th{}>{}</th>").format(HEAD_CLASSES.get(head.format, Markup(' class="num"')), head.name)
         for head in panel.heads
     )
     rows = Markup("\n").join(

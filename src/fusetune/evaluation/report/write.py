@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -140,7 +141,9 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(figure=figure, interval=plots.with_interval, signed=difference, duration=duration)
+    made.filters.update(
+        figure=figure, interval=plots.with_interval, signed=difference, duration=duration, shell=shlex.quote
+    )
     made.globals.update(
         plots=plots,
         draw=draw,
