@@ -35,4 +35,4 @@ def changed_parameters(before: Mapping[str, bytes], model: nn.Module, encoders: 
 @torch.no_grad()
 def _digest(parameter: Tensor) -> bytes:
     values = parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-    return blake2b(memoryview(values), digest_size=16).digest()
+    return blake2b(values.tobytes(), digest_size=16).digest()
