@@ -14,6 +14,7 @@ import pytest
 import typer.main
 import yaml
 
+from fusetune import registry
 from fusetune.cli.main import VERBS, app
 from fusetune.config.config import Config
 
@@ -44,8 +45,17 @@ def test_pages_show_commands():
     assert {command[1] for command in commands()} >= {"fit", "predict", "evaluate", "report", "schema", "samples"}
 
 
+@pytest.fixture
+def plug_ins(monkeypatch):
+    """The parts that docs/extending.md registers, by name; none is loaded."""
+    (text,) = blocks(ROOT / "docs" / "extending.md", "toml")
+    groups = tomllib.loads(text)["project"]["entry-points"]
+    for table in (registry.MODALITIES, registry.FUSIONS, registry.TASKS, registry.OBJECTIVES):
+        monkeypatch.setattr(table, "_table", {**table.table, **groups.get(f"fusetune.{table.sort}", {})})
+
+
 @pytest.mark.parametrize("command", commands(), ids=lambda command: " ".join(command[1:4]))
-def test_commands_take_these_options(command):
+def test_commands_take_these_options(command, plug_ins):
     verb = command[1]
     assert verb in VERBS
     options = typer.main.get_command(app).get_command(None, verb).params
