@@ -208,9 +208,15 @@ def multilabel(
     }
 
 
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1, equal values sharing the mean of theirs: (rows,) float."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+def ranks(values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Return ranks from 1, (rows,) float; equal values share the mean of theirs.
+
+    Args:
+        values: (rows,).
+        weights: (rows,) or None; a row of weight 2 takes two ranks, one of weight 0 none.
+    """
+    _, inverse = np.unique(values, return_inverse=True)
+    counts = np.bincount(inverse, weights=_ones(weights, len(values)))
     ends = np.cumsum(counts)
     return np.asarray((ends - (counts - 1) / 2)[inverse], dtype=float)
 
@@ -249,7 +255,7 @@ def regression(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None
         "rmse": float(np.sqrt(np.average(errors**2, weights=sizes))),
         "mae": float(np.average(np.abs(errors), weights=sizes)),
         "pearson": pearson(scores, truth, sizes),
-        "spearman": pearson(ranks(scores), ranks(truth), sizes),
+        "spearman": pearson(ranks(scores, sizes), ranks(truth, sizes), sizes),
     }
 
 
