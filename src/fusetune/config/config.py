@@ -125,7 +125,7 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """The config as YAML; what is at its default is left out."""
-        settings = self.model_dump(exclude_defaults=True, mode="json")
+        settings = self.model_dump(exclude_defaults=True)
         return str(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
     def with_absolute_paths(self) -> Config:
@@ -138,7 +138,7 @@ class Config(Section):
         Raises:
             ConfigError: an override is no `key=value`, or a key or value is wrong.
         """
-        settings = self.model_dump(exclude_defaults=True, mode="json")
+        settings = self.model_dump(exclude_defaults=True)  # labels among the values keep their types
         if isinstance(overrides, Mapping):
             merge(settings, overrides)
         else:
@@ -190,8 +190,8 @@ def parse_override(override: str) -> dict[str, Any]:
 
 
 def _is_sign(text: str) -> bool:
-    """Whether a value is one punctuation mark; `~` is YAML's null."""
-    return len(text) == 1 and not (text.isalnum() or text.isspace() or text == "~")
+    """Whether a value is one punctuation mark; `~` is YAML's null, and brackets open a list or mapping."""
+    return len(text) == 1 and not (text.isalnum() or text.isspace() or text in "~[{")
 
 
 def merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:

@@ -327,7 +327,7 @@ def check_value(name: str, value: Any, hint: Any) -> None:
         ConfigError: with what was expected.
     """
     if isinstance(value, Mapping) and "Mapping" in str(hint):
-        return  # YAML reads the keys 0 and yes as other types than text; the part knows what it takes
+        return  # in Python, keys may be labels of any type; the part knows what it takes
     try:
         TypeAdapter(hint).validate_python(value, strict=True)
     except PydanticSchemaGenerationError:  # a plug-in's own type

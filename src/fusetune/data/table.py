@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import date, time, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
@@ -12,7 +13,7 @@ import pyarrow as pa
 
 from fusetune.data.distinct import Cells, as_cells, distinct, is_missing, missing_in
 from fusetune.data.quarantine import Rejected
-from fusetune.data.reading.arrow import encode_column, from_cells, is_json, is_text
+from fusetune.data.reading.arrow import encode_column, from_cells, half_characters, is_json, is_text, time_text
 from fusetune.data.reading.cell_forms import CellForm
 from fusetune.data.storage.mapped import mapped_arange, mapped_flatnonzero, mapped_narrow, mapped_take, mapped_zeros
 from fusetune.errors import TableError, nearest
@@ -126,7 +127,18 @@ class Table:
         if not names:
             raise TableError("there are no rows", expected="at least one row with one column", file=source)
         columns = {name: [_python(row.get(name)) for row in rows] for name in names}
-        return cls(from_cells(columns, source), source=source, base_dir=Path(base_dir or Path.cwd()))
+        home = Path(base_dir or Path.cwd())
+        try:
+            return cls(from_cells(columns, source), source=source, base_dir=home)
+        except UnicodeEncodeError:
+            rejected = half_characters(columns)
+        lost = {item.row for item in rejected}
+        kept = [place for place in range(len(rows)) if place not in lost]
+        if not kept or not rejected:
+            raise TableError("no row's text can be written as UTF-8", do="decode the text again", file=source)
+        part = {name: [cells[place] for place in kept] for name, cells in columns.items()}
+        ids = np.asarray(kept, dtype=np.int64)
+        return cls(from_cells(part, source), source=source, base_dir=home, rows=ids, rejected=rejected)
 
     def come_from(self, address: str, note: str, *, keep: object, media: bool) -> None:
         """Say that the table was copied from an address.
@@ -338,5 +350,8 @@ def _parts(data: pa.ChunkedArray, ends: np.ndarray, places: np.ndarray) -> Itera
 
 
 def _python(value: Any) -> Any:
-    """A numpy scalar as the Python value it stands for."""
-    return value.item() if isinstance(value, np.generic) else value
+    """Return a numpy scalar as the Python value it stands for, times as text and durations as seconds."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    return time_text(value) if isinstance(value, date | time) else value

@@ -18,6 +18,7 @@ from fusetune.modalities.fixed import FixedFeatures
 from fusetune.modalities.naming import module_name
 from fusetune.modalities.profile import plain, profile_cells
 from fusetune.modalities.text import check_whole
+from fusetune.modalities.values import ValueIndex, merged
 
 MAX_CHARS = 1000
 """Longer values are text, not names."""
@@ -31,7 +32,8 @@ class CategoryModality(Modality):
 
     The vocabulary is the train rows' values, most frequent first. Rarer ones, and values first met at prediction,
     share one feature, which the rare values train.
-    White space around a value is dropped. 3 and 3.0 and "3" are the same value; "3.0" as text is another.
+    White space around a value is dropped. A value is the same in all its forms: 3, 3.0, "3" and "3.0"; True and
+    "true"; and where the values are just 0 and 1, true and false.
     """
 
     kind = "category"
@@ -54,7 +56,7 @@ class CategoryModality(Modality):
             )
         self.max_size, self.min_count = max_size, min_count
         self.vocabulary: list[str] = []
-        self._index: dict[str, int] = {}
+        self._index = ValueIndex()
 
     @classmethod
     def detect(cls, values: Sequence[Any], *, base_dir: Path) -> Detection:
@@ -97,17 +99,17 @@ class CategoryModality(Modality):
 
     def fit(self, examples: Sequence[str]) -> None:
         """Learn the vocabulary from train rows; equally frequent values are in the order of their characters."""
-        counts = sorted(Counter(examples).items(), key=lambda item: (-item[1], item[0]))
+        counts = sorted(merged(Counter(examples)).items(), key=lambda item: (-item[1], item[0]))
         frequent = [name for name, count in counts if count >= self.min_count] or [name for name, _ in counts]
         self._set_vocabulary(frequent[: self.max_size])
 
     def _set_vocabulary(self, names: list[str]) -> None:
         self.vocabulary = names
-        self._index = {name: index for index, name in enumerate(names, start=OTHER + 1)}
+        self._index = ValueIndex(names, start=OTHER + 1)
 
     def is_known(self, example: str) -> bool:
         """Whether the value has a feature of its own."""
-        return example in self._index
+        return self._index.find(example) is not None
 
     def augmenter(self, **options: Any) -> Augmenter:
         """See `fusetune.modalities.augment_tabular`."""
@@ -117,7 +119,8 @@ class CategoryModality(Modality):
 
     def collate(self, examples: Sequence[str]) -> dict[str, Tensor]:
         """`values` is (examples, 1 + vocabulary) float32, one-hot; the first is "none of the known ones"."""
-        places = [self._index.get(name, OTHER) for name in examples]
+        found = [self._index.find(name) for name in examples]
+        places = [OTHER if place is None else place for place in found]
         values = torch.zeros(len(places), len(self.vocabulary) + 1)
         values[torch.arange(len(places)), places] = 1
         return {"values": values}

@@ -175,8 +175,14 @@ def refuse_code(data: Any) -> None:
             waiting += value
 
 
+_IMPLICIT = {f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float", "null", "timestamp", "value")}
+
+
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Refuses a key that appears twice, which YAML forbids and PyYAML lets pass."""
+    """Refuses a key that appears twice, which YAML forbids and PyYAML lets pass; keys are the text that is written.
+
+    Keys are names of settings, columns and labels: `no`, `01` and `2020` are not a boolean and numbers.
+    """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -185,6 +191,8 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
                 continue
             if not isinstance(key_node, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(None, None, "a key that is no text", key_node.start_mark)
+            if key_node.tag in _IMPLICIT:
+                key_node.tag = "tag:yaml.org,2002:str"
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} twice", key_node.start_mark)

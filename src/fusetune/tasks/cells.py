@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from fusetune.config.spelling import spelled
 from fusetune.data.table import is_missing
 from fusetune.errors import TableError
+from fusetune.modalities.values import canonical
 
 _WHOLE = re.compile(r"[+-]?(0|[1-9]\d*)")
 
@@ -28,6 +30,27 @@ def label_text(cell: Any) -> str:
     if isinstance(cell, float) and cell.is_integer():
         return str(int(cell))
     return str(cell)
+
+
+def named_label(setting: Any, labels: Iterable[str]) -> str:
+    """Return the label of the table that a setting names, whatever YAML made of it; its text where there is none.
+
+    Example:
+        >>> named_label(True, ["no", "yes"]), named_label(1, ["01", "02"]), named_label("1.0", ["0", "1"])
+        ('yes', '01', '1')
+    """
+    labels = list(labels)
+    found = spelled(setting, labels)
+    if found is None:
+        text = label_text(setting)
+        found = next((label for label in labels if canonical(label) == canonical(text)), text)
+    return found
+
+
+def named_labels(settings: Mapping[Any, float], labels: Iterable[str]) -> dict[str, float]:
+    """Return what settings say a label, by the labels of the table; see `named_label`."""
+    labels = list(labels)
+    return {named_label(setting, labels): value for setting, value in settings.items()}
 
 
 def sorted_labels(labels: Iterable[str]) -> list[str]:

@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 from fusetune.errors import ConfigError, TableError, nearest, shown
 from fusetune.modalities.base import Detection
+from fusetune.modalities.values import merged
 from fusetune.tasks import metrics as measures
 from fusetune.tasks.abilities import Boosted, Divergent, Probed
 from fusetune.tasks.base import LinearModel, Metric
-from fusetune.tasks.cells import is_whole, label_text, sorted_labels
+from fusetune.tasks.cells import is_whole, label_text, named_label, named_labels, sorted_labels
 from fusetune.tasks.divergence import softmax_divergence
 from fusetune.tasks.focal import check_focal, focused
 from fusetune.tasks.labels import LabelTask
@@ -72,6 +73,7 @@ class ClassificationTask(LabelTask, Probed, Divergent, Boosted):
         self.classes = self._order(counts)
         self.counts = [counts[label] for label in self.classes]
         if isinstance(self.class_weights, dict):
+            self.class_weights = named_labels(self.class_weights, self.classes)
             for label in self.class_weights:
                 if label not in counts:
                     raise ConfigError(
@@ -209,7 +211,7 @@ class MulticlassTask(ClassificationTask):
         """Sure of repeated text labels and of few distinct whole numbers."""
         if any(isinstance(value, list | tuple | np.ndarray | dict) for value in values):
             return Detection(0.0, "cells are lists")
-        labels = Counter(label_text(value) for value in values)
+        labels = merged(Counter(label_text(value) for value in values), numbers=True)
         rows, distinct = len(values), len(labels)
         if distinct < 3:
             return Detection(0.1, f"{distinct} distinct values")
@@ -242,7 +244,7 @@ class BinaryTask(ClassificationTask):
         self,
         target: str,
         *,
-        positive: str | None = None,
+        positive: Any = None,
         label_smoothing: float = 0.0,
         class_weights: ClassWeights = None,
         focal: float = 0.0,
@@ -257,14 +259,14 @@ class BinaryTask(ClassificationTask):
             focal: γ of the focal loss (arXiv 1708.02002), 0 or more: rows answered well count (1 − p)^γ as much.
         """
         super().__init__(target, label_smoothing=label_smoothing, class_weights=class_weights, focal=focal)
-        self.positive = None if positive is None else label_text(positive)
+        self.positive = positive
 
     @classmethod
     def detect(cls, values: Sequence[Any]) -> Detection:
         """Sure of exactly two distinct values."""
         if any(isinstance(value, list | tuple | np.ndarray | dict) for value in values):
             return Detection(0.0, "cells are lists")
-        labels = sorted_labels(label_text(value) for value in values)
+        labels = sorted_labels(merged(Counter(label_text(value) for value in values), numbers=True))
         if len(labels) == 2:
             return Detection(0.9, f"two distinct values: {shown(labels[0], 40)} and {shown(labels[1], 40)}")
         if len(labels) == 1:
@@ -282,6 +284,7 @@ class BinaryTask(ClassificationTask):
                 column=self.target,
             )
         if self.positive is not None:
+            self.positive = named_label(self.positive, labels)
             if self.positive not in labels:
                 raise ConfigError(
                     f"the positive class {self.positive!r} is not in the train rows", expected=" or ".join(labels)

@@ -48,6 +48,47 @@ def split_labels(cell: Any, separator: str | None) -> list[str]:
     return list(dict.fromkeys(label for label in labels if label))
 
 
+def multi_hot_width(cells: Sequence[Any]) -> int:
+    """Return the length of lists that say 0 or 1 for each of as many labels, as [1.0, 0.0, 1.0]; 0 for other cells.
+
+    Lists of labels name none twice, so one list with a repeated 0 or 1 tells the two apart.
+    """
+    lists: list[list[Any]] = []
+    for cell in cells:
+        try:
+            parts = _listed(cell)
+        except ValueError:
+            return 0
+        if parts is None or len(parts) != (len(lists[0]) if lists else len(parts)) or not _all_hot(parts):
+            return 0
+        lists.append(parts)
+    repeated = any(len({float(part) for part in parts}) < len(parts) for parts in lists)
+    return len(lists[0]) if lists and repeated else 0
+
+
+def hot_labels(cell: Any, names: Sequence[str]) -> list[str]:
+    """Return the names of the places where a multi-hot list has a 1.
+
+    Raises:
+        ValueError: it is no list of 0 and 1 of this length.
+    """
+    parts = _listed(cell)
+    if parts is None or len(parts) != len(names) or not _all_hot(parts):
+        raise ValueError(f"it is no list of {len(names)} zeros and ones, as the train rows have")
+    return [name for name, part in zip(names, parts, strict=True) if part]
+
+
+def _listed(cell: Any) -> list[Any] | None:
+    if isinstance(cell, str):
+        text = cell.strip()
+        return _bracketed(text) if text.startswith("[") and text.endswith("]") else None
+    return list(cell) if isinstance(cell, list | tuple | np.ndarray) else None
+
+
+def _all_hot(parts: list[Any]) -> bool:
+    return all(isinstance(part, bool | int | float | np.generic) and part in (0, 1) for part in parts)
+
+
 def _bracketed(text: str) -> list[Any]:
     """The list that text in brackets writes."""
     try:

@@ -11,6 +11,7 @@ import torch
 
 from fusetune.data.table import is_missing
 from fusetune.errors import BadCell, TableError, nearest, shown
+from fusetune.modalities.values import ValueIndex, merged
 from fusetune.tasks.abilities import Labelled
 from fusetune.tasks.cells import label_text, present_cells
 from fusetune.tasks.panels.calibration import calibration_section
@@ -49,7 +50,7 @@ class LabelTask(Labelled):
     @classes.setter
     def classes(self, classes: list[str]) -> None:
         self._classes = classes
-        self._places = {label: place for place, label in enumerate(classes)}
+        self._places = ValueIndex(classes)
 
     @property
     def labels(self) -> list[str]:
@@ -62,7 +63,7 @@ class LabelTask(Labelled):
         Raises:
             TableError: there is no label, or one only.
         """
-        counts = Counter(label_text(cell) for cell in present_cells(values, self.target))
+        counts = merged(Counter(label_text(cell) for cell in present_cells(values, self.target)), numbers=True)
         if len(counts) < 2:
             raise TableError(
                 "the target has one class only, so there is nothing to learn",
@@ -74,8 +75,8 @@ class LabelTask(Labelled):
         return counts
 
     def _index(self, value: Any) -> int | None:
-        """The class index of a cell, or None: a float may also be written with its point in the train rows."""
-        return self._places.get(label_text(value), self._places.get(str(value)))
+        """Return the class index of a cell, in whatever form its value is written, or None."""
+        return self._places.find(label_text(value))
 
     def check(self, value: Any, *, row: int) -> None:
         """Refuse a label that no train row has.

@@ -19,10 +19,10 @@ from fusetune.modalities.base import Detection
 from fusetune.tasks import metrics as measures
 from fusetune.tasks.abilities import Boosted, Divergent, Labelled, Probed, Thresholded
 from fusetune.tasks.base import LinearModel, Metric
-from fusetune.tasks.cells import present_cells, sorted_labels
+from fusetune.tasks.cells import label_text, named_labels, present_cells, sorted_labels
 from fusetune.tasks.divergence import bernoulli_divergence
 from fusetune.tasks.focal import check_focal, focused
-from fusetune.tasks.label_sets import find_separator, is_list, split_labels
+from fusetune.tasks.label_sets import find_separator, hot_labels, is_list, multi_hot_width, split_labels
 from fusetune.tasks.labels import MAX_WRITTEN_CLASSES, TINY
 from fusetune.tasks.linear import fit_logistic
 from fusetune.tasks.panels.calibration import calibration_section
@@ -59,6 +59,7 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         positive_weights: Literal["balanced"] | Mapping[str, float] | None = None,
         threshold: float | Literal["tuned"] = 0.5,
         focal: float = 0.0,
+        names: Sequence[Any] | None = None,
     ) -> None:
         """
         Args:
@@ -70,6 +71,9 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
             threshold: the probability in (0, 1) from which on a label is given, or "tuned": per label the one with the
                 best F1 on validation rows.
             focal: γ of the focal loss (arXiv 1708.02002), 0 or more: labels answered well count (1 − p)^γ as much.
+
+            names: the labels that the places of multi-hot lists, as [1, 0, 1], stand for; where None, their numbers
+                from "0" on.
 
         Raises:
             ConfigError: a setting is out of range.
@@ -92,6 +96,8 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         self.counts: list[int] = []
         self.rows = 0
         self.left_out: dict[str, int] = {}
+        self.names = None if names is None else [label_text(name) for name in names]
+        self.multi_hot = False
         self.thresholds: list[float] = []
         self.as_json = False
 
@@ -104,6 +110,8 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
     def detect(cls, values: Sequence[Any]) -> Detection:
         """Sure of lists, and of a separator with repeating parts."""
         lists = sum(map(is_list, values))
+        if width := multi_hot_width(values):
+            return Detection(0.97, f"lists of 0 and 1, whose {width} places are labels; names gives them names")
         if lists and lists >= 0.9 * len(values):
             return Detection(0.97, f"{lists} of {len(values)} cells are lists")
         found = find_separator([value for value in values if isinstance(value, str)])
@@ -120,11 +128,12 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         if self.separator is None:
             found = find_separator([cell for cell in cells if isinstance(cell, str)])
             self.separator = found[0] if found else "|"
+        self._find_multi_hot(cells)
         counts: Counter[str] = Counter()
         self.rows = 0
         for cell in cells:
             try:
-                counts.update(split_labels(cell, self.separator))
+                counts.update(self._labels_of(cell))
                 self.rows += 1
             except ValueError:
                 continue
@@ -142,12 +151,31 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
             )
         self.as_json = sum(map(is_list, cells)) * 2 > len(cells) or any(self.separator in c for c in self.classes)
         self.thresholds = [0.5 if self.threshold == "tuned" else float(self.threshold)] * len(self.classes)
+        if isinstance(self.positive_weights, dict):
+            self.positive_weights = named_labels(self.positive_weights, kept)
         for label in self.positive_weights if isinstance(self.positive_weights, dict) else ():
             if label not in kept:
                 raise ConfigError(
                     f"positive_weights names {label!r}, which is not among the learned labels",
                     do=nearest(label, self.classes),
                 )
+
+    def _find_multi_hot(self, cells: Sequence[Any]) -> None:
+        """Whether the cells are lists of 0 and 1, whose places are the labels."""
+        width = multi_hot_width(cells)
+        if self.names is not None and len(self.names) != width:
+            raise ConfigError(
+                f"names has {len(self.names)} labels",
+                expected=f"as many as the lists of 0 and 1 have places: {width}" if width else "a target of such lists",
+            )
+        self.multi_hot = width > 0
+        if self.multi_hot and self.names is None:
+            self.names = [str(place) for place in range(width)]
+
+    def _labels_of(self, cell: Any) -> list[str]:
+        if self.multi_hot and len(cell):  # an empty list is a row without labels
+            return hot_labels(cell, self.names or [])
+        return split_labels(cell, self.separator)
 
     def check(self, value: Any, *, row: int) -> None:
         """Refuse a cell that cannot be read as labels.
@@ -156,7 +184,7 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
             BadCell: it cannot.
         """
         try:
-            split_labels(value, self.separator)
+            self._labels_of(value)
         except ValueError as error:
             raise BadCell(row=row, column=self.target, value=value, why=str(error)) from None
 
@@ -165,7 +193,7 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         places = {label: place for place, label in enumerate(self.classes)}
         matrix = np.zeros((len(values), len(self.classes)), dtype=np.int8)
         for row, value in enumerate(values):
-            for label in split_labels(value, self.separator):
+            for label in self._labels_of(value):
                 if label in places:
                     matrix[row, places[label]] = 1
         return matrix
@@ -337,7 +365,9 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
                 "positive_weights": self.positive_weights,
                 "threshold": self.threshold,
                 "focal": self.focal,
+                "names": self.names,
             },
+            "multi_hot": self.multi_hot,
             "classes": self.classes,
             "counts": self.counts,
             "rows": self.rows,
@@ -352,7 +382,7 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         task = cls(target, **state["options"])
         task.classes, task.counts, task.rows = list(state["classes"]), list(state["counts"]), state["rows"]
         task.left_out, task.thresholds = dict(state["left_out"]), list(state["thresholds"])
-        task.as_json = state["as_json"]
+        task.as_json, task.multi_hot = state["as_json"], state.get("multi_hot", False)
         return task
 
 

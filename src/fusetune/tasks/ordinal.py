@@ -16,7 +16,7 @@ from fusetune.modalities.base import Detection
 from fusetune.tasks import metrics as measures
 from fusetune.tasks.abilities import Boosted, Divergent, Probed
 from fusetune.tasks.base import LinearModel, Metric
-from fusetune.tasks.cells import label_text
+from fusetune.tasks.cells import label_text, named_label
 from fusetune.tasks.divergence import bernoulli_divergence
 from fusetune.tasks.labels import LabelTask
 from fusetune.tasks.linear import fit_logistic
@@ -74,8 +74,10 @@ class OrdinalTask(LabelTask, Probed, Divergent, Boosted):
             ConfigError: a level is named twice, or there are fewer than two.
         """
         super().__init__(target)
-        self.order = None if order is None else [label_text(level) for level in order]
-        if self.order is not None and (len(self.order) < 2 or len(set(self.order)) < len(self.order)):
+        self.order = None if order is None else list(order)
+        if self.order is not None and (
+            len(self.order) < 2 or len({label_text(level) for level in self.order}) < len(self.order)
+        ):
             raise ConfigError("order must name two or more levels, each once", came=shown(self.order))
 
     @classmethod
@@ -91,6 +93,8 @@ class OrdinalTask(LabelTask, Probed, Divergent, Boosted):
             ConfigError: no order is given and a level is not a number.
         """
         counts = self._learn(values)
+        if self.order is not None:
+            self.order = [named_label(level, counts) for level in self.order]
         self.classes = _by_value(counts, self.target) if self.order is None else list(self.order)
         self.counts = [counts[level] for level in self.classes]
         if sum(count > 0 for count in self.counts) < 2:

@@ -16,6 +16,7 @@ from fusetune.data.table import is_missing
 from fusetune.errors import BadCell, ConfigError, TableError, shown
 from fusetune.modalities.base import Detection
 from fusetune.modalities.number import NumberModality
+from fusetune.modalities.values import canonical
 from fusetune.tasks import metrics as measures
 from fusetune.tasks.abilities import Boosted, Divergent, Probed
 from fusetune.tasks.base import LinearModel, Metric
@@ -87,7 +88,7 @@ class RegressionTask(Probed, Divergent, Boosted):
         if any(value.isdigit() and len(value) > 1 for value in codes):
             return Detection(0.1, "numbers with leading zeros are codes")
         distinct = len(set(readable))
-        whole = all(is_whole(label_text(value)) for value in values)
+        whole = all(is_whole(canonical(label_text(value))) for value in values)
         kind = "whole numbers" if whole else "numbers"
         return Detection(0.8 if distinct > 2 else 0.2, f"{kind} with {distinct} distinct values in {len(values)} rows")
 

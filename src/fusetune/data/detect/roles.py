@@ -174,7 +174,10 @@ def _counting(texts: list[str]) -> str | None:
 
 def _code_like(texts: list[str], spaced: float) -> str | None:
     num = len(texts)
-    if spaced > 0.05:
+    quantities = sum(
+        bool(_NUMBER.fullmatch(text.strip())) and not text.strip().lstrip("+-").isdigit() for text in texts
+    )
+    if spaced > 0.05 or quantities >= 0.95 * num:  # 1.5e-01 is a number of digits and a letter, and no code
         return None
     if sum(bool(_HASH.fullmatch(text)) for text in texts) / num >= 0.95:
         return "hexadecimal like hashes"

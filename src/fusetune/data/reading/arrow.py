@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, datetime, time, timedelta
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fusetune.data.quarantine import VALUE_CHARS, Rejected
 from fusetune.errors import TableError, shown
 
 MARK = {b"fusetune": b"json"}
 """Field metadata of a column whose strings are JSON, because its cells differ in type or are lists or objects."""
 
+_UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+_FRACTION = (r"(:\d\d)(?:\.0+|(\.\d*[1-9])0*)(Z|[+-][\d:]+)?$", r"\1\2\3")
+"""The fraction of a second at a time's end, and what stays of it: nothing of zeros."""
 _NOT_UTF8 = re.compile(r"UTF8 sequence at string index (\d+)")
 _PLAIN = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_(), "bytes": pa.binary()}
 
@@ -57,21 +62,47 @@ def encode_column(values: Sequence[Any], field: pa.Field) -> pa.Array:
 
 
 def from_cells(columns: Mapping[str, Sequence[Any]], source: str) -> pa.Table:
-    """Columns of Python cells as an Arrow table.
+    """Return columns of Python cells as an Arrow table.
 
     Raises:
         TableError: a cell is of a type that no column can hold.
+        UnicodeEncodeError: a text holds half a character; `half_characters` finds it.
     """
     arrays, fields = [], []
     for name, values in columns.items():
         field = field_for(name, {arrow_type(value) for value in values})
         try:
             arrays.append(encode_column(values, field))
+        except UnicodeEncodeError:
+            raise
         except (pa.ArrowInvalid, TypeError, ValueError) as error:
             arrays.append(_structured(values, name, source, error))
             field = pa.field(name, arrays[-1].type)
         fields.append(field)
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def half_characters(columns: Mapping[str, Sequence[Any]]) -> list[Rejected]:
+    """Return the rows with a text that cannot be written as UTF-8, as it holds half a character (a lone surrogate).
+
+    Args:
+        columns: Python cells by column, all of one length.
+    """
+    rejected: dict[int, Rejected] = {}
+    for name, cells in columns.items():
+        for row, cell in enumerate(cells):
+            if isinstance(cell, str | list | tuple | dict) and _has_half(cell):
+                why = "the text holds half a character (a lone surrogate), as cutting between two UTF-16 units leaves"
+                rejected.setdefault(row, Rejected(row, name, ascii(cell)[:VALUE_CHARS], why))
+    return [rejected[row] for row in sorted(rejected)]
+
+
+def _has_half(cell: Any) -> bool:
+    if isinstance(cell, str):
+        return any("\ud800" <= character <= "\udfff" for character in cell)
+    if isinstance(cell, dict):
+        return any(_has_half(part) for pair in cell.items() for part in pair)
+    return isinstance(cell, list | tuple) and any(map(_has_half, cell))
 
 
 def _structured(values: Sequence[Any], name: str, source: str, first: Exception) -> pa.Array:
@@ -91,9 +122,10 @@ def _structured(values: Sequence[Any], name: str, source: str, first: Exception)
 
 
 def normal_type(kind: pa.DataType) -> pa.DataType:
-    """The type that cells of a type are kept in; equal where they need no change.
+    """Return the type that cells of a type are kept in; equal where they need no change.
 
-    Dates become text because no column kind computes with them; decimals because a float would round them.
+    Dates and times become text, the same in every resolution; durations become seconds; decimals become text because
+    a float would round them.
 
     Raises:
         TableError: no column can hold them.
@@ -103,6 +135,8 @@ def normal_type(kind: pa.DataType) -> pa.DataType:
         return normal_type(kind.storage_type)
     if types.is_dictionary(kind):
         return normal_type(kind.value_type)
+    if types.is_duration(kind):
+        return pa.float64()
     if types.is_temporal(kind) or types.is_decimal(kind) or types.is_string_view(kind):
         return pa.string()
     if types.is_binary_view(kind) or types.is_fixed_size_binary(kind):
@@ -136,7 +170,7 @@ def normal_field(field: pa.Field) -> pa.Field:
 
 
 def normal_array(array: pa.Array, field: pa.Field) -> pa.Array:
-    """Dates, times and decimals as text, categoricals as their values, the rest as it is.
+    """Return dates, times and decimals as text, durations as seconds, categoricals as their values, the rest unchanged.
 
     Raises:
         TableError: a cell has no such form, as a date after the year 9999.
@@ -147,8 +181,13 @@ def normal_array(array: pa.Array, field: pa.Field) -> pa.Array:
         array = array.dictionary_decode()
     if array.type == field.type:
         return array
+    if pa.types.is_duration(array.type):
+        return pc.divide(array.cast(pa.int64()).cast(pa.float64(), safe=False), _UNITS[array.type.unit])
     try:
-        return pc.cast(array, field.type)
+        cells = pc.cast(array, field.type)
+        if pa.types.is_timestamp(array.type) or pa.types.is_time(array.type):
+            return pc.replace_substring_regex(cells, *_FRACTION)
+        return cells
     except pa.ArrowException:
         pass
     try:
@@ -161,12 +200,20 @@ def normal_array(array: pa.Array, field: pa.Field) -> pa.Array:
         ) from error
 
 
+def time_text(value: Any) -> str:
+    """Return a date, time of day or both as text: "2020-03-14 08:30:00.5", the same in every resolution."""
+    text = value.isoformat(sep=" ") if isinstance(value, datetime) else value.isoformat()
+    return re.sub(_FRACTION[0], _FRACTION[1], text)
+
+
 def _in_type(cell: Any, kind: pa.DataType) -> Any:
     """A Python cell with everything that is to be text as text."""
     if cell is None:
         return None
+    if isinstance(cell, timedelta):
+        return cell.total_seconds()
     if pa.types.is_string(kind):
-        return str(cell)
+        return time_text(cell) if isinstance(cell, date | time) else str(cell)
     if pa.types.is_struct(kind):
         return {field.name: _in_type(cell[field.name], field.type) for field in kind}
     if pa.types.is_map(kind):

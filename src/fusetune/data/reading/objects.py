@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fusetune.data.reading.arrow import check_whole, from_cells, normal_array, normal_field, normal_schema
+from fusetune.data.reading.arrow import (
+    check_whole,
+    from_cells,
+    half_characters,
+    normal_array,
+    normal_field,
+    normal_schema,
+    time_text,
+)
 from fusetune.data.reading.text_files import check_names
 from fusetune.data.table import Table
 from fusetune.errors import TableError
@@ -47,7 +55,8 @@ def _normal_table(arrow: pa.Table, schema: pa.Schema) -> pa.Table:
 def from_pandas(frame: Any, folder: Path) -> Table:
     """A pandas DataFrame; its index is not a column.
 
-    Integers stay integers, NaN and NaT are missing, text stays text, also beside numbers in one column.
+    Integers stay integers, NaN and NaT are missing, text stays text, also beside numbers in one column. A row with half
+    a character in a text is rejected.
 
     Raises:
         TableError: it has no rows, column names that clash, or cells that cannot be kept.
@@ -57,6 +66,18 @@ def from_pandas(frame: Any, folder: Path) -> Table:
     check_names(names, source)
     if not len(frame):
         raise TableError("the DataFrame has no rows", expected="at least one row", file=source)
+    try:
+        return Table(_pandas_to_arrow(frame, names, source), source=source, base_dir=folder)
+    except UnicodeEncodeError:
+        rejected = half_characters({name: frame.iloc[:, place].tolist() for place, name in enumerate(names)})
+    if not rejected or len(rejected) == len(frame):
+        raise TableError("no row's text can be written as UTF-8", do="decode the text again", file=source)
+    rows = np.delete(np.arange(len(frame)), [item.row for item in rejected])
+    arrow = _pandas_to_arrow(frame.iloc[rows], names, source)
+    return Table(arrow, source=source, base_dir=folder, rows=rows, rejected=rejected)
+
+
+def _pandas_to_arrow(frame: Any, names: list[str], source: str) -> pa.Table:
     arrays, fields = [], []
     for place, name in enumerate(names):
         series = frame.iloc[:, place]
@@ -65,13 +86,15 @@ def from_pandas(frame: Any, folder: Path) -> Table:
         if not str(series.dtype).startswith(("object", "category", "period", "interval")):
             try:
                 part = pa.table({name: pa.array(series, from_pandas=True)})
+            except UnicodeEncodeError:
+                raise
             except (pa.ArrowException, TypeError, ValueError):
                 part = None
         if part is None:
             part = from_cells({name: [_cell(value) for value in series]}, source)
         fields.append(normal_field(part.schema.field(0)))
         arrays.append(normal_array(part.column(0).combine_chunks(), fields[-1]))
-    return Table(pa.Table.from_arrays(arrays, schema=pa.schema(fields)), source=source, base_dir=folder)
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
 
 def _cell(value: Any) -> Any:
@@ -84,8 +107,10 @@ def _cell(value: Any) -> Any:
         return _cell(value.item())
     if type(value).__name__ in ("NAType", "NaTType"):
         return None
+    if hasattr(value, "total_seconds"):
+        return value.total_seconds()
     if hasattr(value, "isoformat"):
-        return value.isoformat()
+        return time_text(value)
     if type(value).__name__ in ("Period", "Interval", "Decimal"):
         return str(value)
     if isinstance(value, tuple | set | frozenset):
@@ -112,8 +137,21 @@ def from_hugging_face(data: Any, folder: Path) -> Table:
         raise TableError("the Dataset has no rows", expected="at least one row", file=source)
     arrow = data.with_format("arrow")[:]
     for place, name in enumerate(arrow.column_names):
-        names = getattr(data.features[name], "names", None)
-        if names is not None and type(data.features[name]).__name__ == "ClassLabel":
-            labels = [names[i] if i is not None and i >= 0 else None for i in arrow.column(place).to_pylist()]
+        feature = data.features[name]
+        inner = getattr(feature, "feature", None)  # of a list
+        if _is_class_label(feature):
+            labels: list[Any] = [_class_name(feature, cell) for cell in arrow.column(place).to_pylist()]
             arrow = arrow.set_column(place, name, pa.array(labels, pa.string()))
+        elif _is_class_label(inner):
+            cells = arrow.column(place).to_pylist()
+            labels = [None if cell is None else [_class_name(inner, part) for part in cell] for cell in cells]
+            arrow = arrow.set_column(place, name, pa.array(labels, pa.list_(pa.string())))
     return from_arrow(arrow, source, folder)
+
+
+def _is_class_label(feature: Any) -> bool:
+    return type(feature).__name__ == "ClassLabel" and getattr(feature, "names", None) is not None
+
+
+def _class_name(feature: Any, number: int | None) -> str | None:
+    return None if number is None or number < 0 else str(feature.names[number])
