@@ -71,7 +71,6 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
             threshold: the probability in (0, 1) from which on a label is given, or "tuned": per label the one with the
                 best F1 on validation rows.
             focal: γ of the focal loss (arXiv 1708.02002), 0 or more: labels answered well count (1 − p)^γ as much.
-
             names: the labels that the places of multi-hot lists, as [1, 0, 1], stand for; where None, their numbers
                 from "0" on.
 
