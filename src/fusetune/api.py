@@ -28,11 +28,12 @@ from fusetune.evaluation.measure.evaluate import Evaluation, measure
 from fusetune.evaluation.report.write import write_report
 from fusetune.evaluation.results import RunResults, read_results
 from fusetune.fitting.check import check_settings
-from fusetune.fitting.fit import Fit
+from fusetune.fitting.fit import run_fit
+from fusetune.fitting.prepared import RunSettings
 from fusetune.fitting.run_folder import RunFolder, interrupted
 from fusetune.fitting.saved import reporting
 from fusetune.security.model_folder import BUNDLE
-from fusetune.training.hardware.devices import choose_threads
+from fusetune.training.hardware.devices import choose_threads, processes
 from fusetune.training.progress import track
 
 __all__ = ["FineTuned", "Predictions", "evaluate", "fit", "load", "schema_of"]
@@ -226,10 +227,9 @@ def fit(
     with RunFolder(folder, settings, resume=resume, overwrite=overwrite) as place:
         if place.finished:
             return load(folder)
-        run = Fit(settings, sources, place, progress=progress)
-        bundle, results = run.run()
+        bundle, results = run_fit(RunSettings(settings, sources, place, progress))
         tuned = FineTuned(bundle, folder=folder, results=results)
-        if run.is_main:
+        if processes().is_main_process:
             with reporting(folder):
                 write_report(results, folder)
                 write_card(bundle, results, folder)

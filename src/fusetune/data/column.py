@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -72,6 +73,14 @@ class Column:
         self.trunk: Callable[[np.ndarray], dict[str, Tensor]] | None = None
         self._rows = table.rows
         self._kept = PackedExamples(len(self.cells))
+
+    def given(
+        self, *, features: Tokens | None = None, trunk: Callable[[np.ndarray], dict[str, Tensor]] | None = None
+    ) -> Column:
+        """Return this column with what was computed of its cells before; the cells are shared, not copied."""
+        view = copy.copy(self)
+        view.features, view.trunk = features, trunk
+        return view
 
     def decode_all(self, budget: int, progress: Progress | None = None) -> int:
         """Read every distinct cell once; keep what fits into `budget` bytes and return the bytes kept."""

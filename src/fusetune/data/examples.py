@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from fusetune.data.storage.mapped import (
 from fusetune.data.table import Table
 from fusetune.errors import BadCell
 from fusetune.modalities.base import Augmenter, Modality
-from fusetune.types import Batch
+from fusetune.types import Batch, Tokens
 
 if TYPE_CHECKING:
     from fusetune.tasks.base import Task
@@ -35,17 +36,33 @@ PIECE = 4096
 """Rows whose targets or weights are looked at together."""
 
 
+@dataclass(frozen=True)
+class Augmentation:
+    """How cells are changed in training.
+
+    Attributes:
+        augmenters: per column that is augmented.
+        seed: of the changes.
+        num_views: how many views of an augmented cell a frozen encoder sees in turn; 0: a new one in every epoch.
+    """
+
+    augmenters: Mapping[str, Augmenter] = field(default_factory=dict)
+    seed: int = 0
+    num_views: int = 0
+
+
 class Examples:
     """Rows of a table that can be made into batches.
 
     `prepare` reads every cell once. After it, each row is either used or in `rejected`; a row that has none of
     its input columns is always rejected, as there is nothing to predict from.
 
+    What a batch holds is decided here and by the views that `restrict` and `given` make of these rows: nothing is set
+    on examples from outside.
+
     Attributes:
         targets: per task, its target's cells, which stay in the table.
-        augment: per column, what changes its cells in training; none but where it was put there.
-        seed: of these changes.
-        num_views: how many views of an augmented cell a frozen encoder sees in turn; 0: a new one in every epoch.
+        augmentation: how cells are changed in training.
         views: per augmented column, its views, where they were made (`fusetune.data.views`).
         always: whether a batch without a cell of a column brings one that no row has, so that its encoder runs.
         mix: how train rows are drawn where the table is several joined ones, as `UpdateSampler` takes it.
@@ -72,10 +89,8 @@ class Examples:
         self.rejected: list[Rejected] = []
         self.masked: list[Rejected] = []
         self.used = mapped_arange(len(table))
-        self.augment: dict[str, Augmenter] = {}
-        self.seed = 0
-        self.num_views = 0
-        self.views: dict[str, Sequence[Column]] = {}
+        self.augmentation = Augmentation()
+        self.views: Mapping[str, Sequence[Column]] = {}
         self.mix = 1.0
         self.always = False
 
@@ -115,10 +130,10 @@ class Examples:
 
     def augmented(self, name: str, places: np.ndarray, epoch: int) -> list[Any]:
         """The examples of some rows' cells, which they have, as the column's augmenter changes them in an epoch."""
-        column, augmenter = self.columns[name], self.augment[name]
+        column, augmenter = self.columns[name], self.augmentation.augmenters[name]
         codes, examples = column.codes[places], []
         for place, cell, example in zip(places, column.cells.take(codes), column.examples(codes), strict=True):
-            draws = _draws(self.seed, epoch, int(self.rows[place]), name)
+            draws = _draws(self.augmentation.seed, epoch, int(self.rows[place]), name)
             examples.append(augmenter(cell, example, draws, column.base_dir))
         return examples
 
@@ -179,6 +194,41 @@ class Examples:
         )
         return view
 
+    def given(
+        self,
+        *,
+        features: Mapping[str, Tokens] | None = None,
+        trunks: Mapping[str, Callable[[np.ndarray], dict[str, Tensor]]] | None = None,
+        views: Mapping[str, Sequence[Column]] | None = None,
+        augmentation: Augmentation | None = None,
+        mix: float | None = None,
+        always: bool | None = None,
+    ) -> Examples:
+        """Return these rows with what else a batch of them is made from; what is None stays as it is.
+
+        Args:
+            features: per column, its encoder's output, computed before, (cells, tokens, dim); the others' cells go
+                through their encoders, augmented ones without views.
+            trunks: per column, what makes its encoder's input where the first layers ran before.
+            views: per augmented column, its views; they are added to those that there are.
+            augmentation: how cells are changed in training.
+            mix: see `UpdateSampler`.
+            always: see the attributes.
+        """
+        view = copy.copy(self)
+        if features is not None:
+            view.views = {}
+            view.columns = {name: column.given(features=features.get(name)) for name, column in self.columns.items()}
+        if trunks:
+            started = {name: self.columns[name].given(trunk=trunk) for name, trunk in trunks.items()}
+            view.columns = {**view.columns, **started}
+        if views:
+            view.views = {**view.views, **views}
+        view.augmentation = self.augmentation if augmentation is None else augmentation
+        view.mix = self.mix if mix is None else mix
+        view.always = self.always if always is None else always
+        return view
+
     def labelled(self, task: str) -> np.ndarray:
         """Which of the used rows have the task's target: their places in the table."""
         labelled = mapped_take(self._missing[task], self.used)
@@ -220,7 +270,7 @@ class Examples:
                 distinct = column.some_cell()
             row_cells = np.full(len(places), -1, dtype=np.int64)
             row_cells[present] = inverse
-            if epoch is not None and name in self.augment and column.features is None and present.any():
+            if epoch is not None and name in self.augmentation.augmenters and column.features is None and present.any():
                 row_cells[present] = np.arange(int(present.sum()))
                 inputs[name] = self._augmented(name, places[present], epoch)
             else:

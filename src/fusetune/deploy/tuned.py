@@ -28,9 +28,9 @@ from fusetune.data.table import Source, Table
 from fusetune.deploy.bundle import Bundle
 from fusetune.errors import ConfigError, StorageError, TableError, reason
 from fusetune.inference.predict import model_device, row_vectors
+from fusetune.inference.scores import predict_scores
 from fusetune.models.family import Family
 from fusetune.models.understand import Understand
-from fusetune.trees.stack import predict_scores
 
 if TYPE_CHECKING:
     import pandas

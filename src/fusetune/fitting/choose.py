@@ -16,7 +16,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
 
 from accelerate.utils import broadcast_object_list
 
@@ -24,15 +23,15 @@ from fusetune.config.fusion import AutoConfig, neural
 from fusetune.config.sections import NamedConfig
 from fusetune.errors import ConfigError, nearest
 from fusetune.evaluation.decisions import FusionChoice, FusionTried
+from fusetune.fitting.prepared import Prepared
+from fusetune.fitting.steps import build, rules, training_rows
 from fusetune.models.build import SHARED_OPTIONS, options_of
 from fusetune.models.family import Family
 from fusetune.registry import FUSIONS
 from fusetune.security.untrusted import reading
 from fusetune.training.finetune import finetune
 from fusetune.training.hardware.devices import processes
-
-if TYPE_CHECKING:
-    from fusetune.fitting.fit import Fit
+from fusetune.training.plan import Goal, RunContext, Start
 
 Clock = Callable[[], float]
 
@@ -71,7 +70,7 @@ def candidates_of(settings: AutoConfig, columns: int) -> dict[str, NamedConfig]:
     }
 
 
-def start_fusion(fit: Fit) -> NamedConfig:
+def start_fusion(fit: Prepared) -> NamedConfig:
     """The fusion that a fit's model is first built with: the one named, or the first candidate.
 
     Raises:
@@ -82,11 +81,11 @@ def start_fusion(fit: Fit) -> NamedConfig:
         return settings
     candidates = list(candidates_of(settings, len(fit.modalities)).values())
     for candidate in candidates:  # all of them before anything is trained
-        fit.build(candidate)
+        build(fit, candidate)
     return candidates[0]
 
 
-def choose_fusion(fit: Fit, *, clock: Clock = time.perf_counter) -> tuple[FusionChoice, NamedConfig]:
+def choose_fusion(fit: Prepared, *, clock: Clock = time.perf_counter) -> tuple[FusionChoice, NamedConfig]:
     """Try the candidates until the budget is spent, and choose.
 
     Args:
@@ -99,7 +98,7 @@ def choose_fusion(fit: Fit, *, clock: Clock = time.perf_counter) -> tuple[Fusion
     settings = neural(fit.config.fusion)
     assert isinstance(settings, AutoConfig)
     candidates = candidates_of(settings, len(fit.modalities))
-    if (kept := fit.place.recall("fusion")) is not None:
+    if (kept := fit.run.recall("fusion")) is not None:
         with reading("what the run decided does not fit it", file=fit.folder, do="begin anew with --no-resume"):
             choice = FusionChoice(**{**kept, "candidates": [FusionTried(**one) for one in kept["candidates"]]})
             return choice, candidates[choice.chosen]
@@ -107,7 +106,7 @@ def choose_fusion(fit: Fit, *, clock: Clock = time.perf_counter) -> tuple[Fusion
     start = clock()
     spent = False
     for name, candidate in candidates.items():
-        model = fit.build(candidate)
+        model = build(fit, candidate)
         one = FusionTried(name, sum(parameter.numel() for parameter in model.get_submodule("fusion").parameters()))
         if not spent:
             begun = clock()
@@ -120,7 +119,7 @@ def choose_fusion(fit: Fit, *, clock: Clock = time.perf_counter) -> tuple[Fusion
     mains = list(dict.fromkeys(task.main.name for task in fit.tasks.values()))
     metric = f"validation {mains[0]}" if len(mains) == 1 else "mean of the validation metrics"
     choice = choose(tried, metric, margin=margin, minutes=settings.minutes)
-    fit.place.remember("fusion", asdict(choice))
+    fit.run.remember("fusion", asdict(choice))
     return choice, candidates[choice.chosen]
 
 
@@ -171,7 +170,7 @@ def _said(
     return f"{chosen.name} was chosen: it has the best {metric}, {best.score:.3f}{beside} {chance}."
 
 
-def _score(fit: Fit, model: Family) -> float:
+def _score(fit: Prepared, model: Family) -> float:
     """A candidate's mean main metric on validation rows at its best step."""
     for key, encoder in model.encoders.items():
         if not encoder.pretrained:  # it learns, and the next candidate has to start where this one did
@@ -181,16 +180,12 @@ def _score(fit: Fit, model: Family) -> float:
     settings = settings.model_copy(update={"epochs": 0, "head_epochs": head, "adversarial": None})
     history = finetune(
         model,
-        fit.tasks,
-        fit.examples["train"],
-        fit.examples["val"],
+        training_rows(fit),
+        Goal(fit.tasks, fit.config.objectives),
         settings,
-        rules=fit.rules(fit.modalities),
-        objectives=fit.config.objectives,
-        features=(fit.features["train"], fit.features["val"]),
-        probes=fit.probes,
-        seed=fit.config.seed,
-        bar=fit.show,
+        rules=rules(fit, fit.modalities),
+        start=Start(fit.probes),
+        context=RunContext(fit.config.seed, bar=fit.show),
     )
     return history.best.score
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import resource
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,51 +17,42 @@ from fusetune.evaluation.measure.judge import Candidate, EvaluatedRows, judge
 from fusetune.evaluation.report import describe
 from fusetune.evaluation.report.cells import show_cell
 from fusetune.evaluation.results import AttackUsed, RunResults, Shown, TaskResult
+from fusetune.fitting.prepared import Prepared
+from fusetune.fitting.saved import Trained
+from fusetune.fitting.steps import fresh_model, rules
 from fusetune.inference.features import encoded
 from fusetune.inference.predict import model_device
 from fusetune.models.family import Family
 from fusetune.tasks.abilities import Thresholded
 from fusetune.tasks.base import Task
-from fusetune.training.history import TrainingHistory
 from fusetune.training.probe import SplitRows
 from fusetune.types import Tokens
-
-if TYPE_CHECKING:
-    from fusetune.fitting.fit import Fit
 
 
 class Findings:
     """Measures a fit's tuned model and what it is compared with."""
 
-    def __init__(
-        self,
-        fit: Fit,
-        model: Family,
-        history: TrainingHistory,
-        val_scores: Mapping[str, np.ndarray] | None = None,
-    ) -> None:
+    def __init__(self, fit: Prepared, trained: Trained) -> None:
         """
         Args:
-            fit: with its cells read.
-            model: tuned.
-            history: how tuning went.
-            val_scores: per task, the model's scores of the labelled validation rows, where they are known.
+            fit: with its features, labelled rows and probes.
+            trained: the tuned model and how tuning went.
         """
-        self.fit, self.model, self.history, self.val_scores = fit, model, history, dict(val_scores or {})
+        self.fit, self.trained, self.model = fit, trained, trained.bundle.model
+        self.history, self.val_scores = trained.history, dict(trained.val_scores)
 
-    def decide(self, rows: Mapping[str, Mapping[str, SplitRows]]) -> dict[str, np.ndarray]:
-        """Have each task choose on validation rows how scores become decisions; give the scores.
-
-        Args:
-            rows: per task and split, the labelled rows.
-        """
-        with encoded(self.model, self.fit.examples["val"], self._features_still_right("val")):
-            for name, task in self.fit.tasks.items():
-                val, train = rows[name]["val"], rows[name]["train"]
-                if name not in self.val_scores:
-                    self.val_scores[name] = systems.model_scores(self.model, name, task, val, train, self.fit.stack)
-                if isinstance(task, Thresholded):
-                    task.tune(self.val_scores[name], val.truth)
+    def decide(self) -> dict[str, np.ndarray]:
+        """Have each task choose on validation rows how scores become decisions; return the scores by task."""
+        rows = self.fit.rows
+        examples = encoded(self.model, self.fit.examples["val"], self._features_still_right("val"))
+        for name, task in self.fit.tasks.items():
+            val, train = rows[name]["val"].seen(examples), rows[name]["train"]
+            if name not in self.val_scores:
+                self.val_scores[name] = systems.model_scores(
+                    self.model, name, task, val, train, self.trained.bundle.stack
+                )
+            if isinstance(task, Thresholded):
+                task.tune(self.val_scores[name], val.truth)
         return self.val_scores
 
     def _features_still_right(self, split: str) -> dict[str, Tokens]:
@@ -70,48 +60,45 @@ class Findings:
         known, moved = self.fit.features[split], self.history.moved
         return {name: known[name] for name, key in self.model.routes.items() if key not in moved and name in known}
 
-    def results(
-        self,
-        rows: Mapping[str, Mapping[str, SplitRows]],
-        alone_models: Mapping[str, Family],
-        single_models: Mapping[str, Family],
-    ) -> RunResults:
+    def results(self, alone_models: Mapping[str, Family], single_models: Mapping[str, Family]) -> RunResults:
         """Compare and measure.
 
         Args:
-            rows: per task and split, the labelled rows.
             alone_models: per modality that a linear probe cannot stand for, a model trained on it alone.
             single_models: per task that is compared with it, a model trained for it alone.
         """
-        fit, model = self.fit, self.model
+        fit, model, rows = self.fit, self.model, self.fit.rows
         wanted = fit.tasks if fit.config.report.alone != "none" else {}
         others = {name: systems.alone(name, task, rows[name], alone_models) for name, task in wanted.items()}
         for name, single in single_models.items():
             others.setdefault(name, []).append(systems.single(name, fit.tasks[name], single, rows[name]))
-        attack, attacked = self._attacked(rows)
-        self.decide(rows)
-        with encoded(model, fit.examples["test"], self._features_still_right("test")):
-            tasks = [
-                self._judge(name, task, rows[name], [*others.get(name, []), *attacked.get(name, [])])
-                for name, task in fit.tasks.items()
-            ]
+        attack, attacked = self._attacked()
+        self.decide()
+        examples = encoded(model, fit.examples["test"], self._features_still_right("test"))
+        tasks = [
+            self._judge(
+                name,
+                task,
+                {**rows[name], "test": rows[name]["test"].seen(examples)},
+                [*others.get(name, []), *attacked.get(name, [])],
+            )
+            for name, task in fit.tasks.items()
+        ]
         for task_result in tasks:
             task_result.attack = attack
             task_result.encoders_unchanged = self.history.encoders_unchanged
         for name, task_result in zip(fit.tasks, tasks, strict=True):
-            task_result.stack = fit.stacked.get(name)
+            task_result.stack = self.trained.stacked.get(name)
         title = f"{', '.join(fit.tasks)} from {', '.join(fit.modalities)}"
         return self.run_results(tasks, title)
 
-    def _attacked(
-        self, rows: Mapping[str, Mapping[str, SplitRows]]
-    ) -> tuple[AttackUsed | None, dict[str, list[Candidate]]]:
+    def _attacked(self) -> tuple[AttackUsed | None, dict[str, list[Candidate]]]:
         """The model before tuning and the tuned one under attack, per task, where the report has that."""
-        fit = self.fit
+        fit, rows = self.fit, self.fit.rows
         settings = attack_of(fit.config.report, fit.config.trainer)
         if settings is None:
             return None, {}
-        _, start = fit.fresh_model(list(fit.modalities))
+        _, start = fresh_model(fit, list(fit.modalities))
         before = start_model(start, fit.probes).to(model_device(self.model))
         attack = Attack(before, fit.examples["train"], settings)
         candidates: dict[str, list[Candidate]] = {}
@@ -132,12 +119,12 @@ class Findings:
     ) -> TaskResult:
         fit, model = self.fit, self.model
         train, val, test = rows["train"], rows["val"], rows["test"]
-        scores = systems.model_scores(model, name, task, test, train, fit.stack)
+        scores = systems.model_scores(model, name, task, test, train, self.trained.bundle.stack)
         candidates = [systems.baseline(task, train, test)]
         if name in fit.probes:
             candidates.append(systems.before(fit.probes[name], test))
         candidates += others
-        candidates += systems.without(model, name, task, train, test, fit.stack)
+        candidates += systems.without(model, name, task, train, test, self.trained.bundle.stack)
         described = f"tuned on {len(train.indices)} rows; best step chosen on {len(val.indices)} validation rows"
         candidates.append(Candidate("tuned", "after", described, scores, list(fit.modalities)))
         table = test.examples.table
@@ -189,7 +176,7 @@ class Findings:
             versions=dict(versions()),
             tables=fit.tables.used(fit.examples),
             columns=describe.columns_used(fit.schema, fit.examples),
-            backbones=describe.encoders_used(model, fit.modalities, history, fit.rules(fit.modalities)),
+            backbones=describe.encoders_used(model, fit.modalities, history, rules(fit, fit.modalities)),
             parameters=sum(p.numel() for p in model.parameters()),
             trained=history.changed.get("", history.trained[""]),
             waited=history.waited,

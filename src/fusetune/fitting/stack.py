@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
 from fusetune.backbones.load import Backbone
+from fusetune.config.config import Config
 from fusetune.config.fusion import StackConfig
 from fusetune.evaluation.decisions import StackUsed
 from fusetune.evaluation.measure import systems
+from fusetune.fitting.prepared import Prepared
 from fusetune.inference.features import encoded
 from fusetune.models.family import Family
 from fusetune.tasks.abilities import Boosted, Probed
@@ -31,25 +32,22 @@ from fusetune.trees.stack import Blend, Stack, mix
 from fusetune.trees.text import lightgbm
 from fusetune.trees.view import Line, View, has_all
 
-if TYPE_CHECKING:
-    from fusetune.fitting.fit import Fit
-
 WEIGHTS = np.linspace(0, 1, 21)
 """What the trees may count."""
 TINY = 1e-12
 
 
-def check_stack(fit: Fit) -> None:
+def check_stack(config: Config) -> None:
     """Stop before anything is read where a stack cannot be grown.
 
     Raises:
         MissingExtra: LightGBM is not installed.
     """
-    if isinstance(fit.config.fusion, StackConfig):
+    if isinstance(config.fusion, StackConfig):
         lightgbm()
 
 
-def as_they_are(fit: Fit, model: Family) -> dict[str, nn.Module]:
+def as_they_are(fit: Prepared, model: Family) -> dict[str, nn.Module]:
     """Copies of the pretrained encoders that tuning may move, where trees will need them."""
     if not isinstance(fit.config.fusion, StackConfig) or not fit.config.trainer.epochs:
         return {}
@@ -65,10 +63,9 @@ class Growing:
 
     def __init__(
         self,
-        fit: Fit,
+        fit: Prepared,
         model: Family,
         history: TrainingHistory,
-        rows: Mapping[str, Mapping[str, SplitRows]],
         before: Mapping[str, nn.Module],
     ) -> None:
         """
@@ -76,12 +73,11 @@ class Growing:
             fit: with its probes.
             model: tuned.
             history: how tuning went.
-            rows: per task and split, the labelled rows with what untuned encoders say of them.
             before: `as_they_are`.
         """
         settings = fit.config.fusion
         assert isinstance(settings, StackConfig)
-        self.fit, self.model, self.rows, self.settings = fit, model, rows, settings
+        self.fit, self.model, self.rows, self.settings = fit, model, fit.rows, settings
         self.view = View.fit(fit.examples["train"], fit.features["train"], components=settings.components)
         self.frozen = {key: encoder for key, encoder in before.items() if _moved(encoder, model.encoders[key])}
         still = [name for name, key in model.routes.items() if key not in history.moved]
@@ -90,15 +86,15 @@ class Growing:
     def run(self) -> tuple[Stack | None, dict[str, StackUsed]]:
         """The stack, None where no task is better with trees; and per task what was found."""
         blends, used = {}, {}
-        with encoded(self.model, self.fit.examples["val"], self.known):
-            for name, task in self.fit.tasks.items():
-                blend, used[name] = self._task(name, task)
-                if blend is not None:
-                    blends[name] = blend
+        self.val = encoded(self.model, self.fit.examples["val"], self.known)
+        for name, task in self.fit.tasks.items():
+            blend, used[name] = self._task(name, task)
+            if blend is not None:
+                blends[name] = blend
         return (Stack(self.view, blends, self.frozen) if blends else None), used
 
     def _task(self, name: str, task: Task) -> tuple[Blend | None, StackUsed]:
-        train, val = self.rows[name]["train"], self.rows[name]["val"]
+        train, val = self.rows[name]["train"], self.rows[name]["val"].seen(self.val)
         none = StackUsed(0.0, task.main.name)
         if not isinstance(task, Boosted):
             none.said = f"No trees are grown for the task {task.name}."
@@ -134,7 +130,7 @@ class Growing:
 
     def _held_out(self, name: str, task: Task) -> np.ndarray:
         """Per train row, (rows, logits) of a linear model that learned on the other folds; groups stay together."""
-        train, val = self.rows[name]["train"], self.rows[name]["val"]
+        train, val = self.rows[name]["train"], self.rows[name]["val"].seen(self.val)
         columns = list(self.fit.probes[name].scales)
         parts = fold_of(train.examples.groups[train.indices], self.settings.folds, seed=self.fit.config.seed)
         logits: np.ndarray | None = None

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 import numpy as np
 import torch
 
-from fusetune.data.column import Progress
+from fusetune.data.column import Column, Progress
 from fusetune.data.examples import Examples
 from fusetune.data.storage.feature_cache import FeatureCache
 from fusetune.data.views import View
@@ -44,8 +42,8 @@ def fill_features(
     return {
         column: encode_cells(
             model,
-            examples,
             column,
+            examples.columns[column],
             store=open_store(cache, model.encoders[key], "output", torch.float32),
             together=partial(groups, f"features-{zlib.crc32(column.encode())}") if groups else None,
             progress=progress,
@@ -55,14 +53,7 @@ def fill_features(
     }
 
 
-def set_features(examples: Examples, features: Mapping[str, Tokens]) -> None:
-    """Give columns their encoder outputs; the others go through their encoders, augmented ones without views."""
-    examples.views = {}
-    for name, column in examples.columns.items():
-        column.features, column.trunk = features.get(name), None
-
-
-def fill_views(
+def augmented_views(
     model: Family,
     examples: Examples,
     columns: Collection[str],
@@ -70,32 +61,26 @@ def fill_views(
     cache: FeatureCache | None = None,
     groups: CellGroups | None = None,
     progress: Progress | None = None,
-) -> None:
-    """Give augmented columns of frozen encoders their views, each encoded once; see `fill_features` for the arguments.
+) -> dict[str, list[Column]]:
+    """Return the views of augmented columns of frozen encoders, encoded; see `fill_features` for the other arguments.
 
     Args:
         columns: their names.
     """
+    made: dict[str, list[Column]] = {}
     for name in columns:
         store = open_store(cache, model.encoders[model.routes[name]], "output", torch.float32)
-        views = [View(examples, name, number) for number in range(examples.num_views)]
-        for number, view in enumerate(views):
-            seen = copy.copy(examples)
-            seen.columns = {name: view}
+        made[name] = []
+        for number in range(examples.augmentation.num_views):
+            view = View(examples, name, number)
             together = partial(groups, f"view-{number}-{zlib.crc32(name.encode())}") if groups else None
-            view.features = encode_cells(model, seen, name, store=store, together=together, progress=progress)
-        examples.views = {**examples.views, name: views}
+            features = encode_cells(model, name, view, store=store, together=together, progress=progress)
+            made[name].append(view.given(features=features))
+    return made
 
 
-@contextmanager
-def encoded(
-    model: Family,
-    examples: Examples,
-    known: Mapping[str, Tokens] | None = None,
-    *,
-    progress: Progress | None = None,
-) -> Iterator[None]:
-    """Every cell goes through the model's encoders once, however often its rows are predicted inside.
+def encoded(model: Family, examples: Examples, known: Mapping[str, Tokens] | None = None) -> Examples:
+    """Return rows whose every cell has gone through the model's encoders once, however often they are predicted.
 
     Args:
         model: as it is now.
@@ -103,14 +88,9 @@ def encoded(
         known: encoder outputs of some columns that are right for this model already.
     """
     known = known or {}
-    set_features(examples, {})
     others = {
-        column: encode_cells(model, examples, column)
+        column: encode_cells(model, column, examples.columns[column].given())
         for column in model.routes
         if column in examples.columns and column not in known
     }
-    set_features(examples, {**known, **others})
-    try:
-        yield
-    finally:
-        set_features(examples, {})
+    return examples.given(features={**known, **others})

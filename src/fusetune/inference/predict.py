@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusetune.data.column import Progress
+from fusetune.data.column import Column, Progress
 from fusetune.data.examples import Examples
 from fusetune.data.storage.feature_cache import FeatureStore
 from fusetune.data.storage.mapped import PIECE_ROWS, mapped_argsort, mapped_take, mapped_zeros, pieces
@@ -133,8 +133,8 @@ def _cuts(examples: Examples, indices: np.ndarray, device: str) -> list[int]:
 
 def encode_cells(
     model: Family,
-    examples: Examples,
     column: str,
+    source: Column,
     *,
     batch_size: int | None = None,
     store: FeatureStore | None = None,
@@ -150,7 +150,6 @@ def encode_cells(
     """
     device = model_device(model)
     batch_size = batch_size or (64 if device.type == "cpu" else 256)
-    source = examples.columns[column]
     good = source.good()
     known, digests = np.zeros(len(source.cells), dtype=bool), np.zeros((0, 16), dtype=np.uint8)
     if store is not None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.config.sections import check_options
+from fusetune.errors import ConfigError
 from fusetune.models.build import options_of
 from fusetune.models.family import Family
 from fusetune.objectives.balance import Balance
@@ -28,6 +29,31 @@ Pulls = Mapping[str, Mapping[str, Tensor]]
 def lone_objective(settings: Mapping[str, Mapping[str, Any]]) -> str | None:
     """The first of the objectives that can be minimised without a task, or None."""
     return next((name for name in settings if OBJECTIVES.get(name).alone), None)
+
+
+def aligned_columns(settings: Mapping[str, Mapping[str, Any]], inputs: list[str]) -> list[str]:
+    """The input columns that a fit without a target aligns: all, or those that the objective names.
+
+    Args:
+        settings: per objective's name, its options.
+        inputs: the input columns.
+
+    Raises:
+        ConfigError: fewer than two, or one that is no input.
+    """
+    name = lone_objective(settings)
+    options = settings[name] if name else {}
+    named = list(options.get("columns") or inputs)
+    if options.get("anchor") and options["anchor"] not in named:
+        named.insert(0, options["anchor"])
+    unknown = [name for name in named if name not in inputs]
+    if unknown or len(named) < 2:
+        raise ConfigError(
+            f"{unknown[0]!r} is no input column" if unknown else "there is nothing to align",
+            expected=f"two or more of {', '.join(inputs)}",
+            do="name them: objectives.contrastive.columns=[image,text], or name a target: --target COLUMN",
+        )
+    return named
 
 
 def build_objectives(

@@ -9,8 +9,8 @@ model is at least as good on the validation rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,16 +22,13 @@ from torch import Tensor
 from fusetune.backbones.compiled import compiling
 from fusetune.config.trainer import TrainerConfig
 from fusetune.data.examples import Examples
-from fusetune.data.storage.feature_cache import FeatureCache
 from fusetune.errors import NonFiniteLoss
-from fusetune.inference.features import fill_views, set_features
+from fusetune.inference.features import augmented_views
 from fusetune.inference.predict import model_device, predict_logits
 from fusetune.models.family import Family
 from fusetune.objectives.balance import build_balance
-from fusetune.objectives.base import Objective
 from fusetune.objectives.total import Total, build_objectives
 from fusetune.tasks.base import Task
-from fusetune.training.alignment import Alignment
 from fusetune.training.averaging import Kept, averaged, copied, not_finite, put, trained_weights
 from fusetune.training.callbacks import Bar, BestStep, Callback, Check, Curve, Trackers
 from fusetune.training.checkpoint_manager import END, CheckpointManager, moving, watch_on
@@ -43,11 +40,11 @@ from fusetune.training.history import TrainingHistory
 from fusetune.training.learner import Learner
 from fusetune.training.loop import Stage, Validate, run_stage
 from fusetune.training.optim import no_decay
-from fusetune.training.probe import Probe, column_scales
+from fusetune.training.plan import Evaluate, Goal, RunContext, Start, TrainingRows
+from fusetune.training.probe import column_scales
 from fusetune.training.progress import track
 from fusetune.training.recipe import BackboneRule, Recipe
 from fusetune.training.trunk import start_later
-from fusetune.types import Tokens
 
 
 def evaluate_loss(
@@ -89,99 +86,81 @@ def evaluate_loss(
 
 def finetune(
     model: Family,
-    tasks: Mapping[str, Task],
-    train: Examples,
-    val: Examples,
+    rows: TrainingRows,
+    goal: Goal,
     settings: TrainerConfig,
     *,
     rules: Mapping[str, BackboneRule] | None = None,
-    objectives: Mapping[str, Mapping[str, Any]] | None = None,
-    features: tuple[Mapping[str, Tokens], Mapping[str, Tokens]],
-    probes: Mapping[str, Probe] | None = None,
-    alignment: Alignment | None = None,
-    validator: Callable[[Sequence[Objective]], Validate] | None = None,
-    seed: int = 0,
-    cache: FeatureCache | None = None,
-    manager: CheckpointManager | None = None,
-    log_dir: Path | None = None,
-    bar: bool = False,
+    start: Start | None = None,
+    context: RunContext | None = None,
 ) -> TrainingHistory:
     """Tune a model in place and leave it at its best step on the validation rows.
 
     Args:
         model: with pretrained encoders and everything else at random.
-        tasks: fitted.
-        train: prepared rows to learn from.
-        val: prepared rows that choose the best step.
+        rows: to learn from and to choose the best step by.
+        goal: what is minimised and measured.
         settings: the recipe.
-        rules: per encoder key.
-        objectives: what is minimised besides the task losses: per name, its options.
-        features: `fill_features` of train and of val.
-        probes: per task, the linear model on these features to start from; without one, the heads start as the
-            tasks made them.
-        alignment: the linear maps to start the projections from, where there is no task.
-        validator: from the objectives to what evaluates the model; by default, the tasks' losses and metrics on `val`.
-        seed: of shuffling and dropout.
-        cache: keeps what the first trained layer of a partly frozen encoder reads; None: frozen layers run every time.
-        manager: keeps checkpoints, and may have one to go on with.
-        log_dir: where trackers write; None for no trackers.
-        bar: whether to show progress.
+        rules: how encoders are tuned, by their key.
+        start: what the model starts from.
+        context: seed, cache, checkpoints, trackers.
 
     Raises:
         Interrupted: a signal came.
         RunError: the training failed; see `run_stage`.
     """
-    manager = manager or CheckpointManager()
+    start, context = start or Start(), context or RunContext()
+    manager, train, val = context.manager, rows.train, rows.val
     margin = 0.5 / math.sqrt(max(len(val), 1))  # about the standard error of an accuracy
-    extra = build_objectives(model, tasks, objectives or {})
-    balance = build_balance(settings.balance, model, tasks, train)
+    objectives = build_objectives(model, goal.tasks, goal.objectives)
+    balance = build_balance(settings.balance, model, goal.tasks, train)
     recipe = Recipe(
         model,
-        extra,
+        objectives,
         settings,
         rules or {},
-        seed,
-        starts_linear=bool(probes),
+        context.seed,
+        starts_linear=bool(start.probes),
         margin=margin,
         balance=balance,
-        augmented=train.augment,
+        augmented=train.augmentation.augmenters,
     )
     _check(recipe, manager)
-    learner = Learner(model, Total(tasks, extra, balance))
-    _install(model, column_scales(train, features[0]), probes or {}, alignment)
+    learner = Learner(model, Total(goal.tasks, objectives, balance))
+    _install(model, column_scales(train, rows.train_features), start)
     if (ended := manager.take(END)) is not None:
         return _ended(learner, ended, manager)
     saved = manager.saved
-    precision = _precision(recipe, learner, train, features[0]) if saved is None else saved["precision"]
-    accelerator = make_accelerator(settings, log_dir, precision)
+    precision = _precision(recipe, learner, rows) if saved is None else saved["precision"]
+    accelerator = make_accelerator(settings, context.log_dir, precision)
     learner.to(accelerator.device)
     best, curve = BestStep(learner, margin=margin), Curve()
     callbacks: list[Callback] = [curve]
     if accelerator.log_with:
         # wandb writes into the current folder where it is not told otherwise.
-        accelerator.init_trackers("fusetune", config={"seed": seed}, init_kwargs={"wandb": {"dir": str(log_dir)}})
+        options = {"wandb": {"dir": str(context.log_dir)}}
+        accelerator.init_trackers("fusetune", config={"seed": context.seed}, init_kwargs=options)
         callbacks.append(Trackers(accelerator))
-    if bar and accelerator.is_main_process:
+    if context.bar and accelerator.is_main_process:
         callbacks.append(Bar())
 
-    scales = balance.scales() if balance is not None else None
-    validate = validator(extra) if validator else lambda: evaluate_loss(model, tasks, val, scales=scales)
+    if goal.evaluator is not None:
+        evaluate = goal.evaluator(objectives)
+    else:
+        evaluate = partial(evaluate_loss, model, goal.tasks, scales=None if balance is None else balance.scales())
     try:
-        moved = _stages(recipe, learner, (train, val), features, validate, accelerator, best, callbacks, cache, manager)
+        moved = _stages(recipe, learner, rows, evaluate, accelerator, best, callbacks, context)
     finally:
         for callback in callbacks:
             callback.on_end()
-        set_features(train, {})
-        set_features(val, {})
     assert best.check is not None, "a stage ends with a check"
     if bad := not_finite(trained_weights(learner)):
         raise NonFiniteLoss(
             f"{', '.join(bad[:3])} are NaN or infinite at the best step, so the model is not saved\n"
             "  Do: lower trainer.lr and trainer.backbone_lr, set trainer.clip"
         )
-    history = TrainingHistory(
-        curve.checks, best.check, _trained(model), moved, recipe.warnings(), accelerator.mixed_precision
-    )
+    mixed = accelerator.mixed_precision
+    history = TrainingHistory(curve.checks, best.check, _trained(model), moved, recipe.warnings(), mixed)
     seconds = sum(stage.seconds for stage in recipe.stages)
     history.waited = sum(stage.waited for stage in recipe.stages) / seconds if seconds else 0.0
     manager.end({"weights": moving(learner), "history": history.to_state()}, accelerator)
@@ -200,34 +179,29 @@ def _check(recipe: Recipe, manager: CheckpointManager) -> None:
         check_shard(encoders, reads_cells_as_they_are=unchanged, checkpoints=manager.checkpoints is not None)
 
 
-def _install(
-    model: Family,
-    scales: Mapping[str, tuple[Tensor, Tensor]],
-    probes: Mapping[str, Probe],
-    alignment: Alignment | None,
-) -> None:
+def _install(model: Family, scales: Mapping[str, tuple[Tensor, Tensor]], start: Start) -> None:
     """Have the model start where the frozen features say."""
     for name, scale in scales.items():
         model.set_scale(name, *scale)
-    for name, probe in probes.items():
+    for name, probe in start.probes.items():
         probe.install(model, name)
-    if alignment is not None:
-        alignment.install(model)
+    if start.alignment is not None:
+        start.alignment.install(model)
 
 
-def _precision(recipe: Recipe, learner: Learner, train: Examples, features: Mapping[str, Tokens]) -> str:
+def _precision(recipe: Recipe, learner: Learner, rows: TrainingRows) -> str:
     """The arithmetic of the stage that has the last word; all processes take the first one's."""
+    train = rows.train
     stage = recipe.tune_stage() if recipe.tunes() else recipe.head_stage(len(train))
     trained = [parameter for group in stage.groups for parameter in group["params"]]
     still = {column for column, key in recipe.model.routes.items() if key not in recipe.moving()}
     updates = round(stage.epochs * len(train) / stage.batch_size)
-    anew = set() if train.num_views else set(train.augment)
-    set_features(train, {name: values for name, values in features.items() if name in still - anew})
+    tried, _ = rows.given(still, augmented=bool(train.augmentation.num_views))
     found = [
         chosen(
             recipe.settings.precision,
             learner,
-            lambda: train.batch(train.used[: max(1, stage.batch_size // stage.accumulate)]),
+            lambda: tried.batch(tried.used[: max(1, stage.batch_size // stage.accumulate)]),
             trained,
             updates,
         )
@@ -238,17 +212,15 @@ def _precision(recipe: Recipe, learner: Learner, train: Examples, features: Mapp
 def _stages(
     recipe: Recipe,
     learner: Learner,
-    rows: tuple[Examples, Examples],
-    features: tuple[Mapping[str, Tokens], Mapping[str, Tokens]],
-    validate: Validate,
+    rows: TrainingRows,
+    evaluate: Evaluate,
     accelerator: Accelerator,
     best: BestStep,
     others: Sequence[Callback],
-    cache: FeatureCache | None,
-    manager: CheckpointManager,
+    context: RunContext,
 ) -> set[str]:
     """The head stage, then the tune stage, each left at the best step so far; gives the encoders that were trained."""
-    settings, model, (train, val) = recipe.settings, recipe.model, rows
+    settings, model, manager, num_rows = recipe.settings, recipe.model, context.manager, len(rows.train)
     last = "tune" if recipe.tunes() else "head"
     kept = Kept(learner, last, settings.soup, recipe.margin) if settings.soup is not None else None
     callbacks = [best, *others, *([kept] if kept is not None else [])]
@@ -260,25 +232,26 @@ def _stages(
         "said": recipe.said,
     }
     if settings.head_epochs != 0:
-        cheap = [name for name in train.augment if not recipe.read_anew(name)]  # these are encoded in each batch
-        set_features(train, {name: values for name, values in features[0].items() if name not in cheap})
-        set_features(val, features[1])
-        head = recipe.head_stage(len(train))
+        cheap = [name for name in recipe.augmented if not recipe.read_anew(name)]  # these are encoded in each batch
+        train = rows.train.given(features={k: v for k, v in rows.train_features.items() if k not in cheap})
+        validate = partial(evaluate, rows.val.given(features=rows.val_features))
+        head = recipe.head_stage(num_rows)
         if manager.is_past(head.name):
             head.seconds, head.waited = manager.saved["outer"]["stages"][0] if manager.saved else (0.0, 0.0)
         else:
             if manager.saved is None:
                 start = copied(trained_weights(learner))
                 first_check(head.name, validate, callbacks)
-            with graphs(head, recipe, accelerator, len(train)):
+            with graphs(head, recipe, accelerator, num_rows):
                 step = run_stage(learner, head, train, validate, accelerator, callbacks, manager=manager)
             recipe.said += head.said
             best.restore()
         recipe.stages.append(head)
     with sharded(learner, recipe.movable() if settings.shard else []) as spread:
         recipe.undecayed |= {parameter for part in spread for parameter in no_decay(part)}
-        train.always = bool(spread)
-        tune, moving = _last_stage(recipe, rows, features)
+        tune, moving = _last_stage(recipe)
+        train, val = rows.given([name for name, key in model.routes.items() if key not in moving], augmented=False)
+        train, validate = train.given(always=bool(spread)), partial(evaluate, val)
         if best.check is None:
             first_check(last, validate, callbacks)
         if tune is not None:
@@ -286,13 +259,14 @@ def _stages(
                 best.cover()
                 start = copied(trained_weights(learner))
             with accelerator.main_process_first():
-                low, bar = accelerator.mixed_precision == "bf16", any(isinstance(one, Bar) for one in others)
-                _run_frozen(recipe, rows, moving, cache, manager, low=low, bar=bar)
+                bar = any(isinstance(one, Bar) for one in others)
+                low = accelerator.mixed_precision == "bf16"
+                train, val = _run_frozen(recipe, (train, val), moving, context, low=low, bar=bar)
+                validate = partial(evaluate, val)
             encoders = {key: model.encoders[key] for key in sorted(moving)} if settings.compile else {}
-            with compiling(encoders) as said, graphs(tune, recipe, accelerator, len(train)):
+            with compiling(encoders) as said, graphs(tune, recipe, accelerator, num_rows):
                 recipe.said += said
                 run_stage(learner, tune, train, validate, accelerator, callbacks, first_step=step, manager=manager)
-    train.always = False
     if tune is not None:
         recipe.said += tune.said
         recipe.stages.append(tune)
@@ -302,7 +276,7 @@ def _stages(
 
 
 def _ended(learner: Learner, state: Mapping[str, Any], manager: CheckpointManager) -> TrainingHistory:
-    """The course of a training that had come to its end, and its weights."""
+    """The history of a training that had come to its end; its weights are put into the learner."""
     with manager.reading():
         put(learner.to(processes().device), state["weights"])
         history = TrainingHistory.from_state(state["history"])
@@ -314,37 +288,33 @@ def _run_frozen(
     recipe: Recipe,
     rows: tuple[Examples, Examples],
     moving: Collection[str],
-    cache: FeatureCache | None,
-    manager: CheckpointManager,
+    context: RunContext,
     *,
     low: bool,
     bar: bool,
-) -> None:
-    """What frozen encoders make of augmented views, and what the first trained layers read: computed before a stage."""
-    train, shown = rows[0], track if bar else None
-    if train.num_views:
+) -> tuple[Examples, Examples]:
+    """Rows with what frozen encoders make of augmented views, and with what the first trained layers read."""
+    (train, val), shown, groups = rows, track if bar else None, context.manager.places
+    if train.augmentation.num_views:
         still = [name for name, key in recipe.model.routes.items() if key not in moving]
-        seen = [name for name in still if name in train.augment and recipe.read_anew(name)]
-        fill_views(recipe.model, train, seen, cache=cache, groups=manager.places, progress=shown)
+        seen = [name for name in still if recipe.read_anew(name)]
+        options: dict[str, Any] = {"cache": context.cache, "groups": groups, "progress": shown}
+        train = train.given(views=augmented_views(recipe.model, train, seen, **options))
     if recipe.reads_cells_as_they_are() and not recipe.settings.shard:
-        recipe.said += start_later(recipe.model, rows, cache, low=low, manager=manager, progress=shown)
+        later = start_later(recipe.model, (train, val), context.cache, low=low, groups=groups, progress=shown)
+        recipe.said += later.said
+        train, val = later.rows
+    return train, val
 
 
-def _last_stage(
-    recipe: Recipe, rows: tuple[Examples, Examples], features: tuple[Mapping[str, Tokens], Mapping[str, Tokens]]
-) -> tuple[Stage | None, set[str]]:
-    """The tune stage, if there is one, and the encoders that it trains; the others' columns have their features."""
-    model, (train, val) = recipe.model, rows
-    tune = recipe.tune_stage() if recipe.tunes() else None
-    moving: set[str] = recipe.moving() if tune is not None else set()
-    if tune is None:
-        for key in recipe.pretrained:
-            model.encoders[key].requires_grad_(False)
-    still = [column for column, key in model.routes.items() if key not in moving]
-    fixed = [name for name in still if name not in train.augment]
-    set_features(train, {name: values for name, values in features[0].items() if name in fixed})
-    set_features(val, {name: values for name, values in features[1].items() if name in still})
-    return tune, moving
+def _last_stage(recipe: Recipe) -> tuple[Stage | None, set[str]]:
+    """The tune stage, if there is one, and the encoders that it trains."""
+    if recipe.tunes():
+        tune = recipe.tune_stage()
+        return tune, recipe.moving()
+    for key in recipe.pretrained:
+        recipe.model.encoders[key].requires_grad_(False)
+    return None, set()
 
 
 def _went_on(

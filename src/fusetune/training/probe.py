@@ -9,7 +9,7 @@ mean (zeros), and each column has a 0/1 feature more that says whether it is abs
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -47,6 +47,10 @@ class SplitRows:
     features: Features
     indices: np.ndarray
     truth: np.ndarray
+
+    def seen(self, examples: Examples) -> SplitRows:
+        """Return these rows as another view of their examples gives them."""
+        return replace(self, examples=examples)
 
     @classmethod
     def of(cls, task: str, examples: Examples, features: Features) -> SplitRows:

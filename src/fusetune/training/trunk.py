@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -17,11 +18,11 @@ from fusetune.data.column import Column, Progress
 from fusetune.data.examples import Examples
 from fusetune.data.storage.feature_cache import FeatureCache, FeatureStore
 from fusetune.data.views import View
+from fusetune.inference.features import CellGroups
 from fusetune.inference.memory import kept_memory, settle
 from fusetune.inference.predict import evaluating, model_device
 from fusetune.inference.stored import missing, open_store
 from fusetune.models.family import Family
-from fusetune.training.checkpoint_manager import CheckpointManager
 
 BATCH = 64
 
@@ -55,15 +56,28 @@ class Trunk:
         return tensors
 
 
+@dataclass
+class Later:
+    """Rows whose partly frozen encoders start at the first trained layer.
+
+    Attributes:
+        rows: train and validation rows, as `start_later` took them.
+        said: what could not be done, in sentences.
+    """
+
+    rows: list[Examples]
+    said: list[str]
+
+
 def start_later(
     model: Family,
     rows: Sequence[Examples],
     cache: FeatureCache | None,
     *,
     low: bool,
-    manager: CheckpointManager | None = None,
+    groups: CellGroups | None = None,
     progress: Progress | None = None,
-) -> list[str]:
+) -> Later:
     """Have the cells of partly frozen encoders start at the first trained layer, wherever that gives the same.
 
     Args:
@@ -72,40 +86,44 @@ def start_later(
             or stay as they are where there are to be none.
         cache: where what the layer reads is kept; None does nothing.
         low: store in bfloat16, where the model computes in it; else in float32.
-        manager: knows which cells were computed together, where the run goes on.
+        groups: of a step by name, which cells are computed together.
         progress: wraps iterators.
-
-    Returns:
-        What could not be done, in sentences.
     """
-    said = []
+    later = Later(list(rows), [])
     for name, key in model.routes.items():
         encoder = model.encoders[key]
         layers = frozen_layers(encoder) if isinstance(encoder, Backbone) and cache is not None else 0
         if not layers or not isinstance(encoder, Backbone):
             continue
         store = open_store(cache, encoder, layers, torch.bfloat16 if low else torch.float32)
-        for place, examples in enumerate(rows):
+        for place, examples in enumerate(later.rows):
             if store is None or name not in examples.columns or examples.columns[name].features is not None:
                 continue
-            tried = _starting(examples, name)
+            tried, trunks = _starting(examples, name), dict[str, Trunk | None]()
             try:
                 for ending, column in tried.items():
                     step = f"trunk-{place}-{zlib.crc32(name.encode())}{ending}"
-                    together = partial((manager or CheckpointManager()).places, step)
-                    column.trunk = _filled(model, encoder, layers, column, store, together, progress)
+                    together = partial(groups, step) if groups else None
+                    trunks[ending] = _filled(model, encoder, layers, column, store, together, progress)
             except OSError as error:
-                said.append(f"the frozen layers of {name} run in every epoch: the cache cannot be written ({error})")
-            if name in examples.augment and tried and all(column.trunk is not None for column in tried.values()):
-                examples.views = {**examples.views, name: list(tried.values())}
-    return said
+                later.said.append(
+                    f"the frozen layers of {name} run in every epoch: the cache cannot be written ({error})"
+                )
+                continue
+            made = {ending: trunk for ending, trunk in trunks.items() if trunk is not None}
+            if name not in examples.augmentation.augmenters:
+                later.rows[place] = examples.given(trunks={name: made[""]} if made else {})
+            elif tried and len(made) == len(tried):
+                views = [tried[ending].given(trunk=trunk) for ending, trunk in made.items()]
+                later.rows[place] = examples.given(views={name: views})
+    return later
 
 
 def _starting(examples: Examples, name: str) -> dict[str, Column]:
     """What has cells that may start later, by the ending of a step's name: the column, or its views if augmented."""
-    if name not in examples.augment:
+    if name not in examples.augmentation.augmenters:
         return {"": examples.columns[name]}
-    return {f"-{number}": View(examples, name, number) for number in range(examples.num_views)}
+    return {f"-{number}": View(examples, name, number) for number in range(examples.augmentation.num_views)}
 
 
 def _filled(
@@ -114,7 +132,7 @@ def _filled(
     number: int,
     column: Column,
     store: FeatureStore,
-    together: Callable[[np.ndarray], np.ndarray],
+    together: Callable[[np.ndarray], np.ndarray] | None,
     progress: Progress | None,
 ) -> Trunk | None:
     """The column's trunk, every cell of it computed; None where the encoder does not bear it."""
@@ -124,7 +142,8 @@ def _filled(
     with evaluating(encoder), kept_memory():
         if not len(good) or not bears(encoder, number, _tensors(column, good, device)):
             return None
-        for some in batches(together(places), f"running the frozen layers on {column.modality.column}", progress):
+        wanted = places if together is None else together(places)
+        for some in batches(wanted, f"running the frozen layers on {column.modality.column}", progress):
             if store.has(digests[some]).all():
                 continue
             tensors = _tensors(column, some, device)

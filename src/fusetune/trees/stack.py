@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from fusetune.data.column import Progress
 from fusetune.data.examples import Examples
-from fusetune.inference.features import encoded, fill_features
-from fusetune.inference.predict import predict_logits
+from fusetune.inference.features import fill_features
 from fusetune.models.family import Family
 from fusetune.tasks.abilities import Boosted
 from fusetune.tasks.base import Task
@@ -69,14 +67,7 @@ class Stack:
         device = next(model.parameters()).device
         kept = {key: encoder.to(device) for key, encoder in self.frozen.items()}
         untuned.encoders = nn.ModuleDict({**dict(model.encoders.items()), **kept})
-        before = {name: column.features for name, column in examples.columns.items()}
-        for column in examples.columns.values():
-            column.features = None
-        try:
-            return fill_features(untuned, examples)
-        finally:
-            for name, column in examples.columns.items():
-                column.features = before[name]
+        return fill_features(untuned, examples.given(features={}))
 
     def unmoved(self, model: Family, features: Mapping[str, Tokens]) -> dict[str, Tokens]:
         """Those of the features that are the tuned model's too."""
@@ -111,35 +102,6 @@ class Stack:
         trees = self.trees(name, task, examples, indices[whole], features)
         scores[whole] = mix(network[whole], trees, self.blends[name].weight)
         return scores
-
-
-def predict_scores(
-    model: Family,
-    tasks: Mapping[str, Task],
-    examples: Examples,
-    *,
-    stack: Stack | None = None,
-    progress: Progress | None = None,
-) -> dict[str, np.ndarray]:
-    """Per task, the scores of the used rows, in their order.
-
-    Args:
-        model: tuned.
-        tasks: by name.
-        examples: prepared rows, at least one of them used.
-        stack: the trees beside the model, where there are any.
-        progress: wraps iterators.
-    """
-    if stack is None:
-        logits = predict_logits(model, examples, examples.used, progress=progress)
-        return {name: task.answers(logits[name]) for name, task in tasks.items()}
-    features = stack.features(model, examples)
-    with encoded(model, examples, stack.unmoved(model, features)):
-        logits = predict_logits(model, examples, examples.used, progress=progress)
-    return {
-        name: stack.scores(name, task, task.answers(logits[name]), examples, examples.used, features)
-        for name, task in tasks.items()
-    }
 
 
 def mix(network: np.ndarray, trees: np.ndarray, weight: float) -> np.ndarray:

@@ -7,8 +7,7 @@ attacked by itself. The targets go into the attack alone: nothing of the model o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,6 @@ from fusetune.config.trainer import TrainerConfig
 from fusetune.data.examples import Examples
 from fusetune.evaluation.measure.judge import Candidate
 from fusetune.evaluation.results import AttackUsed
-from fusetune.inference.features import set_features
 from fusetune.inference.predict import encode_cells, model_device
 from fusetune.models.family import Family
 from fusetune.models.perturb import Ball, attacked_columns, find_site, unit_of
@@ -110,10 +108,10 @@ class Attack:
         device, parts = model_device(model), []
         was_training = model.training
         model.eval()
-        with others_encoded(model, examples, self.columns):
-            for start in range(0, len(order), batch_size):
-                batch = own_cells(examples.batch(indices[order[start : start + batch_size]]).to(device))
-                parts.append(self._attacked(model, name, task, batch))
+        rows = others_encoded(model, examples, self.columns)
+        for start in range(0, len(order), batch_size):
+            batch = own_cells(rows.batch(indices[order[start : start + batch_size]]).to(device))
+            parts.append(self._attacked(model, name, task, batch))
         model.train(was_training)
         return torch.cat(parts)[torch.from_numpy(np.argsort(order))]
 
@@ -172,14 +170,9 @@ def own_cells(batch: Batch) -> Batch:
     return replace(batch, inputs=inputs, cells=cells)
 
 
-@contextmanager
-def others_encoded(model: Family, examples: Examples, columns: Sequence[str]) -> Iterator[None]:
-    """The columns that are not attacked go through their encoders once, the attacked ones in every pass."""
-    known = {column: examples.columns[column].features for column in examples.columns}
+def others_encoded(model: Family, examples: Examples, columns: Sequence[str]) -> Examples:
+    """Return rows whose columns that are not attacked have gone through their encoders; the attacked ones have not."""
     others = [column for column in model.routes if column not in columns and column in examples.columns]
-    set_features(examples, {})
-    set_features(examples, {column: encode_cells(model, examples, column) for column in others})
-    try:
-        yield
-    finally:
-        set_features(examples, {column: values for column, values in known.items() if values is not None})
+    return examples.given(
+        features={column: encode_cells(model, column, examples.columns[column].given()) for column in others}
+    )

@@ -13,9 +13,10 @@ from fusetune.evaluation.measure.retrieval import judge_search, ranks, searches,
 from fusetune.evaluation.measure.systems import parts
 from fusetune.evaluation.results import SystemResult, TaskResult, plain
 from fusetune.inference.predict import row_vectors
+from fusetune.inference.scores import predict_scores
 from fusetune.models.family import Family
 from fusetune.tasks.base import Task
-from fusetune.trees.stack import Stack, predict_scores
+from fusetune.trees.stack import Stack
 
 
 @dataclass

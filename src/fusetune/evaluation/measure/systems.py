@@ -82,8 +82,7 @@ def without(
     candidates = []
     for part, columns in grouped.items() if len(grouped) > 1 else ():
         seen = test.examples.restrict([column for column in test.examples.columns if column not in columns])
-        view = SplitRows(seen, test.features, test.indices, test.truth)
-        scores = model_scores(model, name, task, view, train, stack)
+        scores = model_scores(model, name, task, test.seen(seen), train, stack)
         candidates.append(
             Candidate(f"without {part}", "without", f"the tuned model, {', '.join(columns)} hidden", scores, columns)
         )
@@ -112,9 +111,8 @@ def alone(
     candidates = []
     for part, columns in grouped.items() if len(grouped) > 1 else ():
         if part in models:
-            view = SplitRows(test.examples.restrict(columns), test.features, test.indices, test.truth)
-            with encoded(models[part], view.examples):
-                scores = model_scores(models[part], name, task, view, train)
+            view = test.seen(encoded(models[part], test.examples.restrict(columns)))
+            scores = model_scores(models[part], name, task, view, train)
             what = "tuned with the same recipe on this modality alone"
         elif not isinstance(task, Probed):
             continue
@@ -135,8 +133,7 @@ def single(name: str, task: Task, model: Family, splits: Mapping[str, SplitRows]
         splits: "train" and "test".
     """
     test = splits["test"]
-    with encoded(model, test.examples):
-        scores = model_scores(model, name, task, test, splits["train"])
+    scores = model_scores(model, name, task, test.seen(encoded(model, test.examples)), splits["train"])
     what = "tuned with the same recipe for this target alone"
     return Candidate("this target alone", "single", what, scores, list(test.examples.columns))
 

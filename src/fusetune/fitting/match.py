@@ -3,65 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import numpy as np
 import torch
 from accelerate.utils import set_seed
 
-from fusetune.config.config import Config
 from fusetune.config.fusion import neural
 from fusetune.data.examples import Examples
 from fusetune.deploy.bundle import Bundle
-from fusetune.errors import ConfigError, TableError
+from fusetune.errors import TableError
 from fusetune.evaluation.measure import retrieval
 from fusetune.evaluation.measure.systems import parts
 from fusetune.evaluation.results import RunResults, SystemResult, TaskResult
 from fusetune.fitting.findings import Findings
+from fusetune.fitting.prepared import Prepared, phase
 from fusetune.fitting.saved import Trained, load_trained, reporting, save_trained
-from fusetune.inference.features import encoded, set_features
+from fusetune.fitting.steps import bundle, encode, tune
+from fusetune.inference.features import encoded
 from fusetune.inference.predict import row_vectors
 from fusetune.models.build import build_model
 from fusetune.models.family import Family
 from fusetune.objectives.base import BatchObjective, Objective
-from fusetune.objectives.total import lone_objective
 from fusetune.training.alignment import Alignment, align
-from fusetune.training.loop import Validate
+from fusetune.training.plan import Evaluate, Start
 from fusetune.training.probe import column_scales
 from fusetune.types import Tokens
-
-if TYPE_CHECKING:
-    from fusetune.fitting.fit import Fit
 
 MAX_LOSS_ROWS = 1024
 """The validation loss compares at most so many rows with one another."""
 
 
-def aligned_columns(config: Config, inputs: list[str]) -> list[str]:
-    """The input columns that are aligned: all, or those that the objective names.
+def fit_match(fit: Prepared) -> tuple[Bundle, RunResults]:
+    """Bring the columns into one space, save the model, and compare it with frozen encoders aligned in closed form.
 
     Raises:
-        ConfigError: fewer than two, or one that is no input.
+        UserError, RunError: see `api.fit`.
     """
-    name = lone_objective(config.objectives)
-    options = config.objectives[name] if name else {}
-    named = list(options.get("columns") or inputs)
-    if options.get("anchor") and options["anchor"] not in named:
-        named.insert(0, options["anchor"])
-    unknown = [name for name in named if name not in inputs]
-    if unknown or len(named) < 2:
-        raise ConfigError(
-            f"{unknown[0]!r} is no input column" if unknown else "there is nothing to align",
-            expected=f"two or more of {', '.join(inputs)}",
-            do="name them: objectives.contrastive.columns=[image,text], or name a target: --target COLUMN",
-        )
-    return named
+    return Aligning(fit).run()
 
 
 class Aligning:
     """The steps of a fit once its cells are read, where there is no target."""
 
-    def __init__(self, fit: Fit) -> None:
+    def __init__(self, fit: Prepared) -> None:
         self.fit = fit
         set_seed(fit.config.seed)
         self.model = build_model(fit.modalities, {}, neural(fit.config.fusion))
@@ -82,33 +67,33 @@ class Aligning:
 
     def run(self) -> tuple[Bundle, RunResults]:
         """From cells to results."""
-        fit = self.fit
         model = self.model
-        with fit.phase("encode with frozen backbones"):
-            fit.features = fit.encode(model)
-        with fit.phase("align in closed form"):
+        with phase(self.fit.phases, "encode with frozen backbones"):
+            self.fit = encode(self.fit, model)
+        fit = self.fit
+        with phase(fit.phases, "align in closed form"):
             start = self._start(model)
             if start is not None:
                 start.install(model)
                 before = self._vectors(model, "test", fit.features["test"])
-        trained = load_trained(fit.place)
+        trained = load_trained(fit.run)
         if trained is None:
-            with fit.phase("tune"):
-                history = fit.finetune(model, fit.modalities, alignment=start, validator=self._validator(model))
-            trained = Trained(fit.bundle(model), history, {}, fit.phases)
-            save_trained(fit.place, trained)
-        fit.phases = list(trained.phases)
+            with phase(fit.phases, "tune"):
+                history = tune(fit, model, start=Start(alignment=start), evaluator=self._evaluator(model))
+            trained = Trained(bundle(fit, model), history, {}, fit.phases)
+            save_trained(fit.run, trained)
+        self.fit = fit = replace(fit, phases=list(trained.phases))
         self.model = model = trained.bundle.model
         history = trained.history
-        with reporting(fit.folder), fit.phase("compare and measure"):
+        with reporting(fit.folder), phase(fit.phases, "compare and measure"):
             still = [name for name, key in model.routes.items() if key not in history.moved]
             kept = {name: values for name, values in fit.features["test"].items() if name in still}
             after = self._vectors(model, "test", kept)
             systems = {"frozen, aligned": before} if start is not None else {}
-            findings = Findings(fit, model, history)
+            findings = Findings(fit, trained)
             tasks = [self._judge(search, systems, after, start, findings) for search in self.searches["test"]]
             title = f"Alignment of {', '.join(fit.modalities)}"
-        return fit.bundle(model), findings.run_results(tasks, title)
+        return trained.bundle, findings.run_results(tasks, title)
 
     def _start(self, model: Family) -> Alignment | None:
         """The best closed-form alignment of the columns whose encoders are of use before any training."""
@@ -127,27 +112,25 @@ class Aligning:
     def _vectors(self, model: Family, split: str, known: Mapping[str, Tokens]) -> dict[str, np.ndarray]:
         """Per column, (used rows, dim) of unit length, zeros where a row lacks it."""
         examples = self.fit.examples[split]
-        with encoded(model, examples, known):
-            return {name: values.numpy() for name, values in row_vectors(model, examples, examples.used).items()}
+        examples = encoded(model, examples, known)
+        return {name: values.numpy() for name, values in row_vectors(model, examples, examples.used).items()}
 
-    def _validator(self, model: Family) -> Callable[[Sequence[Objective]], Validate]:
+    def _evaluator(self, model: Family) -> Callable[[Sequence[Objective]], Evaluate]:
         """Makes what evaluates the model on validation rows, once the objectives are built."""
-        val, found_searches = self.fit.examples["val"], self.searches["val"]
 
-        def make(objectives: Sequence[Objective]) -> Validate:
-            def validate() -> tuple[float, float, dict[str, dict[str, float]]]:
+        def make(objectives: Sequence[Objective]) -> Evaluate:
+            def evaluate(val: Examples) -> tuple[float, float, dict[str, dict[str, float]]]:
                 known = {name: column.features for name, column in val.columns.items() if column.features is not None}
-                with encoded(model, val, known):
-                    vectors = {name: one.numpy() for name, one in row_vectors(model, val, val.used).items()}
-                    loss = _loss(model, objectives, val)
-                set_features(val, known)
+                val = encoded(model, val, known)
+                vectors = {name: one.numpy() for name, one in row_vectors(model, val, val.used).items()}
                 measured = {
-                    one.name: retrieval.metrics(retrieval.ranks(one, vectors), np.empty(0)) for one in found_searches
+                    search.name: retrieval.metrics(retrieval.ranks(search, vectors), np.empty(0))
+                    for search in self.searches["val"]
                 }
                 score = float(np.mean([metrics[retrieval.METRIC] for metrics in measured.values()]))
-                return loss, score, measured
+                return _loss(model, objectives, val), score, measured
 
-            return validate
+            return evaluate
 
         return make
 

@@ -1,0 +1,205 @@
+"""Steps that every fit is made of: build a model, run its frozen encoders, fit probes, tune."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from accelerate.utils import set_seed
+
+from fusetune.config.fusion import neural
+from fusetune.config.sections import NamedConfig
+from fusetune.deploy.bundle import Bundle
+from fusetune.evaluation.measure import systems
+from fusetune.evaluation.report import describe
+from fusetune.fitting.prepared import Prepared
+from fusetune.fitting.tables import SPLITS
+from fusetune.inference.features import fill_features
+from fusetune.modalities.base import Modality
+from fusetune.models.build import build_model
+from fusetune.models.family import Family
+from fusetune.objectives.base import Objective
+from fusetune.registry import MODALITIES
+from fusetune.tasks.abilities import Probed
+from fusetune.tasks.base import Task
+from fusetune.training.finetune import finetune
+from fusetune.training.hardware.devices import processes
+from fusetune.training.history import TrainingHistory
+from fusetune.training.plan import Evaluate, Goal, RunContext, Start, TrainingRows
+from fusetune.training.probe import Probe, SplitRows
+from fusetune.training.recipe import BackboneRule
+from fusetune.trees.stack import Stack
+
+
+def build(fit: Prepared, fusion: NamedConfig) -> Family:
+    """Build the model with this fusion, its weights drawn as if no other had been built before."""
+    torch.set_rng_state(fit.rng_state)
+    return build_model(fit.modalities, fit.tasks, fusion)
+
+
+def encode(fit: Prepared, model: Family) -> Prepared:
+    """Run the frozen encoders on every cell; return what is prepared with their outputs and the labelled rows."""
+    fingerprints = {split: describe.fingerprint(examples) for split, examples in fit.examples.items()}
+    fit.run.check(fingerprints, describe.weights_used(model))
+    features = {
+        split: fill_features(
+            model,
+            examples,
+            cache=fit.cache,
+            groups=fit.run.manager(f"encode-{split}").places,
+            progress=fit.progress,
+        )
+        for split, examples in fit.examples.items()
+    }
+    rows = {
+        name: {split: SplitRows.of(name, fit.examples[split], features[split]) for split in SPLITS}
+        for name in fit.tasks
+    }
+    return replace(fit, fingerprints=fingerprints, features=features, rows=rows)
+
+
+def fit_probes(fit: Prepared, part: Sequence[str] | None = None) -> dict[str, Probe]:
+    """Return per task the best linear model on the columns (those of a part) that have features before any training."""
+    probes = {}
+    for name, splits in fit.rows.items():
+        task = fit.tasks[name]
+        columns = systems.probe_columns(splits["train"], part if part is not None else list(fit.modalities))
+        if columns and isinstance(task, Probed):
+            probes[name] = Probe.fit(task, splits["train"], splits["val"], columns)
+    return probes
+
+
+def rules(fit: Prepared, modalities: Mapping[str, Modality]) -> dict[str, BackboneRule]:
+    """Return how each encoder is tuned, by its key."""
+    by_kind = {"text": fit.config.text, "image": fit.config.image, "audio": fit.config.audio}
+    return {
+        modality.encoder_key: BackboneRule(by_kind[modality.kind].freeze, by_kind[modality.kind].lr)
+        for modality in modalities.values()
+        if modality.kind in by_kind
+    }
+
+
+def training_rows(fit: Prepared, columns: Sequence[str] | None = None) -> TrainingRows:
+    """Return the rows of a training with their frozen features, as seen through some of the columns or all."""
+    train, val = fit.examples["train"], fit.examples["val"]
+    train_features, val_features = fit.features["train"], fit.features["val"]
+    if columns is None:
+        return TrainingRows(train, val, train_features, val_features)
+    return TrainingRows(
+        train.restrict(columns),
+        val.restrict(columns),
+        {name: value for name, value in train_features.items() if name in columns},
+        {name: value for name, value in val_features.items() if name in columns},
+    )
+
+
+def tune(
+    fit: Prepared,
+    model: Family,
+    *,
+    start: Start,
+    evaluator: Callable[[Sequence[Objective]], Evaluate] | None = None,
+) -> TrainingHistory:
+    """Tune the fit's model on the train rows.
+
+    Args:
+        fit: with features.
+        model: as built.
+        start: what it starts from.
+        evaluator: see `Goal`.
+
+    Raises:
+        RunError, Interrupted: see `finetune`.
+    """
+    history = finetune(
+        model,
+        training_rows(fit),
+        Goal(fit.tasks, fit.config.objectives, evaluator),
+        fit.config.trainer,
+        rules=rules(fit, fit.modalities),
+        start=start,
+        context=RunContext(
+            seed=fit.config.seed,
+            cache=fit.cache,
+            manager=fit.run.manager("tune"),
+            log_dir=fit.folder / "logs" if processes().is_main_process else None,
+            bar=fit.show,
+        ),
+    )
+    history.warnings += fit.run.said
+    return history
+
+
+def alone_models(fit: Prepared) -> dict[str, Family]:
+    """Return a model trained on each modality alone, by the task losses, where the report needs one."""
+    splits = next(iter(fit.rows.values()))["train"]
+    grouped = systems.parts(splits.examples)
+    if fit.config.report.alone == "none" or len(grouped) < 2:
+        return {}
+    models = {}
+    for part in systems.trained_alone(fit.config.report.alone, splits, fit.tasks.values()):
+        columns = grouped[part]
+        fresh, models[part] = fresh_model(fit, columns)
+        finetune(
+            models[part],
+            training_rows(fit, columns),
+            Goal(fit.tasks),
+            fit.config.trainer.model_copy(update={"adversarial": None}),
+            rules=rules(fit, fresh),
+            start=Start(fit_probes(fit, columns)),
+            context=_quiet(fit, "alone", columns),
+        )
+    return models
+
+
+def single_models(fit: Prepared) -> dict[str, Family]:
+    """Return a model trained for each task alone, where the report needs one."""
+    models: dict[str, Family] = {}
+    for name, task in fit.tasks.items() if fit.config.report.single and len(fit.tasks) > 1 else ():
+        fresh, models[name] = fresh_model(fit, list(fit.modalities), {name: task})
+        objectives = {
+            objective: options
+            for objective, options in fit.config.objectives.items()
+            if options.get("target", name) in (name, None)
+        }
+        finetune(
+            models[name],
+            training_rows(fit),
+            Goal({name: task}, objectives),
+            fit.config.trainer,
+            rules=rules(fit, fresh),
+            start=Start({name: fit.probes[name]} if name in fit.probes else {}),
+            context=_quiet(fit, "single", [name]),
+        )
+    return models
+
+
+def _quiet(fit: Prepared, kind: str, names: Sequence[str]) -> RunContext:
+    """Where a model that is only compared with is trained: without a log."""
+    return RunContext(fit.config.seed, fit.cache, fit.run.manager(kind, names), bar=fit.show)
+
+
+def fresh_model(
+    fit: Prepared, columns: Sequence[str], tasks: Mapping[str, Task] | None = None
+) -> tuple[dict[str, Modality], Family]:
+    """Return a model on some of the columns, for all tasks or some, as it was before tuning; and its modalities."""
+    set_seed(fit.config.seed)
+    backbones = fit.backbones()
+    fresh = {}
+    for name in columns:
+        kind, options = fit.schema.columns[name].kind, fit.schema.columns[name].options
+        backbone = backbones.get(kind, options.get("backbone")) if MODALITIES.get(kind).needs_backbone else None
+        fresh[name] = MODALITIES.get(kind).from_state(name, fit.modalities[name].state(), backbone)
+    # An option that names a column left out, as film's `by` may, goes back to its default.
+    hidden = [name for name in fit.modalities if name not in fresh]
+    fusion = neural(fit.config.fusion)
+    chosen = {key: value for key, value in fusion.options.items() if value not in hidden}
+    return fresh, build_model(fresh, fit.tasks if tasks is None else tasks, NamedConfig(name=fusion.name, **chosen))
+
+
+def bundle(fit: Prepared, model: Family, stack: Stack | None = None) -> Bundle:
+    """Return the tuned model with all that it needs to read a table."""
+    fingerprint = fit.fingerprints["train"]
+    modalities, tasks = dict(fit.modalities), dict(fit.tasks)
+    return Bundle(model, modalities, tasks, fit.schema, fit.config, fingerprint=fingerprint, stack=stack)

@@ -1,0 +1,77 @@
+"""The fit of the understand family: frozen features, linear probes, the fusion, tuning, trees, comparisons."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from fusetune.config.fusion import AutoConfig, StackConfig, neural, with_neural
+from fusetune.deploy.bundle import Bundle
+from fusetune.evaluation.results import RunResults
+from fusetune.fitting.choose import choose_fusion, start_fusion
+from fusetune.fitting.findings import Findings
+from fusetune.fitting.prepared import Prepared, phase
+from fusetune.fitting.saved import Trained, load_trained, reporting, save_trained
+from fusetune.fitting.stack import Growing, as_they_are
+from fusetune.fitting.steps import alone_models, build, bundle, encode, fit_probes, single_models, tune
+from fusetune.models.family import Family
+from fusetune.models.perturb import attacked_columns
+from fusetune.training.plan import Start
+from fusetune.training.updates.surgery import check_balance
+
+
+def fit_understand(fit: Prepared) -> tuple[Bundle, RunResults]:
+    """Tune a model on what is prepared, save it, and compare it with what it must beat.
+
+    Raises:
+        UserError, RunError: see `api.fit`.
+    """
+    with phase(fit.phases, "encode with frozen backbones"):
+        fit = replace(fit, rng_state=torch.get_rng_state())
+        model = build(fit, start_fusion(fit))
+        _check(fit, model)
+        fit = encode(fit, model)
+    with phase(fit.phases, "fit linear probes"):
+        fit = replace(fit, probes=fit_probes(fit))
+    if isinstance(neural(fit.config.fusion), AutoConfig):
+        with phase(fit.phases, "choose the fusion"):
+            choice, fusion = choose_fusion(fit)
+        config = fit.config.model_copy(update={"fusion": with_neural(fit.config.fusion, fusion)})
+        fit = replace(fit, choice=choice, config=config)
+        model = build(fit, fusion)
+    trained = load_trained(fit.run) or _train(fit, model)
+    fit = replace(fit, phases=list(trained.phases))
+    with reporting(fit.folder), phase(fit.phases, "compare and measure"):
+        results = Findings(fit, trained).results(alone_models(fit), single_models(fit))
+    return trained.bundle, results
+
+
+def _check(fit: Prepared, model: Family) -> None:
+    """Refuse settings that the model cannot follow, before anything is computed.
+
+    Raises:
+        ConfigError: a setting names a column that the model lacks.
+        MissingExtra: a setting needs a library that is not installed.
+    """
+    check_balance(fit.config.trainer.balance)
+    for asked, where in (
+        (fit.config.trainer.adversarial, "trainer.adversarial"),
+        (fit.config.report.attack, "report.attack"),
+    ):
+        attacked_columns(model, asked.columns if asked else [], where=where)
+
+
+def _train(fit: Prepared, model: Family) -> Trained:
+    """Tune the model, grow its trees, choose its decisions on validation rows, and save it."""
+    before = as_they_are(fit, model)
+    with phase(fit.phases, "tune"):
+        history = tune(fit, model, start=Start(fit.probes))
+    trained = Trained(bundle(fit, model), history, {}, fit.phases)
+    if isinstance(fit.config.fusion, StackConfig):
+        with phase(fit.phases, "grow trees"):
+            trained.bundle.stack, trained.stacked = Growing(fit, model, history, before).run()
+    with phase(fit.phases, "save"):
+        trained.val_scores = Findings(fit, trained).decide()
+        save_trained(fit.run, trained)
+    return trained
