@@ -41,7 +41,7 @@ from fusetune.data.sampler import UpdateSampler
 from fusetune.data.schema import Schema
 from fusetune.data.storage.feature_cache import FeatureCache
 from fusetune.data.table import Table
-from fusetune.inference.features import fill_features, set_features
+from fusetune.inference.features import fill_features
 from fusetune.models.build import Backbones, build_modalities, build_model, build_task
 from fusetune.models.understand import Understand
 from fusetune.objectives.total import Total
@@ -92,7 +92,7 @@ class Case:
         train.check_targets()
         return cls(config, build_model(modalities, tasks, config.fusion), tasks, train, table)
 
-    def stage(self, epochs: float = EPOCHS) -> tuple[Callable[[], None], Any]:
+    def stage(self, epochs: float = EPOCHS) -> tuple[Callable[..., None], Any]:
         """What trains for so many epochs, and the recipe's stage."""
         rules = {
             key: BackboneRule(getattr(self.config, kind).freeze)
@@ -107,9 +107,9 @@ class Case:
         if DEVICE.type == "cuda" and self.config.trainer.cuda_graphs:
             stage.gradients = Replayed(stage.gradients, self.model, recipe.moving())
 
-        def train() -> None:
+        def train(rows: Examples = self.train) -> None:
             accelerator = make_accelerator(self.config.trainer, None, self.config.trainer.precision)
-            run_stage(learner.to(accelerator.device), stage, self.train, lambda: (0.0, 0.0, {}), accelerator, [])
+            run_stage(learner.to(accelerator.device), stage, rows, lambda: (0.0, 0.0, {}), accelerator, [])
 
         return train, stage
 
@@ -225,14 +225,9 @@ def cache(data: str, rows: int, number: int, *overrides: str) -> dict[str, float
     train, _ = case.stage(10)
 
     def ours() -> None:
-        set_features(case.train, fill_features(case.model, case.train))
-        train()
+        train(case.train.given(features=fill_features(case.model, case.train)))
 
-    def plain() -> None:
-        set_features(case.train, {})
-        train()
-
-    return rounds(number, ours, plain)
+    return rounds(number, ours, train)
 
 
 def part(data: str, rows: int, number: int, *overrides: str) -> dict[str, float]:
@@ -243,17 +238,13 @@ def part(data: str, rows: int, number: int, *overrides: str) -> dict[str, float]
     frozen = {name for name, column in case.train.columns.items() if column.modality.kind == "image"}
     features = {name: values for name, values in fill_features(case.model, case.train).items() if name in frozen}
 
+    rows = case.train.given(features=features)
+
     def ours() -> None:
-        set_features(case.train, features)
         with tempfile.TemporaryDirectory() as folder:
-            start_later(case.model, [case.train], FeatureCache(folder, 50), low=False)
-            train()
+            train(start_later(case.model, [rows], FeatureCache(folder, 50), low=False).rows[0])
 
-    def plain() -> None:
-        set_features(case.train, features)
-        train()
-
-    return rounds(number, ours, plain)
+    return rounds(number, ours, lambda: train(rows))
 
 
 def predict(data: str, rows: int, number: int, *overrides: str) -> dict[str, float]:

@@ -91,8 +91,7 @@ def test_features_stand_in_for_tensors_in_the_cells_order():
     column = examples.columns["price"]
     values = torch.arange(len(column.cells) * 6.0).view(-1, 3, 2)
     real = torch.arange(3) <= torch.arange(len(column.cells)).unsqueeze(1)  # cell 0 has one token, cell 1 has two, ...
-    column.features = Tokens(values, real)
-    batch = examples.batch([1, 0, 2])
+    batch = examples.given(features={"price": Tokens(values, real)}).batch([1, 0, 2])
     codes = torch.from_numpy(column.codes[[1, 0, 2]])
     assert codes.tolist() == [1, 0, 0]
     given = batch.inputs["price"]

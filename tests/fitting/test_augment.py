@@ -8,6 +8,7 @@ import torch
 
 from fusetune import api
 from fusetune.config.config import Config
+from fusetune.data.examples import Augmentation
 from fusetune.errors import ConfigError
 from fusetune.modalities.base import Augmenter
 from fusetune.testing.objectives import make_parts
@@ -32,8 +33,7 @@ def numbers(examples, places, **more) -> dict[int, list[float]]:
 @pytest.fixture
 def examples():
     _, _, found = make_parts()
-    found.augment["x"] = Plus()
-    return found
+    return found.given(augmentation=Augmentation({"x": Plus()}))
 
 
 def test_draws_follow_seed_epoch_row_and_column_alone(examples):
@@ -42,15 +42,16 @@ def test_draws_follow_seed_epoch_row_and_column_alone(examples):
     assert all(whole[row] == values for row, values in parts.items())
     other = numbers(examples, range(20), epoch=4)
     assert all(whole[row] != values for row, values in other.items())
-    examples.seed = 1
+    examples = examples.given(augmentation=Augmentation({"x": Plus()}, seed=1))
     assert all(whole[row] != values for row, values in numbers(examples, range(20), epoch=3).items())
     plain = numbers(examples, range(20))
-    examples.augment.clear()
+    examples = examples.given(augmentation=Augmentation())
     assert numbers(examples, range(20), epoch=3) == plain
 
 
 def test_equal_cells_are_changed_each_by_itself_and_still_known_as_equal(examples):
-    examples.augment["c"] = type("Swap", (Plus,), {"__call__": lambda self, cell, example, rng, base_dir: example})()
+    swap = type("Swap", (Plus,), {"__call__": lambda self, cell, example, rng, base_dir: example})()
+    examples = examples.given(augmentation=Augmentation({"x": Plus(), "c": swap}))
     plain, changed = examples.batch(range(24)), examples.batch(range(24), epoch=0)
     assert torch.equal(plain.codes["c"], changed.codes["c"]) and len(plain.codes["c"].unique()) < 12
     there = changed.cells["c"] >= 0
@@ -63,12 +64,13 @@ def test_equal_cells_are_changed_each_by_itself_and_still_known_as_equal(example
 
 def test_computed_features_and_absent_columns_stay(examples):
     places = [place for place in range(24) if examples.columns["z"].codes[place] < 0]
-    examples.augment["z"] = Plus()
+    examples = examples.given(augmentation=Augmentation({"x": Plus(), "z": Plus()}))
     assert examples.batch(places, epoch=0).inputs["z"] == {}
     from fusetune.types import Tokens
 
     column = examples.columns["x"]
-    column.features = Tokens(torch.randn(len(column.cells), 1, 3), torch.ones(len(column.cells), 1, dtype=torch.bool))
+    features = Tokens(torch.randn(len(column.cells), 1, 3), torch.ones(len(column.cells), 1, dtype=torch.bool))
+    examples = examples.given(features={"x": features})
     assert torch.equal(
         examples.batch([0, 1], epoch=0).inputs["x"]["features"], examples.batch([0, 1]).inputs["x"]["features"]
     )

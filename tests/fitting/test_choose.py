@@ -14,7 +14,8 @@ from fusetune.config.config import Config
 from fusetune.errors import ConfigError
 from fusetune.evaluation.decisions import FusionTried
 from fusetune.fitting import choose as choosing
-from fusetune.fitting.fit import Fit
+from fusetune.fitting.fit import run_fit
+from fusetune.fitting.prepared import RunSettings
 from fusetune.fitting.run_folder import RunFolder
 
 HEAD = {"epochs": 0, "head_epochs": 20, "lr": 0.02, "trackers": []}
@@ -128,20 +129,20 @@ def started(table, quick, tmp_path, **fusion):
     config = Config.build(settings(quick, "odd", **fusion) | {"target": "odd"})
     place = RunFolder(tmp_path, config)
     place.__enter__()
-    run = Fit(config, {"train": str(table), "val": None, "test": None}, place, progress=False)
-    stop = pytest.MonkeyPatch()
+    asked = RunSettings(config, {"train": str(table), "val": None, "test": None}, place, progress=False)
+    reached = []
 
     class Reached(Exception):
         pass
 
     def here(fit):
+        reached.append(fit)
         raise Reached
 
-    stop.setattr("fusetune.fitting.fit.choose_fusion", here)
-    with pytest.raises(Reached):
-        run.run()
-    stop.undo()
-    return run
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Reached):
+        patch.setattr("fusetune.fitting.understand.choose_fusion", here)
+        run_fit(asked)
+    return reached[0]
 
 
 @pytest.mark.parametrize(("minutes", "tried"), [(0.01, 1), (4 / 3, 2), (10, 3)])

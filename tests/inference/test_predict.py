@@ -107,7 +107,7 @@ def test_evaluating_restores_the_mode_after_an_error():
 def test_cells_are_encoded_once_each_in_their_order(made):
     model, examples = made
     column = examples.columns["b"]
-    found = encode_cells(model, examples, "b", batch_size=4)
+    found = encode_cells(model, "b", examples.columns["b"], batch_size=4)
     features = found.values
     assert features.shape == (len(column.cells), 1, 16) and found.mask.all()
     assert not features.is_inference() and not found.mask.is_inference()
@@ -123,7 +123,7 @@ def test_cells_that_could_not_be_read_are_zeros(made):
     records = [{"a": "w1"}, {"a": ["no", "text"]}, {"a": "w2"}]
     other = Examples(Table.from_records(records), {"a": examples.columns["a"].modality})
     other.prepare(on_bad_cell="mask")
-    features = encode_cells(model, other, "a")
+    features = encode_cells(model, "a", other.columns["a"])
     assert features.mask.tolist() == [[True], [False], [True]]
     assert features.values.abs().sum((1, 2)).gt(0).tolist() == [True, False, True]
 
@@ -132,7 +132,7 @@ def test_no_cell_at_all(made):
     model, examples = made
     other = Examples(Table.from_records([{"a": None, "x": 1}]), {"a": examples.columns["a"].modality})
     other.prepare(on_bad_cell="mask")
-    found = encode_cells(model, other, "a")
+    found = encode_cells(model, "a", other.columns["a"])
     assert found.values.shape == (0, 1, 16) and found.mask.shape == (0, 1)
 
 
@@ -145,7 +145,7 @@ def test_progress_sees_every_batch(made):
         yield from steps
 
     predict_logits(model, examples, examples.used, batch_size=6, progress=progress)
-    encode_cells(model, examples, "a", batch_size=6, progress=progress)
+    encode_cells(model, "a", examples.columns["a"], batch_size=6, progress=progress)
     assert told == [("predicting", 4), ("encoding a", 4)]
 
 
@@ -157,20 +157,20 @@ class TestEveryToken:
         model, examples = build(fusion)
         plain = predict_logits(model, examples, examples.used)["y"]
         alone = torch.cat([predict_logits(model, examples, examples.used[i : i + 1])["y"] for i in range(20)])
-        with encoded(model, examples):
-            assert examples.columns["text"].features is not None
-            given = predict_logits(model, examples, examples.used, batch_size=7)["y"]
+        view = encoded(model, examples)
+        assert view.columns["text"].features is not None
+        given = predict_logits(model, view, view.used, batch_size=7)["y"]
         assert plain.std() > 0.1
         torch.testing.assert_close(alone, plain, atol=1e-4, rtol=0)  # whatever else is in the batch
         torch.testing.assert_close(given, plain, atol=1e-4, rtol=0)
 
     def test_features_say_which_tokens_are_real(self, build):
         model, examples = build("attention")
-        found, column = encode_cells(model, examples, "text", batch_size=3), examples.columns["text"]
+        found, column = encode_cells(model, "text", examples.columns["text"], batch_size=3), examples.columns["text"]
         counts = [len(cell.split()) + 2 for cell in column.cells]  # words between two special tokens
         assert found.mask.sum(1).tolist() == counts and found.values.shape[1] == max(counts) == 11
         assert not found.values[~found.mask].any()
-        pictures = encode_cells(model, examples, "photo").mask.sum(1)
+        pictures = encode_cells(model, "photo", examples.columns["photo"]).mask.sum(1)
         assert pictures.tolist() == [16 * len(cell) for cell in examples.columns["photo"].cells]
 
     def test_a_columns_map_reaches_the_fusion_from_features_too(self, build):
@@ -178,14 +178,13 @@ class TestEveryToken:
         seen = []
         hook = model.fusion.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         predict_logits(model, examples, examples.used)
-        with encoded(model, examples):
-            predict_logits(model, examples, examples.used)
+        predict_logits(model, encoded(model, examples), examples.used)
         hook.remove()
         assert [(tokens["text"].grid, tokens["photo"].grid) for tokens in seen] == [(None, (0, 4, 4))] * 2
 
     def test_scale_and_linear_part_read_the_mean_of_the_real_tokens(self, build):
         model, examples = build("attention")
-        column, found = examples.columns["text"], encode_cells(model, examples, "text")
+        column, found = examples.columns["text"], encode_cells(model, "text", examples.columns["text"])
         means = torch.stack([values[real].mean(0) for values, real in zip(found.values, found.mask, strict=True)])
         rows = means[torch.from_numpy(column.codes)]
         shift, scale = column_scales(examples, {"text": found})["text"]

@@ -15,7 +15,7 @@ from fusetune.config.sections import NamedConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
 from fusetune.errors import BackboneError, ConfigError
-from fusetune.inference.features import fill_features, set_features
+from fusetune.inference.features import fill_features
 from fusetune.modalities.category import CategoryModality
 from fusetune.modalities.number import NumberModality
 from fusetune.models.build import build_model
@@ -147,7 +147,7 @@ def test_a_shift_of_text_is_that_of_its_input_embeddings(tiny, tmp_path):
 
 def test_tabular_columns_and_computed_features_are_perturbed_at_their_standardised_features(tiny, tmp_path):
     model, examples = make("bert", tiny, tmp_path)
-    set_features(examples, fill_features(model, examples))
+    examples = examples.given(features=fill_features(model, examples))
     model.projections[1].scale[2] = 0.0  # a feature that never varies
     batch = examples.batch(range(8))
     ball = Ball(model, batch, ["m", "x", "c"], units={"m": 7.0, "x": 7.0})
@@ -163,7 +163,7 @@ def test_tabular_columns_and_computed_features_are_perturbed_at_their_standardis
 
 def test_computed_features_of_every_token_are_not_perturbed_at_padding(tiny, tmp_path):
     model, examples = make("bert", tiny, tmp_path, pool="none")
-    set_features(examples, fill_features(model, examples))
+    examples = examples.given(features=fill_features(model, examples))
     batch = examples.batch(range(8))
     real = batch.inputs["m"]["real"]
     assert not real.all()
@@ -173,7 +173,7 @@ def test_computed_features_of_every_token_are_not_perturbed_at_padding(tiny, tmp
 
 def test_padding_among_computed_features_is_left_as_it_is(tiny, tmp_path):
     model, examples = make("bert", tiny, tmp_path, pool="none")
-    set_features(examples, fill_features(model, examples))
+    examples = examples.given(features=fill_features(model, examples))
     batch = examples.batch(range(8))
     ball = Ball(model, batch, ["m"])
     lengths = [len(text.split()) + 2 for text in TEXTS]

@@ -128,9 +128,7 @@ def test_features_computed_before_give_the_same_output():
     model, _, train, _ = make("regression")
     model.eval()
     plain = model(train.batch(train.used)).logits["t"]
-    for name, values in fill_features(model, train).items():
-        train.columns[name].features = values
-    batch = train.batch(train.used)
+    batch = train.given(features=fill_features(model, train)).batch(train.used)
     assert FEATURES in batch.inputs["x"]
     torch.testing.assert_close(model(batch).logits["t"], plain)
 

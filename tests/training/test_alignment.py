@@ -129,8 +129,7 @@ def test_a_model_that_starts_from_it_gives_its_vectors(monkeypatch, power):
         model.set_scale(name, shift, scale)
     found = views.align()
     found.install(model)
-    with encoded(model, views.examples, views.features):
-        vectors = row_vectors(model, views.examples, views.examples.used)
+    vectors = row_vectors(model, encoded(model, views.examples, views.features), views.examples.used)
     for name in "abc":
         there = torch.from_numpy(views.examples.columns[name].codes >= 0)
         expected = torch.nn.functional.normalize(views.mapped(found, name), dim=1)

@@ -15,7 +15,7 @@ from fusetune.config.trainer import TrainerConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
 from fusetune.errors import ConfigError, MissingExtra, NonFiniteLoss
-from fusetune.inference.features import fill_features, set_features
+from fusetune.inference.features import fill_features
 from fusetune.modalities.number import NumberModality
 from fusetune.modalities.text import TextModality
 from fusetune.models.build import Backbones, build_model
@@ -27,6 +27,7 @@ from fusetune.training import loop
 from fusetune.training.finetune import evaluate_loss, finetune
 from fusetune.training.hardware import devices
 from fusetune.training.hardware.devices import make_accelerator
+from fusetune.training.plan import Goal, RunContext, Start, TrainingRows
 from fusetune.training.probe import Probe, SplitRows
 from fusetune.training.recipe import BackboneRule
 
@@ -67,10 +68,9 @@ class Parts:
         given = TrainerConfig(**({"epochs": 1, "head_epochs": 1, "batch_size": 16, "trackers": []} | settings))
         rules = {self.model.routes["text"]: rule} if rule else None
         chosen = self.probes() if probes else None
-        return finetune(
-            self.model, self.tasks, self.train, self.val, given, rules=rules, features=self.features, probes=chosen,
-            log_dir=log_dir,
-        )  # fmt: skip
+        rows = TrainingRows(self.train, self.val, *self.features)
+        start, context = Start(chosen or {}), RunContext(log_dir=log_dir)
+        return finetune(self.model, rows, Goal(self.tasks), given, rules=rules, start=start, context=context)
 
     def weights(self) -> dict[str, torch.Tensor]:
         return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
@@ -187,11 +187,9 @@ def test_no_epoch_at_all_is_the_linear_probe(parts):
     np.testing.assert_allclose(parts.tasks["k"].answers(logits), probes["k"].scores(rows), atol=1e-5)
 
 
-def test_features_are_taken_away_in_the_end(parts):
+def test_features_are_given_to_views_of_the_rows_alone(parts):
     parts.tune(epochs=0)
     assert all(column.features is None for e in (parts.train, parts.val) for column in e.columns.values())
-    set_features(parts.val, parts.features[1])
-    assert parts.val.columns["x"].features is not None
 
 
 def test_loss_of_rows_without_any_label_is_undefined(parts):

@@ -71,8 +71,7 @@ def test_a_batch_without_a_column_runs_its_encoder_for_nothing(fitted, shop):
     model = bundle.model.eval()
     plain = model(examples.batch([0, 1, 2])).logits["label"]
     assert "note" in examples.columns and not examples.batch([0, 1, 2]).inputs["note"]
-    examples.always = True
-    batch = examples.batch([0, 1, 2])
+    batch = examples.given(always=True).batch([0, 1, 2])
     assert len(batch.inputs["note"]["input_ids"]) == 1 and batch.cells["note"].tolist() == [-1] * 3
     assert not batch.inputs["voice"]  # there is no cell that could be brought
     encoder = model.encoders[model.routes["note"]]
