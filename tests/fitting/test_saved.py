@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from fusetune import api
 from fusetune.cli.main import app
 from fusetune.errors import ReportError, TableError
-from fusetune.fitting import findings, fit
+from fusetune.fitting import findings, understand
 from fusetune.training.loop import run_stage
 
 
@@ -40,7 +40,7 @@ def planted(*_args, **_more):
 PLACES = {
     "a model is compared": (findings, "judge"),
     "the page is written": (api, "write_report"),
-    "an alone model is trained": (fit.Fit, "_alone_models"),
+    "an alone model is trained": (understand, "alone_models"),
 }
 
 
@@ -55,7 +55,7 @@ def test_a_crash_after_training_costs_no_training(table, settings, tmp_path, mon
     assert api.load(out).predict(str(table)).table == whole.predict(str(table)).table
 
     monkeypatch.setattr("fusetune.training.finetune.run_stage", planted)  # the tuned model is not trained again
-    monkeypatch.setattr(fit.Fit, "_alone_models", lambda self, rows: {})
+    monkeypatch.setattr(understand, "alone_models", lambda fit: {})
     before = weights(out)
     answer = CliRunner().invoke(app, ["report", str(out)], catch_exceptions=False)
     assert answer.exit_code == 0, answer.output

@@ -17,7 +17,7 @@ from fusetune.evaluation.measure import retrieval
 from fusetune.evaluation.measure.systems import parts
 from fusetune.evaluation.results import RunResults, SystemResult, TaskResult
 from fusetune.fitting.findings import Findings
-from fusetune.fitting.prepared import Prepared, phase
+from fusetune.fitting.prepared import Prepared
 from fusetune.fitting.saved import Trained, load_trained, reporting, save_trained
 from fusetune.fitting.steps import bundle, encode, tune
 from fusetune.inference.features import encoded
@@ -68,24 +68,24 @@ class Aligning:
     def run(self) -> tuple[Bundle, RunResults]:
         """From cells to results."""
         model = self.model
-        with phase(self.fit.phases, "encode with frozen backbones"):
+        with self.fit.phase("encode with frozen backbones"):
             self.fit = encode(self.fit, model)
         fit = self.fit
-        with phase(fit.phases, "align in closed form"):
+        with fit.phase("align in closed form"):
             start = self._start(model)
             if start is not None:
                 start.install(model)
                 before = self._vectors(model, "test", fit.features["test"])
         trained = load_trained(fit.run)
         if trained is None:
-            with phase(fit.phases, "tune"):
+            with fit.phase("tune"):
                 history = tune(fit, model, start=Start(alignment=start), evaluator=self._evaluator(model))
             trained = Trained(bundle(fit, model), history, {}, fit.phases)
             save_trained(fit.run, trained)
         self.fit = fit = replace(fit, phases=list(trained.phases))
         self.model = model = trained.bundle.model
         history = trained.history
-        with reporting(fit.folder), phase(fit.phases, "compare and measure"):
+        with reporting(fit.folder), fit.phase("compare and measure"):
             still = [name for name, key in model.routes.items() if key not in history.moved]
             kept = {name: values for name, values in fit.features["test"].items() if name in still}
             after = self._vectors(model, "test", kept)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,15 +114,21 @@ class Prepared:
         """Wraps iterators in progress bars, where they are shown."""
         return track if self.show else None
 
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Time a step, for the report; tell its name where progress is shown."""
+        return timed(self.phases, name, show=self.show)
+
     def backbones(self) -> Backbones:
         """Return a new loader of pretrained backbones."""
         return backbones_of(self.config)
 
 
 @contextmanager
-def phase(phases: list[Phase], name: str) -> Iterator[None]:
-    """Time what is done inside, for the report."""
+def timed(phases: list[Phase], name: str, *, show: bool) -> Iterator[None]:
+    """Time what is done inside, for the report; tell its name where progress is shown."""
     start = time.perf_counter()
+    if show:
+        print_line(name)
     yield
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
     phases.append(Phase(name, time.perf_counter() - start, peak))
@@ -136,10 +142,10 @@ def prepare(asked: RunSettings) -> Prepared:
     """
     config, show = asked.config, asked.progress and processes().is_main_process
     phases: list[Phase] = []
-    with phase(phases, "read tables"):
+    with timed(phases, "read tables", show=show):
         tables = Tables(config, asked.sources)
         tasks = _make_tasks(config, tables.schema, tables.splits["train"])
-    with phase(phases, "read cells"):
+    with timed(phases, "read cells", show=show):
         set_seed(config.seed)
         modalities = build_modalities(_columns(config, tables.schema, has_task=bool(tasks)), backbones_of(config))
         examples = {}

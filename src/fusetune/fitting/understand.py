@@ -11,7 +11,7 @@ from fusetune.deploy.bundle import Bundle
 from fusetune.evaluation.results import RunResults
 from fusetune.fitting.choose import choose_fusion, start_fusion
 from fusetune.fitting.findings import Findings
-from fusetune.fitting.prepared import Prepared, phase
+from fusetune.fitting.prepared import Prepared
 from fusetune.fitting.saved import Trained, load_trained, reporting, save_trained
 from fusetune.fitting.stack import Growing, as_they_are
 from fusetune.fitting.steps import alone_models, build, bundle, encode, fit_probes, single_models, tune
@@ -27,22 +27,22 @@ def fit_understand(fit: Prepared) -> tuple[Bundle, RunResults]:
     Raises:
         UserError, RunError: see `api.fit`.
     """
-    with phase(fit.phases, "encode with frozen backbones"):
+    with fit.phase("encode with frozen backbones"):
         fit = replace(fit, rng_state=torch.get_rng_state())
         model = build(fit, start_fusion(fit))
         _check(fit, model)
         fit = encode(fit, model)
-    with phase(fit.phases, "fit linear probes"):
+    with fit.phase("fit linear probes"):
         fit = replace(fit, probes=fit_probes(fit))
     if isinstance(neural(fit.config.fusion), AutoConfig):
-        with phase(fit.phases, "choose the fusion"):
+        with fit.phase("choose the fusion"):
             choice, fusion = choose_fusion(fit)
         config = fit.config.model_copy(update={"fusion": with_neural(fit.config.fusion, fusion)})
         fit = replace(fit, choice=choice, config=config)
         model = build(fit, fusion)
     trained = load_trained(fit.run) or _train(fit, model)
     fit = replace(fit, phases=list(trained.phases))
-    with reporting(fit.folder), phase(fit.phases, "compare and measure"):
+    with reporting(fit.folder), fit.phase("compare and measure"):
         results = Findings(fit, trained).results(alone_models(fit), single_models(fit))
     return trained.bundle, results
 
@@ -65,13 +65,13 @@ def _check(fit: Prepared, model: Family) -> None:
 def _train(fit: Prepared, model: Family) -> Trained:
     """Tune the model, grow its trees, choose its decisions on validation rows, and save it."""
     before = as_they_are(fit, model)
-    with phase(fit.phases, "tune"):
+    with fit.phase("tune"):
         history = tune(fit, model, start=Start(fit.probes))
     trained = Trained(bundle(fit, model), history, {}, fit.phases)
     if isinstance(fit.config.fusion, StackConfig):
-        with phase(fit.phases, "grow trees"):
+        with fit.phase("grow trees"):
             trained.bundle.stack, trained.stacked = Growing(fit, model, history, before).run()
-    with phase(fit.phases, "save"):
+    with fit.phase("save"):
         trained.val_scores = Findings(fit, trained).decide()
         save_trained(fit.run, trained)
     return trained
