@@ -23,6 +23,7 @@ from fusetune.objectives.base import Objective
 from fusetune.registry import MODALITIES
 from fusetune.tasks.abilities import Probed
 from fusetune.tasks.base import Task
+from fusetune.training.changes import changed_parameters, digests
 from fusetune.training.finetune import finetune
 from fusetune.training.hardware.devices import processes
 from fusetune.training.history import TrainingHistory
@@ -112,6 +113,7 @@ def tune(
     Raises:
         RunError, Interrupted: see `finetune`.
     """
+    before = digests(model)
     history = finetune(
         model,
         training_rows(fit),
@@ -127,6 +129,7 @@ def tune(
             bar=fit.show,
         ),
     )
+    history.changed = changed_parameters(before, model, model.encoders)
     history.warnings += fit.run.said
     return history
 
