@@ -502,7 +502,8 @@ class TestRepeats:
 @pytest.mark.parametrize("settings", [{"gradient_checkpointing": True}, {"precision": "bf16"}, {"optimizer": "lion"}])
 def test_ways_to_train(fit, tiny, settings):
     tuned = fit(["note", "photo"], text=tiny("bert"), image=tiny("vit"), trainer={"epochs": 1, **settings})
-    assert {used.how for used in tuned.results.backbones} == {"tuned"}
+    assert {point.stage for point in tuned.results.curve.points} == {"head", "tune"}
+    assert all("frozen" not in used.how for used in tuned.results.backbones)
     assert all(math.isfinite(point.val_loss) for point in tuned.results.curve.points)
     assert Path(tuned.folder / "README.md").is_file()
 
