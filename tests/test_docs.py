@@ -125,12 +125,15 @@ def test_settings_with_values_in_the_pages_are_valid():
         assert Config().with_overrides([setting]) is not None
 
 
-def test_parts_of_the_page_work_as_a_plug_in(tmp_path):
-    """The page's module is installed, as far as entry points tell, and used by name in a process of its own."""
+@pytest.fixture
+def plug_in(tmp_path):
+    """The module of extending.md, installed as far as entry points tell, its tests, a table, a way to run Python."""
     page = ROOT / "docs" / "extending.md"
+    *parts, tests = blocks(page, "python")
     (text,) = blocks(page, "toml")
     project = tomllib.loads(text)["project"]
-    (tmp_path / "my_parts.py").write_text(python(page), encoding="utf-8")
+    (tmp_path / "my_parts.py").write_text("\n".join(parts), encoding="utf-8")
+    (tmp_path / "test_my_parts.py").write_text(tests, encoding="utf-8")
     installed = tmp_path / "my_parts-0.1.0.dist-info"
     installed.mkdir()
     (installed / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 0.1.0\n")
@@ -143,31 +146,54 @@ def test_parts_of_the_page_work_as_a_plug_in(tmp_path):
     busy = ["busy" if date.fromisoformat(day).weekday() < 5 else "calm" for day in days]
     lines = "".join(f"{day},{place % 7},{label}\n" for place, (day, label) in enumerate(zip(days, busy, strict=True)))
     (tmp_path / "days.csv").write_text("day,noise,shop\n" + lines)
+
+    def run(*arguments):
+        path = os.pathsep.join([str(tmp_path), str(ROOT / "src"), os.environ["PYTHONPATH"]])
+        env = os.environ | {"PYTHONPATH": path}
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_parts_of_the_page_keep_their_contracts(plug_in):
+    """Of the example targets FocalTask takes those of text; one test a rule runs for each of the four parts."""
+    shown = plug_in("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_parts.py")
+    assert int(re.search(r"(\d+) passed", shown)[1]) > 100
+
+
+def test_parts_of_the_page_work_as_a_plug_in(plug_in, tmp_path):
+    """Used by name, to the end of a fit with its report, alone and with trees beside the network."""
     use = """
-import my_parts, fusetune as ft
-my_parts.test_parts()
+import fusetune as ft
+import my_parts
+losses, forward = [], my_parts.ActivationPenalty.forward
+def watched(self, *args):
+    found = forward(self, *args)
+    losses.extend(found.values())
+    return found
+my_parts.ActivationPenalty.forward = watched
+fusion = {"name": "average", "scale": 2.0}
 settings = {
-    "fusion": {"name": "average", "scale": 2.0},
     "tasks": {"shop": {"name": "focal", "gamma": 1.0}},
+    "objectives": {"activation": {"weight": 0.001}},
     "trainer": {"epochs": 0, "head_epochs": 1, "trackers": []},
-    "report": {"bootstrap": 0},
+    "report": {"bootstrap": 20, "slices": ["day"]},
 }
-tuned = ft.fit("days.csv", target="shop", config=settings, out="model", progress=False)
-assert tuned.bundle.schema.columns["day"].kind == "weekday"
-assert ft.load("model").predict("days.csv")["shop"] == tuned.predict("days.csv")["shop"]
-print(tuned.results.tasks[0].first("after").metrics["accuracy"].value)
+for folder, chosen in ("model", fusion), ("stacked", {"name": "stack", "base": fusion, "rounds": 5}):
+    tuned = ft.fit("days.csv", target="shop", config=settings | {"fusion": chosen}, out=folder, progress=False)
+    assert tuned.bundle.schema.columns["day"].kind == "weekday"
+    assert ft.load(folder).predict("days.csv")["shop"] == tuned.predict("days.csv")["shop"]
+    assert losses and all(loss.requires_grad for loss in losses), "the objective is not minimised"
+    losses.clear()
+    print(tuned.results.tasks[0].first("after").metrics["accuracy"].value)
 """
-    path = os.pathsep.join([str(tmp_path), str(ROOT / "src")])
-    done = subprocess.run(
-        [sys.executable, "-c", use],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([path, os.environ["PYTHONPATH"]])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) > 0.8
+    scores = [float(line) for line in plug_in("-c", use).split()]
+    assert len(scores) == 2 and min(scores) > 0.8
+    for folder in ("model", "stacked"):
+        assert "average" in (tmp_path / folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_links_lead_somewhere():
