@@ -20,6 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 LAYERS = [
     "errors",
     "_optional",
+    "_private",
     "security",
     "registry",
     "config",
@@ -181,6 +182,45 @@ def test_nothing_unsafe_is_used(path):
             if isinstance(keyword.value, ast.Constant):
                 pair = (keyword.arg, keyword.value.value)
                 assert pair not in FORBIDDEN_ARGUMENTS, f"line {node.lineno}: {pair}"
+
+
+def is_private(name: str) -> bool:
+    return re.fullmatch(r"_[a-zA-Z]\w*", name) is not None
+
+
+def private_names_of_ours() -> set[str]:
+    """The names with one leading underscore that our own modules define."""
+    names: set[str] = set()
+    for path in MODULES:
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                names.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                names.add(node.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                names |= {node.attr} if ast.unparse(node.value) in ("self", "cls") else set()
+    return {name for name in names if is_private(name)} | {"_private", "_optional"}
+
+
+OURS = private_names_of_ours()
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.name != "_private.py"], ids=name_of)
+def test_private_names_of_other_libraries_are_in_one_module(path):
+    """Each stands in fusetune._private, with a canary in tests/test_private.py."""
+    for line, name in imported(path):
+        root, *parts = name.split(".")
+        foreign = root not in ("fusetune", "__future__") and any(map(is_private, parts))
+        assert not foreign, f"line {line}: {name} is private"
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Attribute):
+            assert not is_private(node.attr) or node.attr in OURS, f"line {node.lineno}: {ast.unparse(node)} is private"
+            swapped = node.attr == "__class__" and isinstance(node.ctx, ast.Store)
+            assert not swapped, f"line {node.lineno}: replace the object, not its class"
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("getattr", "hasattr", "setattr", ".pop")):
+            texts = [one.value for one in node.args if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+            wrong = [text for text in texts if is_private(text) and text not in OURS]
+            assert not wrong, f"line {node.lineno}: {wrong} is private"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

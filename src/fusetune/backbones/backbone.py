@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from fusetune import _private
 from fusetune.backbones import structure
 from fusetune.backbones.boundary import BOUNDARY, starting_at
 from fusetune.backbones.compiled import bucketed, explained
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 FILE = "backbone.json"
 KINDS = ("text", "image", "audio")
 POOLS = ("mean", "cls", "last", "own", "none")
-_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 class Backbone(nn.Module):
@@ -224,8 +224,7 @@ class Backbone(nn.Module):
         real = torch.arange(waves.shape[1], device=waves.device) < lengths[:, None]  # (rows, samples)
         if not self._alone:
             values, own = self._call({name: waves, "attention_mask": real.long()})
-            mask = self.model._get_feature_vector_attention_mask(values.shape[1], real.long()).bool()  # type: ignore[operator]
-            return values, mask, own
+            return values, _private.waveform_mask(self.model, values.shape[1], real.long()), own
         rows: list[Tensor] = []
         found: list[Tensor] = []
         for length in sorted(set(lengths.tolist())):
@@ -278,7 +277,7 @@ class Backbone(nn.Module):
                 block.eval()
         if self.norm_eval and self.pretrained:
             for module in self.modules():
-                if isinstance(module, _NORMS):
+                if isinstance(module, structure.BATCH_NORMS):
                     module.eval()
         return self
 

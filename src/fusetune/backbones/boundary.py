@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fusetune import _private
 from fusetune.backbones import structure
 from fusetune.backbones.grouping import whole
 from fusetune.backbones.inputs import AudioInputs, TextInputs
@@ -91,15 +92,16 @@ def starting_at(backbone: Any, number: int, hidden: Tensor) -> Iterator[None]:
         return (passed,) if backbone.gives_tuples else passed
 
     skipped = found[1][:number]
-    compiled = [layer._compiled_call_impl for layer in skipped]
+    compiled = [_private.compiled_call(layer) for layer in skipped]
     for place, layer in enumerate(skipped):
-        layer.forward, layer._compiled_call_impl = (later if place else first), None
+        layer.forward = later if place else first
+        _private.set_compiled_call(layer, None)
     try:
         yield
     finally:
         for layer, before in zip(skipped, compiled, strict=True):
             layer.__dict__.pop("forward", None)
-            layer._compiled_call_impl = before
+            _private.set_compiled_call(layer, before)
 
 
 def stand_in(backbone: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

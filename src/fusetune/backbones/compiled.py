@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from fusetune import _private
 from fusetune.backbones import structure
 from fusetune.backbones.inputs import AudioInputs
 from fusetune.errors import ConfigError, RunError
@@ -63,20 +64,13 @@ def check_compiler() -> None:
         ConfigError: so it is.
     """
     if torch.cuda.is_available():
-        from torch.utils._triton import has_triton
-
-        if not has_triton():
+        if not _private.has_triton():
             raise ConfigError("trainer.compile needs Triton on a GPU", do=f"pip install triton; {WITHOUT}")
         return
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler as error:
+    if not _private.has_cpp_compiler():
         raise ConfigError(
             "trainer.compile needs a C++ compiler", came="none that runs", do=f"install g++ or set CXX; {WITHOUT}"
-        ) from error
+        )
 
 
 @contextmanager
@@ -93,10 +87,7 @@ def compiling(encoders: Mapping[str, Any]) -> Iterator[list[str]]:
         found = structure.layers(encoder.model)
         changed.append((encoder, list(found[1]) if found else [encoder.model]))
     if changed:
-        import torch._dynamo as dynamo
-
-        dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, MOST)
-        dynamo.config.accumulated_recompile_limit = max(dynamo.config.accumulated_recompile_limit, 4 * MOST)
+        _private.allow_recompilations(MOST)
     try:
         for encoder, parts in changed:
             encoder.compiled = True
@@ -107,7 +98,7 @@ def compiling(encoders: Mapping[str, Any]) -> Iterator[list[str]]:
         for encoder, parts in changed:
             encoder.compiled = False
             for part in parts:
-                part._compiled_call_impl = None
+                _private.set_compiled_call(part, None)
 
 
 def _why_not(encoder: Any) -> str:
@@ -118,7 +109,7 @@ def _why_not(encoder: Any) -> str:
 
 def learns_from_padding(encoder: Any) -> bool:
     """Whether rows that are added to a batch would change what an encoder's batch normalisation learns."""
-    norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules())
+    norms = any(isinstance(module, structure.BATCH_NORMS) for module in encoder.modules())
     return norms and not (encoder.norm_eval and encoder.pretrained)
 
 
@@ -132,7 +123,7 @@ def explained() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        if not _private.is_compiler_error(error):
             raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise RunError(f"an encoder cannot be compiled: {lines[0]}\n  Do: {WITHOUT}") from error

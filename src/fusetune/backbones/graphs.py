@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fusetune import _private
 from fusetune.backbones import structure
 from fusetune.backbones.compiled import learns_from_padding
 from fusetune.backbones.grouping import whole
@@ -219,8 +220,7 @@ def capture(over: Callable[..., tuple[Tensor, ...]], tensors: list[Tensor], pool
             return torch.cuda.make_graphed_callables(over, tuple(tensors), allow_unused_input=True, pool=pool)
     except RuntimeError as error:
         # It also leaves the generator as if it went on.
-        generator = torch.cuda.default_generators[tensors[0].get_device()]
-        generator.graphsafe_set_state(generator.clone_state())
+        _private.end_failed_capture(device)
         try:
             torch.rand(1, device=device)
         except RuntimeError as after:

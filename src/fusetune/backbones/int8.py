@@ -17,6 +17,8 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from fusetune import _private
+
 M = TypeVar("M", bound=nn.Module)
 LEVELS = 127
 CHUNK = 1 << 17
@@ -27,7 +29,7 @@ TOGETHER = [("query", "key", "value"), ("q_proj", "k_proj", "v_proj"), ("q_lin",
 
 def has_int8() -> bool:
     """Whether the processor sums products of 8-bit integers itself (AVX512-VNNI)."""
-    return bool(torch.cpu._is_vnni_supported())
+    return _private.has_vnni()
 
 
 def num_linear(module: nn.Module) -> int:
@@ -96,7 +98,7 @@ class Int8Linear(nn.Module):
         weight = layer.weight.detach()
         self._scale = weight.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / LEVELS  # (out,)
         whole = (weight / self._scale.unsqueeze(1)).round().to(torch.int8)
-        self._packed = torch.ops.onednn.qlinear_prepack(whole, None)
+        self._packed = _private.pack_int8(whole)
         self._zeros = torch.zeros(layer.out_features, dtype=torch.int32)
         self._bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
         self._rounded: tuple[Rounded, int, int] | None = None
@@ -108,21 +110,7 @@ class Int8Linear(nn.Module):
         else:
             shared, reader, readers = self._rounded
             unsigned, step = shared.of(values, reader, readers)
-        found: Tensor = torch.ops.onednn.qlinear_pointwise(
-            unsigned,
-            1.0,
-            128,
-            self._packed,
-            self._scale,
-            self._zeros,
-            None,
-            1.0,
-            0,
-            torch.float32,
-            "none",
-            [],
-            "",
-        )
+        found = _private.int8_products(unsigned, self._packed, self._scale, self._zeros)
         return torch.addcmul(self._bias, found, step, out=found).view(*values.shape[:-1], self.out_features)
 
 
@@ -141,10 +129,9 @@ def _view(module: nn.Module, seen: dict[nn.Module, nn.Module]) -> nn.Module:
         if type(module) is nn.Linear:  # a subclass may do something else
             seen[module] = Int8Linear(module)
         else:
-            view = seen[module] = _shallow(module)
-            view._modules = {
-                name: None if child is None else _view(child, seen) for name, child in module._modules.items()
-            }
+            children = _private.children(module).items()
+            replaced = {name: None if child is None else _view(child, seen) for name, child in children}
+            view = seen[module] = _private.shallow_copy(module, replaced)
             _round_once(view)
     return seen[module]
 
@@ -152,15 +139,8 @@ def _view(module: nn.Module, seen: dict[nn.Module, nn.Module]) -> nn.Module:
 def _round_once(module: nn.Module) -> None:
     """Have an attention's layers round once what they all read."""
     for names in TOGETHER:
-        layers = [module._modules.get(name) for name in names]
+        layers = [getattr(module, name, None) for name in names]
         if all(isinstance(layer, Int8Linear) for layer in layers):
             shared = Rounded()
             for reader, layer in enumerate(cast(list[Int8Linear], layers)):
                 layer._rounded = (shared, reader, len(layers))
-
-
-def _shallow(module: nn.Module) -> nn.Module:
-    """Another module with the same parts; `copy.copy` refuses those with a parametrised weight."""
-    made: nn.Module = object.__new__(type(module))
-    made.__dict__.update(module.__dict__)
-    return made

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fusetune import _private
 from fusetune.backbones.grouping import whole
 from fusetune.errors import BackboneError
 from fusetune.types import Tokens
@@ -52,10 +53,6 @@ def encode(encoder: nn.Module, tensors: dict[str, Tensor]) -> Tokens:
             after.callback(handle.remove)
             after.enter_context(whole(encoder))
         elif any(tensor.requires_grad for tensor in rest.values()):
-            # transformers' encoders of sounds make their input a leaf that takes gradients, which this one cannot be.
-            for module in encoder.modules():
-                if getattr(module, "_requires_grad", False) is True:
-                    module._requires_grad = False  # type: ignore[assignment]
-                    after.callback(setattr, module, "_requires_grad", True)
+            after.enter_context(_private.inputs_not_leaves(encoder))
         tokens: Tokens = encoder(**rest)
         return tokens

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fusetune.errors import BackboneError
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 INPUT_NAMES = {"text": ("input_ids",), "image": ("pixel_values",), "audio": ("input_values", "input_features")}
 
 
@@ -139,8 +140,8 @@ def remove(model: nn.Module, path: str, how: str) -> None:
     elif how == "none":
         setattr(owner, name, None)
     else:
-        value = owner._parameters.pop(name)
-        assert value is not None
+        value = getattr(owner, name)
+        delattr(owner, name)
         owner.register_buffer(name, value.detach())
 
 
@@ -192,7 +193,7 @@ def _try(model: nn.Module, path: str, how: str, probe: Callable[[], Tensor], out
         return True  # a constant computes the same
     owner_path, _, name = path.rpartition(".")
     owner = model.get_submodule(owner_path)
-    is_parameter = name in owner._parameters
+    is_parameter = isinstance(getattr(owner, name), nn.Parameter)
     if isinstance(owner, nn.ModuleList | nn.Sequential) or (is_parameter and how == "identity"):
         return False
     before = getattr(owner, name)
@@ -202,10 +203,7 @@ def _try(model: nn.Module, path: str, how: str, probe: Callable[[], Tensor], out
             same = torch.equal(probe(), output)
     except (AttributeError, TypeError, RuntimeError, ValueError):
         same = False
-    if is_parameter:
-        owner._parameters[name] = before
-    else:
-        owner._modules[name] = before
+    setattr(owner, name, before)
     return same
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 from torch import nn
 
+from fusetune import _private
 from fusetune._optional import optional_import
 from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.int8 import has_int8, in_int8, num_linear
@@ -237,13 +237,14 @@ def _in_int8(model: Family, device: str) -> Family:
             came=", ".join(encoder.source for encoder in backbones.values()) or "no pretrained encoder",
             do="take float32 or bf16",
         )
-    state = [(one.data_ptr(), one._version) for encoder in backbones.values() for one in encoder.parameters()]
+    state = [
+        (one.data_ptr(), _private.num_changes(one)) for encoder in backbones.values() for one in encoder.parameters()
+    ]
     before, view = _low.get(model, ([], None))
     if view is not None and before == state:
         return view
-    view = copy.copy(model)  # the model's own parts, but for these encoders
     low = {key: in_int8(encoder) for key, encoder in backbones.items()}
-    view._modules = {**model._modules, "encoders": nn.ModuleDict({**dict(model.encoders.items()), **low})}
+    view = _private.shallow_copy(model, {"encoders": nn.ModuleDict({**dict(model.encoders.items()), **low})})
     _low[model] = (state, view)
     return view
 

@@ -17,6 +17,10 @@ from fusetune.types import Batch, Outputs
 if TYPE_CHECKING:
     from fusetune.models.family import Family
 
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
 
 class RDrop(Objective):
     """½ (KL(p‖q) + KL(q‖p)) of the predictions p and q of two passes with other dropout masks, the mean over rows.
@@ -45,7 +49,7 @@ class RDrop(Objective):
         if not tasks:
             raise ConfigError("the objective rdrop compares predictions, and nothing is predicted", do="name a target")
         self.tasks = require(tasks, Divergent, where="objectives.rdrop")  # type: ignore[type-abstract]
-        drops = [m for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
+        drops = [m for m in model.modules() if isinstance(m, DROPOUTS) and m.p > 0]
         if not drops and not any(getattr(module, "modality_dropout", 0) for module in model.modules()):
             self.warnings.append("objectives.rdrop: the model has no dropout, so both passes predict alike")
 

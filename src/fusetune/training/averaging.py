@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fusetune.backbones.structure import BATCH_NORMS
 from fusetune.config.trainer import TrainerConfig
 from fusetune.training.callbacks import BestStep, Callback, Check, better
 from fusetune.training.hardware.dtensor import whole
@@ -27,7 +28,7 @@ def trained_weights(module: nn.Module) -> dict[str, Tensor]:
     """What training moves: trainable parameters, and running statistics of batch norms that have some; by name."""
     found: dict[str, Tensor] = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
     for path, part in module.named_modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and any(p.requires_grad for p in part.parameters()):
+        if isinstance(part, BATCH_NORMS) and any(p.requires_grad for p in part.parameters()):
             found |= {f"{path}.{name}": value for name, value in part.named_buffers() if value.is_floating_point()}
     return found
 

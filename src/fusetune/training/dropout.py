@@ -34,12 +34,24 @@ class QuickDropout(nn.Dropout):
 
 @contextmanager
 def quick_dropout(model: nn.Module) -> Iterator[None]:
-    """Inside, the model's `nn.Dropout` modules draw quickly where they compute on a processor."""
-    found = [module for module in model.modules() if type(module) is nn.Dropout and not module.inplace]
-    for module in found:
-        module.__class__ = QuickDropout
+    """Replace a model's `nn.Dropout` modules by `QuickDropout` inside, and put them back after.
+
+    Subclasses, and modules that work in place, stay.
+
+    Args:
+        model: to be trained on a processor.
+    """
+    quick: dict[nn.Module, QuickDropout] = {}
+    replaced: list[tuple[nn.Module, str, nn.Module]] = []  # parent, name, child
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if path and type(module) is nn.Dropout and not module.inplace:
+            parent, _, name = path.rpartition(".")
+            replaced.append((model.get_submodule(parent), name, module))
+            quick.setdefault(module, QuickDropout(module.p)).train(module.training)
+    for parent, name, module in replaced:
+        setattr(parent, name, quick[module])
     try:
         yield
     finally:
-        for module in found:
-            module.__class__ = nn.Dropout
+        for parent, name, module in replaced:
+            setattr(parent, name, module.train(quick[module].training))

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers import get_scheduler
 
+from fusetune import _private
 from fusetune.data.examples import Examples
 from fusetune.data.sampler import UpdateSampler
 from fusetune.errors import Interrupted, NonFiniteLoss, RunError
@@ -134,8 +135,7 @@ def run_stage(
                 pass
     finally:
         release(accelerator)
-        for name in ("forward", "_original_forward"):  # which mixed precision put there
-            learner.__dict__.pop(name, None)
+        _private.unwrap_forward(learner)
     return first_step + running.done
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from fusetune import _private
 from fusetune.data.examples import Examples
 from fusetune.inference.features import fill_features
 from fusetune.models.family import Family
@@ -62,8 +62,7 @@ class Stack:
             model: tuned; its encoders that were not moved serve as they are.
             examples: prepared rows.
         """
-        untuned = copy.copy(model)  # a view: the model's own parts, but for these encoders
-        untuned._modules = dict(model._modules)
+        untuned = _private.shallow_copy(model)  # the model's own parts, but for these encoders
         device = next(model.parameters()).device
         kept = {key: encoder.to(device) for key, encoder in self.frozen.items()}
         untuned.encoders = nn.ModuleDict({**dict(model.encoders.items()), **kept})

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from accelerate.utils import DistributedDataParallelKwargs
 
+from fusetune import _private
 from fusetune._optional import optional_import
 from fusetune.config.trainer import TrainerConfig
 from fusetune.errors import ConfigError, nearest
@@ -35,8 +35,7 @@ def release(accelerator: Accelerator) -> None:
     """
     if accelerator.num_processes > 1:
         accelerator.free_memory()
-    for held in (accelerator._models, accelerator._optimizers, accelerator._schedulers):
-        held.clear()
+    _private.forget_prepared(accelerator)
 
 
 def check_trackers(trackers: Sequence[str]) -> None:
@@ -78,7 +77,7 @@ def make_accelerator(settings: TrainerConfig, log_dir: Path | None, precision: s
                 expected="data parallelism (DDP), with trainer.shard=true where parameters are to be spread (FSDP2)",
                 do="launch with torchrun, or answer no where accelerate config asks for it",
             )
-    AcceleratorState._reset_state()  # a process may run several fits, each with its own precision
+    _private.forget_precision()  # a process may run several fits, each with its own precision
     return Accelerator(
         mixed_precision=precision,
         log_with=trackers or None,

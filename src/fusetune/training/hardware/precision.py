@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import AutocastKwargs
 from torch import Tensor, nn
 
+from fusetune import _private
 from fusetune.inference.memory import kept_memory
 from fusetune.training.learner import Learner
 from fusetune.types import Batch
@@ -35,8 +36,7 @@ class Autocast(AutocastKwargs):  # type: ignore[misc]  # accelerate has no types
 
 def has_bf16() -> bool:
     """Whether the processor multiplies in bfloat16 itself (AVX512-BF16 or AMX)."""
-    cpu = torch.cpu
-    return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
+    return _private.has_fast_bf16()
 
 
 def chosen(asked: str, learner: Learner, batch: Callable[[], Batch], trained: Sequence[Tensor], updates: int) -> str:

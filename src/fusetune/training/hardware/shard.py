@@ -21,6 +21,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from fusetune import _private
 from fusetune.backbones import structure
 from fusetune.backbones.backbone import Backbone
 from fusetune.errors import ConfigError
@@ -84,14 +85,13 @@ def sharded(learner: Learner, keys: Collection[str]) -> Iterator[list[nn.Module]
                 layer.to("cpu")  # the copy's share is all that the device holds
                 spread.append(part)
         names = [name for name, parameter in learner.named_parameters() if is_spread(parameter)]
-        learner._ddp_params_and_buffers_to_ignore = names  # type: ignore[assignment]
-        yield spread
+        with _private.unsynchronised(learner, names):
+            yield spread
     finally:
         for members, place, layer in places:
             for own, parameter in zip(layer.parameters(), members[place].parameters(), strict=True):
                 own.requires_grad_(parameter.requires_grad)
             members[place] = layer.to(device)
-        learner.__dict__.pop("_ddp_params_and_buffers_to_ignore", None)
 
 
 def forget_absent(learner: Learner, micro_batches: Sequence[Batch], accelerator: Accelerator) -> None:

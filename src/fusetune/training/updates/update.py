@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from fusetune import _private
 from fusetune.errors import NonFiniteLoss
 from fusetune.training.hardware.dtensor import clip as scale_down
 from fusetune.training.hardware.dtensor import gradient_norm, is_spread
@@ -38,13 +39,13 @@ class Buffers:
     def note(self) -> None:
         """They are now what they should be."""
         for buffers, kept in self._pairs:
-            torch._foreach_copy_(kept, buffers)
+            _private.copy_all(kept, buffers)
 
     @torch.no_grad()
     def restore(self) -> None:
         """They are again what they were at the last `note`."""
         for buffers, kept in self._pairs:
-            torch._foreach_copy_(buffers, kept)
+            _private.copy_all(buffers, kept)
 
 
 class Gradients(Protocol):
