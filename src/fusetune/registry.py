@@ -95,6 +95,7 @@ MODALITIES = Registry(
         "image": "fusetune.modalities.image:ImageModality",
         "audio": "fusetune.modalities.audio:AudioModality",
         "number": "fusetune.modalities.number:NumberModality",
+        "date": "fusetune.modalities.date:DateModality",
         "category": "fusetune.modalities.category:CategoryModality",
         "text": "fusetune.modalities.text:TextModality",
     },

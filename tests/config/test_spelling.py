@@ -57,6 +57,10 @@ def test_one_sign_is_itself(sign):
     assert parse_override(f"tasks.y.separator={sign}")["tasks"]["y"]["separator"] == sign
 
 
+def test_formats_of_dates_need_no_quotes():
+    assert Config().with_overrides(["data.read.dates=%d/%m/%Y"]).data.read.dates == "%d/%m/%Y"
+
+
 def test_names_of_columns_and_targets_may_look_like_numbers():
     config = Config().with_overrides(["columns={2020: number}", "tasks={yes: binary}", "tasks.01=regression"])
     assert list(config.columns) == ["2020"] and list(config.tasks) == ["yes", "01"]

@@ -190,8 +190,12 @@ def parse_override(override: str) -> dict[str, Any]:
 
 
 def _is_sign(text: str) -> bool:
-    """Whether a value is one punctuation mark; `~` is YAML's null, and brackets open a list or mapping."""
-    return len(text) == 1 and not (text.isalnum() or text.isspace() or text in "~[{")
+    """Whether a value is one punctuation mark, or begins with one that YAML reserves, as "%d/%m/%Y" does.
+
+    `~` is YAML's null, and brackets open a list or mapping.
+    """
+    alone = len(text) == 1 and not (text.isalnum() or text.isspace() or text in "~[{")
+    return alone or text.startswith(("%", "@", "`"))
 
 
 def merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:

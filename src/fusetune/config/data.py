@@ -41,6 +41,8 @@ class ReadConfig(Section):
     """The decimal mark of numbers."""
     thousands: Annotated[Literal["", ",", ".", " ", "'", "_"] | None, _character(_SPACES)] = None
     """Between groups of three digits; `none` for none, `space` for any kind of space."""
+    dates: str | None = None
+    """The format of dates in strptime's letters, as `%d/%m/%Y`. ISO dates are always read."""
 
     @field_validator("separator", "quote")
     @classmethod

@@ -146,6 +146,7 @@ def sample_cells(folder: Path) -> list[Any]:
     (folder / "empty.wav").write_bytes(b"")
     return [
         *("3", "-2.5", "1e3", "00501", " 4 ", "1,234", "12 %", "nan", "9007199254740993"),
+        *("2020-03-14", "1999-12-31 23:59:59"),
         *(5, 0.25, -17, True, float("inf"), 10**400),
         *("red", "green", "A longer piece of writing, with words.", "🙂 emoji", "שלום עולם", "a\x00b", "half \ud800"),
         *("red.png", "blue.png", "red.png;blue.png", "low.wav", "high.wav", "broken.png", "empty.wav", "missing.png"),
@@ -189,6 +190,7 @@ def typical_columns(folder: Path) -> dict[str, list[Any]]:
     return {
         "number": [f"{1.7 * place - 8:.2f}" for place in range(12)],
         "category": ["red", "green", "blue"] * 4,
+        "date": [f"2020-{place + 1:02d}-{2 * place + 1:02d}" for place in range(12)],
         "text": [f"I must say that {subject} {ending}." for subject in subjects for ending in endings],
         "image": pictures,
         "audio": sounds,

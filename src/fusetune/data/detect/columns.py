@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from fusetune.config.data import ReadConfig
+from fusetune.data.detect.dates import guess_dates
 from fusetune.data.detect.forms import FEW, NUMBERS, guess_numbers
 from fusetune.data.detect.giveaway import gives_away
-from fusetune.data.detect.roles import find_role, is_integer, names_things
+from fusetune.data.detect.roles import find_role, is_integer, looks_like_owners, names_codes, names_things
 from fusetune.data.reading.cell_forms import CellForm, missing_words
 from fusetune.data.schema import ColumnSpec, Override, Schema, checked_overrides
 from fusetune.data.table import Table, is_missing
@@ -124,8 +125,15 @@ class _Judge:
         """Return the form of the column's cells if it is one of numbers, else of words."""
         column = self.seen[name]
         words = self._words(column)
-        if kind not in (None, "number") or not column.present:
+        if kind not in (None, "number", "date") or not column.present:
             return words
+        if kind != "number" and not is_target and (dates := guess_dates(name, column.sample(), self.read)):
+            if dates.other is not None:
+                self.schema.warnings.append(
+                    f"column {name!r}: its dates are read as {dates.form.dates}, and {dates.other} fits them as well; "
+                    "data.read.dates says which is meant"
+                )
+            return dates.form
         guess = self.numbers[name]
         if self.decimal is not None:
             guess = guess_numbers(column.sample(), self.read, decimal=self.decimal)
@@ -203,6 +211,12 @@ class _Judge:
             )
             return "ignore", "addresses of media, which are not fetched: download them and give paths"
         found = find_role(name, kind, column.present, column.num_missing)
+        if found is None and (num := looks_like_owners(name, column.present)):
+            self.schema.warnings.append(
+                f"column {name!r} names {num} of what rows belong to, each in many rows. A random split puts rows of "
+                f"each on both sides, so the score says nothing of new ones: columns.{name}=group keeps them apart; "
+                f"columns.{name}=input says that they are known in advance"
+            )
         return (found.role, found.reason) if found else ("input", reason)
 
 
@@ -218,8 +232,11 @@ def _kind(table: Table, name: str, column: _Column, kinds: Sequence[str]) -> tup
         found = MODALITIES.get(kind).detect(sample, base_dir=table.base_dir)
         if found.confidence > confidence:
             best, reason, confidence = kind, found.reason, found.confidence
-    if best == "number" and "category" in kinds and names_things(name) and all(is_integer(cell) for cell in sample):
-        best, reason = "category", "integers that the column's name calls identifiers"
+    if best == "number" and "category" in kinds and all(is_integer(cell) for cell in sample):
+        if names_things(name):
+            best, reason = "category", "integers that the column's name calls identifiers"
+        elif names_codes(name, sample):
+            best, reason = "category", "integers that the column's name calls codes, and that repeat"
     return best, reason, confidence
 
 

@@ -36,13 +36,46 @@ SPLIT_WORDS = {
 _ID_WORDS = {"id", "ids", "uuid", "guid", "idx", "index", "rowid", "hash", "md5", "sha1", "sha256", "key", "pk"}
 _OWNERS = {
     "patient", "subject", "participant", "person", "speaker", "user", "customer", "client", "student", "member",
-    "household", "volunteer", "donor", "respondent", "author", "singer", "actor",
+    "household", "volunteer", "donor", "respondent", "author", "singer", "actor", "sender", "narrator", "caller",
 }  # fmt: skip
+_SOURCES = {"dialogue", "dialog", "conversation", "session", "document", "doc", "thread", "recording"}
+"""What several rows come from: only with an ending such as "id", as a column `document` may hold the text itself."""
+_ROW_THINGS = {"row", "record", "sample", "utterance", "utt", "message", "turn", "sentence", "segment", "line", "entry"}
+"""What a row is: identifiers of these only number rows, also where they start anew in every document."""
 _OWNER_ENDINGS = _ID_WORDS | {"no", "nr", "number", "num", "code", "name"}
+_NUMBERED = {
+    ("sr", "no"),
+    ("s", "no"),
+    ("sl", "no"),
+    ("serial", "no"),
+    ("serial", "number"),
+    ("serial", "num"),
+    ("row", "no"),
+    ("row", "num"),
+    ("row", "number"),
+    ("line", "no"),
+    ("no",),
+    ("nr",),
+    ("sno",),
+    ("srno",),
+    ("slno",),
+    ("lfd", "nr"),
+}
+"""Names of running numbers."""
+_INDEXES = re.compile(
+    r"unnamed: ?\d+(\.\d+)*(_level_\d+)?|level_\d+|row[._ ]?names?|__index_level_\d+__|\.{3}1|_c0", re.IGNORECASE
+)
+"""Names that pandas, R and Spark give to an index that they write as a column."""
+_CODES = {
+    "zip", "zipcode", "postcode", "postal", "plz", "sku", "dept", "department", "fips", "naics", "sic", "isbn", "ean",
+    "upc", "gtin", "msa", "code", "codes", "cd",
+}  # fmt: skip
+"""Words in names of columns whose integers are names of something, without a size or an order."""
+FEW_OWNERS = 3
 _THINGS = _OWNERS | {
     "item", "product", "order", "image", "case", "session", "record", "row", "doc", "document", "sample", "account",
     "ticket", "movie", "film", "post", "tweet", "video", "article", "study", "file", "question", "review", "listing",
-}  # fmt: skip
+} | _SOURCES | _ROW_THINGS  # fmt: skip
 _TIME_WORDS = {"year", "date", "day", "month", "time", "timestamp", "hour", "week"}
 
 _HASH = re.compile(r"[0-9a-f]{16,}|[0-9A-F]{16,}|[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
@@ -74,6 +107,28 @@ def names_things(name: str) -> bool:
     return bool(words) and (words[-1] in _ID_WORDS or words[0] in _ID_WORDS)
 
 
+def names_codes(name: str, cells: Sequence[Any]) -> bool:
+    """Whether integers are codes by their column's name, as postal codes are, and come up twice on average or more."""
+    return bool(set(words_of(name)) & _CODES) and len({str(cell) for cell in cells}) * 2 <= len(cells)
+
+
+def looks_like_owners(name: str, cells: Sequence[Any]) -> int:
+    """Return how many speakers, patients, users or documents a column names, each in five rows or more; else 0.
+
+    `find_role` makes a column of many such names the group; of few, they may be meant as an input.
+    """
+    num = len({str(cell) for cell in cells})
+    if not _names_owners(words_of(name)) or not FEW_OWNERS <= num <= len(cells) / 5:
+        return 0
+    return num
+
+
+def _names_owners(words: list[str]) -> bool:
+    if not words or not set(words[1:]) <= _OWNER_ENDINGS:
+        return False
+    return words[0] in _OWNERS or (words[0] in _SOURCES and len(words) > 1 and words[-1] != "name")
+
+
 def is_integer(cell: Any) -> bool:
     """Whether a cell is a whole number or spells one."""
     return bool(_INTEGER.fullmatch(str(cell).strip()))
@@ -102,9 +157,11 @@ def find_role(name: str, kind: str, cells: Sequence[Any], num_missing: int) -> F
         return Found("ignore", f"numbers {len(distinct)} folds; to split by it, name it as the split column")
     if plain_name in WEIGHT_NAMES and kind == "number" and all(_weight(text) for text in texts):
         return Found("weight", "the name says that it weighs the rows; no cell is negative")
-    if kind in ("image", "audio"):
+    if kind in ("image", "audio", "date"):
         return None
     strings = [text for text in texts if isinstance(text, str)]
+    if reason := _index(name, strings):
+        return Found("id", reason)
     return _group(name, strings) or _identifier(name, kind, strings)
 
 
@@ -117,10 +174,23 @@ def _brief(text: Any) -> str:
     return shown if len(shown) <= 40 else f"{shown[:39]}…"
 
 
+def _index(name: str, texts: list[str]) -> str | None:
+    """Return why a column is an index or a running number, or None."""
+    words, whole = words_of(name), bool(texts) and all(_INTEGER.fullmatch(text.strip()) for text in texts)
+    distinct = len(set(texts))
+    if _INDEXES.fullmatch(name.strip()) and (whole or distinct >= 0.9 * len(texts)):
+        return "an index that another program wrote: it only tells rows apart"
+    if whole and tuple(words) in _NUMBERED and distinct >= REPEATED * len(texts):
+        return "the name says that it numbers the rows"
+    if whole and len(words) > 1 and words[-1] in _ID_WORDS and words[-2] in _ROW_THINGS and distinct > FEW_OWNERS:
+        return f"the name says that it numbers a {words[-2]}: it only tells rows apart"
+    return None
+
+
 def _group(name: str, texts: list[str]) -> Found | None:
     """Rows that belong to one person: they must not lie on both sides of a split."""
     words = words_of(name)
-    if not (words and words[0] in _OWNERS and set(words[1:]) <= _OWNER_ENDINGS):
+    if not _names_owners(words):
         return None
     counts = Counter(texts)
     if not MIN_GROUPS <= len(counts) <= 0.9 * len(texts) or max(counts.values()) > len(texts) / 3:

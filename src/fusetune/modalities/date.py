@@ -1,0 +1,189 @@
+"""Dates and times: how much time has passed, and the parts of the calendar that come back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, time, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusetune.errors import BadCell
+from fusetune.modalities.base import Detection, Modality
+from fusetune.modalities.fixed import FixedFeatures
+from fusetune.modalities.naming import module_name
+from fusetune.modalities.number import NumberModality
+from fusetune.modalities.profile import plain
+
+DAY = 86_400.0
+PARTS = ("month", "day", "weekday", "hour")
+"""Parts that come back, in the order of the features; each is used if it differs between train rows."""
+
+_ISO = re.compile(
+    r"(?:(?P<date>(?P<year>\d{4})[-/](?P<month>\d{1,2})(?:[-/](?P<day>\d{1,2}))?)(?:[T ]+(?=\d)|$))?"
+    r"(?P<time>(?P<hour>\d{1,2}):(?P<minute>\d{2})(?::(?P<second>\d{2}(?:\.\d+)?))?"
+    r"\s*(?P<zone>Z|[+-]\d{2}:?(?:\d{2})?)?)?",
+    re.ASCII,
+)
+
+
+def seconds_of(cell: Any) -> float | None:
+    """Return the seconds since 1970-01-01 00:00 UTC of a date, time or both, or None for what is none.
+
+    Args:
+        cell: text as "2020-03-14", "2020-03", "2020-03-14 08:30:00+01:00", "08:30"; or a `date`, `datetime` or `time`.
+            Without a zone it is taken as UTC, a time alone as of 1970-01-01.
+
+    Example:
+        >>> seconds_of("1970-01-02 00:00:01"), seconds_of("00:01"), seconds_of("soon")
+        (86401.0, 60.0, None)
+    """
+    if isinstance(cell, datetime):
+        moment = cell
+    elif isinstance(cell, date):
+        moment = datetime(cell.year, cell.month, cell.day)
+    elif isinstance(cell, time):
+        moment = datetime.combine(date(1970, 1, 1), cell)
+    elif isinstance(cell, str):
+        found = _from_text(cell.strip())
+        if found is None:
+            return None
+        moment = found
+    else:
+        return None
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()
+
+
+def _from_text(text: str) -> datetime | None:
+    found = _ISO.fullmatch(text) if len(text) <= 40 else None
+    if found is None or not (found["date"] or found["time"]):
+        return None
+    year, month, day = (int(found[part] or other) for part, other in (("year", 1970), ("month", 1), ("day", 1)))
+    second = float(found["second"] or 0)
+    zone = found["zone"]
+    try:
+        moment = datetime(year, month, day, int(found["hour"] or 0), int(found["minute"] or 0))
+        moment = moment.replace(tzinfo=UTC if zone in (None, "Z") else _zone(zone))
+        return moment + timedelta(seconds=second) if second < 61 else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _zone(text: str) -> timezone:
+    digits = text[1:].replace(":", "")
+    minutes = int(digits[:2]) * 60 + int(digits[2:] or 0)
+    return timezone(timedelta(minutes=-minutes if text[0] == "-" else minutes))
+
+
+class DateModality(Modality):
+    """A column of dates, times or both.
+
+    The days that have passed are encoded as a number is. Beside them stand the parts of the calendar that differ
+    between train rows: the month (12 features, one-hot), the weekday (7, one-hot), the day of the month and the hour of
+    the day, each as points on a circle (sine and cosine; for the hour also of twice its angle), so that December is no
+    far from January than May from June and 23:00 is near 1:00. Dates beyond those of the train rows stay at the ends of
+    the number's bins.
+    """
+
+    kind = "date"
+
+    def __init__(self, column: str, *, bins: int = 16) -> None:
+        """
+        Args:
+            column: the column's name.
+            bins: most bins of the encoding of the days that have passed; see `number`.
+        """
+        super().__init__(column)
+        self.elapsed = NumberModality(column, bins=bins)
+        self.parts: list[str] = []
+
+    @classmethod
+    def detect(cls, values: Sequence[Any], *, base_dir: Path) -> Detection:
+        """Nearly all cells are dates or times in ISO form."""
+        found = sum(seconds_of(plain(value)) is not None for value in values)
+        share = found / max(len(values), 1)
+        if not found:
+            return Detection(0.0, "no cell is a date or time")
+        return Detection(
+            0.95 * share if share >= 0.95 else 0.3 * share, f"{found} of {len(values)} cells are dates or times"
+        )
+
+    def decode(self, cell: Any, *, row: int, base_dir: Path) -> float:
+        """Return the seconds since 1970-01-01 00:00 UTC.
+
+        Raises:
+            BadCell: it is no date and no time.
+        """
+        seconds = seconds_of(plain(cell))
+        if seconds is None:
+            do = f"write it like 2020-03-14 or 2020-03-14 08:30, or say how it is written: columns.{self.column}.read"
+            raise BadCell(row=row, column=self.column, value=cell, why="it is no date or time that exists", do=do)
+        return seconds
+
+    def fit(self, examples: Sequence[float]) -> None:
+        """Learn the scale of the days that have passed, and which parts differ, from train rows."""
+        seconds = np.asarray(examples, dtype=np.float64)
+        if not len(seconds):
+            return
+        self.elapsed.fit((seconds / DAY).tolist())
+        self.parts = [name for name in PARTS if len(np.unique(_part(name, seconds))) > 1]
+
+    def collate(self, examples: Sequence[float]) -> dict[str, Tensor]:
+        """Return `values`, (examples, features) float32: the elapsed days' features, then the parts'."""
+        seconds = np.asarray(examples, dtype=np.float64)
+        features = [self.elapsed.collate((seconds / DAY).tolist())["values"].numpy()]
+        features += [_features(name, seconds) for name in self.parts]
+        return {"values": torch.from_numpy(np.concatenate(features, axis=1).astype(np.float32))}
+
+    @property
+    def encoder_key(self) -> str:
+        """Each date column has its own encoder."""
+        return module_name(self.kind, self.column)
+
+    def build_encoder(self) -> FixedFeatures:
+        """Return the features unchanged; call it after `fit`."""
+        return FixedFeatures(self.collate([0.0])["values"].shape[1])
+
+    @property
+    def part_of(self) -> str:
+        """ "tabular"."""
+        return "tabular"
+
+    def state(self) -> dict[str, Any]:
+        """Return the elapsed days' scale and the parts."""
+        return {"elapsed": self.elapsed.state(), "parts": self.parts}
+
+    @classmethod
+    def from_state(cls, column: str, state: dict[str, Any], backbone: Any = None) -> DateModality:
+        """Return the modality that `state()` described."""
+        modality = cls(column)
+        modality.elapsed, modality.parts = NumberModality.from_state(column, state["elapsed"]), list(state["parts"])
+        return modality
+
+
+def _part(name: str, seconds: np.ndarray) -> np.ndarray:
+    """Return a part of the calendar as a number from 0 on, (examples,): hours with their fraction, others whole."""
+    days = np.floor(seconds / DAY)
+    if name == "hour":
+        return np.asarray((seconds - days * DAY) / 3600)
+    if name == "weekday":
+        return np.asarray((days + 3) % 7)  # 1970-01-01 was a Thursday; 0 is Monday
+    dates = days.astype(np.int64).astype("datetime64[D]")
+    months = dates.astype("datetime64[M]")
+    if name == "month":
+        return np.asarray(months.astype(np.int64) % 12)
+    return np.asarray((dates - months.astype("datetime64[D]")).astype(np.int64))
+
+
+def _features(name: str, seconds: np.ndarray) -> np.ndarray:
+    """Return a part's features, (examples, features)."""
+    part = _part(name, seconds)
+    if name in ("month", "weekday"):
+        return np.eye(12 if name == "month" else 7)[part.astype(np.int64)]
+    angles = 2 * np.pi * part[:, None] / (24 if name == "hour" else 31) * np.arange(1, 3 if name == "hour" else 2)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
