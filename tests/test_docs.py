@@ -118,7 +118,7 @@ def inline_settings() -> set[str]:
     return {word for word in words if re.split(r"[.=]", word)[0] in Config.model_fields}
 
 
-def test_settings_with_values_in_the_pages_are_valid():
+def test_settings_with_values_in_the_pages_are_valid(plug_ins):
     found = inline_settings()
     assert len(found) >= 20
     for setting in found:

@@ -7,21 +7,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fusetune.config.config import Config
 from fusetune.config.sections import OnBadCell
 from fusetune.data.schema import Schema
 from fusetune.data.table import Source, Table
 from fusetune.deploy.bundle import Bundle, load_bundle, merge_adapters, move, save_bundle, write_metrics
 from fusetune.deploy.card import write_card
+from fusetune.deploy.predictions import Predictions, write
+from fusetune.deploy.rows import Rows
 from fusetune.deploy.tuned import (
     Precision,
-    Predictions,
     arithmetic,
     predict,
     predict_parts,
+    predict_proba,
     read_examples,
     require_labels,
-    write,
 )
 from fusetune.errors import ConfigError, shown
 from fusetune.evaluation.measure.evaluate import Evaluation, measure
@@ -34,7 +37,7 @@ from fusetune.fitting.run_folder import RunFolder, interrupted
 from fusetune.fitting.saved import reporting
 from fusetune.security.model_folder import BUNDLE
 from fusetune.training.hardware.devices import choose_threads, processes
-from fusetune.training.progress import track
+from fusetune.training.progress import print_line, track
 
 __all__ = ["FineTuned", "Predictions", "evaluate", "fit", "load", "schema_of"]
 
@@ -59,36 +62,71 @@ class FineTuned:
 
     def predict(
         self,
-        source: Source,
+        source: Rows,
         *,
         on_bad_cell: OnBadCell = "mask",
         precision: Precision = "float32",
+        missing_columns: Sequence[str] = (),
         progress: bool = False,
     ) -> Predictions:
         """Predictions for every row of a table, in order.
 
         Args:
-            source: a file, DataFrame, `Dataset` or `Table` with the columns the model was tuned on.
+            source: a file, DataFrame, `Dataset` or `Table` with the columns the model was tuned on; or one row as a
+                dictionary, or a list of these. Where the model has one input column, a list of its cells will do.
+                Pictures may be PIL images or (height, width[, channels]) arrays of uint8.
             on_bad_cell: where a cell cannot be read, "mask" predicts from the row's other cells and says so in the
                 error column; "reject" gives that row no prediction.
             precision: "bf16" is faster where the processor or GPU has it; the last digits differ. "int8" computes the
                 encoders' linear layers in 8-bit integers, faster on a processor with AVX512-VNNI; `evaluate` says what
                 it costs.
+            missing_columns: input columns that the table may lack; the model predicts from the others.
             progress: whether to show progress on standard error: bars on a terminal, else plain lines.
 
         Raises:
             TableError: the table cannot be read or lacks a column.
         """
-        bars = track if progress else None
-        return predict(self.bundle, source, on_bad_cell=on_bad_cell, precision=precision, progress=bars)
+        return predict(
+            self.bundle,
+            source,
+            on_bad_cell=on_bad_cell,
+            precision=precision,
+            missing=missing_columns,
+            progress=track if progress else None,
+        )
+
+    def predict_proba(
+        self, source: Rows, target: str | None = None, *, missing_columns: Sequence[str] = ()
+    ) -> np.ndarray:
+        """Probabilities of a target's labels, for every row of a table, in order.
+
+        Args:
+            source: as in `predict`.
+            target: which target, where the model has several.
+            missing_columns: as in `predict`.
+
+        Returns:
+            (rows, labels), the labels in the order of `labels[target]`; nan for a row that cannot be predicted.
+
+        Raises:
+            TableError: the table cannot be read or lacks a column.
+            ConfigError: the target has no labels, or is not named.
+        """
+        return predict_proba(self.bundle, source, target, missing=missing_columns)
+
+    @property
+    def labels(self) -> dict[str, list[str]]:
+        """Each target's labels in the order of their probabilities; none for a number."""
+        return {task.target: list(task.labels) for task in self.bundle.tasks.values()}
 
     def predict_to(
         self,
-        source: Source,
+        source: Rows,
         path: str | Path,
         *,
         on_bad_cell: OnBadCell = "mask",
         precision: Precision = "float32",
+        missing_columns: Sequence[str] = (),
         progress: bool = False,
     ) -> tuple[int, int]:
         """Write predictions to a .csv, .jsonl or .parquet file, in memory that does not grow with the table.
@@ -104,16 +142,23 @@ class FineTuned:
         ending = Path(path).suffix.lower()
         if ending not in (".csv", ".jsonl", ".parquet"):
             raise ConfigError(f"no table can be written as {str(path)!r}", expected="a .csv, .jsonl or .parquet file")
-        bars = track if progress else None
-        parts = predict_parts(self.bundle, source, on_bad_cell=on_bad_cell, precision=precision, progress=bars)
+        parts = predict_parts(
+            self.bundle,
+            source,
+            on_bad_cell=on_bad_cell,
+            precision=precision,
+            missing=missing_columns,
+            progress=track if progress else None,
+        )
         return write(parts, path, ending)
 
     def evaluate(
         self,
-        source: Source,
+        source: Rows,
         *,
         slices: Sequence[str] = (),
         precision: Precision = "float32",
+        missing_columns: Sequence[str] = (),
         progress: bool = False,
     ) -> Evaluation:
         """Measure the model on labelled rows.
@@ -122,6 +167,7 @@ class FineTuned:
             source: as in `predict`, with the target columns.
             slices: columns whose values the main metric is split by.
             precision: as in `predict`.
+            missing_columns: as in `predict`.
             progress: whether to show progress on standard error: bars on a terminal, else plain lines.
 
         Raises:
@@ -129,7 +175,7 @@ class FineTuned:
         """
         bars = track if progress else None
         bundle, low = arithmetic(self.bundle, precision)
-        examples = read_examples(bundle, source, targets=True, progress=bars)
+        examples = read_examples(bundle, source, targets=True, missing=missing_columns, progress=bars)
         examples.check_targets()
         require_labels(examples, examples.table.source)
         with low:
@@ -170,8 +216,8 @@ class FineTuned:
 
 def fit(
     train: Source | list[Source] | None = None,
-    *,
     target: str | Sequence[str] | None = None,
+    *,
     val: Source | None = None,
     test: Source | None = None,
     out: str | Path | None = None,
@@ -188,7 +234,7 @@ def fit(
         target: the column, or columns, to predict.
         val: rows that choose the best step; split off from `train` where None.
         test: rows that the report is made on and that choose nothing; split off from `train` where None.
-        out: the folder for the model and its report; a temporary one where None.
+        out: the folder for the model and its report; a temporary one where None, which `FineTuned.folder` names.
         config: settings, or a YAML file of them.
         overrides: settings on top: `["trainer.epochs=5"]` or `{"trainer": {"epochs": 5}}`.
         resume: what of a run that was stopped in the folder: True goes on with it, False begins anew and deletes its
@@ -235,6 +281,8 @@ def fit(
                 write_card(bundle, results, folder)
                 write_metrics(bundle, folder)
             place.finish()
+            if progress and not settings.out:
+                print_line(f"the model is in {folder}, a temporary folder; save(FOLDER) keeps it")
     return tuned
 
 
@@ -298,15 +346,17 @@ def load(folder: str | Path) -> FineTuned:
 
 def evaluate(
     model: FineTuned | str | Path,
-    source: Source,
+    source: Rows,
     *,
     slices: Sequence[str] = (),
     precision: Precision = "float32",
+    missing_columns: Sequence[str] = (),
     progress: bool = False,
 ) -> Evaluation:
     """Measure a tuned model, or the one in a folder, on labelled rows; see `FineTuned.evaluate`."""
     tuned = model if isinstance(model, FineTuned) else load(model)
-    return tuned.evaluate(source, slices=slices, precision=precision, progress=progress)
+    options: dict[str, Any] = {"precision": precision, "missing_columns": missing_columns, "progress": progress}
+    return tuned.evaluate(source, slices=slices, **options)
 
 
 def schema_of(

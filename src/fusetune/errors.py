@@ -4,6 +4,7 @@
     ├── UserError (ValueError)        the user's mistake: the command line exits with 2
     │   ├── ConfigError               a setting is unknown, of the wrong type or contradicts another
     │   ├── TableError                a table cannot be read, or lacks what was asked of it
+    │   │   └── EmptyTable            a table has no rows
     │   ├── SchemaError               a column's kind or role cannot be what was asked
     │   ├── BadCell                   one cell cannot be read (row, column, value, why)
     │   ├── TooManyRejected           more rows were rejected than allowed
@@ -154,6 +155,10 @@ def all_at_once(checks: Iterable[Callable[[], object]]) -> None:
 
 class TableError(UserError):
     """A table cannot be read, or lacks a column, rows or a label that was asked of it."""
+
+
+class EmptyTable(TableError):
+    """A table has no rows."""
 
 
 class SchemaError(UserError):

@@ -41,7 +41,7 @@ class Api(types.ModuleType):
         return types.SimpleNamespace(results=results(*self.columns), folder=Path(kwargs["out"]))
 
     def load(self, folder):
-        from fusetune.deploy.tuned import Predictions, write
+        from fusetune.deploy.predictions import Predictions, write
 
         made = pa.table({"row": [0, 1], "priority": ["low", None], "error": [None, "column 'a': it is cut off"]})
 
@@ -157,7 +157,11 @@ class TestPredict:
     def test_writes_the_table(self, api, tmp_path, name):
         done = run("predict", "m", "new.csv", "--out", name)
         assert api.calls == [
-            ("predict", (Path("m"), "new.csv"), {"on_bad_cell": "mask", "precision": "float32", "progress": True})
+            (
+                "predict",
+                (Path("m"), "new.csv"),
+                {"on_bad_cell": "mask", "precision": "float32", "missing_columns": [], "progress": True},
+            )
         ]
         assert (tmp_path / name).stat().st_size > 0
         assert done.stdout.split() == ["2", "rows,", "1", "of", "them", "with", "an", "error:", name]
@@ -191,7 +195,7 @@ class TestPredict:
 class TestEvaluate:
     def test_prints(self, api):
         done = run("evaluate", "m", "t.csv", "--slices", "country", "-s", "plan")
-        asked = {"slices": ["country", "plan"], "precision": "float32", "progress": True}
+        asked = {"slices": ["country", "plan"], "precision": "float32", "missing_columns": [], "progress": True}
         assert api.calls == [("evaluate", (Path("m"), "t.csv"), asked)]
         assert done.stdout == "2 rows [in]\n"
 

@@ -167,7 +167,7 @@ def test_settings_do_not_change_by_loading(shop_tables, quick, tmp_path, monkeyp
     config = {**quick, "columns": columns, "train": "train.csv", "target": "label"}
     api.fit(config=config, out=tmp_path / "a", progress=False)
     loaded = api.load(tmp_path / "a")
-    assert loaded.bundle.config.train == ["train.csv"]
+    assert loaded.bundle.config.train == [str(shop_tables["train"])]
     loaded.save(tmp_path / "b")
     assert (tmp_path / "a" / "config.yaml").read_bytes() == (tmp_path / "b" / "config.yaml").read_bytes()
 

@@ -16,7 +16,8 @@ import torch
 from fusetune.data.quarantine import Rejected
 from fusetune.data.table import Table
 from fusetune.deploy import tuned
-from fusetune.deploy.tuned import Predictions, predict, predict_parts, read_examples, require_labels, write
+from fusetune.deploy.predictions import Predictions, write
+from fusetune.deploy.tuned import predict, predict_parts, read_examples, require_labels
 from fusetune.errors import ConfigError, StorageError, TableError
 
 ROW = {"note": "w1 w2", "photo": None, "voice": None, "price": 3.0, "plan": "pro"}

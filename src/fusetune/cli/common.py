@@ -53,6 +53,10 @@ Target = Annotated[
 Slices = Annotated[
     list[str] | None, typer.Option("--slices", "-s", help="Column to split the metrics by; give it again for several.")
 ]
+MissingColumns = Annotated[
+    list[str] | None,
+    typer.Option("--missing-columns", help="Input column that the table may lack; give it again for several."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished model in the folder.")]
 Precision = Annotated[
     Literal["float32", "bf16", "int8"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,6 +17,7 @@ def evaluate(
     table: Annotated[str, typer.Argument(help="Table with the true values.", show_default=False)],
     slices: common.Slices = None,
     precision: common.Precision = "float32",
+    missing_columns: common.MissingColumns = None,
     as_json: common.Json = False,
 ) -> None:
     """Measure a tuned model on labelled rows.
@@ -32,14 +33,18 @@ def evaluate(
     common.check_model_and_table(folder, table)
     from fusetune import api
 
-    tuned, shown = api.load(folder), common.shows_progress(as_json)
-    evaluation = tuned.evaluate(table, slices=slices or [], precision=precision, progress=shown)
+    tuned = api.load(folder)
+    options: dict[str, Any] = {
+        "missing_columns": missing_columns or [],
+        "progress": common.shows_progress(as_json),
+    }
+    evaluation = tuned.evaluate(table, slices=slices or [], precision=precision, **options)
     if as_json:
         common.print_json(evaluation.to_json())
         return
     common.console().print(str(evaluation))
     if precision != "float32":
-        whole = tuned.evaluate(table, progress=shown)
+        whole = tuned.evaluate(table, **options)
         for low, full in zip(evaluation.tasks, whole.tasks, strict=True):
             values = [task.systems[0].metrics[task.metric].value for task in (full, low)]
             common.console().print(

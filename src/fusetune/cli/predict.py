@@ -31,6 +31,7 @@ def predict(
         typer.Option(help="A cell that cannot be read: go on without the cell, or without the row."),
     ] = "mask",
     precision: common.Precision = "float32",
+    missing_columns: common.MissingColumns = None,
     as_json: common.Json = False,
 ) -> None:
     """Predict the rows of a table with a tuned model.
@@ -43,6 +44,7 @@ def predict(
     Examples:
       fusetune predict runs/rating new.csv --out out.csv
       fusetune predict runs/rating new.csv --json
+      fusetune predict runs/rating new.csv --missing-columns photo
       fusetune predict runs/rating new.csv --out out.csv --precision int8
     """
     common.check_model_and_table(folder, table)
@@ -53,7 +55,14 @@ def predict(
     tuned, shown = api.load(folder), common.shows_progress(as_json)
     with tempfile.TemporaryDirectory() as spare:
         file = out or Path(spare) / ("rows.jsonl" if as_json else "rows.csv")
-        rows, failed = tuned.predict_to(table, file, on_bad_cell=on_bad_cell, precision=precision, progress=shown)
+        rows, failed = tuned.predict_to(
+            table,
+            file,
+            on_bad_cell=on_bad_cell,
+            precision=precision,
+            missing_columns=missing_columns or [],
+            progress=shown,
+        )
         if out is None:
             with file.open(encoding="utf-8", newline="") as lines:
                 shutil.copyfileobj(lines, sys.stdout)

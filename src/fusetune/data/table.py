@@ -16,7 +16,7 @@ from fusetune.data.quarantine import Rejected
 from fusetune.data.reading.arrow import encode_column, from_cells, half_characters, is_json, is_text, time_text
 from fusetune.data.reading.cell_forms import CellForm
 from fusetune.data.storage.mapped import mapped_arange, mapped_flatnonzero, mapped_narrow, mapped_take, mapped_zeros
-from fusetune.errors import TableError, nearest
+from fusetune.errors import EmptyTable, TableError, nearest
 
 if TYPE_CHECKING:
     import datasets
@@ -125,7 +125,7 @@ class Table:
         rows = list(records)
         names = list(dict.fromkeys(str(name) for row in rows for name in row))
         if not names:
-            raise TableError("there are no rows", expected="at least one row with one column", file=source)
+            raise EmptyTable("there are no rows", expected="at least one row with one column", file=source)
         columns = {name: [_python(row.get(name)) for row in rows] for name in names}
         home = Path(base_dir or Path.cwd())
         try:
@@ -161,6 +161,14 @@ class Table:
         """
         table = copy.copy(self)
         table._forms = {name: form for name, form in forms.items() if name in self and form != CellForm()}
+        return table
+
+    def with_missing(self, columns: Iterable[str]) -> Table:
+        """Return the same rows with further columns, every cell of which is missing; nothing is copied."""
+        table = copy.copy(self)
+        table._ends = {}
+        for name in columns:
+            table._base = table._base.append_column(name, pa.nulls(table._base.num_rows, pa.string()))
         return table
 
     @property

@@ -3,39 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
 import torch
-from pyarrow import csv as arrow_csv
-from pyarrow import parquet
 from torch import nn
 
 from fusetune import _private
-from fusetune._optional import optional_import
 from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.int8 import has_int8, in_int8, num_linear
 from fusetune.data.column import Progress
 from fusetune.data.examples import Examples
 from fusetune.data.quarantine import Rejected
-from fusetune.data.table import Source, Table
+from fusetune.data.table import Table
 from fusetune.deploy.bundle import Bundle
-from fusetune.errors import ConfigError, StorageError, TableError, reason
+from fusetune.deploy.predictions import ERROR, ROW, Predictions
+from fusetune.deploy.rows import Rows, index_of, read_rows
+from fusetune.errors import ConfigError, EmptyTable, TableError
 from fusetune.inference.predict import model_device, row_vectors
 from fusetune.inference.scores import predict_scores
 from fusetune.models.family import Family
 from fusetune.models.understand import Understand
 
-if TYPE_CHECKING:
-    import pandas
-
-ROW, ERROR = "row", "error"
 PART_ROWS = 8192
 """Rows whose cells are in memory at once."""
 Precision = Literal["float32", "bf16", "int8"]
@@ -43,120 +35,30 @@ Precision = Literal["float32", "bf16", "int8"]
 in 8-bit integers, faster on a processor with AVX512-VNNI."""
 
 
-class Predictions:
-    """One row for each row that came, in order.
-
-    Attributes:
-        table: an Arrow table: `row` (the row's number, 0 is the first), identifier columns, each target's prediction
-            and its probabilities, and `error`: why a row has no prediction, or what was left out of it; else null.
-    """
-
-    def __init__(self, table: pa.Table) -> None:
-        self.table = table
-
-    def __len__(self) -> int:
-        return int(self.table.num_rows)
-
-    def __repr__(self) -> str:
-        return f"Predictions({len(self)} rows, {self.num_errors} with an error; columns {self.table.column_names})"
-
-    @property
-    def num_errors(self) -> int:
-        """Rows with something in their error column."""
-        return len(self) - int(self.table.column(ERROR).null_count)
-
-    def __getitem__(self, column: str) -> list[Any]:
-        """A column as a list."""
-        return list(self.table.column(column).to_pylist())
-
-    def to_pandas(self) -> pandas.DataFrame:
-        """As a pandas DataFrame."""
-        optional_import("pandas", "to give predictions as a DataFrame")
-        return self.table.to_pandas()
-
-    def to_csv(self, path: str | Path) -> None:
-        """Write a CSV file with a header; lists are JSON."""
-        write([self], path, ".csv")
-
-    def to_parquet(self, path: str | Path) -> None:
-        """Write a Parquet file."""
-        write([self], path, ".parquet")
-
-    def to_jsonl(self, path: str | Path) -> None:
-        """Write one JSON object a row."""
-        write([self], path, ".jsonl")
-
-
-def write(parts: Iterable[Predictions], path: str | Path, ending: str) -> tuple[int, int]:
-    """Write predictions part by part; the file appears whole or not at all.
-
-    Args:
-        parts: with the same columns.
-        path: the file.
-        ending: .csv, .jsonl or .parquet, which decides the form.
-
-    Returns:
-        The rows, and those of them with something in their error column.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    rows = errors = 0
-    try:
-        with partial.open("wb") as target, ExitStack() as open_writers:
-            writer: Any = None
-            for part in parts:
-                rows, errors = rows + len(part), errors + part.num_errors
-                if ending == ".jsonl":
-                    target.write("".join(line + "\n" for line in _as_json(part.table.to_pylist())).encode())
-                    continue
-                table = _flat(part.table) if ending == ".csv" else part.table
-                if writer is None:
-                    make = arrow_csv.CSVWriter if ending == ".csv" else parquet.ParquetWriter
-                    writer = open_writers.enter_context(make(target, table.schema))
-                writer.write_table(table)
-        partial.replace(path)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {reason(error)}") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return rows, errors
-
-
-def _flat(table: pa.Table) -> pa.Table:
-    """Lists as JSON."""
-    for index, column in enumerate(table.schema):
-        if pa.types.is_list(column.type):
-            cells = [None if cell is None else _as_json([cell])[0] for cell in table.column(index).to_pylist()]
-            table = table.set_column(index, column.name, pa.array(cells, type=pa.string()))
-    return table
-
-
-def _as_json(values: Sequence[Any]) -> list[str]:
-    import json
-
-    return [json.dumps(value, ensure_ascii=False) for value in values]
-
-
 def read_examples(
-    bundle: Bundle, source: Source, *, targets: bool, on_bad_cell: str = "mask", progress: Progress | None = None
+    bundle: Bundle,
+    source: Rows,
+    *,
+    targets: bool,
+    on_bad_cell: str = "mask",
+    missing: Sequence[str] = (),
+    progress: Progress | None = None,
 ) -> Examples:
-    """A table's rows, read as the model's columns.
+    """Read a table's rows as the model's columns.
 
     Args:
         bundle: the tuned model.
-        source: anything that `Table.read` takes; it must have the model's columns.
+        source: see `read_rows`.
         targets: whether the rows' targets are read too.
         on_bad_cell: "mask" goes on without a cell that cannot be read, "reject" without its row.
+        missing: input columns that the table may lack.
         progress: wraps iterators.
 
     Raises:
         TableError: the table cannot be read or lacks a column.
     """
-    table = Table.read(source, read=bundle.config.data.read).read_as(bundle.schema.forms())
-    table.require([*bundle.modalities, *([task.target for task in bundle.tasks.values()] if targets else [])])
+    table = read_rows(bundle, source, missing=missing)
+    table.require([task.target for task in bundle.tasks.values()] if targets else [])
     weight = bundle.schema.weight if targets and bundle.schema.weight in table else None
     group = bundle.schema.group if targets and bundle.schema.group in table else None
     examples = Examples(table, bundle.modalities, bundle.tasks if targets else None, weight=weight, group=group)
@@ -166,43 +68,83 @@ def read_examples(
 
 def predict(
     bundle: Bundle,
-    source: Source,
+    source: Rows,
     *,
     on_bad_cell: str = "mask",
     precision: Precision = "float32",
+    missing: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Predictions:
-    """Predictions for every row of a table; see `Predictions` for what they hold.
+    """Return predictions for every row of a table; see `Predictions` for what they hold.
 
     Raises:
         TableError: the table cannot be read or lacks a column.
     """
-    parts = predict_parts(bundle, source, on_bad_cell=on_bad_cell, precision=precision, progress=progress)
-    return Predictions(pa.concat_tables([part.table for part in parts]))
+    parts = predict_parts(
+        bundle, source, on_bad_cell=on_bad_cell, precision=precision, missing=missing, progress=progress
+    )
+    return Predictions(pa.concat_tables([part.table for part in parts]), index=index_of(source))
 
 
 def predict_parts(
     bundle: Bundle,
-    source: Source,
+    source: Rows,
     *,
     on_bad_cell: str = "mask",
     precision: Precision = "float32",
+    missing: Sequence[str] = (),
     progress: Progress | None = None,
     rows: int = PART_ROWS,
 ) -> Iterator[Predictions]:
-    """Predictions of so many rows of a table at a time, in order, in memory that does not grow with the table.
+    """Yield predictions of so many rows of a table at a time, in order, in memory that does not grow with the table.
 
     Raises:
         TableError: the table cannot be read or lacks a column.
     """
-    table = Table.read(source, read=bundle.config.data.read).read_as(bundle.schema.forms())
-    table.require(bundle.modalities)
+    try:
+        table = read_rows(bundle, source, missing=missing)
+    except EmptyTable:
+        yield _empty(bundle)
+        return
     bundle, low = arithmetic(bundle, precision)
     for part in _parts(table, rows):
         examples = read_examples(bundle, part, targets=False, on_bad_cell=on_bad_cell, progress=progress)
         with low:
             found = _predict(bundle, examples, progress)
         yield found
+
+
+def predict_proba(bundle: Bundle, source: Rows, target: str | None, *, missing: Sequence[str] = ()) -> np.ndarray:
+    """Return the probabilities of a target's labels, (rows, labels); nan for a row that cannot be predicted.
+
+    Raises:
+        ConfigError: the target is none of the model's, has no labels, or there are several and none is named.
+        TableError: the table cannot be read or lacks a column.
+    """
+    by_target = {task.target: (name, task) for name, task in bundle.tasks.items()}
+    if target is None and len(by_target) == 1:
+        target = next(iter(by_target))
+    if target not in by_target or not by_target[target][1].labels:
+        labelled = [name for name, (_, task) in by_target.items() if task.labels]
+        raise ConfigError(
+            "there are no probabilities without a target that has labels",
+            expected=f"target={' or '.join(map(repr, labelled))}" if labelled else "a model that predicts labels",
+            came=f"target={target!r}",
+        )
+    name, task = by_target[target]
+    try:
+        table = read_rows(bundle, source, missing=missing)
+    except EmptyTable:
+        return np.zeros((0, len(task.labels)))
+    found = []
+    for part in _parts(table, PART_ROWS):
+        examples = read_examples(bundle, part, targets=False)
+        rows, places = _in_order(part)
+        found.append(np.full((len(rows), len(task.labels)), np.nan))
+        if len(examples):
+            scores = predict_scores(bundle.model, bundle.tasks, examples, stack=bundle.stack)
+            found[-1][places[examples.used]] = scores[name]
+    return np.concatenate(found)
 
 
 def arithmetic(bundle: Bundle, precision: Precision) -> tuple[Bundle, torch.autocast]:
@@ -263,6 +205,19 @@ def _parts(table: Table, rows: int) -> Iterator[Table]:
         yield part
 
 
+def _empty(bundle: Bundle) -> Predictions:
+    """The predictions of a table without rows."""
+    columns: dict[str, Any] = {ROW: pa.array([], type=pa.int64())}
+    if bundle.tasks:
+        for column, kind, _ in _of_tasks(bundle, None, None):
+            columns[_free(column, columns)] = pa.array([], type=kind)
+    else:
+        for name in bundle.model.columns:
+            columns[_free(f"{name}_vector", columns)] = pa.array([], type=pa.list_(pa.float32()))
+    columns[_free(ERROR, columns)] = pa.array([], type=pa.string())
+    return Predictions(pa.table(columns))
+
+
 def _predict(bundle: Bundle, examples: Examples, progress: Progress | None) -> Predictions:
     table = examples.table
     rows, places = _in_order(table)
@@ -283,12 +238,12 @@ def _predict(bundle: Bundle, examples: Examples, progress: Progress | None) -> P
 
 
 def _of_tasks(
-    bundle: Bundle, examples: Examples, progress: Progress | None
+    bundle: Bundle, examples: Examples | None, progress: Progress | None
 ) -> Iterator[tuple[str, pa.DataType, list[Any]]]:
     """The prediction columns: name, type and the used rows' values; the same columns where no row is used."""
     model = bundle.model
     scores: dict[str, Any] = {}
-    if len(examples):
+    if examples is not None and len(examples):
         scores = predict_scores(model, bundle.tasks, examples, stack=bundle.stack, progress=progress)
     for name, task in bundle.tasks.items():
         assert isinstance(model, Understand), "a family with heads"

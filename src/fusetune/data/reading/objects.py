@@ -20,7 +20,7 @@ from fusetune.data.reading.arrow import (
 )
 from fusetune.data.reading.text_files import check_names
 from fusetune.data.table import Table
-from fusetune.errors import TableError
+from fusetune.errors import EmptyTable, TableError
 
 NO_ROWS = "the table has no rows"
 
@@ -33,7 +33,7 @@ def from_arrow(arrow: pa.Table, source: str, folder: Path) -> Table:
     """
     check_names([str(name) for name in arrow.column_names], source)
     if arrow.num_rows == 0:
-        raise TableError(NO_ROWS, expected="at least one row", do="check how it was made", file=source)
+        raise EmptyTable(NO_ROWS, expected="at least one row", do="check how it was made", file=source)
     try:
         check_whole(arrow)
         schema = normal_schema(arrow.schema)
@@ -65,7 +65,7 @@ def from_pandas(frame: Any, folder: Path) -> Table:
     names = [str(name) for name in frame.columns]
     check_names(names, source)
     if not len(frame):
-        raise TableError("the DataFrame has no rows", expected="at least one row", file=source)
+        raise EmptyTable("the DataFrame has no rows", expected="at least one row", file=source)
     try:
         return Table(_pandas_to_arrow(frame, names, source), source=source, base_dir=folder)
     except UnicodeEncodeError:
@@ -134,7 +134,7 @@ def from_hugging_face(data: Any, folder: Path) -> Table:
         )
     source = "the Dataset"
     if not len(data):
-        raise TableError("the Dataset has no rows", expected="at least one row", file=source)
+        raise EmptyTable("the Dataset has no rows", expected="at least one row", file=source)
     arrow = data.with_format("arrow")[:]
     for place, name in enumerate(arrow.column_names):
         feature = data.features[name]

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from fusetune.data.quarantine import Rejected, check_rate
-from fusetune.errors import TableError, shown
+from fusetune.errors import EmptyTable, TableError, shown
 
 BATCH_ROWS = 16_384
 BATCH_CHARS = 16_000_000
@@ -164,6 +164,6 @@ def check_names(names: list[str], file: str) -> None:
 
 def header_only(path: Path) -> TableError:
     """The error for a table of no rows."""
-    return TableError(
+    return EmptyTable(
         "there is a header and no row", expected="at least one row", do="check how it was written", file=str(path)
     )

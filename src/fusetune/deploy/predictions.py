@@ -1,0 +1,123 @@
+"""Predictions as a table, and the files that they are written to."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from pyarrow import csv as arrow_csv
+from pyarrow import parquet
+
+from fusetune._optional import optional_import
+from fusetune.errors import StorageError, reason
+
+if TYPE_CHECKING:
+    import pandas
+
+ROW, ERROR = "row", "error"
+
+
+class Predictions:
+    """One row for each row that came, in order.
+
+    Attributes:
+        table: an Arrow table: `row` (the row's number, 0 is the first), identifier columns, each target's prediction
+            and its probabilities, and `error`: why a row has no prediction, or what was left out of it; else null.
+    """
+
+    def __init__(self, table: pa.Table, *, index: Any = None) -> None:
+        """
+        Args:
+            table: as the attribute.
+            index: the rows' pandas index, which `to_pandas` gives them; a range where None.
+        """
+        self.table, self.index = table, index
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __repr__(self) -> str:
+        return f"Predictions({len(self)} rows, {self.num_errors} with an error; columns {self.table.column_names})"
+
+    @property
+    def num_errors(self) -> int:
+        """Rows with something in their error column."""
+        return len(self) - int(self.table.column(ERROR).null_count)
+
+    def __getitem__(self, column: str) -> list[Any]:
+        """A column as a list."""
+        return list(self.table.column(column).to_pylist())
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return a pandas DataFrame; where a DataFrame was predicted, it has that one's index."""
+        optional_import("pandas", "to give predictions as a DataFrame")
+        frame = self.table.to_pandas()
+        return frame if self.index is None else frame.set_index(self.index)
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write a CSV file with a header; lists are JSON."""
+        write([self], path, ".csv")
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Write a Parquet file."""
+        write([self], path, ".parquet")
+
+    def to_jsonl(self, path: str | Path) -> None:
+        """Write one JSON object a row."""
+        write([self], path, ".jsonl")
+
+
+def write(parts: Iterable[Predictions], path: str | Path, ending: str) -> tuple[int, int]:
+    """Write predictions part by part; the file appears whole or not at all.
+
+    Args:
+        parts: with the same columns.
+        path: the file.
+        ending: .csv, .jsonl or .parquet, which decides the form.
+
+    Returns:
+        The rows, and those of them with something in their error column.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    rows = errors = 0
+    try:
+        with partial.open("wb") as target, ExitStack() as open_writers:
+            writer: Any = None
+            for part in parts:
+                rows, errors = rows + len(part), errors + part.num_errors
+                if ending == ".jsonl":
+                    target.write("".join(line + "\n" for line in _as_json(part.table.to_pylist())).encode())
+                    continue
+                table = _flat(part.table) if ending == ".csv" else part.table
+                if writer is None:
+                    make = arrow_csv.CSVWriter if ending == ".csv" else parquet.ParquetWriter
+                    writer = open_writers.enter_context(make(target, table.schema))
+                writer.write_table(table)
+        partial.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {reason(error)}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return rows, errors
+
+
+def _flat(table: pa.Table) -> pa.Table:
+    """Lists as JSON."""
+    for index, column in enumerate(table.schema):
+        if pa.types.is_list(column.type):
+            cells = [None if cell is None else _as_json([cell])[0] for cell in table.column(index).to_pylist()]
+            table = table.set_column(index, column.name, pa.array(cells, type=pa.string()))
+    return table
+
+
+def _as_json(values: Sequence[Any]) -> list[str]:
+    return [json.dumps(value, ensure_ascii=False) for value in values]

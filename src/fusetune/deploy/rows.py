@@ -1,0 +1,126 @@
+"""What a tuned model is asked about, as a table: files, frames, rows as dictionaries, pictures as objects."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fusetune.data.table import Source, Table
+from fusetune.deploy.bundle import Bundle
+from fusetune.errors import ConfigError, TableError, nearest
+from fusetune.modalities.base import Modality
+
+Rows = Source | Mapping[str, Any] | Sequence[Any]
+"""A table; or a row as a dictionary, or a list of them; or, where the model has one input column, its cells."""
+
+
+def read_rows(bundle: Bundle, source: Rows, *, missing: Iterable[str] = ()) -> Table:
+    """Return the rows that a model is asked about, with all of its input columns.
+
+    Args:
+        bundle: the tuned model.
+        source: anything that `Table.read` takes, or `Rows`. Pictures may be PIL images or (height, width[, channels])
+            arrays of uint8.
+        missing: input columns that the table may lack: their cells are then missing.
+
+    Raises:
+        TableError: it cannot be read or lacks a column.
+        ConfigError: `missing` names a column that is no input.
+    """
+    missing = list(missing)
+    if lost := [name for name in missing if name not in bundle.modalities]:
+        raise ConfigError(
+            f"{lost[0]!r} is no input column of the model",
+            expected=", ".join(bundle.modalities),
+            do=nearest(lost[0], bundle.modalities),
+        )
+    table = Table.read(_as_source(source, bundle.modalities), read=bundle.config.data.read)
+    table = table.read_as(bundle.schema.forms())
+    table = table.with_missing(name for name in missing if name not in table)
+    try:
+        table.require(bundle.modalities)
+    except TableError as error:
+        absent = [name for name in bundle.modalities if name not in table]
+        declare = f"--missing-columns {absent[0]} (in Python missing_columns={absent!r}) predicts without"
+        raise TableError(
+            error.what,
+            expected=error.expected,
+            do=f"{error.do} {declare}" if error.do else declare,
+            file=error.file,
+        ) from None
+    return table
+
+
+def index_of(source: Any) -> Any:
+    """Return the index of a pandas DataFrame, None for any other source."""
+    return source.index if _is_frame(source) else None
+
+
+def _is_frame(source: Any) -> bool:
+    return type(source).__module__.split(".")[0] == "pandas" and type(source).__name__ == "DataFrame"
+
+
+def _is_picture(cell: Any) -> bool:
+    return isinstance(cell, Image.Image | np.ndarray)
+
+
+def _as_source(source: Any, columns: Mapping[str, Modality]) -> Source:
+    """Rows as a table that `Table.read` takes."""
+    if _is_frame(source):
+        changed = {
+            name: source[name].map(lambda cell, name=name: _as_cell(cell, columns[name]))
+            for name in columns
+            if name in source and source[name].dtype == object and any(map(_is_picture, source[name]))
+        }
+        frame: Source = source.assign(**changed) if changed else source
+        return frame
+    if type(source).__module__.split(".")[0] == "datasets":
+        found: Source = source
+        return found
+    if isinstance(source, Mapping) or _is_picture(source):
+        source = [source]
+    if not isinstance(source, list | tuple):
+        read: Source = source
+        return read
+    rows = [row if isinstance(row, Mapping) else _lone(row, columns) for row in source]
+    return Table.from_records(
+        [{name: _as_cell(cell, columns.get(str(name))) for name, cell in row.items()} for row in rows],
+        source="the rows",
+    )
+
+
+def _lone(cell: Any, columns: Mapping[str, Modality]) -> dict[str, Any]:
+    """A row of which only the cell is given."""
+    if len(columns) != 1:
+        raise TableError(
+            "a row has no column names",
+            expected=f"rows as dictionaries with {', '.join(columns)}",
+            came=f"a {type(cell).__name__}",
+        )
+    return {next(iter(columns)): cell}
+
+
+def _as_cell(cell: Any, column: Modality | None) -> Any:
+    """A cell with pictures as the bytes of a PNG file, and other arrays as lists."""
+    if isinstance(cell, np.ndarray) and column is not None and column.kind == "image":
+        if cell.dtype != np.uint8 or cell.ndim not in (2, 3) or (cell.ndim == 3 and cell.shape[2] not in (3, 4)):
+            raise TableError(
+                "this array is no picture",
+                expected="uint8, (height, width) or (height, width, 3 or 4)",
+                came=f"{cell.dtype}, {cell.shape}",
+                column=column.column,
+            )
+        cell = Image.fromarray(cell)
+    if isinstance(cell, Image.Image):
+        file = io.BytesIO()
+        (cell if cell.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else cell.convert("RGB")).save(file, "PNG")
+        return file.getvalue()
+    if isinstance(cell, np.ndarray | np.generic):
+        return cell.tolist()
+    if isinstance(cell, Mapping):
+        return {key: _as_cell(part, None) for key, part in cell.items()}
+    return cell
