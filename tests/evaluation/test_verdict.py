@@ -15,8 +15,14 @@ def system(name: str, kind: str, value: float, difference: tuple[float, float, f
     return SystemResult(name, kind, "", {"accuracy": Interval(value, value - 0.02, value + 0.02)}, gap)  # type: ignore[arg-type]
 
 
-def result(*systems: SystemResult, rows: int = 1821, greater: bool = True) -> TaskResult:
-    return TaskResult("binary", "label", "accuracy", greater, rows, list(systems))
+def result(*systems: SystemResult, rows: int = 1821, greater: bool = True, **more: object) -> TaskResult:
+    return TaskResult("binary", "label", "accuracy", greater, rows, list(systems), **more)  # type: ignore[arg-type]
+
+
+def without(part: str, columns: list[str], *difference: float) -> SystemResult:
+    hidden = system(f"without {part}", "without", 0.88, difference)  # type: ignore[arg-type]
+    hidden.columns = columns
+    return hidden
 
 
 BASE = system("majority", "baseline", 0.5, (0.38, 0.36, 0.4))
@@ -78,9 +84,78 @@ def test_modalities_that_carry_add_or_lack() -> None:
 
 
 def test_a_hidden_modality_that_changes_nothing_is_named() -> None:
-    hidden = system("without voice", "without", 0.88, (0.0, -0.01, 0.01))
-    hidden.columns = ["voice"]
-    assert any("little use of “voice”" in note for note in verdict(result(BASE, hidden, AFTER)).notes)
+    hidden, used = without("audio", ["voice"], 0.0, -0.01, 0.01), without("text", ["note"], 0.1, 0.05, 0.15)
+    assert any("little use of “voice”" in note for note in verdict(result(BASE, hidden, used, AFTER)).notes)
+
+
+SAME, GAIN, LOSS = (0.0, -0.01, 0.01), (0.1, 0.05, 0.15), (-0.04, -0.06, -0.02)
+
+
+def test_modalities_that_stand_in_for_each_other_are_not_called_unused() -> None:
+    parts = {"image": ["photo"], "text": ["title", "plot"]}
+    alone = [system("image alone", "alone", 0.87, SAME), system("text alone", "alone", 0.8, GAIN)]
+    for one, columns in zip(alone, parts.values(), strict=True):
+        one.columns = columns
+    hidden = [without(part, columns, *SAME) for part, columns in parts.items()]
+    notes = " ".join(verdict(result(BASE, *alone, *hidden, AFTER)).notes)
+    assert "nearly all of it" in notes and "stand in" in notes and "little use" not in notes
+    hidden[1] = without("text", parts["text"], *GAIN)
+    notes = " ".join(verdict(result(BASE, *alone, *hidden, AFTER)).notes)
+    assert "stand in for “photo”" in notes and "little use" not in notes
+
+
+def test_a_modality_that_harms_is_named_and_advised_against() -> None:
+    hidden = [without("text", ["note"], *LOSS), without("image", ["photo"], *GAIN)]
+    said = verdict(result(BASE, before(0.07, 0.05, 0.09), *hidden, AFTER))
+    assert any("“note”" in note and "better" in note for note in said.notes)
+    assert "“note”" in said.next_step and "photo" not in said.next_step
+
+
+@pytest.mark.parametrize(
+    ("against_guess", "against_probe", "rows", "use", "tone"),
+    [
+        (GAIN, GAIN, 1821, "Use it", "good"),
+        (GAIN, SAME, 1821, "It can be used", "unsure"),
+        (GAIN, LOSS, 1821, "Do not use it", "bad"),
+        (SAME, GAIN, 1821, "Do not use it", "unsure"),
+        (LOSS, GAIN, 1821, "Do not use it", "unsure"),
+        (SAME, SAME, 40, "It cannot be told", "unsure"),
+        ((0.3, math.nan, math.nan), (0.1, math.nan, math.nan), 8, "It cannot be told", "unsure"),
+    ],
+)
+def test_one_sentence_says_whether_to_use_it_and_one_what_next(against_guess, against_probe, rows, use, tone) -> None:
+    guess = system("constant guess", "baseline", 0.5, against_guess)
+    said = verdict(result(guess, before(*against_probe), AFTER, rows=rows))
+    assert said.use.startswith(use) and said.tone == tone
+    assert said.next_step.endswith(".")
+    if rows < 100:
+        assert said.headline.startswith("It cannot be told") and "fusetune evaluate" in said.next_step
+
+
+def test_few_rows_say_nothing_of_what_is_made_use_of() -> None:
+    hidden = [without("text", ["note"], *SAME), without("image", ["photo"], *GAIN)]
+    notes = " ".join(verdict(result(BASE, before(*SAME), *hidden, AFTER, rows=40)).notes)
+    assert "too few to tell" in notes and "little use" not in notes
+
+
+def test_rows_that_are_train_rows_too_are_in_the_headline() -> None:
+    systems = BASE, before(0.07, 0.05, 0.09), AFTER
+    some, many = (verdict(result(*systems, shared=shared)) for shared in (20, 900))
+    assert "20 of these rows (1%) have the same inputs as a train row" in some.headline and some.tone == "good"
+    assert "900 of these rows (49%)" in many.headline and many.tone == "unsure" and "Do not rely" in many.use
+
+
+def test_a_before_that_does_not_see_all_columns_says_so_in_the_headline() -> None:
+    probe, after = before(0.07, 0.05, 0.09), system("tuned", "after", 0.88)
+    probe.columns, after.columns = ["note"], ["note", "photo"]
+    assert "0.810 (frozen probe, without “photo”)" in verdict(result(BASE, probe, after)).headline
+    probe.columns = ["note", "photo"]
+    assert "without" not in verdict(result(BASE, probe, after)).headline
+
+
+def test_encoders_that_were_not_changed_are_not_called_tuned() -> None:
+    said = verdict(result(BASE, before(0.07, 0.05, 0.09), AFTER, encoders_unchanged=True))
+    assert "as pretrained" in said.headline and "Tuning" not in said.headline
 
 
 def test_few_rows_are_said_to_be_few() -> None:

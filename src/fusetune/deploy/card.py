@@ -44,7 +44,12 @@ def card(bundle: Bundle, results: RunResults | None) -> str:
         lines += ["", "## How well", ""]
         for measured in results.tasks:
             said = verdict(measured)
-            lines += [said.headline, ""] + [f"- {note}" for note in said.notes] + [""]
+            lines += (
+                [said.headline, ""]
+                + ([f"{said.use} {said.next_step}", ""] if said.use else [])
+                + [f"- {note}" for note in said.notes]
+                + [""]
+            )
             lines += [f"| {measured.target}: system | {measured.metric} |", "| --- | --- |"]
             for system in measured.systems:
                 value = measured.main(system)

@@ -162,6 +162,8 @@ class TaskResult:
     errors: list[Mistake] = field(default_factory=list)
     errors_are: str = ""
     """Which rows `errors` are: "rows with the largest error"."""
+    shared: int = 0
+    """How many of the rows have the same inputs as a train row."""
     encoders_unchanged: bool = False
     """Whether encoders were tuned, and yet the kept step lies before that."""
     meanings: dict[str, str] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import numpy as np
 import torch
 
+from fusetune.data.overlap import overlapping
 from fusetune.data.quarantine import group_rejected
 from fusetune.deploy.bundle import versions
 from fusetune.evaluation.measure import systems
@@ -28,6 +29,9 @@ from fusetune.tasks.base import Task
 from fusetune.training.probe import SplitRows
 from fusetune.types import Tokens
 
+ALSO_TRAIN = "also a train row"
+"""The slices of rows that are, or are not, among the train rows as well."""
+
 
 class Findings:
     """Measures a fit's tuned model and what it is compared with."""
@@ -40,6 +44,7 @@ class Findings:
         """
         self.fit, self.trained, self.model = fit, trained, trained.bundle.model
         self.history, self.val_scores = trained.history, dict(trained.val_scores)
+        self._shared: dict[str, np.ndarray] = {}
 
     def decide(self) -> dict[str, np.ndarray]:
         """Have each task choose on validation rows how scores become decisions; return the scores by task."""
@@ -130,12 +135,16 @@ class Findings:
         table = test.examples.table
         table.require(fit.config.report.slices)
         group = fit.schema.group
+        shared = self.shared("test", test.indices)
+        slices = {column: table.cells(column, test.indices) for column in fit.config.report.slices}
+        if 0 < shared.sum() < len(shared):
+            slices[ALSO_TRAIN] = ["yes" if also else "no" for also in shared]
         evaluated = EvaluatedRows(
             test.truth,
             table.rows[test.indices],
             weights=test.examples.weights[test.indices],
             groups=table.cells(group, test.indices) if group and group in table else None,
-            slices={column: table.cells(column, test.indices) for column in fit.config.report.slices},
+            slices=slices,
         )
         result = judge(
             task,
@@ -147,8 +156,30 @@ class Findings:
             num_errors=fit.config.report.errors,
             seed=fit.config.seed,
         )
+        result.shared = int(shared.sum())
         result.balance = task.target_panels({split: part.truth for split, part in rows.items()})
         return result
+
+    def shared(self, split: str, indices: np.ndarray) -> np.ndarray:
+        """Which rows, by their places in the table, have the inputs of a train row: (rows,) bool."""
+        if split not in self._shared:
+            examples = self.fit.examples[split]
+            also = np.zeros(len(examples.table), dtype=bool)
+            also[examples.used[overlapping(self.fit.examples["train"], examples)]] = True
+            self._shared[split] = also
+        return np.asarray(self._shared[split][indices])
+
+    def _suspicions(self) -> list[str]:
+        """Rows that splits share, and columns that may give the target away."""
+        examples = self.fit.examples
+        said = []
+        for split in ("val", "test"):
+            if split in examples and (count := int(self.shared(split, examples[split].used).sum())):
+                said.append(
+                    f"{count:,} of {len(examples[split].used):,} {split} rows have the same inputs as a train row:"
+                    " what is measured on them says little about new rows."
+                )
+        return said + describe.near_leaks(examples["train"], self.fit.schema)
 
     def shown(self, index: int) -> list[Shown]:
         """A test row's cells, for people."""
@@ -181,6 +212,7 @@ class Findings:
             trained=history.changed.get("", history.trained[""]),
             waited=history.waited,
             warnings=[
+                *self._suspicions(),
                 *fit.tables.notes,
                 *describe.warnings(fit.schema, fit.examples),
                 *history.warnings,

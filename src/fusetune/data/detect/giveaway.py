@@ -15,6 +15,9 @@ MIN_ROWS = 20
 EXPLAINED = 0.99
 CHANCE = 1e-6
 RANK_CORRELATION = 0.995
+SUSPICIOUS = 0.9
+"""Of the rows that the most frequent label leaves over, so many are decided by a column that may be a leak."""
+MAX_LABELS = 50
 
 
 def gives_away(cells: Sequence[Any], target: Sequence[Any], kind: str) -> str | None:
@@ -87,3 +90,65 @@ def _ranks(pairs: list[tuple[str, str]]) -> str | None:
     if abs(correlation) <= RANK_CORRELATION:
         return None
     return f"its numbers are in the target's order, rank correlation {correlation:.4f}"
+
+
+def nearly_gives_away(cells: Sequence[Any], target: Sequence[Any], kind: str) -> float | None:
+    """Return in which share of rows a column by itself decides the target, where that is suspiciously large.
+
+    The target is predicted by the column alone for rows that it did not learn from: by the most frequent label of equal
+    cells, and for numbers by a small decision tree. Columns of text and media are what models are to read and are not
+    judged, nor are targets with more than `MAX_LABELS` values.
+
+    Args:
+        cells: the column's cells.
+        target: the target's cells of the same rows.
+        kind: the column's kind.
+
+    Returns:
+        The share, or None where it is below `SUSPICIOUS` (over that of the most frequent label) or rows are few.
+    """
+    pairs = [
+        (plain(cell), plain(label))
+        for cell, label in zip(cells, target, strict=True)
+        if not (is_missing(cell) or is_missing(label))
+    ]
+    labels = Counter(label for _, label in pairs)
+    if kind in ("text", "image", "audio") or len(pairs) < 5 * MIN_ROWS or not 2 <= len(labels) <= MAX_LABELS:
+        return None
+    base = max(labels.values()) / len(pairs)
+    share = max(_by_equal_cells(pairs), _by_tree(pairs))
+    return share if base < 1 and (share - base) / (1 - base) >= SUSPICIOUS else None
+
+
+def _by_equal_cells(pairs: list[tuple[str, str]]) -> float:
+    """The share of rows whose label is the most frequent one of the other rows with an equal cell."""
+    groups: dict[str, Counter[str]] = {}
+    for cell, label in pairs:
+        groups.setdefault(cell, Counter())[label] += 1
+    right = 0
+    for group in groups.values():
+        for label, count in group.items():
+            others = max((many for name, many in group.items() if name != label), default=0)
+            right += count if count - 1 > others else 0
+    return right / len(pairs)
+
+
+def _by_tree(pairs: list[tuple[str, str]]) -> float:
+    """The share of rows that a small tree on the column's numbers gets right, each in a fold that it did not see."""
+    try:
+        numbers = np.array([[float(cell)] for cell, _ in pairs])
+    except ValueError:
+        return 0.0
+    if not np.isfinite(numbers).all():
+        return 0.0
+    from sklearn.tree import DecisionTreeClassifier
+
+    labels, fold = np.array([label for _, label in pairs]), np.random.default_rng(0).integers(0, 3, len(pairs))
+    right = 0
+    for part in range(3):
+        inside = fold == part
+        if inside.all() or not inside.any():
+            return 0.0
+        tree = DecisionTreeClassifier(max_leaf_nodes=16, min_samples_leaf=5, random_state=0)
+        right += int((tree.fit(numbers[~inside], labels[~inside]).predict(numbers[inside]) == labels[inside]).sum())
+    return right / len(pairs)

@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fusetune.backbones.licence import stated_licence
 from fusetune.backbones.load import Backbone
+from fusetune.data.detect.giveaway import nearly_gives_away
 from fusetune.data.distinct import cell_key, is_missing
 from fusetune.data.examples import Examples
 from fusetune.data.quarantine import Rejected
@@ -29,6 +31,8 @@ from fusetune.training.history import TrainingHistory
 from fusetune.training.recipe import BackboneRule
 
 SHOWN_REJECTED = 50
+LEAK_ROWS = 5000
+"""Train rows that columns are judged by."""
 
 
 def command() -> str:
@@ -156,6 +160,26 @@ def kept_before_tuning(history: TrainingHistory) -> list[str]:
         f"No encoder's weights were changed: the best step on validation rows, step {best.step}, lies in the stage"
         f" “{best.stage}”, before the encoders were tuned. The model is the new parts on the encoders as pretrained."
     ]
+
+
+def near_leaks(train: Examples, schema: Schema) -> list[str]:
+    """Name columns that by themselves decide a target in nearly all train rows: they may leak it."""
+    said = []
+    for target in train.tasks:
+        rows = train.labelled(target)
+        rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), LEAK_ROWS)).astype(np.int64))]
+        if not len(rows):
+            continue
+        answers = train.table.cells(train.tasks[target].target, rows)
+        for name in train.columns:
+            kind = schema.columns[name].kind or ""
+            share = nearly_gives_away(train.table.cells(name, rows), answers, kind)
+            if share is not None:
+                said.append(
+                    f"“{name}” by itself decides “{target}” in {share:.1%} of the train rows. If it is known only once"
+                    f" the answer is, the figures are too good: leave it out with columns.{name}.role=ignore."
+                )
+    return said
 
 
 def _look_alike(labels: Sequence[str]) -> list[list[str]]:

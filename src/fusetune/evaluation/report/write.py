@@ -74,7 +74,13 @@ def terminal_table(results: RunResults, *, path: Path | None = None) -> Group:
             style = "bold" if one.kind == "after" else ""
             table.add_row(*(Text(readable(cell), style=style) for cell in cells))
         said = verdict(task)
-        parts += [table, Text(said.headline), *(Text(f"  {note}") for note in said.notes), Text("")]
+        parts += [
+            table,
+            Text(said.headline),
+            Text(f"  {said.use} {said.next_step}".rstrip()),
+            *(Text(f"  {note}") for note in said.notes),
+            Text(""),
+        ]
     if results.choice is not None:
         parts += [_choice_table(results), Text("")]
     if path is not None:

@@ -1,0 +1,61 @@
+"""Rows that two splits share: a model is measured on what it has learned by heart."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from fusetune.data.detect.giveaway import plain
+from fusetune.data.examples import Examples
+
+FILES = ("image", "audio")
+"""Sorts of columns whose cells of text are paths."""
+
+
+def overlapping(train: Examples, other: Examples) -> np.ndarray:
+    """Return which used rows of `other` have the inputs of a used train row, over all columns: (used,) bool.
+
+    Cells are equal where their text is, whatever their type, outer white space and case. Pictures and sounds are equal
+    where they are the same file or the same bytes.
+
+    Args:
+        train, other: prepared rows with the same columns.
+    """
+    ours, theirs = row_keys(train), row_keys(other)
+    if not ours.shape[1]:
+        return np.zeros(len(theirs), dtype=bool)
+    return np.asarray(np.isin(_as_one(theirs), _as_one(ours)))
+
+
+def row_keys(examples: Examples) -> np.ndarray:
+    """Return a digest a column of each used row's cell, (used, columns) uint64; 0 where it is missing."""
+    keys = np.zeros((len(examples.used), len(examples.columns)), dtype=np.uint64)
+    for place, column in enumerate(examples.columns.values()):
+        is_file = column.modality.part_of in FILES
+        digests = np.fromiter(
+            (_digest(cell, str(column.base_dir) if is_file else "") for cell in column.cells),
+            dtype=np.uint64,
+            count=len(column.cells),
+        )
+        codes = np.asarray(column.codes[examples.used])
+        there = codes >= 0
+        keys[there, place] = digests[codes[there]]
+    return keys
+
+
+def _as_one(keys: np.ndarray) -> np.ndarray:
+    """(rows, columns) as (rows,) of one comparable value a row."""
+    whole = np.ascontiguousarray(keys)
+    return whole.view(np.dtype((np.void, whole.dtype.itemsize * whole.shape[1]))).reshape(-1)
+
+
+def _digest(cell: Any, folder: str) -> int:
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, bytes | bytearray | memoryview):
+        content = bytes(cell)
+    else:
+        content = f"{folder if isinstance(cell, str | list) else ''}\0{plain(cell)}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(blake2b(content, digest_size=8).digest(), "little")
