@@ -1,4 +1,4 @@
-"""The transformer block that fusions by attention are made of."""
+"""The transformer block of fusions by attention."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ class AttentionBlock(nn.Module):
     """A pre-norm transformer block: attention, then a two-layer perceptron, each added to its input.
 
     Queries, keys and values have no bias: a bias on keys cancels in the softmax and would never be trained.
+
     Reference: Xiong et al. 2020, "On Layer Normalization in the Transformer Architecture" (arXiv 2002.04745).
     """
 

@@ -1,4 +1,4 @@
-"""What fusions share: which columns count in a row, modality dropout, one vector a column, and the perceptron."""
+"""Shared by fusions: which columns count in a row, modality dropout, one vector a column, the perceptron."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fusetune.types import Tokens
 
 
 def check_rate(name: str, rate: float) -> float:
-    """The rate, refused unless it lies in [0, 1).
+    """Return a rate that lies in [0, 1).
 
     Raises:
         ConfigError: it does not.
@@ -25,7 +25,7 @@ def check_rate(name: str, rate: float) -> float:
 
 
 def check_count(name: str, count: int, *, most: int | None = None) -> int:
-    """The count, refused unless it is 1 or more, and at most `most`.
+    """Return a count that is 1 or more, and at most `most` where that is given.
 
     Raises:
         ConfigError: it is not.
@@ -40,12 +40,13 @@ def check_count(name: str, count: int, *, most: int | None = None) -> int:
 def kept_columns(
     order: Sequence[str], columns: dict[str, Tokens], present: dict[str, Tensor], *, drop: float, training: bool
 ) -> Tensor:
-    """Which columns a row is fused from: (batch, columns) bool, at least one a row.
+    """Return which columns each row is fused from, (batch, columns) bool, at least one a row.
 
     A column counts where it is present and has a real token. In training, each counting column is dropped with
-    probability `drop`; a row that would lose all keeps one of them, each with equal chance. To a fusion a dropped
-    column is exactly an absent one, so a model meets while it learns what it will meet when columns are missing
-    (Neverova et al. 2015, "ModDrop", arXiv 1501.00102).
+    probability `drop`; a row that would lose all of them keeps one, chosen uniformly. A fusion treats a dropped column
+    as an absent one, so that the model is trained on missing columns.
+
+    Reference: Neverova et al. 2015, "ModDrop" (arXiv 1501.00102).
 
     Args:
         order: the columns in the fusion's order.
@@ -65,7 +66,7 @@ def kept_columns(
 
 
 def column_vectors(order: Sequence[str], columns: dict[str, Tokens], kept: Tensor, null: Tensor) -> Tensor:
-    """One vector a column: the mean of its real tokens, or its null vector where the column does not count.
+    """Return one vector a column: the mean of its real tokens, or its null vector where the column does not count.
 
     Masked values are replaced, not multiplied by zero, so that not even a NaN among them reaches the output.
 
@@ -73,7 +74,7 @@ def column_vectors(order: Sequence[str], columns: dict[str, Tokens], kept: Tenso
         order: the columns in the fusion's order.
         columns: per column, (batch, tokens, dim) with its mask.
         kept: (batch, columns) bool.
-        null: (columns, dim).
+        null: (columns, dim), learned.
 
     Returns:
         (batch, columns, dim).
@@ -101,7 +102,7 @@ def one_token_each(order: Sequence[str], vectors: Tensor, kept: Tensor) -> dict[
 
 
 class VectorFusion(Fusion):
-    """A fusion of one vector a column: the mean of its tokens, or its learned null vector where it is absent."""
+    """Base of fusions of one vector a column: the mean of its tokens, or a learned null vector where it is absent."""
 
     interacts = True
 
@@ -122,7 +123,7 @@ class VectorFusion(Fusion):
 
     @abc.abstractmethod
     def mix(self, vectors: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-        """The columns' vectors as they leave, (batch, columns, dim), and what they make together, (batch, dim).
+        """Return fused vectors, (batch, columns, dim), and the pooled vector before its norm, (batch, dim).
 
         Args:
             vectors: (batch, columns, dim).
@@ -130,14 +131,16 @@ class VectorFusion(Fusion):
         """
 
     def forward(self, columns: dict[str, Tokens], present: dict[str, Tensor]) -> Fused:
-        """See `Fusion.forward`; the fused tokens are one vector a column, real where the column counts."""
+        """See `Fusion.forward`. Fused tokens are one vector a column."""
         kept = kept_columns(self.columns, columns, present, drop=self.modality_dropout, training=self.training)
         vectors, pooled = self.mix(column_vectors(self.columns, columns, kept, self.null), kept)
         return Fused(one_token_each(self.columns, vectors, kept), self.norm(pooled))
 
 
 def perceptron(num_in: int, dim: int, *, depth: int, dropout: float) -> nn.Sequential:
-    """From `num_in` features through `depth` hidden layers of 2 x dim features, each with GELU and dropout, to `dim`.
+    """Return a perceptron from `num_in` features through `depth` hidden layers of 2 x dim features to `dim`.
+
+    Each hidden layer is followed by GELU and dropout.
 
     Raises:
         ConfigError: `depth` or `dropout` is out of range.

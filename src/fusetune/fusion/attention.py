@@ -15,11 +15,31 @@ from fusetune.types import Tokens
 
 
 class AttentionFusion(Fusion):
-    """A transformer over [query; tokens of column 1; tokens of column 2; ...].
+    """Run a transformer over the tokens of all columns and read the result with a learned query.
 
-    Every token gets its column's learned embedding. Where a column is absent, one learned null token stands in its
-    place and its own tokens are masked, so that "absent" is itself a signal. The pooled vector is what the query
-    has become after the last block.
+    The sequence is [query; tokens of column 1; tokens of column 2; ...]. Pre-norm blocks attend over all of it;
+    `pooled` is the query after the last block, normalised. Each token carries a learned embedding of its column. In
+    place of an absent column stands one learned null token, so that absence is a signal of its own.
+
+    Inputs: (batch, tokens, dim) a column; columns may have different numbers of tokens.
+
+    Requires: `dim` divisible by `num_heads`. Time and memory grow with the square of the number of all columns' tokens.
+
+    Relations: in `cross_attention` a column's tokens attend to the other columns only; in `bottleneck` all that passes
+    between columns passes through a few shared tokens, which is cheaper for long columns.
+
+    Example:
+        >>> import torch
+        >>> from fusetune.types import Tokens
+        >>> words, photo = Tokens(torch.randn(4, 9, 16), torch.ones(4, 9).bool()), torch.randn(4, 1, 16)
+        >>> columns = {"title": words, "photo": Tokens(photo, torch.tensor([[True], [True], [False], [False]]))}
+        >>> present = {"title": torch.ones(4).bool(), "photo": torch.tensor([True, True, False, False])}
+        >>> fused = AttentionFusion(["title", "photo"], 16, num_heads=2)(columns, present)
+        >>> fused.pooled.shape, fused.tokens["title"].values.shape
+        (torch.Size([4, 16]), torch.Size([4, 9, 16]))
+
+    Reference: Vaswani et al. 2017, "Attention Is All You Need" (arXiv 1706.03762); pre-norm: Xiong et al. 2020 (arXiv
+    2002.04745).
     """
 
     interacts = True
@@ -80,13 +100,13 @@ class AttentionFusion(Fusion):
         return Fused(fused, pooled)
 
     def split(self, tokens: Tensor, mask: Tensor, kept: Tensor, columns: dict[str, Tokens]) -> dict[str, Tokens]:
-        """Cut a sequence into its columns. Null tokens stand for what is absent and are not real.
+        """Split a sequence into its columns. Null tokens, which stand for absent columns, are not real.
 
         Args:
-            tokens: (batch, tokens, dim), all columns' after one another.
+            tokens: (batch, tokens, dim) of all columns, concatenated.
             mask: (batch, tokens) bool, null tokens included.
             kept: (batch, columns) bool, True where the column counts.
-            columns: what the sequence was made from.
+            columns: the columns that the sequence was made from.
         """
         sizes = [max(columns[name].values.shape[1], 1) for name in self.columns]
         parts = zip(
@@ -98,16 +118,16 @@ class AttentionFusion(Fusion):
         }
 
     def start(self, tokens: Tensor) -> Tensor:
-        """The query for each row of the tokens: (batch, 1, dim)."""
+        """Return the learned query for each row: (batch, 1, dim)."""
         return self.query.to(tokens.dtype).expand(len(tokens), 1, -1)
 
     def sequence(self, columns: dict[str, Tokens], present: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """All columns' tokens after one another, null tokens among them.
+        """Concatenate all columns' tokens, a null token in place of each absent column.
 
         Returns:
-            The tokens with their columns' embeddings, (batch, tokens, dim); which are real, (batch, tokens) bool, at
-            least one of each column; the number of each one's column, (tokens,) int64; and which columns count in a
-            row, (batch, columns) bool.
+            The tokens plus their columns' embeddings, (batch, tokens, dim); which may be attended to, (batch, tokens)
+            bool, at least one a column; the index of each token's column, (tokens,) int64; and which columns count in
+            a row, (batch, columns) bool.
         """
         kept = kept_columns(self.columns, columns, present, drop=self.modality_dropout, training=self.training)
         pieces, masks, owners = [], [], []
@@ -120,7 +140,7 @@ class AttentionFusion(Fusion):
 
 
 def _with_null(tokens: Tokens, kept: Tensor, null: Tensor) -> tuple[Tensor, Tensor]:
-    """A column's tokens with the null token in the first place of rows that lack the column."""
+    """Put the null token in the first place of rows that lack the column."""
     values, mask = tokens.values, tokens.mask & kept.unsqueeze(1)
     if values.shape[1] == 0:
         values, mask = values.new_zeros(len(kept), 1, values.shape[2]), kept.unsqueeze(1)

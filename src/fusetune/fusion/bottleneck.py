@@ -15,17 +15,30 @@ from fusetune.types import Tokens
 
 
 class BottleneckFusion(AttentionFusion):
-    """Each column's tokens attend to themselves and to the shared tokens b; b attends to each column by itself.
+    """Let columns exchange through a few shared tokens only.
 
-    x_c ← Block(x_c over [x_c; b]), b_c ← Block(b over x_c), for every column c; then b ← the mean of b_c over the
-    columns that are present. What passes between columns passes through b, which sums up each of them in few vectors.
-    At the end one block lets a learned query attend to all columns' tokens and to b; what it becomes is the pooled
-    vector. Column embeddings and null tokens are those of `attention`.
+    Each block updates x_c ← Block(x_c over [x_c; b]) and b_c ← Block(b over x_c) for every column c, then b ← the mean
+    of b_c over the present columns. The shared tokens b must sum up each column in few vectors. At the end one block
+    lets a learned query attend to all columns' tokens and to b; `pooled` is what it becomes, normalised. Column
+    embeddings and null tokens are those of `attention`.
 
-    Reference: Nagrani et al. 2021, "Attention Bottlenecks for Multimodal Fusion" (MBT, arXiv 2107.00135). There each
-    modality has weights of its own; here the columns share a block's weights and differ by their embeddings and
-    projections, so the size does not grow with the number of columns. There b_c attends to b as well, which has
-    more tokens than a column that is a single vector and would drown it.
+    Inputs: (batch, tokens, dim) a column.
+
+    Requires: `dim` divisible by `num_heads`. With `depth=1` only the query sees several columns.
+
+    Relations: cheaper than `attention` where columns are long (`text.pool=none`). The paper has weights for each
+    modality; here the columns share a block's weights. In the paper b_c attends to b as well, which has more tokens
+    than a column that is a single vector and would drown it.
+
+    Example:
+        >>> import torch
+        >>> from fusetune.types import Tokens
+        >>> fusion = BottleneckFusion(["report", "scan"], 16, num_latents=2, num_heads=2)
+        >>> columns = {name: Tokens(torch.randn(4, 40, 16), torch.ones(4, 40).bool()) for name in fusion.columns}
+        >>> fusion(columns, dict.fromkeys(columns, torch.ones(4).bool())).pooled.shape
+        torch.Size([4, 16])
+
+    Reference: Nagrani et al. 2021, "Attention Bottlenecks for Multimodal Fusion" (MBT, arXiv 2107.00135).
     """
 
     def __init__(

@@ -14,17 +14,33 @@ from fusetune.types import Tokens
 
 
 class ConvolutionFusion(VectorFusion):
-    """x ← x + GELU(P (D * x)) on each column's tokens, u ← u + GELU(K * LayerNorm(u)) on their means u = [v_1 … v_k].
+    """Convolve each column's tokens over their map, then the sequence of the columns.
 
-    D is a convolution over height and width for each feature by itself, P a linear map of the features at each place:
-    a depthwise-separable convolution, shared by the columns. The tokens of a picture that a convolutional or vision
-    transformer backbone gives with `pool: none` keep their height and width; other tokens are a map of height 1, so D
-    runs along the tokens of a text. Tokens that lie nowhere, such as a class token, skip the map. K is a convolution
-    over the columns in their order, an absent one being its learned null vector; pooled = LayerNorm(mean of u).
+    x ← x + GELU(P (D * x)) on each column's tokens, u ← u + GELU(K * LayerNorm(u)) on their means u = [v_1 ... v_k],
+    pooled = LayerNorm(mean of u). D is a convolution over height and width for each feature by itself, P a linear map
+    of the features at each place: a depthwise-separable convolution, shared by the columns. K is a convolution over the
+    columns in their order, an absent one being its learned null vector.
 
-    Reference: Howard et al. 2017, "MobileNets" (arXiv 1704.04861), for the separable convolution; Kim 2014,
-    "Convolutional Neural Networks for Sentence Classification" (arXiv 1408.5882), for convolution over a sequence of
-    vectors.
+    Inputs: (batch, tokens, dim) a column. Tokens with a `grid`, such as a picture's with `pool: none`, keep their
+    height and width; other tokens are a map of height 1, so that D runs along the tokens of a text. Tokens that lie
+    nowhere, such as a class token, skip the map.
+
+    Requires: an odd `kernel_size`.
+
+    Relations: the only fusion that uses where tokens lie. Of use where columns have an order that means something, or
+    where pictures are read as maps.
+
+    Example:
+        >>> import torch
+        >>> from fusetune.types import Tokens
+        >>> patches = Tokens(torch.randn(4, 1 + 6, 8), torch.ones(4, 7).bool(), grid=(1, 2, 3))
+        >>> columns = {"photo": patches, "title": Tokens(torch.randn(4, 5, 8), torch.ones(4, 5).bool())}
+        >>> fusion = ConvolutionFusion(["photo", "title"], 8)
+        >>> fusion(columns, dict.fromkeys(columns, torch.ones(4).bool())).pooled.shape
+        torch.Size([4, 8])
+
+    Reference: Howard et al. 2017, "MobileNets" (arXiv 1704.04861), for the separable convolution; Kim 2014 (arXiv
+    1408.5882), for convolution over a sequence of vectors.
     """
 
     def __init__(
@@ -59,11 +75,11 @@ class ConvolutionFusion(VectorFusion):
         self.dropout = nn.Dropout(check_rate("dropout", dropout))
 
     def forward(self, columns: dict[str, Tokens], present: dict[str, Tensor]) -> Fused:
-        """See `Fusion.forward`; the fused tokens are one vector a column, real where the column counts."""
+        """See `Fusion.forward`. Fused tokens are one vector a column."""
         return super().forward({name: self.spread(columns[name]) for name in self.columns}, present)
 
     def spread(self, tokens: Tokens) -> Tokens:
-        """A column's tokens, each with what lies around it on its map: (batch, tokens, dim) as before."""
+        """Convolve a column's tokens over their map: (batch, tokens, dim) to the same shape."""
         batch, num, dim = tokens.values.shape
         extra, height, width = tokens.grid or (0, 1, num)
         if not num:
@@ -76,7 +92,7 @@ class ConvolutionFusion(VectorFusion):
         return Tokens(values + added.view(batch, num, dim), tokens.mask)
 
     def mix(self, vectors: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-        """See `VectorFusion.mix`; the vectors leave convolved."""
+        """See `VectorFusion.mix`. Fused vectors are the convolved ones."""
         for norm, layer in zip(self.norms, self.layers, strict=True):
             added: Tensor = layer(norm(vectors).transpose(1, 2)).transpose(1, 2)  # over the columns
             vectors = vectors + self.dropout(F.gelu(added))

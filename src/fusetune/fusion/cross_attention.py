@@ -13,16 +13,31 @@ from fusetune.types import Tokens
 
 
 class CrossAttentionFusion(AttentionFusion):
-    """In each block, a column's tokens are queries, and the tokens of all other columns are keys and values.
+    """Let the tokens of each column attend to the tokens of all other columns.
 
-    All columns are updated at once from the same tokens, each by attention, perceptron and residuals. Then one block
-    lets a learned query attend to all tokens; what it becomes is the pooled vector. Column embeddings and null tokens
-    are those of `attention`. A single column has no others and attends to itself.
+    In each block a column's tokens are the queries, the other columns' tokens keys and values. All columns are updated
+    at once, by attention, perceptron and residuals. Then one block lets a learned query attend to all tokens; `pooled`
+    is what it becomes, normalised. Column embeddings and null tokens are those of `attention`. A single column attends
+    to itself.
 
-    Reference: Lu et al. 2019, "ViLBERT" (co-attention, arXiv 1908.02265), and Tsai et al. 2019, "Multimodal
-    Transformer" (arXiv 1906.00295), for any number of columns: where the papers have weights for each pair of
-    modalities, the columns here share a block's weights and differ by their embeddings and projections, so the size
-    does not grow with the number of columns.
+    Inputs: (batch, tokens, dim) a column.
+
+    Requires: `dim` divisible by `num_heads`; two or more columns to be of use.
+
+    Relations: `attention` lets a column attend to itself too. The papers have weights for each pair of modalities; here
+    the columns share a block's weights and differ by their embeddings and projections, so that the size does not grow
+    with the number of columns.
+
+    Example:
+        >>> import torch
+        >>> from fusetune.types import Tokens
+        >>> fusion = CrossAttentionFusion(["question", "picture"], 16, num_heads=2, depth=1)
+        >>> columns = {name: Tokens(torch.randn(4, 5, 16), torch.ones(4, 5).bool()) for name in fusion.columns}
+        >>> fusion(columns, dict.fromkeys(columns, torch.ones(4).bool())).pooled.shape
+        torch.Size([4, 16])
+
+    Reference: Lu et al. 2019, "ViLBERT" (co-attention, arXiv 1908.02265); Tsai et al. 2019, "Multimodal Transformer"
+    (arXiv 1906.00295).
     """
 
     def __init__(

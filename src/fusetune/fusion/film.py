@@ -12,11 +12,26 @@ from fusetune.fusion.concat import ConcatFusion
 
 
 class FilmFusion(ConcatFusion):
-    """Feature-wise linear modulation, then `concat`: v_c becomes (1 + γ_c) * v_c + β_c for every column c but `by`.
+    """Let one column scale and shift the features of the others, then concatenate.
 
-    [γ_1; β_1; ...] = F v_by + f, which starts at zero, so that at the start this is `concat`. As v_c is a mean of
-    tokens and the modulation is linear in it, each token is modulated alike. Where `by` is absent nothing is modulated
-    and its learned null vector stands for it in the perceptron. With one column there is nothing to modulate.
+    v_c becomes (1 + γ_c) * v_c + β_c for every column c but `by`, with [γ_1; β_1; ...] = F v_by + f, which starts at
+    zero: at the start this is `concat`. As v_c is a mean of tokens and the modulation is linear in it, each token is
+    modulated alike. Where `by` is absent nothing is modulated, and its learned null vector stands for it in the
+    perceptron.
+
+    Inputs: (batch, tokens, dim) a column, averaged over its real tokens.
+
+    Requires: two or more columns; a single one leaves nothing to modulate.
+
+    Relations: `concat` with a modulation before it; `low_rank` multiplies all columns with one another.
+
+    Example:
+        >>> import torch
+        >>> from fusetune.types import Tokens
+        >>> fusion = FilmFusion(["picture", "category"], 8, by="category")
+        >>> columns = {name: Tokens(torch.randn(4, 1, 8), torch.ones(4, 1).bool()) for name in fusion.columns}
+        >>> fusion(columns, dict.fromkeys(columns, torch.ones(4).bool())).pooled.shape
+        torch.Size([4, 8])
 
     Reference: Perez et al. 2018, "FiLM: Visual Reasoning with a General Conditioning Layer" (arXiv 1709.07871), with
     the scale counted from 1.
@@ -61,7 +76,7 @@ class FilmFusion(ConcatFusion):
             nn.init.zeros_(self.film.bias)
 
     def mix(self, vectors: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-        """See `VectorFusion.mix`; the vectors leave modulated."""
+        """See `VectorFusion.mix`. Fused vectors are the modulated ones."""
         if self.film is not None:
             before, own, after = vectors.tensor_split((self.by, self.by + 1), dim=1)
             others = torch.cat([before, after], dim=1)  # (batch, columns - 1, dim)

@@ -11,14 +11,28 @@ from fusetune.fusion._columns import VectorFusion, check_rate
 
 
 class GatedFusion(VectorFusion):
-    """Gated multimodal units for any number of columns.
+    """Decide a row and feature at a time how much each column counts.
 
-    h_c = tanh(W_c v_c + b_c), z_c = sigmoid(G_c [v_1; ...; v_k] + g_c), pooled = LayerNorm(sum over the columns
-    that are there of z_c * h_c), v_c the mean of column c's tokens. An absent column adds nothing; its learned null
-    vector stands for it in what the gates see.
+    h_c = tanh(W_c v_c + b_c), z_c = sigmoid(G_c [v_1; ...; v_k] + g_c), pooled = LayerNorm(Σ z_c * h_c over the present
+    columns), v_c the mean of column c's real tokens. An absent column adds nothing; its learned null vector stands for
+    it in what the gates see.
 
-    Reference: Arevalo et al. 2017, "Gated Multimodal Units for Information Fusion" (arXiv 1702.01992), in the form
-    with one sigmoid gate a modality; the paper's tied gate z, 1 - z covers two modalities only.
+    Inputs: (batch, tokens, dim) a column, averaged over its real tokens.
+
+    Requires: nothing. The gates' weights grow with the square of the number of columns.
+
+    Relations: `mixture` weighs whole perceptrons, this single features of single columns. The paper's tied gate z, 1 -
+    z covers two modalities; this is its form with one sigmoid gate a modality.
+
+    Example:
+        >>> import torch
+        >>> from fusetune.types import Tokens
+        >>> fusion = GatedFusion(["review", "stars"], 8)
+        >>> columns = {name: Tokens(torch.randn(4, 1, 8), torch.ones(4, 1).bool()) for name in fusion.columns}
+        >>> fusion(columns, dict.fromkeys(columns, torch.ones(4).bool())).pooled.shape
+        torch.Size([4, 8])
+
+    Reference: Arevalo et al. 2017, "Gated Multimodal Units for Information Fusion" (arXiv 1702.01992).
     """
 
     def __init__(
@@ -41,7 +55,7 @@ class GatedFusion(VectorFusion):
         self.dropout = nn.Dropout(check_rate("dropout", dropout))
 
     def mix(self, vectors: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-        """See `VectorFusion.mix`; the vectors leave gated."""
+        """See `VectorFusion.mix`. Fused vectors are the gated ones."""
         hidden = torch.stack([layer(vectors[:, place]) for place, layer in enumerate(self.transforms)], dim=1).tanh()
         gates = self.gates(vectors.flatten(1)).sigmoid().view_as(hidden)  # (batch, columns, dim)
         gated = (self.dropout(hidden) * gates).masked_fill(~kept.unsqueeze(-1), 0.0)

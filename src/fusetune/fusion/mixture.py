@@ -11,14 +11,29 @@ from fusetune.fusion._columns import VectorFusion, check_count, perceptron
 
 
 class MixtureFusion(VectorFusion):
-    """pooled = LayerNorm(Σ_e g_e MLP_e(x)), g = softmax(G x + b), x = [v_1; ...; v_k].
+    """Weigh several perceptrons, the experts, by a router that sees the whole row.
 
-    v_c is the mean of column c's tokens, or its learned null vector where it is absent, so the router sees what is
-    missing. With `top_k`, all but the `top_k` largest of G x + b are left out of the softmax; an expert that no row
-    chooses then learns nothing, and no loss balances the experts' loads.
+    pooled = LayerNorm(Σ_e g_e MLP_e(x)), g = softmax(G x + b), x = [v_1; ...; v_k], v_c the mean of column c's real
+    tokens, or its learned null vector where the column is absent, so that the router sees what is missing. With
+    `top_k`, all but the `top_k` largest of G x + b are left out of the softmax; an expert that no row chooses then
+    learns nothing, and no loss balances the experts' loads.
 
-    Reference: Jacobs et al. 1991, "Adaptive Mixtures of Local Experts", for the dense form, whose experts all answer
-    for each row; Shazeer et al. 2017 (arXiv 1701.06538), without its noise, for `top_k`.
+    Inputs: (batch, tokens, dim) a column, averaged over its real tokens.
+
+    Requires: nothing. All experts are computed, with `top_k` too.
+
+    Relations: with one expert it is `concat` without the linear path; `gated` weighs features instead of perceptrons.
+
+    Example:
+        >>> import torch
+        >>> from fusetune.types import Tokens
+        >>> fusion = MixtureFusion(["text", "image"], 8, num_experts=4, top_k=2)
+        >>> columns = {name: Tokens(torch.randn(4, 1, 8), torch.ones(4, 1).bool()) for name in fusion.columns}
+        >>> fusion(columns, dict.fromkeys(columns, torch.ones(4).bool())).pooled.shape
+        torch.Size([4, 8])
+
+    Reference: Jacobs et al. 1991, "Adaptive Mixtures of Local Experts", for the dense form; Shazeer et al. 2017 (arXiv
+    1701.06538), without its noise, for `top_k`.
     """
 
     def __init__(
@@ -52,7 +67,7 @@ class MixtureFusion(VectorFusion):
         self.experts = nn.ModuleList(perceptron(wide, dim, depth=depth, dropout=dropout) for _ in range(num_experts))
 
     def mix(self, vectors: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-        """See `VectorFusion.mix`; the vectors leave as they came."""
+        """See `VectorFusion.mix`. Fused vectors are the columns' own."""
         joint = vectors.flatten(1)  # (batch, columns * dim)
         votes: Tensor = self.router(joint)  # (batch, experts)
         if self.top_k is not None:

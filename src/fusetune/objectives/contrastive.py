@@ -64,10 +64,9 @@ class _Rows:
 
 
 class ContrastiveObjective(BatchObjective):
-    """L = λ L_s + (1 − λ) L_d: the columns of a row are pulled together, those of different rows pushed apart.
+    """Pull the columns of a row together and push those of different rows apart.
 
-    Inputs: each column's tokens before the fusion, averaged, through a projection of its own, of unit length. With
-    x_i and y_i row i's vectors of two columns and s_ij = x_i·y_j:
+    L = λ L_s + (1 − λ) L_d. With x_i and y_i row i's vectors of two columns and s_ij = x_i·y_j, by `form`:
 
     - infonce: L_s = −mean s_ii/τ, L_d = mean log Σ_j exp(s_ij/τ). λ = ½: ½ CLIP (arXiv 2103.00020).
     - decoupled: the same, the sum over j ≠ i. λ = ½ without `within`: ½ DCL (arXiv 2110.06848).
@@ -79,6 +78,9 @@ class ContrastiveObjective(BatchObjective):
 
     Both directions and all pairs of columns are averaged, each row that has both columns counting once a pair.
 
+    Inputs: each column's projected tokens, (batch, tokens, dim), averaged, through a projection of its own, of unit
+    length.
+
     Requires: rows with two of the columns. A row that lacks one takes part in no pair with it. Rows of one group, and
     rows with equal cells in either column, are never each other's negatives. A row without any negative counts nothing.
 
@@ -86,6 +88,17 @@ class ContrastiveObjective(BatchObjective):
 
     Figures: L_s, L_d; alignment and uniformity; the gap ‖mean x − mean y‖ between modalities (Liang et al. 2022, arXiv
     2203.02053); the temperature.
+
+    Example:
+        >>> from fusetune.testing.objectives import make_parts
+        >>> model, tasks, examples = make_parts()
+        >>> batch, objective = examples.batch(range(12)), ContrastiveObjective(model, tasks, columns=["x", "z"])
+        >>> list(objective(model, batch, model(batch)))
+        ['contrastive']
+        >>> sorted(objective.figures)
+        ['L_d', 'L_s', 'alignment', 'gap', 'temperature', 'uniformity']
+
+    Reference: Radford et al. 2021, "CLIP" (arXiv 2103.00020), and the papers at the forms.
     """
 
     name = "contrastive"

@@ -18,15 +18,29 @@ if TYPE_CHECKING:
 
 
 class Mixup(Objective):
-    """λ ℓ(f(λ z_i + (1−λ) z_j), y_i) + (1−λ) ℓ(f(λ z_i + (1−λ) z_j), y_j), λ ~ Beta(α, α) for each batch.
+    """Train on mixtures of two rows' vectors, whose targets are mixed alike.
 
-    z_i is row i's fused vector, what the head reads; the linear part, which reads the columns' features, is mixed as
-    these are. j is a random order of the batch's rows. A pair counts for a task if both rows have its target.
+    L = λ ℓ(f(λ z_i + (1 − λ) z_j), y_i) + (1 − λ) ℓ(f(λ z_i + (1 − λ) z_j), y_j), λ ~ Beta(α, α) for each batch, j a
+    random order of the batch's rows. z_i is row i's fused vector, (dim,), which the head reads; the linear part, which
+    reads the columns' features, is mixed alike. A pair counts for a task if both rows have its target and a weight
+    above 0.
 
-    Reference: Zhang et al. 2018, "mixup", arXiv 1710.09412; Verma et al. 2019, "Manifold Mixup", arXiv 1806.05236, at
-    the last hidden layer, where columns of any kind are vectors.
+    Inputs: the pooled vectors, (batch, dim), and the targets. Encoders and fusion run once, so it costs next to
+    nothing.
 
-    Requires: a task. Costs next to nothing: encoders and fusion run once.
+    Requires: a task.
+
+    Relations: the papers mix raw inputs or hidden layers; at the last hidden layer columns of any kind are vectors.
+
+    Example:
+        >>> from fusetune.testing.objectives import make_parts
+        >>> model, tasks, examples = make_parts()
+        >>> batch = examples.batch(range(12))
+        >>> losses = Mixup(model, tasks, alpha=0.4)(model, batch, model(batch))
+        >>> list(losses), losses["mixup"].shape
+        (['mixup'], torch.Size([]))
+
+    Reference: Zhang et al. 2018, "mixup" (arXiv 1710.09412); Verma et al. 2019, "Manifold Mixup" (arXiv 1806.05236).
     """
 
     name = "mixup"

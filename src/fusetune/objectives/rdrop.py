@@ -23,14 +23,27 @@ DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropou
 
 
 class RDrop(Objective):
-    """½ (KL(p‖q) + KL(q‖p)) of the predictions p and q of two passes with other dropout masks, the mean over rows.
+    """Make predictions agree between two draws of dropout.
 
-    For numbers, the squared difference on the learned scale (`Divergent.divergence`). Several tasks are added up. The
+    L = mean over rows of ½ (KL(p‖q) + KL(q‖p)), p and q being the predictions of two passes with other dropout masks;
+    for numbers, the squared difference on the learned scale (`Divergent.divergence`). Several tasks are added up. The
     paper takes the task's loss of both passes; here it is the first pass's alone, whose expectation is the same.
 
-    Reference: Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks", arXiv 2106.14448; α is `weight`.
+    Inputs: the model's logits; rows need no target. One forward pass more.
 
-    Requires: a task; rows need no target. One forward pass more.
+    Requires: a task with a divergence, and dropout somewhere in the model.
+
+    Relations: `vat` changes the input instead of the dropout mask.
+
+    Example:
+        >>> from fusetune.testing.objectives import make_parts
+        >>> model, tasks, examples = make_parts(dropout=0.1)
+        >>> batch = examples.batch(range(12))
+        >>> losses = RDrop(model, tasks)(model.train(), batch, model(batch))
+        >>> list(losses), bool(losses["rdrop"] > 0)
+        (['rdrop'], True)
+
+    Reference: Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks" (arXiv 2106.14448); α is `weight`.
     """
 
     name = "rdrop"

@@ -35,21 +35,31 @@ VECTOR, LABEL, WEIGHT = "vector", "label", "weight"
 
 
 class SupConObjective(BatchObjective):
-    """L = λ L_s + (1 − λ) L_d: rows of one label are pulled together, all others pushed apart.
+    """Pull rows of one label together and push all others apart.
 
-    With z_i row i's fused vector, projected and of unit length, s_ia = z_i·z_a and P_i the other rows with i's label:
-    L_s = mean −1/|P_i| Σ_{p∈P_i} s_ip/τ, L_d = mean log Σ_{a≠i} exp(s_ia/τ). λ = ½ gives ½ SupCon (Khosla et al. 2020,
-    arXiv 2004.11362, equation 2).
+    L = λ L_s + (1 − λ) L_d. With z_i row i's fused vector, projected and of unit length, s_ia = z_i·z_a and P_i the
+    other rows with i's label: L_s = mean −1/|P_i| Σ_{p∈P_i} s_ip/τ, L_d = mean log Σ_{a≠i} exp(s_ia/τ). λ = ½ gives ½
+    SupCon (equation 2 of the paper).
 
-    Inputs: the fused vector that the task's head reads.
+    Inputs: the fused vectors, (batch, dim), and one target. Rows without it take no part; a row that has no positive or
+    no negative in the batch is no anchor. Labels tell which rows belong together, so groups and equal cells do not
+    count.
 
-    Requires: a binary, multiclass, ordinal or multilabel target. Several labels a row: rows that share one or more are
-    positives. Rows without the target take no part; a row that has no positive or no negative in the batch is no
-    anchor. Labels tell which rows belong together, so groups and equal cells do not count here.
+    Requires: a binary, multiclass, ordinal or multilabel target. With several labels a row, rows that share one or more
+    are positives.
 
     Relations: `contrastive` compares the columns within rows, this rows of equal labels.
 
     Figures: L_s, L_d; alignment, the mean squared distance of positives; uniformity over negatives; the temperature.
+
+    Example:
+        >>> from fusetune.testing.objectives import make_parts
+        >>> model, tasks, examples = make_parts()
+        >>> batch, objective = examples.batch(range(12)), SupConObjective(model, tasks, target="k", temperature=0.1)
+        >>> list(objective(model, batch, model(batch))), round(float(objective.figures["temperature"]), 3)
+        (['supcon'], 0.1)
+
+    Reference: Khosla et al. 2020, "Supervised Contrastive Learning" (arXiv 2004.11362).
     """
 
     name = "supcon"

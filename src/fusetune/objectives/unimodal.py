@@ -18,18 +18,30 @@ if TYPE_CHECKING:
 
 
 class Unimodal(Objective):
-    """The mean over columns c of ℓ(h_c(v_c), y): a head of its own for every column and task, left out once trained.
+    """Make every column able to answer by itself, by a head of its own for every column and task.
 
-    v_c is the mean of column c's projected tokens, before the fusion. Each column's encoder gets a gradient of its own,
-    so one that learns slowly is not left behind by one that answers most rows already. Rows that lack a column take no
+    L = mean over columns c of ℓ(h_c(v_c), y), v_c the mean of column c's projected tokens before the fusion, (batch,
+    dim). The heads are left out once the model is trained. Each column's encoder gets a gradient of its own, so that
+    one that learns slowly is not left behind by one that answers most rows already. Rows that lack a column take no
     part in its head.
 
-    Reference: the unimodal losses of Wang et al. 2020, "What makes training multi-modal classification networks hard?",
-    arXiv 1905.12681, with equal weights.
+    Inputs: the columns' projected tokens, (batch, tokens, dim) each, and the targets.
+
+    Requires: a task, and two or more columns.
+
+    Relations: `fusion.modality_dropout` hides columns instead; both keep the model from ignoring a column.
 
     Figures: each column's loss, the tasks added up: what it can tell by itself.
 
-    Requires: a task, and two or more columns.
+    Example:
+        >>> from fusetune.testing.objectives import make_parts
+        >>> model, tasks, examples = make_parts()
+        >>> batch, objective = examples.batch(range(12)), Unimodal(model, tasks)
+        >>> list(objective(model, batch, model(batch))), sorted(objective.figures)
+        (['unimodal'], ['c', 'x', 'z'])
+
+    Reference: the unimodal losses, with equal weights, of Wang et al. 2020, "What makes training multi-modal
+    classification networks hard?" (arXiv 1905.12681).
     """
 
     name = "unimodal"

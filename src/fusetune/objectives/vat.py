@@ -20,22 +20,28 @@ if TYPE_CHECKING:
 
 
 class VirtualAdversarial(Objective):
-    """The divergence D between the predictions for x and for x + δ, at the δ of size ε that makes it largest.
+    """Make predictions stay where the input changes a little, in the direction that changes them most.
 
-        L = mean over rows of Σ over tasks D(p(x), p(x + δ)),  no gradient through p(x)
-        δ = ε u_K,  u_{k+1} = g / rms(g),  g = ∇_r D(p(x), p(x + r)) at r = ξ u_k,  u_0 random
+    L = mean over rows of Σ over tasks D(p(x), p(x + δ)), no gradient through p(x), with δ = ε u_K, u_{k+1} = g /
+    rms(g), g = ∇_r D(p(x), p(x + r)) at r = ξ u_k, u_0 random. D is `Divergent.divergence`: KL of probabilities, the
+    squared difference of numbers. The directions u are those of the power method: D is flat at r = 0, where its second
+    derivatives decide, and g is about ξ times these times u. Each distinct cell has a δ of its own; sizes are relative,
+    and `fusetune.models.perturb` says where δ is added. Dropout draws the same masks for x and x + δ.
 
-    D is `Divergent.divergence`: KL of probabilities, the squared difference of numbers. The directions u are the power
-    method's: D is flat at r = 0, where its second derivatives decide, and g is about ξ times these times u. It needs no
-    target, so rows that lack one take part. Each distinct cell has a δ of its own; sizes are relative, and where δ is
-    added is said in `fusetune.models.perturb`. Dropout draws the same masks for x and x + δ.
+    Inputs: the batch; rows need no target. Costs num_steps + 2 more forward and num_steps + 1 more backward passes.
 
-    Costs num_steps + 2 more forward and num_steps + 1 more backward passes an update.
+    Requires: a task with a divergence.
 
     Relations: with `trainer.adversarial` δ makes the loss larger, which needs targets; here it changes the prediction.
-    R-Drop compares two draws of dropout instead of two inputs.
+    `rdrop` compares two draws of dropout instead of two inputs.
 
-    Example: objectives: {vat: {epsilon: 0.02}}
+    Example:
+        >>> from fusetune.testing.objectives import make_parts
+        >>> model, tasks, examples = make_parts()
+        >>> batch = examples.batch(range(12))
+        >>> losses = VirtualAdversarial(model, tasks, epsilon=0.1)(model, batch, model(batch))
+        >>> list(losses), bool(losses["vat"] >= 0)
+        (['vat'], True)
 
     Reference: Miyato et al. 2018, "Virtual Adversarial Training" (arXiv 1704.03976), algorithm 1 and equation 11.
     """

@@ -199,9 +199,29 @@ class ClassificationTask(LabelTask, Probed, Divergent, Boosted):
 
 
 class MulticlassTask(ClassificationTask):
-    """One label of several. Main metric: accuracy.
+    """Predict one label of several, by softmax. Main metric: accuracy.
 
     Labels are text exactly as in the table, in order of value where all are whole numbers, else of their characters.
+
+    Loss: cross-entropy, with label smoothing, class weights and focal loss where asked for.
+
+    Answers: (rows, classes) probabilities.
+
+    Requires: two labels or more in the train rows.
+
+    Relations: `binary` has a positive class and its metrics; `ordinal` uses an order of the labels; `multilabel` gives
+    any number of them.
+
+    Example:
+        >>> task = MulticlassTask("animal")
+        >>> task.fit(["cat", "dog", "cow", "dog"])
+        >>> task.labels
+        ['cat', 'cow', 'dog']
+        >>> task.columns(task.answers(torch.tensor([[0.0, 0.0, 2.0]])))["animal"]
+        ['dog']
+
+    Reference: Szegedy et al. 2016 (arXiv 1512.00567) for label smoothing; Lin et al. 2017 (arXiv 1708.02002) for the
+    focal loss.
     """
 
     name = "multiclass"
@@ -231,11 +251,30 @@ class MulticlassTask(ClassificationTask):
 
 
 class BinaryTask(ClassificationTask):
-    """One label of two. Main metric: accuracy.
+    """Predict one label of two. Main metric: accuracy.
 
     The positive class, to which `f1`, `precision`, `recall`, `roc_auc` and `average_precision` refer, is the one named
     by `positive`; else the one label that reads as true (1, true, yes, y, t, positive, pos, +, on); else the last in
     order. It is the second of `labels`.
+
+    Loss: cross-entropy, with label smoothing, class weights and focal loss where asked for.
+
+    Answers: (rows, 2) probabilities.
+
+    Requires: exactly two labels in the train rows.
+
+    Relations: `multiclass` of two labels, with a positive class and its metrics.
+
+    Example:
+        >>> task = BinaryTask("churned", positive="yes")
+        >>> task.fit(["no", "yes", "no"])
+        >>> task.labels
+        ['no', 'yes']
+        >>> task.evaluate(task.answers(torch.tensor([[1.0, 0.0], [0.0, 1.0]])), task.truth(["no", "yes"]))["f1"]
+        1.0
+
+    Reference: Szegedy et al. 2016 (arXiv 1512.00567) for label smoothing; Lin et al. 2017 (arXiv 1708.02002) for the
+    focal loss.
     """
 
     name = "binary"

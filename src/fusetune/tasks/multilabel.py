@@ -40,11 +40,29 @@ from fusetune.types import Target
 
 
 class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
-    """Any number of labels a row: a sigmoid and binary cross-entropy each. Main metric: map_macro.
+    """Predict any number of labels a row, by a sigmoid each. Main metric: map_macro.
 
     Cells are `a|b`, JSON lists, or lists. "[]" (or an empty list) is a row that has none of the labels; an empty cell
     is an unlabelled row. Labels that fewer than `min_count` train rows have, among them those that no train row has,
     are neither predicted nor counted in metrics; `left_out` has the former with their counts.
+
+    Loss: binary cross-entropy, the mean over labels.
+
+    Answers: (rows, labels) probabilities. A label is given from its threshold on.
+
+    Requires: a label that some train rows have and some have not.
+
+    Relations: `multiclass` gives exactly one label a row.
+
+    Example:
+        >>> task = MultilabelTask("genres")
+        >>> task.fit(["drama|comedy", "comedy", "[]", "drama|war"])
+        >>> task.labels
+        ['comedy', 'drama', 'war']
+        >>> task.columns(task.answers(torch.tensor([[2.0, 0.5, -3.0]])))["genres"]
+        ['comedy|drama']
+
+    Reference: Read et al. 2011, "Classifier chains for multi-label classification", for one binary classifier a label.
     """
 
     name = "multilabel"

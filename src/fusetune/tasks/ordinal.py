@@ -52,10 +52,24 @@ class CumulativeHead(nn.Module):
 
 
 class OrdinalTask(LabelTask, Probed, Divergent, Boosted):
-    """One of several levels in order: a cumulative-logit model with CORAL's loss. Main metric: qwk.
+    """Predict one of several levels in order, by a cumulative-logit model with CORAL's loss. Main metric: qwk.
 
-    The loss is the mean binary cross-entropy of "is the level above k?" over the thresholds k, all of which share one
-    direction. The decision is the median level: the number of thresholds passed with a probability above one half.
+    Loss: the mean binary cross-entropy of "is the level above k?" over the thresholds k, all of which share one
+    direction.
+
+    Answers: (rows, levels) probabilities. The decision is the median level: the number of thresholds passed with a
+    probability above one half.
+
+    Requires: two levels or more; numbers are ordered by value, other levels by `order`.
+
+    Relations: `multiclass` ignores the order, `regression` takes equal distances between levels.
+
+    Example:
+        >>> task = OrdinalTask("size", order=["small", "medium", "large"])
+        >>> task.fit(["small", "large", "medium", "small"])
+        >>> answers = task.answers(torch.tensor([[3.0, -2.0]]))  # above small: likely; above medium: not
+        >>> task.columns(answers)["size"]
+        ['medium']
 
     Reference: Cao et al. 2020, "Rank consistent ordinal regression for neural networks" (arXiv 1901.07884). There, the
     order of the thresholds holds at the optimum; here it holds always.

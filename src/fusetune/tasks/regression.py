@@ -41,7 +41,27 @@ class _NumberHead(nn.Linear):
 
 
 class RegressionTask(Probed, Divergent, Boosted):
-    """One number, learned on a transformed scale and predicted in the target's unit. Main metric: r2."""
+    """Predict one number, learned on a transformed scale and answered in the target's unit. Main metric: r2.
+
+    Loss: squared, Huber's or absolute error, on the scale of `transform`.
+
+    Answers: (rows,), in the target's unit.
+
+    Requires: cells that are numbers, of two values or more in the train rows.
+
+    Relations: few whole numbers in order, such as stars, are an `ordinal` target; codes are a `multiclass` one.
+
+    Example:
+        >>> task = RegressionTask("price", transform="log1p")
+        >>> task.fit(["3.50", "12", "8.25", "190"])
+        >>> target = task.encode(["12", None])
+        >>> target.labelled.tolist()
+        [True, False]
+        >>> task.answers(target.values).round(2)[0]
+        np.float64(12.0)
+
+    Reference: Huber 1964, "Robust Estimation of a Location Parameter", for the loss `huber`.
+    """
 
     name = "regression"
     main = Metric("r2")
