@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from fusetune.errors import BadCell, ConfigError, TableError
 from fusetune.tasks.label_sets import find_separator, split_labels
-from fusetune.tasks.multilabel import MultilabelTask, _best_threshold
+from fusetune.tasks.multilabel import MultilabelTask
+from fusetune.tasks.thresholds import best_threshold
 
 GENRES = ["Comedy|Drama", "Drama", "[]", "Horror|Comedy", "Drama|Horror"]
 
@@ -124,8 +125,8 @@ def test_thresholds_are_tuned_only_when_asked_and_are_kept():
 
 
 def test_a_label_without_validation_rows_keeps_one_half():
-    assert _best_threshold(np.array([0.1, 0.9]), np.array([0, 0])) == 0.5
-    assert 0 < _best_threshold(np.array([0.0, 0.0]), np.array([1, 1])) < 1e-300
+    assert best_threshold(np.array([0.1, 0.9]), np.array([0, 0])) == 0.5
+    assert 0 < best_threshold(np.array([0.0, 0.0]), np.array([1, 1])) < 1e-300
 
 
 def test_output_is_written_as_the_train_rows_are():

@@ -36,22 +36,19 @@ from fusetune.tasks.panels.classes import (
     names,
 )
 from fusetune.tasks.panels.kinds import Evidence, Head, Panel, Section, WorstRows, WrongRow, ranked
+from fusetune.tasks.thresholds import best_threshold
 from fusetune.types import Target
 
 
 class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
     """Predict any number of labels a row, by a sigmoid each. Main metric: map_macro.
 
-    Cells are `a|b`, JSON lists, or lists. "[]" (or an empty list) is a row that has none of the labels; an empty cell
-    is an unlabelled row. Labels that fewer than `min_count` train rows have, among them those that no train row has,
-    are neither predicted nor counted in metrics; `left_out` has the former with their counts.
+    Cells are `a|b`, JSON lists, or lists; "[]" (or an empty list) has none of the labels, an empty cell is unlabelled.
+    Labels of fewer than `min_count` train rows are neither predicted nor counted in metrics (`left_out`).
 
     Loss: binary cross-entropy, the mean over labels.
-
     Answers: (rows, labels) probabilities. A label is given from its threshold on.
-
     Requires: a label that some train rows have and some have not.
-
     Relations: `multiclass` gives exactly one label a row.
 
     Example:
@@ -268,7 +265,7 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         """With threshold="tuned", take each label's threshold of best F1 on these validation rows; 0.5 without any."""
         if self.threshold == "tuned":
             columns = range(len(self.classes))
-            self.thresholds = [_best_threshold(scores[:, place], truth[:, place]) for place in columns]
+            self.thresholds = [best_threshold(scores[:, place], truth[:, place]) for place in columns]
 
     def metrics(self, scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
         """See `fusetune.tasks.metrics.multilabel`; F1, subset accuracy and Hamming loss use the thresholds."""
@@ -401,16 +398,3 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         task.left_out, task.thresholds = dict(state["left_out"]), list(state["thresholds"])
         task.as_json, task.multi_hot = state["as_json"], state.get("multi_hot", False)
         return task
-
-
-def _best_threshold(scores: np.ndarray, truth: np.ndarray) -> float:
-    """The middle between the two neighbouring scores that parts labels with the best F1; 0.5 without positive rows."""
-    if not truth.any():
-        return 0.5
-    order = np.argsort(-scores, kind="stable")
-    ranked, hits = scores[order], np.cumsum(truth[order])
-    f1 = 2 * hits / (np.arange(1, len(truth) + 1) + truth.sum())
-    f1[np.append(np.diff(ranked) == 0, False)] = -1  # equal scores cannot be parted
-    best = int(f1.argmax())
-    below = ranked[best + 1] if best + 1 < len(ranked) else 0.0
-    return float(max((ranked[best] + below) / 2, np.finfo(float).tiny))
