@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusetune.config import trainer
+from fusetune.config import paths, trainer
 from fusetune.config.config import Config, merge, parse_override
 from fusetune.config.sections import check_options
 from fusetune.errors import ConfigError
@@ -260,3 +260,15 @@ def test_all_problems_of_a_part_are_told_at_once():
         check_options(Config, ["depht", "wdth"], known=["depth", "width"], where="here")
     assert len(raised.value.problems) == 2
     assert "did you mean 'depth'" in str(raised.value) and "did you mean 'width'" in str(raised.value)
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch, tmp_path):
+    from fusetune.data.storage.feature_cache import FeatureCache
+
+    for name in ("HOME", "XDG_CACHE_HOME", "FUSETUNE_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(paths.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert paths.user_cache() is None
+    assert FeatureCache.of(None, 1.0) is None
+    assert FeatureCache.of(str(tmp_path), 1.0) is not None
+    assert Config.build({"train": "t.csv"}).with_absolute_paths().train == [str(paths.Path.cwd() / "t.csv")]

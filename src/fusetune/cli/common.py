@@ -93,7 +93,8 @@ def errors_console() -> Console:
 def print_json(value: Any) -> None:
     """Print a value as standard JSON: text that is JSON already, or anything made of mappings, lists and figures."""
     if leads():
-        typer.echo(value if isinstance(value, str) else json.dumps(_plain(value), ensure_ascii=False, allow_nan=False))
+        text = value if isinstance(value, str) else json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
+        print(text, flush=True)
 
 
 def _plain(value: Any) -> Any:

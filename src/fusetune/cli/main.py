@@ -19,6 +19,7 @@ import typer.main
 
 import fusetune
 from fusetune.cli import common, failures
+from fusetune.cli.streams import make_safe
 from fusetune.errors import Interrupted, nearest
 
 VERBS = {
@@ -126,6 +127,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def main() -> None:
     """Run the command line of this process and exit."""
+    make_safe()
     signal.signal(signal.SIGTERM, _stop)
     warnings.showwarning = failures.show_warning(warnings.showwarning)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,21 @@ def rebased(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return out
 
 
+def user_cache() -> Path | None:
+    """Return the user's cache folder, or None for a user without a home, as services and containers may have."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fusetune"
+    except RuntimeError:
+        return None
+
+
+def _expanded(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # no home
+        return Path(name)
+
+
 def _named(section: Any, key: str, folder: Path) -> Any:
     """A section, or the name that stands for it, with its backbone's path rebased."""
     if isinstance(section, str):
@@ -52,10 +68,10 @@ def _named(section: Any, key: str, folder: Path) -> Any:
 
 
 def _backbone(name: str, folder: Path) -> str:
-    path = folder / Path(name).expanduser()
+    path = folder / _expanded(name)
     is_path = name.startswith((".", "~")) or (name != EMBEDDED and path.is_dir())
     return str(path) if is_path else name
 
 
 def _path(name: str, folder: Path) -> str:
-    return name if "://" in name else str(folder / Path(name).expanduser())
+    return name if "://" in name else str(folder / _expanded(name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from fusetune.backbones.source import check_safe, find, fingerprint, quiet, weight_files
+from fusetune.config.paths import user_cache
 from fusetune.errors import BackboneError, StorageError
 
 BATCH = 16
@@ -21,7 +23,7 @@ BEAMS = 4
 def cache_folder() -> Path:
     """`$FUSETUNE_CACHE`, else `fusetune` in the user's cache folder."""
     base = os.environ.get("FUSETUNE_CACHE")
-    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fusetune"
+    return Path(base) if base else user_cache() or Path(tempfile.mkdtemp(prefix="fusetune-"))
 
 
 class Paraphrases:

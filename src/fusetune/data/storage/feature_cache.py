@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fusetune.config.paths import user_cache
 from fusetune.data.storage.mapped import mapped_concatenate, mapped_flatnonzero, mapped_full, mapped_take, pieces
 from fusetune.security.untrusted import tensors_of
 
@@ -48,9 +49,11 @@ class FeatureCache:
 
     @classmethod
     def of(cls, folder: str | None, gib: float) -> FeatureCache | None:
-        """The cache of a setting: its folder, else $FUSETUNE_CACHE, else the user's cache folder; None for "none"."""
-        usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fusetune"
-        named = folder or os.environ.get("FUSETUNE_CACHE") or str(usual)
+        """Return the cache of a setting: its folder, else $FUSETUNE_CACHE, else the user's cache folder.
+
+        It is None for "none", and for a user without a home who names no folder.
+        """
+        named = folder or os.environ.get("FUSETUNE_CACHE") or str(user_cache() or "none")
         return None if named == "none" or gib == 0 else cls(named, gib)
 
     def store(self, key: Mapping[str, Any], dtype: torch.dtype) -> FeatureStore:
