@@ -64,8 +64,8 @@ class TrainerConfig(Section):
     precision: Annotated[
         Literal["auto", "no", "bf16", "fp16"], BeforeValidator(lambda v: "no" if v is False else v)  # as YAML reads no
     ] = "auto"
-    """Autocast where encoders are trained. `auto`: bf16 on a GPU that has it; on a processor that has it, if a trial
-    finds it faster and its loss near; else float32."""
+    """Autocast where encoders are trained. `auto`: bf16 on a GPU that has it; on a processor that has it, for models of
+    wide layers if a batch's loss stays near; else float32. It follows from hardware and model, not from a clock."""
     gradient_checkpointing: bool = False
     """Compute activations twice to save memory."""
     cuda_graphs: bool = True

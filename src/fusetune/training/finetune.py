@@ -33,7 +33,7 @@ from fusetune.training.averaging import Kept, averaged, copied, not_finite, put,
 from fusetune.training.callbacks import Bar, BestStep, Callback, Check, Curve, Trackers
 from fusetune.training.checkpoint_manager import END, CheckpointManager, moving, watch_on
 from fusetune.training.hardware.devices import make_accelerator, processes
-from fusetune.training.hardware.precision import chosen
+from fusetune.training.hardware.precision import choose_precision
 from fusetune.training.hardware.replay import graphs
 from fusetune.training.hardware.shard import check_shard, sharded
 from fusetune.training.history import TrainingHistory
@@ -190,15 +190,15 @@ def _install(model: Family, scales: Mapping[str, tuple[Tensor, Tensor]], start: 
 
 
 def _precision(recipe: Recipe, learner: Learner, rows: TrainingRows) -> str:
-    """The arithmetic of the stage that has the last word; all processes take the first one's."""
+    """Return the precision of the last stage; all processes take the first one's."""
     train = rows.train
     stage = recipe.tune_stage() if recipe.tunes() else recipe.head_stage(len(train))
     trained = [parameter for group in stage.groups for parameter in group["params"]]
     still = {column for column, key in recipe.model.routes.items() if key not in recipe.moving()}
     updates = round(stage.epochs * len(train) / stage.batch_size)
     tried, _ = rows.given(still, augmented=bool(train.augmentation.num_views))
-    found = [
-        chosen(
+    choice = [
+        choose_precision(
             recipe.settings.precision,
             learner,
             lambda: tried.batch(tried.used[: max(1, stage.batch_size // stage.accumulate)]),
@@ -206,7 +206,7 @@ def _precision(recipe: Recipe, learner: Learner, rows: TrainingRows) -> str:
             updates,
         )
     ]
-    return str(broadcast_object_list(found)[0]) if processes().num_processes > 1 else found[0]
+    return str(broadcast_object_list(choice)[0]) if processes().num_processes > 1 else choice[0]
 
 
 def _stages(

@@ -60,7 +60,7 @@ def make_accelerator(settings: TrainerConfig, log_dir: Path | None, precision: s
     Args:
         settings: the trainer's.
         log_dir: where trackers write; None for no trackers.
-        precision: see `fusetune.training.hardware.precision.chosen`.
+        precision: see `fusetune.training.hardware.precision.choose_precision`.
 
     Raises:
         ConfigError: accelerate knows no tracker of a name, or was launched to spread parameters over processes.
