@@ -249,10 +249,8 @@ def fit(
     """
     settings = _settings(config, overrides)
     explicit: dict[str, Any] = {}
-    if not isinstance(target, str | Iterable | None):
-        raise ConfigError("the target is no name", came=shown(target), do="give the column's name as text")
     if target is not None and target != []:
-        explicit["target"] = target if isinstance(target, str) else list(target)
+        explicit["target"] = _target_names(target, train)
     for name, source in (("train", train), ("val", val), ("test", test)):
         if source is not None and isinstance(source, str | Path):
             explicit[name] = str(source)
@@ -317,6 +315,20 @@ def _given(train: Source | list[Source] | None, val: Source | None, test: Source
     }
 
 
+def _target_names(target: Any, source: Any) -> list[str]:
+    """Return the targets as tables name them: columns of a DataFrame may be called by numbers and tuples.
+
+    Raises:
+        ConfigError: it is no name and no sequence of names.
+    """
+    known = getattr(source, "columns", ())
+    if isinstance(target, str | int) or (isinstance(target, tuple) and target in list(known)):
+        return [str(target)]
+    if not isinstance(target, Iterable) or isinstance(target, bytes | Mapping):
+        raise ConfigError("the target is no name", came=shown(target), do="give the column's name as text")
+    return [str(name) for name in target]
+
+
 def _settings(
     config: Config | Mapping[str, Any] | str | Path | None, overrides: Sequence[str] | Mapping[str, Any]
 ) -> Config:
@@ -374,7 +386,7 @@ def schema_of(
         columns: what is known better: `{"year": {"kind": "number"}}`.
         overrides: settings, as `["data.read.decimal=,"]`; only columns, targets and `data.read` matter.
     """
-    settings = Config.build({"target": target, "columns": dict(columns or {})})
+    settings = Config.build({"target": _target_names(target, source), "columns": dict(columns or {})})
     settings = settings.with_overrides(overrides) if overrides else settings
     read = settings.data.read
     table = Table.read(source, read=read)

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from fusetune import api
 from fusetune.data.quarantine import Rejected
 from fusetune.data.table import Table
 from fusetune.deploy import tuned
@@ -217,3 +218,18 @@ def test_missing_columns_and_targets(fitted):
     examples = read_examples(fitted.bundle, Table.from_records([{**ROW, "label": None}]), targets=True)
     with pytest.raises(TableError, match="no row has a target"):
         require_labels(examples, "t.csv")
+
+
+@pytest.mark.parametrize("target", ["row", "error", 2, ("a", "b")])
+def test_targets_of_any_name_keep_it_in_the_predictions(target, tmp_path):
+    pandas = pytest.importorskip("pandas")
+    rng = np.random.default_rng(0)
+    frame = pandas.DataFrame({"x": rng.random(60), 7: rng.choice(["u", "v"], 60)})
+    frame = pandas.concat([frame, pandas.Series(rng.choice(["yes", "no"], 60)).rename(target)], axis=1)
+    frame.columns = pandas.Index(["x", 7, target], tupleize_cols=False)
+    config = {"trainer": {"epochs": 0, "head_epochs": 2, "trackers": []}, "report": {"bootstrap": 0, "alone": "none"}}
+    model = api.fit(frame, target=target, config=config, out=tmp_path / "m", progress=False)
+    found = model.predict(frame[:5])
+    assert set(found[str(target)]) <= {"yes", "no"}
+    names = found.table.column_names
+    assert found[names[0]] == [0, 1, 2, 3, 4] and found[names[-1]] == [None] * 5 and found.num_errors == 0

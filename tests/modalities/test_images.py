@@ -313,7 +313,7 @@ def test_refuses_files_that_cannot_be_read(tmp_path, modality):
         "a\0b.png": "null|no such file",
         "x" * 5000: "File name too long|no such file",
         "https://example.org/a.png": "is a URL",
-        "data:image/png;base64,AAAA": "is a URL",
+        "data:image/png;base64,AAAA": "not a picture of a known format",
         "file:///etc/photo.png": "not a path",
         ";": "names no picture",
     }

@@ -13,7 +13,15 @@ import pyarrow as pa
 
 from fusetune.data.distinct import Cells, as_cells, distinct, is_missing, missing_in
 from fusetune.data.quarantine import Rejected
-from fusetune.data.reading.arrow import encode_column, from_cells, half_characters, is_json, is_text, time_text
+from fusetune.data.reading.arrow import (
+    encode_column,
+    from_cells,
+    half_characters,
+    is_json,
+    is_text,
+    picture_bytes,
+    time_text,
+)
 from fusetune.data.reading.cell_forms import CellForm
 from fusetune.data.storage.mapped import mapped_arange, mapped_flatnonzero, mapped_narrow, mapped_take, mapped_zeros
 from fusetune.errors import EmptyTable, TableError, nearest
@@ -122,8 +130,9 @@ class Table:
         Raises:
             TableError: there is no row, or a cell is of a type that no column can hold.
         """
-        rows = list(records)
-        names = list(dict.fromkeys(str(name) for row in rows for name in row))
+        rows: Sequence[Mapping[Any, Any]] = list(records)
+        rows = [{str(name): cell for name, cell in row.items()} for row in rows]
+        names = list(dict.fromkeys(name for row in rows for name in row))
         if not names:
             raise EmptyTable("there are no rows", expected="at least one row with one column", file=source)
         columns = {name: [_python(row.get(name)) for row in rows] for name in names}
@@ -360,6 +369,8 @@ def _parts(data: pa.ChunkedArray, ends: np.ndarray, places: np.ndarray) -> Itera
 def _python(value: Any) -> Any:
     """Return a numpy scalar as the Python value it stands for, times as text and durations as seconds."""
     value = value.item() if isinstance(value, np.generic) else value
+    if (picture := picture_bytes(value)) is not None:
+        return picture
     if isinstance(value, timedelta):
         return value.total_seconds()
     return time_text(value) if isinstance(value, date | time) else value

@@ -27,7 +27,8 @@ class Predictions:
 
     Attributes:
         table: an Arrow table: `row` (the row's number, 0 is the first), identifier columns, each target's prediction
-            and its probabilities, and `error`: why a row has no prediction, or what was left out of it; else null.
+            and its probabilities, and last `error`: why a row has no prediction, or what was left out of it; else
+            null. Where a target is called `row` or `error`, the other column is `row_` or `error_`.
     """
 
     def __init__(self, table: pa.Table, *, index: Any = None) -> None:
@@ -47,7 +48,7 @@ class Predictions:
     @property
     def num_errors(self) -> int:
         """Rows with something in their error column."""
-        return len(self) - int(self.table.column(ERROR).null_count)
+        return len(self) - int(self.table.column(self.table.num_columns - 1).null_count)
 
     def __getitem__(self, column: str) -> list[Any]:
         """A column as a list."""

@@ -207,7 +207,7 @@ def _parts(table: Table, rows: int) -> Iterator[Table]:
 
 def _empty(bundle: Bundle) -> Predictions:
     """The predictions of a table without rows."""
-    columns: dict[str, Any] = {ROW: pa.array([], type=pa.int64())}
+    columns: dict[str, Any] = {_row_name(bundle): pa.array([], type=pa.int64())}
     if bundle.tasks:
         for column, kind, _ in _of_tasks(bundle, None, None):
             columns[_free(column, columns)] = pa.array([], type=kind)
@@ -218,11 +218,16 @@ def _empty(bundle: Bundle) -> Predictions:
     return Predictions(pa.table(columns))
 
 
+def _row_name(bundle: Bundle) -> str:
+    """What the column of row numbers is called: targets keep their names."""
+    return _free(ROW, dict.fromkeys(task.target for task in bundle.tasks.values()))
+
+
 def _predict(bundle: Bundle, examples: Examples, progress: Progress | None) -> Predictions:
     table = examples.table
     rows, places = _in_order(table)
     used = places[examples.used]
-    columns: dict[str, Any] = {ROW: pa.array(rows)}
+    columns: dict[str, Any] = {_row_name(bundle): pa.array(rows)}
     _add_identifiers(columns, bundle, table, places)
     if bundle.tasks:
         for column, kind, values in _of_tasks(bundle, examples, progress):

@@ -1,7 +1,8 @@
-"""Cells that hold files: a path, bytes, `{"bytes", "path"}`, or several of these; found and read, not yet decoded."""
+"""Cells that hold files: a path, bytes, base64, `{"bytes", "path"}`, or several of these, found and read."""
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from collections.abc import Collection, Sequence
@@ -17,7 +18,16 @@ from fusetune.modalities.base import Detection
 MAX_FILE_BYTES = 512 * 2**20
 """Larger files are refused before they are read."""
 
-_URL = re.compile(r"(?!file:)[a-zA-Z][a-zA-Z0-9+.-]+://|data:")
+_URL = re.compile(r"(?!file:)[a-zA-Z][a-zA-Z0-9+.-]+://")
+_DATA_URL = re.compile(r"data:[\w.+/-]*(;[\w.=+-]+)*;base64,", re.IGNORECASE)
+_BASE64 = re.compile(r"[A-Za-z0-9+/_=\s-]+")
+_SHORTEST_BASE64 = 64
+_STARTS = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|BM.{8}|RIFF|RF64|II\*\0|MM\0\*|fLaC|OggS|ID3|\xff[\xe2\xe3\xf2\xf3\xfa\xfb]|FORM",
+    re.DOTALL,
+)
+"""The first bytes of pictures and sounds."""
+_LONGEST_PATH = 4096
 _MAX_NAMES_COMPARED = 20_000
 _MAX_FILES_LOOKED_FOR = 50
 
@@ -36,8 +46,36 @@ class Place:
 
 
 def is_url(text: str) -> bool:
-    """Whether the string names something on a network, or holds the data itself (`data:`)."""
+    """Whether the string names something on a network."""
     return bool(_URL.match(text.strip()))
+
+
+def embedded(text: str) -> bytes | None:
+    """Return the file that a text holds in base64, alone or in a `data:` URL, or None where it holds none.
+
+    Args:
+        text: the cell; text without a `data:` header counts from 64 characters on, so that a short name is no file.
+    """
+    text = text.strip()
+    header = _DATA_URL.match(text)
+    body = text[header.end() :] if header else text
+    if (not header and len(body) < _SHORTEST_BASE64) or not _BASE64.fullmatch(body[:4096]):
+        return None
+    try:
+        packed = "".join(body.split()).replace("-", "+").replace("_", "/")
+        return base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
+    except ValueError:
+        return None
+
+
+def starts_embedded(text: str, starts: re.Pattern[bytes]) -> bool:
+    """Whether a text holds a file in base64 whose first bytes a pattern matches; only its start is decoded."""
+    text = text.strip()
+    header = _DATA_URL.match(text)
+    if not header and len(text) < _SHORTEST_BASE64:
+        return False
+    held = embedded(text[: (header.end() if header else 0) + 128])
+    return held is not None and bool(starts.match(held))
 
 
 def split_paths(text: str, base_dir: Path) -> list[str]:
@@ -59,7 +97,7 @@ def split_cell(cell: Any, base_dir: Path) -> list[Any]:
 
 
 def read_part(part: Any, place: Place) -> bytes:
-    """The bytes of one file: given as bytes, as a path, or as `{"bytes", "path"}` where bytes go first.
+    """Return the bytes of one file: given as bytes, in base64, as a path, or as `{"bytes", "path"}`, bytes first.
 
     Raises:
         BadCell: there is no such file, it is empty or too large, a URL, or the cell holds something else.
@@ -74,10 +112,26 @@ def read_part(part: Any, place: Place) -> bytes:
         if not data:
             raise place.bad(part, "it has zero bytes", "write the file again, or empty the cell")
         return data
+    if isinstance(part, str) and part.lstrip()[:5].lower() == "data:":
+        held = embedded(part)
+        if held is None:
+            raise place.bad(part[:80], "it is a data: URL that is not in base64", "give the file's path or bytes")
+        return held
     if isinstance(part, str | os.PathLike):
-        return _read_file(str(part).strip(), place)
+        return _read_path(str(part).strip(), place)
     do = "give a path, bytes, or a mapping with 'bytes' or 'path'"
     raise place.bad(part, f"it is of type {type(part).__name__}, not a file", do)
+
+
+def _read_path(name: str, place: Place) -> bytes:
+    """Read the file of this name, or what the text holds in base64 where no file can be called so."""
+    may_hold = len(name) >= _SHORTEST_BASE64 and not os.path.splitext(name[-64:])[1]
+    if may_hold and starts_embedded(name, _STARTS) and not _exists(place.base_dir / name[:_LONGEST_PATH]):
+        held = embedded(name)
+        if held is None:
+            raise place.bad(name[:80], "it begins as a file in base64 and does not go on so", "write the cell again")
+        return held
+    return _read_file(name, place)
 
 
 def _read_file(name: str, place: Place) -> bytes:
@@ -145,7 +199,12 @@ def detect_files(
     if not fitting:
         return Detection(0.0, f"no cell names or holds {kind}")
     share = len(fitting) / len(values)
-    named = [part for cell in fitting for part in split_cell(cell, base_dir) if isinstance(part, str)]
+    named = [
+        part
+        for cell in fitting
+        for part in split_cell(cell, base_dir)
+        if isinstance(part, str) and not starts_embedded(part, starts)
+    ]
     reason = f"{share:.0%} of {len(values)} cells {'name' if named else 'hold'} {kind} files"
     urls = sum(map(is_url, named))
     if urls:
@@ -158,6 +217,8 @@ def detect_files(
 
 
 def _fits(cell: Any, base_dir: Path, endings: Collection[str], starts: re.Pattern[bytes]) -> bool:
+    if isinstance(cell, str) and starts_embedded(cell, starts):
+        return True
     parts = split_cell(cell, base_dir) if not isinstance(cell, str) or len(cell) < 10_000 else []
     return bool(parts) and all(_part_fits(part, endings, starts) for part in parts)
 
@@ -170,6 +231,8 @@ def _part_fits(part: Any, endings: Collection[str], starts: re.Pattern[bytes]) -
     if not isinstance(part, str | os.PathLike):
         return False
     name = str(part).strip()
+    if starts_embedded(name, starts):
+        return True
     if is_url(name):
         name = re.split("[?#]", name)[0]
     return "\n" not in name and os.path.splitext(name)[1].lower() in endings

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from fusetune.config.data import ReadConfig
 from fusetune.data.detect.dates import guess_dates
 from fusetune.data.detect.forms import FEW, NUMBERS, guess_numbers
 from fusetune.data.detect.giveaway import gives_away
+from fusetune.data.detect.media import MEDIA, refuse_beside, refuse_unread, refuse_urls, unread_files, urls_of_media
 from fusetune.data.detect.roles import find_role, is_integer, looks_like_owners, names_codes, names_things
 from fusetune.data.reading.cell_forms import CellForm, missing_words
 from fusetune.data.schema import ColumnSpec, Override, Schema, checked_overrides
@@ -23,7 +23,6 @@ from fusetune.registry import MODALITIES
 SAMPLE = 1000
 LOOKED_AT = 20_000
 UNSURE = 0.4
-MEDIA = ("image", "audio")
 TARGET_KINDS = ("number", "category", "text")
 _DATED = ("date",)
 
@@ -197,14 +196,22 @@ class _Judge:
         if role is None:
             role, reason = self._role(name, kind, column, reason)
         if role == "input":
+            refuse_unread(name, kind, column.sample(), source)
             refuse_urls(name, kind, column.sample(), source)
             if self.table.lone:
-                _refuse_beside(name, kind, column.sample(), source)
+                refuse_beside(name, kind, column.sample(), source)
         return ColumnSpec(name, kind, role, _joined(*told, reason), options)
 
     def _role(self, name: str, kind: str, column: _Column, reason: str) -> tuple[str, str]:
         """Return the column's role and the reason."""
-        if urls := ("kind" not in self.given.get(name, {}) and urls_of_media(kind, column.sample())):
+        chosen = "kind" in self.given.get(name, {})
+        if not chosen and (unread := unread_files(column.sample())):
+            self.schema.warnings.append(
+                f"column {name!r} is left out: its cells name {unread[0]} files, as {shown(unread[1], 80)}, which are "
+                f"not read. Convert them ({unread[2]}) and name the new files"
+            )
+            return "ignore", f"{unread[0]} files, which are not read"
+        if not chosen and (urls := urls_of_media(kind, column.sample())):
             self.schema.warnings.append(
                 f"column {name!r} is left out: its cells are addresses, as {shown(urls[0], 80)}, and media are not "
                 "fetched while training. Download them and put the paths into the column"
@@ -238,71 +245,6 @@ def _kind(table: Table, name: str, column: _Column, kinds: Sequence[str]) -> tup
         elif names_codes(name, sample):
             best, reason = "category", "integers that the column's name calls codes, and that repeat"
     return best, reason, confidence
-
-
-_MEDIA_ENDINGS = (
-    ".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus",
-)  # fmt: skip
-
-
-def urls_of_media(kind: str | None, sample: Sequence[Any]) -> list[str]:
-    """Return the addresses in a column whose cells mostly are addresses of media, else nothing.
-
-    Args:
-        kind: its kind, or None where it is not known: then only addresses that end like media files count.
-        sample: cells, none missing.
-    """
-    urls = [
-        cell
-        for cell in sample
-        if isinstance(cell, str)
-        and "://" in cell[:12]
-        and (kind in MEDIA or cell.split("?")[0].split("#")[0].lower().endswith(_MEDIA_ENDINGS))
-    ]
-    return urls if len(urls) * 2 > len(sample) else []
-
-
-def refuse_urls(name: str, kind: str, sample: Sequence[Any], source: str) -> None:
-    """Refuse a media column whose cells are URLs.
-
-    Args:
-        name: the column.
-        kind: its kind.
-        sample: cells, none missing.
-        source: the table's name for the message.
-
-    Raises:
-        SchemaError: they are.
-    """
-    if kind in MEDIA and (urls := urls_of_media(kind, sample)):
-        raise SchemaError(
-            "the cells are URLs, and media are not fetched while training: what a URL gives can change or vanish",
-            expected="paths (absolute, or relative to the table's file), or bytes in a Parquet file",
-            came=shown(urls[0]),
-            do=f"download them and put the paths into the column, or leave it out: role of {name!r}: ignore",
-            file=source,
-            column=name,
-        )
-
-
-def _refuse_beside(name: str, kind: str, sample: Sequence[Any], source: str) -> None:
-    """Refuse names of media files that lie beside a table at an address.
-
-    Raises:
-        SchemaError: the column holds such names.
-    """
-    texts = [cell.split(";")[0].strip() for cell in sample if isinstance(cell, str)]
-    paths = [text for text in texts if kind in MEDIA or text.lower().endswith(_MEDIA_ENDINGS)]
-    beside = [path for path in paths if "://" not in path and not Path(path).is_absolute()]
-    if len(beside) * 2 > len(sample):
-        raise SchemaError(
-            "the cells name files beside the table, and of what lies at an address only the table itself is copied",
-            expected="media as bytes in a Parquet file, or absolute paths on this machine",
-            came=shown(beside[0]),
-            do=f"copy table and files here and give the copy's path; or leave the column out: role of {name!r}: ignore",
-            file=source,
-            column=name,
-        )
 
 
 def _find_giveaways(schema: Schema, seen: dict[str, _Column], given: Mapping[str, dict[str, Any]]) -> None:

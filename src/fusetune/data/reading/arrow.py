@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from PIL import Image
 
 from fusetune.data.quarantine import VALUE_CHARS, Rejected
 from fusetune.errors import TableError, shown
@@ -80,6 +83,22 @@ def from_cells(columns: Mapping[str, Sequence[Any]], source: str) -> pa.Table:
             field = pa.field(name, arrays[-1].type)
         fields.append(field)
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def picture_bytes(cell: Any) -> bytes | None:
+    """Return a picture in memory as the bytes of a PNG file, or None for what is none.
+
+    Args:
+        cell: a PIL image, or an array of uint8 of the shape (height, width), or with 3 or 4 channels at its end.
+    """
+    pixels = isinstance(cell, np.ndarray) and cell.dtype == np.uint8 and cell.size > 0
+    if pixels and (cell.ndim == 2 or (cell.ndim == 3 and cell.shape[2] in (3, 4))):
+        cell = Image.fromarray(cell)
+    if not isinstance(cell, Image.Image):
+        return None
+    file = io.BytesIO()
+    (cell if cell.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else cell.convert("RGB")).save(file, "PNG")
+    return file.getvalue()
 
 
 def half_characters(columns: Mapping[str, Sequence[Any]]) -> list[Rejected]:

@@ -16,6 +16,7 @@ from fusetune.data.reading.arrow import (
     normal_array,
     normal_field,
     normal_schema,
+    picture_bytes,
     time_text,
 )
 from fusetune.data.reading.text_files import check_names
@@ -101,6 +102,8 @@ def _cell(value: Any) -> Any:
     """An object cell of pandas as plain Python: its own words for nothing as None, numpy as lists and numbers."""
     if value is None or (isinstance(value, float) and value != value):
         return None
+    if (picture := picture_bytes(value)) is not None:
+        return picture
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, np.generic):
@@ -113,8 +116,8 @@ def _cell(value: Any) -> Any:
         return time_text(value)
     if type(value).__name__ in ("Period", "Interval", "Decimal"):
         return str(value)
-    if isinstance(value, tuple | set | frozenset):
-        return list(value)
+    if isinstance(value, list | tuple | set | frozenset):
+        return [picture_bytes(part) or part for part in value]
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 

@@ -6,7 +6,6 @@ import base64
 import io
 import math
 import wave
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from PIL import Image, ImageOps
 from fusetune._optional import optional_import
 from fusetune.errors import UserError
 from fusetune.evaluation.results import Shown
+from fusetune.modalities import pictures, sounds
+from fusetune.modalities.media import embedded, split_cell, starts_embedded
 
 MAX_TEXT = 400
 THUMBNAIL = 192
@@ -57,15 +58,15 @@ def _open(cell: Any, base_dir: Path) -> io.BytesIO:
     """The file's content, of a path, bytes, or what Parquet holds: {"bytes", "path"}."""
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, str) and any(starts_embedded(cell, starts) for starts in (pictures.STARTS, sounds.STARTS)):
+        cell = embedded(cell)
     if isinstance(cell, bytes | bytearray | memoryview):
         return io.BytesIO(bytes(cell))
     return io.BytesIO((base_dir / str(cell).strip()).read_bytes())
 
 
 def _image(column: str, cell: Any, base_dir: Path) -> Shown:
-    parts: Sequence[Any] = cell if isinstance(cell, list | tuple) else [cell]
-    if isinstance(cell, str):
-        parts = [part for part in cell.split(";") if part.strip()]
+    parts = split_cell(cell, base_dir)
     shown, sizes = [], []
     for part in parts[:MAX_IMAGES]:
         with Image.open(_open(part, base_dir)) as opened:

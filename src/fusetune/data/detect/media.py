@@ -1,0 +1,125 @@
+"""Columns of media that cannot be read: at addresses, beside a table that was copied alone, or in unread formats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fusetune.errors import SchemaError, shown
+
+MEDIA = ("image", "audio")
+_UNREAD = {
+    **dict.fromkeys((".heic", ".heif", ".avif", ".svg", ".psd"), "as JPEG or PNG"),
+    **dict.fromkeys((".m4a", ".aac", ".wma", ".amr", ".caf"), "as FLAC, WAV or MP3"),
+    **dict.fromkeys((".mp4", ".mov", ".avi", ".mkv", ".webm"), "their pictures as JPEG, their sound as FLAC"),
+    ".pdf": "their pages as PNG",
+}
+"""Endings of files that no library here reads, and what to convert them to."""
+
+_MEDIA_ENDINGS = (
+    ".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus",
+)  # fmt: skip
+
+
+def urls_of_media(kind: str | None, sample: Sequence[Any]) -> list[str]:
+    """Return the addresses in a column whose cells mostly are addresses of media, else nothing.
+
+    Args:
+        kind: its kind, or None where it is not known: then only addresses that end like media files count.
+        sample: cells, none missing.
+    """
+    urls = [
+        cell
+        for cell in sample
+        if isinstance(cell, str)
+        and "://" in cell[:12]
+        and (kind in MEDIA or cell.split("?")[0].split("#")[0].lower().endswith(_MEDIA_ENDINGS))
+    ]
+    return urls if len(urls) * 2 > len(sample) else []
+
+
+def refuse_urls(name: str, kind: str, sample: Sequence[Any], source: str) -> None:
+    """Refuse a media column whose cells are URLs.
+
+    Args:
+        name: the column.
+        kind: its kind.
+        sample: cells, none missing.
+        source: the table's name for the message.
+
+    Raises:
+        SchemaError: they are.
+    """
+    if kind in MEDIA and (urls := urls_of_media(kind, sample)):
+        raise SchemaError(
+            "the cells are URLs, and media are not fetched while training: what a URL gives can change or vanish",
+            expected="paths (absolute, or relative to the table's file), or bytes in a Parquet file",
+            came=shown(urls[0]),
+            do=f"download them and put the paths into the column, or leave it out: role of {name!r}: ignore",
+            file=source,
+            column=name,
+        )
+
+
+def refuse_beside(name: str, kind: str, sample: Sequence[Any], source: str) -> None:
+    """Refuse names of media files that lie beside a table at an address.
+
+    Raises:
+        SchemaError: the column holds such names.
+    """
+    texts = [cell.split(";")[0].strip() for cell in sample if isinstance(cell, str)]
+    paths = [text for text in texts if kind in MEDIA or text.lower().endswith(_MEDIA_ENDINGS)]
+    beside = [path for path in paths if "://" not in path and not Path(path).is_absolute()]
+    if len(beside) * 2 > len(sample):
+        raise SchemaError(
+            "the cells name files beside the table, and of what lies at an address only the table itself is copied",
+            expected="media as bytes in a Parquet file, or absolute paths on this machine",
+            came=shown(beside[0]),
+            do=f"copy table and files here and give the copy's path; or leave the column out: role of {name!r}: ignore",
+            file=source,
+            column=name,
+        )
+
+
+def unread_files(sample: Sequence[Any]) -> tuple[str, str, str] | None:
+    """Return the format, an example and what to convert to, where most cells name files of formats that are not read.
+
+    Args:
+        sample: cells, none missing.
+    """
+    names = [part.split(";")[0].strip() for cell in sample if (part := _path_of(cell))]
+    unread = [name for name in names if len(name) < 4096 and Path(name).suffix.lower() in _UNREAD and "\n" not in name]
+    if not sample or len(unread) * 2 <= len(sample) or sum(" " in name for name in unread) * 2 > len(unread):
+        return None
+    ending = Path(unread[0]).suffix.lower()
+    return ending[1:].upper(), unread[0], _UNREAD[ending]
+
+
+def _path_of(cell: Any) -> str | None:
+    if isinstance(cell, dict):
+        cell = cell.get("path") if cell.get("bytes") is None else None
+    return cell if isinstance(cell, str) else None
+
+
+def refuse_unread(name: str, kind: str, sample: Sequence[Any], source: str) -> None:
+    """Refuse a media column in a format that is not read.
+
+    Args:
+        name: the column.
+        kind: its kind.
+        sample: cells, none missing.
+        source: the table's name for the message.
+
+    Raises:
+        SchemaError: it is.
+    """
+    if kind in MEDIA and (unread := unread_files(sample)):
+        raise SchemaError(
+            f"the cells name {unread[0]} files, which are not read",
+            expected="JPEG, PNG, GIF, BMP, WebP, TIFF; WAV, FLAC, Ogg, MP3, AIFF",
+            came=shown(unread[1]),
+            do=f"convert them ({unread[2]}), or leave the column out: role of {name!r}: ignore",
+            file=source,
+            column=name,
+        )
