@@ -19,7 +19,7 @@ from fusetune.cli.main import VERBS, app
 from fusetune.config.config import Config
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TASKS = sorted((ROOT / "docs" / "tasks").glob("*.md"))
 
 
@@ -209,3 +209,17 @@ def test_readme_and_quickstart_run(quick_fit, tmp_path):
     assert len((tmp_path / "predictions.csv").read_text(encoding="utf-8").splitlines()) == 36 + 1
     assert (tmp_path / "runs" / "tickets" / "report.html").is_file()
     run_python(python(ROOT / "docs" / "quickstart.md"), tmp_path)
+
+
+def test_contributing_names_what_there_is():
+    """Files, `make` targets and packages."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^make ([\w-]+)", text, re.M):
+        assert re.search(rf"^{target}:", makefile, re.M), target
+    for path in re.findall(r"`(tests/[\w/]+(?:\.py)?|docs/\w+\.py)`", text):
+        assert (ROOT / path).exists(), path
+    (table,) = re.findall(r"(?m)^\| package \|.*\n(?:\|.*\n)+", text)
+    named = {name for line in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", line.split("|")[1])}
+    there = {path.stem for path in (ROOT / "src" / "fusetune").iterdir() if not path.name.startswith("__")} - {"py"}
+    assert named == there
