@@ -43,7 +43,7 @@ from fusetune.models.family import Family
 from fusetune.registry import MODALITIES, TASKS
 from fusetune.security.model_folder import BACKBONES, BUNDLE, CONFIG, FORMAT, SCHEMA, WEIGHTS, file_hash, read_folder
 from fusetune.security.untrusted import YAML_BYTES, parse_yaml, read_bytes, read_json, reading, tensors_of
-from fusetune.tasks.base import Task
+from fusetune.tasks.base import Metric, Task
 from fusetune.trees.files import FOLDER as STACK
 from fusetune.trees.files import load_stack, save_stack
 from fusetune.trees.stack import Stack
@@ -141,7 +141,13 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
             for name, modality in bundle.modalities.items()
         },
         "tasks": {
-            name: {"task": task.name, "target": task.target, "labels": task.labels, "state": task.state()}
+            name: {
+                "task": task.name,
+                "target": task.target,
+                "labels": task.labels,
+                "metric": {"name": task.main.name, "greater_is_better": task.main.greater_is_better},
+                "state": task.state(),
+            }
             for name, task in bundle.tasks.items()
         },
         "files": {path.relative_to(folder).as_posix(): file_hash(path) for path in files},
@@ -227,10 +233,7 @@ def load_bundle(folder: Path) -> Bundle:
         modalities = {
             name: _restore_modality(name, entry, folder, backbones, most) for name, entry in content["columns"].items()
         }
-        tasks: dict[str, Task] = {
-            name: TASKS.get(entry["task"]).from_state(entry["target"], entry["state"])
-            for name, entry in content["tasks"].items()
-        }
+        tasks = {name: _restore_task(entry) for name, entry in content["tasks"].items()}
         _check_figures(content["fusion"], header)
         model = build_model(modalities, tasks, NamedConfig(**content["fusion"]))
         _check_types(model, header)
@@ -264,6 +267,13 @@ def _check_types(model: Family, header: Mapping[str, tuple[str, tuple[int, ...]]
                 came=header[name][0],
                 do="copy the folder again from where it was made, or tune again",
             )
+
+
+def _restore_task(entry: Mapping[str, Any]) -> Task:
+    task: Task = TASKS.get(entry["task"]).from_state(entry["target"], entry["state"])
+    if (metric := entry.get("metric")) is not None:  # folders of 0.1.0 have none
+        task.main = Metric(str(metric["name"]), bool(metric["greater_is_better"]))
+    return task
 
 
 def _restore_modality(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from fusetune.data.quarantine import write_rejected
 from fusetune.data.schema import Schema
 from fusetune.data.storage.feature_cache import FeatureCache
 from fusetune.data.table import Table
-from fusetune.errors import ConfigError, TableError, UserError
+from fusetune.errors import ConfigError, TableError, UserError, all_at_once, nearest
 from fusetune.evaluation.decisions import FusionChoice
 from fusetune.evaluation.results import Phase
 from fusetune.fitting.announce import announcement
@@ -161,6 +162,7 @@ def prepare(asked: RunSettings) -> Prepared:
             rows.check_targets()
         _check_rejected(tables, examples, asked.run.folder)
         check_rows(examples, list(tasks))
+        _choose_metrics(config.trainer.metric, tasks, examples["train"])
         examples["test"].table.require(config.report.slices)
         augmentation = _augmentation(config, modalities, examples["train"], track if show else None)
         if show:
@@ -187,6 +189,24 @@ def _make_tasks(config: Config, schema: Schema, train: Table) -> dict[str, Task]
         except TableError as error:
             raise error.in_file(train.source) from None
     return tasks
+
+
+def _choose_metrics(asked: str | Mapping[str, str] | None, tasks: Mapping[str, Task], train: Examples) -> None:
+    """Make the metrics that the settings name the tasks' main ones.
+
+    Raises:
+        ConfigError: a task has no such metric, or there is no such target.
+    """
+    if isinstance(asked, Mapping) and (lost := [name for name in asked if name not in tasks]):
+        do = nearest(lost[0], tasks)
+        raise ConfigError(f"trainer.metric.{lost[0]} is the metric of no target", expected=", ".join(tasks), do=do)
+    chosen = dict.fromkeys(tasks, asked) if isinstance(asked, str) else dict(asked or {})
+
+    def choose(name: str, metric: str) -> None:
+        truth = tasks[name].truth(train.targets[name].take(train.labelled(name)[:1000]))
+        tasks[name].measure_by(metric, truth)
+
+    all_at_once(partial(choose, name, metric) for name, metric in chosen.items() if metric is not None)
 
 
 def _columns(config: Config, schema: Schema, *, has_task: bool) -> dict[str, tuple[str, Mapping[str, Any]]]:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fusetune.errors import ConfigError, nearest
 from fusetune.modalities.base import Detection
-from fusetune.tasks.metrics import MEANINGS
+from fusetune.tasks.metrics import LOWER_IS_BETTER, MEANINGS
 from fusetune.tasks.panels.kinds import Evidence, Panel, Section, WorstRows
 from fusetune.types import Target
 
@@ -34,7 +35,8 @@ class Task(abc.ABC):
     """
 
     name: ClassVar[str]
-    main: ClassVar[Metric]
+    main: Metric
+    """The metric that decides the best step and is the headline; `measure_by` chooses another of the task's."""
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -130,6 +132,26 @@ class Task(abc.ABC):
             truth: (rows, ...) of the same rows.
             weights: (rows,) or None.
         """
+
+    def measure_by(self, name: str, truth: np.ndarray) -> None:
+        """Make another of the task's metrics the main one, after `fit`.
+
+        Args:
+            name: the metric's.
+            truth: (rows, ...) of some rows, as `truth` gives it.
+
+        Raises:
+            ConfigError: the task has no such metric.
+        """
+        known = list(self.evaluate(self.constant(truth, len(truth)), truth))
+        if name not in known:
+            raise ConfigError(
+                f"trainer.metric: {self.name} has no metric called {name!r}",
+                expected=", ".join(known),
+                do=nearest(name, known) or f"trainer.metric.{self.target}=NAME chooses one for this target alone",
+                column=self.target,
+            )
+        self.main = Metric(name, name not in LOWER_IS_BETTER)
 
     def main_value(self, measured: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
         """Return the main metric alone; a task for which that is much quicker than `metrics` overrides it."""
