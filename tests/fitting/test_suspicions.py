@@ -53,3 +53,42 @@ def test_a_near_leak_is_a_suspicion_and_other_columns_are_not(rows, write_csv, q
     suspected = [warning for warning in results.warnings if "by itself decides" in warning]
     assert len(suspected) == 1 and "“flag”" in suspected[0] and "columns.flag.role=ignore" in suspected[0]
     assert results.tasks[0].shared == 0
+
+
+def test_a_column_counts_what_is_lost_without_it(rows, write_csv, quick, tmp_path):
+    train, test = ([dict(row, idle=place % 7) for place, row in enumerate(part)] for part in (rows[:120], rows[120:]))
+    results = fit(write_csv, quick, tmp_path, train, test, flag={"role": "ignore"}, idle={"kind": "number"})
+    (task,) = results.tasks
+    (panel,) = task.importance
+    without = {row[0]: row[1] for row in panel.rows}
+    assert set(without) == {"x", "z", "idle"} and panel.rows[-1][0] == "idle"
+    tuned = task.main(task.first("after")).value
+    assert without["x"] < tuned and without["z"] < tuned
+    assert abs(without["idle"] - tuned) < tuned - max(without["x"], without["z"])
+
+
+def test_a_step_before_the_encoders_are_tuned_is_not_called_tuned(shop_tables, quick, tiny, tmp_path, monkeypatch):
+    """Tuning that only does harm: the kept weights are those of the head stage."""
+    from fusetune.training import finetune
+
+    real = finetune.run_stage
+
+    def harmful(learner, stage, train, validate, *more, **rest):
+        def worse():
+            loss, score, metrics = validate()
+            return loss + 9, score - 0.9, metrics
+
+        return real(learner, stage, train, worse if stage.name == "tune" else validate, *more, **rest)
+
+    monkeypatch.setattr(finetune, "run_stage", harmful)
+    ignored = {name: {"role": "ignore"} for name in ("photo", "voice")}
+    config = quick | {"columns": ignored, "text": tiny("bert")}
+    config["trainer"] = {"epochs": 1, "head_epochs": 1, "trackers": []}
+    results = api.fit(
+        str(shop_tables["train"]), target="label", config=config, out=tmp_path / "m", progress=False
+    ).results
+    (text,) = results.backbones
+    assert text.pretrained and text.trained == 0 and "as pretrained" in text.how
+    assert results.trained < results.parameters - text.parameters + 1
+    assert results.tasks[0].encoders_unchanged and "Tuning" not in verdict(results.tasks[0]).headline
+    assert any("before the encoders were tuned" in warning for warning in results.warnings)

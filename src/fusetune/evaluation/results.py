@@ -155,6 +155,8 @@ class TaskResult:
     slices: list[Slice] = field(default_factory=list)
     sections: list[Section] = field(default_factory=list)
     """What the task has to show of the tuned model's answers."""
+    importance: list[Panel] = field(default_factory=list)
+    """What each column counts for the tuned model."""
     balance: list[Panel] = field(default_factory=list)
     """The target itself by split."""
     attack: AttackUsed | None = None

@@ -14,6 +14,7 @@ from fusetune.data.quarantine import group_rejected
 from fusetune.deploy.bundle import versions
 from fusetune.evaluation.measure import systems
 from fusetune.evaluation.measure.attack import Attack, attack_of, start_model
+from fusetune.evaluation.measure.importance import hidden_columns, importance
 from fusetune.evaluation.measure.judge import Candidate, EvaluatedRows, judge
 from fusetune.evaluation.report import describe
 from fusetune.evaluation.report.cells import show_cell
@@ -131,6 +132,8 @@ class Findings:
         candidates += others
         candidates += systems.without(model, name, task, train, test, self.trained.bundle.stack)
         described = f"tuned on {len(train.indices)} rows; best step chosen on {len(val.indices)} validation rows"
+        if self.history.encoders_unchanged:
+            described += "; it lies before the encoders were tuned, which are as pretrained"
         candidates.append(Candidate("tuned", "after", described, scores, list(fit.modalities)))
         table = test.examples.table
         table.require(fit.config.report.slices)
@@ -156,6 +159,9 @@ class Findings:
             num_errors=fit.config.report.errors,
             seed=fit.config.seed,
         )
+        hidden = hidden_columns(model, name, task, train, test, self.trained.bundle.stack)
+        num, seed = fit.config.report.bootstrap, fit.config.seed
+        result.importance = [*importance(task, scores, hidden, evaluated, num=num, seed=seed)]
         result.shared = int(shared.sum())
         result.balance = task.target_panels({split: part.truth for split, part in rows.items()})
         return result
