@@ -20,7 +20,7 @@ from fusetune import api
 from fusetune.cli.main import app
 from fusetune.config.config import Config
 from fusetune.data.table import Table
-from fusetune.errors import SchemaError, TableError, TooManyRejected, UserError
+from fusetune.errors import ConfigError, TableError, TooManyRejected, UserError
 
 COLUMNS = ["note", "photo", "voice", "price", "plan"]
 GOOD = {"note": "w1 w2", "photo": "red0.png", "voice": "voice0.wav", "price": "3", "plan": "pro"}
@@ -136,7 +136,7 @@ class TestTables:
 
     def test_urls(self, shop, table, fit):
         rows = [{**row, "photo": f"https://example.org/{n}.png"} for n, row in enumerate(shop[1])]
-        with pytest.raises(SchemaError, match=r"(?s)URLs.*https://example.org/0.png.*download"):
+        with pytest.raises(ConfigError, match=r"(?s)no input column.*photo.*download"):
             fit(table(csv_text(rows, ["photo", "label"])))
 
     def test_validation_table_without_a_column(self, good, table, quick, tmp_path):

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from fusetune.errors import BadCell, TableError, TooManyRejected
+from fusetune.errors import BadCell, EmptyTable, TableError, TooManyRejected
 
 
 @dataclass(frozen=True)
@@ -211,8 +211,8 @@ TABLES = [
     # headers
     table("empty", b"", TableError, "0 bytes"),
     table("blank lines only", "\n\r\n\n", TableError, "empty"),
-    table("a header only", HEAD, TableError, "a header and no row"),
-    table("a header and blank lines", HEAD + "\r\n" * 50, TableError, "a header and no row"),
+    table("a header only", HEAD, EmptyTable, "a header and no row"),
+    table("a header and blank lines", HEAD + "\r\n" * 50, EmptyTable, "a header and no row"),
     table("names twice", "id,note,id\n" + lines(9), TableError, "more than once: 'id'"),
     table("a name missing", "id,,label\n" + lines(9), TableError, "column 2 of 3 without a name"),
     table("names of spaces", "id, ,label\n" + lines(9), TableError, "column 2 of 3 without a name"),

@@ -68,7 +68,7 @@ def find(source: str) -> Found:
                 return Found(_from_hub(embedded.HUB_ID), source, embedded.NAME)
             except BackboneError:
                 raise error from None
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         return Found(path, source, short_name(path.resolve().name))
     if path.is_file():

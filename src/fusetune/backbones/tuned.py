@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from fusetune.security.model_folder import BACKBONES, BUNDLE, WEIGHTS, read_fold
 
 def is_tuned(source: str | None) -> bool:
     """Whether a source is the folder of a tuned model."""
-    return source is not None and (Path(source).expanduser() / BUNDLE).is_file()
+    return source is not None and (Path(os.path.expanduser(source)) / BUNDLE).is_file()
 
 
 def load_tuned(source: str, kind: str, *, pool: str, restore: Callable[..., Backbone]) -> Backbone:
@@ -32,7 +33,7 @@ def load_tuned(source: str, kind: str, *, pool: str, restore: Callable[..., Back
     """
     from safetensors import SafetensorError, safe_open
 
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))
     read_folder(folder)
     most = count_weights([folder / WEIGHTS])
     files = sorted((folder / BACKBONES).glob(f"*/{FILE}"))

@@ -138,7 +138,7 @@ def is_model(folder: Path) -> bool:
     """Whether a folder has a tuned model."""
     from fusetune.security.model_folder import BUNDLE
 
-    return (folder / BUNDLE).is_file()
+    return os.path.isfile(folder / BUNDLE)  # False as well for a name that no file can have
 
 
 def is_config(source: str) -> bool:

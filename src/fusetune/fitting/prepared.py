@@ -212,6 +212,14 @@ def _choose_metrics(asked: str | Mapping[str, str] | None, tasks: Mapping[str, T
 def _columns(config: Config, schema: Schema, *, has_task: bool) -> dict[str, tuple[str, Mapping[str, Any]]]:
     """Per input column its kind and options."""
     names = schema.names("input")
+    if not names:
+        left_out = [f"{name} ({spec.reason})" for name, spec in schema.columns.items() if spec.role in ("ignore", "id")]
+        raise ConfigError(
+            "there is no input column",
+            expected="at least one column of text, images, audio, numbers, categories or dates besides the target",
+            came=f"only columns that are left out: {'; '.join(left_out)}" if left_out else "no other column",
+            do="insist on one with columns.NAME.role=input",
+        )
     if not has_task:
         names = aligned_columns(config.objectives, names)
     return {name: (schema.columns[name].kind, schema.columns[name].options) for name in names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def _synonyms(value: Any) -> Transform:
             "augment.text.synonyms must name where synonyms are",
             expected="file: a WordNet `dict` folder, or a file of lines WORD<tab>SYNONYM,SYNONYM",
         )
-    known = read_synonyms(Path(str(chosen["file"])).expanduser())
+    known = read_synonyms(Path(os.path.expanduser(str(chosen["file"]))))
 
     def replace(text: str, rng: np.random.Generator) -> str:
         words = text.split()

@@ -12,7 +12,6 @@ from torch import nn
 from fusetune.backbones.adapters import adapt
 from fusetune.backbones.load import Backbone, load_backbone
 from fusetune.config.sections import BackboneConfig, NamedConfig, check_options, check_value
-from fusetune.errors import ConfigError
 from fusetune.fusion.base import Fusion
 from fusetune.modalities.base import Modality
 from fusetune.models.family import Family
@@ -65,15 +64,8 @@ def build_modalities(columns: Mapping[str, tuple[str, Mapping[str, Any]]], backb
         backbones: where encoders come from.
 
     Raises:
-        ConfigError: an option that the kind does not take, or no column at all.
+        ConfigError: an option that the kind does not take.
     """
-    if not columns:
-        raise ConfigError(
-            "there is no input column",
-            expected="at least one column of text, images, audio, numbers or categories besides the target",
-            do="look at the schema: fusetune schema TABLE --target TARGET; a column that was left out can be insisted "
-            "on with columns.NAME.role=input",
-        )
     modalities: dict[str, Modality] = {}
     for name, (kind, options) in columns.items():
         modality = MODALITIES.get(kind)

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fusetune.backbones.structure import BATCH_NORMS
 from fusetune.config.trainer import TrainerConfig
-from fusetune.training.callbacks import BestStep, Callback, Check, better
+from fusetune.training.callbacks import BestStep, Callback, Check, Validate, better
 from fusetune.training.hardware.dtensor import whole
-
-if TYPE_CHECKING:
-    from fusetune.training.loop import Validate
 
 Weights = dict[str, Tensor]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from fusetune.training.hardware.dtensor import whole
 from fusetune.training.progress import StageBar, StageLines, console, shows_bars
+
+Validate = Callable[[], tuple[float, float, dict[str, dict[str, float]]]]
+"""Gives (loss, score, metrics by task) on the validation rows."""
 
 
 @dataclass

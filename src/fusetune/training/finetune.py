@@ -30,7 +30,7 @@ from fusetune.objectives.balance import build_balance
 from fusetune.objectives.total import Total, build_objectives
 from fusetune.tasks.base import Task
 from fusetune.training.averaging import Kept, averaged, copied, not_finite, put, trained_weights
-from fusetune.training.callbacks import Bar, BestStep, Callback, Check, Curve, Trackers
+from fusetune.training.callbacks import Bar, BestStep, Callback, Check, Curve, Trackers, Validate
 from fusetune.training.checkpoint_manager import END, CheckpointManager, moving, watch_on
 from fusetune.training.hardware.devices import make_accelerator, processes
 from fusetune.training.hardware.precision import choose_precision
@@ -38,7 +38,7 @@ from fusetune.training.hardware.replay import graphs
 from fusetune.training.hardware.shard import check_shard, sharded
 from fusetune.training.history import TrainingHistory
 from fusetune.training.learner import Learner
-from fusetune.training.loop import Stage, Validate, run_stage
+from fusetune.training.loop import Stage, run_stage
 from fusetune.training.optim import no_decay
 from fusetune.training.plan import Evaluate, Goal, RunContext, Start, TrainingRows
 from fusetune.training.probe import column_scales

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +26,7 @@ from fusetune.errors import Interrupted, NonFiniteLoss, RunError
 from fusetune.inference.memory import kept_memory, settle
 from fusetune.models.perturb import RngState
 from fusetune.training.averaging import Average, not_finite, put, trained_weights
-from fusetune.training.callbacks import Callback, Check, EarlyStopping
+from fusetune.training.callbacks import Callback, Check, EarlyStopping, Validate
 from fusetune.training.checkpoint_manager import (
     CheckpointManager,
     State,
@@ -44,9 +44,6 @@ from fusetune.training.learner import Learner
 from fusetune.training.loader import AHEAD, BatchLoader
 from fusetune.training.optim import build_optimizer, unwrapped
 from fusetune.training.updates.update import Buffers, Gradients, is_out_of_memory, plain, update
-
-Validate = Callable[[], tuple[float, float, dict[str, dict[str, float]]]]
-"""Gives (loss, score, metrics by task) on the validation rows."""
 
 
 @dataclass

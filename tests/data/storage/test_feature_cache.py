@@ -144,8 +144,8 @@ def test_abandoned_files_go_and_young_ones_stay(tmp_path: Path) -> None:
 
 WRITER = """
 import sys, torch
-from fusetune.data.storage.feature_cache import Cache
-store = Cache(sys.argv[1], 1).store({"weights": "abc"}, torch.float32)
+from fusetune.data.storage.feature_cache import FeatureCache
+store = FeatureCache(sys.argv[1], 1).store({"weights": "abc"}, torch.float32)
 for number in range(60):
     store.add(number.to_bytes(16, "big"), torch.full((3, 4), float(number)))
     if number % 7 == 0:
