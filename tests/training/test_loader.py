@@ -1,9 +1,14 @@
 """Batches made ahead are those of the sampler, in order, however they are made, and no draw of dropout is taken."""
 
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,3 +132,41 @@ def test_workers_leave_signals_of_the_group_to_the_main_process():
     groups.batch = lambda places, *, epoch: os.getpgid(0)
     with BatchLoader(groups, sampler(), 1, workers=1) as loader:
         assert next(iter(loader))[0] != os.getpgid(0)
+
+
+def _daemonic(queue):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with BatchLoader(Rows(23), sampler(), 3, workers=2) as loader:
+            made = len(list(loader))
+    queue.put((made, loader.workers, [str(warning.message) for warning in told if "daemonic" in str(warning.message)]))
+
+
+def test_a_daemonic_process_makes_batches_itself():
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=_daemonic, args=(queue,), daemon=True)
+    process.start()
+    made, workers, told = queue.get(timeout=60)
+    process.join(60)
+    assert (made, workers, len(told)) == (3, 0, 1)
+
+
+UNGUARDED = """
+import multiprocessing
+import sys
+sys.path.insert(0, {folder!r})
+from test_loader import BatchLoader, Rows, sampler
+if multiprocessing.parent_process() is None:
+    multiprocessing.set_start_method("spawn")
+with BatchLoader(Rows(23, int), sampler(), 3, workers=1) as loader:
+    list(loader)
+"""
+
+
+@pytest.mark.slow
+def test_spawned_workers_without_a_main_guard_fail_in_seconds(tmp_path):
+    (tmp_path / "script.py").write_text(UNGUARDED.format(folder=str(Path(__file__).parent)))
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert "RunError: a process that makes batches was killed" in done.stderr

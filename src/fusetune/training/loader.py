@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -67,10 +69,13 @@ class BatchLoader:
             sampler: draws the rows of each epoch.
             num_updates: how many there are.
             first: how many of them were made before.
-            workers: processes; 0 for a thread of this one.
+            workers: processes; 0 for a thread of this one, as a daemonic process takes in any case.
             ahead: micro-batches that the thread makes before they are asked for.
             pin: pack each into memory that a GPU reads by itself.
         """
+        if workers and multiprocessing.current_process().daemon:
+            warnings.warn("a daemonic process may start no others: trainer.workers=0 is taken", stacklevel=2)
+            workers = 0
         self.train, self.sampler, self.workers, self.ahead = train, sampler, workers, ahead
         self.pin = pin
         self.first, self.num_updates = first, num_updates
