@@ -1,7 +1,7 @@
-"""Several tasks' losses on one scale, and how much each of them counts.
+"""Balance the losses of several tasks: put them on one scale, and weigh them.
 
-Every task's loss is divided by its loss at the best constant guess for the train rows, so that 1 means "knows nothing
-of the inputs" whatever the kind of target. With ℓ_k the divided loss of task k, what is minimised is
+Each loss is divided by the loss of the best constant guess for the train rows, so that 1 means "knows nothing of the
+inputs" whatever the kind of target. With ℓ_k the divided loss of task k, the total is
 
     sum          Σ ℓ_k
     uncertainty  Σ ½ exp(−s_k) ℓ_k + ½ s_k, with s_k learned             Kendall et al. 2018, arXiv 1705.07115
@@ -42,11 +42,11 @@ FAMO_FLOOR = 1e-3
 
 
 def constant_loss(task: Task, start: Tensor, values: Sequence[Any], weights: np.ndarray) -> float:
-    """The task's loss at the logits that, given to all rows alike, make it smallest.
+    """Return the task's loss at the best constant guess: the logits that, equal for all rows, make it smallest.
 
     Args:
         task: fitted.
-        start: a row's logits to start from.
+        start: (...) logits of one row to start from.
         values: cells, at least one labelled; evenly spaced ones stand for many.
         weights: (rows,) of the rows.
     """
@@ -72,7 +72,7 @@ def constant_loss(task: Task, start: Tensor, values: Sequence[Any], weights: np.
 
 
 def constant_losses(model: Family, tasks: Mapping[str, Task], train: Examples) -> dict[str, float]:
-    """`constant_loss` of every task on its labelled train rows; 1 for a task without any."""
+    """Return `constant_loss` of every task on its labelled train rows; 1 for a task without any."""
     assert isinstance(model, Understand), "tasks with heads are balanced"
     found = {}
     for name, task in tasks.items():
@@ -83,12 +83,12 @@ def constant_losses(model: Family, tasks: Mapping[str, Task], train: Examples) -
 
 
 class Balance(nn.Module):
-    """`sum`: every task's divided loss counts 1.
+    """The balance `sum`: every divided loss has the weight 1. Base of the others.
 
     Attributes:
         names: of the tasks.
-        scale: (tasks,) what each task's loss is multiplied by: 1 / its loss at the constant guess.
-        figures: by task, what its divided loss counted in the last forward pass.
+        scale: (tasks,) factors of the losses: 1 / the loss of the constant guess.
+        figures: by task, the weight of its divided loss in the last forward pass.
     """
 
     scale: Tensor
@@ -110,11 +110,11 @@ class Balance(nn.Module):
         return dict(zip(self.names, self.scale.tolist(), strict=True))
 
     def forward(self, losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """What is minimised, by task.
+        """Return the balanced losses by task, scalars.
 
         Args:
             losses: the tasks' own mean losses over the batch's labelled rows, scalars.
-            batch: says how many rows are labelled for each.
+            batch: the rows, for how many of them are labelled.
         """
         sums, seen = self.measure(losses, batch)
         if self.training and torch.is_grad_enabled():
@@ -128,17 +128,17 @@ class Balance(nn.Module):
         }
 
     def measure(self, losses: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
-        """Each task's divided loss summed over the rows that are labelled for it, and their denominator, (tasks,)."""
+        """Return each divided loss summed over the task's labelled rows, and its denominator: (tasks,) each."""
         seen = torch.stack([batch.targets[name].counts(batch.weights).sum() for name in self.names])
         means = torch.stack([losses[name].detach().float() for name in self.names])
         return means * self.scale * seen, seen
 
     def part(self, loss: Tensor, weight: Tensor, place: int) -> Tensor:
-        """A task's share in what is minimised."""
+        """Return a task's part of the total."""
         return loss * weight
 
     def weights(self, values: Tensor, present: Tensor) -> Tensor:
-        """(tasks,) what each divided loss counts.
+        """Return the weights of the divided losses, (tasks,).
 
         Args:
             values: (tasks,) the divided losses; nan where no row is labelled.
@@ -147,26 +147,26 @@ class Balance(nn.Module):
         return torch.ones_like(values)
 
     def note(self, sums: Tensor, seen: Tensor) -> None:
-        """Remember losses that gradients are taken of, as `measure` gives them."""
+        """Add up the losses of a training pass, as `measure` gives them."""
         before, count = self._sums or (torch.zeros_like(sums), torch.zeros_like(seen))
         self._sums = before + sums, count + seen
 
     def take(self) -> dict[str, float]:
-        """Each task's mean divided loss since the last time; nan where no row was labelled for it."""
+        """Return each task's mean divided loss since the last call; nan where no row was labelled for it."""
         if self._sums is None:
             return {}
         (total, count), self._sums = self._sums, None
         return dict(zip(self.names, (total / count).tolist(), strict=True))
 
     def end_epoch(self) -> None:
-        """Learn from the epoch that has passed."""
+        """Update the weights at the end of an epoch."""
 
     def own(self) -> tuple[Tensor, Tensor] | None:
-        """What this process knows of its own, besides buffers and parameters."""
+        """Return the state of this process that is in no buffer and no parameter."""
         return self._sums
 
     def set_own(self, sums: tuple[Tensor, Tensor] | None) -> None:
-        """Know this again."""
+        """Restore what `own` returned."""
         self._sums = sums
 
 
@@ -181,11 +181,11 @@ class Uncertainty(Balance):
         self.log_variance = nn.Parameter(torch.full((len(self.names),), -math.log(2)))
 
     def weights(self, values: Tensor, present: Tensor) -> Tensor:
-        """½ exp(−s), with a gradient."""
+        """Return ½ exp(−s), with a gradient."""
         return 0.5 * torch.exp(-self.log_variance)
 
     def part(self, loss: Tensor, weight: Tensor, place: int) -> Tensor:
-        """½ exp(−s_k) ℓ_k + ½ s_k."""
+        """Return ½ exp(−s_k) ℓ_k + ½ s_k."""
         return loss * weight + 0.5 * self.log_variance[place]
 
 
@@ -205,11 +205,11 @@ class DynamicAverage(Balance):
         self.register_buffer("before", torch.full((len(self.names),), math.nan))
 
     def weights(self, values: Tensor, present: Tensor) -> Tensor:
-        """λ of this epoch."""
+        """Return λ of this epoch."""
         return self.factor
 
     def note(self, sums: Tensor, seen: Tensor) -> None:
-        """Add to the epoch's means, too: over all processes, as data parallelism gives all the buffers of the first."""
+        """Add up the epoch's losses over all processes, as data parallelism copies the first one's buffers to all."""
         super().note(sums, seen)
         both = torch.stack([sums, seen])
         if distributed.is_available() and distributed.is_initialized():
@@ -219,7 +219,7 @@ class DynamicAverage(Balance):
 
     @torch.no_grad()
     def end_epoch(self) -> None:
-        """The next epoch's λ; a task that had no labelled row in one of the two epochs has the ratio 1."""
+        """Set the next epoch's λ; a task without a labelled row in one of the two epochs has the ratio 1."""
         mean = self.total / self.count
         if not self.before.isnan().all():
             ratio = mean / self.before
@@ -250,21 +250,21 @@ class Famo(Balance):
         self.begin()
 
     def begin(self) -> None:
-        """An update begins: `noted` is (2, tasks), the sums and the rows' weights of `measure` since then."""
+        """Begin an update: `noted`, (2, tasks), adds up what `measure` gives from here on."""
         self.noted = torch.zeros(2, len(self.names), device=self.logits.device)
 
     def note(self, sums: Tensor, seen: Tensor) -> None:
-        """Add to the update's losses, too."""
+        """Add up the update's losses, too."""
         super().note(sums, seen)
         self.noted = self.noted + torch.stack([sums, seen])
 
     def weights(self, values: Tensor, present: Tensor) -> Tensor:
-        """c z_k/ℓ_k; they sum to 1."""
+        """Return c z_k/ℓ_k, which sum to 1."""
         share = (self._shares(present) / (values + FAMO_FLOOR)).nan_to_num()
         return share / share.sum().clamp(min=torch.finfo(share.dtype).tiny)
 
     def _shares(self, present: Tensor) -> Tensor:
-        """z over the tasks that are present, 0 for the others."""
+        """Return z over the tasks that are present, 0 for the others."""
         return torch.softmax(self.logits.masked_fill(~present, -math.inf), 0).nan_to_num()
 
     @torch.no_grad()
@@ -293,7 +293,7 @@ BALANCES: dict[str, type[Balance]] = {
 
 
 def build_balance(name: str, model: Family, tasks: Mapping[str, Task], train: Examples) -> Balance | None:
-    """The balance of this name; None where there are not several tasks.
+    """Build the balance of a name; None where there are not several tasks.
 
     Args:
         name: a key of `BALANCES`.

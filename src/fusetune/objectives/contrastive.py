@@ -205,7 +205,7 @@ class ContrastiveObjective(BatchObjective):
     def _scale(
         self, temperature: float | None, learned: bool, bias: float | None
     ) -> tuple[LogitScale | None, nn.Parameter | None]:
-        """1/τ and b, None where the form has none."""
+        """Return 1/τ and b, None where the form has none."""
         where = f"objectives.{self.name}"
         for name, value, takes in (
             ("temperature", temperature, self.form != ALIGN_UNIFORM),
@@ -273,7 +273,7 @@ class ContrastiveObjective(BatchObjective):
         return _Rows(x, y, ids, weights, own, (counts * weights)[own])
 
     def _terms(self, rows: _Rows) -> tuple[Tensor, Tensor]:
-        """L_s and L_d of a pair of columns: the own rows' part."""
+        """Return L_s and L_d of a pair of columns: the own rows' part."""
         if self.form == ALIGN_UNIFORM:
             # The logarithm of a mean over all pairs of rows is no mean over rows: every process makes all of it.
             negatives = apart(rows.ids, rows.ids)
@@ -304,7 +304,7 @@ class ContrastiveObjective(BatchObjective):
 
 
 def _geometry(rows: _Rows) -> dict[str, Tensor]:
-    """How the vectors of two columns lie: of the own rows, against all."""
+    """Return alignment, uniformity and the gap of two columns: of the own rows, against all."""
     gap = (rows.x.mean(0) - rows.y.mean(0)).norm()
     negatives = apart(rows.ids[rows.own], rows.ids)
     if not negatives.any():  # this process has no row of the pair

@@ -1,8 +1,9 @@
 """The forms of a contrastive loss L = λ L_s + (1 − λ) L_d: L_s pulls what belongs together, L_d pushes the rest apart.
 
-Legend: anchors = what the terms are made for, candidates = what they are compared with. A logit is the similarity of an
-anchor and a candidate divided by the temperature (`sigmoid`: times t, plus b). Both masks are (anchors, candidates)
-bool; a candidate in neither is left out. Terms are (anchors,), finite in any row of the masks, and 0 for what is empty.
+Legend: anchors = the rows that terms are computed for, candidates = the rows that they are compared with. A logit
+is the similarity of an anchor and a candidate divided by the temperature (`sigmoid`: times t, plus b). Both masks
+are (anchors, candidates) bool; a candidate in neither is left out. Terms are (anchors,), finite in any row of the
+masks, and 0 for what is empty.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ Terms = tuple[Tensor, Tensor]
 Form = Callable[[Tensor, Tensor, Tensor], Terms]
 
 CHUNK = 1024
-"""So many rows are compared with all others at a time where only counts are wanted."""
+"""Rows that are compared with all others at a time where only counts are needed."""
 
 
 def infonce(logits: Tensor, positives: Tensor, negatives: Tensor) -> Terms:
@@ -50,19 +51,19 @@ FORMS: dict[str, Form] = {"infonce": infonce, "decoupled": decoupled, "sigmoid":
 
 
 def _pull(logits: Tensor, positives: Tensor) -> Tensor:
-    """−mean over positives."""
+    """Return minus the mean over positives, (anchors,)."""
     return -logits.masked_fill(~positives, 0).sum(1) / positives.sum(1).clamp(min=1)
 
 
 def _log_sum(logits: Tensor, chosen: Tensor) -> Tensor:
-    """log Σ exp over the chosen ones; 0 where none is, with a gradient of 0 and not of NaN."""
+    """Return log Σ exp over the chosen candidates, (anchors,); 0, with a gradient of 0, where none is chosen."""
     some = chosen.any(1)
     filled = logits.masked_fill(~chosen, -torch.inf).masked_fill(~some.unsqueeze(1), 0)
     return filled.logsumexp(1).masked_fill(~some, 0)
 
 
 def alignment(x: Tensor, y: Tensor) -> Tensor:
-    """Per row ‖x − y‖², 0 to 4 (Wang and Isola 2020, arXiv 2005.10242): (rows,).
+    """Return ‖x − y‖² a row, (rows,), from 0 to 4 (Wang and Isola 2020, arXiv 2005.10242).
 
     Args:
         x, y: (rows, dim) of unit length.
@@ -71,7 +72,7 @@ def alignment(x: Tensor, y: Tensor) -> Tensor:
 
 
 def uniformity(similarities: Tensor, chosen: Tensor) -> Tensor:
-    """log of the mean over the chosen pairs of exp(−2 ‖x − x'‖²), −8 to 0, lower is more even; a scalar.
+    """Return log mean exp(−2 ‖x − x'‖²) over the chosen pairs, a scalar from −8 to 0; lower is more even.
 
     On a sphere of many dimensions evenly spread vectors reach −4. Wang and Isola 2020, arXiv 2005.10242.
 
@@ -84,7 +85,7 @@ def uniformity(similarities: Tensor, chosen: Tensor) -> Tensor:
 
 
 def apart(ids: Tensor, others: Tensor) -> Tensor:
-    """Which rows are told apart: those with no id in common. (rows, other rows) bool.
+    """Return which pairs of rows have no id in common, (rows, other rows) bool.
 
     Args:
         ids: (rows, sorts of id) int64.
@@ -97,7 +98,7 @@ def apart(ids: Tensor, others: Tensor) -> Tensor:
 
 
 def related(relation: Callable[[Tensor, Tensor], Tensor], ids: Tensor, *, least: int = 1) -> Tensor:
-    """Which rows stand in a relation to at least so many rows: (rows,) bool.
+    """Return which rows are related to at least `least` rows, (rows,) bool.
 
     Args:
         relation: from (rows, ...) and (other rows, ...) to (rows, other rows) bool, as `apart`.

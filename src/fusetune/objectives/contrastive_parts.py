@@ -1,4 +1,4 @@
-"""What contrastive objectives share: temperature, projection heads, vectors of unit length, checks and warnings."""
+"""Shared by contrastive objectives: temperature, projection heads, unit vectors, checks and warnings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DIM = 128
 MAX_LOG_SCALE = math.log(100)
 PROJECTIONS = ("linear", "mlp", "none")
 MIN_COSINE = 0.5
-"""A λ is warned about under which a collapse costs less than similarities of matches that stay below this."""
+"""Warn about a λ at which a collapse costs less than matches whose mean cosine is below this."""
 
 
 class _Bounded(torch.autograd.Function):
@@ -24,13 +24,13 @@ class _Bounded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
-        """`value` in [0, ln 100]."""
+        """Clamp `value` to [0, ln 100]."""
         ctx.save_for_backward(value)
         return value.clamp(0, MAX_LOG_SCALE)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """The gradient, or 0 where a step against it leads out."""
+        """Return the gradient, or 0 where a step against it leads out of bounds."""
         (value,), (gradient,) = ctx.saved_tensors, gradients
         outwards = ((value >= MAX_LOG_SCALE) & (gradient < 0)) | ((value <= 0) & (gradient > 0))
         return gradient.masked_fill(outwards, 0)
@@ -55,13 +55,13 @@ class LogitScale(nn.Module):
             self.register_buffer("log_scale", start)
 
     def forward(self) -> Tensor:
-        """1/τ, (1,)."""
+        """Return 1/τ, (1,)."""
         bounded: Tensor = _Bounded.apply(self.log_scale)  # type: ignore[no-untyped-call]
         return bounded.exp()
 
 
 def projection_head(kind: str, in_dim: int, dim: int) -> nn.Module:
-    """From (rows, in_dim) to the shared space: `linear` as in CLIP, `mlp` as in SimCLR, `none` leaves the vectors."""
+    """Build a map from (rows, in_dim) to (rows, dim): `linear` as in CLIP, `mlp` as in SimCLR, `none` the identity."""
     if kind == "none":
         return nn.Identity()
     if kind == "linear":
@@ -70,14 +70,14 @@ def projection_head(kind: str, in_dim: int, dim: int) -> nn.Module:
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """(rows, dim) of unit length, in float32 or float64."""
+    """Scale (rows, dim) vectors to unit length, in float32 or float64."""
     if vectors.dtype in (torch.float16, torch.bfloat16):
         vectors = vectors.float()
     return F.normalize(vectors, dim=1, eps=1e-6)
 
 
 def check_number(setting: str, value: Any, low: float, high: float) -> float:
-    """The number, refused unless it lies in [low, high].
+    """Return a number that lies in [low, high].
 
     Raises:
         ConfigError: it does not, or is no number.
@@ -89,7 +89,7 @@ def check_number(setting: str, value: Any, low: float, high: float) -> float:
 
 
 def check_choice(setting: str, value: Any, choices: Collection[str]) -> str:
-    """The name, refused unless it is one of the choices.
+    """Return a name that is one of the choices.
 
     Raises:
         ConfigError: it is not; the message has the nearest one.
@@ -102,7 +102,7 @@ def check_choice(setting: str, value: Any, choices: Collection[str]) -> str:
 
 
 def collapse_warnings(where: str, form: str, lam: float, *, within: bool) -> list[str]:
-    """What is known to go wrong with a form and a λ, each with the reason and what to do.
+    """Return warnings about a form and a λ that are known to collapse, with the reason and what to do.
 
     Args:
         where: the objective's place in the settings.

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, distributed
 
 COUNTS = "counts"
-"""The key of (rows,) float: what each row's own loss counts. Absent where all of them count 1."""
+"""The key of (rows,) float: the factor of each row's own loss. Absent where all are 1."""
 
 
 class _AllGather(torch.autograd.Function):
-    """All processes' rows in the order of the processes; a row's gradient is the sum of all processes'."""
+    """Gathers the rows of all processes in their order; a row's gradient is the sum over all processes."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, sizes: list[int]) -> Tensor:
@@ -28,14 +28,14 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """The own rows' part of the summed gradient."""
+        """Return the own rows' part of the summed gradient."""
         total = gradients[0].contiguous().clone()
         distributed.all_reduce(total)
         return total[ctx.start : ctx.stop], None
 
 
 def gathered(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The rows of all processes, those of process 0 first, and under `COUNTS` what each row's own loss counts.
+    """Return the rows of all processes, those of process 0 first, and under `COUNTS` the factor of each row's own loss.
 
     Own rows count as many as there are processes, all others 0. So a process computes the loss of its own rows, against
     the rows of all, divided by the number of all rows; the mean of the processes' losses is the loss of one process

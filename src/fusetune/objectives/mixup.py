@@ -64,7 +64,7 @@ class Mixup(Objective):
         self.tasks, self.alpha = dict(tasks), alpha
 
     def forward(self, model: nn.Module, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
-        """The mean over pairs, several tasks added up."""
+        """Return the mean over pairs, several tasks added up."""
         fused = outputs.fused
         order = torch.randperm(len(batch)).to(fused.device)
         share = float(torch.distributions.Beta(self.alpha, self.alpha).sample())

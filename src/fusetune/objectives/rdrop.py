@@ -67,7 +67,7 @@ class RDrop(Objective):
             self.warnings.append("objectives.rdrop: the model has no dropout, so both passes predict alike")
 
     def forward(self, model: nn.Module, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
-        """The mean divergence of the batch's rows, targets or not."""
+        """Return the mean divergence of the batch's rows, with or without targets."""
         again = model(batch).logits
         apart = [
             task.divergence(outputs.logits[name], again[name]) + task.divergence(again[name], outputs.logits[name])

@@ -18,7 +18,7 @@ class TaskLosses(nn.Module):
         self.tasks = dict(tasks)
 
     def forward(self, model: nn.Module, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
-        """The losses by task, each a scalar."""
+        """Return the losses by task, each a scalar."""
         return {
             name: task.loss(outputs.logits[name], batch.targets[name], batch.weights)
             for name, task in self.tasks.items()

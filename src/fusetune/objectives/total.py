@@ -59,7 +59,7 @@ def aligned_columns(settings: Mapping[str, Mapping[str, Any]], inputs: list[str]
 def build_objectives(
     model: Family, tasks: Mapping[str, Task], settings: Mapping[str, Mapping[str, Any]]
 ) -> list[Objective]:
-    """The objectives that a run's settings name.
+    """Build the objectives that a run's settings name.
 
     Args:
         model: what will be trained.
@@ -105,7 +105,7 @@ class Total(nn.Module):
     def forward(
         self, model: nn.Module, batch: Batch, outputs: Outputs, pulls: Pulls | None = None
     ) -> dict[str, Tensor]:
-        """The losses by name, each a scalar.
+        """Return the losses by name, each a scalar.
 
         Args:
             model: what gave the outputs.
@@ -129,11 +129,11 @@ class Total(nn.Module):
         return losses
 
     def compared(self) -> list[BatchObjective]:
-        """The objectives that compare rows with one another."""
+        """Return the objectives that compare rows with one another."""
         return [objective for objective in self.objectives if isinstance(objective, BatchObjective)]
 
     def figures(self) -> dict[str, Tensor]:
-        """What the objectives and the balance have to log besides their losses, as of the last batch."""
+        """Return the figures of the objectives and of the balance, as of the last batch, to be logged."""
         balance = self.balance.figures if self.balance is not None else {}
         found = {f"balance/{name}": value for name, value in balance.items()}
         for objective in self.objectives:
@@ -143,10 +143,10 @@ class Total(nn.Module):
 
 
 def own_parameters(objective: BatchObjective) -> dict[str, Tensor]:
-    """An objective's parameters by names that no vectors have."""
+    """Return an objective's parameters by names that no vectors have."""
     return {f"parameter/{name}": parameter for name, parameter in objective.named_parameters()}
 
 
 def pulled(vectors: Mapping[str, Tensor], pulls: Mapping[str, Tensor]) -> Tensor:
-    """Σ of vectors times pulls, a scalar."""
+    """Return Σ of vectors times pulls, a scalar."""
     return torch.stack([(vectors[name] * pull).sum() for name, pull in pulls.items()]).sum()

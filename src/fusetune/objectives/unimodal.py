@@ -67,7 +67,7 @@ class Unimodal(Objective):
         )
 
     def forward(self, model: nn.Module, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
-        """The mean over columns, several tasks added up."""
+        """Return the mean over columns, several tasks added up."""
         losses = []
         self.figures = {}
         for column, heads in zip(self.columns, self.heads, strict=True):

@@ -88,7 +88,7 @@ class VirtualAdversarial(Objective):
         )
 
     def forward(self, model: nn.Module, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
-        """The mean divergence of the batch's rows, targets or not."""
+        """Return the mean divergence of the batch's rows, with or without targets."""
         ball = Ball(model, batch, self.columns)  # type: ignore[arg-type]
         if not ball.sites:
             return {self.name: torch.stack([logits.sum() for logits in outputs.logits.values()]).sum() * 0}
@@ -110,13 +110,13 @@ class VirtualAdversarial(Objective):
         return {self.name: weighted_mean(self._apart(model, ball, at, clean, rng_state), batch.weights)}
 
     def _random(self, ball: Ball) -> Deltas:
-        """A random direction for every cell."""
+        """Return a random direction for every cell."""
         return ball.directions({column: torch.randn_like(zero) for column, zero in ball.zeros().items()})
 
     def _apart(
         self, model: nn.Module, ball: Ball, deltas: Deltas, clean: Mapping[str, Tensor], rng_state: RngState
     ) -> Tensor:
-        """(batch,) how far the predictions move, over all tasks."""
+        """Return how far the predictions move, (batch,), over all tasks."""
         rng_state.restore()
         logits = model(ball.perturbed(deltas)).logits
         return torch.stack([task.divergence(clean[name], logits[name]) for name, task in self.tasks.items()]).sum(0)
