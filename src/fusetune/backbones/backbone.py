@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -50,6 +52,10 @@ class Backbone(nn.Module):
         grid: with pool "none", how a picture's tokens lie in it, where they do (see `Tokens`).
         adapter: the adapter's settings, where the encoder has one (`fusetune.backbones.adapters`): `adapted` has the
             paths of the modules in `model` that it sits on, `brought` the names of the tensors that it added.
+        normalised: pooled vectors are scaled to length 1, as a sentence encoder's own modules say.
+        separate: how a batch is encoded: "" in one pass; "lengths": cells of one length at a time, "cells": each by
+            itself, for models whose vectors depend on the padding (see `fusetune.backbones.trial`).
+        notes: what a user should know of this encoder, in sentences.
     """
 
     dim: int
@@ -95,6 +101,10 @@ class Backbone(nn.Module):
         self.compiled = False  # see `fusetune.backbones.compiled`
         self.replays: EncoderReplays | None = None  # see `fusetune.backbones.graphs`
         self.starts_at, self.gives_tuples = 0, False  # of passes that bring what a layer reads, see `boundary`
+        self.normalised, self.separate = False, ""
+        self.notes: list[str] = []
+        # Models that hide a random part of their input (ViT-MAE) take the order of the patches as an argument.
+        self._orders_patches = "noise" in inspect.signature(getattr(model, method)).parameters
         # Group normalisation over time would see the padding, so such an encoder takes sounds of one length at a time.
         self._alone = isinstance(inputs, AudioInputs) and any(isinstance(m, nn.GroupNorm) for m in model.modules())
 
@@ -165,9 +175,9 @@ class Backbone(nn.Module):
         if boundary is not None:
             with starting_at(self, self.starts_at, boundary.to(next(self.model.parameters()).dtype)), whole(self):
                 return self(owner=owner, **inputs)  # type: ignore[no-any-return]
-        if "attention_mask" in inputs and (groups := self._groups(inputs["attention_mask"])):
+        if "attention_mask" in inputs and not self.separate and (groups := self._groups(inputs["attention_mask"])):
             return self._in_groups(groups, inputs)
-        values, mask, own = self._encode(**inputs)
+        values, mask, own = self._separately(inputs) if self.separate else self._encode(**inputs)
         tokens = Tokens(values, mask, self.grid) if self.pool == "none" else self._pooled(values, mask, own)
         return tokens if owner is None else _join(tokens, owner)
 
@@ -206,6 +216,31 @@ class Backbone(nn.Module):
         back = torch.cat(groups).argsort()
         return Tokens(torch.cat([part.values for part in parts])[back], torch.cat([part.mask for part in parts])[back])
 
+    def _separately(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The same as `_encode`, of rows of one length at a time (or of each row), without padding."""
+        rows = max(len(tensor) for tensor in inputs.values())
+        mask, lengths = inputs.get("attention_mask"), inputs.get("lengths")
+        sizes = mask.sum(1) if mask is not None else lengths if lengths is not None else torch.zeros(rows)
+        if self.separate == "cells":
+            groups = [torch.tensor([row]) for row in range(rows)]
+        else:
+            groups = [(sizes == size).nonzero().squeeze(1) for size in sorted(set(sizes.tolist()))]
+        parts = []
+        for some in groups:
+            cut = {name: tensor[some.to(tensor.device)] for name, tensor in inputs.items()}
+            longest = int(sizes[some[0]])
+            for name, tensor in cut.items():
+                width = mask.shape[1] if mask is not None else max((int(size) for size in sizes), default=0)
+                if longest and tensor.ndim > 1 and tensor.shape[1] == width:
+                    cut[name] = tensor[:, :longest]
+            parts.append(self._encode(**cut))
+        most = max(values.shape[1] for values, _, _ in parts)
+        back = torch.cat(groups).argsort()
+        values = torch.cat([nn.functional.pad(part, (0, 0, 0, most - part.shape[1])) for part, _, _ in parts])[back]
+        real = torch.cat([nn.functional.pad(part, (0, most - part.shape[1])) for _, part, _ in parts])[back]
+        own = [part for _, _, part in parts if part is not None]
+        return values, real, torch.cat(own)[back] if own else None
+
     def _encode(self, *, lengths: Tensor | None = None, **inputs: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """(rows, tokens, dim), (rows, tokens) bool and, where the model gives one, its own (rows, dim)."""
         if lengths is not None and not cast(AudioInputs, self.inputs).makes_features:
@@ -213,6 +248,9 @@ class Backbone(nn.Module):
         values, own = self._call(inputs)
         if "attention_mask" in inputs:
             mask = inputs["attention_mask"].bool()
+            if mask.shape[1] != values.shape[1]:  # frames that the model reads several of at a time
+                real = (mask.sum(1) * values.shape[1] / mask.shape[1]).ceil().clamp(min=1)
+                mask = torch.arange(values.shape[1], device=values.device) < real[:, None]
         elif lengths is not None and values.shape[1] > 1:
             real = (lengths * values.shape[1] / cast(AudioInputs, self.inputs).chunk).ceil().clamp(min=1)
             mask = torch.arange(values.shape[1], device=values.device) < real[:, None]
@@ -239,6 +277,12 @@ class Backbone(nn.Module):
         return torch.cat(padded)[order], mask, None
 
     def _call(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        if self._orders_patches:
+            pixels = inputs["pixel_values"]
+            size = structure.patch_grid(self.model, (pixels.shape[-2], pixels.shape[-1]))
+            assert size is not None, "a model that hides patches cuts some"
+            order = torch.arange(size[0] * size[1], device=pixels.device, dtype=pixels.dtype)
+            inputs = {**inputs, "noise": order.expand(len(pixels), -1)}
         out = getattr(self.model, self.method)(**inputs)
         values: Tensor = out.last_hidden_state
         if values.ndim == 4:  # (rows, dim, height, width)
@@ -256,6 +300,8 @@ class Backbone(nn.Module):
             vector = values[:, 0]
         else:
             vector = values[torch.arange(len(values), device=values.device), mask.sum(1) - 1]
+        if self.normalised:
+            vector = nn.functional.normalize(vector, dim=1)
         return Tokens(vector.unsqueeze(1), torch.ones(len(vector), 1, dtype=torch.bool, device=vector.device))
 
     # ---- training
@@ -295,6 +341,11 @@ class Backbone(nn.Module):
 
     # ---- files
 
+    def _origin(self) -> str:
+        """Where the pretrained weights come from; a folder's absolute path where the model needs it later."""
+        folder = Path(self.source).expanduser()
+        return os.path.abspath(folder) if self.adapter is not None and folder.is_dir() else self.source
+
     def save(self, folder: Path) -> None:
         """Write config, processor and `backbone.json` into a folder; the weights go with the whole model's."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -310,7 +361,7 @@ class Backbone(nn.Module):
             "kind": self.kind,
             "pool": self.pool,
             "key": self.key,
-            "source": self.source,
+            "source": self._origin(),
             "fingerprint": self.fingerprint,
             "pretrained": self.pretrained,
             "dim": self.dim,
@@ -319,6 +370,8 @@ class Backbone(nn.Module):
             "whole_length": isinstance(self.inputs, TextInputs) and self.inputs.whole_length,
             "max_seconds": self.inputs.max_seconds,
             "norm_eval": self.norm_eval,
+            "normalised": self.normalised,
+            "separate": self.separate,
             "removed": [list(pair) for pair in self.removed],
             "adapter": None if self.adapter is None else self.adapter.model_dump(),
         }

@@ -34,7 +34,7 @@ class _Reached(Exception):
 def frozen_layers(backbone: Any) -> int:
     """How many first layers have nothing to train, nor has anything before them; 0 where a pass cannot start later."""
     found = structure.layers(backbone.model)
-    if found is None or isinstance(backbone.inputs, AudioInputs):
+    if found is None or isinstance(backbone.inputs, AudioInputs) or backbone.separate:
         return 0
     path, members = found
     names = [f"{path}.{number}" for number in range(len(members))]

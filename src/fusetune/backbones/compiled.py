@@ -102,6 +102,8 @@ def compiling(encoders: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def _why_not(encoder: Any) -> str:
+    if encoder.separate:
+        return "it encodes cells of one length at a time"
     if isinstance(encoder.inputs, AudioInputs) and not encoder.inputs.makes_features:
         return "it reads waveforms of any length"
     return "its batch normalisation would learn from what is padded" if learns_from_padding(encoder) else ""

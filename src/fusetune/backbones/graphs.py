@@ -38,6 +38,8 @@ alone = threading.Lock()
 
 def why_not(encoder: Any) -> str:
     """Why an encoder's passes cannot be replayed; empty where they can."""
+    if encoder.separate:
+        return "it encodes cells of one length at a time"
     if encoder.kind == "audio":
         return "sounds have too many lengths"
     return "its batch normalisation would learn from what is padded" if learns_from_padding(encoder) else ""

@@ -100,6 +100,8 @@ class ImageInputs:
         """
         self.processor = processor
         self.max_seconds = 0.0
+        steps = ("do_rescale", "do_normalize", "include_top")  # the last: EfficientNet's second division
+        self.no_arithmetic = {name: False for name in steps if hasattr(processor, name) or name != "include_top"}
         self.fixed = bool(getattr(processor, "do_center_crop", False)) or not _keeps_aspect(processor)
         side = 64
         black, white = (self._full(Image.new("RGB", (side, side), (level,) * 3)) for level in (0, 255))
@@ -126,7 +128,7 @@ class ImageInputs:
         Args:
             image: in mode RGB, of any size from 1 by 1.
         """
-        made = self.processor(image, do_rescale=False, do_normalize=False, return_tensors="np")
+        made = self.processor(image, return_tensors="np", **self.no_arithmetic)
         pixels: np.ndarray = np.asarray(made["pixel_values"][0])
         if not self.fixed:
             pixels = _centre(pixels, *self.image_size)
@@ -205,10 +207,14 @@ class AudioInputs:
         self.processor = extractor
         self.sampling_rate = int(extractor.sampling_rate)
         self.max_seconds = max_seconds
-        probe = self._extract(np.zeros(self.sampling_rate, dtype=np.float32) + 0.01)
+        noise = np.random.default_rng(0).normal(0, 0.01, self.sampling_rate).astype(np.float32)
+        probe = self._extract(noise)
         self.name = "input_values" if "input_values" in probe else "input_features"
         self.makes_features = np.asarray(probe[self.name][0]).ndim > 1
         self.chunk = self._chunk_samples()
+        shape = np.asarray(probe[self.name][0]).shape
+        half = self._extract(noise[: self.sampling_rate // 2]) if self.makes_features else probe
+        self.own_length = np.asarray(half[self.name][0]).shape != shape  # features as long as the sound, not padded
 
     def _extract(self, waveform: np.ndarray) -> Any:
         with quiet():
@@ -253,7 +259,14 @@ class AudioInputs:
 
     def _features(self, parts: list[np.ndarray]) -> dict[str, Tensor]:
         made = [np.asarray(self._extract(part)[self.name][0], dtype=np.float32) for part in parts]
-        return {self.name: torch.from_numpy(np.stack(made))}
+        frames = [len(features) for features in made]
+        if min(frames) == max(frames) and not self.own_length:
+            return {self.name: torch.from_numpy(np.stack(made))}
+        values = np.zeros((len(made), max(frames), *made[0].shape[1:]), dtype=np.float32)
+        for row, features in enumerate(made):
+            values[row, : len(features)] = features
+        mask = np.arange(max(frames)) < np.array(frames)[:, None]
+        return {self.name: torch.from_numpy(values), "attention_mask": torch.from_numpy(mask).long()}
 
     def _padded(self, parts: list[np.ndarray]) -> dict[str, Tensor]:
         values = torch.zeros(len(parts), max(len(part) for part in parts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from fusetune.backbones.inputs import (
     TextInputs,
     token_limit,
 )
+from fusetune.backbones.sentence import stated_pooling
 from fusetune.backbones.source import (
     Found,
     check_files,
@@ -35,6 +37,7 @@ from fusetune.backbones.source import (
 )
 from fusetune.backbones.spectrogram import FILE as SPECTROGRAM
 from fusetune.backbones.spectrogram import Spectrogram
+from fusetune.backbones.trial import try_out
 from fusetune.backbones.tuned import is_tuned, load_tuned
 from fusetune.config.sections import AdapterConfig
 from fusetune.errors import BackboneError, FolderError, FusetuneError, nearest
@@ -43,13 +46,14 @@ from fusetune.security.untrusted import reading
 __all__ = ["Backbone", "load_backbone", "restore_backbone"]
 
 USUAL_TOKENS = 512
+VOCABULARIES = ("tokenizer.json", "tekken.json", "*vocab*", "*.model", "*.tiktoken", "*.bpe", "*.spm")
+"""Files that hold a tokenizer's vocabulary."""
 MOST_EXTRA = 16
 """Class and register tokens before a picture's patches; more would say that the patches were counted wrongly."""
 MOST_RANK = 8192
 CHECK = "check that config.json belongs to the weights and that the files are whole"
 _restoring: ContextVar[tuple[Path, ...]] = ContextVar("restoring", default=())
 """Folders that are being restored: an adapter's backbone may be a tuned model with an adapter."""
-_POOLING = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last"}
 
 
 def load_backbone(
@@ -119,7 +123,24 @@ def _loaded(
     lacking = [names[id(p)] for p in backbone.parameters() if names.get(id(p)) in missing]
     if lacking:
         raise _lacking(sorted(lacking), found.folder)
+    _check_weights(backbone, found.folder)
+    try_out(backbone)
     return backbone
+
+
+def _check_weights(backbone: Backbone, folder: Path) -> None:
+    """Refuse weights that are all zero, and note matrices that are: a file that was only reserved or half written."""
+    matrices = {name: weight for name, weight in backbone.model.named_parameters() if weight.ndim > 1}
+    zero = sorted(name for name, weight in matrices.items() if not bool(weight.any()))
+    if matrices and len(zero) == len(matrices):
+        raise BackboneError(
+            "all weights of the encoder are zero",
+            do="copy the file again from where the model comes from",
+            file=str(folder),
+        )
+    if zero:
+        num = f"{len(zero)} of {len(matrices)} weight matrices of {backbone.source}"
+        backbone.notes.append(f"{num} are all zero: {', '.join(zero[:3])}.")
 
 
 def _lacking(names: list[str], folder: Path) -> BackboneError:
@@ -206,6 +227,7 @@ def _restore(folder: Path, saved: dict[str, Any], most: int | None) -> Backbone:
     named = {name: saved[name] for name in ("pool", "key", "source", "fingerprint", "pretrained", "norm_eval")}
     backbone = Backbone(part, inputs=inputs, kind=kind, method=method, config=config, **named)
     backbone.removed, backbone.dim = removed, int(saved["dim"])
+    backbone.normalised, backbone.separate = bool(saved.get("normalised", False)), str(saved.get("separate", ""))
     if saved.get("grid") is not None:
         extra, height, width = (int(number) for number in saved["grid"])
         backbone.grid = (extra, height, width)
@@ -218,9 +240,12 @@ def _choose(name: str, value: str, known: tuple[str, ...]) -> None:
         raise BackboneError(f"unknown {name} {value!r}", expected=", ".join(known), do=hint)
 
 
+_DRAWS = (("apply_spec_augment", False), ("layerdrop", 0.0), ("encoder_layerdrop", 0.0), ("mask_ratio", 0.0))
+
+
 def _steady(config: Any) -> Any:
-    """The config with what draws from the global random generator in training switched off."""
-    for name, value in (("apply_spec_augment", False), ("layerdrop", 0.0), ("encoder_layerdrop", 0.0)):
+    """The config without what draws from the global random generator and what hides a part of the input."""
+    for name, value in _DRAWS:
         if hasattr(config, name):
             setattr(config, name, value)
     return config
@@ -253,7 +278,7 @@ def _inputs(
     if kind == "audio" and (folder / SPECTROGRAM).is_file():
         return SpectrogramInputs(Spectrogram.read(folder), max_seconds)
     if kind == "text":
-        tokenizer = _processor("AutoTokenizer", folder, "tokenizer.json")
+        tokenizer = _tokenizer(folder)
         usual = USUAL_TOKENS
         if (folder / "sentence_bert_config.json").is_file():
             usual = int(read_json(folder / "sentence_bert_config.json").get("max_seq_length") or usual)
@@ -270,6 +295,30 @@ def _inputs(
             )
         return ImageInputs(_processor("AutoImageProcessor", folder, "preprocessor_config.json", backend="pil"))
     return AudioInputs(_processor("AutoFeatureExtractor", folder, "preprocessor_config.json"), max_seconds)
+
+
+def _tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer.
+
+    Raises:
+        BackboneError: no file of the folder holds a vocabulary, or it is empty.
+    """
+    names = [path.name for path in folder.iterdir()]
+    do = "copy the tokenizer's files from where the model comes from; model.save_pretrained alone writes none"
+    if not any(fnmatch.fnmatch(name, pattern) for name in names for pattern in VOCABULARIES):
+        raise BackboneError(
+            "the folder has no tokenizer",
+            expected="tokenizer.json, or a vocabulary such as vocab.txt or spiece.model",
+            came=", ".join(sorted(names)[:8]),
+            do=do,
+            file=str(folder),
+        )
+    tokenizer = _processor("AutoTokenizer", folder, "tokenizer.json")
+    vocabulary = set(tokenizer.get_vocab().values())
+    if vocabulary <= set(tokenizer.all_special_ids):
+        came = f"{len(vocabulary)} tokens, all special"
+        raise BackboneError("the tokenizer has no words", expected="a vocabulary", came=came, do=do, file=str(folder))
+    return tokenizer
 
 
 def _processor(auto: str, folder: Path, file: str, **options: Any) -> Any:
@@ -323,12 +372,10 @@ def _auto_pool(backbone: Backbone, own: Tensor | None, folder: Path) -> str:
     if backbone.method != "forward":
         return "own"
     if backbone.kind == "text":
-        pooling = folder / "1_Pooling" / "config.json"
-        if pooling.is_file():
-            stated = read_json(pooling)
-            chosen = [name for key, name in _POOLING.items() if stated.get(key)]
-            if len(chosen) == 1:
-                return chosen[0]
+        stated = stated_pooling(folder)
+        if stated is not None:
+            backbone.normalised = stated.normalised
+            return stated.pool
         return "last" if _is_causal(backbone) else "mean"
     if isinstance(backbone.inputs, AudioInputs) and not backbone.inputs.makes_features:
         return "mean"

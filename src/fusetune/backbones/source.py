@@ -24,6 +24,8 @@ HUB_FILES = ["*.json", "1_Pooling/*", "model*.safetensors", "*.txt", "*.model", 
 _OTHER_WEIGHTS = (*PICKLED, ".h5", ".msgpack")
 _NOT_LOOKED_INTO = {"tokenizer.json", "vocab.json", SHARDS}
 """JSON of many words and names, among which a key of transformers may be."""
+GIT = ".git/"
+"""Where git keeps its own objects, compressed, which nothing reads here."""
 _MOST_LAYERS, _MOST_SIDE = 1000, 8192
 _HUB_ID = re.compile(r"^[\w][\w.-]*(/[\w][\w.-]*)?(@[\w./-]+)?$")
 
@@ -189,6 +191,13 @@ def check_safe(folder: Path) -> dict[str, Any]:
         raise BackboneError("the folder has no config.json", expected="a transformers model folder", file=str(folder))
     config = read_json(folder / "config.json")
     model_type = config.get("model_type")
+    if model_type == "timm_wrapper" or (model_type is None and {"architecture", "num_features"} <= config.keys()):
+        raise BackboneError(
+            "this is a model of timm, whose processor in transformers needs torchvision, which is not used here",
+            came=str(config.get("architecture")),
+            do="name the same model in transformers' own format, such as google/vit-base-patch16-224",
+            file=str(folder),
+        )
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise BackboneError(
             f"transformers has no model type {model_type!r}",
@@ -222,7 +231,7 @@ def _files(folder: Path) -> list[str]:
     """The files that may be read: of the hub's cache, whose files are links to where it keeps them, those asked for."""
     cached = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
     if not cached:
-        return walk(folder, error=BackboneError)
+        return [name for name in walk(folder, error=BackboneError) if not name.startswith(GIT)]
     found = walk(folder, links=folder.parent.parent / "blobs", error=BackboneError)
     return [name for name in found if any(fnmatch.fnmatch(name, pattern) for pattern in HUB_FILES)]
 

@@ -131,6 +131,7 @@ def tune(
     )
     history.changed = changed_parameters(before, model, model.encoders)
     history.warnings += fit.run.said
+    history.warnings += [note for encoder in model.encoders.values() for note in getattr(encoder, "notes", ())]
     return history
 
 

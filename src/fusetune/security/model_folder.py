@@ -27,6 +27,8 @@ LISTED = {".json", ".yaml", ".safetensors", ".txt", ".model", ".jinja"}
 """Endings of files that `bundle.json` lists."""
 READ_FROM = (BACKBONES, "stack")
 """Folders that libraries read models from. Elsewhere a user may keep what he likes, which is never read."""
+GIT = ".git/"
+"""Where git keeps its own objects, which nothing reads here."""
 LINKS = "logs/wandb/"
 """Where a tracker sets links; they are not followed."""
 
@@ -90,6 +92,8 @@ def _check_foreign(files: Mapping[str, str], folder: Path) -> None:
     for name in walk(folder, passed=LINKS):
         if name not in files and name.partition("/")[0] in READ_FROM:
             raise _foreign(name, folder)
+        if name.startswith(GIT):
+            continue
         found = pickle_like(folder / name)
         if found or PurePosixPath(name).suffix.lower() in PICKLED:
             raise FolderError(

@@ -293,13 +293,20 @@ def _tensor(name: str, said: Any) -> tuple[tuple[str, tuple[int, ...]], tuple[in
     return (said["dtype"], tuple(shape)), (start, stop)
 
 
+def _is_framed(head: bytes, size: int) -> bool:
+    """Whether a file begins as safetensors does: the length of a header, which may be any number, and the header."""
+    return head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= min(HEADER_BYTES, size - 8)
+
+
 def pickle_like(path: Path, *, links: bool = False) -> str | None:
     """What a regular file's content is where it may run code when it is loaded, None for any other content."""
     with os.fdopen(open_plain(path, links=links), "rb") as file:
         head = file.read(4096)
-        file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - 1))
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
         last = file.read(1)
+    if path.suffix == ".safetensors" and _is_framed(head, size):
+        return None
     for magic, said in _MAGIC.items():
         if head.startswith(magic):
             return said

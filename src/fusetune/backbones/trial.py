@@ -1,0 +1,88 @@
+"""A trial of a loaded encoder on fixed cells: finite vectors, the same in every pass, alone and in a batch.
+
+Transformers without an attention mask (FNet) and convolutions over tokens (ConvBERT, Wav2Vec2-BERT) read the padding of
+a batch. Such encoders take cells of one length at a time, or one cell at a time where that does not help.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusetune.backbones.inputs import ImageInputs, TextInputs
+from fusetune.errors import BackboneError
+
+TOLERANCE = 1e-4
+"""Largest difference, relative to the largest magnitude of a vector, that counts as rounding."""
+
+
+@torch.no_grad()
+def try_out(backbone: Any) -> None:
+    """Encode fixed cells alone, twice and together; choose how batches are encoded.
+
+    Sets `backbone.separate` and appends to `backbone.notes` where batches cannot be encoded in one pass.
+
+    Args:
+        backbone: a `Backbone` in evaluation mode, on the CPU.
+
+    Raises:
+        BackboneError: vectors are not finite, differ from pass to pass, or depend on other cells in every way tried.
+    """
+    cells = _cells(backbone)
+    alone = [_vectors(backbone, [cell]) for cell in cells]
+    name = type(backbone.model).__name__
+    if not all(bool(values.isfinite().all()) for values in alone):
+        raise BackboneError(f"{name} gives vectors that are not finite", do="check its weights, or name another model")
+    again = [_vectors(backbone, [cell]) for cell in cells]
+    if not _same(alone, again):
+        raise BackboneError(
+            f"{name} gives another vector of the same cell in each pass, as it draws random numbers",
+            expected="the same vector in every pass of evaluation",
+            do="name another backbone",
+        )
+    for separate in ("", "lengths", "cells"):
+        backbone.separate = separate
+        together = _vectors(backbone, cells)
+        if _same(alone, [together]):
+            break
+    else:
+        raise BackboneError(
+            f"{name} gives vectors that depend on the other cells of a batch",
+            expected="the same vector alone and in a batch",
+            do="name another backbone",
+        )
+    if backbone.separate:
+        unit = "cells of one length" if backbone.separate == "lengths" else "one cell"
+        backbone.notes.append(
+            f"{backbone.source} ({name}) reads the padding of a batch, so it encodes {unit} at a time, which is slower."
+        )
+
+
+def _cells(backbone: Any) -> list[np.ndarray]:
+    """Three prepared cells; the second has another length where cells have one."""
+    inputs, random = backbone.inputs, np.random.default_rng(0)
+    if isinstance(inputs, TextInputs):
+        short, long = "a small text", "another one, which has more words than the first"
+        first, second = inputs.prepare(short), inputs.prepare(long)
+        return [first, second, second[: len(first)]]
+    if isinstance(inputs, ImageInputs):
+        return [random.integers(0, 256, (3, *inputs.image_size), dtype=np.uint8) for _ in range(3)]
+    rate = inputs.sampling_rate
+    return [
+        inputs.prepare(random.normal(0, 0.1, samples).astype(np.float32)) for samples in (rate, 2 * rate // 5, rate)
+    ]
+
+
+def _vectors(backbone: Any, cells: list[np.ndarray]) -> Tensor:
+    """(cells, dim): pooled, or the mean of the real tokens."""
+    vectors: Tensor = backbone(**backbone.inputs.collate(cells)).mean()
+    return vectors
+
+
+def _same(wanted: list[Tensor], given: list[Tensor]) -> bool:
+    one, two = torch.cat(wanted), torch.cat(given)
+    scale = float(one.abs().max().clamp(min=1e-6))
+    return bool((one - two).abs().max() <= TOLERANCE * scale)
