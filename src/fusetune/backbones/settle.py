@@ -1,0 +1,137 @@
+"""What is learned of a loaded encoder by running it: its pooling, what it does not need, its width, its grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fusetune.backbones import structure
+from fusetune.backbones.backbone import Backbone
+from fusetune.backbones.inputs import AudioInputs, ImageInputs, TextInputs
+from fusetune.backbones.sentence import stated_pooling
+from fusetune.errors import BackboneError
+
+MOST_EXTRA = 16
+"""Class and register tokens before a picture's patches; more would say that the patches were counted wrongly."""
+
+
+def settle(backbone: Backbone, pool: str, folder: Path) -> None:
+    """Find the pooling, take out what the pooled output does not depend on, and learn `dim`."""
+    backbone.eval()
+    inputs = _small_input(backbone)
+    inputs.pop("owner", None)
+    with torch.no_grad():
+        values, _, own = backbone._encode(**inputs)
+    if pool == "auto":
+        backbone.pool = _auto_pool(backbone, own, folder)
+    if backbone.pool == "none" and backbone.kind != "text":
+        backbone.grid = _grid(backbone, values.shape[1])
+    if backbone.pool == "own" and own is None:
+        raise BackboneError(
+            "this model makes no vector of its own", expected="pool: mean, cls, last or none", came="own"
+        )
+    if isinstance(backbone.inputs, TextInputs) and backbone.pool == "own":
+        backbone.inputs.whole_length = _reads_padding(backbone)
+
+    def probe() -> Tensor:
+        return backbone(**inputs).values  # type: ignore[no-any-return]
+
+    backbone.removed = structure.prune(backbone.model, probe)
+    backbone.dim = int(own.shape[-1]) if backbone.pool == "own" and own is not None else int(values.shape[-1])
+    backbone.eval()
+
+
+def _small_input(backbone: Backbone) -> dict[str, Tensor]:
+    inputs = backbone.inputs
+    if isinstance(inputs, TextInputs):
+        return inputs.collate([inputs.prepare("a small text")])
+    if isinstance(inputs, ImageInputs):
+        return inputs.collate([np.random.default_rng(0).integers(0, 256, (3, *inputs.image_size), dtype=np.uint8)])
+    noise = np.random.default_rng(0).normal(0, 0.1, inputs.sampling_rate)
+    return inputs.collate([inputs.prepare(noise.astype(np.float32))])
+
+
+def _auto_pool(backbone: Backbone, own: Tensor | None, folder: Path) -> str:
+    """The pooling that a model was made for."""
+    if backbone.method != "forward":
+        return "own"
+    if backbone.kind == "text":
+        stated = stated_pooling(folder)
+        if stated is not None:
+            backbone.normalised = stated.normalised
+            return stated.pool
+        return "last" if _is_causal(backbone) else "mean"
+    if isinstance(backbone.inputs, AudioInputs) and not backbone.inputs.makes_features:
+        return "mean"
+    if (
+        own is not None
+        and any(isinstance(module, nn.Conv2d) for module in backbone.model.modules())
+        and _map_size(backbone) is not None
+    ):
+        return "own"
+    return "cls" if structure.has_class_token(backbone.model) else "mean"
+
+
+def _map_size(backbone: Backbone) -> tuple[int, int] | None:
+    """(height, width) where the model is convolutional: its last hidden state is (rows, dim, height, width)."""
+    inputs = _small_input(backbone)
+    inputs.pop("owner", None)
+    inputs.pop("lengths", None)
+    with torch.no_grad():
+        out = getattr(backbone.model, backbone.method)(**inputs)
+    shape = out.last_hidden_state.shape
+    return (int(shape[2]), int(shape[3])) if len(shape) == 4 else None
+
+
+def _grid(backbone: Backbone, num_tokens: int) -> tuple[int, int, int] | None:
+    """How a picture's tokens lie in it (see `Tokens`): a convolutional model's map, or a transformer's patches."""
+    size = _map_size(backbone)
+    if size is None and backbone.kind == "image":
+        size = structure.patch_grid(backbone.model, backbone.image_size)
+    extra = -1 if size is None else num_tokens - size[0] * size[1]
+    return (extra, *size) if size is not None and 0 <= extra <= MOST_EXTRA else None
+
+
+@torch.no_grad()
+def _is_causal(backbone: Backbone) -> bool:
+    """Whether a token is blind to those after it: the first one's output stays when the last one changes."""
+    tokens = torch.arange(8).unsqueeze(0) + 1
+    other = tokens.clone()
+    other[0, -1] += 1
+    mask = torch.ones_like(tokens)
+    one, two = (backbone._encode(input_ids=ids, attention_mask=mask)[0][0, 0] for ids in (tokens, other))
+    return torch.equal(one, two)
+
+
+@torch.no_grad()
+def _reads_padding(backbone: Backbone) -> bool:
+    """Whether padding changes the model's own vector of a text, mask or no mask: it was trained on full lengths."""
+    inputs = backbone.inputs
+    assert isinstance(inputs, TextInputs)
+    ids = inputs.prepare("a small text")
+    short = inputs.collate([ids])
+    padded = {name: nn.functional.pad(values, (0, 2)) for name, values in short.items()}
+    padded["input_ids"][:, len(ids) :] = inputs.filler
+    if padded["input_ids"].shape[1] > inputs.max_tokens:
+        return False
+    one, two = backbone._encode(**short)[2], backbone._encode(**padded)[2]
+    assert one is not None and two is not None
+    return not torch.allclose(one, two, atol=1e-3)
+
+
+def check_weights(backbone: Backbone, folder: Path) -> None:
+    """Refuse weights that are all zero, and note matrices that are: a file that was only reserved or half written."""
+    matrices = {name: weight for name, weight in backbone.model.named_parameters() if weight.ndim > 1}
+    zero = sorted(name for name, weight in matrices.items() if not bool(weight.any()))
+    if matrices and len(zero) == len(matrices):
+        raise BackboneError(
+            "all weights of the encoder are zero",
+            do="copy the file again from where the model comes from",
+            file=str(folder),
+        )
+    if zero:
+        num = f"{len(zero)} of {len(matrices)} weight matrices of {backbone.source}"
+        backbone.notes.append(f"{num} are all zero: {', '.join(zero[:3])}.")
