@@ -451,7 +451,7 @@ class TestSources:
 
     def test_a_target_that_is_no_name(self, records, quick):
         with pytest.raises(ConfigError, match="the column's name as text"):
-            api.fit(pa.Table.from_pylist(records), target=2, config=Config.build(quick))
+            api.fit(pa.Table.from_pylist(records), target=2.5, config=Config.build(quick))
 
     def test_no_table(self):
         with pytest.raises(ConfigError, match="no table"):
