@@ -227,9 +227,11 @@ def tabular(data: Data) -> np.ndarray | None:
             scaled = scaler.transform(data.frames[split][data.number].astype(float).fillna(means))
             blocks[split].append(csr_matrix(scaled))
     if data.category:
-        encoder = OneHotEncoder(handle_unknown="ignore").fit(data.frames["train"][data.category].astype(str))
+        encoder = OneHotEncoder(handle_unknown="ignore").fit(
+            data.frames["train"][data.category].fillna("none").astype(str)
+        )
         for split in SPLITS:
-            blocks[split].append(encoder.transform(data.frames[split][data.category].astype(str)))
+            blocks[split].append(encoder.transform(data.frames[split][data.category].fillna("none").astype(str)))
     return best_linear(data, {split: hstack(parts).tocsr() for split, parts in blocks.items()})
 
 
@@ -241,14 +243,19 @@ def trees(data: Data) -> np.ndarray | None:
     for split in SPLITS:
         frames[split] = data.frames[split][[*data.number, *data.category]].copy()
         for column in data.category:
-            known = data.frames["train"][column].astype(str).unique()
-            frames[split][column] = pd.Categorical(frames[split][column].astype(str), categories=known)
+            known = data.frames["train"][column].fillna("none").astype(str).unique()
+            cells = frames[split][column].fillna("none").astype(str)
+            frames[split][column] = pd.Categorical(cells, categories=known)
     kind = lightgbm.LGBMClassifier if data.classes else lightgbm.LGBMRegressor
     model = kind(n_estimators=400, learning_rate=0.05, num_leaves=15, n_jobs=1, verbose=-1)
     stop = lightgbm.early_stopping(30, verbose=False)
-    watched = {"eval_X": frames["val"], "eval_y": data.truth("val")}
-    model.fit(frames["train"], data.truth("train"), **watched, callbacks=[stop])
-    return np.asarray(model.predict(frames["test"]))
+    truth, labels = {split: data.truth(split) for split in SPLITS}, np.unique(data.truth("train"))
+    if data.classes:
+        truth = {split: np.searchsorted(labels, values).clip(max=len(labels) - 1) for split, values in truth.items()}
+    watched = {"eval_X": frames["val"], "eval_y": truth["val"]}
+    model.fit(frames["train"], truth["train"], **watched, callbacks=[stop])
+    predicted = np.asarray(model.predict(frames["test"]))
+    return labels[predicted] if data.classes else predicted
 
 
 def frozen(data: Data, tuned: ft.FineTuned) -> np.ndarray | None:

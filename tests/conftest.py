@@ -139,7 +139,7 @@ def fitted(
         "image": tiny("vit"),
         "audio": tiny("wav2vec2"),
         "fusion": {"name": "attention", "dim": 16},
-        "trainer": {"epochs": 1, "head_epochs": 3, "lr": 0.01},
+        "trainer": {"epochs": 1, "head_epochs": 3, "lr": 0.01, "probe": "columns"},
         "report": {"bootstrap": 50, "errors": 3},
     }
     out = tmp_path_factory.mktemp("fitted") / "model"

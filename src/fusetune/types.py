@@ -84,6 +84,8 @@ class Batch:
         targets: per task.
         weights: (batch,) float, the rows' weights in the loss.
         rows: (batch,) int64, the row ids that errors and predictions are reported under.
+        ngrams: per text column with n-grams, `ids` (batch, most) int64 and `values` (batch, most) float32, 0 beyond a
+            row's own; see `fusetune.modalities.ngrams`.
         whole: the memory that all the tensors lie in, where they were packed.
     """
 
@@ -94,6 +96,7 @@ class Batch:
     targets: dict[str, Target] = field(default_factory=dict)
     codes: dict[str, Tensor] = field(default_factory=dict)
     groups: Tensor | None = None
+    ngrams: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     whole: Tensor | None = None
 
     def __len__(self) -> int:
@@ -158,6 +161,7 @@ class Batch:
             },
             codes=all_of(self.codes),
             groups=None if self.groups is None else change(self.groups),
+            ngrams={column: all_of(tensors) for column, tensors in self.ngrams.items()},
         )
 
 

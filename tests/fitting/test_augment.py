@@ -83,7 +83,8 @@ def tune(tiny, shop_tables, quick, tmp_path_factory):
             "text": tiny("bert"),
             "image": tiny("vit"),
             "audio": {"name": tiny("wav2vec2"), "freeze": "all"},
-            "trainer": {"epochs": 1, "head_epochs": 1, "trackers": [], "lr": 0.01} | more.pop("trainer", {}),
+            "trainer": {"epochs": 1, "head_epochs": 1, "trackers": [], "lr": 0.01, "probe": "columns"}
+            | more.pop("trainer", {}),
             "augment": augment,
         }
         tables = {name: str(shop_tables[name]) for name in ("val", "test")}

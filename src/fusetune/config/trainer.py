@@ -38,6 +38,10 @@ class TrainerConfig(Section):
     """First, the fusion and heads alone learn on the frozen backbones' features, which are computed once
     (linear probing, then fine-tuning: Kumar et al. 2022, arXiv 2202.10054). None: 60, or 12 where an image or audio
     encoder is trained from scratch. 0: skip this stage."""
+    probe: Literal["auto", "columns"] = "auto"
+    """What the linear probe reads, which the model starts from. `columns`: all columns. `auto`: also n-grams
+    of texts and |u − v| and u ∘ v of two to four columns of one encoder, without what does not help when each train
+    row is predicted from the others; but `columns` where that scores better on validation rows."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Rows an update, over all devices and micro-batches."""
     accumulate: Annotated[int, Field(ge=1)] = 1

@@ -139,6 +139,10 @@ class Column:
         numbers = self._kept.numbers(codes)
         self.modality.fit(_Lazy(self, codes) if numbers is None else numbers)  # type: ignore[arg-type]
 
+    def rows_of(self, codes: np.ndarray) -> Sequence[Any]:
+        """The examples of some rows, by their codes, made when asked for."""
+        return _Lazy(self, codes)
+
     def costs(self, codes: np.ndarray) -> np.ndarray:
         """What each of some rows' cells costs to encode, by its code, (codes,) int64; 0 where there is none."""
         if not len(self.sizes):

@@ -27,6 +27,7 @@ from fusetune.data.storage.mapped import (
 from fusetune.data.table import Table
 from fusetune.errors import BadCell
 from fusetune.modalities.base import Augmenter, Modality
+from fusetune.modalities.text import TextModality
 from fusetune.types import Batch, Tokens
 
 if TYPE_CHECKING:
@@ -285,7 +286,32 @@ class Examples:
             targets=targets,
             codes={name: _wide(column.codes[places]) for name, column in self.columns.items()},
             groups=_wide(self.groups[places]),
+            ngrams=self._ngrams(places),
         )
+
+    def _ngrams(self, places: np.ndarray) -> dict[str, dict[str, Tensor]]:
+        """What `Batch.ngrams` holds; an augmented cell's are those of the cell as it is."""
+        found = {}
+        for name, column in self.columns.items():
+            if (vocabulary := column.modality.ngrams) is None:
+                continue
+            codes = column.codes[places]
+            distinct, inverse = np.unique(codes[codes >= 0], return_inverse=True)
+            vectors = [vocabulary.vector(text) for text in column.examples(distinct)]
+            most = max([1, *(len(ids) for ids, _ in vectors)])
+            ids, values = np.zeros((len(codes), most), np.int64), np.zeros((len(codes), most), np.float32)
+            for place, number in zip(np.flatnonzero(codes >= 0), inverse, strict=True):
+                own = vectors[number]
+                ids[place, : len(own[0])], values[place, : len(own[1])] = own
+            found[name] = {"ids": torch.from_numpy(ids), "values": torch.from_numpy(values)}
+        return found
+
+    def learn_ngrams(self) -> None:
+        """Let text columns learn their n-grams from these rows: call it on train rows only, after `fit`."""
+        for column in self.columns.values():
+            if isinstance(column.modality, TextModality):
+                codes = mapped_take(column.codes, self.used)
+                column.modality.learn_ngrams(column.rows_of(mapped_take(codes, mapped_flatnonzero(codes >= 0))))
 
 
 def _wide(numbers: np.ndarray) -> Tensor:

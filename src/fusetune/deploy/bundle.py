@@ -40,6 +40,7 @@ from fusetune.errors import FolderError, StorageError, reason
 from fusetune.modalities.base import Modality
 from fusetune.models.build import build_model
 from fusetune.models.family import Family
+from fusetune.models.understand import Understand
 from fusetune.registry import MODALITIES, TASKS
 from fusetune.security.model_folder import BACKBONES, BUNDLE, CONFIG, FORMAT, SCHEMA, WEIGHTS, file_hash, read_folder
 from fusetune.security.untrusted import YAML_BYTES, parse_yaml, read_bytes, read_json, reading, tensors_of
@@ -135,6 +136,7 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
         "data_fingerprint": bundle.fingerprint,
         "metrics": bundle.metrics,
         "fusion": neural(bundle.config.fusion).model_dump(),
+        **({"linear": bundle.model.extension()} if isinstance(bundle.model, Understand) else {}),
         "stack": stack,
         "columns": {
             name: {"kind": modality.kind, "encoder": modality.encoder_key, "state": modality.state()}
@@ -236,12 +238,26 @@ def load_bundle(folder: Path) -> Bundle:
         tasks = {name: _restore_task(entry) for name, entry in content["tasks"].items()}
         _check_figures(content["fusion"], header)
         model = build_model(modalities, tasks, NamedConfig(**content["fusion"]))
+        if extension := content.get("linear"):
+            _extend(model, extension, modalities)
         _check_types(model, header)
         _load_weights(model, str(folder / WEIGHTS))
         stack = load_stack(content.get("stack"), folder, model, tasks)
         learned = content["data_fingerprint"], content["metrics"], stack
         model.eval()
         return Bundle(model, modalities, tasks, schema, config, *learned)
+
+
+def _extend(model: Family, extension: Mapping[str, Any], modalities: Mapping[str, Modality]) -> None:
+    """Give a model's linear part what it read besides each column's vector; see `Understand.extend`."""
+    ngrams = {name: modalities[name].ngrams for name in extension.get("ngrams", [])}
+    pairs = [(str(first), str(second)) for first, second in extension.get("pairs", [])]
+    columns = getattr(model, "linear_columns", [])
+    unknown = [name for name in (*ngrams, *(name for pair in pairs for name in pair)) if name not in columns]
+    widths = {name: len(vocabulary) for name, vocabulary in ngrams.items() if vocabulary is not None}
+    if not isinstance(model, Understand) or unknown or len(widths) < len(ngrams):
+        raise FolderError("the model's linear part reads n-grams or pairs of columns that it does not have")
+    model.extend(widths, pairs)
 
 
 def _text(path: Path) -> str:

@@ -75,7 +75,10 @@ class Findings:
         """
         fit, model, rows = self.fit, self.model, self.fit.rows
         wanted = fit.tasks if fit.config.report.alone != "none" else {}
-        others = {name: systems.alone(name, task, rows[name], alone_models) for name, task in wanted.items()}
+        select = self.fit.config.trainer.probe == "auto"
+        others = {
+            name: systems.alone(name, task, rows[name], alone_models, select=select) for name, task in wanted.items()
+        }
         for name, single in single_models.items():
             others.setdefault(name, []).append(systems.single(name, fit.tasks[name], single, rows[name]))
         attack, attacked = self._attacked()

@@ -156,6 +156,8 @@ def prepare(asked: RunSettings) -> Prepared:
         _check_rejected(tables, examples, asked.run.folder)
         try:
             examples["train"].fit()
+            if tasks and config.trainer.probe == "auto":
+                examples["train"].learn_ngrams()
         except UserError as error:
             raise error.in_file(tables.splits["train"].source) from None
         for rows in examples.values():

@@ -100,6 +100,8 @@ class Growing:
             none.said = f"No trees are grown for the task {task.name}."
             return None, none
         probe = self.fit.probes.get(name)
+        if probe is not None and isinstance(task, Probed):  # one of the columns alone, as trees keep it beside them
+            probe = Probe.fit(task, train, val, list(probe.scales))
         if not self.view.width and probe is None:
             none.said = "No trees are grown: no column is a number, a category or read by a pretrained encoder."
             return None, none

@@ -24,6 +24,7 @@ from fusetune.registry import MODALITIES
 from fusetune.tasks.abilities import Probed
 from fusetune.tasks.base import Task
 from fusetune.training.changes import changed_parameters, digests
+from fusetune.training.extra_blocks import NgramBlock
 from fusetune.training.finetune import finetune
 from fusetune.training.hardware.devices import processes
 from fusetune.training.history import TrainingHistory
@@ -67,8 +68,18 @@ def fit_probes(fit: Prepared, part: Sequence[str] | None = None) -> dict[str, Pr
         task = fit.tasks[name]
         columns = systems.probe_columns(splits["train"], part if part is not None else list(fit.modalities))
         if columns and isinstance(task, Probed):
-            probes[name] = Probe.fit(task, splits["train"], splits["val"], columns)
+            select = fit.config.trainer.probe == "auto"
+            probes[name] = Probe.fit(task, splits["train"], splits["val"], columns, select=select)
     return probes
+
+
+def drop_ngrams(fit: Prepared) -> None:
+    """Drop the n-grams of columns that no probe reads, so that batches do not bring them."""
+    extras = [extra for probe in fit.probes.values() for extra in probe.extras]
+    read = {extra.column for extra in extras if isinstance(extra, NgramBlock)}
+    for name, modality in fit.modalities.items():
+        if name not in read:
+            modality.ngrams = None
 
 
 def rules(fit: Prepared, modalities: Mapping[str, Modality]) -> dict[str, BackboneRule]:

@@ -14,7 +14,7 @@ from fusetune.fitting.findings import Findings
 from fusetune.fitting.prepared import Prepared
 from fusetune.fitting.saved import Trained, load_trained, reporting, save_trained
 from fusetune.fitting.stack import Growing, as_they_are
-from fusetune.fitting.steps import alone_models, build, bundle, encode, fit_probes, single_models, tune
+from fusetune.fitting.steps import alone_models, build, bundle, drop_ngrams, encode, fit_probes, single_models, tune
 from fusetune.models.family import Family
 from fusetune.models.perturb import attacked_columns
 from fusetune.training.plan import Start
@@ -34,6 +34,7 @@ def fit_understand(fit: Prepared) -> tuple[Bundle, RunResults]:
         fit = encode(fit, model)
     with fit.phase("fit linear probes"):
         fit = replace(fit, probes=fit_probes(fit))
+        drop_ngrams(fit)
     if isinstance(neural(fit.config.fusion), AutoConfig):
         with fit.phase("choose the fusion"):
             choice, fusion = choose_fusion(fit)

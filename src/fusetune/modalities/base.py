@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from fusetune.errors import ConfigError
+from fusetune.modalities.ngrams import Ngrams
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ class Modality(abc.ABC):
     The way of a cell: `decode(cell) -> example` (once; may be kept in memory), `collate(examples) -> tensors`
     (every batch), `encoder(**tensors) -> Tokens` with one row per example. A missing cell never gets here.
     What `fit` learned and the options travel in `state()`, which is JSON.
+
+    Attributes:
+        ngrams: a vocabulary of n-grams of the examples, where they are token ids and it was learned.
     """
 
     kind: ClassVar[str]
@@ -68,6 +72,7 @@ class Modality(abc.ABC):
 
     def __init__(self, column: str) -> None:
         self.column = column
+        self.ngrams: Ngrams | None = None
 
     @classmethod
     @abc.abstractmethod

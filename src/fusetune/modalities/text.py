@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fusetune.errors import BadCell
 from fusetune.modalities.base import Augmenter, Detection
+from fusetune.modalities.ngrams import Ngrams
 from fusetune.modalities.on_backbone import BackboneModality
 from fusetune.modalities.profile import plain, profile_cells
 
@@ -125,6 +126,21 @@ class TextModality(BackboneModality):
     def size(self, example: np.ndarray) -> int:
         """Tokens."""
         return len(example)
+
+    def learn_ngrams(self, examples: Sequence[np.ndarray]) -> None:
+        """Learn the n-grams of the train rows' examples."""
+        self.ngrams = Ngrams.fit(examples)
+
+    def state(self) -> dict[str, Any]:
+        """The n-grams, where there are any; the backbone holds its own options."""
+        return {} if self.ngrams is None else {"ngrams": self.ngrams.state()}
+
+    @classmethod
+    def from_state(cls, column: str, state: dict[str, Any], backbone: Any = None) -> TextModality:
+        """The modality that `state()` described, on this backbone."""
+        modality = cls(column, backbone=backbone)
+        modality.ngrams = Ngrams.from_state(state["ngrams"]) if "ngrams" in state else None
+        return modality
 
     def collate(self, examples: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask`, each (examples, longest) int64."""

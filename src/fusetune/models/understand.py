@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fusetune.fusion.base import Fusion
+from fusetune.models.extras import NgramLinear, PairLinear
 from fusetune.models.family import Family, presence
 from fusetune.models.reader import Encoded
-from fusetune.types import Outputs, Tokens
+from fusetune.types import Batch, Outputs, Tokens
 
 
 class Understand(Family):
     """Columns to logits: each column's cells through its encoder and projection, all columns through the fusion.
 
-    logits = head(fusion(projected columns)) + linear(standardised columns)
+    logits = head(fusion(projected columns)) + linear(standardised columns) [+ linear(n-grams)] [+ linear(pairs)]
 
     The linear part reads the columns whose encoders are of use before any training. It starts as the best linear model
     on them (`start_from`) with the heads at zero, so training starts from a linear probe's predictions and can only
@@ -50,6 +52,9 @@ class Understand(Family):
         width = sum(self.encoder_dim(column) + 1 for column in self.linear_columns)
         sizes = [self.at_zero(task).numel() for task in self.tasks]
         self.linear = nn.ModuleList(nn.Linear(width, size) for size in sizes) if width else None
+        self.hides = dropout > 0
+        self.ngrams: NgramLinear | None = None
+        self.pairs: PairLinear | None = None
         for layer in self.linear or ():
             nn.init.zeros_(layer.weight)  # type: ignore[arg-type]
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
@@ -84,13 +89,45 @@ class Understand(Family):
         # A head of zeros gives no zeros where it has ordered thresholds.
         layer.bias.copy_(bias.to(layer.bias.device) - self.at_zero(task).view(-1))
 
+    def extend(self, ngrams: Mapping[str, int], pairs: Sequence[tuple[str, str]]) -> None:
+        """Have the linear part read more than each column's vector; its weights there are zero.
+
+        Args:
+            ngrams: per text column, the size of its vocabulary; see `NgramLinear`.
+            pairs: columns to compare; see `PairLinear`.
+        """
+        sizes = [self.at_zero(task).numel() for task in self.tasks]
+        device = next(self.parameters()).device
+        self.ngrams = NgramLinear(ngrams, sizes, hides=self.hides).to(device) if ngrams else None
+        dims = [self.encoder_dim(first) for first, _ in pairs]
+        self.pairs = PairLinear(pairs, dims, sizes).to(device) if pairs else None
+
+    def extension(self) -> dict[str, Any]:
+        """Return what `extend` was given, as JSON: the columns of n-grams and the pairs; empty without any."""
+        found: dict[str, Any] = {}
+        if self.ngrams is not None:
+            found["ngrams"] = self.ngrams.columns
+        if self.pairs is not None:
+            found["pairs"] = [list(pair) for pair in self.pairs.pairs]
+        return found
+
+    def forward(self, batch: Batch) -> Outputs:
+        """See `Family.forward`."""
+        outputs = super().forward(batch)
+        return outputs if self.ngrams is None else self.ngrams.add_to(outputs, batch)
+
     def linear_part(self) -> nn.Module | None:
         """See `Family.linear_part`."""
-        return self.linear
+        return self.linear if self.pairs is None or self.linear is None else nn.ModuleList([self.linear, self.pairs])
 
     def after_encoders(self) -> list[nn.Module]:
         """See `Family.after_encoders`."""
-        return [self.projections, self.fusion, self.heads, *([self.linear] if self.linear is not None else [])]
+        return [
+            self.projections,
+            self.fusion,
+            self.heads,
+            *(part for part in (self.linear, self.pairs) if part is not None),
+        ]
 
     def combine(self, encoded: Encoded, cells: Mapping[str, Tensor], rows: Tensor) -> Outputs:
         """See `Family.combine`."""
@@ -107,7 +144,15 @@ class Understand(Family):
             logits[task] = head(pooled)
             if self.linear is not None:
                 logits[task] = logits[task] + self.linear[place](torch.cat(blocks, 1)).view_as(logits[task])
+        if self.pairs is not None:
+            vectors = {name: self._vector(name, block) for name, block in zip(self.linear_columns, blocks, strict=True)}
+            for task, part in zip(self.tasks, self.pairs(vectors), strict=True):
+                logits[task] = logits[task] + part.view_as(logits[task])
         return Outputs(logits=logits, pooled=pooled, columns=columns)
+
+    def _vector(self, column: str, block: Tensor) -> tuple[Tensor, Tensor]:
+        """A column's standardised vectors, (batch, encoder dim), and (batch, 1) bool, which rows have it."""
+        return block[:, :-1] * self.encoder_dim(column) ** 0.5, block[:, -1:] == 0
 
     def _block(self, column: str, cells: Tokens | None, row_cells: Tensor | None, projected: Tokens) -> Tensor:
         """A column's block of what the linear part reads, (batch, encoder dim + 1): the last says that it is absent."""

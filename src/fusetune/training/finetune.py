@@ -41,7 +41,7 @@ from fusetune.training.learner import Learner
 from fusetune.training.loop import Stage, run_stage
 from fusetune.training.optim import no_decay
 from fusetune.training.plan import Evaluate, Goal, RunContext, Start, TrainingRows
-from fusetune.training.probe import column_scales
+from fusetune.training.probe import column_scales, install_probes
 from fusetune.training.progress import track
 from fusetune.training.recipe import BackboneRule, Recipe
 from fusetune.training.trunk import start_later
@@ -183,8 +183,7 @@ def _install(model: Family, scales: Mapping[str, tuple[Tensor, Tensor]], start: 
     """Have the model start where the frozen features say."""
     for name, scale in scales.items():
         model.set_scale(name, *scale)
-    for name, probe in start.probes.items():
-        probe.install(model, name)
+    install_probes(model, start.probes)
     if start.alignment is not None:
         start.alignment.install(model)
 

@@ -8,8 +8,9 @@ mean (zeros), and each column has a 0/1 feature more that says whether it is abs
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,9 +22,12 @@ from fusetune.models.family import Family
 from fusetune.models.understand import Understand
 from fusetune.tasks.abilities import Probed
 from fusetune.tasks.base import LinearModel
+from fusetune.training.extra_blocks import Key, NgramBlock, PairBlock, compared_columns
+from fusetune.training.selection import select as select_blocks
 from fusetune.types import Tokens
 
 Features = Mapping[str, Tokens]
+K = TypeVar("K", bound=Hashable)
 
 LEAST_SPREAD = 0.1
 MIN_SHARE = 0.05
@@ -94,48 +98,165 @@ def vectors(table: Tokens, places: np.ndarray) -> Tensor:
 
 
 class Probe:
-    """A linear model on fixed features of some columns."""
+    """A linear model on fixed features of some columns, on n-grams of texts and on comparisons of columns."""
 
     def __init__(
-        self, scales: Mapping[str, tuple[Tensor, Tensor]], weights: Mapping[str, float], linear: LinearModel
+        self,
+        scales: Mapping[str, tuple[Tensor, Tensor]],
+        weights: Mapping[Key, float],
+        linear: LinearModel,
+        extras: Sequence[NgramBlock | PairBlock] = (),
     ) -> None:
         """
         Args:
             scales: per column, the shift and scale that standardise its features.
-            weights: per column, what its block of features is multiplied by.
-            linear: fitted on the weighted blocks side by side.
+            weights: per block, what its features are multiplied by; 0: it is left out.
+            linear: fitted on the weighted blocks side by side, those left out being none of them.
+            extras: the blocks beside the columns'.
         """
-        self.scales, self.weights, self.linear = dict(scales), dict(weights), linear
+        self.scales, self.weights, self.linear, self.extras = dict(scales), dict(weights), linear, list(extras)
 
     @classmethod
-    def fit(cls, task: Probed, train: SplitRows, val: SplitRows, columns: Collection[str]) -> Probe:
-        """Learn from train rows; the strength of the penalty is chosen on validation rows."""
+    def fit(
+        cls, task: Probed, train: SplitRows, val: SplitRows, columns: Collection[str], *, select: bool = False
+    ) -> Probe:
+        """Learn from train rows; the strength of the penalty is chosen on validation rows.
+
+        Args:
+            task: fitted.
+            train, val: labelled rows.
+            columns: that have features.
+            select: also offer n-grams and comparisons, and leave out what does not help (see
+                `fusetune.training.selection`), unless validation rows prefer the columns alone.
+        """
+        plain = cls._fit(task, train, val, columns, select=False)
+        if not select:
+            return plain
+        found = cls._fit(task, train, val, columns, select=True)
+        if not len(val.indices) or (not found.extras and all(found.weights.values())):
+            return plain
+        sign = 1.0 if task.main.greater_is_better else -1.0
+        gain = sign * (_main(task, found.scores(val), val) - _main(task, plain.scores(val), val))
+        return found if gain >= 0 else plain
+
+    @classmethod
+    def _fit(cls, task: Probed, train: SplitRows, val: SplitRows, columns: Collection[str], *, select: bool) -> Probe:
+        """The probe with or without the selection."""
         scales = column_scales(train.examples, {name: train.features[name] for name in columns})
-        blocks = {name: block(train, name, scale) for name, scale in scales.items()}
+        own = {name: block(train, name, scale) for name, scale in scales.items()}
+        extras = _extras(train, own) if select else []
+        blocks: dict[Key, np.ndarray] = {name: values for name, values in own.items()}
+        blocks.update({extra.key: _values(extra, train, own) for extra in extras})
         weights = column_weights(blocks, train.truth, len(task.labels))
-        val_blocks = {name: block(val, name, scale) for name, scale in scales.items()}
-        linear = task.linear(
+        if select:
+            weights = select_blocks(blocks, weights, as_numbers(train.truth, len(task.labels)))
+            blocks = {key: values for key, values in blocks.items() if weights[key]}
+            extras = [extra for extra in extras if weights[extra.key]]
+        probe = cls(scales, weights, _NONE, extras)
+        probe.linear = task.linear(
             side_by_side(blocks, weights),
             train.truth,
-            side_by_side(val_blocks, weights),
+            side_by_side(probe._blocks(val), weights),
             val.truth,
             mapped_take(train.examples.weights, train.indices),
         )
-        return cls(scales, weights, linear)
+        return probe
+
+    def _blocks(self, split: SplitRows) -> dict[Key, np.ndarray]:
+        """The blocks that the linear model reads."""
+        own = {name: block(split, name, scale) for name, scale in self.scales.items()}
+        blocks: dict[Key, np.ndarray] = {name: values for name, values in own.items() if self.weights[name]}
+        return {**blocks, **{extra.key: _values(extra, split, own) for extra in self.extras}}
 
     def scores(self, split: SplitRows) -> np.ndarray:
         """Scores of the split's rows, as `Task.answers` gives them."""
-        blocks = {name: block(split, name, scale) for name, scale in self.scales.items()}
-        return self.linear.scores(side_by_side(blocks, self.weights))
+        return self.linear.scores(side_by_side(self._blocks(split), self.weights))
+
+    def parts(self) -> tuple[dict[Key, np.ndarray], np.ndarray]:
+        """The weight of every block before it is weighed, (features, logits), and the bias, (logits,).
+
+        A column that is left out has a weight of zeros.
+        """
+        weight, bias = self.linear.coefficients()
+        widths: dict[Key, int] = {name: len(shift) + 1 for name, (shift, _) in self.scales.items()}
+        for extra in self.extras:
+            widths[extra.key] = extra.basis.shape[1] if isinstance(extra, NgramBlock) else len(extra.shift)
+        parts, start = {}, 0
+        for key, width in widths.items():
+            if self.weights[key]:
+                parts[key] = weight[start : start + width] * self.weights[key]
+                start += width
+            else:
+                parts[key] = np.zeros((width, weight.shape[1]), dtype=weight.dtype)
+        return parts, bias
 
     def install(self, model: Family, task: str) -> None:
         """Make a model's output for a task this linear model, to be tuned from there."""
         assert isinstance(model, Understand), "a family with a linear part"
         assert list(self.scales) == model.linear_columns, "the probe and the model's linear part see the same columns"
-        weight, bias = self.linear.coefficients()
-        repeats = [len(shift) + 1 for shift, _ in self.scales.values()]
-        weight = weight * np.repeat([self.weights[name] for name in self.scales], repeats)[:, None]
+        parts, bias = self.parts()
+        weight = np.concatenate([parts[name] for name in self.scales])
         model.start_from(task, torch.from_numpy(weight).float(), torch.from_numpy(bias).float())
+        for extra in self.extras:
+            place, found = model.tasks.index(task), parts[extra.key]
+            if isinstance(extra, NgramBlock):
+                assert model.ngrams is not None
+                model.ngrams.start_from(extra.column, place, torch.from_numpy(extra.of_ngrams(found)).float())
+            else:
+                assert model.pairs is not None
+                pair, scale = (extra.first, extra.second), (extra.shift, extra.scale)
+                model.pairs.start_from(pair, place, torch.from_numpy(found).float(), scale)
+
+
+class _Unfitted(LinearModel):
+    """Stands for the linear model until it is fitted."""
+
+    def scores(self, features: np.ndarray) -> np.ndarray:
+        """Refuse."""
+        raise AssertionError("the probe is fitted first")
+
+    def coefficients(self) -> tuple[np.ndarray, np.ndarray]:
+        """Refuse."""
+        raise AssertionError("the probe is fitted first")
+
+
+_NONE = _Unfitted()
+
+
+def _main(task: Probed, scores: np.ndarray, split: SplitRows) -> float:
+    """The task's main metric on a split's rows."""
+    return task.metrics(scores, split.truth)[task.main.name]
+
+
+def _extras(train: SplitRows, own: Mapping[str, np.ndarray]) -> list[NgramBlock | PairBlock]:
+    """The blocks that are offered beside the columns'."""
+    ngrams = [NgramBlock.fit(name, train.examples, train.indices) for name in own]
+    pairs = compared_columns(train.examples, list(own))
+    return [
+        *(found for found in ngrams if found is not None),
+        *(PairBlock.fit(first, second, own, learn_scale) for first, second in pairs),
+    ]
+
+
+def _values(extra: NgramBlock | PairBlock, split: SplitRows, own: Mapping[str, np.ndarray]) -> np.ndarray:
+    """An extra block of the split's rows, given the columns' blocks."""
+    return extra.values(split.examples, split.indices) if isinstance(extra, NgramBlock) else extra.values(own)
+
+
+def install_probes(model: Family, probes: Mapping[str, Probe]) -> None:
+    """Have every task start from its probe, the model's linear part reading what any of them reads.
+
+    Args:
+        model: as built.
+        probes: per task.
+    """
+    extras = [extra for probe in probes.values() for extra in probe.extras]
+    ngrams = {extra.column: len(extra.basis) for extra in extras if isinstance(extra, NgramBlock)}
+    pairs = dict.fromkeys((extra.first, extra.second) for extra in extras if isinstance(extra, PairBlock))
+    if isinstance(model, Understand) and extras:
+        model.extend(ngrams, list(pairs))
+    for name, probe in probes.items():
+        probe.install(model, name)
 
 
 def block(split: SplitRows, name: str, scale: tuple[Tensor, Tensor]) -> np.ndarray:
@@ -151,7 +272,7 @@ def block(split: SplitRows, name: str, scale: tuple[Tensor, Tensor]) -> np.ndarr
     return made
 
 
-def side_by_side(blocks: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
+def side_by_side(blocks: Mapping[K, np.ndarray], weights: Mapping[K, float]) -> np.ndarray:
     """The blocks, each times its weight, as one (rows, features) float32 matrix."""
     widths = [values.shape[1] for values in blocks.values()]
     made = mapped_zeros((len(next(iter(blocks.values()))), sum(widths)))
@@ -169,7 +290,7 @@ def as_numbers(truth: np.ndarray, num_labels: int) -> np.ndarray:
     return truth.astype(np.float64)[:, None]
 
 
-def column_weights(blocks: Mapping[str, np.ndarray], truth: np.ndarray, num_labels: int) -> dict[str, float]:
+def column_weights(blocks: Mapping[K, np.ndarray], truth: np.ndarray, num_labels: int) -> dict[K, float]:
     """How much each column's block weighs: the root of its leave-one-out R² by itself, relative to the best column's.
 
     The weights' mean square is 1; no column weighs less than `sqrt(MIN_SHARE)` of the best.

@@ -24,7 +24,7 @@ from fusetune.inference.predict import encode_cells, model_device
 from fusetune.models.family import Family
 from fusetune.models.perturb import Ball, attacked_columns, find_site, unit_of
 from fusetune.tasks.base import Task
-from fusetune.training.probe import SplitRows
+from fusetune.training.probe import SplitRows, install_probes
 from fusetune.training.updates.adversarial import Ascent
 from fusetune.types import Batch
 
@@ -135,10 +135,10 @@ def start_model(model: Family, probes: Mapping[str, Probe]) -> Family:
         model: with its encoders as pretrained; changed in place.
         probes: per task, the linear model on the encoders' features.
     """
-    for name, probe in probes.items():
+    for probe in probes.values():
         for column, scale in probe.scales.items():
             model.set_scale(column, *scale)
-        probe.install(model, name)
+    install_probes(model, probes)
     return model
 
 

@@ -97,6 +97,8 @@ def alone(
     task: Task,
     splits: Mapping[str, SplitRows],
     models: Mapping[str, Family],
+    *,
+    select: bool = False,
 ) -> list[Candidate]:
     """Each modality alone, where there are several.
 
@@ -105,6 +107,7 @@ def alone(
         task: fitted.
         splits: "train", "val" and "test".
         models: per modality, a model trained on it alone; the others are probed.
+        select: see `Probe.fit`.
     """
     train, val, test = splits["train"], splits["val"], splits["test"]
     grouped = parts(test.examples)
@@ -117,7 +120,7 @@ def alone(
         elif not isinstance(task, Probed):
             continue
         else:
-            scores = Probe.fit(task, train, val, columns).scores(test)
+            scores = Probe.fit(task, train, val, columns, select=select).scores(test)
             what = "frozen encoders of this modality alone, with a linear model"
         candidates.append(Candidate(f"{part} alone", "alone", what, scores, columns))
     return candidates

@@ -1,0 +1,95 @@
+"""A text column's n-grams: one or two of the backbone's tokens in a row, weighed by tf-idf, sparse, bounded in number.
+
+Word pieces serve as words and, of rare words, as their parts, in whatever language the tokenizer reads; the special
+tokens at the ends make the first and the last piece of a text n-grams of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+MAX_NGRAMS = 2**14
+"""The n-grams that most rows have are kept."""
+MIN_ROWS = 2
+"""Fewest rows that an n-gram must be in."""
+MAX_TABLE = 100_000
+"""Rows above which no n-grams are learned: an encoder has examples enough there."""
+SECOND = 2**31
+"""A pair of tokens (a, b) has the key (a + 1) · 2^31 + b + 1, a single token its number."""
+
+
+class Ngrams:
+    """A fitted vocabulary of n-grams with their document frequencies.
+
+    tf-idf as scikit-learn's `TfidfVectorizer(sublinear_tf=True)`: (1 + ln tf) · (1 + ln((1 + rows) / (1 + count))), a
+    text's vector scaled to unit length.
+    """
+
+    def __init__(self, keys: np.ndarray, counts: np.ndarray, rows: int) -> None:
+        """
+        Args:
+            keys: (ngrams,) int64, rising; see `SECOND`.
+            counts: (ngrams,) int64, how many of the rows have each.
+            rows: how many there were.
+
+        Raises:
+            ValueError: the keys do not rise, or the counts are not theirs.
+        """
+        if keys.shape != counts.shape or keys.ndim != 1 or (np.diff(keys) <= 0).any() or (counts > rows).any():
+            raise ValueError("n-grams that are no vocabulary")
+        self.keys, self.counts, self.rows = keys, counts, rows
+        self.idf = np.log((1 + rows) / (1 + np.maximum(counts, 0))) + 1
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @classmethod
+    def fit(cls, texts: Sequence[np.ndarray]) -> Ngrams | None:
+        """Learn from train rows' token ids; None where there are too many rows, or no n-gram comes up twice."""
+        if len(texts) > MAX_TABLE:
+            return None
+        found = [np.unique(ngrams_of(text)) for text in texts]
+        if not found:
+            return None
+        keys, counts = np.unique(np.concatenate(found), return_counts=True)
+        often = np.flatnonzero(counts >= MIN_ROWS)
+        often = np.sort(often[np.argsort(-counts[often], kind="stable")[:MAX_NGRAMS]])
+        return cls(keys[often], counts[often].astype(np.int64), len(texts)) if len(often) else None
+
+    def vector(self, text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A text's n-grams, int64 places in the vocabulary that rise, and their float32 weights."""
+        keys, counts = np.unique(ngrams_of(text), return_counts=True)
+        places = np.searchsorted(self.keys, keys)
+        known = places < len(self.keys)
+        known[known] = self.keys[places[known]] == keys[known]
+        places = places[known]
+        values = (1 + np.log(counts[known])) * self.idf[places]
+        return places.astype(np.int64), (values / max(float(np.sqrt((values**2).sum())), 1e-12)).astype(np.float32)
+
+    def matrix(self, texts: Sequence[np.ndarray]) -> csr_matrix:
+        """The texts' vectors, (texts, ngrams) float32."""
+        vectors = [self.vector(text) for text in texts]
+        ends = np.cumsum([0, *(len(places) for places, _ in vectors)])
+        places = np.concatenate([places for places, _ in vectors]) if vectors else np.zeros(0, np.int64)
+        values = np.concatenate([values for _, values in vectors]) if vectors else np.zeros(0, np.float32)
+        return csr_matrix((values, places, ends), shape=(len(vectors), len(self)))
+
+    def state(self) -> dict[str, Any]:
+        """Everything `from_state` needs, as JSON."""
+        return {"keys": self.keys.tolist(), "counts": self.counts.tolist(), "rows": self.rows}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Ngrams:
+        """The vocabulary that `state()` described."""
+        keys, counts = (np.asarray(state[name], dtype=np.int64) for name in ("keys", "counts"))
+        return cls(keys, counts, int(state["rows"]))
+
+
+def ngrams_of(text: np.ndarray) -> np.ndarray:
+    """The keys of all single tokens and pairs of neighbours of a text's token ids, int64."""
+    single = np.asarray(text, dtype=np.int64) + 1
+    return np.concatenate([single, single[:-1] * SECOND + single[1:]])
