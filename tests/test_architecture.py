@@ -300,3 +300,37 @@ def test_starting_loads_nothing_heavy(code):
     needed = PROJECT["dependencies"] + [r for extra in PROJECT["optional-dependencies"].values() for r in extra]
     assert "fusetune" in loaded
     assert loaded & requirement_names(needed) - QUICK - {"fusetune"} == set()
+
+
+NAMED_CONSTRUCTORS = {
+    ("fusetune.data.table", "fusetune.data.reading.readers"),  # Table.read
+    ("fusetune.data.schema", "fusetune.data.detect.columns"),  # Schema.detect
+}
+"""A class may name, inside a function, the module that makes objects of it: there is no other way back."""
+
+
+def _files_imported(path: Path) -> set[str]:
+    """The modules of ours that a module imports, wherever in it, for types too."""
+    known = {"fusetune." + name_of(module).removesuffix(".py").replace("/", ".") for module in MODULES}
+    names = {name for _, name in imported(path)}
+    own = "fusetune." + name_of(path).removesuffix(".py").replace("/", ".")
+    files = {name if name in known else name.rpartition(".")[0] for name in names} & known
+    return {other for other in files if (own, other) not in NAMED_CONSTRUCTORS}
+
+
+def test_no_files_import_each_other_in_circles():
+    """Wherever the import stands: inside a function or under TYPE_CHECKING it is a circle as well."""
+    graph = {"fusetune." + name_of(p).removesuffix(".py").replace("/", "."): _files_imported(p) for p in MODULES}
+    circles, done = [], set()
+
+    def walk(name: str, path: tuple[str, ...]) -> None:
+        if name in path:
+            circles.append(" -> ".join([*path[path.index(name) :], name]))
+        elif name not in done:
+            for other in sorted(graph[name]):
+                walk(other, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        walk(name, ())
+    assert not circles, "\n".join(circles)
