@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from fusetune.backbones import embedded
+from fusetune.backbones import embedded, grouping
 from fusetune.backbones.listing import describe, list_backbones
 from fusetune.backbones.load import load_backbone, restore_backbone
 from fusetune.errors import BackboneError, FolderError
@@ -100,6 +100,23 @@ def test_parts_belong_to_cells(home: Path) -> None:
     alone, cells = every(pixel_values=pixels).values, every(pixel_values=pixels, owner=owner)
     torch.testing.assert_close(cells.values[1], alone[[0, 2, 3]].flatten(0, 1))
     assert cells.mask.sum(1).tolist() == [17, 51]
+
+
+@pytest.mark.parametrize("pool", ["mean", "none"])
+def test_many_pictures_are_encoded_some_at_a_time(home: Path, monkeypatch, pool) -> None:
+    pixels, owner = torch.randn(5, 3, 32, 32), torch.tensor([1, 0, 1, 1, 2])
+    encoder = load_backbone(str(home / "vit"), "image", pool=pool).eval()
+    passes = []
+    whole = encoder._encode
+    monkeypatch.setattr(encoder, "_encode", lambda **given: passes.append(len(given["pixel_values"])) or whole(**given))
+    with torch.no_grad():
+        plain = encoder(pixel_values=pixels, owner=owner)
+        monkeypatch.setattr(grouping, "PICTURES", 2)
+        pieces = encoder(pixel_values=pixels, owner=owner)
+    torch.testing.assert_close(plain.values, pieces.values)
+    assert torch.equal(plain.mask, pieces.mask) and plain.grid == pieces.grid
+    assert passes == [5, 2, 2, 1]
+    assert len(encoder(pixel_values=pixels, owner=owner).values) == 3 and passes[4:] == [5], "with gradients in one"
 
 
 @pytest.mark.parametrize(

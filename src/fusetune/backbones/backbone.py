@@ -18,7 +18,7 @@ from fusetune import _private
 from fusetune.backbones import structure
 from fusetune.backbones.boundary import BOUNDARY, starting_at
 from fusetune.backbones.compiled import bucketed, explained
-from fusetune.backbones.grouping import length_cuts, whole
+from fusetune.backbones.grouping import concatenated, length_cuts, picture_pieces, whole
 from fusetune.backbones.inputs import AudioInputs, ImageInputs, Inputs, SpectrogramInputs, TextInputs
 from fusetune.config.sections import AdapterConfig
 from fusetune.errors import BackboneError
@@ -177,6 +177,8 @@ class Backbone(nn.Module):
                 return self(owner=owner, **inputs)  # type: ignore[no-any-return]
         if "attention_mask" in inputs and not self.separate and (groups := self._groups(inputs["attention_mask"])):
             return self._in_groups(groups, inputs)
+        if owner is not None and isinstance(self.inputs, ImageInputs) and (pieces := picture_pieces(inputs)):
+            return _join(concatenated([self(**piece) for piece in pieces]), owner)
         values, mask, own = self._separately(inputs) if self.separate else self._encode(**inputs)
         tokens = Tokens(values, mask, self.grid) if self.pool == "none" else self._pooled(values, mask, own)
         return tokens if owner is None else _join(tokens, owner)

@@ -1,15 +1,21 @@
-"""Texts of a batch in groups of like length, each padded by itself, where that saves more than a pass costs."""
+"""A batch in several passes: texts in groups of like length, where that saves more than a pass costs; many pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from fusetune.types import Tokens
 
 PASS_TOKENS = 64
 """Tokens that may be computed in the time that one more pass takes beside its arithmetic."""
+PICTURES = 64
+"""Pictures of a pass without gradients on a processor, where cells have several."""
 
 
 @contextmanager
@@ -41,3 +47,23 @@ def length_cuts(lengths: np.ndarray) -> list[int]:
         return []
     place = best + 1
     return [*length_cuts(lengths[:place]), place, *(place + cut for cut in length_cuts(lengths[place:]))]
+
+
+def picture_pieces(inputs: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Return a batch's pictures in pieces of `PICTURES`, each as a pass takes them; none where one pass is right.
+
+    On a processor, without gradients, a larger pass takes more memory and is no faster.
+
+    Args:
+        inputs: (pictures, ...) each.
+    """
+    count, device = len(next(iter(inputs.values()))), next(iter(inputs.values())).device.type
+    if count <= PICTURES or device != "cpu" or torch.is_grad_enabled():
+        return []
+    return [{name: part[at : at + PICTURES] for name, part in inputs.items()} for at in range(0, count, PICTURES)]
+
+
+def concatenated(parts: Sequence[Tokens]) -> Tokens:
+    """Return the cells of several passes, each (cells, tokens, dim) with as many tokens, as those of one."""
+    values, mask = torch.cat([part.values for part in parts]), torch.cat([part.mask for part in parts])
+    return Tokens(values, mask, parts[0].grid)

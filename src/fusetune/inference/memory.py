@@ -76,11 +76,46 @@ def settle() -> None:
 @cache
 def _memory() -> float:
     """Bytes that this process may take: the machine's, or the container's, shared out to the processes of a run."""
-    found = os.sysconf("SC_PHYS_PAGES") * resource.getpagesize()
-    limit = Path("/sys/fs/cgroup/memory.max")
-    with suppress(OSError, ValueError):  # no such file, or "max"
-        found = min(found, int(limit.read_text()))
-    return found / int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    return total_memory() / int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+
+
+def total_memory(root: Path = Path("/")) -> int:
+    """Return the bytes that the machine has, or that the control group of this process grants where that is less.
+
+    Args:
+        root: of the file system in which the kernel says so.
+    """
+    limits = [limit for limit, _ in _groups(root)]
+    return min([os.sysconf("SC_PHYS_PAGES") * resource.getpagesize(), *limits])
+
+
+def free_memory(root: Path = Path("/")) -> int:
+    """Return the bytes that can still be had: of the machine's, and of what the control group grants.
+
+    Args:
+        root: of the file system in which the kernel says so.
+    """
+    free = [limit - used for limit, used in _groups(root)]
+    with suppress(OSError, ValueError):  # no such file on another system
+        lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
+        free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return max(0, min(free)) if free else total_memory(root)
+
+
+def _groups(root: Path) -> list[tuple[int, int]]:
+    """The limit of each control group with one, version 2 or 1, and what is used of it without the page cache's share
+    that can be given back; in bytes."""
+    found = []
+    for folder, most, used, cached in (
+        ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+        ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            limit, usage = (int((root / folder / name).read_text(encoding="ascii")) for name in (most, used))
+            lines = (root / folder / "memory.stat").read_text(encoding="ascii").splitlines()
+            stat = dict(line.split() for line in lines if len(line.split()) == 2)
+            found.append((limit, max(0, usage - int(stat.get(cached, 0)))))
+    return found
 
 
 def _set(libc: Any, values: dict[int, int]) -> None:

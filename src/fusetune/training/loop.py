@@ -1,7 +1,6 @@
 """The training loop: one stage from top to bottom.
 
-A run is one or more stages, each with its own trainable parameters, learning rates and length; what watches them
-(`callbacks`) is shared, so that the best step is the best of all stages.
+A run is one or more stages, each with its own trainable parameters, learning rates and length; they share callbacks.
 """
 
 from __future__ import annotations
@@ -39,6 +38,7 @@ from fusetune.training.checkpoint_manager import (
 )
 from fusetune.training.dropout import quick_dropout
 from fusetune.training.hardware.devices import release
+from fusetune.training.hardware.memory import fit_micro_batches
 from fusetune.training.hardware.precision import Autocast
 from fusetune.training.learner import Learner
 from fusetune.training.loader import AHEAD, BatchLoader
@@ -64,6 +64,7 @@ class Stage:
         ema: the decay of the weights' moving average, which is then evaluated and kept in their place.
         skip: how many updates whose loss or gradient is not finite are left out; None stops at the first.
         said: set by the run: what it did other than asked, in sentences.
+        fits_memory: whether micro-batches may be smaller than `accumulate` makes them, to fit into memory.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Stage:
     waited: float = 0.0
     skip: int | None = None
     said: list[str] = field(default_factory=list)
+    fits_memory: bool = False
 
 
 def run_stage(
@@ -185,6 +187,8 @@ class _Running:
         for watcher in self.watchers:
             watcher.on_stage(self.stage.name, self.num_updates, self.done)
         self.wrapped.train()
+        if saved is None and self.stage.fits_memory:
+            self._say(fit_micro_batches(self.learner, self.train, self.sampler, self.accelerator, self.stage.gradients))
 
     def train_on(self) -> bool:
         """Make updates until the stage is over: True; or until memory is short and micro-batches are halved: False."""
@@ -261,17 +265,9 @@ class _Running:
         balance = self.learner.objective.balance
         own = balance.own() if balance is not None else None
         where = f"update {self.first_step + self.done + 1} of stage {self.stage.name!r}"
+        given = (self.wrapped, micro_batches, self.optimizer, self.accelerator, self.stage.gradients, self.trained)
         try:
-            return update(
-                self.wrapped,
-                micro_batches,
-                self.optimizer,
-                self.accelerator,
-                self.stage.gradients,
-                self.trained,
-                clip=self.stage.clip,
-                where=where,
-            )
+            return update(*given, clip=self.stage.clip, where=where)
         except NonFiniteLoss as error:
             self._leave_out(error)
             short = False
@@ -327,8 +323,9 @@ class _Running:
         )
 
     def _say(self, text: str) -> None:
-        self.stage.said.append(text)
-        warnings.warn(text, stacklevel=2)
+        if text:
+            self.stage.said.append(text)
+            warnings.warn(text, stacklevel=2)
 
     def _save(self) -> None:
         """Keep the state as it is after an update."""

@@ -95,6 +95,7 @@ class Recipe:
             stage.batch_size = max(stage.batch_size, min(num_rows // HEAD_UPDATES, HEAD_BATCH))
         stage.autocast = bool(self.scratch)  # the others' features are there: small sums, slower in lower precision
         stage.gradients = balanced(self.settings.balance, self.balance, self.seed) or cached
+        stage.fits_memory = bool(self.scratch)
         if not self.tunes():
             stage.gradients = self.gradients()
         return stage
@@ -166,6 +167,7 @@ class Recipe:
                 sets.append(((rule.lr or self.settings.backbone_lr * rate(encoder)) * scale, [p for _, p in named]))
         stage = self._stage("tune", self.settings.epochs, sets, self.settings.evals_per_epoch, self.settings.patience)
         stage.gradients = self.gradients()
+        stage.fits_memory = not (self.settings.compile or self.settings.shard)
         return stage
 
     def _stage(
