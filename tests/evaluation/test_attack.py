@@ -15,7 +15,7 @@ from fusetune.config.trainer import TrainerConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
 from fusetune.errors import ConfigError
-from fusetune.evaluation.measure.attack import Attack, attack_of, others_encoded, own_cells, start_model, units_of
+from fusetune.evaluation.measure.attack import Attack, attack_of, others_encoded, separate_cells, start_model, units_of
 from fusetune.evaluation.report.verdict import verdict
 from fusetune.evaluation.report.write import render, terminal_table
 from fusetune.evaluation.results import AttackUsed, from_json, to_json
@@ -94,11 +94,11 @@ def test_the_start_model_gives_the_probes_scores(made):
         np.testing.assert_allclose(scores, probes[name].scores(test), atol=1e-5)
 
 
-def test_own_cells_change_no_output(made):
+def test_separate_cells_change_no_output(made):
     model, _, rows, _ = made
     examples = rows["label"][2].examples
     batch = examples.batch(examples.used)
-    own = own_cells(batch)
+    own = separate_cells(batch)
     for column, cells in own.cells.items():
         present = batch.cells[column] >= 0
         assert (cells >= 0).equal(present) and len(set(cells[present].tolist())) == int(present.sum())
@@ -268,7 +268,7 @@ def test_the_report_has_both_models_under_attack(fit):
     assert "tuned, attacked" in page and "Under attack" in page and "under attack, the tuned model" in page
     assert "tuned, attacked" in list(table.renderables[0].columns[0].cells)[-1].plain
     note = next(note for note in verdict(task).notes if "attack" in note)
-    assert note.startswith("Under an attack with sight of the model (PGD, ε 0.3 on note, price) accuracy goes from")
+    assert note.startswith("Under a white-box attack (PGD, ε 0.3 on note, price) accuracy goes from")
     assert "before tuning the attack takes it to" in note
     assert json.loads(to_json(results))["tasks"][0]["attack"]["steps"] == 2
 

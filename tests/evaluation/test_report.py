@@ -82,7 +82,7 @@ def parsed(html: str) -> Page:
 def test_every_kind_of_task_has_its_report(kind: str, classes: int, words: list[str], task: Make, run: MakeRun) -> None:
     html = render(run(task(kind, 150, classes=classes)))
     page = parsed(html)
-    for word in [*words, "Tuning", "frozen probe", "By slice", "The worst errors", "trained from scratch", "Kept"]:
+    for word in [*words, "Tuning", "frozen probe", "By slice", "The worst errors", "trained from scratch", "best: step"]:
         assert word.lower() in html.lower()
     assert "script" not in page.tags and "link" not in page.tags and "iframe" not in page.tags
     assert all(link.startswith(("#", "data:image/jpeg;base64,", "data:audio/wav;base64,")) for link in page.links)
@@ -189,7 +189,7 @@ def test_marks_of_the_learning_curve_stand_where_stages_begin_one_below_the_othe
     (picture,) = learning(LearningCurve(points, 41, "accuracy"))
     root = ElementTree.fromstring(str(picture))
     texts = {"".join(one.itertext()): one for one in root.iter() if one.tag.endswith("text")}
-    tune, kept = texts["tune"], texts["kept: step 41"]
+    tune, kept = texts["tune"], texts["best: step 41"]
     assert abs(float(tune.get("y", "")) - float(kept.get("y", ""))) >= 11  # their size
     ticks = {float(name): float(one.get("x", "")) for name, one in texts.items() if name in ("0", "20", "40")}
     at = ticks[0] + (ticks[40] - ticks[0]) * 30 / 40

@@ -46,7 +46,7 @@ def test_tuning_helped() -> None:
     ("difference", "words", "tone"),
     [
         ((0.01, -0.02, 0.04), "did not clearly help", "unsure"),
-        ((-0.07, -0.09, -0.05), "Tuning made it worse", "bad"),
+        ((-0.07, -0.09, -0.05), "Tuning made the model worse", "bad"),
         ((0.07, math.nan, math.nan), "too few rows or groups for an interval", "unsure"),
         ((7e-10, -1e-8, 1e-8), "Tuning changed nothing: accuracy is 0.880", "unsure"),
     ],
@@ -72,15 +72,18 @@ def test_modalities_that_carry_add_or_lack() -> None:
     photo = system("photo", "alone", 0.5, (0.38, 0.3, 0.4))
     text = system("text", "alone", 0.8, (0.08, 0.05, 0.1))
     notes = " ".join(verdict(result(BASE, before(0.07, 0.05, 0.09), photo, text, AFTER)).notes)
-    assert "“text” carries the most: 0.800" in notes
-    assert "Not clearly better than the baseline by itself: “photo”" in notes
-    for gap, words in (((0.01, -0.01, 0.03), "nearly all of it"), ((-0.05, -0.07, -0.03), "Leave the rest out")):
+    assert "“text” reaches 0.800, the best" in notes
+    assert "Not clearly better than the baseline: “photo”" in notes
+    for gap, words in (
+        ((0.01, -0.01, 0.03), "nearly as good"),
+        ((-0.05, -0.07, -0.03), "Leave out the other modalities"),
+    ):
         notes = " ".join(
             verdict(result(BASE, before(0.07, 0.05, 0.09), system("text", "alone", 0.8, gap), photo, AFTER)).notes
         )
         assert words in notes
     notes = " ".join(verdict(result(BASE, photo, AFTER)).notes)
-    assert "No modality by itself is clearly better" in notes
+    assert "No modality alone is clearly better" in notes
 
 
 def test_a_hidden_modality_that_changes_nothing_is_named() -> None:
@@ -98,10 +101,10 @@ def test_modalities_that_stand_in_for_each_other_are_not_called_unused() -> None
         one.columns = columns
     hidden = [without(part, columns, *SAME) for part, columns in parts.items()]
     notes = " ".join(verdict(result(BASE, *alone, *hidden, AFTER)).notes)
-    assert "nearly all of it" in notes and "stand in" in notes and "little use" not in notes
+    assert "nearly as good" in notes and "can replace" in notes and "little use" not in notes
     hidden[1] = without("text", parts["text"], *GAIN)
     notes = " ".join(verdict(result(BASE, *alone, *hidden, AFTER)).notes)
-    assert "stand in for “photo”" in notes and "little use" not in notes
+    assert "can replace “photo”" in notes and "little use" not in notes
 
 
 def test_a_modality_that_harms_is_named_and_advised_against() -> None:
@@ -115,12 +118,12 @@ def test_a_modality_that_harms_is_named_and_advised_against() -> None:
     ("against_guess", "against_probe", "rows", "use", "tone"),
     [
         (GAIN, GAIN, 1821, "Use it", "good"),
-        (GAIN, SAME, 1821, "It can be used", "unsure"),
+        (GAIN, SAME, 1821, "The model can be used", "unsure"),
         (GAIN, LOSS, 1821, "Do not use it", "bad"),
         (SAME, GAIN, 1821, "Do not use it", "unsure"),
         (LOSS, GAIN, 1821, "Do not use it", "unsure"),
-        (SAME, SAME, 40, "It cannot be told", "unsure"),
-        ((0.3, math.nan, math.nan), (0.1, math.nan, math.nan), 8, "It cannot be told", "unsure"),
+        (SAME, SAME, 40, "It is not clear", "unsure"),
+        ((0.3, math.nan, math.nan), (0.1, math.nan, math.nan), 8, "It is not clear", "unsure"),
     ],
 )
 def test_one_sentence_says_whether_to_use_it_and_one_what_next(against_guess, against_probe, rows, use, tone) -> None:
@@ -129,7 +132,7 @@ def test_one_sentence_says_whether_to_use_it_and_one_what_next(against_guess, ag
     assert said.use.startswith(use) and said.tone == tone
     assert said.next_step.endswith(".")
     if rows < 100:
-        assert said.headline.startswith("It cannot be told") and "fusetune evaluate" in said.next_step
+        assert said.headline.startswith("It is not clear") and "fusetune evaluate" in said.next_step
 
 
 def test_few_rows_say_nothing_of_what_is_made_use_of() -> None:

@@ -50,7 +50,7 @@ def test_the_same_table_as_train_and_test_is_no_success(rows, write_csv, quick, 
 
 def test_a_near_leak_is_a_suspicion_and_other_columns_are_not(rows, write_csv, quick, tmp_path):
     results = fit(write_csv, quick, tmp_path, rows[:120], rows[120:], flag={"role": "input", "kind": "category"})
-    suspected = [warning for warning in results.warnings if "by itself decides" in warning]
+    suspected = [warning for warning in results.warnings if "alone determines" in warning]
     assert len(suspected) == 1 and "“flag”" in suspected[0] and "columns.flag.role=ignore" in suspected[0]
     assert results.tasks[0].shared == 0
 

@@ -1,4 +1,4 @@
-"""What a fit decided by itself, and why: the fusion, and what trees count."""
+"""Records of what a fit decided: the chosen fusion, and the weight of the boosted trees."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class FusionTried:
     """A candidate of `fusion: auto`.
 
     Attributes:
-        name: as in the registry.
-        parameters: of the fusion.
-        score: its main metric on validation rows, the mean over tasks; nan where there was no time to try it.
-        seconds: it took.
-        tried: whether there was time.
+        name: the fusion's name in the registry.
+        parameters: the number of the fusion's parameters.
+        score: the main metric on validation rows, averaged over tasks; nan if the candidate was not tried.
+        seconds: how long training and scoring took; nan if the candidate was not tried.
+        tried: whether the candidate was trained within the time budget.
     """
 
     name: str
@@ -32,12 +32,12 @@ class FusionChoice:
     """How a fusion was chosen.
 
     Attributes:
-        chosen: its name.
-        metric: what the scores are, in words.
-        margin: the difference of scores that counts as chance.
-        minutes: the budget.
-        candidates: in the order they were tried.
-        said: why it was chosen, in a sentence.
+        chosen: the chosen fusion's name in the registry.
+        metric: a description of the scores.
+        margin: the difference of scores that is still within chance.
+        minutes: the time budget.
+        candidates: the candidates, in the order in which they were tried.
+        said: the reason for the choice, one sentence.
     """
 
     chosen: str
@@ -49,32 +49,34 @@ class FusionChoice:
 
     @property
     def cut(self) -> bool:
-        """Whether the budget was spent before all candidates were tried."""
-        return not all(one.tried for one in self.candidates)
+        """Whether the time budget ran out before all candidates were tried."""
+        return not all(candidate.tried for candidate in self.candidates)
 
     def rows(self) -> list[tuple[str, str, str, str]]:
-        """Per candidate: its name, validation score, seconds, and what became of it."""
+        """Return each candidate's name, validation score, seconds and outcome, as text."""
         return [
             (
-                one.name,
-                f"{one.score:.4f}" if one.tried and math.isfinite(one.score) else "–",
-                f"{one.seconds:.1f}" if one.tried else "–",
-                "chosen" if one.name == self.chosen else "tried" if one.tried else "not tried: the time was spent",
+                candidate.name,
+                f"{candidate.score:.4f}" if candidate.tried and math.isfinite(candidate.score) else "–",
+                f"{candidate.seconds:.1f}" if candidate.tried else "–",
+                "chosen" if candidate.name == self.chosen else "tried" if candidate.tried else "not tried: out of time",
             )
-            for one in self.candidates
+            for candidate in self.candidates
         ]
 
 
 @dataclass
 class StackUsed:
-    """What trees beside the network count for a task, and the validation rows' main metric that says so.
+    """The weight of the boosted trees in a task's predictions, and the validation scores it was chosen by.
 
     Attributes:
-        weight: of the trees' predictions, 0 to 1.
+        weight: the weight of the trees' predictions, 0 to 1.
         metric: the main metric's name.
-        network, alone, together: its value by the network, by the trees, by both with this weight.
-        trees: how many were grown.
-        said: the same in a sentence.
+        network: the metric of the network alone on validation rows.
+        alone: the metric of the trees alone.
+        together: the metric of both, blended with `weight`.
+        trees: the number of trees.
+        said: a summary, one sentence.
     """
 
     weight: Number

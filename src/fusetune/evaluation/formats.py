@@ -1,4 +1,4 @@
-"""Earlier layouts of report.json, brought to the present one."""
+"""Upgrade earlier layouts of report.json to the current one."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Json = dict[str, Any]
 
 
 def upgraded(content: Any) -> Any:
-    """Bring the content of a report.json to the present layout.
+    """Upgrade the content of a report.json to the current layout.
 
     Format 1 named the parts of a task's result (`per_class`, `confusion`, `roc`, `pr`, `fit`, `calibration`) and its
     `kind`; since format 2 they are sections of panels.
 
     Raises:
-        KeyError, TypeError, ValueError: the content is no report.
+        KeyError, TypeError, ValueError: the content is not a report.
     """
     if not isinstance(content, dict) or content.get("format", 1) != 1:
         return content
@@ -53,7 +53,7 @@ def _task(task: Json) -> Json:
         )
     errors_are = {
         "regression": "rows with the largest error, from above and below",
-        "retrieval": "queries whose answer came latest",
+        "retrieval": "queries whose right answer ranked lowest",
     }.get(str(kind), "wrongly predicted rows with the highest loss, spread over the classes")
     return {**task, "sections": sections, "errors_are": errors_are, "meanings": MEANINGS}
 

@@ -1,14 +1,14 @@
-"""What a run found, as plain data: the one thing that the report, the JSON file and the terminal table are made from.
+"""The results of a run as plain data. The HTML report, the JSON file and the terminal table are made from them.
 
     RunResults
-    ├── tables, columns, backbones, rejected, missing, curve, phases    how it came about
+    ├── tables, columns, backbones, rejected, missing, curve, phases    data, encoders and training
     └── tasks: TaskResult
         ├── systems: SystemResult       baseline, before, each modality alone, after: metrics with intervals
-        ├── slices                      where it is good and bad
-        ├── sections                    what the task has to show: panels of generic kinds
-        └── errors: Mistake             the worst rows, with their cells
+        ├── slices                      the main metric on parts of the rows
+        ├── sections                    the task's own panels, of generic kinds
+        └── errors: Mistake             the rows with the worst errors, with their cells
 
-Every figure is a float that may be nan, which stands for "undefined here" and is null in JSON.
+Every figure is a float. nan means undefined and is null in JSON.
 """
 
 from __future__ import annotations
@@ -31,17 +31,19 @@ from fusetune.security.untrusted import TEXT_BYTES, parse_json, read_bytes
 from fusetune.tasks.panels.kinds import Number, Panel, Section
 
 FORMAT = 2
-"""The version of report.json's layout; grows when a field changes its meaning."""
+"""The version of report.json's layout. It is raised when a field changes its meaning."""
 
 SystemKind = Literal["baseline", "before", "alone", "without", "single", "after", "attack"]
-"""What is compared: a constant guess; the frozen backbones with a linear probe; a model that sees one modality only;
-the tuned model with one modality hidden; a model tuned for this target only; the tuned model; the latter and the one
-before tuning under attack."""
+"""The kinds of systems that a report compares.
+
+"baseline": a constant guess. "before": a linear probe on the frozen backbones. "alone": a model of one modality.
+"without": the tuned model with one modality hidden. "single": a model tuned for this target only. "after": the tuned
+model. "attack": the tuned model, or the model before tuning, on adversarially changed rows."""
 
 
 @dataclass
 class Interval:
-    """A figure with its confidence interval; `low` and `high` are nan where there are too few rows for one."""
+    """A figure with its confidence interval; `low` and `high` are nan if there are too few rows for an interval."""
 
     value: Number
     low: Number = math.nan
@@ -58,13 +60,13 @@ class SystemResult:
     """One of the compared systems on the evaluated rows.
 
     Attributes:
-        name: as shown: "tuned", "frozen probe", "text alone".
-        kind: its place in the comparison.
-        description: what it is, in a sentence.
-        metrics: by name.
-        difference: by metric, the tuned model minus this system on the same rows (paired bootstrap); for "attack",
-            the tuned model under attack minus this one. Empty for the tuned model itself.
-        columns: the columns it sees; for "without", those that are hidden from it; for "attack", those changed.
+        name: the name shown in the report: "tuned", "frozen probe", "text alone".
+        kind: the kind of system.
+        description: what the system is, one sentence.
+        metrics: the metrics with their intervals, by name.
+        difference: per metric, the tuned model minus this system on the same rows (paired bootstrap). For "attack",
+            the tuned model under attack minus this system. Empty for the tuned model.
+        columns: the columns that the system reads; for "without", the hidden ones; for "attack", the changed ones.
     """
 
     name: str
@@ -77,7 +79,7 @@ class SystemResult:
 
 @dataclass
 class Slice:
-    """The rows where `column` has `value`, and the main metric of the tuned model on them."""
+    """The tuned model's main metric on the rows where `column` has `value`."""
 
     column: str
     value: str
@@ -91,11 +93,11 @@ class Shown:
 
     Attributes:
         column: the column's name.
-        kind: how `value` is to be shown.
-        text: what there is to read: the cell's text (cut), the number, "missing", an image's size, a sound's length.
-        images: JPEG data URIs, small.
-        sound: a WAV data URI of its first seconds, or "".
-        peaks: the loudest sample, 0 to 1, in equal stretches of the sound.
+        kind: how the cell is displayed.
+        text: the cell's shortened text, the number, "missing", an image's size or a sound's length.
+        images: thumbnails as JPEG data URIs.
+        sound: a WAV data URI of the sound's first seconds, or "".
+        peaks: the largest amplitude, 0 to 1, in equal segments of the sound.
     """
 
     column: str
@@ -108,7 +110,10 @@ class Shown:
 
 @dataclass
 class Mistake:
-    """One of the worst errors. `probability` is the prediction's own, nan for numbers; `loss` is what ranked it."""
+    """One of the worst errors.
+
+    `probability` is that of the prediction, nan for numbers. The errors are ranked by `loss`.
+    """
 
     row: int
     truth: str
@@ -124,10 +129,10 @@ class AttackUsed:
 
     Attributes:
         name: "FGM" or "PGD".
-        epsilon: the largest change, relative: see `fusetune.models.perturb`.
-        steps, step_size: of the ascent.
-        columns: what was changed.
-        units: by column, what epsilon is relative to, in the numbers that enter the encoder.
+        epsilon: the largest relative change, see `fusetune.models.perturb`.
+        steps, step_size: the number of gradient ascent steps, and their size.
+        columns: the changed columns.
+        units: per column, the size that epsilon is relative to, in the scale of the encoder's inputs.
     """
 
     name: str
@@ -140,7 +145,7 @@ class AttackUsed:
 
 @dataclass
 class TaskResult:
-    """One target on the evaluated rows."""
+    """The results for one target on the evaluated rows."""
 
     name: str
     """The task's name in the registry."""
@@ -154,29 +159,29 @@ class TaskResult:
     split: str = "test"
     slices: list[Slice] = field(default_factory=list)
     sections: list[Section] = field(default_factory=list)
-    """What the task has to show of the tuned model's answers."""
+    """The task's own panels about the tuned model's answers."""
     importance: list[Panel] = field(default_factory=list)
-    """What each column counts for the tuned model."""
+    """How much the tuned model relies on each column."""
     balance: list[Panel] = field(default_factory=list)
-    """The target itself by split."""
+    """The distribution of the target by split."""
     attack: AttackUsed | None = None
     stack: StackUsed | None = None
     errors: list[Mistake] = field(default_factory=list)
     errors_are: str = ""
-    """Which rows `errors` are: "rows with the largest error"."""
+    """A description of the rows in `errors`, such as "rows with the largest error"."""
     shared: int = 0
-    """How many of the rows have the same inputs as a train row."""
+    """The number of rows with the same inputs as a train row."""
     encoders_unchanged: bool = False
-    """Whether encoders were tuned, and yet the kept step lies before that."""
+    """Whether encoders were tuned but the best step lies before that stage."""
     meanings: dict[str, str] = field(default_factory=dict)
-    """By metric, what it is in plain words, where its name does not say."""
+    """Per metric, an explanation in plain words, for metrics whose names do not explain themselves."""
 
     def first(self, kind: SystemKind) -> SystemResult | None:
-        """The first system of this kind, or None."""
+        """Return the first system of this kind, or None."""
         return next((system for system in self.systems if system.kind == kind), None)
 
     def all(self, kind: SystemKind) -> list[SystemResult]:
-        """Every system of this kind, best main metric first; those without one last."""
+        """Return every system of this kind, best main metric first, undefined ones last."""
         sign = -1 if self.greater_is_better else 1
 
         def key(system: SystemResult) -> tuple[bool, float]:
@@ -186,13 +191,13 @@ class TaskResult:
         return sorted((system for system in self.systems if system.kind == kind), key=key)
 
     def main(self, system: SystemResult) -> Interval:
-        """The system's main metric; nan where it has none."""
+        """Return the system's main metric; nan if it has none."""
         return system.metrics.get(self.metric, Interval(math.nan))
 
 
 @dataclass
 class TableUsed:
-    """One split's table. rows_in = rows_used + rows_rejected; unlabelled rows count as used."""
+    """The table of a split. rows_in = rows_used + rows_rejected; unlabelled rows count as used."""
 
     split: str
     file: str
@@ -204,7 +209,7 @@ class TableUsed:
 
 @dataclass
 class ColumnUsed:
-    """A column as the schema has it, why, and how many of its cells are missing in each split."""
+    """A column of the schema, the reason for its kind, and the number of missing cells per split."""
 
     column: str
     kind: str
@@ -217,8 +222,8 @@ class ColumnUsed:
 class BackboneUsed:
     """An encoder.
 
-    `licence` is what its source states; `trained` is how many of its `parameters` training has changed; `how` says it
-    in words ("frozen", "LoRA").
+    `licence` is the licence stated by its source. `trained` is the number of its `parameters` that training changed.
+    `how` describes the tuning: "frozen", "LoRA".
     """
 
     kind: str
@@ -234,7 +239,7 @@ class BackboneUsed:
 
 @dataclass
 class RejectedRow:
-    """A row that was left out, and the cell that was the reason."""
+    """A rejected row, and the cell that caused it."""
 
     row: int
     column: str
@@ -245,10 +250,10 @@ class RejectedRow:
 
 @dataclass
 class CurvePoint:
-    """What was measured at one step. nan where a figure was not measured at this step.
+    """The figures measured at one step; nan for a figure that was not measured.
 
-    Where there are several tasks, `task_metrics` has each one's main metric on validation rows, `task_losses` its mean
-    train loss divided by that of the constant guess.
+    With several tasks, `task_metrics` has each task's main metric on validation rows, and `task_losses` each task's
+    mean train loss divided by that of the constant guess.
     """
 
     step: int
@@ -264,7 +269,7 @@ class CurvePoint:
 
 @dataclass
 class LearningCurve:
-    """The course of training. `metric` names `val_metric`; the weights of `best_step`, in `best_stage`, were kept."""
+    """The training history. `metric` names `val_metric`. The model has the weights of `best_step`, in `best_stage`."""
 
     points: list[CurvePoint] = field(default_factory=list)
     best_step: int | None = None
@@ -274,7 +279,7 @@ class LearningCurve:
 
 @dataclass
 class Phase:
-    """A part of the run: how long it took and, where measured, the most memory the process held until its end."""
+    """A part of the run: its duration and, if measured, the process's peak memory until its end."""
 
     name: str
     seconds: Number
@@ -283,11 +288,11 @@ class Phase:
 
 @dataclass
 class RunResults:
-    """Everything a report says.
+    """The content of a report.
 
     Attributes:
-        title: what the report is headed with.
-        version: fusetune's.
+        title: the report's title.
+        version: the version of fusetune.
         time: when the run ended, ISO 8601.
         command: the command line, or the Python call.
         settings: the configuration that was used, as flat `key: value` text.
@@ -315,7 +320,7 @@ class RunResults:
     backbones: list[BackboneUsed] = field(default_factory=list)
     parameters: int = 0
     trained: int = 0
-    """How many of the parameters have other values than at the start."""
+    """The number of parameters whose values training changed."""
     waited: Number = math.nan
     warnings: list[str] = field(default_factory=list)
     num_rejected: int = 0
@@ -330,7 +335,7 @@ class RunResults:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, numpy values and containers as what standard JSON can hold: nan and infinities become None."""
+    """Convert dataclasses, numpy values and containers to standard JSON types; nan and infinities become None."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {part.name: plain(getattr(value, part.name)) for part in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -345,7 +350,7 @@ def plain(value: Any) -> Any:
 
 
 def to_json(results: RunResults) -> str:
-    """The results as standard JSON text: no NaN, no Infinity; lone surrogates are escaped."""
+    """Return the results as standard JSON text, without NaN and Infinity and with lone surrogates escaped."""
     return json.dumps(plain(results), allow_nan=False, indent=1)
 
 
@@ -355,10 +360,10 @@ def _adapter() -> TypeAdapter[RunResults]:
 
 
 def from_json(text: str | bytes, *, file: str | None = None) -> RunResults:
-    """The results that `to_json` wrote, of this version or an earlier one; fields of a later version are ignored.
+    """Read results written by `to_json` of this or an earlier version. Unknown fields are ignored.
 
     Raises:
-        FolderError: it is no such text.
+        FolderError: the text is not a report.
     """
     try:
         return _adapter().validate_python(upgraded(parse_json(text)))
@@ -373,7 +378,7 @@ def from_json(text: str | bytes, *, file: str | None = None) -> RunResults:
 
 
 def read_results(path: Path) -> RunResults:
-    """The results in a report.json.
+    """Read the results in a report.json.
 
     Raises:
         FolderError: there is no such file, or it is not a report.

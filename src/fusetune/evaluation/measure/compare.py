@@ -1,10 +1,10 @@
-"""Confidence intervals for any metric, and for the difference of two systems, by the bootstrap.
+"""Bootstrap confidence intervals for any metric, and for the difference between two systems.
 
-Rows are drawn with replacement (whole groups where rows belong together, as several rows of one patient do) and all
-metrics of all systems are taken on the same drawn rows, so that differences are paired. Intervals are
+Rows are drawn with replacement. Rows that belong together, such as several rows of one patient, are drawn as a group.
+All metrics of all systems are computed on the same drawn rows, so that differences are paired. Intervals are
 bias-corrected percentiles of the draws (Efron & Tibshirani 1993, ch. 14).
 
-Legend: rows = evaluated rows, units = what is drawn: rows or groups.
+Legend: rows = evaluated rows, units = the drawn items: rows or groups.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from scipy.special import ndtr, ndtri
 from fusetune.evaluation.results import Interval
 
 MIN_UNITS = 10
-"""With fewer rows or groups there is no interval: the draws would say more about chance than about the model."""
+"""The fewest rows or groups for an interval: with fewer, the percentiles of the draws are not reliable."""
 
 MIN_DEFINED = 0.8
-"""The share of draws on which a metric must be defined; below, its interval is nan."""
+"""The smallest share of draws on which a metric must be defined; otherwise its interval is nan."""
 
 MIN_DRAWS = 100
 MAX_WORK = 20_000_000
-"""The most score values looked at: draws x systems x rows x classes. Large tables need fewer draws for a steady end."""
+"""The most score values to process: draws x systems x rows x classes. Large tables need fewer draws for stable ends."""
 
 
 Metrics = Callable[[np.ndarray, np.ndarray, np.ndarray | None], dict[str, float]]
-"""What `Task.metrics` is: scores, truth and weights to all metrics at once; nan where one is undefined."""
+"""The type of `Task.metrics`: from scores, truth and weights to all metrics; an undefined metric is nan."""
 
 
 @dataclass(frozen=True)
 class Draws:
-    """What the bootstrap saw of one system: each metric on all rows, and on each draw, (draws,)."""
+    """The bootstrap of one system: each metric on all rows (`value`), and on each draw, (draws,) (`drawn`)."""
 
     value: dict[str, float]
     drawn: dict[str, np.ndarray]
 
     def intervals(self, level: float) -> dict[str, Interval]:
-        """Each metric with its interval."""
+        """Return each metric with its interval."""
         return {name: interval(value, self.drawn[name], level) for name, value in self.value.items()}
 
     def minus(self, other: Draws, level: float) -> dict[str, Interval]:
-        """This system's metrics minus the other's, on the same draws, for the metrics that both have."""
+        """Return this system's metrics minus the other's on the same draws, for the metrics that both have."""
         return {
             name: interval(value - other.value[name], self.drawn[name] - other.drawn[name], level)
             for name, value in self.value.items()
@@ -56,10 +56,11 @@ class Draws:
 
 
 def interval(value: float, drawn: np.ndarray, level: float = 0.95) -> Interval:
-    """The bias-corrected percentile interval of a metric's draws; nan ends where too many draws are undefined.
+    """Return the bias-corrected percentile interval of a metric's draws, with nan ends if too many are undefined.
 
-    Where draws lie to one side of the metric, as those of average precision do (equal rows help it), the percentiles
-    are moved to the other side (Efron 1981); without bias they are the plain ones. The metric is never left out.
+    If most draws lie on one side of the metric, the percentiles are moved to the other side (Efron 1981). Average
+    precision, for example, rises when rows are repeated. Without bias the percentiles are the plain ones. The interval
+    always contains the metric.
 
     Args:
         value: the metric on all rows.
@@ -86,31 +87,31 @@ def draw_all(
     weights: np.ndarray | None = None,
     groups: Sequence[Any] | np.ndarray | None = None,
 ) -> dict[str, Draws]:
-    """Every system's metrics on all rows and on the same draws of rows.
+    """Compute every system's metrics on all rows and on the same draws of rows.
 
     Args:
-        metrics: all metrics at once, as `Task.metrics`.
-        systems: name to scores, (rows, ...) each, in the order of `truth`.
+        metrics: computes all metrics, as `Task.metrics` does.
+        systems: the scores by system name, (rows, ...) each, in the order of `truth`.
         truth: (rows, ...).
-        num: draws; fewer (at least 100) are made where rows x classes x systems is large.
+        num: the number of draws; fewer, at least 100, if rows x classes x systems is large.
         seed: equal seeds give equal draws.
-        weights: (rows,) each row's weight in the metrics.
-        groups: (rows,) rows of equal value are drawn together.
+        weights: (rows,) row weights in the metrics.
+        groups: (rows,) rows with equal values are drawn together.
     """
     truth = np.asarray(truth)
     values = {name: _measure(metrics, scores, truth, weights) for name, scores in systems.items()}
     drawn: dict[str, dict[str, list[float]]] = {
-        name: {metric: [] for metric in found} for name, found in values.items()
+        name: {metric: [] for metric in measured} for name, measured in values.items()
     }
     work = sum(np.asarray(scores).size for scores in systems.values())
     for rows in _draws(len(truth), groups, num=limit(num, work), seed=seed):
         for name, scores in systems.items():
-            found = _measure(metrics, scores[rows], truth[rows], None if weights is None else weights[rows])
-            for metric, kept in drawn[name].items():
-                kept.append(found.get(metric, math.nan))
+            measured = _measure(metrics, scores[rows], truth[rows], None if weights is None else weights[rows])
+            for metric, draws in drawn[name].items():
+                draws.append(measured.get(metric, math.nan))
     return {
-        name: Draws(values[name], {metric: np.asarray(kept, dtype=np.float64) for metric, kept in kept_by.items()})
-        for name, kept_by in drawn.items()
+        name: Draws(values[name], {metric: np.asarray(draws, dtype=np.float64) for metric, draws in by_metric.items()})
+        for name, by_metric in drawn.items()
     }
 
 
@@ -125,9 +126,9 @@ def bootstrap(
     weights: np.ndarray | None = None,
     groups: Sequence[Any] | np.ndarray | None = None,
 ) -> dict[str, Interval]:
-    """Each metric with its interval. The arguments are those of `draw_all`; `level` is the interval's coverage.
+    """Return each metric with its interval; `level` is the coverage, the other arguments are those of `draw_all`.
 
-    With fewer than `MIN_UNITS` rows (or groups) the ends are nan.
+    With fewer than `MIN_UNITS` rows or groups the ends are nan.
     """
     drawn = draw_all(metrics, {"": scores}, truth, num=num, seed=seed, weights=weights, groups=groups)
     return drawn[""].intervals(level)
@@ -145,9 +146,9 @@ def paired_difference(
     weights: np.ndarray | None = None,
     groups: Sequence[Any] | np.ndarray | None = None,
 ) -> dict[str, Interval]:
-    """The metrics of `scores` minus those of `other` on the same rows, each with its interval.
+    """Return the metrics of `scores` minus those of `other` on the same rows, each with its interval.
 
-    An interval that holds 0 means that the rows cannot tell the two apart.
+    If the interval contains 0, the rows do not show a difference.
     """
     systems = {"a": scores, "b": other}
     drawn = draw_all(metrics, systems, truth, num=num, seed=seed, weights=weights, groups=groups)
@@ -155,18 +156,18 @@ def paired_difference(
 
 
 def limit(num: int, work: int) -> int:
-    """How many draws to make of `num` asked for, when each looks at `work` score values."""
+    """Return the number of draws to make, at most `num`, if each draw processes `work` score values."""
     return min(num, max(MIN_DRAWS, MAX_WORK // max(work, 1)))
 
 
 def _measure(metrics: Metrics, scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None) -> dict[str, float]:
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # sklearn warns of each undefined metric on each draw: nan says the same
+        warnings.simplefilter("ignore")  # sklearn warns of each undefined metric on each draw; nan already marks them
         return metrics(scores, truth, weights)
 
 
 def _draws(rows: int, groups: Sequence[Any] | np.ndarray | None, *, num: int, seed: int) -> Iterator[np.ndarray]:
-    """Row indices of each draw; none at all where there are too few units."""
+    """Yield the row indices of each draw; nothing if there are too few units."""
     rng = np.random.default_rng(seed)
     if groups is None:
         if rows >= MIN_UNITS:

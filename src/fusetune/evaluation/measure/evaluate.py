@@ -1,4 +1,4 @@
-"""A tuned model on labelled rows: metrics, by slices, for people and machines."""
+"""Evaluate a tuned model on labelled rows: metrics with intervals, also by slice."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from fusetune.trees.stack import Stack
 
 @dataclass
 class Evaluation:
-    """What was measured.
+    """The result of an evaluation.
 
     Attributes:
-        tasks: per target; the tuned model is the only system compared.
-        rows_in: the table's rows.
-        rows_rejected: those that could not be read at all, or whose target could not.
-        cells_masked: cells that could not be read and were taken as missing.
-        problems: the rejected rows and masked cells in words, the first of them.
+        tasks: the results per target, with the tuned model as the only system.
+        rows_in: the number of rows in the table.
+        rows_rejected: the number of rows that, or whose targets, could not be read.
+        cells_masked: the number of unreadable cells that were treated as missing.
+        problems: descriptions of the first rejected rows and masked cells.
     """
 
     tasks: list[TaskResult]
@@ -38,14 +38,14 @@ class Evaluation:
     problems: list[str]
 
     def metrics(self) -> dict[str, dict[str, float]]:
-        """Per target, each metric's value."""
+        """Return each metric's value, per target."""
         return {
             task.target: {name: interval.value for name, interval in task.systems[0].metrics.items()}
             for task in self.tasks
         }
 
     def to_json(self) -> dict[str, Any]:
-        """The same as plain data: nan is None."""
+        """Return the evaluation as plain data; nan becomes None."""
         content: dict[str, Any] = plain(self)
         return content
 
@@ -75,26 +75,26 @@ def measure(
     progress: Progress | None = None,
     stack: Stack | None = None,
 ) -> Evaluation:
-    """Metrics with bootstrap intervals on the labelled rows, and the main metric by slice.
+    """Measure metrics with bootstrap intervals on the labelled rows, and the main metric by slice.
 
     Args:
-        model: tuned.
-        tasks: by name.
+        model: the tuned model.
+        tasks: the fitted tasks by name.
         examples: prepared rows with their targets checked.
-        slices: columns of the table.
-        group: a column of the table whose equal cells are drawn together by the bootstrap.
-        seed: of the bootstrap.
-        progress: wraps iterators.
-        stack: the trees beside the model, where there are any.
+        slices: the table's columns to slice by.
+        group: a column of the table; the bootstrap draws rows with equal cells together.
+        seed: the seed of the bootstrap.
+        progress: wraps iterators to show progress.
+        stack: the boosted trees beside the model, if any.
 
     Raises:
-        TableError: a slice's column is not in the table.
+        TableError: a column of `slices` is not in the table.
     """
     table = examples.table
     table.require(slices)
-    found = []
+    results = []
     if not tasks:
-        found += measure_search(model, examples, seed=seed)
+        results += measure_search(model, examples, seed=seed)
     predicted = predict_scores(model, tasks, examples, stack=stack, progress=progress) if tasks else {}
     for name, task in tasks.items():
         rows = examples.labelled(name)
@@ -104,7 +104,7 @@ def measure(
         truth = examples.truth(name, rows)
         tuned = Candidate("tuned", "after", "the tuned model", scores)
         values = {column: table.cells(column, rows) for column in slices}
-        found.append(
+        results.append(
             judge(
                 task,
                 [tuned],
@@ -123,7 +123,7 @@ def measure(
     problems = [f"row {item.row}, column {item.column!r}: {item.why}" for item in [*rejected, *examples.masked]]
     shown = problems[:10] + ([f"and {len(problems) - 10} more"] if len(problems) > 10 else [])
     return Evaluation(
-        found,
+        results,
         rows_in=len(table) + len(table.rejected),
         rows_rejected=len({item.row for item in rejected}),
         cells_masked=len(examples.masked),
@@ -132,27 +132,27 @@ def measure(
 
 
 def measure_search(model: Family, examples: Examples, *, seed: int = 0) -> list[TaskResult]:
-    """Retrieval in every direction between the columns of a model that has no task; the tuned model alone.
+    """Measure retrieval in every direction between the columns, for a model without tasks.
 
     Args:
-        model: tuned.
+        model: the tuned model.
         examples: prepared rows.
-        seed: of the bootstrap.
+        seed: the seed of the bootstrap.
     """
     codes = {name: column.codes[examples.used] for name, column in examples.columns.items()}
     groups = examples.groups[examples.used]
     vectors = {name: values.numpy() for name, values in row_vectors(model, examples, examples.used).items()}
-    found = []
+    results = []
     for search in searches(sides(parts(examples)), codes, groups):
         tuned = SystemResult("tuned", "after", "the tuned model", {})
-        asking = groups[search.rows]
-        found.append(
+        query_groups = groups[search.rows]
+        results.append(
             judge_search(
                 search,
                 [(tuned, ranks(search, vectors))],
                 examples.rows[examples.used[search.rows]],
-                groups=asking.tolist() if (asking >= 0).all() else None,
+                groups=query_groups.tolist() if (query_groups >= 0).all() else None,
                 seed=seed,
             )
         )
-    return found
+    return results

@@ -1,4 +1,4 @@
-"""One task's answers of all compared systems, judged on the same rows: what `TaskResult` holds."""
+"""Compare systems on the same rows of one task, and build the `TaskResult`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from fusetune.tasks.panels.kinds import Evidence
 
 @dataclass
 class Candidate:
-    """A system to compare: its answers on the evaluated rows, as `Task.answers` gives them.
+    """A system to compare, with its answers on the evaluated rows.
 
     Attributes:
-        name, kind, description, columns: as in `SystemResult`.
-        answers: (rows, ...) in the order of the truth.
+        name, kind, description, columns: see `SystemResult`.
+        answers: (rows, ...) as `Task.answers` returns them, in the order of the truth.
     """
 
     name: str
@@ -33,15 +33,15 @@ class Candidate:
 
 @dataclass
 class EvaluatedRows:
-    """The rows that systems are judged on.
+    """The rows that systems are compared on.
 
     Attributes:
-        truth: (rows, ...) as `Task.truth` gives it.
+        truth: (rows, ...) as `Task.truth` returns it.
         ids: (rows,) the row ids.
-        split: where the rows are from.
-        weights: (rows,) in the metrics.
-        groups: (rows,) rows of equal value are drawn together by the bootstrap.
-        slices: by column, the rows' values; numbers of many values are cut into quarters.
+        split: the rows' split.
+        weights: (rows,) row weights in the metrics.
+        groups: (rows,) the bootstrap draws rows with equal values together.
+        slices: the rows' values by column; numbers with many values are divided into quarters.
     """
 
     truth: np.ndarray
@@ -63,22 +63,22 @@ def judge(
     num_errors: int = 12,
     seed: int = 0,
 ) -> TaskResult:
-    """Compare the candidates and look closely at the one of kind "after" (else the last).
+    """Compare the candidates; slices, panels and errors are of the one of kind "after" (else the last).
 
     Args:
-        task: fitted.
-        candidates: at least one.
-        rows: what they are judged on.
+        task: the fitted task.
+        candidates: one or more systems.
+        rows: the evaluated rows.
         validation: the tuned model's answers and the truth on validation rows, for the task's panels.
-        show: a position among the rows to its cells, for the worst errors.
-        num: bootstrap draws.
-        num_errors: how many errors to show.
-        seed: of the draws.
+        show: returns the cells of the row at a position, for the worst errors.
+        num: the number of bootstrap draws.
+        num_errors: the number of errors to show.
+        seed: the seed of the draws.
     """
     truth = np.asarray(rows.truth)
     tuned = next((system for system in candidates if system.kind == "after"), candidates[-1])
     measured = [task.measured(system.answers, truth) for system in candidates]
-    own = measured[next(place for place, system in enumerate(candidates) if system is tuned)]
+    tuned_measured = measured[next(index for index, system in enumerate(candidates) if system is tuned)]
     result = TaskResult(
         name=task.name,
         target=task.target,
@@ -89,11 +89,11 @@ def judge(
         labels=task.labels,
         split=rows.split,
         slices=measure_slices(
-            task, own, truth, rows.slices, weights=rows.weights, num=min(num, SLICE_DRAWS), seed=seed
+            task, tuned_measured, truth, rows.slices, weights=rows.weights, num=min(num, SLICE_DRAWS), seed=seed
         ),
     )
     names = {name for system in result.systems for name in system.metrics}
-    result.meanings = {name: said for name, said in task.meanings.items() if name in names}
+    result.meanings = {name: meaning for name, meaning in task.meanings.items() if name in names}
     if len(truth) == 0:
         return result
     result.sections = task.panels(Evidence(tuned.answers, truth, rows.weights, validation, seed))
@@ -117,25 +117,25 @@ def _systems(
     num: int,
     seed: int,
 ) -> list[SystemResult]:
-    """Each candidate's metrics, and the tuned model's minus them on the same draws."""
+    """Return each candidate's metrics, and their paired differences to the tuned model's."""
     draws = draw_all(
         task.metrics,
-        {str(place): values for place, values in enumerate(measured)},
+        {str(index): values for index, values in enumerate(measured)},
         rows.truth,
         num=num,
         seed=seed,
         weights=rows.weights,
         groups=rows.groups,
     )
-    places = range(len(candidates))
-    tuned = next((place for place in places if candidates[place].kind == "after"), len(candidates) - 1)
-    attacked = next((place for place in reversed(places) if candidates[place].kind == "attack"), None)  # the tuned one
-    found = []
-    for place, system in enumerate(candidates):
+    indices = range(len(candidates))
+    tuned = next((index for index in indices if candidates[index].kind == "after"), len(candidates) - 1)
+    attacked = next((index for index in reversed(indices) if candidates[index].kind == "attack"), None)  # the tuned one
+    results = []
+    for index, system in enumerate(candidates):
         reference = attacked if system.kind == "attack" and attacked is not None else tuned
-        difference = {} if place == reference else draws[str(reference)].minus(draws[str(place)], 0.95)
-        metrics = draws[str(place)].intervals(0.95)
-        found.append(
+        difference = {} if index == reference else draws[str(reference)].minus(draws[str(index)], 0.95)
+        metrics = draws[str(index)].intervals(0.95)
+        results.append(
             SystemResult(system.name, system.kind, system.description, metrics, difference, list(system.columns))
         )
-    return found
+    return results

@@ -1,4 +1,4 @@
-"""Retrieval: how early the right cell comes when all are ranked by how near they are to a query."""
+"""Retrieval: rank all cells by cosine similarity to a query, and measure the rank of the right one."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ CHUNK = 1024
 
 @dataclass(frozen=True)
 class Side:
-    """What a query or an answer is made of: one column, or several whose vectors are averaged.
+    """The columns of a query or an answer. The vectors of several columns are averaged.
 
     Attributes:
-        name: as shown: "image", "text".
-        columns: its columns.
+        name: the name shown in the report: "image", "text".
+        columns: the columns' names.
     """
 
     name: str
@@ -32,14 +32,14 @@ class Side:
 
 @dataclass
 class Search:
-    """One direction of search on some rows: each row that has both sides asks for its own answer.
+    """One direction of retrieval. Every row that has both sides is a query for its own answer.
 
     Attributes:
-        query, answer: the sides.
-        rows: (queries,) the asking rows' positions among the rows that were given.
-        owner: (queries,) which of the answers below is a query's own.
-        right: (queries, answers) bool, the answers that are right: those of every row with an equal query, or of the
-            query's group.
+        query, answer: the two sides.
+        rows: (queries,) the queries' positions among the rows.
+        owner: (queries,) the index, in `answer_rows`, of the answer in the query's own row.
+        right: (queries, answers) bool, the right answers: those of every row with an equal query or in the query's
+            group.
         answer_rows: (answers,) for each distinct answer, the position of the first row that has it.
     """
 
@@ -52,15 +52,15 @@ class Search:
 
     @property
     def name(self) -> str:
-        """As shown: "text → image"."""
+        """The name shown in the report: "text → image"."""
         return f"{self.query.name} → {self.answer.name}"
 
 
 def sides(parts: Mapping[str, Sequence[str]]) -> list[Side]:
-    """The sides of search: one a sort of signal; where there is one sort only, one a column.
+    """Return the sides of retrieval: one per modality, or one per column if there is one modality only.
 
     Args:
-        parts: per sort of signal its columns.
+        parts: the columns per modality.
     """
     if len(parts) > 1:
         return [Side(name, tuple(columns)) for name, columns in parts.items()]
@@ -68,90 +68,90 @@ def sides(parts: Mapping[str, Sequence[str]]) -> list[Side]:
 
 
 def searches(chosen: Sequence[Side], codes: Mapping[str, np.ndarray], groups: np.ndarray | None = None) -> list[Search]:
-    """Every direction between two sides in which some row can ask.
+    """Return every direction between two sides that two or more rows have both.
 
     Args:
         chosen: the sides.
-        codes: per column (rows,), which cell a row has, -1 for none.
-        groups: (rows,) int, rows of one group are right answers of each other, -1 for none.
+        codes: (rows,) per column, the id of each row's cell, -1 for a missing cell.
+        groups: (rows,) int; rows of one group are right answers to each other; -1 for no group.
     """
-    found = []
+    result = []
     for query in chosen:
         for answer in chosen:
             if query is answer:
                 continue
-            asked, given = (np.stack([codes[name] for name in side.columns], 1) for side in (query, answer))
-            rows = np.flatnonzero((asked >= 0).any(1) & (given >= 0).any(1))
+            queries, answers = (np.stack([codes[name] for name in side.columns], 1) for side in (query, answer))
+            rows = np.flatnonzero((queries >= 0).any(1) & (answers >= 0).any(1))
             if len(rows) < 2:
                 continue
-            _, first, owner = np.unique(given[rows], axis=0, return_index=True, return_inverse=True)
+            _, first, owner = np.unique(answers[rows], axis=0, return_index=True, return_inverse=True)
             owner = owner.reshape(-1)
-            _, same = np.unique(asked[rows], axis=0, return_inverse=True)
+            _, same = np.unique(queries[rows], axis=0, return_inverse=True)
             right = _right(same.reshape(-1), owner, len(first))
             if groups is not None:
-                known = np.flatnonzero(groups[rows] >= 0)
-                if len(known):
-                    _, together = np.unique(groups[rows][known], return_inverse=True)
-                    right[known] |= _right(together.reshape(-1), owner[known], len(first))
-            found.append(Search(query, answer, rows, owner, right, rows[first]))
-    return found
+                grouped = np.flatnonzero(groups[rows] >= 0)
+                if len(grouped):
+                    _, together = np.unique(groups[rows][grouped], return_inverse=True)
+                    right[grouped] |= _right(together.reshape(-1), owner[grouped], len(first))
+            result.append(Search(query, answer, rows, owner, right, rows[first]))
+    return result
 
 
-def _right(asks: np.ndarray, owner: np.ndarray, num_answers: int) -> np.ndarray:
-    """(queries, answers) bool: the answers of all queries that ask the same."""
-    by_asked = np.zeros((int(asks.max()) + 1, num_answers), dtype=bool)
-    by_asked[asks, owner] = True
-    return np.asarray(by_asked[asks])
+def _right(query_ids: np.ndarray, owner: np.ndarray, num_answers: int) -> np.ndarray:
+    """Return the answers of all queries with the same id, (queries, answers) bool."""
+    by_id = np.zeros((int(query_ids.max()) + 1, num_answers), dtype=bool)
+    by_id[query_ids, owner] = True
+    return np.asarray(by_id[query_ids])
 
 
 def side_vectors(side: Side, vectors: Mapping[str, np.ndarray]) -> np.ndarray:
-    """(rows, dim) of a side: the mean of its columns' unit vectors, of unit length; zeros where it is absent.
+    """Return a side's vectors, (rows, dim): the normalised mean of its columns' vectors, zeros where it is absent.
 
     Args:
-        side: with the columns.
-        vectors: per column (rows, dim) of unit length, zeros where the column is absent.
+        side: the side.
+        vectors: (rows, dim) per column, of unit length, zeros where the column is absent.
     """
     total = sum((vectors[name] for name in side.columns), np.zeros_like(vectors[side.columns[0]]))
     return np.asarray(total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12))
 
 
 def ranks(search: Search, vectors: Mapping[str, np.ndarray]) -> np.ndarray:
-    """(queries,) the rank of the nearest right answer among the distinct answers, from 1, by cosine similarity.
+    """Return the rank, from 1, of each query's nearest right answer among the distinct answers, (queries,).
 
-    Other right answers do not push it back. Wrong answers that are just as near count half, so that a model that
-    makes all vectors equal ranks in the middle, not first.
+    Ranks are by cosine similarity. Other right answers do not lower the rank. A wrong answer of equal similarity
+    counts one half, so that a model with equal vectors for all cells ranks in the middle, not first.
 
     Args:
         search: the direction.
-        vectors: as in `side_vectors`.
+        vectors: see `side_vectors`.
     """
-    asked = side_vectors(search.query, vectors)[search.rows]
+    queries = side_vectors(search.query, vectors)[search.rows]
     answers = side_vectors(search.answer, vectors)[search.answer_rows]
-    found = np.empty(len(asked))
-    for start in range(0, len(asked), CHUNK):
+    result = np.empty(len(queries))
+    for start in range(0, len(queries), CHUNK):
         part = slice(start, start + CHUNK)
-        near = asked[part] @ answers.T  # (chunk, answers)
+        similarity = queries[part] @ answers.T  # (chunk, answers)
         right = search.right[part]
-        best = np.where(right, near, -np.inf).max(1, keepdims=True)
-        wrong = np.where(right, -np.inf, near)
+        best = np.where(right, similarity, -np.inf).max(1, keepdims=True)
+        wrong = np.where(right, -np.inf, similarity)
         tied = np.isclose(wrong, best, rtol=0, atol=1e-6)
-        found[part] = 1 + ((wrong > best) & ~tied).sum(1) + tied.sum(1) / 2
-    return found
+        result[part] = 1 + ((wrong > best) & ~tied).sum(1) + tied.sum(1) / 2
+    return result
 
 
 def metrics(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
-    """Recall@k (the share of queries whose right answer is among the first k), mean reciprocal rank, median rank.
+    """Return recall@k (the share of queries with a right answer among the first k), mean reciprocal rank, median rank.
 
     Args:
         scores: (queries,) ranks from 1.
-        truth: not looked at; the ranks say all.
+        truth: ignored; the ranks contain everything.
         weights: (queries,) or None.
     """
     if not len(scores):
         return dict.fromkeys((METRIC, *(f"recall@{k}" for k in CUTOFFS), "median_rank"), float("nan"))
-    found = {METRIC: float(np.average(1 / scores, weights=weights))}
-    found |= {f"recall@{k}": float(np.average(scores <= k, weights=weights)) for k in CUTOFFS}
-    return found | {"median_rank": float(np.median(scores))}
+    result = {METRIC: float(np.average(1 / scores, weights=weights))}
+    result |= {f"recall@{k}": float(np.average(scores <= k, weights=weights)) for k in CUTOFFS}
+    return result | {"median_rank": float(np.median(scores))}
 
 
 def judge_search(
@@ -165,24 +165,24 @@ def judge_search(
     num: int = 1000,
     seed: int = 0,
 ) -> TaskResult:
-    """Compare systems on one direction of search.
+    """Compare systems on one direction of retrieval.
 
     Args:
         search: the direction.
-        systems: name, kind and description of each with its ranks; the last is the tuned model.
+        systems: each system with its ranks, (queries,); the last is the tuned model.
         rows: (queries,) row ids.
-        split: where the rows are from.
-        groups: (queries,) queries of equal value are drawn together by the bootstrap.
-        worst: the queries to show: position, position of the answer that came first, cells.
-        num, seed: of the bootstrap.
+        split: the rows' split.
+        groups: (queries,) the bootstrap draws queries with equal values together.
+        worst: the queries to show: position, position of the top-ranked answer, cells.
+        num, seed: the number of bootstrap draws, and their seed.
     """
-    nothing = np.zeros(len(search.rows))
-    named = {str(place): found for place, (_, found) in enumerate(systems)}
-    draws = draw_all(metrics, named, nothing, num=num, seed=seed, groups=groups)
+    no_truth = np.zeros(len(search.rows))
+    by_index = {str(index): ranking for index, (_, ranking) in enumerate(systems)}
+    draws = draw_all(metrics, by_index, no_truth, num=num, seed=seed, groups=groups)
     after = draws[str(len(systems) - 1)]
-    for place, (system, _) in enumerate(systems):
-        system.metrics = draws[str(place)].intervals(0.95)
-        system.difference = {} if place == len(systems) - 1 else after.minus(draws[str(place)], 0.95)
+    for index, (system, _) in enumerate(systems):
+        system.metrics = draws[str(index)].intervals(0.95)
+        system.difference = {} if index == len(systems) - 1 else after.minus(draws[str(index)], 0.95)
     tuned, what = systems[-1][1], search.answer.name
     return TaskResult(
         name="retrieval",
@@ -193,12 +193,12 @@ def judge_search(
         systems=[system for system, _ in systems],
         split=split,
         meanings={METRIC: MEANINGS[METRIC]},
-        errors_are="queries whose answer came latest",
+        errors_are="queries whose right answer ranked lowest",
         errors=[
             Mistake(
                 int(rows[at]),
                 f"{what} of row {int(rows[at])}",
-                f"ranked {tuned[at]:g} of {len(search.answer_rows)}; first came the {what} of row {first}",
+                f"ranked {tuned[at]:g} of {len(search.answer_rows)}; the top answer is the {what} of row {first}",
                 float("nan"),
                 float(tuned[at]),
                 cells,
@@ -209,20 +209,20 @@ def judge_search(
 
 
 def first_answers(search: Search, vectors: Mapping[str, np.ndarray], at: np.ndarray) -> np.ndarray:
-    """For some queries, the position of the row whose answer comes first."""
-    asked = side_vectors(search.query, vectors)[search.rows[at]]
+    """Return the position of the row with the top-ranked answer, for the queries `at`."""
+    queries = side_vectors(search.query, vectors)[search.rows[at]]
     answers = side_vectors(search.answer, vectors)[search.answer_rows]
-    return np.asarray(search.answer_rows[(asked @ answers.T).argmax(1)])
+    return np.asarray(search.answer_rows[(queries @ answers.T).argmax(1)])
 
 
 Score = Callable[[Mapping[str, np.ndarray]], float]
 
 
-def mean_score(found: Sequence[Search]) -> Score:
-    """A function from vectors to the mean over directions of the main metric."""
+def mean_score(directions: Sequence[Search]) -> Score:
+    """Return a function from vectors to the main metric, averaged over directions."""
 
     def score(vectors: Mapping[str, np.ndarray]) -> float:
-        values = [metrics(ranks(one, vectors), np.empty(0))[METRIC] for one in found]
+        values = [metrics(ranks(search, vectors), np.empty(0))[METRIC] for search in directions]
         return float(np.mean(values)) if values else float("nan")
 
     return score

@@ -1,4 +1,4 @@
-"""Parts of the rows: the main metric where a column has some value, or lies in a quarter of its range."""
+"""Slices: the main metric on the rows with a certain value of a column, or in a quarter of a number's range."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ def measure_slices(
     num: int = SLICE_DRAWS,
     seed: int = 0,
 ) -> list[Slice]:
-    """Measure the main metric on each slice, the largest first, at most `MAX_SLICES` a column.
+    """Measure the main metric on each slice, the largest first, at most `MAX_SLICES` per column.
 
     Args:
-        task: fitted.
-        measured: (rows, k) as `Task.measured` gives it.
+        task: the fitted task.
+        measured: (rows, k) as `Task.measured` returns it.
         truth: (rows, ...).
-        slices: by column, the rows' values.
-        weights: (rows,) in the metric.
-        num: bootstrap draws.
-        seed: of the draws.
+        slices: the rows' values by column.
+        weights: (rows,) row weights in the metric.
+        num: the number of bootstrap draws.
+        seed: the seed of the draws.
     """
 
     def main(measured: np.ndarray, truth: np.ndarray, weights: np.ndarray | None) -> dict[str, float]:
         return {task.main.name: task.main_value(measured, truth, weights)}
 
-    found = []
+    result = []
     for column, values in slices.items():
         names = np.asarray(slice_names(values), dtype=object)
         distinct, counts = np.unique(names.astype(str), return_counts=True)
@@ -55,29 +55,29 @@ def measure_slices(
             part = None if weights is None else weights[inside]
             metrics = bootstrap(main, measured[inside], truth[inside], num=num, seed=seed, weights=part)
             metric = metrics.get(task.main.name, Interval(math.nan))
-            found.append(Slice(column, cut(str(value), 80), len(inside), metric))
-    return found
+            result.append(Slice(column, cut(str(value), 80), len(inside), metric))
+    return result
 
 
 def slice_names(values: Sequence[Any]) -> list[str]:
-    """Return the slice that each row is in: its value, or a quarter of the rows where those are many numbers.
+    """Return the name of each row's slice: the value, or the quartile range for numbers with many values.
 
-    Numbers may be written as text, as a CSV file has them. A quarter is named by its least and greatest value.
+    Numbers may be text, as in a CSV file. A quartile range is named by its ends.
     """
     numbers = [_number(value) for value in values]
-    there = [not _is_missing(value) for value in values]
-    known = [number for number, is_there in zip(numbers, there, strict=True) if is_there and number is not None]
-    finite = [number for number in known if math.isfinite(number)]
-    if len(set(finite)) > MAX_SLICES and len(known) == sum(there):
+    present = [not _is_missing(value) for value in values]
+    parsed = [number for number, is_present in zip(numbers, present, strict=True) if is_present and number is not None]
+    finite = [number for number in parsed if math.isfinite(number)]
+    if len(set(finite)) > MAX_SLICES and len(parsed) == sum(present):
         edges = np.unique(np.quantile(finite, [0, 0.25, 0.5, 0.75, 1]))
         ranges = [f"{low:.6g} to {high:.6g}" for low, high in pairwise(edges)]
         return [
             MISSING
-            if not is_there or number is None or not math.isfinite(number)
+            if not is_present or number is None or not math.isfinite(number)
             else ranges[int(np.clip(np.searchsorted(edges, number, side="right") - 1, 0, len(ranges) - 1))]
-            for number, is_there in zip(numbers, there, strict=True)
+            for number, is_present in zip(numbers, present, strict=True)
         ]
-    return [str(value) if is_there else MISSING for value, is_there in zip(values, there, strict=True)]
+    return [str(value) if is_present else MISSING for value, is_present in zip(values, present, strict=True)]
 
 
 def _is_missing(value: Any) -> bool:
@@ -85,7 +85,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def _number(value: Any) -> float | None:
-    """The number that a cell is or is written as; None for other cells and for codes, as 007."""
+    """Return the cell as a number; None for other cells and for codes such as 007."""
     if isinstance(value, bool):
         return None
     if isinstance(value, str) and _CODE.match(value.strip()):

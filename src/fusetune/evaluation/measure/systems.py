@@ -1,4 +1,4 @@
-"""What the tuned model is compared with: a constant, linear probes, and models that see one modality only."""
+"""The systems that the tuned model is compared with: a constant guess, linear probes, models of one modality."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fusetune.trees.stack import Stack
 
 
 def parts(examples: Examples) -> dict[str, list[str]]:
-    """The columns by the sort of signal they are: text, image, audio, tabular."""
+    """Group the columns by modality: text, image, audio, tabular."""
     grouped: dict[str, list[str]] = {}
     for name, column in examples.columns.items():
         grouped.setdefault(column.modality.part_of, []).append(name)
@@ -26,22 +26,22 @@ def parts(examples: Examples) -> dict[str, list[str]]:
 
 
 def probe_columns(split: SplitRows, columns: Collection[str]) -> list[str]:
-    """Those of the columns that have features before any training."""
+    """Return the columns that have features before any training."""
     return [name for name in columns if name in split.features]
 
 
 def model_scores(
     model: Family, name: str, task: Task, split: SplitRows, train: SplitRows, stack: Stack | None = None
 ) -> np.ndarray:
-    """Scores of the labelled rows; rows that the examples do not use get the constant guess learned on train rows.
+    """Return the model's scores for the rows of a split; unused rows get the constant guess of the train rows.
 
     Args:
-        model: tuned.
+        model: the tuned model.
         name: the task's name in the model.
-        task: fitted.
-        split: rows to predict.
-        train: rows that the constant guess is learned on.
-        stack: the trees beside the model, where there are any.
+        task: the fitted task.
+        split: the rows to predict.
+        train: the rows that give the constant guess.
+        stack: the boosted trees beside the model, if any.
     """
     scores = task.constant(train.truth, len(split.indices))
     usable = np.isin(split.indices, split.examples.used)
@@ -55,7 +55,7 @@ def model_scores(
 
 
 def baseline(task: Task, train: SplitRows, test: SplitRows) -> Candidate:
-    """The best constant guess."""
+    """Return the best constant guess as a system."""
     what = "the mean" if not task.labels else "the most frequent answer, or each label's rate"
     return Candidate(
         "constant guess",
@@ -66,7 +66,7 @@ def baseline(task: Task, train: SplitRows, test: SplitRows) -> Candidate:
 
 
 def before(probe: Probe, test: SplitRows) -> Candidate:
-    """The pretrained encoders as they come, with a linear model on their features and on the tabular columns."""
+    """Return the linear probe on frozen pretrained encoders and tabular columns as a system."""
     left_out = [name for name in test.examples.columns if name not in probe.scales]
     note = f"; without {', '.join(left_out)}, which no pretrained model reads" if left_out else ""
     what = f"frozen pretrained encoders and a linear model on their features{note}"
@@ -76,19 +76,18 @@ def before(probe: Probe, test: SplitRows) -> Candidate:
 def without(
     model: Family, name: str, task: Task, train: SplitRows, test: SplitRows, stack: Stack | None = None
 ) -> list[Candidate]:
-    """The tuned model with one modality hidden from it, one candidate a modality where there are several; and without
-    its trees."""
+    """Return the tuned model with each modality hidden, if there are several, and without its trees, if it has any."""
     grouped = parts(test.examples)
     candidates = []
     for part, columns in grouped.items() if len(grouped) > 1 else ():
-        seen = test.examples.restrict([column for column in test.examples.columns if column not in columns])
-        scores = model_scores(model, name, task, test.seen(seen), train, stack)
+        view = test.examples.restrict([column for column in test.examples.columns if column not in columns])
+        scores = model_scores(model, name, task, test.seen(view), train, stack)
         candidates.append(
             Candidate(f"without {part}", "without", f"the tuned model, {', '.join(columns)} hidden", scores, columns)
         )
     if stack is not None and name in stack.blends:
-        alone = model_scores(model, name, task, test, train)
-        candidates.append(Candidate("without trees", "without", "the tuned network alone, without its trees", alone))
+        scores = model_scores(model, name, task, test, train)
+        candidates.append(Candidate("without trees", "without", "the tuned network alone, without its trees", scores))
     return candidates
 
 
@@ -100,13 +99,13 @@ def alone(
     *,
     select: bool = False,
 ) -> list[Candidate]:
-    """Each modality alone, where there are several.
+    """Return a model of each modality alone, if there are several modalities.
 
     Args:
         name: the task's name in the model.
-        task: fitted.
+        task: the fitted task.
         splits: "train", "val" and "test".
-        models: per modality, a model trained on it alone; the others are probed.
+        models: the trained models by modality; modalities without one get a linear probe.
         select: see `Probe.fit`.
     """
     train, val, test = splits["train"], splits["val"], splits["test"]
@@ -127,12 +126,12 @@ def alone(
 
 
 def single(name: str, task: Task, model: Family, splits: Mapping[str, SplitRows]) -> Candidate:
-    """A model tuned for one of several targets only.
+    """Return a model tuned for one of several targets only, as a system.
 
     Args:
         name: the task's name in the model.
-        task: fitted.
-        model: tuned for it.
+        task: the fitted task.
+        model: a model tuned for this target only.
         splits: "train" and "test".
     """
     test = splits["test"]
@@ -142,9 +141,10 @@ def single(name: str, task: Task, model: Family, splits: Mapping[str, SplitRows]
 
 
 def trained_alone(how: str, split: SplitRows, tasks: Collection[Task]) -> list[str]:
-    """The modalities that "alone" needs a trained model for.
+    """Return the modalities for which "alone" needs a trained model.
 
-    All if `how` is "tuned" or a task has no linear probe, else those with a column without frozen features.
+    These are all modalities if `how` is "tuned" or a task has no linear probe, else those with a column without frozen
+    features.
     """
     every = how == "tuned" or not all(isinstance(task, Probed) for task in tasks)
     return [

@@ -1,4 +1,4 @@
-"""Cells as the report shows them: small pictures, sounds and text."""
+"""Display cells in the report: thumbnails, sounds and shortened text."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ NUM_PEAKS = 120
 
 
 def show_cell(column: str, kind: str, cell: Any, *, base_dir: Path) -> Shown:
-    """A cell as the report shows it; one that cannot be shown says why instead.
+    """Return a cell for display, or the reason if it cannot be displayed.
 
     Args:
         column: the column's name.
         kind: the column's kind: text, image, audio, number or category; others are shown as text.
-        cell: as the table has it.
-        base_dir: where relative media paths start.
+        cell: the table's cell.
+        base_dir: the folder of relative media paths.
     """
     if cell is None or cell == "" or (isinstance(cell, float) and math.isnan(cell)):
         return Shown(column, "missing", "missing")
@@ -50,12 +50,12 @@ def show_cell(column: str, kind: str, cell: Any, *, base_dir: Path) -> Shown:
 
 
 def cut(text: str, limit: int = MAX_TEXT) -> str:
-    """The text with at most `limit` characters, and a mark where some were cut off."""
+    """Return at most `limit` characters of the text, with an ellipsis if it was cut."""
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 
 def _open(cell: Any, base_dir: Path) -> io.BytesIO:
-    """The file's content, of a path, bytes, or what Parquet holds: {"bytes", "path"}."""
+    """Return the content of a media cell: a path, bytes, or Parquet's {"bytes", "path"}."""
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, str) and any(starts_embedded(cell, starts) for starts in (pictures.STARTS, sounds.STARTS)):

@@ -1,4 +1,4 @@
-"""The report's main pictures as inline SVG: comparison of systems, course of training, table marks."""
+"""The report's main charts as inline SVG: comparison of systems, learning curves, marks in table cells."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ GROUPS: tuple[tuple[SystemKind, str, str], ...] = (
 
 
 def comparison(task: TaskResult) -> Markup:
-    """Every system's main metric as a dot with its interval; the tuned model's interval runs down as a band."""
+    """Draw every system's main metric as a dot with its interval, and the tuned model's interval as a band."""
     return _Comparison(task, width=980, step=31, left=300, right=980 - 190).draw()
 
 
 def narrow_comparison(task: TaskResult) -> Markup:
-    """The same for screens of a telephone's width: names stand above the dots."""
+    """Draw the same chart for narrow screens, with the names above the dots."""
     return _Comparison(task, width=370, step=46, left=8, right=362).draw()
 
 
 class _Comparison:
-    """The drawing of all systems, with names beside the dots where there is room, else above them."""
+    """The chart of all systems, with names beside the dots if there is room, else above them."""
 
     def __init__(self, task: TaskResult, *, width: int, step: int, left: int, right: int) -> None:
         self.task, self.step, self.left, self.right = task, step, left, right
@@ -46,21 +46,21 @@ class _Comparison:
         self.beside = width > 500
         self.top = 20
         self.bottom = self.top + step * len(self.rows)
-        told = "; ".join(f"{system.name}: {with_interval(task.main(system))}" for *_, system in self.rows)
+        description = "; ".join(f"{system.name}: {with_interval(task.main(system))}" for *_, system in self.rows)
         title = f"{task.metric} of each system on {task.rows} {task.split} rows"
-        self.svg = Svg(width, self.bottom + 46, title, told)
+        self.svg = Svg(width, self.bottom + 46, title, description)
         mains = [task.main(system) for *_, system in self.rows]
         ends = [end for main in mains for end in (main.value, main.low, main.high)]
         self.scale = Scale(*padded(ends, 0.08), left, right, num_ticks=6 if self.beside else 4)
 
     def draw(self) -> Markup:
-        """The picture as markup."""
+        """Return the chart as markup."""
         self._frame()
-        seen = ""
+        last_group = ""
         for index, (kind, group, shape, system) in enumerate(self.rows):
             y = self.top + self.step * index + self.step / 2 - 4
-            self._names(index, y, kind, group if group != seen else "", system)
-            seen = group
+            self._names(index, y, kind, group if group != last_group else "", system)
+            last_group = group
             self._dot(y if self.beside else y + 13, kind, shape, system)
         return self.svg.draw()
 
@@ -100,17 +100,17 @@ class _Comparison:
 
 
 def with_interval(value: Interval) -> str:
-    """A figure with its interval in words: `0.880 [0.860, 0.900]`."""
+    """Format a figure with its interval: `0.880 [0.860, 0.900]`."""
     return "{} [{}, {}]".format(*figures([value.value, value.low, value.high])) if value.known else figure(value.value)
 
 
-def strip(value: Interval, low: float, high: float, whole: float = math.nan) -> Markup:
-    """A small dot with its interval for a table cell, on a shared scale; `whole` is marked by a tick."""
+def strip(value: Interval, low: float, high: float, overall: float = math.nan) -> Markup:
+    """Draw a dot with its interval for a table cell, on a shared scale, with a tick at `overall`."""
     svg = Svg(150, 16, with_interval(value))
     scale = Scale(low, high, 6, 144)
     svg.line(6, 8, 144, 8, "s-grid")
-    if math.isfinite(whole):
-        svg.line(scale(whole), 1, scale(whole), 15, "s-muted")
+    if math.isfinite(overall):
+        svg.line(scale(overall), 1, scale(overall), 15, "s-muted")
     if value.known:
         svg.line(scale(value.low), 8, scale(value.high), 8, "s-tuned", width=2.5)
     if math.isfinite(value.value):
@@ -119,7 +119,7 @@ def strip(value: Interval, low: float, high: float, whole: float = math.nan) -> 
 
 
 def bar(share: float) -> Markup:
-    """A small bar for a table cell, 0 to 1; nothing where it is undefined."""
+    """Draw a bar for a table cell, 0 to 1; empty if `share` is undefined."""
     if not math.isfinite(share):
         return Markup("")
     svg = Svg(100, 10, figure(share))
@@ -129,7 +129,7 @@ def bar(share: float) -> Markup:
 
 
 def learning(curve: LearningCurve) -> list[Markup]:
-    """Loss, and the validation metric, over steps; the kept step and the ends of stages are marked."""
+    """Draw losses, validation metrics and learning rate over steps; the best step and stage ends are marked."""
     points = curve.points
     steps: list[float] = [point.step for point in points]
     panels = []
@@ -140,29 +140,29 @@ def learning(curve: LearningCurve) -> list[Markup]:
     metric = [(f"validation {curve.metric}", [point.val_metric for point in points], "s-tuned", "")]
     drawn = [("Loss", "loss", losses), (f"Validation {curve.metric}", curve.metric, metric)]
     for name in points[0].task_metrics if points else ():
-        own = [("validation", [point.task_metrics.get(name, math.nan) for point in points], "s-tuned", "")]
-        drawn.append((f"Validation metric of {short(name, 24)}", name, own))
+        scores = [("validation", [point.task_metrics.get(name, math.nan) for point in points], "s-tuned", "")]
+        drawn.append((f"Validation metric of {short(name, 24)}", name, scores))
     rates = [("learning rate", [point.lr for point in points], "s-alone", "")]
     if any(point.lr > 0 for point in points):
         drawn.append(("Learning rate (the largest)", "", rates))
     for title, unit, series in drawn:
-        known = [one for one in series if any(math.isfinite(value) for value in one[1])]
-        if not known:
+        defined = [line for line in series if any(math.isfinite(value) for value in line[1])]
+        if not defined:
             continue
-        ends = [value for _, values, _, _ in known for value in values]
+        ends = [value for _, values, _, _ in defined for value in values]
         panel = Panel(title, (min(steps), max(steps)), padded(ends), x_label="step", y_label=unit)
         for last, first in pairwise(points):
             if first.stage and first.stage != last.stage:
-                panel.upright(last.step, first.stage, "s-grid", "")
+                panel.vertical_line(last.step, first.stage, "s-grid", "")
         if curve.best_step is not None:
-            panel.upright(curve.best_step, f"kept: step {curve.best_step}")
-        for name, values, css, dash in known:
+            panel.vertical_line(curve.best_step, f"best: step {curve.best_step}")
+        for name, values, css, dash in defined:
             panel.curve(steps, values, css, dash=dash, hint=name)
             if sum(math.isfinite(value) for value in values) <= 30:
                 for x, y in zip(steps, values, strict=True):
                     if math.isfinite(y):
                         panel.svg.circle(panel.x(x), panel.y(y), 3, css.replace("s-", "f-"), hint=f"{x:g}: {figure(y)}")
-        if len(known) > 1:
-            panel.legend([(name, css, dash) for name, _, css, dash in known])
+        if len(defined) > 1:
+            panel.legend([(name, css, dash) for name, _, css, dash in defined])
         panels.append(panel.draw())
     return panels

@@ -1,4 +1,4 @@
-"""How a run came about, as the report says it: columns, encoders, learning curve, warnings."""
+"""Describe a run for the report: columns, encoders, learning curve, warnings."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ from fusetune.training.recipe import BackboneRule
 
 SHOWN_REJECTED = 50
 LEAK_ROWS = 5000
-"""Train rows that columns are judged by."""
+"""The number of train rows on which columns are checked for leaks."""
 
 
 def command() -> str:
-    """The command line, or what stands for a call from Python."""
+    """Return the command line, or "fusetune.fit(...)" for a call from Python."""
     if Path(sys.argv[0]).stem in ("fusetune", "__main__"):
         return shlex.join(["fusetune", *sys.argv[1:]])
     return "fusetune.fit(...)"
 
 
 def device(model: Family, precision: str = "no") -> str:
-    """The model's device in words, "cpu" or the GPU's name, and the precision where it is not float32."""
+    """Return the model's device, "cpu" or the GPU's name, and the precision if it is not float32."""
     where = next(model.parameters()).device
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else str(where)
     return name if precision == "no" else f"{name}, {precision}"
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as `a.b: text`."""
+    """Flatten nested settings to `a.b: text`."""
     out: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
@@ -61,7 +61,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def columns_used(schema: Schema, examples: Mapping[str, Examples]) -> list[ColumnUsed]:
-    """The schema's rows, with the missing cells of each input column by split."""
+    """Return the schema's columns, with the number of missing cells of each input column by split."""
     used = []
     for name, spec in schema.columns.items():
         missing = {
@@ -74,7 +74,7 @@ def columns_used(schema: Schema, examples: Mapping[str, Examples]) -> list[Colum
 def encoders_used(
     model: Family, modalities: Mapping[str, Modality], history: TrainingHistory, rules: Mapping[str, BackboneRule]
 ) -> list[BackboneUsed]:
-    """Each backbone: where it is from, how large it is and how it was tuned."""
+    """Return each backbone's source, size and tuning."""
     used = []
     for key, encoder in model.encoders.items():
         if not isinstance(encoder, Backbone):
@@ -86,7 +86,7 @@ def encoders_used(
         elif key not in history.moved:
             how = "frozen"
         elif history.encoders_unchanged:
-            how = "as pretrained: the kept step lies before it was tuned"
+            how = "as pretrained: the best step lies before it was tuned"
         else:
             how = "tuned" if encoder.adapter is None else f"{encoder.adapter.name} on {len(encoder.adapted)} modules"
             how += "" if rules[key].freeze == "none" else f", freeze={rules[key].freeze}"
@@ -107,7 +107,7 @@ def encoders_used(
 
 
 def curve(history: TrainingHistory, tasks: Mapping[str, Task]) -> LearningCurve:
-    """Every check of the run."""
+    """Return the learning curve: every validation of the run."""
     points = [
         CurvePoint(
             step=check.step,
@@ -133,26 +133,26 @@ def curve(history: TrainingHistory, tasks: Mapping[str, Task]) -> LearningCurve:
 
 
 def warnings(schema: Schema, examples: Mapping[str, Examples]) -> list[str]:
-    """What the user should know: the schema's warnings, cells that could not be read, texts that were cut."""
-    said = list(schema.warnings)
+    """Return the data's warnings: those of the schema, labels that look alike, cells that could not be read."""
+    messages = list(schema.warnings)
     for task in examples["train"].tasks.values():
         for alike in _look_alike(getattr(task, "classes", [])):
-            said.append(
-                f"{', '.join(map(shown, alike))} are labels of their own in {task.target!r}; if they mean the same,"
-                " write them alike"
+            messages.append(
+                f"{', '.join(map(shown, alike))} are different labels of {task.target!r}; if they mean the same, use"
+                " one spelling"
             )
     for split, part in examples.items():
         for column in sorted({item.column or "" for item in part.masked}):
             cells = [item for item in part.masked if item.column == column]
-            said.append(
-                f"{len(cells)} {split} cells of {column!r} could not be read and were taken as missing; "
+            messages.append(
+                f"{len(cells)} {split} cells of {column!r} could not be read and were treated as missing; "
                 f"the first: row {cells[0].row}, {cells[0].why}"
             )
-    return said
+    return messages
 
 
 def kept_before_tuning(history: TrainingHistory) -> list[str]:
-    """Say so where encoders were tuned and the kept weights have them as pretrained."""
+    """Return a warning if encoders were tuned but the best step lies before that stage."""
     if not history.encoders_unchanged:
         return []
     best = history.best
@@ -163,8 +163,8 @@ def kept_before_tuning(history: TrainingHistory) -> list[str]:
 
 
 def near_leaks(train: Examples, schema: Schema) -> list[str]:
-    """Name columns that by themselves decide a target in nearly all train rows: they may leak it."""
-    said = []
+    """Return warnings about columns that alone determine a target in nearly all train rows: they may leak it."""
+    messages = []
     for target in train.tasks:
         rows = train.labelled(target)
         rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), LEAK_ROWS)).astype(np.int64))]
@@ -175,15 +175,15 @@ def near_leaks(train: Examples, schema: Schema) -> list[str]:
             kind = schema.columns[name].kind or ""
             share = nearly_gives_away(train.table.cells(name, rows), answers, kind)
             if share is not None:
-                said.append(
-                    f"“{name}” by itself decides “{target}” in {share:.1%} of the train rows. If it is known only once"
-                    f" the answer is, the figures are too good: leave it out with columns.{name}.role=ignore."
+                messages.append(
+                    f"“{name}” alone determines “{target}” in {share:.1%} of the train rows. If its value is not known"
+                    f" before the target's, the figures are too good: leave it out with columns.{name}.role=ignore."
                 )
-    return said
+    return messages
 
 
 def _look_alike(labels: Sequence[str]) -> list[list[str]]:
-    """Labels that only case, spaces at the ends or the way a number is written tell apart, in groups."""
+    """Return groups of labels that differ only in case, outer spaces or number format."""
     groups: dict[str | float, list[str]] = {}
     for label in labels:
         key: str | float = label.strip().casefold()
@@ -195,7 +195,7 @@ def _look_alike(labels: Sequence[str]) -> list[list[str]]:
 
 
 def rejected_rows(rejected: Sequence[Rejected]) -> list[RejectedRow]:
-    """The first `SHOWN_REJECTED` of them."""
+    """Return the first `SHOWN_REJECTED` rejected rows."""
     return [
         RejectedRow(item.row, item.column or "", shown(item.value), item.why, item.file or "")
         for item in rejected[:SHOWN_REJECTED]
@@ -203,7 +203,7 @@ def rejected_rows(rejected: Sequence[Rejected]) -> list[RejectedRow]:
 
 
 def weights_used(model: Family) -> dict[str, str]:
-    """By key, the fingerprint of each pretrained backbone's weights."""
+    """Return the fingerprint of each pretrained backbone's weights, by key."""
     return {
         key: str(encoder.fingerprint)
         for key, encoder in model.encoders.items()
@@ -212,7 +212,7 @@ def weights_used(model: Family) -> dict[str, str]:
 
 
 def fingerprint(examples: Examples) -> str:
-    """SHA-256 over the cells that were learned from: inputs and targets of the used rows, in order."""
+    """Return the SHA-256 of the training data: inputs and targets of the used rows, in order."""
     digest = hashlib.sha256()
     columns = [*examples.columns, *(task.target for task in examples.tasks.values())]
     for name in columns:

@@ -1,4 +1,4 @@
-"""Panels as markup: every kind that `fusetune.tasks.panels.kinds` names, as a table or an inline SVG."""
+"""Draw panels: every kind in `fusetune.tasks.panels.kinds`, as a table or an inline SVG."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def draw(panel: Any) -> Markup:
 
 
 def table(panel: TablePanel) -> Markup:
-    """Return a table, closed where it is folded."""
+    """Return a table, collapsed if it is folded."""
     heads = Markup().join(
         Markup("<th{}>{}</th>").format(HEAD_CLASSES.get(head.format, Markup(' class="num"')), head.name)
         for head in panel.heads
@@ -69,9 +69,9 @@ def _cell(head: Head, cell: Cell) -> Markup:
 
 
 def heatmap(panel: HeatmapPanel) -> Markup:
-    """Return counts of pairs; shade is the share of the row's total, on the diagonal in another colour.
+    """Return counts of pairs, shaded by their share of the row's total, with the diagonal in another colour.
 
-    Up to 30 labels are named, up to 12 have numbers in their cells; of more than 200, the most frequent are drawn.
+    Up to 30 labels are named, and up to 12 have numbers in their cells. Of more than 200, the most frequent are drawn.
     """
     labels, support = panel.labels, Counter[int]()
     for down, _, rows in panel.cells:
@@ -79,7 +79,7 @@ def heatmap(panel: HeatmapPanel) -> Markup:
     shown = list(range(len(labels)))
     if len(labels) > MAX_MAP:
         shown = sorted(index for index, _ in support.most_common(MAX_MAP))
-    place = {index: at for at, index in enumerate(shown)}
+    position = {index: at for at, index in enumerate(shown)}
     num = max(len(shown), 1)
     side = min(max(480 / num, 2.6), 58)
     named = num <= MAX_NAMED
@@ -91,19 +91,25 @@ def heatmap(panel: HeatmapPanel) -> Markup:
     svg.text(12, top + side * num / 2, panel.down, "f-muted", anchor="middle", turn=-90, size=12)
     svg.rect(left, top, side * num, side * num, "f-grid", opacity=0.35)
     for index in shown if named else []:
-        x, y, name = left + side * (place[index] + 0.5), top + side * (place[index] + 0.5), short(labels[index], 18)
+        x, y, name = (
+            left + side * (position[index] + 0.5),
+            top + side * (position[index] + 0.5),
+            short(labels[index], 18),
+        )
         svg.text(left - 6, y + 4, name, "f-ink", anchor="end", size=11)
         if num > 6:
             svg.text(x + 4, top - 6, name, "f-ink", turn=-90, size=11)
         else:
             svg.text(x, top - 7, short(name, 9), "f-ink", anchor="middle", size=11)
     for down, across, rows in panel.cells:
-        if down not in place or across not in place:
+        if down not in position or across not in position:
             continue
         share = rows / support[down]
-        x, y = left + side * place[across], top + side * place[down]
+        x, y = left + side * position[across], top + side * position[down]
         names = f"{panel.down} {short(labels[down], 60)}, {panel.across} {short(labels[across], 60)}"
-        gap, faint = (0.5, 0.12) if side > 8 else (0, 0.45 if down != across else 0.2)  # 3 pixels must be seen
+        gap, faint = (
+            (0.5, 0.12) if side > 8 else (0, 0.45 if down != across else 0.2)
+        )  # cells of 3 pixels must stay visible
         css, opacity = "f-before" if down == across else "f-tuned", faint + (1 - faint) * share
         hint = f"{names}: {rows} rows ({share:.0%})"
         svg.rect(x + gap, y + gap, side - 2 * gap, side - 2 * gap, css, opacity=opacity, hint=hint)
@@ -114,7 +120,7 @@ def heatmap(panel: HeatmapPanel) -> Markup:
 
 
 def curves(panel: CurvePanel) -> Markup:
-    """Return lines over two axes from 0 to 1, with their values in a legend below the frame."""
+    """Return lines on axes from 0 to 1, with their values in a legend below the frame."""
     rows = math.ceil(len(panel.lines) / 2)
     space = 20 + 17 * rows
     drawn = Panel(
@@ -123,7 +129,7 @@ def curves(panel: CurvePanel) -> Markup:
     if panel.diagonal:
         drawn.curve([0, 1], [0, 1], "s-muted", width=1, dash="4 4", hint=panel.diagonal)
     if math.isfinite(panel.level):
-        drawn.level(panel.level)
+        drawn.horizontal_line(panel.level)
     entries = []
     for index, line in enumerate(panel.lines):
         css, dash = f"s-c{index % SERIES}", "6 3" if index >= SERIES else ""
@@ -134,26 +140,26 @@ def curves(panel: CurvePanel) -> Markup:
 
 
 def reliability(panel: ReliabilityPanel) -> Markup:
-    """Return how often claims of each confidence were right; below, how many claims there were."""
+    """Return the observed frequency by predicted probability, with the number of predictions as bars below."""
     bins = panel.bins
     drawn = Panel("Reliability", (0, 1), (0, 1), x_label=panel.measures, y_label="observed frequency", height=330)
     drawn.curve([0, 1], [0, 1], "s-muted", width=1, dash="4 4", hint="perfectly calibrated")
     most = max((part.rows for part in bins), default=1)
     for part in bins:
-        x, tall, hint = drawn.x(part.low), 46 * part.rows / most, f"{part.rows} claims"
+        x, tall, hint = drawn.x(part.low), 46 * part.rows / most, f"{part.rows} predictions"
         width = drawn.x(part.high) - x - 2
         drawn.svg.rect(x + 1, drawn.y.start - tall, width, tall, "f-muted", opacity=0.28, hint=hint)
     drawn.curve([part.confidence for part in bins], [part.accuracy for part in bins], "s-tuned")
     for part in bins:
-        hint = f"claimed {figure(part.confidence)}, came true {figure(part.accuracy)}, {part.rows} claims"
+        hint = f"predicted {figure(part.confidence)}, observed {figure(part.accuracy)}, {part.rows} predictions"
         drawn.svg.circle(drawn.x(part.confidence), drawn.y(part.accuracy), 4, "f-tuned", hint=hint)
-    drawn.svg.text(drawn.x.start + 8, drawn.y.end + 14, "too modest", "f-muted", size=11)
-    drawn.svg.text(drawn.x.end - 8, drawn.y.start - 56, "too sure", "f-muted", anchor="end", size=11)
+    drawn.svg.text(drawn.x.start + 8, drawn.y.end + 14, "underconfident", "f-muted", size=11)
+    drawn.svg.text(drawn.x.end - 8, drawn.y.start - 56, "overconfident", "f-muted", anchor="end", size=11)
     return drawn.draw()
 
 
 def scatter(panel: ScatterPanel) -> Markup:
-    """Return points on two axes of one scale."""
+    """Return points on two axes with the same scale."""
     ends = padded([*panel.x, *panel.y])
     drawn = Panel(
         panel.title, ends, ends, x_label=short(panel.x_label, 40), y_label=short(panel.y_label, 40), height=330
@@ -167,7 +173,7 @@ def scatter(panel: ScatterPanel) -> Markup:
 
 
 def histogram(panel: HistogramPanel) -> Markup:
-    """Return counts as upright bars, with a line at 0 where it lies inside."""
+    """Return counts as vertical bars, with a line at 0 if it is in the range."""
     edges = panel.edges
     drawn = Panel(
         panel.title,
@@ -183,12 +189,12 @@ def histogram(panel: HistogramPanel) -> Markup:
         width, tall = drawn.x(high) - x - 1, drawn.y.start - y
         drawn.svg.rect(x + 0.5, y, width, tall, "f-tuned", opacity=0.75, hint=hint)
     if edges[0] < 0 < edges[-1]:
-        drawn.upright(0, css="s-ink")
+        drawn.vertical_line(0, css="s-ink")
     return drawn.draw()
 
 
 def spread(panel: SpreadPanel) -> Markup:
-    """Return a median and two percentiles at each place."""
+    """Return a median and two percentiles at each x."""
     ends = [end for point in panel.points for end in (point.low, point.high)]
     drawn = Panel(
         panel.title,
@@ -198,7 +204,7 @@ def spread(panel: SpreadPanel) -> Markup:
         y_label=panel.y_label,
         height=330,
     )
-    drawn.level(0, "s-ink")
+    drawn.horizontal_line(0, "s-ink")
     for point in panel.points:
         x = drawn.x(point.x)
         hint = f"{point.rows} rows: {figure(point.low)}, {figure(point.middle)}, {figure(point.high)}"
@@ -216,11 +222,11 @@ DRAWN: dict[type, Callable[[Any], Markup]] = {
     SpreadPanel: spread,
     ReliabilityPanel: reliability,
 }
-"""What draws each kind of panel."""
+"""The drawing function of each kind of panel."""
 
 
 def waveform(peaks: Sequence[float], description: str) -> Markup:
-    """A sound's loudness over time, as upright strokes about a middle line."""
+    """Draw a sound's loudness over time as vertical strokes."""
     svg = Svg(2 * max(len(peaks), 1), 40, f"Waveform, {description}")
     for index, peak in enumerate(peaks):
         half = max(0.5, 18 * peak) if math.isfinite(peak) else 0.5

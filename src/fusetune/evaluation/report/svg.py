@@ -1,4 +1,4 @@
-"""Drawing in SVG: a picture with a title, linear scales with round ticks, and a panel with axes.
+"""Draw SVG: pictures with a title, linear scales with round ticks, and panels with axes.
 
 Colours are CSS classes of the report's style sheet, so that a picture follows the light or dark theme: `f-NAME` fills
 and `s-NAME` strokes, with NAME one of tuned, before, alone, without, baseline, ink, muted, grid, c0 to c6.
@@ -17,11 +17,11 @@ _ids = itertools.count()
 
 
 def figure(value: float, beside: float = 0.0) -> str:
-    """A number as the report shows it: about three significant digits, a dash where it is undefined.
+    """Format a number with about three significant digits; a dash if it is undefined.
 
     Args:
         value: the number.
-        beside: the size of the numbers it stands beside; a tiny number beside one of size 0.01 or more is 0.000.
+        beside: the size of the numbers shown beside it; a tiny number beside one of 0.01 or more is 0.000.
     """
     if not math.isfinite(value):
         return "\N{EN DASH}"
@@ -29,31 +29,31 @@ def figure(value: float, beside: float = 0.0) -> str:
     if size != 0 and size < 0.0095:
         text = f"{value:.2g}"
     else:
-        places = 3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0
-        text = f"{value:,.{places}f}"
+        decimals = 3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0
+        text = f"{value:,.{decimals}f}"
         text = text.removeprefix("-") if float(text.replace(",", "")) == 0 else text
     return text.replace("-", "\N{MINUS SIGN}")
 
 
 def figures(values: Sequence[float]) -> list[str]:
-    """Numbers that stand together, all with the decimals of the largest."""
+    """Format numbers that are shown together, all with the decimals of the largest."""
     largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
     return [figure(value, largest) for value in values]
 
 
 def signed(values: Sequence[float]) -> list[str]:
-    """Differences that stand together, with their signs always shown."""
+    """Format differences that are shown together, always with a sign."""
     return [f"+{text}" if value > 0 else text for value, text in zip(values, figures(values), strict=True)]
 
 
 def short(text: str, limit: int) -> str:
-    """The text with at most `limit` characters."""
+    """Return at most `limit` characters of the text, with white space collapsed."""
     flat = " ".join(text.split())
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
 
 
 def readable(text: str) -> str:
-    """The text with what no XML or UTF-8 file can hold (control characters, lone surrogates) replaced by a mark."""
+    """Replace characters that XML or UTF-8 does not allow: control characters and lone surrogates."""
     return "".join(
         char if (char >= " " or char in "\n\t") and not 0xD800 <= ord(char) <= 0xDFFF else "\N{REPLACEMENT CHARACTER}"
         for char in text
@@ -61,7 +61,7 @@ def readable(text: str) -> str:
 
 
 def clean(text: str) -> str:
-    """The text for SVG: readable, with markup escaped."""
+    """Return the text for SVG: readable, with markup escaped."""
     return escape(readable(text), quote=True)
 
 
@@ -71,9 +71,9 @@ class Scale:
     def __init__(self, low: float, high: float, start: float, end: float, *, num_ticks: int = 5) -> None:
         """
         Args:
-            low, high: the data's range; widened where it has no width.
+            low, high: the data's range; an empty range is widened.
             start, end: the pixels of `low` and `high`.
-            num_ticks: about so many.
+            num_ticks: the approximate number of ticks.
         """
         if not (math.isfinite(low) and math.isfinite(high)):
             low, high = 0.0, 1.0
@@ -86,24 +86,24 @@ class Scale:
         self.ticks = [index * self.step for index in range(first, last + 1)]
 
     def __call__(self, value: float) -> float:
-        """The pixel of a value; beyond the range it stays at the end."""
+        """Return the pixel of a value, clamped to the range."""
         share = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
         return round(self.start + share * (self.end - self.start), 2)
 
     def label(self, tick: float) -> str:
-        """A tick's text, with as many decimals as the step needs."""
-        places = max(0, -math.floor(math.log10(self.step) + 1e-9))
-        text = f"{tick:,.{places}f}" if places <= 6 and abs(tick) < 1e7 else f"{tick:.3g}"
+        """Return a tick's label, with as many decimals as the step needs."""
+        decimals = max(0, -math.floor(math.log10(self.step) + 1e-9))
+        text = f"{tick:,.{decimals}f}" if decimals <= 6 and abs(tick) < 1e7 else f"{tick:.3g}"
         return text.replace("-", "\N{MINUS SIGN}")
 
 
 def padded(values: Sequence[float], share: float = 0.06) -> tuple[float, float]:
-    """The range of the defined values with some air; 0 to 1 where there is none."""
-    known = [value for value in values if math.isfinite(value)]
-    if not known:
+    """Return the range of the finite values with a margin; 0 to 1 if there are none."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
         return 0.0, 1.0
-    air = (max(known) - min(known)) * share
-    return min(known) - air, max(known) + air
+    margin = (max(finite) - min(finite)) * share
+    return min(finite) - margin, max(finite) + margin
 
 
 class Svg:
@@ -112,14 +112,14 @@ class Svg:
     def __init__(self, width: float, height: float, title: str, description: str = "") -> None:
         """
         Args:
-            width, height: in the picture's own units, pixels at most.
-            title, description: for those who cannot see it.
+            width, height: the picture's size, in pixels at full scale.
+            title, description: the alternative text for screen readers.
         """
         self.width, self.height, self.title, self.description = width, height, title, description
         self.parts: list[str] = []
 
     def line(self, x1: float, y1: float, x2: float, y2: float, css: str, *, width: float = 1, dash: str = "") -> None:
-        """A straight line."""
+        """Draw a straight line."""
         dashes = f' stroke-dasharray="{dash}"' if dash else ""
         self.parts.append(
             f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" class="{css}" stroke-width="{width}"{dashes}/>'
@@ -128,7 +128,7 @@ class Svg:
     def rect(
         self, x: float, y: float, w: float, h: float, css: str, *, opacity: float = 1, hint: str = "", round_: float = 0
     ) -> None:
-        """A rectangle; `hint` is shown under the pointer."""
+        """Draw a rectangle; `hint` is its tooltip."""
         tail = f"><title>{clean(hint)}</title></rect>" if hint else "/>"
         corner = f' rx="{round_}"' if round_ else ""
         self.parts.append(
@@ -137,21 +137,21 @@ class Svg:
         )
 
     def circle(self, x: float, y: float, r: float, css: str, *, opacity: float = 1, hint: str = "") -> None:
-        """A disc."""
+        """Draw a disc."""
         tail = f"><title>{clean(hint)}</title></circle>" if hint else "/>"
         self.parts.append(f'<circle cx="{x}" cy="{y}" r="{r}" class="{css}" fill-opacity="{opacity:.3g}"{tail}')
 
     def mark(self, x: float, y: float, r: float, css: str, shape: str, hint: str = "") -> None:
-        """A marker that is told apart by its shape as well: disc, square, diamond, triangle, wedge, star or ring."""
+        """Draw a marker of a shape: disc, square, diamond, triangle, wedge, star or ring."""
         corners = {
             "square": f"{x - r},{y - r} {x + r},{y - r} {x + r},{y + r} {x - r},{y + r}",
             "diamond": f"{x},{y - 1.3 * r} {x + 1.3 * r},{y} {x},{y + 1.3 * r} {x - 1.3 * r},{y}",
             "triangle": f"{x},{y - 1.2 * r} {x + 1.2 * r},{y + r} {x - 1.2 * r},{y + r}",
             "wedge": f"{x - 1.2 * r},{y - r} {x + 1.2 * r},{y - r} {x},{y + 1.2 * r}",
             "star": " ".join(
-                f"{x + (1.5 if place % 2 else 0.65) * r * math.sin(math.pi * place / 5):.1f},"
-                f"{y + (1.5 if place % 2 else 0.65) * r * math.cos(math.pi * place / 5):.1f}"
-                for place in range(10)
+                f"{x + (1.5 if corner % 2 else 0.65) * r * math.sin(math.pi * corner / 5):.1f},"
+                f"{y + (1.5 if corner % 2 else 0.65) * r * math.cos(math.pi * corner / 5):.1f}"
+                for corner in range(10)
             ),
         }
         if shape in corners:
@@ -164,7 +164,7 @@ class Svg:
     def path(
         self, points: Sequence[tuple[float, float]], css: str, *, width: float = 2, dash: str = "", hint: str = ""
     ) -> None:
-        """An open line through points."""
+        """Draw an open line through points."""
         if not points:
             return
         moves = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
@@ -185,7 +185,7 @@ class Svg:
         turn: float = 0,
         size: float = 0,
     ) -> None:
-        """Words; `anchor` is start, middle or end; `turn` is in degrees."""
+        """Draw text; `anchor` is start, middle or end; `turn` is the rotation in degrees."""
         turned = f' transform="rotate({turn} {x} {y})"' if turn else ""
         sized = f' style="font-size:{size}px"' if size else ""
         self.parts.append(
@@ -193,7 +193,7 @@ class Svg:
         )
 
     def draw(self) -> Markup:
-        """The picture as markup."""
+        """Return the picture as markup."""
         name = f"svg{next(_ids)}"
         described = f'<desc id="{name}d">{clean(self.description)}</desc>' if self.description else ""
         labelled = f"{name}t {name}d" if self.description else f"{name}t"
@@ -223,12 +223,12 @@ class Panel:
     ) -> None:
         """
         Args:
-            title, description: for those who cannot see the picture; the title is drawn as well.
-            x_range, y_range: of the data.
-            x_label, y_label: what the axes mean, with the unit.
-            width, height: of the whole picture.
-            right: room to the right of the frame.
-            below: room below the frame's labels, for a legend.
+            title, description: the alternative text for screen readers; the title is also drawn.
+            x_range, y_range: the ranges of the data.
+            x_label, y_label: the axes' labels, with the unit.
+            width, height: the picture's size.
+            right: space to the right of the frame.
+            below: space below the frame's labels, for a legend.
         """
         self.svg = Svg(width, height, title, description)
         self.num_labels = 0
@@ -250,16 +250,16 @@ class Panel:
     def curve(
         self, x: Sequence[float], y: Sequence[float], css: str, *, width: float = 2, dash: str = "", hint: str = ""
     ) -> None:
-        """A line through the points whose both coordinates are defined."""
-        known = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)]
-        self.svg.path([(self.x(a), self.y(b)) for a, b in known], css, width=width, dash=dash, hint=hint)
+        """Draw a line through the points with finite coordinates."""
+        finite = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)]
+        self.svg.path([(self.x(a), self.y(b)) for a, b in finite], css, width=width, dash=dash, hint=hint)
 
-    def level(self, y: float, css: str = "s-muted", dash: str = "4 4") -> None:
-        """A line across at a height."""
+    def horizontal_line(self, y: float, css: str = "s-muted", dash: str = "4 4") -> None:
+        """Draw a horizontal line at `y`."""
         self.svg.line(self.x.start, self.y(y), self.x.end, self.y(y), css, dash=dash)
 
-    def upright(self, x: float, label: str = "", css: str = "s-muted", dash: str = "4 4") -> None:
-        """A line up at a place, with a label at its top, each below those of lines before."""
+    def vertical_line(self, x: float, label: str = "", css: str = "s-muted", dash: str = "4 4") -> None:
+        """Draw a vertical line at `x`, with its label below those of earlier lines."""
         self.svg.line(self.x(x), self.y.start, self.x(x), self.y.end, css, dash=dash)
         if label:
             left = self.x(x) > (self.x.start + self.x.end) / 2
@@ -274,13 +274,13 @@ class Panel:
             self.num_labels += 1
 
     def legend(self, entries: Sequence[tuple[str, str, str]]) -> None:
-        """Entries of (text, stroke class, dash) beside the title."""
+        """Draw a legend of (text, stroke class, dash) beside the title."""
         widths = [len(text) * 6.2 + 42 for text, _, _ in entries]
         for index, entry in enumerate(entries):
             self._entry(self.x.end + 14 - sum(widths[index:]), 17, entry)
 
     def legend_below(self, entries: Sequence[tuple[str, str, str]], title: str = "") -> None:
-        """Entries of (text, stroke class, dash) in two columns below the frame, under a title."""
+        """Draw a legend of (text, stroke class, dash) in two columns below the frame, under a title."""
         if title:
             self.svg.text(self.x.start, self.bottom + 8, title, "f-muted", size=11)
         for index, entry in enumerate(entries):
@@ -293,5 +293,5 @@ class Panel:
         self.svg.text(x + 26, y, text, "f-ink", size=11)
 
     def draw(self) -> Markup:
-        """The picture as markup."""
+        """Return the picture as markup."""
         return self.svg.draw()

@@ -1,4 +1,4 @@
-"""What the figures come to, in plain English: the sentences on top of the report."""
+"""The verdict: sentences at the top of the report that sum up the figures."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from fusetune.evaluation.report.svg import figure, signed
 from fusetune.evaluation.results import Interval, RunResults, SystemResult, TaskResult
 
 FEW_ROWS = 100
-"""Below, the report says that the rows may be too few."""
+"""With fewer rows, the report warns that they may be too few."""
 
 MUCH_SHARED = 0.2
-"""From this share of rows on that are train rows too, the figures say little."""
+"""With this share of rows or more that are also train rows, the figures are not reliable."""
 
-NOTHING = 1e-6
-"""Differences below, and intervals of them, are rounding."""
+ROUNDING = 1e-6
+"""Smaller differences are rounding."""
 
 Tone = Literal["good", "unsure", "bad"]
 
 
 @dataclass
 class Verdict:
-    """One task's verdict.
+    """The verdict on one task.
 
     Attributes:
-        headline: the sentence that matters most.
-        notes: what else should be known.
-        tone: how it went.
-        use: whether to use the model, in a sentence.
-        next_step: what to do next, in a sentence.
+        headline: the main sentence: whether tuning helped.
+        notes: further sentences: modalities, hidden columns, trees, attacks, number of rows.
+        tone: whether the result is good, unsure or bad.
+        use: whether to use the model, one sentence.
+        next_step: what to do next, one sentence.
     """
 
     headline: str
@@ -43,12 +43,12 @@ class Verdict:
 
 
 def verdict(task: TaskResult) -> Verdict:
-    """Whether tuning helped, which modality carries the result, and how far the rows can be trusted."""
+    """Return a task's verdict: whether tuning helped, which modality matters most, whether the rows suffice."""
     after = task.first("after")
     if after is None or task.rows == 0 or not _finite(task.main(after)):
         headline = f"There is no verdict: {task.metric} is undefined on the {_rows(task)}."
         next_step = "Measure it on rows with a target: fusetune evaluate RUN TABLE."
-        return Verdict(headline, [], "unsure", "It cannot be told whether to use it.", next_step)
+        return Verdict(headline, [], "unsure", "It is not clear whether to use the model.", next_step)
     before = task.first("before") or task.first("baseline")
     if before is None:
         headline = f"The tuned model reaches {task.metric} {with_interval(task.main(after))} on {_rows(task)}."
@@ -70,40 +70,40 @@ def verdict(task: TaskResult) -> Verdict:
 
 
 def _advice(task: TaskResult, before: SystemResult) -> tuple[str, str]:
-    """Whether to use the model, and what next: a sentence each."""
+    """Return whether to use the model, and the next step, one sentence each."""
     baseline = task.first("baseline")
     against_guess = gain(task, baseline) if baseline is not None else "better"
     more_rows = "Measure it on more rows: fusetune evaluate RUN TABLE."
     if _much_shared(task):
         return (
-            "Do not rely on these figures: too many of the rows were learned from.",
-            "Measure it on rows that share nothing with the train rows: fusetune evaluate RUN TABLE.",
+            "Do not rely on these figures: too many of the rows are also train rows.",
+            "Measure it on rows that are not among the train rows: fusetune evaluate RUN TABLE.",
         )
     if against_guess == "unknown" or (against_guess == "same" and task.rows < FEW_ROWS):
-        return f"It cannot be told whether to use it: {_rows(task)} are too few.", more_rows
+        return f"It is not clear whether to use the model: {_rows(task)} are too few.", more_rows
     if against_guess in ("same", "worse"):
         return (
-            "Do not use it: it is no better than a guess that looks at no column.",
-            "Ask whether the columns say anything about the target, and give more train rows or other columns.",
+            "Do not use it: it is no better than a guess that ignores all columns.",
+            "Check whether the columns can predict the target, and add train rows or other columns.",
         )
     better = gain(task, before) if before.kind == "before" else "better"
     if better == "worse":
         return (
             f"Do not use it: the {before.name} is better.",
-            "Keep the probe: fit again with trainer.epochs=0 trainer.head_epochs=0; or give more train rows.",
+            "Keep the probe: fit again with trainer.epochs=0 trainer.head_epochs=0; or add train rows.",
         )
     harmful = _harmful(task)
     if harmful:
-        step = f"Leave out {_quoted(harmful)}, which the model does better without, and fit again."
+        step = f"Leave out {_quoted(harmful)}, without which the model is better, and fit again."
     elif task.rows < FEW_ROWS:
         step = more_rows
     else:
-        step = "Look at the worst errors and the weakest classes or slices below, and give more rows like them."
+        step = "Look at the worst errors and the weakest classes or slices, and add train rows like them."
     if better == "better":
         return "Use it: it is better than a guess" + (
             f" and than the {before.name}." if before.kind == "before" else "."
         ), step
-    return f"It can be used, and so can the {before.name}, which is simpler: these rows cannot tell them apart.", step
+    return f"The model can be used, but so can the simpler {before.name}: these rows show no clear difference.", step
 
 
 def _much_shared(task: TaskResult) -> bool:
@@ -111,16 +111,16 @@ def _much_shared(task: TaskResult) -> bool:
 
 
 def _shared(task: TaskResult) -> str:
-    """What the headline adds where evaluated rows are train rows too."""
+    """Return what the headline adds if evaluated rows are also train rows."""
     if not task.shared:
         return ""
-    few = "" if _much_shared(task) else "; how it does on the others is among the slices"
+    few = "" if _much_shared(task) else "; the slices show the other rows separately"
     share = task.shared / task.rows
     return f" But {task.shared:,} of these rows ({share:.0%}) have the same inputs as a train row{few}."
 
 
 def _harmful(task: TaskResult) -> list[str]:
-    """Columns whose hiding makes the tuned model clearly better."""
+    """Return the columns without which the tuned model is clearly better."""
     return [
         column
         for system in task.systems
@@ -134,7 +134,7 @@ def _quoted(columns: Sequence[str]) -> str:
 
 
 def gain(task: TaskResult, other: SystemResult) -> Literal["better", "worse", "same", "unknown"]:
-    """How the tuned model compares with another system: "same" where the difference's interval holds 0."""
+    """Return how the tuned model compares with another system: "same" if the difference's interval contains 0."""
     difference = other.difference.get(task.metric, Interval(math.nan))
     if not difference.known:
         return "unknown"
@@ -144,27 +144,27 @@ def gain(task: TaskResult, other: SystemResult) -> Literal["better", "worse", "s
 
 
 def warnings_of(results: RunResults) -> list[str]:
-    """What the reader must know whatever the figures say; encoders trained from scratch come first."""
-    found = []
-    for one in results.backbones:
-        if not one.pretrained:
-            columns = ", ".join(f"“{column}”" for column in one.columns)
-            found.append(
-                f"The {one.kind} encoder of {columns} was trained from scratch: no pretrained weights were given or"
-                f" found. With a pretrained {one.kind} backbone it often does better."
+    """Return the run's warnings: encoders trained from scratch, then rejected rows, then others."""
+    warnings = []
+    for backbone in results.backbones:
+        if not backbone.pretrained:
+            columns = _quoted(backbone.columns)
+            warnings.append(
+                f"The {backbone.kind} encoder of {columns} was trained from scratch: no pretrained weights were given"
+                f" or found. With a pretrained {backbone.kind} backbone it often does better."
             )
     if results.num_rejected:
         rows = sum(table.rows_in for table in results.tables)
         share = f" of {rows:,} ({results.num_rejected / rows:.1%})" if rows else ""
-        found.append(
+        warnings.append(
             f"{results.num_rejected:,}{share} rows were rejected and not used; the reasons are in rejected.jsonl."
         )
-    return [*found, *results.warnings]
+    return [*warnings, *results.warnings]
 
 
-def _is_nothing(found: Interval) -> bool:
-    """Whether a difference is of rounding only, with its interval."""
-    return max(abs(found.value), abs(found.low), abs(found.high)) < NOTHING
+def _is_rounding(difference: Interval) -> bool:
+    """Return whether a difference and its interval are only rounding."""
+    return max(abs(difference.value), abs(difference.low), abs(difference.high)) < ROUNDING
 
 
 def _finite(value: Interval) -> bool:
@@ -175,7 +175,7 @@ def _rows(task: TaskResult) -> str:
     return f"{task.rows:,} {task.split} row{'' if task.rows == 1 else 's'}"
 
 
-def _moved(task: TaskResult, before: SystemResult, after: SystemResult) -> str:
+def _change(task: TaskResult, before: SystemResult, after: SystemResult) -> str:
     a, b = task.main(before), task.main(after)
     ends = [value for value in (b.value, b.low, b.high) if math.isfinite(value)]
     unseen = [column for column in after.columns if column not in before.columns]
@@ -184,13 +184,13 @@ def _moved(task: TaskResult, before: SystemResult, after: SystemResult) -> str:
     return f"from {start} to {with_interval(b)} on {_rows(task)}"
 
 
-def difference(found: Interval | None) -> str:
-    """A difference with its interval, signs shown: `+0.070 [+0.050, +0.090]`; empty where there is none."""
-    if found is None:
+def difference(value: Interval | None) -> str:
+    """Format a difference with its interval and signs: `+0.070 [+0.050, +0.090]`; "" for None."""
+    if value is None:
         return ""
-    if not found.known:
-        return signed([found.value])[0]
-    return "{} [{}, {}]".format(*signed([found.value, found.low, found.high]))
+    if not value.known:
+        return signed([value.value])[0]
+    return "{} [{}, {}]".format(*signed([value.value, value.low, value.high]))
 
 
 def _difference(task: TaskResult, other: SystemResult) -> str:
@@ -199,33 +199,34 @@ def _difference(task: TaskResult, other: SystemResult) -> str:
 
 def _headline(task: TaskResult, before: SystemResult, after: SystemResult) -> tuple[str, Tone]:
     how, size = gain(task, before), _difference(task, before)
-    did = "Training new parts on the encoders as pretrained" if task.encoders_unchanged else "Tuning"
+    subject = "Training new parts on the encoders as pretrained" if task.encoders_unchanged else "Tuning"
     if how == "better":
         verb = "raised" if task.greater_is_better else "lowered"
         hint = "" if task.greater_is_better else " (lower is better)"
-        return f"{did} {verb} {task.metric}{hint} {_moved(task, before, after)}; difference {size}.", "good"
+        return f"{subject} {verb} {task.metric}{hint} {_change(task, before, after)}; difference {size}.", "good"
     if how == "worse":
         advice = f" The {before.name} is the better model here." if before.kind == "before" else ""
         return (
-            f"{did} made it worse: {task.metric} went {_moved(task, before, after)}; difference {size}.{advice}",
+            f"{subject} made the model worse: {task.metric} went {_change(task, before, after)}; difference {size}."
+            f"{advice}",
             "bad",
         )
-    if how == "same" and _is_nothing(before.difference[task.metric]):
+    if how == "same" and _is_rounding(before.difference[task.metric]):
         stays = f"{task.metric} is {with_interval(task.main(after))} on {_rows(task)}, as with the {before.name}"
-        return f"{did} changed nothing: {stays}.", "unsure"
+        return f"{subject} changed nothing: {stays}.", "unsure"
     if how == "same" and task.rows >= FEW_ROWS:
         return (
-            f"{did} did not clearly help: {task.metric} went {_moved(task, before, after)}; the difference of {size}"
-            " may be chance.",
+            f"{subject} did not clearly help: {task.metric} went {_change(task, before, after)}; the difference of"
+            f" {size} may be chance.",
             "unsure",
         )
     few = (
-        "too few rows or groups for an interval"
+        "and there are too few rows or groups for an interval"
         if how == "unknown"
-        else f"on so few rows the difference of {size} may be chance"
+        else f"but on so few rows the difference of {size} may be chance"
     )
     return (
-        f"It cannot be told whether tuning helped: {task.metric} went {_moved(task, before, after)}, {few}.",
+        f"It is not clear whether tuning helped: {task.metric} went {_change(task, before, after)}, {few}.",
         "unsure",
     )
 
@@ -237,98 +238,107 @@ def _against_baseline(task: TaskResult) -> list[str]:
     how = gain(task, baseline)
     if how not in ("same", "worse"):
         return []
-    said = "not clearly better" if how == "same" else "worse"
+    comparison = "not clearly better" if how == "same" else "worse"
     value = figure(task.main(baseline).value, abs(task.main(after).value))
-    return [f"It is {said} than the baseline ({baseline.name}, {value}), which looks at no column: do not use it."]
+    return [
+        f"It is {comparison} than the baseline ({baseline.name}, {value}), which ignores all columns: do not use it."
+    ]
 
 
 def _modalities(task: TaskResult) -> list[str]:
-    alone = [one for one in task.all("alone") if _finite(task.main(one))]
-    useless = [one for one in alone if _useless(task, one)]
+    alone = [system for system in task.all("alone") if _finite(task.main(system))]
+    useless = [system for system in alone if _useless(task, system)]
     if not alone:
         return []
     if len(useless) == len(alone):
-        return ["No modality by itself is clearly better than the baseline."]
+        return ["No modality alone is clearly better than the baseline."]
     best = alone[0]
     name, value = f"“{best.name}”", figure(task.main(best).value)
     how, size = gain(task, best), _difference(task, best)
     if len(alone) == 1:
-        notes = [f"There is one modality: {name} reaches {value} by itself."]
+        notes = [f"There is one modality: {name} reaches {value}."]
     elif how == "better":
-        notes = [f"{name} carries the most: {value} by itself. All modalities together differ by {size}."]
+        notes = [f"{name} reaches {value}, the best of single modalities. All modalities together differ by {size}."]
     elif how == "worse":
-        notes = [f"{name} is better by itself ({value}): all together differ by {size}. Leave the rest out."]
+        notes = [
+            f"{name} is better ({value}) than all together, which differ by {size}. Leave out the other modalities."
+        ]
     else:
-        notes = [f"{name} gives nearly all of it: {value} by itself. All together are not clearly better ({size})."]
+        notes = [
+            f"{name} is nearly as good: it reaches {value}. All modalities together are not clearly better ({size})."
+        ]
     if useless:
-        names = ", ".join(f"“{one.name}”" for one in useless)
-        notes.append(f"Not clearly better than the baseline by itself: {names}.")
+        names = ", ".join(f"“{system.name}”" for system in useless)
+        notes.append(f"Not clearly better than the baseline: {names}.")
     return notes
 
 
-def _useless(task: TaskResult, one: SystemResult) -> bool:
-    """Whether the system's interval reaches down to the baseline."""
+def _useless(task: TaskResult, system: SystemResult) -> bool:
+    """Return whether the system is not clearly better than the baseline, by its interval."""
     baseline = task.first("baseline")
     if baseline is None:
         return False
-    found, floor = task.main(one), task.main(baseline).value
+    value, floor = task.main(system), task.main(baseline).value
     if task.greater_is_better:
-        return (found.low if found.known else found.value) < floor or found.value <= floor
-    return (found.high if found.known else found.value) > floor or found.value >= floor
+        return (value.low if value.known else value.value) < floor or value.value <= floor
+    return (value.high if value.known else value.value) > floor or value.value >= floor
 
 
 def _hidden(task: TaskResult) -> list[str]:
-    """What hiding a modality from the tuned model says of it."""
+    """Return notes on what changes if a modality is hidden from the tuned model."""
     hidden = [system for system in task.systems if system.kind == "without" and system.columns]
     notes = []
     if harmful := _harmful(task):
         sizes = ", ".join(_difference(task, system) for system in hidden if gain(task, system) == "worse")
         notes.append(
-            f"Hiding {_quoted(harmful)} makes the tuned model better (its own {task.metric} differs by {sizes})."
+            f"Hiding {_quoted(harmful)} makes the tuned model better ({task.metric} with it differs by {sizes})."
         )
     ignored = [system for system in hidden if gain(task, system) == "same"]
     if not ignored:
         return notes
     if task.rows < FEW_ROWS:
-        return [*notes, f"{_rows(task)} are too few to tell which columns the tuned model makes use of."]
+        return [*notes, f"{_rows(task)} are too few to tell which columns the tuned model uses."]
     if len(ignored) == len(hidden) > 1:
-        note = "No modality is needed by itself: whichever is hidden, the others stand in for it, and"
+        note = "No single modality is needed: the others can replace any one that is hidden, and"
         return [*notes, f"{note} {task.metric} does not clearly change."]
     best = next((set(system.columns) for system in task.all("alone") if _finite(task.main(system))), set())
     spare = [system for system in ignored if best & set(system.columns)]
     unused = [column for system in ignored if system not in spare for column in system.columns]
     if spare:
         columns = _quoted([column for system in spare for column in system.columns])
-        notes.append(f"The other columns stand in for {columns}: hiding it does not clearly change {task.metric}.")
+        notes.append(f"The other columns can replace {columns}: hiding it does not clearly change {task.metric}.")
     if unused:
         those = "it" if len(unused) == 1 else "them"
-        made = f"The tuned model makes little use of {_quoted(unused)}"
-        notes.append(f"{made}: hiding {those} does not clearly change {task.metric}.")
+        note = f"The tuned model makes little use of {_quoted(unused)}"
+        notes.append(f"{note}: hiding {those} does not clearly change {task.metric}.")
     return notes
 
 
 def _single(task: TaskResult) -> list[str]:
-    """Whether learning this target together with the others paid."""
-    one = task.first("single")
-    if one is None or not _finite(task.main(one)):
+    """Return a note on whether learning this target together with the others helped."""
+    single = task.first("single")
+    if single is None or not _finite(task.main(single)):
         return []
-    said = {
+    effect = {
         "better": "Learning the targets together helps this one",
         "worse": "Learning the targets together harms this one",
-    }.get(gain(task, one), "Learning the targets together changes nothing sure here")
-    return [
-        f"{said}: trained for it alone, the model reaches {figure(task.main(one).value)} ({_difference(task, one)})."
-    ]
+    }.get(gain(task, single), "Learning the targets together makes no clear difference here")
+    value = figure(task.main(single).value)
+    return [f"{effect}: a model trained for it alone reaches {value} ({_difference(task, single)})."]
 
 
 def _attacked(task: TaskResult) -> list[str]:
-    """What an attack does to the tuned model, and whether tuning changed that."""
-    used, systems, after = task.attack, [one for one in task.systems if one.kind == "attack"], task.first("after")
+    """Return a note on the tuned model under attack, compared with the model before tuning."""
+    used, systems, after = (
+        task.attack,
+        [system for system in task.systems if system.kind == "attack"],
+        task.first("after"),
+    )
     if used is None or not systems or after is None or not _finite(task.main(systems[-1])):
         return []
     tuned = systems[-1]
     clean, under = task.main(after).value, with_interval(task.main(tuned))
-    how = f"an attack with sight of the model ({used.name}, ε {used.epsilon:g} on {', '.join(used.columns)})"
+    how = f"a white-box attack ({used.name}, ε {used.epsilon:g} on {', '.join(used.columns)})"
     note = f"Under {how} {task.metric} goes from {figure(clean, abs(task.main(tuned).value))} to {under}"
     if len(systems) == 1:
         return [f"{note}."]
@@ -342,5 +352,5 @@ def _certainty(task: TaskResult) -> list[str]:
         return []
     return [
         f"{_rows(task)} {'is' if task.rows == 1 else 'are'} few: every figure here is rough, and small differences"
-        " cannot be seen. Evaluate on more rows before relying on them."
+        " do not show. Evaluate on more rows before relying on them."
     ]

@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML file, the same as JSON, and a short table for the terminal."""
+"""Write the report: a self-contained HTML file, a JSON file with the same content, and tables for the terminal."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ MAX_METRICS = 5
 
 
 def write_report(results: RunResults, folder: Path) -> dict[str, Path]:
-    """Write `report.html` and `report.json` into a folder, made if need be.
+    """Write `report.html` and `report.json` into a folder, which is created if needed.
 
-    Each file is written beside its place and then renamed, so that a reader never sees half of one.
+    Each file is written under a temporary name and then renamed, so that a reader never sees an incomplete file.
 
     Returns:
         The paths under "html" and "json".
@@ -44,7 +44,7 @@ def write_report(results: RunResults, folder: Path) -> dict[str, Path]:
 
 
 def render(results: RunResults) -> str:
-    """The HTML report: no script, no request to anywhere."""
+    """Return the HTML report, without scripts and without requests to other files or hosts."""
     page = (
         _environment()
         .get_template("report.html.j2")
@@ -54,11 +54,11 @@ def render(results: RunResults) -> str:
 
 
 def terminal_table(results: RunResults, *, path: Path | None = None) -> Group:
-    """A table a task: system, main metric with interval, two more metrics, rows; then where the report is.
+    """Return a table per task (system, main metric with interval, two more metrics) with its verdict, for the terminal.
 
     Args:
-        results: of the run.
-        path: the HTML report's place.
+        results: the results of the run.
+        path: the HTML report, named in the last line.
     """
     parts: list[Any] = []
     for task in results.tasks:
@@ -68,17 +68,17 @@ def terminal_table(results: RunResults, *, path: Path | None = None) -> Group:
         table.add_column(Text(f"{task.metric} [95% interval]"), justify="right")
         for name in more:
             table.add_column(Text(name), justify="right")
-        for one in in_order(task):
-            cells = [one.name, plots.with_interval(task.main(one))]
-            cells += [figure(one.metrics[name].value) if name in one.metrics else "" for name in more]
-            style = "bold" if one.kind == "after" else ""
+        for system in in_order(task):
+            cells = [system.name, plots.with_interval(task.main(system))]
+            cells += [figure(system.metrics[name].value) if name in system.metrics else "" for name in more]
+            style = "bold" if system.kind == "after" else ""
             table.add_row(*(Text(readable(cell), style=style) for cell in cells))
-        said = verdict(task)
+        summary = verdict(task)
         parts += [
             table,
-            Text(said.headline),
-            Text(f"  {said.use} {said.next_step}".rstrip()),
-            *(Text(f"  {note}") for note in said.notes),
+            Text(summary.headline),
+            Text(f"  {summary.use} {summary.next_step}".rstrip()),
+            *(Text(f"  {note}") for note in summary.notes),
             Text(""),
         ]
     if results.choice is not None:
@@ -102,34 +102,34 @@ def _choice_table(results: RunResults) -> Group:
 
 
 def in_order(task: TaskResult) -> list[SystemResult]:
-    """The systems as they are listed: baseline, before, alone, without, single, after, attack."""
-    return [one for kind, _, _ in plots.GROUPS for one in task.all(kind)]
+    """Return the systems in the report's order: baseline, before, alone, without, single, after, attack."""
+    return [system for kind, _, _ in plots.GROUPS for system in task.all(kind)]
 
 
 def shown_metrics(task: TaskResult) -> list[str]:
-    """The metrics that have a column in tables: the main one, then those the tuned model has, at most five."""
+    """Return the metrics shown in tables: the main one, then others of the tuned model, at most five."""
     tuned = task.first("after") or (task.systems[-1] if task.systems else None)
     rest = [name for name in (tuned.metrics if tuned else {}) if name != task.metric]
     return [task.metric, *rest][:MAX_METRICS]
 
 
 def slice_range(task: TaskResult) -> tuple[float, float]:
-    """The scale that all slices of a task are drawn on."""
-    ends = [end for one in task.slices for end in (one.metric.value, one.metric.low, one.metric.high)]
+    """Return the common scale of a task's slices, (low, high)."""
+    ends = [end for part in task.slices for end in (part.metric.value, part.metric.low, part.metric.high)]
     after = task.first("after")
     return padded([*ends, task.main(after).value if after else math.nan], 0.05)
 
 
 def slices_by_column(task: TaskResult) -> dict[str, list[Slice]]:
-    """The slices of each column, in the order they came."""
-    found: dict[str, list[Slice]] = {}
-    for one in task.slices:
-        found.setdefault(one.column, []).append(one)
-    return found
+    """Group the slices by column, in their order."""
+    by_column: dict[str, list[Slice]] = {}
+    for part in task.slices:
+        by_column.setdefault(part.column, []).append(part)
+    return by_column
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: `0.4 s`, `12 s`, `3 min 05 s`, `2 h 10 min`."""
+    """Format seconds: `0.4 s`, `12 s`, `3 min 05 s`, `2 h 10 min`."""
     if not math.isfinite(seconds):
         return figure(seconds)
     if seconds < 60:
@@ -140,17 +140,17 @@ def duration(seconds: float) -> str:
 
 @cache
 def _environment() -> Environment:
-    made = Environment(
+    environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(
+    environment.filters.update(
         figure=figure, interval=plots.with_interval, signed=difference, duration=duration, shell=shlex.quote
     )
-    made.globals.update(
+    environment.globals.update(
         plots=plots,
         draw=draw,
         waveform=waveform,
@@ -159,7 +159,7 @@ def _environment() -> Environment:
         slice_range=slice_range,
         slices_by_column=slices_by_column,
     )
-    return made
+    return environment
 
 
 def _replace(path: Path, text: str) -> None:
@@ -173,7 +173,7 @@ def _replace(path: Path, text: str) -> None:
                 os.fsync(file.fileno())
             umask = os.umask(0)
             os.umask(umask)
-            os.chmod(draft, 0o666 & ~umask)  # mkstemp makes it private; a report is shared like any other file
+            os.chmod(draft, 0o666 & ~umask)  # mkstemp creates private files; a report gets the usual permissions
             os.replace(draft, path)
         except BaseException:
             Path(draft).unlink(missing_ok=True)
