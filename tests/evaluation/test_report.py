@@ -82,7 +82,15 @@ def parsed(html: str) -> Page:
 def test_every_kind_of_task_has_its_report(kind: str, classes: int, words: list[str], task: Make, run: MakeRun) -> None:
     html = render(run(task(kind, 150, classes=classes)))
     page = parsed(html)
-    for word in [*words, "Tuning", "frozen probe", "By slice", "The worst errors", "trained from scratch", "best: step"]:
+    for word in [
+        *words,
+        "Tuning",
+        "frozen probe",
+        "By slice",
+        "The worst errors",
+        "trained from scratch",
+        "best: step",
+    ]:
         assert word.lower() in html.lower()
     assert "script" not in page.tags and "link" not in page.tags and "iframe" not in page.tags
     assert all(link.startswith(("#", "data:image/jpeg;base64,", "data:audio/wav;base64,")) for link in page.links)
