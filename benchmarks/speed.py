@@ -51,7 +51,7 @@ from fusetune.training.hardware.replay import Replayed
 from fusetune.training.learner import Learner
 from fusetune.training.loop import run_stage
 from fusetune.training.recipe import BackboneRule, Recipe
-from fusetune.training.trunk import start_later
+from fusetune.training.trunk import attach_trunks
 
 HERE = Path(__file__).parent
 DATA = ["sst2", "movies_rating"]
@@ -242,7 +242,7 @@ def part(data: str, rows: int, number: int, *overrides: str) -> dict[str, float]
 
     def ours() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            train(start_later(case.model, [rows], FeatureCache(folder, 50), low=False).rows[0])
+            train(attach_trunks(case.model, [rows], FeatureCache(folder, 50), low=False).rows[0])
 
     return rounds(number, ours, lambda: train(rows))
 

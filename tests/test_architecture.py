@@ -274,7 +274,7 @@ def test_constraints_name_every_dependency_and_torch_first():
     assert {name.replace("_", "-") for name in names} <= {pin.split("==")[0] for pin in pins}
 
 
-@pytest.mark.parametrize("table", [registry.MODALITIES, registry.FUSIONS, registry.TASKS], ids=lambda t: t.sort)
+@pytest.mark.parametrize("table", [registry.MODALITIES, registry.FUSIONS, registry.TASKS], ids=lambda t: t.kind)
 def test_registered_names_lead_to_classes(table):
     for name in table:
         module, _, attribute = table.table[name].partition(":")

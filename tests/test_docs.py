@@ -51,7 +51,7 @@ def plug_ins(monkeypatch):
     (text,) = blocks(ROOT / "docs" / "extending.md", "toml")
     groups = tomllib.loads(text)["project"]["entry-points"]
     for table in (registry.MODALITIES, registry.FUSIONS, registry.TASKS, registry.OBJECTIVES):
-        monkeypatch.setattr(table, "_table", {**table.table, **groups.get(f"fusetune.{table.sort}", {})})
+        monkeypatch.setattr(table, "_table", {**table.table, **groups.get(f"fusetune.{table.kind}", {})})
 
 
 @pytest.mark.parametrize("command", commands(), ids=lambda command: " ".join(command[1:4]))

@@ -31,7 +31,7 @@ MAX_SHOWN = 120
 
 
 def shown(value: object, limit: int = MAX_SHOWN) -> str:
-    """The value as an error shows it: quoted, control characters escaped, at most `limit` characters."""
+    """Format a value for an error message: quoted, control characters escaped, at most `limit` characters."""
     if isinstance(value, bytes | bytearray):
         return f"<{len(value)} bytes>"
     text = repr(value if len(str(value)) <= limit else str(value)[: limit - 1] + "…")
@@ -39,22 +39,22 @@ def shown(value: object, limit: int = MAX_SHOWN) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """A sentence that suggests the known name nearest to a misspelt one, or None where none is near."""
+    """Return a sentence that suggests the known name closest to a misspelt one, or None if none is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}?" if close else None
 
 
 def reason(error: OSError) -> str:
-    """Why the system refused, in words and without its number: "No such file or directory"."""
+    """Return the system's message without the error number: "No such file or directory"."""
     return error.strerror or str(error) or type(error).__name__
 
 
 class FusetuneError(Exception):
-    """The root of the tree: catch it to catch everything fusetune raises on purpose."""
+    """The root of the tree: catch it to catch every exception that fusetune raises on purpose."""
 
 
 class UserError(FusetuneError, ValueError):
-    """Something the user can put right: in the table, the settings or a folder."""
+    """A mistake that the user can correct: in the table, the settings or a folder."""
 
     def __init__(
         self,
@@ -69,8 +69,8 @@ class UserError(FusetuneError, ValueError):
     ) -> None:
         """
         Args:
-            what: one sentence naming the problem.
-            expected: what would have been right.
+            what: one sentence on the problem.
+            expected: what a valid value would have been.
             came: what was found instead.
             do: what the user can do about it.
             file: the file it was found in.
@@ -82,32 +82,32 @@ class UserError(FusetuneError, ValueError):
         super().__init__(self._message())
 
     def in_file(self, file: str) -> Self:
-        """The same error with the file's name, where it has none: for what was found by parts that know no files."""
+        """Add the file's name if the error has none, and return the error."""
         if self.file is None:
             self.file = file
             self.args = (self._message(),)
         return self
 
     def with_advice(self, text: str) -> Self:
-        """The same error with a further sentence on what to do."""
+        """Add a sentence on what to do, and return the error."""
         self.do = text if self.do is None else f"{self.do.rstrip('.')}. {text}"
         self.args = (self._message(),)
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """How a worker process hands it to the main one."""
-        return _again, (type(self), self.args, self.__dict__)
+        """Support pickling, by which a worker process passes the error to the main one."""
+        return _restore, (type(self), self.args, self.__dict__)
 
     def _message(self) -> str:
-        place = [part for part in (self.file, _numbered("row", self.row), _quoted("column", self.column)) if part]
-        text = f"{', '.join(place)}: {self.what}" if place else self.what
+        location = [part for part in (self.file, _numbered("row", self.row), _quoted("column", self.column)) if part]
+        text = f"{', '.join(location)}: {self.what}" if location else self.what
         for label, part in (("Expected", self.expected), ("Came", self.came), ("Do", self.do)):
             if part:
                 text += f"\n  {label}: {part}"
         return text
 
 
-def _again(kind: type[UserError], args: tuple[Any, ...], state: dict[str, Any]) -> UserError:
+def _restore(kind: type[UserError], args: tuple[Any, ...], state: dict[str, Any]) -> UserError:
     error = kind.__new__(kind)
     error.args = args
     error.__dict__.update(state)
@@ -126,30 +126,30 @@ class ConfigError(UserError):
     """A setting is unknown, of the wrong type, out of range or contradicts another.
 
     Attributes:
-        problems: the errors that this one lists, where it stands for several.
+        problems: the errors that this one lists; empty if it is a single problem.
     """
 
     problems: tuple[ConfigError, ...] = ()
 
 
 def all_at_once(checks: Iterable[Callable[[], object]]) -> None:
-    """Run every check, and raise what they found wrong as one error.
+    """Run every check and raise all problems as one error.
 
     Raises:
-        ConfigError: the only one that a check raised; or, of several, one that lists them.
+        ConfigError: the error of the only check that failed, or one that lists all of them.
     """
-    found: list[ConfigError] = []
+    problems: list[ConfigError] = []
     for check in checks:
         try:
             check()
         except ConfigError as error:
-            found += error.problems or (error,)
-    if len(found) == 1:
-        raise found[0]
-    if found:
-        lines = [str(error).replace("\n", "\n    ") for error in found]
-        several = ConfigError(f"the settings: {len(found)} problems\n    " + "\n    ".join(lines))
-        several.problems = tuple(found)
+            problems += error.problems or (error,)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        lines = [str(error).replace("\n", "\n    ") for error in problems]
+        several = ConfigError(f"the settings: {len(problems)} problems\n    " + "\n    ".join(lines))
+        several.problems = tuple(problems)
         raise several
 
 
@@ -162,13 +162,13 @@ class EmptyTable(TableError):
 
 
 class SchemaError(UserError):
-    """A column's kind or role cannot be what was asked."""
+    """A column's kind or role does not fit what was requested."""
 
 
 class BadCell(UserError):
     """One cell cannot be read as its column's kind.
 
-    It carries the place and the value, so that quarantine can write them down: `row`, `column`, `value`, `why`.
+    Its attributes `row`, `column`, `value` and `why` are written to the list of rejected rows.
     """
 
     def __init__(self, *, row: int, column: str, value: Any, why: str, do: str | None = None) -> None:
@@ -176,8 +176,8 @@ class BadCell(UserError):
         Args:
             row: the row's id in its table.
             column: the column's name.
-            value: the cell as it came.
-            why: what is wrong with it, without the place: "the JPEG is cut off after 512 bytes".
+            value: the cell's value in the table.
+            why: what is wrong with it, without row and column: "the JPEG is cut off after 512 bytes".
             do: what the user can do about it.
         """
         self.value, self.why = value, why
@@ -217,7 +217,7 @@ class ReportError(RunError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was told to stop by a signal, and stopped where it can be gone on with."""
+    """The run was stopped by a signal, at a point from which it can be resumed."""
 
     def __init__(self, signal: int, *, saved: bool) -> None:
         """

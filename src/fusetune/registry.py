@@ -1,7 +1,7 @@
-"""Tables of names: what a user writes in a config, to the class that does it.
+"""Registries: map the names that a user writes in a config to classes.
 
-A part is one file and one line in a table here; a plug-in is an entry point in the group `fusetune.<table>`.
-Classes are imported when they are asked for, so that naming the tables costs nothing.
+A built-in part is one file and one line in a registry here. A plug-in is an entry point in the group
+`fusetune.<kind>`, such as `fusetune.fusion`. Classes are imported on first use, so importing this module is fast.
 """
 
 from __future__ import annotations
@@ -15,70 +15,74 @@ from fusetune.errors import ConfigError, MissingExtra, nearest
 
 
 class Registry:
-    """Names of one sort of part, each with the place of its class as "module:Class"."""
+    """Maps the names of one kind of part to import paths, "module:Class"."""
 
-    def __init__(self, sort: str, table: dict[str, str]) -> None:
+    def __init__(self, kind: str, table: dict[str, str]) -> None:
         """
         Args:
-            sort: what the parts are, in the singular: "fusion". Entry points are read from "fusetune.fusion".
-            table: name to "module:Class".
+            kind: of the parts, in the singular: "fusion". Entry points are read from the group "fusetune.fusion".
+            table: import path "module:Class" by name.
         """
-        self.sort = sort
+        self.kind = kind
         self._builtin = dict(table)
         self._table: dict[str, str] | None = None
 
     @property
     def table(self) -> dict[str, str]:
-        """All names with their places, built-in ones first.
+        """Import paths by name, built-in ones first.
 
         Raises:
-            ConfigError: a plug-in's name is taken already.
+            ConfigError: a plug-in uses the name of another part.
         """
         if self._table is None:
             self._table = dict(self._builtin)
-            for point in entry_points(group=f"fusetune.{self.sort}"):
+            for point in entry_points(group=f"fusetune.{self.kind}"):
                 self.register(point.name, point.value)
         return self._table
 
-    def register(self, name: str, place: str) -> None:
-        """Add a name for this process; plug-ins are added by their entry points.
+    def register(self, name: str, path: str) -> None:
+        """Register a class in this process; installed plug-ins are registered by their entry points.
+
+        Args:
+            name: that a config uses.
+            path: "module:Class".
 
         Raises:
-            ConfigError: the name stands for another place already.
+            ConfigError: the name is registered with another path.
         """
-        taken = self.table.get(name)
-        if taken not in (None, place):
+        registered = self.table.get(name)
+        if registered not in (None, path):
             raise ConfigError(
-                f"the {self.sort} {name!r} is registered twice",
-                came=f"{taken} and {place}",
+                f"the {self.kind} {name!r} is registered twice",
+                came=f"{registered} and {path}",
                 do="rename or uninstall one of the two plug-ins",
             )
-        self.table[name] = place
+        self.table[name] = path
 
     def get(self, name: str) -> Any:
-        """The class of this name.
+        """Import and return the class of a name.
 
         Raises:
-            ConfigError: the name is unknown, the message has the nearest known one; or its plug-in cannot be loaded.
+            ConfigError: the name is unknown (the message suggests the nearest one), or its plug-in cannot be imported.
         """
-        place = self.table.get(name)
-        if place is None:
+        path = self.table.get(name)
+        if path is None:
             raise ConfigError(
-                f"there is no {self.sort} called {name!r}",
+                f"there is no {self.kind} called {name!r}",
                 expected=", ".join(self.table),
                 do=nearest(name, self.table)
-                or f"choose one of these names, or install the plug-in that brings this {self.sort}",
+                or f"choose one of these names, or install the plug-in that brings this {self.kind}",
             )
-        module, _, attribute = place.partition(":")
+        module, _, attribute = path.partition(":")
         try:
             return getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             if name in self._builtin or isinstance(error, MissingExtra):
                 raise
             raise ConfigError(
-                f"the plug-in of the {self.sort} {name!r} cannot be loaded",
+                f"the plug-in of the {self.kind} {name!r} cannot be loaded",
                 came=str(error),
-                expected=f"a class at {place}",
+                expected=f"a class at {path}",
                 do="install or update the package that brings it",
             ) from error
 

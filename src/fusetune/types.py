@@ -1,6 +1,6 @@
-"""The tensors that travel between the parts.
+"""The tensor containers that modules exchange: Tokens, Target, Batch and Outputs.
 
-Legend: batch = rows, cells = distinct cells of one column in this batch, tokens = tokens a cell, dim = features.
+Legend: batch = rows, cells = distinct cells of one column in this batch, tokens = tokens per cell, dim = features.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-ALIGNED = 64
-"""Bytes at whose multiples the tensors of a packed batch begin."""
+ALIGNMENT = 64
+"""Byte alignment of the tensors in a packed batch."""
 
 
 @dataclass
@@ -22,8 +22,9 @@ class Tokens:
     Attributes:
         values: (batch, tokens, dim) float.
         mask: (batch, tokens) bool, True where a token is real.
-        grid: (extra, height, width) where the tokens are maps: of each picture first `extra` tokens that lie nowhere
-            (a class token), then height * width of them, row by row; a cell's pictures follow one another.
+        grid: (extra, height, width) if the tokens are image patches: for each image, `extra` tokens without a position
+            (such as a class token), then height * width patches, row by row. A cell's images follow one another. None
+            for other tokens.
     """
 
     values: Tensor
@@ -31,7 +32,7 @@ class Tokens:
     grid: tuple[int, int, int] | None = None
 
     def mean(self) -> Tensor:
-        """The mean of each row's real tokens, zeros where it has none: (batch, dim)."""
+        """Return the mean of each row's real tokens, (batch, dim); zeros for a row without any."""
         weight = self.mask.unsqueeze(-1).to(self.values.dtype)  # (batch, tokens, 1)
         return (self.values * weight).sum(1) / weight.sum(1).clamp(min=1)
 
@@ -41,10 +42,10 @@ class Target:
     """One task's encoded targets.
 
     Attributes:
-        values: (batch, ...), in the form that the task encodes; any value where a row is unlabelled.
-        labelled: (batch,) bool, True where the row has this target.
-        sizes: (batch,) float, 0 or more: how much each row counts in the denominator of the mean loss, such as its
-            class's weight or its number of tokens. None: 1 each.
+        values: (batch, ...), encoded by the task; arbitrary for unlabelled rows.
+        labelled: (batch,) bool, True if the row has this target.
+        sizes: (batch,) float, 0 or more: each row's term in the denominator of the mean loss, such as its class's
+            weight or its number of tokens. None counts each row as 1.
     """
 
     values: Tensor
@@ -52,7 +53,7 @@ class Target:
     sizes: Tensor | None = None
 
     def take(self, rows: Tensor) -> Target:
-        """Return the targets of some rows, given by their indices or a bool mask."""
+        """Select rows by indices or by a (batch,) bool mask."""
         sizes = None if self.sizes is None else self.sizes[rows]
         return Target(self.values[rows], self.labelled[rows], sizes)
 
@@ -61,10 +62,10 @@ class Target:
         return Target(self.values, self.labelled & mask, self.sizes)
 
     def counts(self, weights: Tensor) -> Tensor:
-        """Return how much each row counts in the denominator of the mean loss, (batch,): 0 where it is unlabelled.
+        """Return each row's term in the denominator of the mean loss, (batch,); 0 for unlabelled rows.
 
         Args:
-            weights: (batch,) of the rows.
+            weights: (batch,), the rows' weights.
         """
         counts = weights * self.labelled
         return counts if self.sizes is None else counts * self.sizes.to(counts.dtype)
@@ -72,21 +73,21 @@ class Target:
 
 @dataclass
 class Batch:
-    """Some rows as tensors. Equal cells of a column appear once.
+    """Rows as tensors. Equal cells of a column are stored once.
 
     Attributes:
-        inputs: `inputs[column][name]` is a tensor whose first dimension runs over the column's distinct cells
-            (or over parts of them, as the modality decides); empty where no row of the batch has the column.
-        cells: `cells[column]` is (batch,) int64: which of the cells a row has, -1 where the column is absent.
-        codes: `codes[column]` is (batch,) int64: equal for rows with equal cells, whatever batch they come in, -1 where
-            the column is absent.
-        groups: (batch,) int64, equal for rows of one group (see the schema's `group` role), -1 for rows of none.
-        targets: per task.
+        inputs: `inputs[column][name]` is a tensor whose first dimension runs over the column's distinct cells, or over
+            their parts (a cell's images). Empty if no row of the batch has the column.
+        cells: `cells[column]` is (batch,) int64: the index of the row's cell, -1 if the row lacks the column.
+        codes: `codes[column]` is (batch,) int64: equal for rows with equal cells, across batches too; -1 if the row
+            lacks the column.
+        groups: (batch,) int64, equal for rows of one group (see the schema's `group` role), -1 for rows without one.
+        targets: by task.
         weights: (batch,) float, the rows' weights in the loss.
         rows: (batch,) int64, the row ids that errors and predictions are reported under.
-        ngrams: per text column with n-grams, `ids` (batch, most) int64 and `values` (batch, most) float32, 0 beyond a
+        ngrams: by text column with n-grams, `ids` (batch, most) int64 and `values` (batch, most) float32, 0 beyond a
             row's own; see `fusetune.modalities.ngrams`.
-        whole: the memory that all the tensors lie in, where they were packed.
+        buffer: (bytes,) uint8, the memory that holds all tensors of a packed batch; None if it is not packed.
     """
 
     inputs: dict[str, dict[str, Tensor]]
@@ -97,58 +98,58 @@ class Batch:
     codes: dict[str, Tensor] = field(default_factory=dict)
     groups: Tensor | None = None
     ngrams: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    whole: Tensor | None = None
+    buffer: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def zero(self) -> Tensor:
-        """A scalar 0 where the batch is, to add losses to."""
+        """A float32 scalar 0 on the batch's device, to add losses to."""
         return self.weights.new_zeros((), dtype=torch.float32)
 
     @property
     def present(self) -> dict[str, Tensor]:
-        """`present[column]` is (batch,) bool, True where the row has the column."""
+        """`present[column]` is (batch,) bool, True if the row has the column."""
         return {column: cells >= 0 for column, cells in self.cells.items()}
 
     def to(self, device: object) -> Batch:
-        """The same on another device; what was packed is copied at once, without waiting where it is pinned."""
-        if self.whole is None:
-            return self._each(lambda tensor: tensor.to(device))  # type: ignore[call-overload]
-        base, moved = self.whole.data_ptr(), self.whole.to(device, non_blocking=True)  # type: ignore[call-overload]
+        """Copy the batch to a device; a packed batch is one copy, which is asynchronous from pinned memory."""
+        if self.buffer is None:
+            return self._map(lambda tensor: tensor.to(device))  # type: ignore[call-overload]
+        base, moved = self.buffer.data_ptr(), self.buffer.to(device, non_blocking=True)  # type: ignore[call-overload]
 
-        def there(tensor: Tensor) -> Tensor:
-            if tensor.untyped_storage().data_ptr() != base:  # put into the batch since
+        def copied(tensor: Tensor) -> Tensor:
+            if tensor.untyped_storage().data_ptr() != base:  # replaced after packing
                 return tensor.to(device)  # type: ignore[call-overload, no-any-return]
-            return _laid(moved, int(tensor.storage_offset()) * tensor.element_size(), tensor)
+            return _view_as(moved, int(tensor.storage_offset()) * tensor.element_size(), tensor)
 
-        return self._each(there)
+        return self._map(copied)
 
     def packed(self, *, pin: bool) -> Batch:
-        """The same with all tensors in one stretch of memory.
+        """Copy all tensors into one block of memory.
 
         Args:
-            pin: whether it is memory that a GPU reads by itself.
+            pin: whether to use pinned memory, which a GPU copies from asynchronously.
         """
         tensors: list[Tensor] = []
-        self._each(lambda tensor: tensors.append(tensor) or tensor)  # type: ignore[func-returns-value]
-        sizes = [-(-tensor.nbytes // ALIGNED) * ALIGNED for tensor in tensors]
-        whole = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=pin)
-        starts = iter([sum(sizes[:place]) for place in range(len(sizes))])
-        batch = self._each(lambda tensor: _laid(whole, next(starts), tensor).copy_(tensor))
-        batch.whole = whole
+        self._map(lambda tensor: tensors.append(tensor) or tensor)  # type: ignore[func-returns-value]
+        sizes = [-(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in tensors]
+        buffer = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=pin)
+        starts = iter([sum(sizes[:index]) for index in range(len(sizes))])
+        batch = self._map(lambda tensor: _view_as(buffer, next(starts), tensor).copy_(tensor))
+        batch.buffer = buffer
         return batch
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """The batch with each of its tensors changed."""
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Apply a function to every tensor of the batch."""
 
-        def all_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        def changed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             return {name: change(tensor) for name, tensor in tensors.items()}
 
         return Batch(
-            inputs={column: all_of(tensors) for column, tensors in self.inputs.items()},
-            cells=all_of(self.cells),
+            inputs={column: changed(tensors) for column, tensors in self.inputs.items()},
+            cells=changed(self.cells),
             weights=change(self.weights),
             rows=change(self.rows),
             targets={
@@ -159,26 +160,26 @@ class Batch:
                 )
                 for task, target in self.targets.items()
             },
-            codes=all_of(self.codes),
+            codes=changed(self.codes),
             groups=None if self.groups is None else change(self.groups),
-            ngrams={column: all_of(tensors) for column, tensors in self.ngrams.items()},
+            ngrams={column: changed(tensors) for column, tensors in self.ngrams.items()},
         )
 
 
-def _laid(whole: Tensor, start: int, like: Tensor) -> Tensor:
-    """A tensor as another, in memory from a byte on; its memory format too where that leaves no gaps."""
+def _view_as(buffer: Tensor, start: int, like: Tensor) -> Tensor:
+    """View a buffer from byte `start` with another tensor's dtype, shape and, if it has no gaps, memory format."""
     last = like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last)
     strides = like.stride() if last or like.is_contiguous() else like.contiguous().stride()
-    return whole[start : start + like.nbytes].view(like.dtype).as_strided(like.size(), strides)
+    return buffer[start : start + like.nbytes].view(like.dtype).as_strided(like.size(), strides)
 
 
 @dataclass
 class Outputs:
-    """What a model gives for a batch.
+    """A model's outputs for a batch.
 
     Attributes:
-        logits: per task, in the form its head gives; empty for a family without heads.
-        columns: per column, the projected tokens, (batch, tokens, dim); none real in rows that lack it.
+        logits: by task, (batch, ...) from its head; empty for a family without heads.
+        columns: by column, the projected tokens, (batch, tokens, dim); a row without the column has no real token.
         pooled: (batch, dim), the fused representation that the heads read; None for a family without a fusion.
     """
 
@@ -188,14 +189,14 @@ class Outputs:
 
     @property
     def fused(self) -> Tensor:
-        """`pooled`, (batch, dim), for what cannot do without."""
+        """`pooled`, (batch, dim); an assertion error for a family without a fusion."""
         assert self.pooled is not None, "only a family that fuses its columns has a pooled vector"
         return self.pooled
 
 
 def as_numbers(scalars: Mapping[str, Tensor | float]) -> dict[str, float]:
-    """Scalars as Python's numbers, in one transfer from their device."""
+    """Convert scalars to Python floats, with one transfer from the device."""
     tensors = {name: value for name, value in scalars.items() if isinstance(value, Tensor) and not value.is_cpu}
     moved = torch.stack([value.detach().float() for value in tensors.values()]).tolist() if tensors else []
-    known = dict(zip(tensors, moved, strict=True))
-    return {name: known[name] if name in known else float(value) for name, value in scalars.items()}
+    fetched = dict(zip(tensors, moved, strict=True))
+    return {name: fetched[name] if name in fetched else float(value) for name, value in scalars.items()}

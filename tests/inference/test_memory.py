@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fusetune.inference import memory
-from fusetune.inference.memory import kept_memory
+from fusetune.inference.memory import retain_freed_memory
 
 MB = 2**20
 pytestmark = pytest.mark.skipif(memory._libc() is None, reason="another C library, or its allocator is set")
@@ -33,7 +33,7 @@ def held() -> int:
 
 def test_a_freed_block_is_used_again_inside_only() -> None:
     """A block written a second time costs no new pages; outside, it does again."""
-    with kept_memory():
+    with retain_freed_memory():
         faults()
         again = faults()
     outside = faults()
@@ -42,8 +42,8 @@ def test_a_freed_block_is_used_again_inside_only() -> None:
 
 def test_memory_goes_back_after_the_outermost() -> None:
     """Leaving an inner one changes nothing, leaving the last one returns what was freed."""
-    with kept_memory():
-        with kept_memory():
+    with retain_freed_memory():
+        with retain_freed_memory():
             faults()
         inside = held()
         again = faults()
@@ -53,23 +53,23 @@ def test_memory_goes_back_after_the_outermost() -> None:
 
 def test_no_more_is_held_than_a_share_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Above it, what is free goes back after every batch."""
-    with kept_memory():
+    with retain_freed_memory():
         faults()
         inside = held()
-        memory.settle()
+        memory.trim_memory()
         assert inside - held() < MB
         monkeypatch.setattr(memory, "_memory", lambda: float(inside))
-        memory.settle()
+        memory.trim_memory()
         assert inside - held() > 100 * MB
         monkeypatch.setattr(memory, "_inside", 0)
         monkeypatch.setattr(memory, "_memory", lambda: pytest.fail("looked at where nothing is kept"))
-        memory.settle()
+        memory.trim_memory()
         monkeypatch.undo()
 
 
 def test_an_error_inside_ends_it() -> None:
     """The next one starts anew."""
-    with pytest.raises(ValueError, match="no"), kept_memory():
+    with pytest.raises(ValueError, match="no"), retain_freed_memory():
         raise ValueError("no")
     assert memory._inside == 0
     assert faults() > 1000

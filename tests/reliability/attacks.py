@@ -596,7 +596,7 @@ def on_runs() -> None:
         "a tensor's name of another sort": lambda s: s.update(weights={"$tensor": ["x"]}),
     }
     for name, change in broken.items():
-        attack("run", "does not fit|no checkpoint is whole|lacks", name)(state(change))
+        attack("run", "does not fit|no checkpoint is intact|lacks", name)(state(change))
 
 
 def on_yaml() -> None:

@@ -97,13 +97,15 @@ def stopped(small, ended, tmp_path):
     return small, Path(shutil.copytree(ended, tmp_path / "run"))
 
 
-@pytest.mark.parametrize("part", manager.PARTS)
+@pytest.mark.parametrize("part", manager.STATE_PARTS)
 def test_a_checkpoint_that_lacks_a_part_is_refused_by_its_name(stopped, part):
     kept = Checkpoints(stopped[1] / FOLDER / "tune")
     state = kept.newest()
     del state[part]
     kept.save(state)
-    with pytest.raises(FolderError, match=rf"(?s)tune: the checkpoint lacks the {manager.PARTS[part]}.*--no-resume"):
+    with pytest.raises(
+        FolderError, match=rf"(?s)tune: the checkpoint lacks the {manager.STATE_PARTS[part]}.*--no-resume"
+    ):
         manager.CheckpointManager(kept.folder, 5.0)
 
 

@@ -152,7 +152,7 @@ def test_a_killed_worker(base, tmp_path, tried):
     start = time.monotonic()
     said = finished(process, code=1, seconds=120)
     assert time.monotonic() - start < 30
-    assert re.search(r"a process that makes batches was killed.*rows last asked for: \[", said, re.S), said
+    assert re.search(r"a process that makes batches was killed.*rows last requested: \[", said, re.S), said
     assert "Traceback" not in said
     finished(command("fit", str(config), "-o", str(out), "--resume"))
     assert weights(out) == expected

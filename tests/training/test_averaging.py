@@ -9,7 +9,16 @@ import torch
 from torch import nn
 
 from fusetune import api
-from fusetune.training.averaging import STEPS, Average, Kept, copied, interpolate, put, soup, trained_weights
+from fusetune.training.averaging import (
+    SHARES,
+    Average,
+    BestSteps,
+    copy_to_cpu,
+    interpolate,
+    load_weights,
+    soup,
+    trained_weights,
+)
 from fusetune.training.callbacks import Check
 
 
@@ -56,7 +65,7 @@ def test_the_moving_average_follows_its_formula_and_swaps_exactly():
 
 def test_the_best_few_steps_of_the_stage_are_kept():
     module = Point(0.0)
-    kept = Kept(module, "tune", 3)
+    kept = BestSteps(module, "tune", 3)
     for step, score in enumerate([0.1, 0.5, 0.2, 0.9, 0.3]):
         module.at.data.fill_(float(step))
         kept.on_check(check(step, score))
@@ -69,7 +78,7 @@ def test_a_soup_takes_in_only_what_raises_the_score():
     module = Point(1.0)
     others = [(check(step, 0.0), {"at": torch.tensor([value])}) for step, value in ((2, 9.0), (3, 3.0), (4, 2.0))]
     best = check(1, -1.0)
-    steps = soup(module, best, copied(trained_weights(module)), others, module.validate(2.0))
+    steps = soup(module, best, copy_to_cpu(trained_weights(module)), others, module.validate(2.0))
     assert steps == [1, 3] and float(module.at.detach()) == 2.0  # 9 is far off; 1 and 3 meet at 2; 2 changes nothing
     assert float(module.frozen) == 5.0
 
@@ -77,7 +86,7 @@ def test_a_soup_takes_in_only_what_raises_the_score():
 def test_a_soup_of_nothing_better_is_the_best_step():
     module = Point(2.0)
     others = [(check(1, 0.0), {"at": torch.tensor([2.0])}), (check(2, 0.0), {"at": torch.tensor([0.0])})]
-    assert soup(module, check(1, 0.0, 0.0), copied(trained_weights(module)), others, module.validate(2.0)) == [1]
+    assert soup(module, check(1, 0.0, 0.0), copy_to_cpu(trained_weights(module)), others, module.validate(2.0)) == [1]
     assert float(module.at.detach()) == 2.0
 
 
@@ -88,7 +97,7 @@ def test_interpolation_stops_where_it_validates_best(goal, share):
     best = (-abs(4.0 - goal), 0.0)
     assert interpolate(module, start, best, module.validate(goal)) == pytest.approx(share)
     assert float(module.at.detach()) == pytest.approx(0.6 + share * 3.4)
-    assert len(STEPS) == 9
+    assert len(SHARES) == 9
 
 
 def test_the_tuned_weights_stay_to_the_bit_where_nothing_is_better():
@@ -96,7 +105,7 @@ def test_the_tuned_weights_stay_to_the_bit_where_nothing_is_better():
     tuned = module.at.detach().clone()
     assert interpolate(module, {"at": torch.tensor([7.3])}, (0.0, 0.0), module.validate(float(tuned))) == 1.0
     assert torch.equal(module.at.detach(), tuned)
-    put(module, {"at": torch.tensor([2.0])})
+    load_weights(module, {"at": torch.tensor([2.0])})
     assert float(module.at.detach()) == 2.0
 
 
@@ -117,7 +126,7 @@ def test_a_fit_with_all_of_them_is_no_worse_on_validation_rows_and_says_what_it_
 
     tuned = fit(ema=0.9, soup=3, interpolate=True)
     said = " ".join(tuned.results.warnings)
-    assert "soup" in said and "Of the way from the weights before tuning" in said
+    assert "soup" in said and "The weights are interpolated" in said
     curve = tuned.results.curve
     best = next(point for point in curve.points if point.step == curve.best_step)
     found = tuned.evaluate(str(shop_tables["val"])).tasks[0]

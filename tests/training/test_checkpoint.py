@@ -14,7 +14,7 @@ import torch
 
 from fusetune.errors import FolderError, StorageError
 from fusetune.training import checkpoint
-from fusetune.training.checkpoint import KEPT, Checkpoints
+from fusetune.training.checkpoint import MAX_CHECKPOINTS, Checkpoints
 
 
 class Killed(BaseException):
@@ -70,7 +70,7 @@ def test_only_the_newest_are_kept_and_the_newest_is_read(tmp_path):
     kept = Checkpoints(tmp_path)
     for number in range(5):
         kept.save(state(number))
-    assert len(kept) == KEPT == len(list(tmp_path.iterdir()))
+    assert len(kept) == MAX_CHECKPOINTS == len(list(tmp_path.iterdir()))
     assert kept.newest()["done"] == 4
 
 
@@ -118,7 +118,7 @@ def test_none_that_is_whole_is_an_error(tmp_path):
     kept = Checkpoints(tmp_path)
     for number in range(2):
         (kept.save(state(number)) / checkpoint.STATE).unlink()
-    with pytest.raises(FolderError, match=r"(?s)no checkpoint is whole.*--no-resume"):
+    with pytest.raises(FolderError, match=r"(?s)no checkpoint is intact.*--no-resume"):
         kept.newest()
 
 
@@ -174,7 +174,7 @@ def test_each_file_operation_may_fail_and_a_whole_one_is_left(tmp_path, monkeypa
         number += 1
         folder = tmp_path / f"{what}{number}"
         kept = Checkpoints(folder)
-        for done in range(KEPT):
+        for done in range(MAX_CHECKPOINTS):
             kept.save(state(done))
         error = Killed() if what == "killed" else OSError(errno.ENOSPC, "No space left on device")
         with monkeypatch.context() as patched:
@@ -190,7 +190,7 @@ def test_each_file_operation_may_fail_and_a_whole_one_is_left(tmp_path, monkeypa
             break
         seen.add(begun[number - 1])
         found = Checkpoints(folder)
-        assert found.newest()["done"] in ({9} if saved else {KEPT - 1, 9}) and not found.warnings
+        assert found.newest()["done"] in ({9} if saved else {MAX_CHECKPOINTS - 1, 9}) and not found.warnings
         found.save(state(10))  # and the run goes on
         assert found.newest()["done"] == 10
         assert not [path for path in folder.iterdir() if path.name.startswith(".partial")]

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 
 from fusetune.errors import FolderError, Interrupted
 from fusetune.training import checkpoint_manager as keeping
-from fusetune.training.checkpoint_manager import ENDED, PARTS, CheckpointManager, generators, set_generators
+from fusetune.training.checkpoint_manager import END_PARTS, STATE_PARTS, CheckpointManager, rng_states, set_rng_states
 
 CPU = Accelerator(cpu=True)
 
@@ -29,24 +29,24 @@ class Clock:
 
 
 def whole(**changes):
-    return dict.fromkeys(PARTS, 0) | {"stage": "tune", "precision": "no", "processes": [{}]} | changes
+    return dict.fromkeys(STATE_PARTS, 0) | {"stage": "tune", "precision": "no", "processes": [{}]} | changes
 
 
 def test_all_generators_come_back():
     torch.manual_seed(3), np.random.seed(4), random.seed(5)
-    state = generators(torch.device("cpu"))
+    state = rng_states(torch.device("cpu"))
     first = torch.rand(3).tolist(), np.random.rand(3).tolist(), [random.gauss(0, 1) for _ in range(3)]
     torch.manual_seed(0), np.random.seed(0), random.seed(0)
-    set_generators(state, torch.device("cpu"))
+    set_rng_states(state, torch.device("cpu"))
     assert (torch.rand(3).tolist(), np.random.rand(3).tolist(), [random.gauss(0, 1) for _ in range(3)]) == first
 
 
 def test_generators_come_back_from_the_disk(tmp_path):
     random.gauss(0, 1)  # leaves half of a pair
-    CheckpointManager(tmp_path, 0).save(whole(processes=[{"generators": generators(torch.device("cpu"))}]))
+    CheckpointManager(tmp_path, 0).save(whole(processes=[{"generators": rng_states(torch.device("cpu"))}]))
     drawn = torch.rand(2).tolist(), np.random.normal(size=3).tolist(), random.gauss(0, 1)
-    saved = CheckpointManager(tmp_path, 0).take("tune")
-    set_generators(saved["processes"][0]["generators"], torch.device("cpu"))
+    saved = CheckpointManager(tmp_path, 0).pop("tune")
+    set_rng_states(saved["processes"][0]["generators"], torch.device("cpu"))
     assert (torch.rand(2).tolist(), np.random.normal(size=3).tolist(), random.gauss(0, 1)) == drawn
 
 
@@ -84,9 +84,9 @@ def test_none_is_kept_without_a_folder_or_minutes(tmp_path):
 def test_a_state_is_taken_once_by_its_stage(tmp_path):
     CheckpointManager(tmp_path, 0).save(whole())
     manager = CheckpointManager(tmp_path, 0)
-    assert manager.take("head") is None and manager.is_past("head") and not manager.is_past("tune")
-    assert manager.take("tune")["stage"] == "tune"
-    assert manager.take("tune") is None and not manager.is_past("head")
+    assert manager.pop("head") is None and manager.is_past("head") and not manager.is_past("tune")
+    assert manager.pop("tune")["stage"] == "tune"
+    assert manager.pop("tune") is None and not manager.is_past("head")
 
 
 def test_another_number_of_processes_is_refused(tmp_path):
@@ -99,24 +99,24 @@ def test_another_number_of_processes_is_refused(tmp_path):
 def test_what_a_long_training_came_to_is_kept(tmp_path, monkeypatch):
     clock = Clock(monkeypatch)
     manager = CheckpointManager(tmp_path, 5)
-    manager.end({"weights": {}, "history": {}}, CPU)
+    manager.save_end({"weights": {}, "history": {}}, CPU)
     assert CheckpointManager(tmp_path, 5).saved is None
     clock.now += keeping.END_SECONDS
-    manager.end({"weights": {}, "history": {}}, CPU)
-    assert CheckpointManager(tmp_path, 5).take(keeping.END).keys() == ENDED.keys()
+    manager.save_end({"weights": {}, "history": {}}, CPU)
+    assert CheckpointManager(tmp_path, 5).pop(keeping.END).keys() == END_PARTS.keys()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_waits_for_the_update_and_a_second_one_does_not(tmp_path, number):
     manager = CheckpointManager(tmp_path, 5)
     before = signal.getsignal(number)
-    with manager.listening():
-        manager.stop()
+    with manager.handle_signals():
+        manager.raise_if_signalled()
         os.kill(os.getpid(), number)
         assert manager.due(CPU)
         assert signal.getsignal(number) == before  # the second one is as it was before the run
         with pytest.raises(Interrupted, match="--resume goes on from it") as caught:
-            manager.stop()
+            manager.raise_if_signalled()
     assert caught.value.signal == number and isinstance(caught.value, KeyboardInterrupt)
     assert signal.getsignal(number) == before
 
@@ -124,7 +124,7 @@ def test_a_signal_waits_for_the_update_and_a_second_one_does_not(tmp_path, numbe
 def test_an_evaluation_is_left_at_once(tmp_path):
     manager = CheckpointManager(tmp_path, 5)
     reached = []
-    with manager.listening(), pytest.raises(Interrupted), manager.may_stop(1):
+    with manager.handle_signals(), pytest.raises(Interrupted), manager.interruptible(1):
         os.kill(os.getpid(), signal.SIGTERM)
         for _ in range(1000):
             reached.append(1)
@@ -133,7 +133,7 @@ def test_an_evaluation_is_left_at_once(tmp_path):
 
 def test_several_processes_stop_together_later(tmp_path):
     manager = CheckpointManager(tmp_path, 5)
-    with manager.listening(), manager.may_stop(2):
+    with manager.handle_signals(), manager.interruptible(2):
         os.kill(os.getpid(), signal.SIGTERM)
         assert manager.signal == signal.SIGTERM
 
@@ -144,7 +144,7 @@ def test_signals_are_let_alone_where_they_cannot_be_answered(tmp_path, keeps):
     before = signal.getsignal(signal.SIGTERM)
 
     def look():
-        with manager.listening():
+        with manager.handle_signals():
             found.append(signal.getsignal(signal.SIGTERM))
 
     if keeps:  # only the main thread may set handlers
@@ -159,12 +159,12 @@ def test_many_cells_are_written_as_few_are(tmp_path, monkeypatch):
     monkeypatch.setattr("fusetune.data.storage.mapped.PIECE_ROWS", 3)
     for num in (0, 1, 3, 7):
         found = np.arange(num) * 5
-        assert CheckpointManager(tmp_path, 5).places(f"x{num}", found).tolist() == found.tolist()
+        assert CheckpointManager(tmp_path, 5).step_cells(f"x{num}", found).tolist() == found.tolist()
         assert (tmp_path / "places" / f"x{num}.json").read_text() == json.dumps(found.tolist())
 
 
 def test_cells_computed_together_stay_together(tmp_path):
     first = np.asarray([5, 3, 9])
-    assert CheckpointManager(tmp_path, 5).places("x", first).tolist() == [5, 3, 9]
-    assert CheckpointManager(tmp_path, 5).places("x", np.asarray([9])).tolist() == [5, 3, 9]
-    assert CheckpointManager().places("x", np.asarray([9])).tolist() == [9]
+    assert CheckpointManager(tmp_path, 5).step_cells("x", first).tolist() == [5, 3, 9]
+    assert CheckpointManager(tmp_path, 5).step_cells("x", np.asarray([9])).tolist() == [5, 3, 9]
+    assert CheckpointManager().step_cells("x", np.asarray([9])).tolist() == [9]

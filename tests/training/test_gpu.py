@@ -153,7 +153,7 @@ def test_a_run_that_was_stopped_goes_on(tune, monkeypatch, precision, least):
     monkeypatch.setattr(replay, "WORTHWHILE", least)
     settings = {"dropout": 0.1, "precision": precision, "checkpoint_minutes": 0}
     whole = tune("whole", **settings)
-    updates, stop = [], manager.CheckpointManager.stop
+    updates, stop = [], manager.CheckpointManager.raise_if_signalled
 
     def after_some(self):
         updates.append(1)
@@ -161,10 +161,10 @@ def test_a_run_that_was_stopped_goes_on(tune, monkeypatch, precision, least):
             raise KeyboardInterrupt
         stop(self)
 
-    monkeypatch.setattr(manager.CheckpointManager, "stop", after_some)
+    monkeypatch.setattr(manager.CheckpointManager, "raise_if_signalled", after_some)
     with pytest.raises(KeyboardInterrupt):
         tune("stopped", **settings)
-    monkeypatch.setattr(manager.CheckpointManager, "stop", stop)
+    monkeypatch.setattr(manager.CheckpointManager, "raise_if_signalled", stop)
     again = tune("stopped", resume=True, **settings)
     assert any("went on from update" in said for said in again.results.warnings)
     np.testing.assert_allclose(losses(again), losses(whole), atol=1e-5 if precision == "no" else 1e-3)
@@ -208,9 +208,9 @@ def test_short_memory_halves_micro_batches(monkeypatch, shop_tables, tmp_path):
             )
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0)
-    said = [warning for warning in found["halved"].results.warnings if "Memory was short" in warning]
+    said = [warning for warning in found["halved"].results.warnings if "Memory ran out" in warning]
     print(said)
-    assert said and not [one for one in found["whole"].results.warnings if "Memory was short" in one]
+    assert said and not [one for one in found["whole"].results.warnings if "Memory ran out" in one]
     np.testing.assert_allclose(losses(found["halved"]), losses(found["whole"]), atol=1e-3)
 
 

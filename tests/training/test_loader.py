@@ -17,7 +17,7 @@ import torch
 from fusetune.backbones.graphs import alone
 from fusetune.data.sampler import UpdateSampler
 from fusetune.errors import BadCell, RunError
-from fusetune.training.loader import AHEAD, BatchLoader
+from fusetune.training.loader import PREFETCH, BatchLoader
 
 
 class Rows:
@@ -36,8 +36,8 @@ def sampler(num=23, accumulate=2):
     return UpdateSampler(np.arange(num), np.arange(num) % 5, batch_size=6, accumulate=accumulate, seed=3)
 
 
-@pytest.mark.parametrize(("workers", "ahead"), [(0, 0), (0, AHEAD), (2, AHEAD)])
-def test_order_and_epochs(workers, ahead):
+@pytest.mark.parametrize(("workers", "prefetch"), [(0, 0), (0, PREFETCH), (2, PREFETCH)])
+def test_order_and_epochs(workers, prefetch):
     drawn = sampler()
     expected = []
     for epoch in range(3):
@@ -45,7 +45,7 @@ def test_order_and_epochs(workers, ahead):
         batches = [(batch, epoch) for batch in drawn]
         expected += [batches[place : place + 2] for place in range(0, len(batches), 2)]
     chance = torch.get_rng_state()
-    with BatchLoader(Rows(23), sampler(), 10, workers=workers, ahead=ahead) as loader:
+    with BatchLoader(Rows(23), sampler(), 10, workers=workers, prefetch=prefetch) as loader:
         assert list(loader) == expected[:10]
     assert torch.equal(chance, torch.get_rng_state())
 
@@ -55,8 +55,8 @@ def test_what_is_made_ahead_is_bounded_and_ends():
     rows = Rows(23, lambda: made.append(threading.current_thread().name))
     with BatchLoader(rows, sampler(accumulate=1), 100) as loader:
         for taken, _ in zip(range(1, 20), loader, strict=False):
-            assert len(made) <= taken + AHEAD
-    assert len(made) <= 20 + AHEAD and all("fusetune-feed" in name for name in made)
+            assert len(made) <= taken + PREFETCH
+    assert len(made) <= 20 + PREFETCH and all("fusetune-feed" in name for name in made)
 
 
 def test_memory_that_a_gpu_reads_is_asked_for_while_no_pass_is_captured():
@@ -98,11 +98,11 @@ def test_a_cell_that_can_no_longer_be_read_is_named(workers):
 
 
 @pytest.mark.parametrize("first", [1, 4, 7])
-@pytest.mark.parametrize(("workers", "ahead"), [(0, 0), (0, AHEAD), (2, AHEAD)])
-def test_going_on_gives_the_rest(first, workers, ahead):
+@pytest.mark.parametrize(("workers", "prefetch"), [(0, 0), (0, PREFETCH), (2, PREFETCH)])
+def test_going_on_gives_the_rest(first, workers, prefetch):
     with BatchLoader(Rows(23), sampler(), 10) as loader:
         expected = list(loader)[first:]
-    with BatchLoader(Rows(23), sampler(), 10, first=first, workers=workers, ahead=ahead) as loader:
+    with BatchLoader(Rows(23), sampler(), 10, first=first, workers=workers, prefetch=prefetch) as loader:
         assert list(loader) == expected
 
 
@@ -113,13 +113,13 @@ def test_a_killed_worker_is_told_with_its_rows():
         if os.getpid() != home:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(RunError, match=r"(?s)was killed.*rows last asked for: \[\d+, .*trainer.workers=0"):  # noqa: SIM117
+    with pytest.raises(RunError, match=r"(?s)was killed.*rows last requested: \[\d+, .*trainer.workers=0"):  # noqa: SIM117
         with BatchLoader(Rows(23, die), sampler(), 5, workers=2) as loader:
             list(loader)
 
 
 def test_a_worker_that_hangs_is_told(monkeypatch):
-    monkeypatch.setattr("fusetune.training.loader.PATIENCE", 0.5)
+    monkeypatch.setattr("fusetune.training.loader.WORKER_TIMEOUT", 0.5)
     with (
         pytest.raises(RunError, match="does not answer"),
         BatchLoader(Rows(23, lambda: time.sleep(20)), sampler(), 5, workers=1) as loader,

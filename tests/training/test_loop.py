@@ -241,10 +241,10 @@ class Spoiled:
 def test_updates_that_are_not_finite_are_left_out_up_to_a_number():
     learner, examples = make()
     given = stage(learner, epochs=2, skip=2, gradients=Spoiled(3))  # the third and the sixth of six
-    with pytest.warns(UserWarning, match="An update was left out: the gradient became NaN"):
+    with pytest.warns(UserWarning, match="An update was skipped: the gradient became NaN"):
         step, watch = run(learner, examples, given)
     assert step == 6 and len(watch.losses) == 4
-    assert [said.split("at ")[1].split(";")[0] for said in given.said] == [
+    assert [note.split("at ")[1].split(";")[0] for note in given.notes] == [
         "update 3 of stage 's'",
         "update 6 of stage 's'",
     ]
@@ -302,9 +302,9 @@ def test_where_memory_is_short_smaller_micro_batches_make_the_same_updates(error
                 module.p = 0.3  # the draws of a pass that failed are taken back
         given = stage(learner, gradients=gradients, accumulate=accumulate, optimizer="adamw", lr=0.01)
         if accumulate == 1:
-            with pytest.warns(UserWarning, match=r"Memory was short at update 1 .*trainer.accumulate=4"):
+            with pytest.warns(UserWarning, match=r"Memory ran out at update 1 .*trainer.accumulate=4"):
                 run(learner, examples, given)
-            assert [said.split("made of ")[1].split(" (")[0] for said in given.said] == [
+            assert [note.split("made of ")[1].split(" (")[0] for note in given.notes] == [
                 "2 micro-batches",
                 "4 micro-batches",
             ]

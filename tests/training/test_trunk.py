@@ -80,7 +80,7 @@ def test_other_weights_or_layers_share_nothing(shop_tables, settings, tmp_path, 
     ],
 )
 def test_not_where_inputs_are_changed(shop_tables, settings, tmp_path, monkeypatch, number, changes):
-    monkeypatch.setattr(trunk, "_filled", lambda model, encoder, number, column, *_: filled.append(column))
+    monkeypatch.setattr(trunk, "_compute_trunk", lambda model, encoder, number, column, *_: filled.append(column))
     filled: list = []
     fit(shop_tables, settings, tmp_path / "cache", tmp_path / "m", **changes)
     assert len(filled) == number

@@ -199,7 +199,7 @@ def check_known(name: str, table: Registry, also: Iterable[str] = ()) -> None:
     known = [*table, *also]
     if name not in known:
         raise ValueError(
-            f"there is no {table.sort} called {name!r}; {nearest(name, known) or 'known: ' + ', '.join(known)}"
+            f"there is no {table.kind} called {name!r}; {nearest(name, known) or 'known: ' + ', '.join(known)}"
         )
 
 

@@ -49,7 +49,7 @@ def encode(fit: Prepared, model: Family) -> Prepared:
             model,
             examples,
             cache=fit.cache,
-            groups=fit.run.manager(f"encode-{split}").places,
+            groups=fit.run.manager(f"encode-{split}").step_cells,
             progress=fit.progress,
         )
         for split, examples in fit.examples.items()

@@ -36,7 +36,7 @@ def fill_features(
         model: with its encoders as they are now.
         examples: prepared rows.
         cache: keeps the outputs for other runs; only for a model whose encoders are as they were loaded.
-        groups: of a step by name, which cells are computed together; see `CheckpointManager.places`.
+        groups: of a step by name, which cells are computed together; see `CheckpointManager.step_cells`.
         progress: wraps iterators.
     """
     return {

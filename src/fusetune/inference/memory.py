@@ -15,9 +15,9 @@ from typing import Any
 
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
 """What glibc's `mallopt` sets by these numbers."""
-USUAL = {MMAP_MAX: 65536, MMAP_THRESHOLD: 32 * 2**20, TRIM_THRESHOLD: 64 * 2**20}
+DEFAULTS = {MMAP_MAX: 65536, MMAP_THRESHOLD: 32 * 2**20, TRIM_THRESHOLD: 64 * 2**20}
 """What glibc comes to by itself once large blocks were freed."""
-KEPT = {MMAP_MAX: 0, TRIM_THRESHOLD: -1}
+RETAIN = {MMAP_MAX: 0, TRIM_THRESHOLD: -1}
 
 SHARE = 0.5
 """Of the memory that there is: a process that holds more gives back what is free in it after every batch."""
@@ -39,13 +39,13 @@ def _allocator_settings() -> list[str]:
 
 
 @contextmanager
-def kept_memory() -> Iterator[None]:
+def retain_freed_memory() -> Iterator[None]:
     """Inside, what is freed stays with the process; after it, the system gets it back.
 
     glibc returns every freed block above 32 MiB at once, and the system hands its pages out again one by one, each
     zeroed: with the activations of pictures that takes a quarter of an update's time. In exchange, the process holds
-    what lies free between its blocks, which `settle` bounds: call it after every batch. No result depends on any of it.
-    May be nested, also in several threads; does nothing with another C library, or where $MALLOC_... or
+    what lies free between its blocks, which `trim_memory` bounds: call it after every batch. No result depends on any
+    of it. May be nested, also in several threads; does nothing with another C library, or where $MALLOC_... or
     $GLIBC_TUNABLES say how memory is to be handled.
     """
     global _inside
@@ -56,18 +56,18 @@ def kept_memory() -> Iterator[None]:
     with _lock:
         _inside += 1
         if _inside == 1:
-            _set(libc, KEPT)
+            _set(libc, RETAIN)
     try:
         yield
     finally:
         with _lock:
             _inside -= 1
             if _inside == 0:
-                _set(libc, USUAL)
+                _set(libc, DEFAULTS)
                 libc.malloc_trim(0)
 
 
-def settle() -> None:
+def trim_memory() -> None:
     """Give back what is free if the process holds more than `SHARE` of the memory; elsewhere nothing is kept."""
     if _inside and int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() > SHARE * _memory():
         ctypes.CDLL(None).malloc_trim(0)

@@ -16,7 +16,7 @@ from fusetune.data.column import Column, Progress
 from fusetune.data.examples import Examples
 from fusetune.data.storage.feature_cache import FeatureStore
 from fusetune.data.storage.mapped import PIECE_ROWS, mapped_argsort, mapped_take, mapped_zeros, pieces
-from fusetune.inference.memory import kept_memory, settle
+from fusetune.inference.memory import retain_freed_memory, trim_memory
 from fusetune.inference.stored import missing
 from fusetune.models.family import Family
 from fusetune.types import Tokens
@@ -69,10 +69,10 @@ def predict_logits(
     if progress is not None:
         steps = progress(steps, "predicting", len(groups))
     made = _Logits(len(indices))
-    with evaluating(model), kept_memory() if len(groups) > 1 else nullcontext():
+    with evaluating(model), retain_freed_memory() if len(groups) > 1 else nullcontext():
         for step in steps:
             made.put(step, model(examples.batch(indices[step]).to(device)).logits)
-            settle()
+            trim_memory()
     return {task: made.of(task) for task in model.tasks}
 
 
@@ -165,7 +165,7 @@ def encode_cells(
     filled = _Filled(len(source.cells), int(model.encoders[model.routes[column]].dim))  # type: ignore[arg-type]
     if store is not None:
         filled.take(np.flatnonzero(known), digests, store)
-    with evaluating(model), kept_memory() if len(groups) > 1 else nullcontext():
+    with evaluating(model), retain_freed_memory() if len(groups) > 1 else nullcontext():
         for places in steps:
             tensors = {name: tensor.to(device) for name, tensor in source.tensors(places).items()}
             tokens = model.encode(column, tensors)
@@ -173,7 +173,7 @@ def encode_cells(
             values = tokens.values.masked_fill(~tokens.mask.unsqueeze(-1), 0).float().cpu()[new]
             filled.put(places[new], values, tokens.mask.cpu()[new])
             store = _keep(store, digests[places[new]] if store is not None else digests, values, tokens.mask.cpu()[new])
-            settle()
+            trim_memory()
     _keep(store, digests[:0], torch.zeros(0), torch.zeros(0), last=True)
     return filled.tokens()
 

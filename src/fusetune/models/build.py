@@ -1,4 +1,4 @@
-"""From a schema and settings to modalities and a model."""
+"""Build modalities, tasks and models from a schema and settings."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from fusetune.registry import FUSIONS, MODALITIES, TASKS
 from fusetune.tasks.base import Task
 
 DIM = 128
-"""Features of the tokens in the fusion."""
+"""Default width of the projected tokens."""
 
 SHARED_OPTIONS = {"dim": Annotated[int, Field(ge=1)], "input_dropout": Annotated[float, Field(ge=0, lt=1)]}
-"""What the section `fusion` takes for every fusion."""
+"""Options of the section `fusion` that every fusion has."""
 
 
-def options_of(part: type, *taken: str) -> list[str]:
-    """The keyword settings that a part's constructor takes, less those that the caller fills in."""
+def options_of(part: type, *filled: str) -> list[str]:
+    """Return the names of a constructor's keyword-only arguments, without those that the caller fills in."""
     parameters = inspect.signature(part).parameters.values()
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in taken]
+    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in filled]
 
 
 class Backbones:
-    """Loads each pretrained model once, however many columns read with it."""
+    """Loads each pretrained model once; columns with the same one share it."""
 
     def __init__(self, settings: Mapping[str, BackboneConfig]) -> None:
         """
         Args:
-            settings: per kind of column: text, image, audio.
+            settings: by kind of column: text, image, audio.
         """
         self.settings = settings
         self._loaded: dict[tuple[str, str | None], Backbone] = {}
 
     def get(self, kind: str, name: str | None) -> Backbone:
-        """The backbone of this name (None: the one set for the kind) for columns of this kind."""
+        """Return the backbone of a name for columns of a kind, loaded on first use; None is the kind's default."""
         setting = self.settings[kind]
         name = name or setting.name
         if (kind, name) not in self._loaded:
@@ -57,14 +57,14 @@ class Backbones:
 
 
 def build_modalities(columns: Mapping[str, tuple[str, Mapping[str, Any]]], backbones: Backbones) -> dict[str, Modality]:
-    """A modality for every input column.
+    """Build a modality for every input column.
 
     Args:
-        columns: per column its kind and its options, `backbone` among them where it has its own.
-        backbones: where encoders come from.
+        columns: (kind, options) by column; the option `backbone` names a column's own backbone.
+        backbones: loads the pretrained encoders.
 
     Raises:
-        ConfigError: an option that the kind does not take.
+        ConfigError: a kind does not have an option.
     """
     modalities: dict[str, Modality] = {}
     for name, (kind, options) in columns.items():
@@ -78,10 +78,10 @@ def build_modalities(columns: Mapping[str, tuple[str, Mapping[str, Any]]], backb
 
 
 def build_task(target: str, name: str, options: Mapping[str, Any]) -> Task:
-    """A task for a target column.
+    """Build a task for a target column.
 
     Raises:
-        ConfigError: no such task, or an option that it does not take.
+        ConfigError: there is no such task, or it does not have an option.
     """
     check_task(target, name, options)
     built: Task = TASKS.get(name)(target, **options)
@@ -89,10 +89,10 @@ def build_task(target: str, name: str, options: Mapping[str, Any]) -> Task:
 
 
 def check_task(target: str, name: str, options: Mapping[str, Any]) -> None:
-    """Refuse options that a task does not take.
+    """Check that a task exists and has these options.
 
     Raises:
-        ConfigError: no such task, or an option that it does not take.
+        ConfigError: there is no such task, or it does not have an option.
     """
     task = TASKS.get(name)
     check_options(task, options, known=options_of(task), where=f"tasks.{target} ({name})")
@@ -105,12 +105,12 @@ def build_model(
 
     Args:
         modalities: by column.
-        tasks: fitted, by name; without any the columns are brought into one space.
-        fusion: its name and options; of these `dim` and `input_dropout` alone count for a family without a fusion.
-        dropout: on the encoders' outputs, in [0, 1), where the fusion's options have no `input_dropout`.
+        tasks: fitted, by name; without tasks the columns are projected into one space (`Match`).
+        fusion: its name and options; a family without a fusion uses only `dim` and `input_dropout`.
+        dropout: on the encoders' outputs, in [0, 1); the fusion's option `input_dropout` takes precedence.
 
     Raises:
-        ConfigError: no such fusion, or an option or value that it does not take.
+        ConfigError: there is no such fusion, or it does not accept an option or value.
     """
     encoders: dict[str, nn.Module] = {}
     routes: dict[str, str] = {}
@@ -133,7 +133,7 @@ def build_fusion(columns: Sequence[str], dim: int, settings: NamedConfig) -> Fus
     """Build a fusion over columns.
 
     Raises:
-        ConfigError: no such fusion, or an option that it does not take.
+        ConfigError: there is no such fusion, or it does not have an option.
     """
     options = check_fusion(settings)
     fusion: Callable[..., Fusion] = FUSIONS.get(settings.name or "attention")
@@ -141,10 +141,10 @@ def build_fusion(columns: Sequence[str], dim: int, settings: NamedConfig) -> Fus
 
 
 def check_fusion(settings: NamedConfig) -> dict[str, Any]:
-    """Return the options that are a fusion's own, after checking all of them.
+    """Check a fusion's options; return those that are not in `SHARED_OPTIONS`.
 
     Raises:
-        ConfigError: no such fusion, or an option that it does not take.
+        ConfigError: there is no such fusion, or it does not have an option.
     """
     fusion: Any = FUSIONS.get(settings.name or "attention")
     options = {name: value for name, value in settings.options.items() if name not in SHARED_OPTIONS}

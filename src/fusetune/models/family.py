@@ -1,4 +1,4 @@
-"""The contract of a family of models: a reader and what is computed from the columns that it has read."""
+"""The base class of model families: a reader, and the outputs computed from the columns that it encodes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from fusetune.types import Batch, Outputs, Tokens
 
 
 class Family(Reader, abc.ABC):
-    """A reader with what is computed after it; the tasks choose which family a model is of.
+    """A reader and the computation of outputs from its encoded columns. The tasks determine a model's family.
 
     Attributes:
-        tasks: whose logits the model gives, in order; empty for a family without heads.
-        replays: gives the outputs instead of `forward`'s own way, while it is set; see `fusetune.models.replays`.
+        name: of the family.
+        tasks: names of the tasks with logits, in order; empty for a family without heads.
+        replays: while set, computes the outputs in place of `forward`; see `fusetune.models.replays`.
     """
 
     name: ClassVar[str]
@@ -27,7 +28,7 @@ class Family(Reader, abc.ABC):
     replays: Callable[[Batch], Outputs] | None = None
 
     def forward(self, batch: Batch) -> Outputs:
-        """Compute the outputs for each row of the batch; a column that the batch does not bring is absent."""
+        """Compute the outputs of a batch; a column without inputs in the batch counts as absent in every row."""
         if self.replays is not None:
             return self.replays(batch)
 
@@ -38,12 +39,12 @@ class Family(Reader, abc.ABC):
 
     @abc.abstractmethod
     def combine(self, encoded: Encoded, cells: Mapping[str, Tensor], rows: Tensor) -> Outputs:
-        """Compute what comes after the encoders.
+        """Compute the outputs from encoded columns.
 
         Args:
-            encoded: gives a column's distinct cells, (cells, tokens, encoder dim), or None where no row has it.
-            cells: per column, (batch,) int64, which of its cells a row has, -1 for none.
-            rows: (batch,).
+            encoded: returns a column's distinct cells, (cells, tokens, encoder dim), or None if no row has the column.
+            cells: by column, (batch,) int64: the index of the row's cell, -1 if the row lacks the column.
+            rows: (batch,) int64 row ids.
         """
 
     @abc.abstractmethod
@@ -51,18 +52,18 @@ class Family(Reader, abc.ABC):
         """Return the modules that `combine` runs."""
 
     def linear_part(self) -> nn.Module | None:
-        """Return what a linear probe can be put into, or None for a family without one."""
+        """Return the linear layers that can be initialised from a linear probe, or None if the family has none."""
         return None
 
     def parts(self) -> dict[str, nn.Module]:
-        """Return every pretrained part, or small one in its place, by the name of its submodule in the model.
+        """Return the encoders by the name of their submodule in the model, also those without pretrained weights.
 
-        Freezing, layer-wise learning rates, adapters and hashes of weights go by these parts.
+        Freezing, layer-wise learning rates, adapters and hashes of weights work on these parts.
         """
         return {f"encoders.{key}": encoder for key, encoder in self.encoders.items()}
 
 
 def presence(columns: Sequence[str], cells: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-    """Return per column, (batch,) bool, which rows have it."""
-    nowhere = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-    return {column: cells[column] >= 0 if column in cells else nowhere for column in columns}
+    """Return by column which rows have it, (batch,) bool."""
+    absent = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+    return {column: cells[column] >= 0 if column in cells else absent for column in columns}

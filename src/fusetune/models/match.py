@@ -1,4 +1,4 @@
-"""The match family: every column is projected into one space, where a cell finds those that belong to it."""
+"""The match family: all columns are projected into one space, in which matching cells lie close together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fusetune.types import Outputs
 
 
 class Match(Family):
-    """Columns to vectors in one space: the mean of a column's projected tokens is its vector."""
+    """Projects every column into one space; the mean of a column's projected tokens is its vector."""
 
     name = "match"
 
@@ -21,7 +21,7 @@ class Match(Family):
         return [self.projections]
 
     def combine(self, encoded: Encoded, cells: Mapping[str, Tensor], rows: Tensor) -> Outputs:
-        """See `Family.combine`; the outputs have each column's tokens, no pooled vector and no logits."""
+        """See `Family.combine`. The outputs have each column's tokens, but no pooled vector and no logits."""
         columns = {}
         for column in self.columns:
             read = encoded(column)

@@ -1,4 +1,4 @@
-"""Read a table's columns: each column's cells through its encoder and projection."""
+"""The reader: encodes each column's cells and projects them to a common width."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from fusetune.backbones.shift import encode
 from fusetune.types import Tokens
 
 FEATURES = "features"
-"""The input under which a batch brings a column's encoder output, computed before, instead of raw tensors."""
+"""Name of the batch input that holds a column's precomputed encoder output instead of raw tensors."""
 REAL = "real"
-"""The input beside it that says which of its tokens are real, (cells, tokens) bool."""
+"""Name of the batch input with the mask of `FEATURES`, (cells, tokens) bool, True for real tokens."""
 Encoded = Callable[[str], Tokens | None]
-"""From a column to its distinct cells as `Reader.encode` gives them, or None where no row has the column."""
+"""Maps a column to the result of `Reader.encode`, or to None if no row has the column."""
 
 
 class Projection(nn.Module):
-    """One column's encoder output on the fusion's scale: standardised, dropped out, mapped to `dim`.
+    """Project a column's encoder output to `dim` features: standardise, dropout, linear layer.
 
-    The standardisation is a fixed shift and scale, learned from train rows; it keeps columns with large features from
-    drowning the others, and unlike a layer norm it keeps the differences between rows.
+    The standardisation is a fixed shift and scale, fitted on train rows. It brings all columns to one scale, and unlike
+    a layer norm it preserves differences between rows in the norm of their features.
     """
 
     shift: Tensor
@@ -36,25 +36,25 @@ class Projection(nn.Module):
         self.linear = nn.Linear(in_dim, dim)
 
     def standardise(self, values: Tensor) -> Tensor:
-        """(cells, tokens, in_dim) with zero mean and unit variance over the train rows."""
+        """Standardise (cells, tokens, in_dim) to zero mean and unit variance over the train rows."""
         return (values - self.shift) * self.scale
 
     def forward(self, values: Tensor) -> Tensor:
-        """Standardised (cells, tokens, in_dim) to (cells, tokens, dim)."""
+        """Map standardised values, (cells, tokens, in_dim), to (cells, tokens, dim)."""
         out: Tensor = self.linear(self.dropout(values))
         return out
 
 
 class Reader(nn.Module):
-    """Encoders, routes and projections: from a batch's cells to each column's projected tokens.
+    """Encoders and projections: maps a batch's cells to each column's projected tokens.
 
-    Columns may share an encoder; each has a projection of its own.
+    Columns may share an encoder; each column has its own projection.
 
     Attributes:
-        columns: in order.
-        routes: per column, the key of its encoder.
+        columns: names of the columns, in order.
+        routes: by column, the key of its encoder.
         encoders: by key.
-        dim: features of the projected tokens.
+        dim: width of the projected tokens.
     """
 
     def __init__(
@@ -63,20 +63,20 @@ class Reader(nn.Module):
         """
         Args:
             encoders: by key; `forward(**tensors) -> Tokens`, with the attributes `dim` and `pretrained`.
-            routes: per column, the key of its encoder.
-            dim: features of the projected tokens.
+            routes: by column, the key of its encoder.
+            dim: width of the projected tokens.
             dropout: on the encoders' outputs, in [0, 1).
         """
         super().__init__()
         self.columns, self.routes, self.dim = list(routes), dict(routes), dim
         self.encoders = nn.ModuleDict(dict(encoders))
-        # Names of columns are the user's and may be no module names, hence a list.
+        # A list, as names of columns need not be valid module names.
         self.projections = nn.ModuleList(
             Projection(self.encoder_dim(column), dim, dropout=dropout) for column in self.columns
         )
 
     def encoder_dim(self, column: str) -> int:
-        """Return how many features a column's encoder gives."""
+        """Return the width of a column's encoder output."""
         return int(self.encoders[self.routes[column]].dim)  # type: ignore[arg-type]
 
     def projection(self, column: str) -> Projection:
@@ -87,33 +87,33 @@ class Reader(nn.Module):
 
     @torch.no_grad()
     def set_scale(self, column: str, shift: Tensor, scale: Tensor) -> None:
-        """Standardise a column by (features - shift) * scale, each (dim,)."""
+        """Set a column's standardisation, (features - shift) * scale, with shift and scale of shape (encoder dim,)."""
         projection = self.projection(column)
         projection.shift.copy_(shift)
         projection.scale.copy_(scale)
 
     def encode(self, column: str, tensors: dict[str, Tensor]) -> Tokens:
-        """Encode a column's distinct cells, (cells, tokens, encoder dim)."""
+        """Encode a column's distinct cells, or take their precomputed features: (cells, tokens, encoder dim)."""
         if FEATURES in tensors:
             grid = getattr(self.encoders[self.routes[column]], "grid", None)
             return Tokens(tensors[FEATURES], tensors[REAL], grid)
         return encode(self.encoders[self.routes[column]], tensors)
 
     def standardise(self, column: str, encoded: Tokens) -> Tokens:
-        """Standardise a column's distinct cells as its projection wants them, (cells, tokens, encoder dim)."""
+        """Standardise a column's encoded cells, (cells, tokens, encoder dim), for its projection."""
         return Tokens(self.projection(column).standardise(encoded.values), encoded.mask, encoded.grid)
 
     def project(self, column: str, cells: Tokens | None, row_cells: Tensor | None, rows: Tensor) -> Tokens:
-        """Project a column's cells and hand them out to the rows.
+        """Project a column's cells and gather them by row.
 
         Args:
             column: its name.
-            cells: as `standardise` gives them, (cells, tokens, encoder dim); None where no row has the column.
-            row_cells: (batch,) int64, which of the cells a row has, -1 for none.
-            rows: (batch,), on the device of the result.
+            cells: the result of `standardise`, (cells, tokens, encoder dim); None if no row has the column.
+            row_cells: (batch,) int64: the index of the row's cell, -1 if the row lacks the column.
+            rows: (batch,) row ids, on the device of the result.
 
         Returns:
-            (batch, tokens, dim), no token real where a row lacks the column.
+            (batch, tokens, dim); a row without the column has no real token.
         """
         projection = self.projection(column)
         if cells is None or row_cells is None:

@@ -1,4 +1,4 @@
-"""The understand family: one fusion over all columns, a head a task."""
+"""The understand family: one fusion over all columns and one head per task."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from fusetune.types import Batch, Outputs, Tokens
 
 
 class Understand(Family):
-    """Columns to logits: each column's cells through its encoder and projection, all columns through the fusion.
+    """Maps columns to logits: encodes and projects each column, fuses the columns, and applies a head per task.
 
     logits = head(fusion(projected columns)) + linear(standardised columns) [+ linear(n-grams)] [+ linear(pairs)]
 
-    The linear part reads the columns whose encoders are of use before any training. It starts as the best linear model
-    on them (`start_from`) with the heads at zero, so training starts from a linear probe's predictions and can only
-    choose to add to them; where no such model was given it stays at zero and the heads start as the tasks made them.
+    The linear part reads the columns with pretrained encoders. `start_from` sets it to a linear probe and the heads to
+    zero, so training starts from the probe's predictions and adds to them. Without a probe the linear part starts at
+    zero and the heads keep their random initialisation.
     """
 
     name = "understand"
@@ -39,10 +39,10 @@ class Understand(Family):
         """
         Args:
             encoders: by key; `forward(**tensors) -> Tokens`, with the attributes `dim` and `pretrained`.
-            routes: per column, the key of its encoder.
+            routes: by column, the key of its encoder.
             fusion: over exactly these columns.
-            heads: per task, from (batch, fusion.dim) to logits.
-            dropout: on the encoders' outputs.
+            heads: by task, maps (batch, fusion.dim) to logits.
+            dropout: on the encoders' outputs, in [0, 1).
         """
         super().__init__(encoders, routes, fusion.dim, dropout=dropout)
         self.tasks = list(heads)
@@ -64,7 +64,7 @@ class Understand(Family):
         return self.heads[self.tasks.index(task)]
 
     def at_zero(self, task: str) -> Tensor:
-        """Return the logits of a row that a task's head gives for a fused vector of zeros, (...)."""
+        """Return a task's logits for a pooled vector of zeros, in the shape of one row's logits."""
         head = self.head(task)
         like = next(head.parameters(), torch.zeros(()))
         logits: Tensor = head(torch.zeros(1, self.dim, device=like.device, dtype=like.dtype))[0]
@@ -72,12 +72,12 @@ class Understand(Family):
 
     @torch.no_grad()
     def start_from(self, task: str, weight: Tensor, bias: Tensor) -> None:
-        """Start a task from a linear model, its head at zero.
+        """Initialise a task's linear part from a linear probe, and its head with zeros.
 
         Args:
             task: the task's name.
-            weight: (features, logits), over each linear column's standardised features divided by the square root of
-                their number, then whether the column is absent.
+            weight: (features, logits); the features are, column by column, the standardised features divided by the
+                square root of their number, then an indicator of the column's absence.
             bias: (logits,).
         """
         assert self.linear is not None, "there are columns for the linear part"
@@ -86,7 +86,7 @@ class Understand(Family):
         for parameter in self.head(task).parameters():
             nn.init.zeros_(parameter)
         layer.weight.copy_(weight.T.to(layer.weight.device))
-        # A head of zeros gives no zeros where it has ordered thresholds.
+        # With zero parameters, a head with ordered thresholds still returns non-zero logits.
         layer.bias.copy_(bias.to(layer.bias.device) - self.at_zero(task).view(-1))
 
     def extend(self, ngrams: Mapping[str, int], pairs: Sequence[tuple[str, str]]) -> None:
@@ -140,10 +140,10 @@ class Understand(Family):
                 blocks.append(self._block(column, scaled, row_cells, columns[column]))
         pooled = self.fusion(columns, presence(self.columns, cells, rows)).pooled
         logits = {}
-        for place, (task, head) in enumerate(zip(self.tasks, self.heads, strict=True)):
+        for index, (task, head) in enumerate(zip(self.tasks, self.heads, strict=True)):
             logits[task] = head(pooled)
             if self.linear is not None:
-                logits[task] = logits[task] + self.linear[place](torch.cat(blocks, 1)).view_as(logits[task])
+                logits[task] = logits[task] + self.linear[index](torch.cat(blocks, 1)).view_as(logits[task])
         if self.pairs is not None:
             vectors = {name: self._vector(name, block) for name, block in zip(self.linear_columns, blocks, strict=True)}
             for task, part in zip(self.tasks, self.pairs(vectors), strict=True):
@@ -155,7 +155,7 @@ class Understand(Family):
         return block[:, :-1] * self.encoder_dim(column) ** 0.5, block[:, -1:] == 0
 
     def _block(self, column: str, cells: Tokens | None, row_cells: Tensor | None, projected: Tokens) -> Tensor:
-        """A column's block of what the linear part reads, (batch, encoder dim + 1): the last says that it is absent."""
+        """Return a column's inputs of the linear part, (batch, encoder dim + 1); the last indicates its absence."""
         width = self.encoder_dim(column)
         if cells is None or row_cells is None:
             block = projected.values.new_zeros(len(projected.values), width + 1)

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from fusetune.training.hardware.dtensor import whole
+from fusetune.training.hardware.dtensor import full_tensor
 from fusetune.training.progress import StageBar, StageLines, console, shows_bars
 
 Validate = Callable[[], tuple[float, float, dict[str, dict[str, float]]]]
@@ -81,7 +81,7 @@ class BestStep(Callback):
         """Add what has become trainable since, at its present value: it had that value at the best step too."""
         for name, tensor in self._trained().items():
             if name not in self._weights:
-                self._weights[name] = whole(tensor.detach()).to("cpu", copy=True)
+                self._weights[name] = full_tensor(tensor.detach()).to("cpu", copy=True)
 
     def _trained(self) -> dict[str, Tensor]:
         trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
@@ -91,7 +91,7 @@ class BestStep(Callback):
         """Keep these weights if the check is the best so far."""
         if self.check is None or better(check, self.check, self.margin):
             self.check = check
-            self._weights.update({k: whole(v.detach()).to("cpu", copy=True) for k, v in self._trained().items()})
+            self._weights.update({k: full_tensor(v.detach()).to("cpu", copy=True) for k, v in self._trained().items()})
 
     @torch.no_grad()
     def restore(self) -> None:

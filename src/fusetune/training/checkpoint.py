@@ -1,12 +1,12 @@
-"""Checkpoints: a training's state in folders that are there whole or not at all, and are checked when they are read.
+"""Checkpoints: a training's state in folders that are written atomically and verified when they are read.
 
     00000003-5f0c…/            number, then the first digits of the manifest's SHA-256
         tensors.safetensors    every tensor
-        state.json             everything else, with the tensors' names in their places
+        state.json             everything else, with references to the tensors by name
         manifest.json          each file's SHA-256 and size
 
-A folder is written under another name, flushed to disk and renamed, so a crash at any moment leaves those before it.
-The two newest are kept: where the newest is damaged the one before it is taken, and that is said.
+A folder is written under a temporary name, flushed to disk and renamed, so a crash at any moment leaves the earlier
+checkpoints intact. The two newest are kept. If the newest is damaged, the one before it is read, with a warning.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from fusetune.errors import FolderError, StorageError
 from fusetune.security.untrusted import read_json, tensors_of, walk
 
 FORMAT = 1
-KEPT = 2
+MAX_CHECKPOINTS = 2
 STATE_BYTES = 2**30
-"""Of state.json, which is read whole."""
+"""Largest size of state.json, which is read into memory."""
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 _NAME = re.compile(r"\d{8}-[0-9a-f]{16}")
 
@@ -40,36 +40,42 @@ class Checkpoints:
     """The checkpoints in a folder.
 
     Attributes:
-        warnings: checkpoints that `newest` could not use, with the reason.
+        warnings: the damaged checkpoints that `newest` passed over, with the reasons.
     """
 
     def __init__(self, folder: str | Path) -> None:
         """
         Args:
-            folder: made when the first one is written.
+            folder: created when the first checkpoint is written.
         """
         self.folder = Path(folder)
         self.warnings: list[str] = []
 
     def __len__(self) -> int:
-        return len(self._found())
+        return len(self._paths())
 
-    def _found(self) -> list[Path]:
-        """Newest first."""
+    def _paths(self) -> list[Path]:
+        """Return the folders of the checkpoints, the newest first."""
         listed = self.folder.iterdir() if self.folder.is_dir() else ()
         return sorted((path for path in listed if _NAME.fullmatch(path.name)), reverse=True)
 
     def save(self, state: Any) -> Path:
-        """Write a state: mappings, lists and tuples of tensors, texts, figures, truth values and None.
+        """Write a state and delete all but the newest two checkpoints.
+
+        Args:
+            state: nested dicts, lists and tuples of tensors, strings, numbers, booleans and None.
+
+        Returns:
+            The new checkpoint's folder.
 
         Raises:
-            StorageError: it cannot be written; those before it are as they were.
+            StorageError: it cannot be written; earlier checkpoints are unchanged.
         """
         tensors: dict[str, Tensor] = {}
         text = json.dumps(_packed(state, tensors, {}), allow_nan=False)
         size = len(text) + sum(tensor.nbytes for tensor in tensors.values())
-        found = self._found()
-        number = int(found[0].name[:8]) + 1 if found else 1
+        earlier = self._paths()
+        number = int(earlier[0].name[:8]) + 1 if earlier else 1
         partial = self.folder / f".partial-{os.getpid()}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -81,8 +87,8 @@ class Checkpoints:
             (partial / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
             for path in (partial / TENSORS, partial / STATE, partial / MANIFEST, partial):
                 flush(path)
-            whole = self.folder / f"{number:08d}-{_hash(partial / MANIFEST)[:16]}"
-            partial.rename(whole)
+            final = self.folder / f"{number:08d}-{_hash(partial / MANIFEST)[:16]}"
+            partial.rename(final)
             flush(self.folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
@@ -91,31 +97,31 @@ class Checkpoints:
                 f"{_free(self.folder) if _is_full(error) else ''}\n"
                 "  Do: make room, or name another place with --out; trainer.checkpoint_minutes=none writes none"
             ) from error
-        for old in [whole, *found][KEPT:]:
+        for old in [final, *earlier][MAX_CHECKPOINTS:]:
             shutil.rmtree(old, ignore_errors=True)
-        return whole
+        return final
 
     def _clean(self) -> None:
-        """Remove what writers that are gone left half done."""
+        """Remove partial folders of interrupted writers."""
         for path in self.folder.glob(".partial-*"):
             shutil.rmtree(path, ignore_errors=True)
 
     def newest(self) -> Any:
-        """The newest whole state, None where there is no checkpoint; see `warnings` for those that are damaged.
+        """Return the newest intact state, or None if there is no checkpoint; damaged ones are listed in `warnings`.
 
         Raises:
-            FolderError: there are checkpoints, and none is whole.
+            FolderError: there are checkpoints, but none is intact.
         """
         self.warnings = []
-        found = self._found()
-        for path in found:
+        paths = self._paths()
+        for path in paths:
             try:
                 return _read(path)
             except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
                 self.warnings.append(f"the checkpoint {path} is damaged and was passed over: {error}")
-        if found:
+        if paths:
             raise FolderError(
-                "no checkpoint is whole",
+                "no checkpoint is intact",
                 came="; ".join(self.warnings),
                 do="start anew with --no-resume, which deletes them",
                 file=str(self.folder),
@@ -144,7 +150,7 @@ def _read(path: Path) -> Any:
 
 
 def flush(path: Path) -> None:
-    """Have a file's content, or a folder's list of files, on the disk."""
+    """Flush a file's content, or a folder's list of files, to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -166,19 +172,19 @@ def _is_full(error: Exception) -> bool:
 
 
 def _free(folder: Path) -> str:
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return f"; {shutil.disk_usage(there).free:,} bytes are free"
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return f"; {shutil.disk_usage(existing).free:,} bytes are free"
 
 
 def _packed(value: Any, tensors: dict[str, Tensor], seen: dict[tuple[Any, ...], str]) -> Any:
-    """The value as JSON, tensors by name; a tensor that comes twice is written once."""
+    """Return the value as JSON with references to tensors, and collect these; equal tensors are stored once."""
     if isinstance(value, Tensor):
         tensor = value.detach()
         key = (tensor.data_ptr(), tensor.device, tensor.dtype, tuple(tensor.shape), tensor.stride())
         if tensor.numel() == 0 or key not in seen:
             name = str(len(tensors))
-            whole = tensor.untyped_storage().nbytes() == tensor.nbytes  # safetensors refuses parts of a storage
-            tensors[name] = tensor.to("cpu").contiguous() if whole else tensor.to("cpu", copy=True).contiguous()
+            is_view = tensor.untyped_storage().nbytes() != tensor.nbytes  # safetensors refuses parts of a storage
+            tensors[name] = tensor.to("cpu", copy=is_view).contiguous()
             seen[key] = name
         return {"$tensor": seen[key]}
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""A training that can be stopped at any moment and gone on with: when its state is kept, and what that holds."""
+"""When checkpoints are saved, what state they hold, and how signals stop a run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fusetune.training.checkpoint import Checkpoints
 
 State = dict[str, Any]
 
-PARTS = {
+STATE_PARTS = {
     "stage": "name of the stage",
     "precision": "precision",
     "done": "place in the order of the rows",
@@ -42,38 +42,40 @@ PARTS = {
     "outer": "earlier stages",
     "sums": "sums since the last evaluation",
 }
-"""What a state in the middle of a stage must have, and what each part is called in an error."""
-ENDED = {"stage": "name of the stage", "weights": "weights", "history": "training history"}
+"""Keys that a state saved within a stage must have, and what an error calls each."""
+END_PARTS = {"stage": "name of the stage", "weights": "weights", "history": "training history"}
 END = "end"
+_KEYS = {"BestSteps": "Kept"}
+"""Keys of callbacks' states in checkpoints, where they are not the class's name."""
 END_SECONDS = 60.0
-"""A training that took less is not worth keeping when it is over: it is done again."""
-SHARE = 0.05
-"""Of the time, which writing checkpoints may take."""
+"""A finished training is saved only if it took at least so many seconds; a shorter one is repeated on resume."""
+MAX_TIME_SHARE = 0.05
+"""Largest share of the running time that writing checkpoints may take."""
 
 
 class CheckpointManager:
-    """Keeps one training's state on disk now and then, and when it is told to stop.
+    """Saves one training's state periodically and when a signal comes, and holds the state to resume from.
 
     Attributes:
-        saved: the newest state that was found, until the training has gone past it; None for a training that begins.
-        outer: gives what the stages' surroundings add to a state.
-        checking: whether nothing is under way that a stop would spoil.
+        saved: the newest saved state, until the training has passed it; None for a training that starts afresh.
+        outer_state: returns the part of the state that lies outside the stages.
+        checking: whether a signal may interrupt at once, as no update is being made.
     """
 
     def __init__(self, folder: Path | None = None, minutes: float | None = None, *, processes: int = 1) -> None:
         """
         Args:
-            folder: of this training's checkpoints; None keeps nothing.
-            minutes: between two of them; 0 for one an update, None for none.
-            processes: that train together.
+            folder: of this training's checkpoints; None saves none.
+            minutes: between two checkpoints; 0 saves one an update, None saves none.
+            processes: number of processes that train together.
 
         Raises:
-            FolderError: what is there cannot be gone on with.
+            FolderError: the saved state is damaged or does not fit this run.
         """
         self.minutes, self.folder = minutes, folder
         self.checkpoints = Checkpoints(folder) if folder is not None and minutes is not None else None
         self.saved: State | None = self.checkpoints.newest() if self.checkpoints is not None else None
-        self.outer: Callable[[], State] = dict
+        self.outer_state: Callable[[], State] = dict
         self.checking, self.signal = False, 0
         self._began = self._last = time.monotonic()
         self._cost = 0.0
@@ -82,20 +84,20 @@ class CheckpointManager:
                 self._check(self.saved, processes)
 
     def reading(self) -> AbstractContextManager[None]:
-        """Where what was kept is used: what does not fit this run is a `FolderError`."""
+        """Return a context in which errors from a state that does not fit this run become a `FolderError`."""
         do = "start anew with --no-resume"
         return reading("the checkpoint does not fit this run", file=self.folder or "", do=do)
 
     def _check(self, saved: State, processes: int) -> None:
         where = str(self.folder)
-        parts = ENDED if saved.get("stage") == END else PARTS
-        if lost := [said for part, said in parts.items() if part not in saved]:
+        parts = END_PARTS if saved.get("stage") == END else STATE_PARTS
+        if missing := [label for part, label in parts.items() if part not in saved]:
             raise FolderError(
-                f"the checkpoint lacks the {', the '.join(lost)}", file=where, do="start anew with --no-resume"
+                f"the checkpoint lacks the {', the '.join(missing)}", file=where, do="start anew with --no-resume"
             )
-        if parts is PARTS and saved["precision"] not in ("no", "bf16", "fp16"):
+        if parts is STATE_PARTS and saved["precision"] not in ("no", "bf16", "fp16"):
             raise ValueError(f"there is no precision {saved['precision']!r}")
-        if parts is PARTS and len(saved["processes"]) != processes:
+        if parts is STATE_PARTS and len(saved["processes"]) != processes:
             raise FolderError(
                 "the run was started with another number of processes",
                 expected=f"{len(saved['processes'])}, as then",
@@ -104,8 +106,8 @@ class CheckpointManager:
                 file=where,
             )
 
-    def take(self, stage: str) -> State | None:
-        """The saved state of this stage, once."""
+    def pop(self, stage: str) -> State | None:
+        """Return the saved state if it is of this stage, and forget it; else None."""
         if self.saved is None or self.saved["stage"] != stage:
             return None
         saved, self.saved = self.saved, None
@@ -116,11 +118,14 @@ class CheckpointManager:
         return self.saved is not None and self.saved["stage"] != stage
 
     def due(self, accelerator: Accelerator) -> bool:
-        """Whether to save now: for the time that has passed, or because a signal came; the same in all processes."""
+        """Return whether to save now, because enough time has passed or a signal came; the same in all processes."""
         if self.checkpoints is None or self.minutes is None:
             return False
         passed = time.monotonic() - self._last
-        flags = [float(passed >= max(60 * self.minutes, self._cost / SHARE if self.minutes else 0)), float(self.signal)]
+        flags = [
+            float(passed >= max(60 * self.minutes, self._cost / MAX_TIME_SHARE if self.minutes else 0)),
+            float(self.signal),
+        ]
         if accelerator.num_processes > 1:
             both = accelerator.reduce(torch.tensor(flags, device=accelerator.device), "sum").tolist()
             self.signal = self.signal or (int(signal.SIGTERM) if both[1] else 0)
@@ -128,7 +133,7 @@ class CheckpointManager:
         return any(flags)
 
     def save(self, state: State, accelerator: Accelerator | None = None) -> None:
-        """Write a state; the first process does, the others wait.
+        """Write a state from the main process; the others wait for it.
 
         Raises:
             StorageError: it cannot be written.
@@ -143,23 +148,23 @@ class CheckpointManager:
         self._last = time.monotonic()
         self._cost = self._last - start
 
-    def end(self, state: State, accelerator: Accelerator) -> None:
-        """Write what a training came to, where it took long: see `ENDED`."""
+    def save_end(self, state: State, accelerator: Accelerator) -> None:
+        """Write the final state of a training that took at least `END_SECONDS`; see `END_PARTS`."""
         if self.minutes == 0 or time.monotonic() - self._began >= END_SECONDS:
             self.save({"stage": END, **state}, accelerator)
 
-    def stop(self) -> None:
-        """Stop if a signal came.
+    def raise_if_signalled(self) -> None:
+        """Stop the run if a signal was received.
 
         Raises:
-            Interrupted: so it is.
+            Interrupted: a signal was received.
         """
         if self.signal:
             raise Interrupted(self.signal, saved=self.checkpoints is not None)
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """SIGINT and SIGTERM wait for the update to end, and end an evaluation at once; a second one acts at once."""
+    def handle_signals(self) -> Iterator[None]:
+        """Handle SIGINT and SIGTERM: the first lets the update finish or ends an evaluation; a second acts at once."""
         if self.checkpoints is None or threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -173,7 +178,7 @@ class CheckpointManager:
             self.signal = number
             restore()
             if self.checking:
-                self.stop()
+                self.raise_if_signalled()
 
         for number in before:
             signal.signal(number, note)
@@ -183,42 +188,48 @@ class CheckpointManager:
             restore()
 
     @contextmanager
-    def may_stop(self, processes: int) -> Iterator[None]:
-        """Inside, nothing is under way that a stop would spoil; several processes stop together, later."""
+    def interruptible(self, processes: int) -> Iterator[None]:
+        """Let a signal interrupt at once inside the context. Several processes stop together, at the next update."""
         self.checking = processes == 1
         try:
             yield
         finally:
             self.checking = False
 
-    def places(self, name: str, found: np.ndarray) -> np.ndarray:
-        """The cells that a step computes, as the run began it: cells computed together keep their last digits.
+    def step_cells(self, name: str, cells: np.ndarray) -> np.ndarray:
+        """Return the cells that a step computes, in the order in which the run first computed them.
+
+        The order is stored: which cells share a batch changes the last digits of the results, and a resumed run must
+        reproduce them.
 
         Args:
             name: of the step.
-            found: (cells,) what it would compute now, in order.
+            cells: (cells,) int64, what the step would compute now, in order.
+
+        Raises:
+            FolderError: the stored order lacks some of these cells.
         """
         if self.folder is None:
-            return found
+            return cells
         path = self.folder / "places" / f"{name}.json"
         if path.is_file():
             with self.reading():
-                kept = np.asarray(read_json(path), dtype=np.int64)
-                if kept.ndim != 1 or not np.isin(found, kept).all() or (kept < 0).any():
+                stored = np.asarray(read_json(path), dtype=np.int64)
+                if stored.ndim != 1 or not np.isin(cells, stored).all() or (stored < 0).any():
                     raise ValueError(f"{path.name} holds other cells")
-            return kept
+            return stored
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         with partial.open("w", encoding="utf-8") as file:
-            for number, piece in enumerate(pieces(len(found))):
-                file.write((", " if number else "[") + json.dumps(found[piece].tolist())[1:-1])
+            for number, piece in enumerate(pieces(len(cells))):
+                file.write((", " if number else "[") + json.dumps(cells[piece].tolist())[1:-1])
             file.write("]")
         partial.replace(path)
-        return found
+        return cells
 
 
-def generators(device: torch.device) -> State:
-    """The states of all the generators that training draws from."""
+def rng_states(device: torch.device) -> State:
+    """Return the RNG states of torch, numpy, Python and the device."""
     name, keys, *rest = np.random.get_state()
     state: State = {
         "torch": torch.get_rng_state(),
@@ -230,8 +241,8 @@ def generators(device: torch.device) -> State:
     return state
 
 
-def set_generators(state: Mapping[str, Any], device: torch.device) -> None:
-    """Put the generators back."""
+def set_rng_states(state: Mapping[str, Any], device: torch.device) -> None:
+    """Restore the RNG states that `rng_states` returned."""
     torch.set_rng_state(state["torch"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
@@ -240,31 +251,37 @@ def set_generators(state: Mapping[str, Any], device: torch.device) -> None:
         torch.get_device_module(device).set_rng_state(state["device"])
 
 
-def of_all_processes(own: State, accelerator: Accelerator) -> list[State]:
-    """Each process's part of a state."""
-    return list(gather_object([own])) if accelerator.num_processes > 1 else [own]
+def gather_states(state: State, accelerator: Accelerator) -> list[State]:
+    """Gather each process's state, in order of the processes."""
+    return list(gather_object([state])) if accelerator.num_processes > 1 else [state]
 
 
-def watched(watchers: Sequence[Callback]) -> State:
-    """What the watchers know, by their class."""
-    return {type(watcher).__name__: state for watcher in watchers if (state := watcher.state()) is not None}
+def callback_states(callbacks: Sequence[Callback]) -> State:
+    """Return the states of the callbacks that have one, by the name of the class."""
+    return {_key(callback): state for callback in callbacks if (state := callback.state()) is not None}
 
 
-def watch_on(watchers: Sequence[Callback], state: Mapping[str, Any]) -> None:
-    """Let the watchers know what they knew.
+def load_callback_states(callbacks: Sequence[Callback], state: Mapping[str, Any]) -> None:
+    """Restore the callbacks' states.
 
     Raises:
-        FolderError: the state of one is missing.
+        FolderError: a callback's state is missing.
     """
-    for watcher in watchers:
-        if watcher.state() is None:
+    for callback in callbacks:
+        if callback.state() is None:
             continue
-        if type(watcher).__name__ not in state:
-            raise FolderError(f"the checkpoint lacks the state of {type(watcher).__name__}")
-        watcher.load(state[type(watcher).__name__])
+        if _key(callback) not in state:
+            raise FolderError(f"the checkpoint lacks the state of {_key(callback)}")
+        callback.load(state[_key(callback)])
 
 
-def moving(module: nn.Module) -> dict[str, Tensor]:
-    """All that training changes: trainable parameters and buffers, by name."""
+def _key(callback: Callback) -> str:
+    """Return the key of a callback's state in a checkpoint: its class, or the name that checkpoints know it by."""
+    name = type(callback).__name__
+    return _KEYS.get(name, name)
+
+
+def trainable_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return what training changes, by name: trainable parameters and all buffers."""
     trained = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
     return trained | dict(module.named_buffers())

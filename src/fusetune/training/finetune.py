@@ -29,9 +29,16 @@ from fusetune.models.family import Family
 from fusetune.objectives.balance import build_balance
 from fusetune.objectives.total import Total, build_objectives
 from fusetune.tasks.base import Task
-from fusetune.training.averaging import Kept, averaged, copied, not_finite, put, trained_weights
+from fusetune.training.averaging import (
+    BestSteps,
+    average_weights,
+    copy_to_cpu,
+    load_weights,
+    nonfinite_names,
+    trained_weights,
+)
 from fusetune.training.callbacks import Bar, BestStep, Callback, Check, Curve, Trackers, Validate
-from fusetune.training.checkpoint_manager import END, CheckpointManager, moving, watch_on
+from fusetune.training.checkpoint_manager import END, CheckpointManager, load_callback_states, trainable_state
 from fusetune.training.hardware.devices import make_accelerator, processes
 from fusetune.training.hardware.precision import choose_precision
 from fusetune.training.hardware.replay import graphs
@@ -44,7 +51,7 @@ from fusetune.training.plan import Evaluate, Goal, RunContext, Start, TrainingRo
 from fusetune.training.probe import column_scales, install_probes
 from fusetune.training.progress import track
 from fusetune.training.recipe import BackboneRule, Recipe
-from fusetune.training.trunk import start_later
+from fusetune.training.trunk import attach_trunks
 
 
 def evaluate_loss(
@@ -128,7 +135,7 @@ def finetune(
     _check(recipe, manager)
     learner = Learner(model, Total(goal.tasks, objectives, balance))
     _install(model, column_scales(train, rows.train_features), start)
-    if (ended := manager.take(END)) is not None:
+    if (ended := manager.pop(END)) is not None:
         return _ended(learner, ended, manager)
     saved = manager.saved
     precision = _precision(recipe, learner, rows) if saved is None else saved["precision"]
@@ -154,7 +161,7 @@ def finetune(
         for callback in callbacks:
             callback.on_end()
     assert best.check is not None, "a stage ends with a check"
-    if bad := not_finite(trained_weights(learner)):
+    if bad := nonfinite_names(trained_weights(learner)):
         raise NonFiniteLoss(
             f"{', '.join(bad[:3])} are NaN or infinite at the best step, so the model is not saved\n"
             "  Do: lower trainer.lr and trainer.backbone_lr, set trainer.clip"
@@ -163,7 +170,7 @@ def finetune(
     history = TrainingHistory(curve.checks, best.check, _trained(model), moved, recipe.warnings(), mixed)
     seconds = sum(stage.seconds for stage in recipe.stages)
     history.waited = sum(stage.waited for stage in recipe.stages) / seconds if seconds else 0.0
-    manager.end({"weights": moving(learner), "history": history.to_state()}, accelerator)
+    manager.save_end({"weights": trainable_state(learner), "history": history.to_state()}, accelerator)
     return history
 
 
@@ -221,10 +228,10 @@ def _stages(
     """The head stage, then the tune stage, each left at the best step so far; gives the encoders that were trained."""
     settings, model, manager, num_rows = recipe.settings, recipe.model, context.manager, len(rows.train)
     last = "tune" if recipe.tunes() else "head"
-    kept = Kept(learner, last, settings.soup, recipe.margin) if settings.soup is not None else None
+    kept = BestSteps(learner, last, settings.soup, recipe.margin) if settings.soup is not None else None
     callbacks = [best, *others, *([kept] if kept is not None else [])]
     start, step = _went_on(manager, recipe, callbacks)
-    manager.outer = lambda: {
+    manager.outer_state = lambda: {
         "start": start,
         "step": step,
         "stages": [[stage.seconds, stage.waited] for stage in recipe.stages],
@@ -239,11 +246,11 @@ def _stages(
             head.seconds, head.waited = manager.saved["outer"]["stages"][0] if manager.saved else (0.0, 0.0)
         else:
             if manager.saved is None:
-                start = copied(trained_weights(learner))
+                start = copy_to_cpu(trained_weights(learner))
                 first_check(head.name, validate, callbacks)
             with graphs(head, recipe, accelerator, num_rows):
                 step = run_stage(learner, head, train, validate, accelerator, callbacks, manager=manager)
-            recipe.said += head.said
+            recipe.said += head.notes
             best.restore()
         recipe.stages.append(head)
     with sharded(learner, recipe.movable() if settings.shard else []) as spread:
@@ -256,7 +263,7 @@ def _stages(
         if tune is not None:
             if manager.saved is None:
                 best.cover()
-                start = copied(trained_weights(learner))
+                start = copy_to_cpu(trained_weights(learner))
             with accelerator.main_process_first():
                 bar = any(isinstance(one, Bar) for one in others)
                 low = accelerator.mixed_precision == "bf16"
@@ -267,17 +274,17 @@ def _stages(
                 recipe.said += said
                 run_stage(learner, tune, train, validate, accelerator, callbacks, first_step=step, manager=manager)
     if tune is not None:
-        recipe.said += tune.said
+        recipe.said += tune.notes
         recipe.stages.append(tune)
         best.restore()
-    recipe.said += averaged(learner, settings, start, kept, best, validate)
+    recipe.said += average_weights(learner, settings, start, kept, best, validate)
     return moving
 
 
 def _ended(learner: Learner, state: Mapping[str, Any], manager: CheckpointManager) -> TrainingHistory:
     """The history of a training that had come to its end; its weights are put into the learner."""
     with manager.reading():
-        put(learner.to(processes().device), state["weights"])
+        load_weights(learner.to(processes().device), state["weights"])
         history = TrainingHistory.from_state(state["history"])
     history.warnings.append("The run was stopped after this training, and went on from there.")
     return history
@@ -293,16 +300,16 @@ def _run_frozen(
     bar: bool,
 ) -> tuple[Examples, Examples]:
     """Rows with what frozen encoders make of augmented views, and with what the first trained layers read."""
-    (train, val), shown, groups = rows, track if bar else None, context.manager.places
+    (train, val), shown, groups = rows, track if bar else None, context.manager.step_cells
     if train.augmentation.num_views:
         still = [name for name, key in recipe.model.routes.items() if key not in moving]
         seen = [name for name in still if recipe.read_anew(name)]
         options: dict[str, Any] = {"cache": context.cache, "groups": groups, "progress": shown}
         train = train.given(views=augmented_views(recipe.model, train, seen, **options))
     if recipe.reads_cells_as_they_are() and not recipe.settings.shard:
-        later = start_later(recipe.model, (train, val), context.cache, low=low, groups=groups, progress=shown)
-        recipe.said += later.said
-        train, val = later.rows
+        prepared = attach_trunks(recipe.model, (train, val), context.cache, low=low, groups=groups, progress=shown)
+        recipe.said += prepared.notes
+        train, val = prepared.rows
     return train, val
 
 
@@ -325,7 +332,7 @@ def _went_on(
     with manager.reading():
         outer, step = saved["outer"], int(saved["outer"]["step"])
         outer["stages"] = [(float(seconds), float(waited)) for seconds, waited in outer["stages"]]
-        watch_on(callbacks, saved["watchers"])
+        load_callback_states(callbacks, saved["watchers"])
         recipe.said += [*outer["said"], f"The run was stopped, and went on from update {step + int(saved['done'])}."]
         return dict(outer["start"]), step
 

@@ -1,4 +1,4 @@
-"""How a fit went, as the report and a checkpoint know it."""
+"""The training history: every evaluation of a fit, for the report and for checkpoints."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from fusetune.training.callbacks import Check
 
 @dataclass
 class TrainingHistory:
-    """How a fit went: every check, and the best one, whose weights the model has now.
+    """Every check of a fit, and what was trained.
 
     Attributes:
-        trained: how many parameters took part in the last stage, per encoder key and in all under "".
-        moved: the keys of the pretrained encoders that were trained.
-        warnings: what the objectives have to say about their settings.
+        checks: in order.
+        best: the check whose weights the model has after the fit.
+        trained: number of parameters that were trainable in the last stage, per encoder key; the total under "".
+        moved: keys of the pretrained encoders that were trained.
+        warnings: the objectives' warnings about their settings.
         precision: "no" for float32, "bf16" or "fp16".
-        changed: how many parameters have other values in the kept weights than at the start, per encoder key and in
-            all under ""; empty where that was not counted.
-        waited: the share of the updates' time that went by in waiting for batches.
+        changed: number of parameters whose values differ between the start and the final weights, per encoder key; the
+            total under "". Empty if they were not counted.
+        waited: share of the updates' time spent waiting for batches, 0 to 1.
     """
 
     checks: list[Check]
@@ -34,15 +36,15 @@ class TrainingHistory:
 
     @property
     def encoders_unchanged(self) -> bool:
-        """Whether pretrained encoders were tuned, and yet the kept weights have them as they were."""
+        """Whether pretrained encoders were trained, but none has changed in the final weights."""
         return bool(self.moved) and bool(self.changed) and not any(self.changed.get(key) for key in self.moved)
 
     def to_state(self) -> dict[str, Any]:
-        """As a checkpoint keeps it."""
+        """Return the state that a checkpoint stores."""
         return asdict(self) | {"moved": sorted(self.moved)}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> TrainingHistory:
-        """The course that a checkpoint kept."""
+        """Restore the history from `to_state`'s result."""
         checks, best = [Check(**check) for check in state["checks"]], Check(**state["best"])
         return cls(**{**state, "checks": checks, "best": best, "moved": set(state["moved"])})

@@ -1,4 +1,4 @@
-"""Batches made ahead of the step that takes them, and how long steps waited for them."""
+"""The data loader: micro-batches, prefetched by a thread or by worker processes."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from fusetune.data.sampler import UpdateSampler
 from fusetune.errors import RunError, UserError
 from fusetune.types import Batch
 
-AHEAD = 4
-"""Micro-batches that are made before they are asked for."""
-PATIENCE = 60
-"""Seconds after which a worker that gives no batch is taken to hang."""
+PREFETCH = 4
+"""Micro-batches that are made in advance."""
+WORKER_TIMEOUT = 60
+"""Seconds after which a worker process that returns no batch is reported as hanging."""
 
 
-class _Places(Dataset[int]):
-    """Places in the table: what the sampler draws and `Examples.batch` takes."""
+class _RowPositions(Dataset[int]):
+    """Positions of rows in the table, as the sampler draws them and `Examples.batch` takes them."""
 
     def __init__(self, num_rows: int) -> None:
         self.num_rows = num_rows
@@ -38,18 +38,18 @@ class _Places(Dataset[int]):
     def __len__(self) -> int:
         return self.num_rows
 
-    def __getitem__(self, place: int) -> int:
-        return place
+    def __getitem__(self, position: int) -> int:
+        return position
 
 
 class BatchLoader:
-    """The micro-batches of each update, epoch after epoch.
+    """Iterate over the updates of a stage; each item is the list of that update's micro-batches.
 
-    They are made ahead by a thread, or by processes where `workers` asks for them; with `ahead=0` when they are asked
-    for, which is best where the model itself has use for every core.
+    A thread prefetches them, or `workers` processes do. With `prefetch=0` and no workers they are made on demand, which
+    is fastest when the model itself keeps every core busy.
 
     Attributes:
-        waited: seconds in which nothing was done but wait for the next micro-batches.
+        waited: seconds spent waiting for micro-batches.
     """
 
     def __init__(
@@ -60,28 +60,28 @@ class BatchLoader:
         *,
         first: int = 0,
         workers: int = 0,
-        ahead: int = AHEAD,
+        prefetch: int = PREFETCH,
         pin: bool = False,
     ) -> None:
         """
         Args:
             train: prepared rows.
             sampler: draws the rows of each epoch.
-            num_updates: how many there are.
-            first: how many of them were made before.
-            workers: processes; 0 for a thread of this one, as a daemonic process takes in any case.
-            ahead: micro-batches that the thread makes before they are asked for.
-            pin: pack each into memory that a GPU reads by itself.
+            num_updates: of the stage.
+            first: number of updates to leave out at the start, when a run is resumed.
+            workers: number of processes; 0 uses a thread of this process, as a daemonic process always does.
+            prefetch: micro-batches that the thread makes in advance.
+            pin: pack each batch into pinned memory, which a GPU copies from asynchronously.
         """
         if workers and multiprocessing.current_process().daemon:
             warnings.warn("a daemonic process may start no others: trainer.workers=0 is taken", stacklevel=2)
             workers = 0
-        self.train, self.sampler, self.workers, self.ahead = train, sampler, workers, ahead
+        self.train, self.sampler, self.workers, self.prefetch = train, sampler, workers, prefetch
         self.pin = pin
         self.first, self.num_updates = first, num_updates
         self.waited = 0.0
         self._thread = ThreadPoolExecutor(1, "fusetune-feed")
-        self._coming: Sequence[int] = ()
+        self._requested: Sequence[int] = ()
 
     def __enter__(self) -> BatchLoader:
         return self
@@ -89,11 +89,11 @@ class BatchLoader:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """
         Raises:
-            RunError: a process that makes batches died or hangs; torch may notice it at any moment.
+            RunError: a worker process died or hangs; torch may notice it at any moment.
         """
         self._thread.shutdown(cancel_futures=True)
         if isinstance(error, RuntimeError) and str(error).startswith("DataLoader"):
-            raise self._lost(str(error)) from None
+            raise self._worker_error(str(error)) from None
 
     def __iter__(self) -> Iterator[list[Batch]]:
         batches = self._by_processes() if self.workers else self._by_thread()
@@ -103,33 +103,35 @@ class BatchLoader:
             self.waited += time.perf_counter() - start
             yield micro_batches
 
-    def _drawn(self) -> Iterator[tuple[int, Iterator[list[int]]]]:
-        """Each epoch, and the rows of its micro-batches that are still to come, which are to be taken before the next
-        epoch is asked for."""
+    def _epochs(self) -> Iterator[tuple[int, Iterator[list[int]]]]:
+        """Yield each epoch with the row positions of its remaining micro-batches.
+
+        Exhaust the positions before asking for the next epoch: both come from one sampler.
+        """
         start = self.first // self.sampler.num_updates
         for epoch in itertools.count(start):
             self.sampler.epoch = epoch
-            made = self.first % self.sampler.num_updates if epoch == start else 0
-            yield epoch, itertools.islice(self.sampler, made * self.sampler.accumulate, None)
+            skipped = self.first % self.sampler.num_updates if epoch == start else 0
+            yield epoch, itertools.islice(self.sampler, skipped * self.sampler.accumulate, None)
 
     def _by_thread(self) -> Iterator[Batch]:
-        ahead: deque[Future[Batch]] = deque()
-        drawn = ((epoch, places) for epoch, micro_batches in self._drawn() for places in micro_batches)
-        for epoch, places in itertools.islice(drawn, (self.num_updates - self.first) * self.sampler.accumulate):
-            make: Callable[[], Batch] = partial(self._one, places, epoch)
-            if not self.ahead:
+        prefetch: deque[Future[Batch]] = deque()
+        drawn = ((epoch, positions) for epoch, micro_batches in self._epochs() for positions in micro_batches)
+        for epoch, positions in itertools.islice(drawn, (self.num_updates - self.first) * self.sampler.accumulate):
+            make: Callable[[], Batch] = partial(self._make_batch, positions, epoch)
+            if not self.prefetch:
                 yield make()
                 continue
-            ahead.append(self._thread.submit(make))
-            if len(ahead) > self.ahead:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+            prefetch.append(self._thread.submit(make))
+            if len(prefetch) > self.prefetch:
+                yield prefetch.popleft().result()
+        while prefetch:
+            yield prefetch.popleft().result()
 
-    def _one(self, places: list[int], epoch: int) -> Batch:
-        return self._packed(self.train.batch(places, epoch=epoch))
+    def _make_batch(self, positions: list[int], epoch: int) -> Batch:
+        return self._pin(self.train.batch(positions, epoch=epoch))
 
-    def _packed(self, batch: Batch) -> Batch:
+    def _pin(self, batch: Batch) -> Batch:
         if not self.pin:
             return batch
         with alone:
@@ -137,45 +139,45 @@ class BatchLoader:
 
     def _by_processes(self) -> Iterator[Batch]:
         # Without a generator of its own the loader would draw from the one that dropout draws from.
-        own, places = torch.Generator(), _Places(len(self.train.rows))
-        for epoch, micro_batches in self._drawn():
+        generator, positions = torch.Generator(), _RowPositions(len(self.train.rows))
+        for epoch, micro_batches in self._epochs():
             drawn = list(micro_batches)
             loader: DataLoader[Any] = DataLoader(
-                places,
+                positions,
                 batch_sampler=drawn,
-                collate_fn=partial(_made, self.train, epoch=epoch),
+                collate_fn=partial(_collate_rows, self.train, epoch=epoch),
                 num_workers=self.workers,
-                generator=own,
-                timeout=PATIENCE,
-                worker_init_fn=_stand_apart,
+                generator=generator,
+                timeout=WORKER_TIMEOUT,
+                worker_init_fn=_leave_process_group,
             )
             made = iter(loader)
-            for self._coming in drawn:
+            for self._requested in drawn:
                 batch = next(made)
                 if isinstance(batch, UserError):
                     raise batch
-                yield self._packed(batch)
+                yield self._pin(batch)
 
-    def _lost(self, why: str) -> RunError:
-        """What to say of a worker that died or hangs."""
-        ids = [int(self.train.rows[place]) for place in self._coming]
+    def _worker_error(self, why: str) -> RunError:
+        """Return the error for a worker process that died or hangs."""
+        ids = [int(self.train.rows[position]) for position in self._requested]
         return RunError(
-            f"a process that makes batches was killed or does not answer; the rows last asked for: {ids[:64]}\n"
-            f"  It says: {why.splitlines()[0]}\n"
-            "  Do: trainer.workers=0 makes them in the main process; look at these rows' cells; a killed process often "
-            "means that memory is short"
+            f"a process that makes batches was killed or does not answer; rows last requested: {ids[:64]}\n"
+            f"  torch says: {why.splitlines()[0]}\n"
+            "  Do: trainer.workers=0 makes batches in the main process; look at these rows' cells; a killed process "
+            "often means that memory ran out"
         )
 
 
-def _made(train: Examples, places: Sequence[int], *, epoch: int) -> Batch | UserError:
-    """A worker's batch, or why there is none: torch would not hand over the error as it is."""
+def _collate_rows(train: Examples, positions: Sequence[int], *, epoch: int) -> Batch | UserError:
+    """Make a batch in a worker process; return a user's error instead of raising it, as torch would wrap it."""
     try:
-        return train.batch(places, epoch=epoch)
+        return train.batch(positions, epoch=epoch)
     except UserError as error:
         return error
 
 
-def _stand_apart(number: int) -> None:
-    """Leave Ctrl-C and other signals to the whole process group to the main process, which stops its workers itself."""
+def _leave_process_group(number: int) -> None:
+    """Move a worker into a process group of its own: signals to the group reach the main process, which stops it."""
     with suppress(OSError):
         os.setpgid(0, 0)

@@ -1,6 +1,6 @@
 """The training loop: one stage from top to bottom.
 
-A run is one or more stages, each with its own trainable parameters, learning rates and length; they share callbacks.
+A run has stages, each with its own trainable parameters, learning rates and length; they share the callbacks.
 """
 
 from __future__ import annotations
@@ -22,49 +22,51 @@ from fusetune import _private
 from fusetune.data.examples import Examples
 from fusetune.data.sampler import UpdateSampler
 from fusetune.errors import Interrupted, NonFiniteLoss, RunError
-from fusetune.inference.memory import kept_memory, settle
+from fusetune.inference.memory import retain_freed_memory, trim_memory
 from fusetune.models.perturb import RngState
-from fusetune.training.averaging import Average, not_finite, put, trained_weights
+from fusetune.training.averaging import Average, load_weights, nonfinite_names, trained_weights
 from fusetune.training.callbacks import Callback, Check, EarlyStopping, Validate
 from fusetune.training.checkpoint_manager import (
     CheckpointManager,
     State,
-    generators,
-    moving,
-    of_all_processes,
-    set_generators,
-    watch_on,
-    watched,
+    callback_states,
+    gather_states,
+    load_callback_states,
+    rng_states,
+    set_rng_states,
+    trainable_state,
 )
 from fusetune.training.dropout import quick_dropout
 from fusetune.training.hardware.devices import release
 from fusetune.training.hardware.memory import fit_micro_batches
 from fusetune.training.hardware.precision import Autocast
 from fusetune.training.learner import Learner
-from fusetune.training.loader import AHEAD, BatchLoader
+from fusetune.training.loader import PREFETCH, BatchLoader
 from fusetune.training.optim import build_optimizer, unwrapped
 from fusetune.training.updates.update import Buffers, Gradients, is_out_of_memory, plain, update
 
 
 @dataclass
 class Stage:
-    """What one stage does.
+    """Settings of one stage, and what its run measured.
 
     Attributes:
-        name: shown and logged.
+        name: for logs and progress.
         epochs: passes over the train rows; may be a fraction.
-        groups: the optimiser's parameter groups with their peak `lr` and their `weight_decay`.
-        evals_per_epoch: checks on validation rows an epoch.
-        patience: checks without a better one before the stage stops; None for never.
-        margin: what a score must gain to be better although the validation loss is higher.
-        gradients: how an update's gradients are computed.
-        autocast: whether the accelerator's lower precision is used.
-        seconds: set by the run: what the updates took, checks not counted.
-        waited: set by the run: what of it went by in waiting for batches.
-        ema: the decay of the weights' moving average, which is then evaluated and kept in their place.
-        skip: how many updates whose loss or gradient is not finite are left out; None stops at the first.
-        said: set by the run: what it did other than asked, in sentences.
-        fits_memory: whether micro-batches may be smaller than `accumulate` makes them, to fit into memory.
+        groups: the optimiser's parameter groups, each with its peak `lr` and its `weight_decay`.
+        warmup: share of the updates over which the learning rate rises, 0 to 1.
+        batch_size: rows an update, over all processes, in `accumulate` micro-batches.
+        evals_per_epoch: checks (evaluations on the validation rows) an epoch.
+        patience: checks without an improvement before the stage stops; None never stops early.
+        margin: score gain that counts as an improvement although the validation loss is higher; 0 or more.
+        gradients: computes an update's gradients.
+        ema: decay of the weights' moving average, in (0, 1), which is evaluated and saved in their place; or None.
+        autocast: whether the accelerator's mixed precision is used.
+        seconds: set by the run: duration of the updates, without checks.
+        waited: set by the run: the part of `seconds` spent waiting for batches.
+        skip: updates with a non-finite loss or gradient that may be skipped; None stops at the first.
+        notes: set by the run: sentences on where it departed from the settings.
+        fits_memory: whether micro-batches may be made smaller than `accumulate` says, to fit into memory.
     """
 
     name: str
@@ -87,7 +89,7 @@ class Stage:
     seconds: float = 0.0
     waited: float = 0.0
     skip: int | None = None
-    said: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     fits_memory: bool = False
 
 
@@ -106,31 +108,31 @@ def run_stage(
 
     Args:
         learner: on the accelerator's device.
-        stage: what to do.
+        stage: its settings.
         train: prepared rows; those in `used` are trained on.
-        validate: evaluates the learner's model.
+        validate: evaluates the learner's model on the validation rows.
         accelerator: devices, precision, gradient synchronisation, trackers.
         callbacks: called at every update and check.
         first_step: updates made in earlier stages.
-        manager: keeps the state, and may have one to go on with.
+        manager: saves checkpoints, and may hold one to resume from; None saves nothing.
 
     Returns:
-        Updates made so far, this stage's included.
+        Number of updates so far, this stage's included.
 
     Raises:
-        NonFiniteLoss: the loss or the gradient became NaN or infinite; that update is not made.
-        RunError: memory is short for a single row.
+        NonFiniteLoss: the loss or the gradient became NaN or infinite; the weights are not updated.
+        RunError: memory is too short for a single row.
         StorageError: a checkpoint cannot be written.
-        Interrupted: a signal came; the state was kept.
+        Interrupted: a signal was received; the state was saved.
     """
-    running = _Running(
+    running = _StageRun(
         learner, stage, train, validate, accelerator, callbacks, first_step, manager or CheckpointManager()
     )
     try:
         draws = quick_dropout(learner) if accelerator.device.type == "cpu" else nullcontext()
-        with running.manager.listening(), kept_memory(), draws:
-            running.begin()
-            while not running.train_on():
+        with running.manager.handle_signals(), retain_freed_memory(), draws:
+            running.start_or_resume()
+            while not running.make_updates():
                 pass
     finally:
         release(accelerator)
@@ -138,13 +140,8 @@ def run_stage(
     return first_step + running.done
 
 
-class _Running:
-    """A stage under way.
-
-    Attributes:
-        done: updates made, left-out ones included.
-        checked: `done` at the last check.
-    """
+class _StageRun:
+    """A stage while it runs: `done` updates, skipped ones included, and `checked` of them at the last check."""
 
     def __init__(
         self,
@@ -175,35 +172,35 @@ class _Running:
         self.buffers = Buffers(learner)
         self.stopping = EarlyStopping(stage.patience, margin=stage.margin)
         self.average = Average(learner, stage.ema) if stage.ema is not None else None
-        self.watchers = [*callbacks, self.stopping, *([self.average] if self.average is not None else [])]
-        self.done, self.checked, self.loss_sum, self.loss_count, self.left_out = 0, 0, 0.0, 0, 0
+        self.callbacks = [*callbacks, self.stopping, *([self.average] if self.average is not None else [])]
+        self.done, self.checked, self.loss_sum, self.loss_count, self.skipped = 0, 0, 0.0, 0, 0
 
-    def begin(self) -> None:
-        """From the start, or from a state that was kept."""
-        saved = self.manager.take(self.stage.name)
+    def start_or_resume(self) -> None:
+        """Load the checkpoint of this stage, if there is one, and tell the callbacks that the stage begins."""
+        saved = self.manager.pop(self.stage.name)
         if saved is not None:
             with self.manager.reading():
                 self._load(saved)
-        for watcher in self.watchers:
-            watcher.on_stage(self.stage.name, self.num_updates, self.done)
+        for callback in self.callbacks:
+            callback.on_stage(self.stage.name, self.num_updates, self.done)
         self.wrapped.train()
         if saved is None and self.stage.fits_memory:
-            self._say(fit_micro_batches(self.learner, self.train, self.sampler, self.accelerator, self.stage.gradients))
+            self._warn(fit_micro_batches(self.learner, self.train, self.sampler, self.accelerator, self.stage.gradients))
 
-    def train_on(self) -> bool:
-        """Make updates until the stage is over: True; or until memory is short and micro-batches are halved: False."""
+    def make_updates(self) -> bool:
+        """Make updates; return True when the stage is over, False when micro-batches were halved for lack of memory."""
         stage, accelerator = self.stage, self.accelerator
         on_gpu = accelerator.device.type == "cuda"
-        ahead = 0 if accelerator.device.type == "cpu" else AHEAD
-        if self._over():
+        prefetch = 0 if accelerator.device.type == "cpu" else PREFETCH
+        if self._evaluate_if_due():
             return True
         seconds, waited, paused = stage.seconds, stage.waited, 0.0
         start = time.perf_counter()
-        options: dict[str, Any] = {"first": self.done, "workers": stage.workers, "ahead": ahead, "pin": on_gpu}
+        options: dict[str, Any] = {"first": self.done, "workers": stage.workers, "prefetch": prefetch, "pin": on_gpu}
         with BatchLoader(self.train, self.sampler, self.num_updates, **options) as loader:
             for micro_batches in loader:
                 losses = self._update(micro_batches)
-                settle()
+                trim_memory()
                 if losses is None:
                     return False
                 self.done += 1
@@ -211,8 +208,8 @@ class _Running:
                 self.scheduler.step()
                 if losses:
                     self.loss_sum, self.loss_count = self.loss_sum + sum(losses.values()), self.loss_count + 1
-                    for watcher in self.watchers:
-                        watcher.on_update(self.first_step + self.done, losses, lr, self.learner.figures())
+                    for callback in self.callbacks:
+                        callback.on_update(self.first_step + self.done, losses, lr, self.learner.figures())
                 balance = self.learner.objective.balance
                 if balance is not None and self.done % self.sampler.num_updates == 0:
                     balance.end_epoch()
@@ -220,66 +217,67 @@ class _Running:
                 stage.seconds, stage.waited = seconds + pause - start - paused, waited + loader.waited
                 if self.manager.due(accelerator):
                     self._save()
-                    self.manager.stop()
-                over = self._over()
+                    self.manager.raise_if_signalled()
+                over = self._evaluate_if_due()
                 paused += time.perf_counter() - pause
                 if over:
                     return True
         return True
 
-    def _over(self) -> bool:
-        """Check if it is time to; whether there is nothing left to do."""
+    def _evaluate_if_due(self) -> bool:
+        """Evaluate on the validation rows if a check is due; return whether the stage is over."""
         ended = self.done == self.num_updates
         if self.done and self.checked != self.done and (ended or self.done % self.eval_every == 0):
             self._check()
             self.wrapped.train()
-            self.manager.stop()
+            self.manager.raise_if_signalled()
         return ended or self.stopping.stop
 
     def _check(self) -> None:
+        """Evaluate on the validation rows and tell the callbacks; save and stop if a signal interrupts it."""
         lr = max(group["lr"] for group in self.optimizer.param_groups)
         balance = self.learner.objective.balance
         with self.average.swapped() if self.average is not None else nullcontext():
             try:
-                with self.manager.may_stop(self.accelerator.num_processes):
-                    found = self.validate()
+                with self.manager.interruptible(self.accelerator.num_processes):
+                    results = self.validate()
             except Interrupted:
-                stopped = True
+                interrupted = True
             else:
-                stopped = False
+                interrupted = False
                 epoch = self.done / self.sampler.num_updates
                 mean = self.loss_sum / self.loss_count if self.loss_count else None
-                check = Check(self.stage.name, self.first_step + self.done, epoch, mean, *found, lr)
+                check = Check(self.stage.name, self.first_step + self.done, epoch, mean, *results, lr)
                 check.task_losses = balance.take() if balance is not None else {}
-                for watcher in self.watchers:
-                    watcher.on_check(check)
+                for callback in self.callbacks:
+                    callback.on_check(check)
                 self.loss_sum, self.loss_count, self.checked = 0.0, 0, self.done
-        if stopped:
+        if interrupted:
             self._save()
-            self.manager.stop()
+            self.manager.raise_if_signalled()
 
     def _update(self, micro_batches: Sequence[Any]) -> dict[str, float] | None:
-        """The losses; none where the update was left out; None where memory was short and it is to be made again."""
+        """Update once; return the losses, empty if it was skipped, None if memory ran out and it must be repeated."""
         rng_state = RngState(self.accelerator.device)
-        self.buffers.note()
+        self.buffers.save()
         balance = self.learner.objective.balance
-        own = balance.own() if balance is not None else None
+        balance_state = balance.own() if balance is not None else None
         where = f"update {self.first_step + self.done + 1} of stage {self.stage.name!r}"
         given = (self.wrapped, micro_batches, self.optimizer, self.accelerator, self.stage.gradients, self.trained)
         try:
             return update(*given, clip=self.stage.clip, where=where)
         except NonFiniteLoss as error:
-            self._leave_out(error)
-            short = False
+            self._skip(error)
+            out_of_memory = False
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             self._halve(where, str(error).splitlines()[0])
-            short = True
+            out_of_memory = True
         self.buffers.restore()
         if balance is not None:
-            balance.set_own(own)
-        if not short:
+            balance.set_own(balance_state)
+        if not out_of_memory:
             return {}
         self.optimizer.zero_grad()
         rng_state.restore()
@@ -288,49 +286,50 @@ class _Running:
             torch.cuda.empty_cache()
         return None
 
-    def _leave_out(self, error: NonFiniteLoss) -> None:
-        """Go on without an update, if that was asked for.
+    def _skip(self, error: NonFiniteLoss) -> None:
+        """Count a skipped update and warn, if the stage allows it.
 
         Raises:
-            NonFiniteLoss: it was not, or there were too many.
+            NonFiniteLoss: the stage may skip no more updates.
         """
-        self.left_out += 1
+        self.skipped += 1
         if self.stage.skip is None:
             raise error
-        if self.left_out > self.stage.skip:
+        if self.skipped > self.stage.skip:
             raise NonFiniteLoss(
-                f"{error}\n  trainer.skip_nonfinite={self.stage.skip} such updates were left out before."
+                f"{error}\n  trainer.skip_nonfinite={self.stage.skip} such updates were skipped before."
             )
-        self._say(f"An update was left out: {str(error).splitlines()[0]}.")
+        self._warn(f"An update was skipped: {str(error).splitlines()[0]}.")
 
     def _halve(self, where: str, why: str) -> None:
-        """Have the same updates made of micro-batches of half the size.
+        """Double the number of micro-batches an update, which halves their size.
 
         Raises:
-            RunError: they have a single row each, or several processes would have to agree.
+            RunError: a micro-batch has a single row, or several processes would have to agree.
         """
         rows = -(-self.stage.batch_size // (self.sampler.accumulate * self.accelerator.num_processes))
         if rows <= 1 or self.accelerator.num_processes > 1:
             raise RunError(
-                f"memory was short at {where}, with {rows} rows a micro-batch: {why}\n"
+                f"memory ran out at {where}, with {rows} rows a micro-batch: {why}\n"
                 "  Do: trainer.accumulate=N makes micro-batches smaller; freeze backbones, shorten texts "
                 "(text.max_tokens), trainer.gradient_checkpointing=true"
             )
         self.sampler.accumulate *= 2
-        self._say(
-            f"Memory was short at {where}: from there on an update is made of {self.sampler.accumulate} micro-batches "
-            f"(trainer.accumulate={self.sampler.accumulate}) of {-(-rows // 2)} rows, the batch size is the same."
+        self._warn(
+            f"Memory ran out at {where}: from there on an update is made of {self.sampler.accumulate} micro-batches "
+            f"(trainer.accumulate={self.sampler.accumulate}) of {-(-rows // 2)} rows; the batch size is unchanged."
         )
 
-    def _say(self, text: str) -> None:
+    def _warn(self, text: str) -> None:
         if text:
-            self.stage.said.append(text)
+            self.stage.notes.append(text)
             warnings.warn(text, stacklevel=2)
 
     def _save(self) -> None:
-        """Keep the state as it is after an update."""
+        """Save a checkpoint of the state after the last update; NonFiniteLoss if a weight is not finite."""
         accelerator, balance = self.accelerator, self.learner.objective.balance
-        own = {"generators": generators(accelerator.device), "balance": balance.own() if balance is not None else None}
+        balance_state = balance.own() if balance is not None else None
+        process_state = {"generators": rng_states(accelerator.device), "balance": balance_state}
         scaler = accelerator.scaler
         state: State = {
             "stage": self.stage.name,
@@ -338,19 +337,20 @@ class _Running:
             "done": self.done,
             "checked": self.checked,
             "accumulate": self.sampler.accumulate,
-            "weights": moving(self.learner),
+            "weights": trainable_state(self.learner),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
-            "processes": of_all_processes(own, accelerator),
-            "watchers": watched(self.watchers),
-            "outer": self.manager.outer(),
-            "sums": [self.loss_sum, self.loss_count, self.left_out, self.stage.seconds, self.stage.waited],
-            "said": self.stage.said,
+            "processes": gather_states(process_state, accelerator),
+            "watchers": callback_states(self.callbacks),
+            "outer": self.manager.outer_state(),
+            "sums": [self.loss_sum, self.loss_count, self.skipped, self.stage.seconds, self.stage.waited],
+            "said": self.stage.notes,
         }
-        means = [value for held in self.optimizer.state.values() for value in held.values() if torch.is_tensor(value)]
-        named = trained_weights(self.learner) | {f"optimizer's {at}": value for at, value in enumerate(means)}
-        if bad := not_finite(named):
+        states = self.optimizer.state.values()
+        moments = [value for state in states for value in state.values() if torch.is_tensor(value)]
+        named = trained_weights(self.learner) | {f"optimizer's {index}": value for index, value in enumerate(moments)}
+        if bad := nonfinite_names(named):
             raise NonFiniteLoss(
                 f"{', '.join(bad[:3])} became NaN or infinite by update {self.first_step + self.done}, so no "
                 "checkpoint was written\n  Do: lower trainer.lr and trainer.backbone_lr, set trainer.clip"
@@ -358,25 +358,25 @@ class _Running:
         self.manager.save(state, accelerator)
 
     def _load(self, saved: State) -> None:
-        """Be where the state was kept."""
-        put(self.learner, saved["weights"])
+        """Load a checkpoint's state."""
+        load_weights(self.learner, saved["weights"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scheduler.load_state_dict(saved["scheduler"])
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
-        watch_on(self.watchers, saved["watchers"])
+        load_callback_states(self.callbacks, saved["watchers"])
         self.done, self.checked, self.sampler.accumulate = saved["done"], saved["checked"], saved["accumulate"]
-        self.loss_sum, self.loss_count, self.left_out, self.stage.seconds, self.stage.waited = saved["sums"]
-        self.stage.said = list(saved["said"])
-        own = saved["processes"][self.accelerator.process_index]
+        self.loss_sum, self.loss_count, self.skipped, self.stage.seconds, self.stage.waited = saved["sums"]
+        self.stage.notes = list(saved["said"])
+        process_state = saved["processes"][self.accelerator.process_index]
         balance = self.learner.objective.balance
         if balance is not None:
-            balance.set_own(own["balance"])
-        set_generators(own["generators"], self.accelerator.device)
+            balance.set_own(process_state["balance"])
+        set_rng_states(process_state["generators"], self.accelerator.device)
 
 
 def _sampler(stage: Stage, train: Examples, accelerator: Accelerator) -> UpdateSampler:
-    """What draws the rows of this process."""
+    """Return the sampler of this process's rows."""
     return UpdateSampler(
         train.used,
         train.sizes(train.used),

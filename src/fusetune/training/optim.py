@@ -1,4 +1,4 @@
-"""Optimisers by name, and which parameter learns how fast."""
+"""Optimisers by name, and parameter groups by learning rate and weight decay."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
 from fusetune.errors import ConfigError, nearest
-from fusetune.training.hardware.dtensor import is_spread
+from fusetune.training.hardware.dtensor import is_sharded
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": partial(torch.optim.AdamW, fused=True),
@@ -27,10 +27,10 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 class Lion(torch.optim.Optimizer):
-    """Sign of an interpolated momentum (Chen et al. 2023, arXiv 2302.06675, algorithm 2).
+    """Lion: steps along the sign of an interpolated momentum (Chen et al. 2023, arXiv 2302.06675, algorithm 2).
 
-    Its updates all have the size of the learning rate, so use a tenth to a third of AdamW's rate and three to ten
-    times its weight decay.
+    Every element of an update has the size of the learning rate, so use a tenth to a third of AdamW's rate and three
+    to ten times its weight decay.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Lion(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update from the gradients."""
+        """Update the parameters from their gradients; return the closure's loss, if there is a closure."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -65,10 +65,15 @@ class Lion(torch.optim.Optimizer):
 
 
 def build_optimizer(name: str, groups: list[dict[str, Any]], *, lr: float) -> torch.optim.Optimizer:
-    """An optimiser over groups that each have their own `lr` and `weight_decay`.
+    """Build an optimiser.
+
+    Args:
+        name: a key of `OPTIMIZERS`, in any case.
+        groups: parameter groups, each with its own `lr` and `weight_decay`.
+        lr: for groups without one.
 
     Raises:
-        ConfigError: no such optimiser.
+        ConfigError: there is no optimiser of this name.
     """
     if name.lower() not in OPTIMIZERS:
         raise ConfigError(
@@ -80,16 +85,16 @@ def build_optimizer(name: str, groups: list[dict[str, Any]], *, lr: float) -> to
 
 
 def unwrapped(optimizer: Any, accelerator: Accelerator) -> Any:
-    """The optimiser inside the accelerator's wrapper, which looks for packages on disk at every step.
+    """Return the optimiser inside the accelerator's wrapper, which looks for installed packages at every step.
 
-    The wrapper itself where it has something to do: it scales gradients, or belongs to a sharding library.
+    The wrapper is returned where it is needed: for gradient scaling and for sharding libraries.
     """
     plain = accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
     return optimizer.optimizer if plain and accelerator.scaler is None else optimizer
 
 
 def no_decay(module: nn.Module) -> set[Tensor]:
-    """The parameters that weight decay leaves out: biases, those of norms, and other vectors and scalars."""
+    """Return the parameters without weight decay: biases, those of norm layers, and other vectors and scalars."""
     norms = {
         parameter
         for part in module.modules()
@@ -102,22 +107,22 @@ def no_decay(module: nn.Module) -> set[Tensor]:
 def param_groups(
     sets: Iterable[tuple[float, Iterable[Tensor]]], *, weight_decay: float, undecayed: set[Tensor]
 ) -> list[dict[str, Any]]:
-    """Groups for an optimiser, by learning rate and weight decay, frozen parameters left out.
+    """Group the trainable parameters by learning rate and weight decay.
 
     Args:
         sets: (learning rate, parameters).
         weight_decay: for parameters that are not in `undecayed`.
-        undecayed: see `no_decay`.
+        undecayed: parameters without weight decay; see `no_decay`.
     """
     groups: list[dict[str, Any]] = []
     for lr, parameters in sets:
-        live = [parameter for parameter in parameters if parameter.requires_grad]
-        for decay, chosen in (
-            (weight_decay, [p for p in live if p not in undecayed]),
-            (0.0, [p for p in live if p in undecayed]),
+        trainable = [parameter for parameter in parameters if parameter.requires_grad]
+        for decay, members in (
+            (weight_decay, [p for p in trainable if p not in undecayed]),
+            (0.0, [p for p in trainable if p in undecayed]),
         ):
-            # An optimiser takes whole parameters together, and those that are spread over processes.
-            for kind in ([p for p in chosen if not is_spread(p)], [p for p in chosen if is_spread(p)]):
-                if kind:
-                    groups.append({"params": kind, "lr": lr, "weight_decay": decay})
+            # A fused optimiser takes plain tensors together, and DTensors together, but no mixture.
+            for same_kind in ([p for p in members if not is_sharded(p)], [p for p in members if is_sharded(p)]):
+                if same_kind:
+                    groups.append({"params": same_kind, "lr": lr, "weight_decay": decay})
     return groups

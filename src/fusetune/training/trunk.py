@@ -1,4 +1,4 @@
-"""Encoders' outputs, and what their first trained layer reads, computed once a distinct cell and kept between runs."""
+"""Trunks: an encoder's frozen lower layers are run once for each distinct cell, and their outputs are cached."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fusetune.data.examples import Examples
 from fusetune.data.storage.feature_cache import FeatureCache, FeatureStore
 from fusetune.data.views import View
 from fusetune.inference.features import CellGroups
-from fusetune.inference.memory import kept_memory, settle
+from fusetune.inference.memory import retain_freed_memory, trim_memory
 from fusetune.inference.predict import evaluating, model_device
 from fusetune.inference.stored import missing, open_store
 from fusetune.models.family import Family
@@ -27,29 +27,33 @@ from fusetune.models.family import Family
 BATCH = 64
 
 
-def batches(places: np.ndarray, what: str, progress: Progress | None) -> Iterator[np.ndarray]:
-    """Some places at a time."""
-    steps: Iterator[np.ndarray] = iter([places[start : start + BATCH] for start in range(0, len(places), BATCH)])
-    return steps if progress is None else progress(steps, what, -(-len(places) // BATCH))
+def batches(cells: np.ndarray, what: str, progress: Progress | None) -> Iterator[np.ndarray]:
+    """Split cells into batches of `BATCH`, with a progress bar if there is one."""
+    steps: Iterator[np.ndarray] = iter([cells[start : start + BATCH] for start in range(0, len(cells), BATCH)])
+    return steps if progress is None else progress(steps, what, -(-len(cells) // BATCH))
 
 
 class Trunk:
-    """A column whose encoder starts at its first trained layer: makes the encoder's inputs of its distinct cells."""
+    """Makes the inputs of an encoder that starts at its first trained layer, from the cache."""
 
     def __init__(self, column: Column, store: FeatureStore, digests: np.ndarray, backbone: Backbone) -> None:
         self.column, self.store, self.digests, self.backbone = column, store, digests, backbone
-        self._one: dict[str, Tensor] = {}
+        self._stand_in: dict[str, Tensor] = {}
 
-    def __call__(self, places: np.ndarray) -> dict[str, Tensor]:
-        """The tensors of some cells."""
-        parts = [self.store.rows(self.digests[place].tobytes()) for place in places]
+    def __call__(self, cells: np.ndarray) -> dict[str, Tensor]:
+        """Return the encoder's input tensors for cells.
+
+        Args:
+            cells: (cells,) indices of distinct cells of the column.
+        """
+        parts = [self.store.rows(self.digests[cell].tobytes()) for cell in cells]
         column = self.column
         if isinstance(self.backbone.inputs, TextInputs):
-            tensors = column.modality.collate(column.examples(places))
+            tensors = column.modality.collate(column.examples(cells))
             return {**tensors, BOUNDARY: torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)}
-        if not self._one:
-            self._one = stand_in(self.backbone, column.modality.collate([column.example(int(places[0]))]))
-        tensors = {**self._one, BOUNDARY: torch.cat(parts)}
+        if not self._stand_in:
+            self._stand_in = stand_in(self.backbone, column.modality.collate([column.example(int(cells[0]))]))
+        tensors = {**self._stand_in, BOUNDARY: torch.cat(parts)}
         if len(tensors[BOUNDARY]) > len(parts):
             counts = torch.tensor([len(part) for part in parts])
             tensors["owner"] = torch.arange(len(parts)).repeat_interleave(counts)
@@ -57,19 +61,19 @@ class Trunk:
 
 
 @dataclass
-class Later:
-    """Rows whose partly frozen encoders start at the first trained layer.
+class Trunks:
+    """Rows with trunks.
 
     Attributes:
-        rows: train and validation rows, as `start_later` took them.
-        said: what could not be done, in sentences.
+        rows: the rows given to `attach_trunks`, in order, with trunks where possible.
+        notes: sentences on what could not be done.
     """
 
     rows: list[Examples]
-    said: list[str]
+    notes: list[str]
 
 
-def start_later(
+def attach_trunks(
     model: Family,
     rows: Sequence[Examples],
     cache: FeatureCache | None,
@@ -77,56 +81,56 @@ def start_later(
     low: bool,
     groups: CellGroups | None = None,
     progress: Progress | None = None,
-) -> Later:
-    """Have the cells of partly frozen encoders start at the first trained layer, wherever that gives the same.
+) -> Trunks:
+    """Let partly frozen encoders start at their first trained layer, wherever the results are the same.
 
     Args:
-        model: with its parameters frozen as they will be.
-        rows: train and validation rows. Columns with features stay as they are; augmented ones are given their views,
-            or stay as they are where there are to be none.
-        cache: where what the layer reads is kept; None does nothing.
-        low: store in bfloat16, where the model computes in it; else in float32.
-        groups: of a step by name, which cells are computed together.
+        model: with its parameters already frozen.
+        rows: train and validation rows. Columns with features are left unchanged. An augmented column gets trunks of
+            its views; without views it is left unchanged.
+        cache: stores the outputs of the frozen layers; None leaves all rows unchanged.
+        low: store bfloat16, for a model that computes in it, instead of float32.
+        groups: maps a step's name and its cells to the order in which they are computed.
         progress: wraps iterators.
     """
-    later = Later(list(rows), [])
+    result = Trunks(list(rows), [])
     for name, key in model.routes.items():
         encoder = model.encoders[key]
         layers = frozen_layers(encoder) if isinstance(encoder, Backbone) and cache is not None else 0
         if not layers or not isinstance(encoder, Backbone):
             continue
         store = open_store(cache, encoder, layers, torch.bfloat16 if low else torch.float32)
-        for place, examples in enumerate(later.rows):
+        for position, examples in enumerate(result.rows):
             if store is None or name not in examples.columns or examples.columns[name].features is not None:
                 continue
-            tried, trunks = _starting(examples, name), dict[str, Trunk | None]()
+            columns, trunks = _columns_by_step(examples, name), dict[str, Trunk | None]()
             try:
-                for ending, column in tried.items():
-                    step = f"trunk-{place}-{zlib.crc32(name.encode())}{ending}"
+                for ending, column in columns.items():
+                    step = f"trunk-{position}-{zlib.crc32(name.encode())}{ending}"
                     together = partial(groups, step) if groups else None
-                    trunks[ending] = _filled(model, encoder, layers, column, store, together, progress)
+                    trunks[ending] = _compute_trunk(model, encoder, layers, column, store, together, progress)
             except OSError as error:
-                later.said.append(
+                result.notes.append(
                     f"the frozen layers of {name} run in every epoch: the cache cannot be written ({error})"
                 )
                 continue
             made = {ending: trunk for ending, trunk in trunks.items() if trunk is not None}
             if name not in examples.augmentation.augmenters:
-                later.rows[place] = examples.given(trunks={name: made[""]} if made else {})
-            elif tried and len(made) == len(tried):
-                views = [tried[ending].given(trunk=trunk) for ending, trunk in made.items()]
-                later.rows[place] = examples.given(views={name: views})
-    return later
+                result.rows[position] = examples.given(trunks={name: made[""]} if made else {})
+            elif columns and len(made) == len(columns):
+                views = [columns[ending].given(trunk=trunk) for ending, trunk in made.items()]
+                result.rows[position] = examples.given(views={name: views})
+    return result
 
 
-def _starting(examples: Examples, name: str) -> dict[str, Column]:
-    """What has cells that may start later, by the ending of a step's name: the column, or its views if augmented."""
+def _columns_by_step(examples: Examples, name: str) -> dict[str, Column]:
+    """Return the column, or its views if it is augmented, by the ending of the step's name."""
     if name not in examples.augmentation.augmenters:
         return {"": examples.columns[name]}
     return {f"-{number}": View(examples, name, number) for number in range(examples.augmentation.num_views)}
 
 
-def _filled(
+def _compute_trunk(
     model: Family,
     encoder: Backbone,
     number: int,
@@ -135,35 +139,35 @@ def _filled(
     together: Callable[[np.ndarray], np.ndarray] | None,
     progress: Progress | None,
 ) -> Trunk | None:
-    """The column's trunk, every cell of it computed; None where the encoder does not bear it."""
+    """Compute a column's trunk; None if the encoder gives other results when it starts at a later layer."""
     device = model_device(model)
-    digests, places = missing(store, column)
+    digests, cells = missing(store, column)
     good = np.sort(column.good())[:4]
-    with evaluating(encoder), kept_memory():
+    with evaluating(encoder), retain_freed_memory():
         if not len(good) or not bears(encoder, number, _tensors(column, good, device)):
             return None
-        wanted = places if together is None else together(places)
-        for some in batches(wanted, f"running the frozen layers on {column.modality.column}", progress):
-            if store.has(digests[some]).all():
+        pending = cells if together is None else together(cells)
+        for batch in batches(pending, f"running the frozen layers on {column.modality.column}", progress):
+            if store.has(digests[batch]).all():
                 continue
-            tensors = _tensors(column, some, device)
+            tensors = _tensors(column, batch, device)
             hidden = run_to(encoder, number, tensors)
-            for place, part in zip(some, _split(hidden, tensors), strict=True):
-                store.add(digests[place].tobytes(), part)
-            settle()
+            for cell, part in zip(batch, _split(hidden, tensors), strict=True):
+                store.add(digests[cell].tobytes(), part)
+            trim_memory()
         store.flush()
     return Trunk(column, store, digests, encoder)
 
 
-def _tensors(column: Column, places: np.ndarray, device: torch.device) -> dict[str, Tensor]:
-    made = column.modality.collate(column.examples(places))
+def _tensors(column: Column, cells: np.ndarray, device: torch.device) -> dict[str, Tensor]:
+    made = column.modality.collate(column.examples(cells))
     return {name: tensor.to(device) for name, tensor in made.items()}
 
 
 def _split(hidden: Tensor, tensors: dict[str, Tensor]) -> list[Tensor]:
-    """Each cell's part: its real tokens, or its pictures."""
+    """Split hidden states by cell: a text's real tokens, or a cell's images."""
     if "attention_mask" in tensors:
         return [row[:count] for row, count in zip(hidden, tensors["attention_mask"].sum(1).tolist(), strict=True)]
     if "owner" in tensors:
         return list(hidden.split(torch.bincount(tensors["owner"]).tolist()))  # type: ignore[no-untyped-call]
-    return [hidden[place : place + 1] for place in range(len(hidden))]
+    return [hidden[cell : cell + 1] for cell in range(len(hidden))]

@@ -10,7 +10,7 @@ from fusetune.data.examples import Examples
 from fusetune.data.table import Table
 from fusetune.errors import ConfigError
 from fusetune.training.hardware import shard
-from fusetune.training.hardware.dtensor import clip, gradient_norm, is_spread, whole
+from fusetune.training.hardware.dtensor import clip, full_tensor, gradient_norm, is_sharded
 from fusetune.training.hardware.shard import check_shard
 
 
@@ -27,7 +27,7 @@ def test_clipping_is_torchs(most):
     assert float(norm) == float(torch.nn.utils.clip_grad_norm_(theirs, most))
     for one, two in zip(ours[:2], theirs[:2], strict=True):
         assert torch.equal(one.grad, two.grad)
-    assert not is_spread(ours[0]) and whole(ours[0]) is ours[0]
+    assert not is_sharded(ours[0]) and full_tensor(ours[0]) is ours[0]
 
 
 @pytest.mark.parametrize("other", [{"sam": 0.1}, {"compile": True}, {"adversarial": "fgm"}, {"balance": "pcgrad"}])

@@ -338,7 +338,7 @@ def test_famo_is_the_papers_code():
         strategy(learner, [batch], CPU)
         solver.step()
         solver.zero_grad()
-        strategy.look_back(learner, [batch], CPU)
+        strategy.after_step(learner, [batch], CPU)
     state = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
     logits, wanted = official(other, batches, 0.1, 12)
     assert float(logits.abs().max()) > 0.05
@@ -358,7 +358,7 @@ def test_looking_back_repeats_the_draws_and_leaves_no_trace():
     torch.manual_seed(1)
     strategy(learner, batches, CPU)
     expected = torch.rand(3)
-    strategy.look_back(learner, batches, CPU)  # no update in between: nothing has changed
+    strategy.after_step(learner, batches, CPU)  # no update in between: nothing has changed
     (before, after, present) = told[0]
     torch.testing.assert_close(before, after, rtol=1e-5, atol=1e-6)
     assert present.all() and float(learner.model.mean) == 2

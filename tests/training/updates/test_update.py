@@ -77,7 +77,7 @@ def test_buffers_go_back_to_what_was_noted():
     module.register_buffer("flag", torch.tensor([True, False]))
     buffers = Buffers(module)
     module[0].running_mean.fill_(5)
-    buffers.note()
+    buffers.save()
     before = {name: value.clone() for name, value in module.named_buffers()}
     for value in module.buffers():
         value.zero_()

@@ -20,18 +20,18 @@ from fusetune.errors import ConfigError, nearest
 
 
 def processes() -> PartialState:
-    """The processes that run this together, as torchrun or accelerate launched them; without GPUs they talk by gloo.
+    """Return the processes that torchrun or accelerate launched together; without GPUs they communicate by gloo.
 
-    Ask this before anything else of accelerate is used: what is asked first decides.
+    Call this before any other use of accelerate, as its first use decides about the backend.
     """
     return PartialState(cpu=not torch.cuda.is_available())
 
 
 def release(accelerator: Accelerator) -> None:
-    """Let go of what an accelerator prepared.
+    """Release the models and optimisers that an accelerator prepared.
 
-    Its own way has Python look at all objects for cycles, which takes 0.4 s. That is needed only where a module was
-    wrapped for several processes: what wrapped it still answers to its gradients.
+    `Accelerator.free_memory` also runs the garbage collector, which takes 0.4 s. That is needed only if a module was
+    wrapped for several processes, since the wrapper's gradient hooks must go.
     """
     if accelerator.num_processes > 1:
         accelerator.free_memory()
@@ -39,11 +39,11 @@ def release(accelerator: Accelerator) -> None:
 
 
 def check_trackers(trackers: Sequence[str]) -> None:
-    """Refuse trackers that cannot be used.
+    """Check that trackers can be used.
 
     Raises:
-        ConfigError: accelerate knows no tracker of a name.
-        MissingExtra: one is not installed.
+        ConfigError: accelerate has no tracker of a name.
+        MissingExtra: a tracker is not installed.
     """
     for tracker in trackers:
         if tracker not in LOGGER_TYPE_TO_CLASS:
@@ -55,16 +55,16 @@ def check_trackers(trackers: Sequence[str]) -> None:
 
 
 def make_accelerator(settings: TrainerConfig, log_dir: Path | None, precision: str = "no") -> Accelerator:
-    """Devices and trackers as the settings say.
+    """Build the accelerator: devices, mixed precision and trackers.
 
     Args:
         settings: the trainer's.
-        log_dir: where trackers write; None for no trackers.
+        log_dir: folder that trackers write to; None for no trackers.
         precision: see `fusetune.training.hardware.precision.choose_precision`.
 
     Raises:
-        ConfigError: accelerate knows no tracker of a name, or was launched to spread parameters over processes.
-        MissingExtra: a tracker that was asked for is not installed; without tensorboard, the default tracks nothing.
+        ConfigError: accelerate has no tracker of a name, or was launched with FSDP, DeepSpeed or Megatron.
+        MissingExtra: a requested tracker is not installed; without tensorboard, the default tracks nothing.
     """
     trackers = list(settings.trackers) if log_dir else []
     if trackers == TrainerConfig().trackers and find_spec("tensorboard") is None:
@@ -82,16 +82,16 @@ def make_accelerator(settings: TrainerConfig, log_dir: Path | None, precision: s
         mixed_precision=precision,
         log_with=trackers or None,
         project_dir=log_dir,
-        # A batch without a column's cells leaves that column's encoder out of the backward pass.
+        # If no row of a batch has a column, its encoder takes no part in the backward pass.
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
 
 
 def choose_threads() -> int:
-    """Have torch compute with as many threads as this process has cores to itself; the number.
+    """Limit torch's threads to this process's share of the cores; return their number.
 
-    OMP_NUM_THREADS decides where it is set, and a number that is lower already stays. Torch itself counts the machine's
-    cores, of which a container may have few, and which processes launched together share.
+    OMP_NUM_THREADS takes precedence, and a lower number is left unchanged. Torch's default counts all cores of the
+    machine, although a container may have fewer and processes launched together share them.
     """
     if not os.environ.get("OMP_NUM_THREADS"):
         share = num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -101,19 +101,19 @@ def choose_threads() -> int:
 
 
 def num_cores(root: Path = Path("/sys")) -> int:
-    """The physical cores that this process may run on, at most what its control group grants it.
+    """Return the number of physical cores that this process may use, limited by its control group's quota.
 
     Args:
-        root: where the kernel says so.
+        root: the mount point of sysfs.
     """
     usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    siblings = [root / f"devices/system/cpu/cpu{one}/topology/thread_siblings_list" for one in usable]
+    siblings = [root / f"devices/system/cpu/cpu{number}/topology/thread_siblings_list" for number in usable]
     cores = len({_read(path) or str(path) for path in siblings})
     group = root / "fs/cgroup"
-    found = _read(group / "cpu.max").split()  # version 2; else version 1
-    found = found or [_read(group / "cpu" / name) for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
-    if len(found) == 2 and all(part.isdigit() for part in found):
-        cores = min(cores, math.ceil(int(found[0]) / int(found[1])))
+    quota = _read(group / "cpu.max").split()  # version 2; else version 1
+    quota = quota or [_read(group / "cpu" / name) for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
+    if len(quota) == 2 and all(part.isdigit() for part in quota):
+        cores = min(cores, math.ceil(int(quota[0]) / int(quota[1])))
     return max(1, cores)
 
 

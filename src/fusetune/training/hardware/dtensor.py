@@ -1,4 +1,4 @@
-"""Tensors of which a process holds a part (DTensor): whole again, and clipped together with those that are whole."""
+"""Tensors sharded over processes (DTensor): gather them, and clip their gradients together with plain ones."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ EPSILON = 1e-6
 """What `clip_grads_with_norm_` adds to the norm."""
 
 
-def is_spread(tensor: Tensor) -> bool:
-    """Whether this process holds a part of it alone."""
-    return hasattr(tensor, "full_tensor")
+def is_sharded(tensor: Tensor) -> bool:
+    """Return whether a tensor is a DTensor, of which this process holds a shard."""
+    return hasattr(tensor, "whole")
 
 
-def whole(tensor: Any) -> Tensor:
-    """All of a tensor; where it is spread, every process must ask for it."""
-    found: Tensor = tensor.full_tensor() if is_spread(tensor) else tensor
-    return found
+def full_tensor(tensor: Any) -> Tensor:
+    """Return the full tensor; if it is sharded, every process must call this."""
+    full: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor
+    return full
 
 
 def _kinds(parameters: Sequence[Tensor]) -> list[list[Tensor]]:
-    """The parameters with gradients, those that are whole and those that are spread."""
-    kinds = [[p for p in parameters if p.grad is not None and is_spread(p) == spread] for spread in (False, True)]
+    """Group the parameters that have gradients into plain and sharded ones, without empty groups."""
+    kinds = [[p for p in parameters if p.grad is not None and is_sharded(p) == sharded] for sharded in (False, True)]
     return [kind for kind in kinds if kind]
 
 
 def gradient_norm(parameters: Sequence[Tensor]) -> Tensor:
-    """The norm of all gradients, whole and spread; where some are spread, every process must ask for it."""
-    norms = [whole(get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in _kinds(parameters)] or [
-        torch.zeros(())
-    ]
+    """Return the L2 norm of all gradients, a scalar; if some are sharded, every process must call this."""
+    norms = [
+        full_tensor(get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in _kinds(parameters)
+    ] or [torch.zeros(())]
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 
 def clip(parameters: Sequence[Tensor], most: float, norm: Tensor, size: float) -> None:
-    """Scale gradients so that their norm is at most so much.
+    """Scale gradients in place so that their norm is at most `most`.
 
     Args:
-        parameters: whose gradients.
-        most: the largest norm.
-        norm: what it is.
-        size: the same as a number: gradients that are small enough are not touched.
+        parameters: the parameters with the gradients.
+        most: largest norm, above 0.
+        norm: the present norm; see `gradient_norm`.
+        size: the present norm as a number, which decides whether anything is scaled.
     """
     if size + EPSILON > most:
         for kind in _kinds(parameters):

@@ -10,7 +10,7 @@ from accelerate.utils import AutocastKwargs
 from torch import Tensor, nn
 
 from fusetune import _private
-from fusetune.inference.memory import kept_memory
+from fusetune.inference.memory import retain_freed_memory
 from fusetune.training.learner import Learner
 from fusetune.types import Batch
 
@@ -64,7 +64,7 @@ def choose_precision(
     rows, rng_state, was_training = batch(), torch.get_rng_state(), learner.training
     learner.eval()  # no dropout, no running statistics
     try:
-        with kept_memory():
+        with retain_freed_memory():
             loss, low = (_loss(learner, rows, bf16=bf16) for bf16 in (False, True))
     finally:
         learner.train(was_training)

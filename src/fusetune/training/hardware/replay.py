@@ -1,4 +1,4 @@
-"""A stage's updates with the passes of small encoders replayed from CUDA graphs."""
+"""Updates whose passes through small encoders are replayed from CUDA graphs."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from fusetune.training.updates.update import Gradients, plain
 from fusetune.types import Batch
 
 WORTHWHILE = 100
-"""Updates that a stage must have for the captures to pay, each of which takes as long as some updates."""
+"""Least number of updates of a stage for which captures pay off: each takes as long as several updates."""
 
 
 class Replayed:
-    """`Gradients` that are computed by replays."""
+    """A `Gradients` that computes another's gradients with replayed passes."""
 
     def __init__(self, gradients: Gradients, model: Family, keys: Collection[str]) -> None:
         """
         Args:
-            gradients: what else computes them, one backward pass a micro-batch.
-            model: on a GPU, with the parameters trainable that will be.
-            keys: the encoders that are trained.
+            gradients: computes the gradients, with one backward pass a micro-batch.
+            model: on a GPU, with its parameters already frozen or trainable.
+            keys: of the encoders that are trained.
         """
         self.gradients, self.model = gradients, model
-        usual = {
+        packages = {
             module.__class__.__module__.split(".")[0] for part in model.after_encoders() for module in part.modules()
         }
-        self.fusion = FusionReplays(model) if usual <= {"torch", "fusetune"} else None
+        self.fusion = FusionReplays(model) if packages <= {"torch", "fusetune"} else None
         self.encoders = {
             key: EncoderReplays(key, encoder)
             for key in sorted(keys)
@@ -45,18 +45,18 @@ class Replayed:
         }
 
     def all(self) -> list[Replays]:
-        """Of every part."""
+        """Return the replays of all parts."""
         return [*self.encoders.values(), *([self.fusion] if self.fusion is not None else [])]
 
     def __call__(
         self, learner: nn.Module, micro_batches: Sequence[Batch], accelerator: Accelerator
     ) -> dict[str, Tensor]:
         """See `Gradients`."""
-        for one in self.all():
-            one.begin()
-        if len(micro_batches) > 1:  # their gradients would lie in one place
-            for one in self.all():
-                one.forget()
+        for replays in self.all():
+            replays.begin()
+        if len(micro_batches) > 1:  # all of them would write their gradients into the same memory
+            for replays in self.all():
+                replays.forget()
             return self.gradients(learner, micro_batches, accelerator)
         self._set(on=True)
         try:
@@ -66,27 +66,27 @@ class Replayed:
 
     def _set(self, *, on: bool) -> None:
         self.model.replays = self.fusion if on else None
-        for key, one in self.encoders.items():
+        for key, replays in self.encoders.items():
             encoder: Any = self.model.encoders[key]
-            encoder.replays = one if on else None
+            encoder.replays = replays if on else None
 
 
 @contextmanager
 def graphs(stage: Stage, recipe: Recipe, accelerator: Accelerator, num_rows: int) -> Iterator[None]:
-    """Inside, the stage's updates replay what they can, where the settings, the device and its length allow it.
+    """Let the stage's updates use replays within the context, if the settings, the device and its length allow it.
 
     Args:
-        stage: to be run.
-        recipe: whose it is; told what could not be captured.
+        stage: the stage about to run.
+        recipe: the stage's recipe; notes on failed captures are added to it.
         accelerator: devices.
-        num_rows: train rows.
+        num_rows: number of train rows.
     """
     settings = recipe.settings
     if not (
         settings.cuda_graphs
         and accelerator.device.type == "cuda"
         and accelerator.num_processes == 1
-        and stage.gradients in (plain, cached)  # others take gradients of one pass several times
+        and stage.gradients in (plain, cached)  # others differentiate one pass several times
         and recipe.reads_cells_as_they_are()
         and not settings.gradient_checkpointing
         and stage.epochs * num_rows >= WORTHWHILE * stage.batch_size
@@ -99,5 +99,5 @@ def graphs(stage: Stage, recipe: Recipe, accelerator: Accelerator, num_rows: int
         yield
     finally:
         stage.gradients = before
-    failed = [one for one in replayed.all() if one.failed]
-    recipe.said += [f"Passes of {one.name} were not replayed from CUDA graphs: {one.failed}." for one in failed]
+    failed = [replays for replays in replayed.all() if replays.failed]
+    recipe.said += [f"Passes of {part.name} were not replayed from CUDA graphs: {part.failed}." for part in failed]

@@ -1,11 +1,11 @@
-"""Rows of all micro-batches of an update compared with one another, in the memory of one micro-batch.
+"""Contrast the rows of all micro-batches of an update in the memory of one micro-batch.
 
 GradCache: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", arXiv 2101.06983.
-A loss L that compares rows depends on micro-batch b by its vectors v_b alone, so ∂L/∂θ = Σ_b (∂L/∂v_b)ᵀ ∂v_b/∂θ:
+A loss L that compares rows depends on micro-batch b only through its vectors v_b, so ∂L/∂θ = Σ_b (∂L/∂v_b)ᵀ ∂v_b/∂θ:
 
-1. all v_b, without keeping what backward passes need;
-2. L of all of them, and its gradient at each;
-3. micro-batch by micro-batch: v_b again, with the same draws of dropout, and a backward pass of Σ v_b · ∂L/∂v_b.
+1. compute all v_b without the activations that backward passes need;
+2. compute L of all of them, and its gradient at each;
+3. for each micro-batch, compute v_b again with the same dropout masks, and backpropagate Σ v_b · ∂L/∂v_b.
 
 The gradients are those of one large batch; each micro-batch is computed forward twice.
 """
@@ -24,14 +24,14 @@ from fusetune.objectives.base import BatchObjective
 from fusetune.objectives.gather import gathered
 from fusetune.objectives.total import own_parameters
 from fusetune.training.learner import Learner
-from fusetune.training.updates.update import add_up, loss_shares, plain, scaled
+from fusetune.training.updates.update import accumulate_losses, loss_shares, plain, scale_losses
 from fusetune.types import Batch
 
 Vectors = dict[str, dict[str, Tensor]]
 
 
 def cached(learner: nn.Module, micro_batches: Sequence[Batch], accelerator: Accelerator) -> dict[str, Tensor]:
-    """`plain`, but that objectives of rows against rows see the rows of all micro-batches; see `Gradients`."""
+    """Compute gradients as `plain` does, but let contrastive objectives see all micro-batches; a `Gradients`."""
     bare = learner if isinstance(learner, Learner) else accelerator.unwrap_model(learner)
     assert isinstance(bare, Learner)
     objectives = bare.objective.compared()
@@ -41,20 +41,20 @@ def cached(learner: nn.Module, micro_batches: Sequence[Batch], accelerator: Acce
     totals: dict[str, Tensor] = {}
     pulls: list[Vectors] = [{} for _ in micro_batches]
     for objective in objectives:
-        losses, parts = _compare(objective, [found[objective.name] for found in vectors])
+        losses, gradients = _compare(objective, [by_objective[objective.name] for by_objective in vectors])
         totals |= losses
-        for place, part in enumerate(parts):
-            pulls[place][objective.name] = part
-    for place, (batch, shares) in enumerate(zip(micro_batches, loss_shares(micro_batches, accelerator), strict=True)):
-        last = place == len(micro_batches) - 1
-        rng_states[place].restore()
+        for index, gradient in enumerate(gradients):
+            pulls[index][objective.name] = gradient
+    for index, (batch, shares) in enumerate(zip(micro_batches, loss_shares(micro_batches, accelerator), strict=True)):
+        last = index == len(micro_batches) - 1
+        rng_states[index].restore()
         with nullcontext() if last else accelerator.no_sync(learner), accelerator.autocast():
             batch = batch.to(accelerator.device)
-            _, found, _ = learner(batch, pulls[place])
-            taken = [found.pop(f"pull/{objective.name}") for objective in objectives]
-            found = scaled(found, shares)
-            accelerator.backward(sum([*found.values(), *taken], batch.zero))
-        add_up(totals, found)
+            _, parts, _ = learner(batch, pulls[index])
+            pulled = [parts.pop(f"pull/{objective.name}") for objective in objectives]
+            parts = scale_losses(parts, shares)
+            accelerator.backward(sum([*parts.values(), *pulled], batch.zero))
+        accumulate_losses(totals, parts)
     return totals
 
 
@@ -62,8 +62,8 @@ def cached(learner: nn.Module, micro_batches: Sequence[Batch], accelerator: Acce
 def _vectors(
     learner: Learner, micro_batches: Sequence[Batch], accelerator: Accelerator
 ) -> tuple[list[RngState], list[Vectors]]:
-    """Per micro-batch, where the generators stood before it, and each objective's vectors."""
-    kept = {name: buffer.clone() for name, buffer in learner.model.named_buffers()}  # as batch norm's means
+    """Return, per micro-batch, the RNG state before it and each objective's vectors."""
+    buffers = {name: buffer.clone() for name, buffer in learner.model.named_buffers()}  # such as batch norm's means
     rng_states, vectors = [], []
     for batch in micro_batches:
         rng_states.append(RngState(accelerator.device))
@@ -72,20 +72,22 @@ def _vectors(
             outputs = learner.model(batch)
             vectors.append({part.name: part.vectors(batch, outputs) for part in learner.objective.compared()})
     for name, buffer in learner.model.named_buffers():
-        buffer.copy_(kept[name])
+        buffer.copy_(buffers[name])
     return rng_states, vectors
 
 
 def _compare(
     objective: BatchObjective, vectors: Sequence[dict[str, Tensor]]
 ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
-    """The objective's weighted losses; their gradient at each micro-batch's vectors, the last one's with those at the
-    objective's own parameters, so that processes average these too."""
+    """Return the objective's weighted losses, and the gradients at each micro-batch's vectors.
+
+    The last micro-batch also gets the gradients at the objective's own parameters, so that processes average them too.
+    """
     sizes = [len(next(iter(part.values()))) for part in vectors]
-    whole = {name: torch.cat([part[name] for part in vectors]) for name in vectors[0]}
-    leaves = {name: value.requires_grad_() for name, value in whole.items() if value.is_floating_point()}
+    joined = {name: torch.cat([part[name] for part in vectors]) for name in vectors[0]}
+    leaves = {name: value.requires_grad_() for name, value in joined.items() if value.is_floating_point()}
     with torch.enable_grad():
-        losses = objective.of_vectors(gathered(whole))
+        losses = objective.of_vectors(gathered(joined))
         weighted = {f"objective/{name}": loss * objective.weight for name, loss in losses.items()}
         total = torch.stack(list(weighted.values())).sum()
     learned = {name: parameter for name, parameter in own_parameters(objective).items() if parameter.requires_grad}
@@ -93,8 +95,8 @@ def _compare(
     parts: list[dict[str, Tensor]] = [{} for _ in vectors]
     for name, gradient in zip(leaves, gradients, strict=False):
         if gradient is not None:
-            for place, part in enumerate(torch.split(gradient, sizes)):
-                parts[place][name] = part
+            for index, part in enumerate(torch.split(gradient, sizes)):
+                parts[index][name] = part
     for name, gradient in zip(learned, gradients[len(leaves) :], strict=True):
         if gradient is not None:
             parts[-1][name] = gradient

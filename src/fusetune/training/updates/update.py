@@ -1,7 +1,7 @@
-"""One update of the weights: how the gradients are computed, then clip, check, step.
+"""One update of the weights: compute the gradients, check them, clip them, step.
 
-How the gradients come about is a `Gradients`: `plain` here; adversarial ascent, sharpness-aware, cached contrastive
-gradients and gradient surgery are others. Whatever it is, an update that is not finite is not made.
+A `Gradients` computes the gradients: `plain` is here; adversarial ascent, SAM, cached contrastive gradients and
+gradient surgery are in the other modules. An update with a non-finite loss or gradient is never made.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from torch import Tensor, nn
 from fusetune import _private
 from fusetune.errors import NonFiniteLoss
 from fusetune.training.hardware.dtensor import clip as scale_down
-from fusetune.training.hardware.dtensor import gradient_norm, is_spread
-from fusetune.training.hardware.shard import forget_absent
+from fusetune.training.hardware.dtensor import gradient_norm, is_sharded
+from fusetune.training.hardware.shard import clear_absent_gradients
 from fusetune.types import Batch, as_numbers
 
 Shares = Mapping[str, "float | Tensor"]
 NORM = "gradient/norm"
+REPLICATED = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU", "MULTI_XPU")
+"""Types of distribution in which every process holds all parameters."""
 
 
 class Buffers:
-    """A module's buffers as they were before an update, to be had again if it is not made."""
+    """A copy of a module's buffers from before an update, to restore if the update is not made."""
 
     def __init__(self, module: nn.Module) -> None:
         by_kind: dict[Any, list[Tensor]] = {}
@@ -36,16 +38,16 @@ class Buffers:
         self._pairs = [(buffers, [buffer.clone() for buffer in buffers]) for buffers in by_kind.values()]
 
     @torch.no_grad()
-    def note(self) -> None:
-        """They are now what they should be."""
-        for buffers, kept in self._pairs:
-            _private.copy_all(kept, buffers)
+    def save(self) -> None:
+        """Copy the buffers' present values."""
+        for buffers, saved in self._pairs:
+            _private.copy_all(saved, buffers)
 
     @torch.no_grad()
     def restore(self) -> None:
-        """They are again what they were at the last `note`."""
-        for buffers, kept in self._pairs:
-            _private.copy_all(buffers, kept)
+        """Restore the values of the last `save`."""
+        for buffers, saved in self._pairs:
+            _private.copy_all(buffers, saved)
 
 
 class Gradients(Protocol):
@@ -54,10 +56,10 @@ class Gradients(Protocol):
     def __call__(
         self, learner: nn.Module, micro_batches: Sequence[Batch], accelerator: Accelerator
     ) -> dict[str, Tensor]:
-        """Add the gradients of the update's loss to the parameters' `.grad`, which are empty.
+        """Add the gradients of the update's loss to the parameters' `.grad`, which are None before.
 
         Args:
-            learner: a `Learner`, perhaps wrapped for data parallelism: call it, do not reach around it.
+            learner: a `Learner`, possibly wrapped for data parallelism: call it, never the module inside.
             micro_batches: the update's rows, on any device.
             accelerator: autocast, gradient scaling, synchronisation.
 
@@ -68,22 +70,22 @@ class Gradients(Protocol):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory was short, on a GPU or in this process."""
-    said = str(error)
+    """Return whether an error means that a GPU or this process ran out of memory."""
+    message = str(error)
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and ("not enough memory" in said or "can't allocate memory" in said)
+        isinstance(error, RuntimeError) and ("not enough memory" in message or "can't allocate memory" in message)
     )
 
 
 def loss_shares(micro_batches: Sequence[Batch], accelerator: Accelerator) -> list[Shares]:
-    """What each micro-batch's mean losses count in the update's, so that they sum to the mean over all its rows.
+    """Return the factors by which micro-batches' mean losses sum to the mean loss over all rows of the update.
 
-    With several processes, each of which has other rows of the update, the mean over processes is the mean over all
-    rows, as gradients are averaged over processes. The shares are then scalars on the device, which nobody waits for.
+    Several processes have different rows of the update, and gradients are averaged over them: a share is relative to
+    the mean of the processes' totals. It is then a scalar tensor on the device, so that the host need not wait for it.
 
     Returns:
-        Per micro-batch, each task's share of its loss's denominator (`Target.counts`) by the task's name, and under ""
-        the share of the rows' weights, for losses that are no task's.
+        Per micro-batch, by a task's name: its share of the loss's denominator (`Target.counts`) in the update. Under
+        "": its share of the rows' weights, for the losses of objectives.
     """
     sizes = [
         {name: float(target.counts(batch.weights).sum()) for name, target in batch.targets.items()}
@@ -92,27 +94,27 @@ def loss_shares(micro_batches: Sequence[Batch], accelerator: Accelerator) -> lis
     ]
     totals = {name: sum(size[name] for size in sizes) for name in sizes[0]}
     if accelerator.num_processes > 1:
-        own = torch.tensor([list(totals.values()), *(list(size.values()) for size in sizes)], dtype=torch.float64)
-        own = own.to(accelerator.device, non_blocking=True)
-        mean = accelerator.reduce(own[0].clone(), "mean")
-        shares = torch.where(mean != 0, own[1:] / mean, 0.0)
+        local = torch.tensor([list(totals.values()), *(list(size.values()) for size in sizes)], dtype=torch.float64)
+        local = local.to(accelerator.device, non_blocking=True)
+        mean = accelerator.reduce(local[0].clone(), "mean")
+        shares = torch.where(mean != 0, local[1:] / mean, 0.0)
         return [dict(zip(totals, row, strict=True)) for row in shares]
     return [{name: value / totals[name] if totals[name] else 0.0 for name, value in size.items()} for size in sizes]
 
 
-def scaled(parts: dict[str, Tensor], shares: Shares) -> dict[str, Tensor]:
-    """A micro-batch's losses times what they count in the update's: see `loss_shares`."""
+def scale_losses(parts: dict[str, Tensor], shares: Shares) -> dict[str, Tensor]:
+    """Multiply a micro-batch's losses by their shares; see `loss_shares`."""
     return {name: part * shares.get(name, shares[""]) for name, part in parts.items()}
 
 
-def add_up(totals: dict[str, Tensor], parts: dict[str, Tensor]) -> None:
-    """Add losses to those of earlier micro-batches, detached."""
+def accumulate_losses(totals: dict[str, Tensor], parts: dict[str, Tensor]) -> None:
+    """Add detached losses to the totals of earlier micro-batches, in place."""
     for name, part in parts.items():
         totals[name] = totals[name] + part.detach() if name in totals else part.detach()
 
 
 def plain(learner: nn.Module, micro_batches: Sequence[Batch], accelerator: Accelerator) -> dict[str, Tensor]:
-    """One forward and backward pass a micro-batch; see `Gradients`."""
+    """Run one forward and backward pass a micro-batch; a `Gradients`."""
     totals: dict[str, Tensor] = {}
     counts = loss_shares(micro_batches, accelerator)
     for position, (batch, shares) in enumerate(zip(micro_batches, counts, strict=True)):
@@ -120,9 +122,9 @@ def plain(learner: nn.Module, micro_batches: Sequence[Batch], accelerator: Accel
         with nullcontext() if last else accelerator.no_sync(learner), accelerator.autocast():
             batch = batch.to(accelerator.device)
             _, parts, _ = learner(batch)
-            parts = scaled(parts, shares)
+            parts = scale_losses(parts, shares)
             accelerator.backward(sum(parts.values(), batch.zero))
-        add_up(totals, parts)
+        accumulate_losses(totals, parts)
     return totals
 
 
@@ -140,30 +142,30 @@ def update(
     """Update the weights once.
 
     Args:
-        learner: as `Gradients` takes it.
+        learner: see `Gradients`.
         micro_batches: the update's rows.
         optimizer: prepared by the accelerator.
         accelerator: see `Gradients`.
-        gradients: how they are computed.
-        trained: the parameters that have gradients.
-        clip: largest norm of the gradient; None leaves it as it is.
-        where: names the update in an error: "update 7 of stage 'tune'".
+        gradients: computes the gradients.
+        trained: the parameters that get gradients.
+        clip: largest norm of the gradient; None does not clip.
+        where: the update's name in an error: "update 7 of stage 'tune'".
 
     Returns:
         The losses by name.
 
     Raises:
-        NonFiniteLoss: the loss or the gradient became NaN or infinite; the update is not made.
+        NonFiniteLoss: the loss or the gradient became NaN or infinite; the weights are not updated.
     """
     totals = gradients(learner, micro_batches, accelerator)
-    if any(is_spread(parameter) for parameter in trained):
-        forget_absent(accelerator.unwrap_model(learner), micro_batches, accelerator)
+    if any(is_sharded(parameter) for parameter in trained):
+        clear_absent_gradients(accelerator.unwrap_model(learner), micro_batches, accelerator)
     accelerator.unscale_gradients()
     norm = gradient_norm(trained)
     if accelerator.num_processes > 1:
         means = accelerator.reduce(torch.stack([totals[name].float() for name in sorted(totals)]), "mean")
         totals = dict(zip(sorted(totals), means, strict=True))
-    # All that decides about the update comes from the device at once: it is the one time that an update waits for it.
+    # Everything that decides about the update is copied from the device at once: its only synchronisation.
     losses = as_numbers({**totals, NORM: norm})
     size = losses.pop(NORM)
     finite = all(math.isfinite(value) for value in losses.values())
@@ -179,6 +181,8 @@ def update(
         scale_down(trained, clip, norm, size)
     optimizer.step()
     optimizer.zero_grad()
-    if (look_back := getattr(gradients, "look_back", None)) is not None:  # those of a Sharpness see every loss twice
-        look_back(learner, micro_batches, accelerator)
+    if (
+        after_step := getattr(gradients, "after_step", None)
+    ) is not None:  # not on a `Sharpness`, which computes every loss twice
+        after_step(learner, micro_batches, accelerator)
     return losses
