@@ -14,7 +14,7 @@ SECTIONS = {
     "task": ("Loss", "Answers", "Requires", "Relations", "Example", "Reference"),
 }
 PARTS = [
-    pytest.param(table, name, id=f"{table.sort} {name}") for table in (FUSIONS, OBJECTIVES, TASKS) for name in table
+    pytest.param(table, name, id=f"{table.kind} {name}") for table in (FUSIONS, OBJECTIVES, TASKS) for name in table
 ]
 
 
@@ -22,7 +22,7 @@ PARTS = [
 def test_a_parts_docstring_has_its_sections(table, name):
     text = table.get(name).__doc__
     headings = re.findall(r"^    (\w+):", text, re.M)
-    assert [heading for heading in headings if heading in SECTIONS[table.sort]] == list(SECTIONS[table.sort])
+    assert [heading for heading in headings if heading in SECTIONS[table.kind]] == list(SECTIONS[table.kind])
 
 
 @pytest.mark.parametrize(("table", "name"), PARTS)

@@ -51,7 +51,7 @@ def test_losses_are_those_of_whole_passes(shop_tables, settings, tmp_path, monke
     np.testing.assert_allclose(curve(cold), curve(plain), atol=1e-5, rtol=0)
     encoded = []
     monkeypatch.setattr(trunk, "run_to", lambda *_: pytest.fail("computed again"))
-    monkeypatch.setattr(inference, "_keep", lambda store, digests, *rest, **_: encoded.extend(digests) or store)
+    monkeypatch.setattr(inference, "_add_to_store", lambda store, digests, *rest, **_: encoded.extend(digests) or store)
     warm = fit(shop_tables, settings, tmp_path / "cache", tmp_path / "warm")
     assert np.array_equal(curve(warm), curve(cold)) and not encoded
     for name, value in cold.bundle.model.state_dict().items():

@@ -1,4 +1,4 @@
-"""Encoder outputs computed before: every distinct cell goes through its encoder once."""
+"""Precomputed encoder outputs: every distinct cell passes its encoder once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fusetune.models.family import Family
 from fusetune.types import Tokens
 
 CellGroups = Callable[[str, np.ndarray], np.ndarray]
-"""From a step's name and the cells that it lacks, (cells,), to the cells that it computes, in order."""
+"""Maps a step's name and the cells that it lacks, (cells,) int64, to the cells that it computes, in order."""
 
 
 def fill_features(
@@ -30,14 +30,17 @@ def fill_features(
     groups: CellGroups | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Tokens]:
-    """Encoder outputs of every distinct cell, per column whose encoder is of use before any training.
+    """Encode every distinct cell of the columns with pretrained encoders.
 
     Args:
-        model: with its encoders as they are now.
+        model: holds the encoders.
         examples: prepared rows.
-        cache: keeps the outputs for other runs; only for a model whose encoders are as they were loaded.
-        groups: of a step by name, which cells are computed together; see `CheckpointManager.step_cells`.
+        cache: stores the outputs for other runs; only for encoders that were not trained since they were loaded.
+        groups: determines which cells are computed together; see `CheckpointManager.step_cells`.
         progress: wraps iterators.
+
+    Returns:
+        By column, (cells, tokens, dim).
     """
     return {
         column: encode_cells(
@@ -62,30 +65,33 @@ def augmented_views(
     groups: CellGroups | None = None,
     progress: Progress | None = None,
 ) -> dict[str, list[Column]]:
-    """Return the views of augmented columns of frozen encoders, encoded; see `fill_features` for the other arguments.
+    """Encode the views of augmented columns with frozen encoders; see `fill_features` for the other arguments.
 
     Args:
-        columns: their names.
+        columns: names of the columns.
+
+    Returns:
+        By column, its views with their features.
     """
-    made: dict[str, list[Column]] = {}
+    views: dict[str, list[Column]] = {}
     for name in columns:
         store = open_store(cache, model.encoders[model.routes[name]], "output", torch.float32)
-        made[name] = []
+        views[name] = []
         for number in range(examples.augmentation.num_views):
             view = View(examples, name, number)
             together = partial(groups, f"view-{number}-{zlib.crc32(name.encode())}") if groups else None
             features = encode_cells(model, name, view, store=store, together=together, progress=progress)
-            made[name].append(view.given(features=features))
-    return made
+            views[name].append(view.given(features=features))
+    return views
 
 
 def encoded(model: Family, examples: Examples, known: Mapping[str, Tokens] | None = None) -> Examples:
-    """Return rows whose every cell has gone through the model's encoders once, however often they are predicted.
+    """Return rows with precomputed encoder outputs, so that predicting them repeatedly runs no encoder.
 
     Args:
-        model: as it is now.
+        model: holds the encoders.
         examples: prepared rows.
-        known: encoder outputs of some columns that are right for this model already.
+        known: encoder outputs of this model that were computed before, by column.
     """
     known = known or {}
     others = {

@@ -1,4 +1,4 @@
-"""Freed memory that stays with the process while a model works, since the next batch needs as much again."""
+"""Keep freed memory in the process while a model runs: the next batch needs as much again."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import Any
 
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
-"""What glibc's `mallopt` sets by these numbers."""
+"""The numbers of glibc's `mallopt` parameters."""
 DEFAULTS = {MMAP_MAX: 65536, MMAP_THRESHOLD: 32 * 2**20, TRIM_THRESHOLD: 64 * 2**20}
-"""What glibc comes to by itself once large blocks were freed."""
+"""The values that glibc adapts to by itself after large blocks were freed."""
 RETAIN = {MMAP_MAX: 0, TRIM_THRESHOLD: -1}
 
 SHARE = 0.5
-"""Of the memory that there is: a process that holds more gives back what is free in it after every batch."""
+"""Share of the available memory above which a process returns its freed memory after every batch."""
 
 _lock = threading.Lock()
 _inside = 0
 
 
 def _libc() -> Any:
-    """The C library, or None where it is not glibc or the user has set its allocator."""
+    """Return the C library, or None if it is not glibc or the user has configured its allocator."""
     if not sys.platform.startswith("linux") or any("malloc" in name.lower() for name in _allocator_settings()):
         return None
     libc = ctypes.CDLL(None)
@@ -40,13 +40,14 @@ def _allocator_settings() -> list[str]:
 
 @contextmanager
 def retain_freed_memory() -> Iterator[None]:
-    """Inside, what is freed stays with the process; after it, the system gets it back.
+    """Keep freed memory in the process within the context, and return it to the system afterwards.
 
-    glibc returns every freed block above 32 MiB at once, and the system hands its pages out again one by one, each
-    zeroed: with the activations of pictures that takes a quarter of an update's time. In exchange, the process holds
-    what lies free between its blocks, which `trim_memory` bounds: call it after every batch. No result depends on any
-    of it. May be nested, also in several threads; does nothing with another C library, or where $MALLOC_... or
-    $GLIBC_TUNABLES say how memory is to be handled.
+    glibc returns every freed block above 32 MiB at once, and the system then provides its pages again one by one, each
+    zeroed: with the activations of images this takes a quarter of an update's time. In exchange, the process holds its
+    free memory, which `trim_memory` bounds: call it after every batch. Results do not depend on it.
+
+    The context may be nested, in several threads too. It does nothing with another C library, or if $MALLOC_... or
+    $GLIBC_TUNABLES configure the allocator.
     """
     global _inside
     libc = _libc()
@@ -68,14 +69,14 @@ def retain_freed_memory() -> Iterator[None]:
 
 
 def trim_memory() -> None:
-    """Give back what is free if the process holds more than `SHARE` of the memory; elsewhere nothing is kept."""
+    """Return freed memory to the system if the process holds more than `SHARE` of the available memory."""
     if _inside and int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() > SHARE * _memory():
         ctypes.CDLL(None).malloc_trim(0)
 
 
 @cache
 def _memory() -> float:
-    """Bytes that this process may take: the machine's, or the container's, shared out to the processes of a run."""
+    """Return this process's share, in bytes, of the machine's or the container's memory."""
     return total_memory() / int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
 
 

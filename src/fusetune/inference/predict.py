@@ -22,13 +22,13 @@ from fusetune.models.family import Family
 from fusetune.types import Tokens
 
 TOKENS, MAX_ROWS = {"cpu": 2048, "cuda": 65_536}, {"cpu": 512, "cuda": 4096}
-"""Tokens of texts that go through the model together, by kind of device; `MIN_ROWS` at least and `MAX_ROWS` at most."""
+"""Most tokens and rows in a batch of texts, by type of device; a batch has at least `MIN_ROWS` rows."""
 MIN_ROWS, ROWS = 8, 64
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients, the mode before restored after."""
+    """Switch to evaluation mode without gradients within the context, and restore the mode afterwards."""
     was_training = module.training
     module.eval()
     try:
@@ -39,7 +39,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def model_device(model: nn.Module) -> torch.device:
-    """Where the model's parameters are."""
+    """Return the device of the model's parameters."""
     return next(model.parameters()).device
 
 
@@ -51,14 +51,17 @@ def predict_logits(
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:
-    """Logits of rows, float32 on the CPU, in the order of `indices`.
+    """Compute the logits of rows.
 
     Args:
         model: in any mode and on any device.
         examples: prepared rows.
-        indices: places in the table, at least one.
-        batch_size: rows at a time, rows of like cost together; None takes as many as the processor is fastest with.
+        indices: (rows,) positions in the table, at least one.
+        batch_size: rows per batch; None chooses by the device. Rows of similar cost share a batch.
         progress: wraps the iterator over batches.
+
+    Returns:
+        By task, (rows, ...) float32 on the CPU, in the order of `indices`.
     """
     order = mapped_argsort(examples.sizes(indices))
     device = model_device(model)
@@ -68,52 +71,54 @@ def predict_logits(
     steps: Iterator[np.ndarray] = iter(groups)
     if progress is not None:
         steps = progress(steps, "predicting", len(groups))
-    made = _Logits(len(indices))
+    logits = _Logits(len(indices))
     with evaluating(model), retain_freed_memory() if len(groups) > 1 else nullcontext():
         for step in steps:
-            made.put(step, model(examples.batch(indices[step]).to(device)).logits)
+            logits.put(step, model(examples.batch(indices[step]).to(device)).logits)
             trim_memory()
-    return {task: made.of(task) for task in model.tasks}
+    return {task: logits.of(task) for task in model.tasks}
 
 
 class _Logits:
-    """Rows' logits by task, in a file where they are many. Batches stay on the device for a while, which works on while
-    the next one is made."""
+    """Collects the rows' logits by task, memory-mapped if there are many.
+
+    Logits stay on the device until `PIECE_ROWS` rows are collected, so that it need not be synchronised every batch.
+    """
 
     def __init__(self, rows: int) -> None:
-        self.rows, self.found = rows, dict[str, np.ndarray]()
-        self._places: list[np.ndarray] = []
-        self._waiting: dict[str, list[Tensor]] = {}
+        self.rows, self.collected = rows, dict[str, np.ndarray]()
+        self._positions: list[np.ndarray] = []
+        self._pending: dict[str, list[Tensor]] = {}
 
-    def put(self, places: np.ndarray, logits: Mapping[str, Tensor]) -> None:
-        """A batch's."""
-        self._places.append(places)
+    def put(self, positions: np.ndarray, logits: Mapping[str, Tensor]) -> None:
+        """Add a batch's logits; `positions` are those of its rows in the result, (batch,)."""
+        self._positions.append(positions)
         for task, values in logits.items():
-            self._waiting.setdefault(task, []).append(values.float())
-        if sum(map(len, self._places)) >= PIECE_ROWS:
+            self._pending.setdefault(task, []).append(values.float())
+        if sum(map(len, self._positions)) >= PIECE_ROWS:
             self._fetch()
 
     def _fetch(self) -> None:
-        places = np.concatenate(self._places)
-        for task, chunks in self._waiting.items():
+        positions = np.concatenate(self._positions)
+        for task, chunks in self._pending.items():
             values = torch.cat(chunks).cpu().numpy()
-            if task not in self.found:
-                self.found[task] = mapped_zeros((self.rows, *values.shape[1:]))
-            self.found[task][places] = values
-        self._places, self._waiting = [], {}
+            if task not in self.collected:
+                self.collected[task] = mapped_zeros((self.rows, *values.shape[1:]))
+            self.collected[task][positions] = values
+        self._positions, self._pending = [], {}
 
     def of(self, task: str) -> Tensor:
-        """All rows'."""
-        if self._places:
+        """Return a task's logits of all rows."""
+        if self._positions:
             self._fetch()
-        return torch.from_numpy(self.found[task])
+        return torch.from_numpy(self.collected[task])
 
 
 def _cuts(examples: Examples, indices: np.ndarray, device: str) -> list[int]:
-    """Where to cut rows, those that cost least first, into batches: places in `indices`, rising.
+    """Cut rows, sorted by rising cost, into batches; return the positions of the cuts in `indices`.
 
-    Of rows that bring nothing larger than texts as many go together as have `TOKENS` tokens with the padding: with
-    fewer a processor waits for weights, with more for memory. Of others, whose pictures and sounds are large, `ROWS`.
+    Batches of texts have up to `TOKENS` tokens, padding included: smaller ones are bound by loading the weights, larger
+    ones by memory bandwidth. Batches with images or sounds have `ROWS` rows.
     """
     most_tokens, most_rows = TOKENS.get(device, TOKENS["cpu"]), MAX_ROWS.get(device, MAX_ROWS["cpu"])
     encoded = [c for c in examples.columns.values() if c.modality.needs_backbone and c.features is None]
@@ -121,13 +126,13 @@ def _cuts(examples: Examples, indices: np.ndarray, device: str) -> list[int]:
         return list(range(ROWS, len(indices), ROWS))
     tokens = sum((column.costs(column.codes[indices]) for column in encoded), np.zeros(len(indices), np.int64))
     cuts, start, longest = [], 0, 0
-    for place, size in enumerate(
+    for position, size in enumerate(
         itertools.chain.from_iterable(tokens[piece].tolist() for piece in pieces(len(tokens)))
     ):
-        rows, longest = place - start, max(longest, size)
+        rows, longest = position - start, max(longest, size)
         if rows >= most_rows or (rows >= MIN_ROWS and longest * (rows + 1) > most_tokens):
-            cuts.append(place)
-            start, longest = place, size
+            cuts.append(position)
+            start, longest = position, size
     return cuts
 
 
@@ -141,12 +146,21 @@ def encode_cells(
     together: Callable[[np.ndarray], np.ndarray] | None = None,
     progress: Progress | None = None,
 ) -> Tokens:
-    """The encoder's output for every distinct cell of a column: (cells, tokens, dim) float32 on the CPU.
+    """Encode every distinct cell of a column.
 
-    Cells with fewer tokens than others are padded with zeros. Cells that could not be read have no real token; no row
-    points at them. What the store has is not computed, and what is computed is stored. `together` gives the cells, in
-    order, that are computed `batch_size` at a time (None: 64, on a GPU 256), from those that would be; groups that the
-    store has are left out.
+    Args:
+        model: holds the encoder.
+        column: the column's name.
+        source: its cells.
+        batch_size: cells per batch; None takes 64, on a GPU 256.
+        store: its features are used, and new ones are added to it.
+        together: maps the cells that the store lacks to the cells to compute, in order; batches of which the store has
+            all cells are left out.
+        progress: wraps the iterator over batches.
+
+    Returns:
+        (cells, tokens, dim) float32 on the CPU, padded with zeros. Cells that could not be read have no real token; no
+        row refers to them.
     """
     device = model_device(model)
     batch_size = batch_size or (64 if device.type == "cpu" else 256)
@@ -158,62 +172,64 @@ def encode_cells(
         known[lacking] = False
         good = lacking if together is None else together(lacking)
     groups = [good[i : i + batch_size] for i in range(0, len(good), batch_size)]
-    groups = [places for places in groups if not known[places].all()]
+    groups = [positions for positions in groups if not known[positions].all()]
     steps: Iterator[np.ndarray] = iter(groups)
     if progress is not None:
         steps = progress(steps, f"encoding {column}", len(groups))
-    filled = _Filled(len(source.cells), int(model.encoders[model.routes[column]].dim))  # type: ignore[arg-type]
+    features = _Features(len(source.cells), int(model.encoders[model.routes[column]].dim))  # type: ignore[arg-type]
     if store is not None:
-        filled.take(np.flatnonzero(known), digests, store)
+        features.load(np.flatnonzero(known), digests, store)
     with evaluating(model), retain_freed_memory() if len(groups) > 1 else nullcontext():
-        for places in steps:
-            tensors = {name: tensor.to(device) for name, tensor in source.tensors(places).items()}
+        for positions in steps:
+            tensors = {name: tensor.to(device) for name, tensor in source.tensors(positions).items()}
             tokens = model.encode(column, tensors)
-            new = np.flatnonzero(~known[places])
+            new = np.flatnonzero(~known[positions])
             values = tokens.values.masked_fill(~tokens.mask.unsqueeze(-1), 0).float().cpu()[new]
-            filled.put(places[new], values, tokens.mask.cpu()[new])
-            store = _keep(store, digests[places[new]] if store is not None else digests, values, tokens.mask.cpu()[new])
+            features.put(positions[new], values, tokens.mask.cpu()[new])
+            store = _add_to_store(
+                store, digests[positions[new]] if store is not None else digests, values, tokens.mask.cpu()[new]
+            )
             trim_memory()
-    _keep(store, digests[:0], torch.zeros(0), torch.zeros(0), last=True)
-    return filled.tokens()
+    _add_to_store(store, digests[:0], torch.zeros(0), torch.zeros(0), last=True)
+    return features.tokens()
 
 
-class _Filled:
-    """A column's features while they are computed: (cells, tokens, dim), in a file where they are many."""
+class _Features:
+    """A column's features while they are computed, (cells, tokens, dim); memory-mapped if there are many."""
 
     def __init__(self, cells: int, dim: int) -> None:
         self.values, self.mask = mapped_zeros((cells, 1, dim)), mapped_zeros((cells, 1), bool)
 
     def _widen(self, tokens: int) -> None:
-        """Have space for cells of so many tokens."""
-        cells, known, dim = self.values.shape
-        if tokens > known:
+        """Make room for cells of `tokens` tokens."""
+        cells, width, dim = self.values.shape
+        if tokens > width:
             values, mask = mapped_zeros((cells, tokens, dim)), mapped_zeros((cells, tokens), bool)
             for piece in pieces(cells) if self.mask.any() else ():
-                values[piece, :known], mask[piece, :known] = self.values[piece], self.mask[piece]
+                values[piece, :width], mask[piece, :width] = self.values[piece], self.mask[piece]
             self.values, self.mask = values, mask
 
-    def put(self, places: np.ndarray, values: Tensor, mask: Tensor) -> None:
-        """Cells' features, (cells, tokens, dim), and which tokens are real."""
+    def put(self, positions: np.ndarray, values: Tensor, mask: Tensor) -> None:
+        """Set cells' features, (cells, tokens, dim), and their mask, (cells, tokens)."""
         self._widen(mask.shape[1])
-        self.values[places, : mask.shape[1]], self.mask[places, : mask.shape[1]] = values.numpy(), mask.numpy()
+        self.values[positions, : mask.shape[1]], self.mask[positions, : mask.shape[1]] = values.numpy(), mask.numpy()
 
-    def take(self, places: np.ndarray, digests: np.ndarray, store: FeatureStore) -> None:
-        """Cells' features from the store."""
-        self._widen(int(store.lengths(mapped_take(digests, places)).max(initial=1)))
-        for place in places:
-            rows = store.rows(digests[place].tobytes())
-            self.values[place, : len(rows)], self.mask[place, : len(rows)] = rows.numpy(), True
+    def load(self, positions: np.ndarray, digests: np.ndarray, store: FeatureStore) -> None:
+        """Load cells' features from the store."""
+        self._widen(int(store.lengths(mapped_take(digests, positions)).max(initial=1)))
+        for position in positions:
+            rows = store.rows(digests[position].tobytes())
+            self.values[position, : len(rows)], self.mask[position, : len(rows)] = rows.numpy(), True
 
     def tokens(self) -> Tokens:
-        """All cells'."""
+        """Return the features of all cells."""
         return Tokens(torch.from_numpy(self.values), torch.from_numpy(self.mask))
 
 
-def _keep(
+def _add_to_store(
     store: FeatureStore | None, digests: np.ndarray, features: Tensor, real: Tensor, *, last: bool = False
 ) -> FeatureStore | None:
-    """Store cells' real tokens, where they stand first; gives the store, or None once it could not be written."""
+    """Store cells whose real tokens come first; return the store, or None after it could not be written."""
     if store is None:
         return None
     try:
@@ -224,19 +240,22 @@ def _keep(
         if last:
             store.flush()
     except OSError as error:
-        warnings.warn(f"encoders' outputs are not kept for later runs: {error}", stacklevel=2)
+        warnings.warn(f"encoders' outputs are not stored for later runs: {error}", stacklevel=2)
         return None
     return store
 
 
 def row_vectors(model: Family, examples: Examples, indices: np.ndarray, *, batch_size: int = 256) -> dict[str, Tensor]:
-    """Each column's vector in the common space: (rows, dim) float32 of unit length on the CPU, zeros where absent.
+    """Compute each column's vectors in the common space.
 
     Args:
         model: in any mode and on any device.
         examples: prepared rows.
-        indices: places in the table.
-        batch_size: rows at a time.
+        indices: (rows,) positions in the table.
+        batch_size: rows per batch.
+
+    Returns:
+        By column, (rows, dim) float32 of unit length on the CPU; zeros for a row without the column.
     """
     device = model_device(model)
     parts: dict[str, list[Tensor]] = {column: [] for column in model.columns}

@@ -1,4 +1,4 @@
-"""Scores of a table's rows, by the network alone or with what predicts beside it."""
+"""Scores of a table's rows, by the network alone or by an ensemble with another predictor."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from fusetune.types import Tokens
 
 
 class Ensemble(Protocol):
-    """What predicts beside a network, from features of its own, such as boosted trees."""
+    """A predictor that is combined with a network and has its own features, such as boosted trees."""
 
     def features(self, model: Family, examples: Examples) -> dict[str, Tokens]:
-        """Return the features of every distinct cell, by column."""
+        """Return the predictor's features of every distinct cell, by column."""
         ...
 
     def unmoved(self, model: Family, features: Mapping[str, Tokens]) -> dict[str, Tokens]:
-        """Return those of the features that are the tuned encoders' too."""
+        """Return the features that equal the tuned encoders' outputs, as their encoders were not changed."""
         ...
 
     def scores(
@@ -36,7 +36,7 @@ class Ensemble(Protocol):
         indices: np.ndarray,
         features: Mapping[str, Tokens],
     ) -> np.ndarray:
-        """Return the scores of both together, (rows, ...), from the network's."""
+        """Combine the network's scores with the predictor's: (rows, ...)."""
         ...
 
 
@@ -48,13 +48,13 @@ def predict_scores(
     stack: Ensemble | None = None,
     progress: Progress | None = None,
 ) -> dict[str, np.ndarray]:
-    """Return per task the scores of the used rows, in their order.
+    """Compute the scores of the used rows, in their order, by task.
 
     Args:
         model: tuned.
         tasks: by name.
         examples: prepared rows, at least one of them used.
-        stack: what predicts beside the model, if anything does.
+        stack: the predictor combined with the model; None for the model alone.
         progress: wraps iterators.
     """
     if stack is None:

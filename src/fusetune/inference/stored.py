@@ -1,4 +1,4 @@
-"""Which store on disk holds what an encoder makes of cells."""
+"""Open the feature store of an encoder, and find the cells that it lacks."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ FORMAT = 1
 def open_store(
     cache: FeatureCache | None, encoder: Any, boundary: int | str, dtype: torch.dtype
 ) -> FeatureStore | None:
-    """The store of an encoder's outputs at a boundary, while its weights are those that it was loaded with.
+    """Open the store of an encoder's outputs at a boundary, or return None if there is none.
 
     Args:
-        cache: None for no store.
-        encoder: as loaded; one without pretrained weights has none.
+        cache: holds the stores; None for no store.
+        encoder: with the weights that it was loaded with; an encoder that is not pretrained has no store.
         boundary: a layer's number, or "output".
-        dtype: what is stored.
+        dtype: of the stored features.
     """
     if cache is None or not isinstance(encoder, Backbone) or not encoder.pretrained:
         return None
@@ -43,6 +43,6 @@ def open_store(
 
 
 def missing(store: FeatureStore, column: Column) -> tuple[np.ndarray, np.ndarray]:
-    """Each distinct cell's digest, (cells, 16) uint8; and those that the store lacks, most costly first."""
+    """Return each distinct cell's digest, (cells, 16) uint8, and the cells that the store lacks, most costly first."""
     digests, good = column.digests(), column.good()
     return digests, mapped_take(good, mapped_flatnonzero(~store.has(mapped_take(digests, good))))

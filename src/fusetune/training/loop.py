@@ -185,7 +185,9 @@ class _StageRun:
             callback.on_stage(self.stage.name, self.num_updates, self.done)
         self.wrapped.train()
         if saved is None and self.stage.fits_memory:
-            self._warn(fit_micro_batches(self.learner, self.train, self.sampler, self.accelerator, self.stage.gradients))
+            self._warn(
+                fit_micro_batches(self.learner, self.train, self.sampler, self.accelerator, self.stage.gradients)
+            )
 
     def make_updates(self) -> bool:
         """Make updates; return True when the stage is over, False when micro-batches were halved for lack of memory."""
