@@ -271,7 +271,7 @@ def test_weights_that_are_not_finite_are_no_model(parts, monkeypatch):
         next(p for p in learner.parameters() if p.requires_grad).data.view(-1)[0] = math.inf
         return []
 
-    monkeypatch.setattr(recipe, "averaged", spoil)
+    monkeypatch.setattr(recipe, "average_weights", spoil)
     with pytest.raises(NonFiniteLoss, match="NaN or infinite at the best step, so the model is not saved"):
         parts.tune()
 
@@ -286,8 +286,8 @@ def test_updates_that_were_left_out_are_told_in_the_end(parts, monkeypatch):
         return real(*args, **kwargs)
 
     monkeypatch.setattr(loop, "update", update)
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="skipped"):
         history = parts.tune(skip_nonfinite=1)
     assert [said for said in history.warnings if "left out" in said] == [
-        "An update was left out: the loss became NaN at update 2 of stage 'head'."
+        "An update was skipped: the loss became NaN at update 2 of stage 'head'."
     ]

@@ -88,7 +88,7 @@ def test_not_where_inputs_are_changed(shop_tables, settings, tmp_path, monkeypat
 
 def test_a_cache_that_cannot_be_written_stops_nothing(shop_tables, settings, tmp_path):
     (tmp_path / "cache").write_text("a file stands where the folder should be")
-    with pytest.warns(UserWarning, match="not kept"):
+    with pytest.warns(UserWarning, match="not stored"):
         tuned = fit(shop_tables, settings, tmp_path / "cache", tmp_path / "m")
     assert any("run in every epoch" in warning for warning in tuned.results.warnings)
 

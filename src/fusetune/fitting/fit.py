@@ -1,4 +1,4 @@
-"""One fit, from tables to a tuned model and what it was compared with."""
+"""One fit: prepare the tables, then fit a model of the family that the tasks choose."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FAMILIES: dict[str, Callable[[Prepared], tuple[Bundle, RunResults]]] = {
     "understand": fit_understand,
     "match": fit_match,
 }
-"""How a model of each family is fitted."""
+"""The function that fits a model, by the family's name."""
 
 
 def run_fit(asked: RunSettings) -> tuple[Bundle, RunResults]:

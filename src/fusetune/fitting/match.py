@@ -1,4 +1,4 @@
-"""A fit without a target: columns are brought into one space, where a cell finds those that belong to it."""
+"""The fit of the match family: columns without a target are projected into one space, in which cells are searched."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from fusetune.training.probe import column_scales
 from fusetune.types import Tokens
 
 MAX_LOSS_ROWS = 1024
-"""The validation loss compares at most so many rows with one another."""
+"""Most rows that the validation loss compares with one another."""
 
 
 def fit_match(fit: Prepared) -> tuple[Bundle, RunResults]:
-    """Bring the columns into one space, save the model, and compare it with frozen encoders aligned in closed form.
+    """Tune projections of the columns into one space, save the model, and compare it with a closed-form alignment.
 
     Raises:
         UserError, RunError: see `api.fit`.
@@ -44,7 +44,7 @@ def fit_match(fit: Prepared) -> tuple[Bundle, RunResults]:
 
 
 class Aligning:
-    """The steps of a fit once its cells are read, where there is no target."""
+    """The steps of a match fit after its cells were read."""
 
     def __init__(self, fit: Prepared) -> None:
         self.fit = fit
@@ -66,7 +66,7 @@ class Aligning:
         return retrieval.searches(self.sides, codes, examples.groups[examples.used])
 
     def run(self) -> tuple[Bundle, RunResults]:
-        """From cells to results."""
+        """Encode, align, tune, save and measure."""
         model = self.model
         with self.fit.phase("encode with frozen backbones"):
             self.fit = encode(self.fit, model)
@@ -86,9 +86,9 @@ class Aligning:
         self.model = model = trained.bundle.model
         history = trained.history
         with reporting(fit.folder), fit.phase("compare and measure"):
-            still = [name for name, key in model.routes.items() if key not in history.moved]
-            kept = {name: values for name, values in fit.features["test"].items() if name in still}
-            after = self._vectors(model, "test", kept)
+            frozen = [name for name, key in model.routes.items() if key not in history.moved]
+            features = {name: values for name, values in fit.features["test"].items() if name in frozen}
+            after = self._vectors(model, "test", features)
             systems = {"frozen, aligned": before} if start is not None else {}
             findings = Findings(fit, trained)
             tasks = [self._judge(search, systems, after, start, findings) for search in self.searches["test"]]
@@ -96,33 +96,33 @@ class Aligning:
         return trained.bundle, findings.run_results(tasks, title)
 
     def _start(self, model: Family) -> Alignment | None:
-        """The best closed-form alignment of the columns whose encoders are of use before any training."""
+        """Return the best closed-form alignment of the columns with pretrained encoders, chosen on validation rows."""
         fit = self.fit
         scales = column_scales(fit.examples["train"], fit.features["train"])
         for name, (shift, scale) in scales.items():
             model.set_scale(name, shift, scale)
         score = retrieval.mean_score(self.searches["val"])
 
-        def of_val(candidate: Alignment) -> float:
+        def val_score(candidate: Alignment) -> float:
             candidate.install(model)
             return score(self._vectors(model, "val", fit.features["val"]))
 
-        return align(fit.examples["train"], fit.features["train"], scales, model.dim, of_val)
+        return align(fit.examples["train"], fit.features["train"], scales, model.dim, val_score)
 
     def _vectors(self, model: Family, split: str, known: Mapping[str, Tokens]) -> dict[str, np.ndarray]:
-        """Per column, (used rows, dim) of unit length, zeros where a row lacks it."""
+        """Return by column the used rows' vectors, (rows, dim) of unit length; zeros if a row lacks the column."""
         examples = self.fit.examples[split]
         examples = encoded(model, examples, known)
         return {name: values.numpy() for name, values in row_vectors(model, examples, examples.used).items()}
 
     def _evaluator(self, model: Family) -> Callable[[Sequence[Objective]], Evaluate]:
-        """Makes what evaluates the model on validation rows, once the objectives are built."""
+        """Return a function that takes the built objectives and returns the evaluation on validation rows."""
 
         def make(objectives: Sequence[Objective]) -> Evaluate:
             def evaluate(val: Examples) -> tuple[float, float, dict[str, dict[str, float]]]:
                 known = {name: column.features for name, column in val.columns.items() if column.features is not None}
                 val = encoded(model, val, known)
-                vectors = {name: one.numpy() for name, one in row_vectors(model, val, val.used).items()}
+                vectors = {name: values.numpy() for name, values in row_vectors(model, val, val.used).items()}
                 measured = {
                     search.name: retrieval.metrics(retrieval.ranks(search, vectors), np.empty(0))
                     for search in self.searches["val"]
@@ -142,7 +142,7 @@ class Aligning:
         start: Alignment | None,
         findings: Findings,
     ) -> TaskResult:
-        """One direction of search on the test rows: by chance, aligned in closed form, tuned."""
+        """Measure one direction of search on the test rows: random order, closed-form alignment, tuned model."""
         fit = self.fit
         examples = fit.examples["test"]
         rng = np.random.default_rng(fit.config.seed)
@@ -172,9 +172,9 @@ class Aligning:
             examples.rows[rows],
             groups=groups if (groups >= 0).all() else None,
             worst=[
-                (int(at), int(examples.rows[examples.used[first]]), show(int(rows[at])))
-                for at, first in zip(worst, firsts, strict=True)
-                if ranked[at] > 1
+                (int(index), int(examples.rows[examples.used[first]]), show(int(rows[index])))
+                for index, first in zip(worst, firsts, strict=True)
+                if ranked[index] > 1
             ],
             num=fit.config.report.bootstrap,
             seed=fit.config.seed,
@@ -183,7 +183,7 @@ class Aligning:
 
 @torch.no_grad()
 def _loss(model: Family, objectives: Sequence[Objective], examples: Examples) -> float:
-    """The objectives' weighted loss on the first rows, which are compared with one another all at once."""
+    """Return the objectives' weighted loss on the first `MAX_LOSS_ROWS` rows, as one batch."""
     total = 0.0
     was_training = model.training
     model.eval()

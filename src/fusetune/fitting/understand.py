@@ -22,7 +22,7 @@ from fusetune.training.updates.surgery import check_balance
 
 
 def fit_understand(fit: Prepared) -> tuple[Bundle, RunResults]:
-    """Tune a model on what is prepared, save it, and compare it with what it must beat.
+    """Tune a model on the prepared rows, save it, and compare it with its baselines.
 
     Raises:
         UserError, RunError: see `api.fit`.
@@ -49,7 +49,7 @@ def fit_understand(fit: Prepared) -> tuple[Bundle, RunResults]:
 
 
 def _check(fit: Prepared, model: Family) -> None:
-    """Refuse settings that the model cannot follow, before anything is computed.
+    """Check the settings that depend on the model, before anything is computed.
 
     Raises:
         ConfigError: a setting names a column that the model lacks.

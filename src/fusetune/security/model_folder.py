@@ -1,7 +1,8 @@
-"""Which files a model folder has, and that they are the ones that were saved.
+"""Check a model folder: its files are those that were saved, and none can run code.
 
-The list of files in `bundle.json` is as much a stranger's as the rest: it tells damage, not malice. So the files are
-also looked at: there are no links and no pickles, and where models are read from, none but those that are listed.
+The list of files in `bundle.json` comes from the same source as the files, so it reveals damage but not malice. The
+files themselves are therefore checked too: links and pickles are refused, and so are unlisted files in the folders that
+models are read from.
 """
 
 from __future__ import annotations
@@ -24,26 +25,27 @@ BUNDLE, WEIGHTS, CONFIG, SCHEMA, BACKBONES = (
     "backbones",
 )
 LISTED = {".json", ".yaml", ".safetensors", ".txt", ".model", ".jinja"}
-"""Endings of files that `bundle.json` lists."""
+"""Suffixes of the files that `bundle.json` may list."""
 READ_FROM = (BACKBONES, "stack")
-"""Folders that libraries read models from. Elsewhere a user may keep what he likes, which is never read."""
+"""Folders that libraries read models from. Users may keep other files elsewhere; they are never read."""
 GIT = ".git/"
-"""Where git keeps its own objects, which nothing reads here."""
+"""Git's own folder, which is never read."""
 LINKS = "logs/wandb/"
-"""Where a tracker sets links; they are not followed."""
+"""A folder in which a tracker creates links; they are not followed."""
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a regular file."""
+    """Return the SHA-256 of a regular file, in hexadecimal digits."""
     with os.fdopen(open_plain(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_folder(folder: Path) -> dict[str, Any]:
-    """What `bundle.json` says, after checking that the folder's files are those of a model, and the saved ones.
+    """Check a model folder's files and return the content of `bundle.json`.
 
     Raises:
-        FolderError: it is no model folder, of a later version, or a file is missing, altered, foreign or may run code.
+        FolderError: it is not a model folder, was written by a later version, or has a file that is missing, altered,
+            unlisted or may run code.
     """
     with reading("the model folder cannot be read", file=folder, do="copy it again from where it was made"):
         content = _read_content(folder)
@@ -65,14 +67,14 @@ def _read_content(folder: Path) -> dict[str, Any]:
     try:
         content = read_json(folder / BUNDLE)
         refuse_code(content)
-        found = int(content["format"])
+        version = int(content["format"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FolderError(f"{BUNDLE} cannot be read", came=str(error), file=str(folder)) from error
-    if found > FORMAT:
+    if version > FORMAT:
         raise FolderError(
             "the folder was written by a later fusetune",
             expected=f"format {FORMAT} or less",
-            came=f"format {found} of fusetune {content.get('versions', {}).get('fusetune')}",
+            came=f"format {version} of fusetune {content.get('versions', {}).get('fusetune')}",
             do="pip install --upgrade fusetune",
             file=str(folder),
         )
@@ -94,10 +96,10 @@ def _check_foreign(files: Mapping[str, str], folder: Path) -> None:
             raise _foreign(name, folder)
         if name.startswith(GIT):
             continue
-        found = pickle_like(folder / name)
-        if found or PurePosixPath(name).suffix.lower() in PICKLED:
+        pickled = pickle_like(folder / name)
+        if pickled or PurePosixPath(name).suffix.lower() in PICKLED:
             raise FolderError(
-                f"{name} is {found or 'of a sort that holds pickles'}, which may run code when it is loaded",
+                f"{name} is {pickled or 'of a sort that holds pickles'}, which may run code when it is loaded",
                 expected="safetensors, JSON and YAML only",
                 do="do not use this folder unless you know where the file comes from; if you do, move the file out",
                 file=str(folder),

@@ -1,7 +1,7 @@
-"""Files that a stranger may have made: read as plain data of bounded size, and nothing in them is run.
+"""Read untrusted files as plain data of bounded size, without running any code in them.
 
-A file is opened only where it is a regular one: a pipe would hang, a device never ends, a link leads elsewhere. Parsers
-make nothing but texts, figures, lists and mappings, and what they cannot cope with becomes one of our errors.
+Only regular files are opened: a pipe would hang, a device never ends, a link leads elsewhere. Parsers return only
+strings, numbers, lists and mappings, and their failures become errors of `fusetune.errors`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from fusetune.errors import FolderError, MissingExtra, RunError, UserError
 
 MIB = 2**20
 TEXT_BYTES = 128 * MIB
-"""Of a JSON or text file; the largest tokenizers have 35 MiB."""
+"""Largest size of a JSON or text file; the largest tokenizers have 35 MiB."""
 YAML_BYTES = 4 * MIB
 HEADER_BYTES = 25_000_000
-"""Of a safetensors file's list of tensors: what the hub takes, too. A model of 1000 tensors has 0.1 MB."""
+"""Largest header of a safetensors file, as on the hub. A model of 1000 tensors has 0.1 MB."""
 MOST_FILES = 100_000
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz", ".mar")
-"""Endings of files that are, or may hold, pickles."""
+"""Suffixes of files that are, or may contain, pickles."""
 _MAGIC = {
     b"\x80\x02": "a pickle",
     b"\x80\x03": "a pickle",
@@ -44,7 +44,7 @@ _MAGIC = {
     b"\x78\xda": "a compressed file",
 }
 _OLD_PICKLE = re.compile(rb"(?:^|[\s(.])[ci][\w.]+\r?\n\w+\r?\n")
-"""In a pickle of text, which names a function by its module and name in lines of their own."""
+"""Matches a text pickle (protocol 0), which names a function by its module and name on separate lines."""
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "C64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 _BYTES |= dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1)
 
@@ -52,21 +52,24 @@ _BYTES |= dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1
 def walk(
     folder: Path, *, links: Path | None = None, passed: str = "/", error: type[UserError] = FolderError
 ) -> list[str]:
-    """The files in a folder and its folders, by their paths in it with `/`, sorted.
+    """List the files in a folder and its subfolders.
 
     Args:
-        folder: itself it may be a link.
-        links: a folder that links may lead into, as those of the hub's cache do; None for no links.
-        passed: how paths begin where links are passed over, as nothing is read there.
-        error: what is raised.
+        folder: may itself be a link.
+        links: a folder that links may lead into, such as the hub's cache; None refuses all links.
+        passed: prefix of the paths whose links are skipped, as nothing is read there.
+        error: class of the errors raised.
+
+    Returns:
+        Paths relative to the folder, with `/`, sorted.
 
     Raises:
-        UserError: something in it is a link, a pipe, a socket or a device, or it has too many files.
+        UserError: it contains a link, a pipe, a socket or a device, or more than `MOST_FILES` files.
     """
-    found: list[str] = []
-    waiting = [folder]
-    while waiting:
-        with os.scandir(waiting.pop()) as listed:
+    files: list[str] = []
+    pending = [folder]
+    while pending:
+        with os.scandir(pending.pop()) as listed:
             entries = list(listed)
         for entry in entries:
             name = Path(entry.path).relative_to(folder).as_posix()
@@ -80,16 +83,16 @@ def walk(
                     file=str(folder),
                 )
             if entry.is_dir():
-                waiting.append(Path(entry.path))
+                pending.append(Path(entry.path))
             elif not entry.is_file():
-                raise error(f"{name} is no file: {_sort(entry.stat().st_mode)}", do="delete it", file=str(folder))
+                raise error(f"{name} is no file: {_file_type(entry.stat().st_mode)}", do="delete it", file=str(folder))
             else:
-                found.append(name)
-        if len(found) + len(waiting) > MOST_FILES:
+                files.append(name)
+        if len(files) + len(pending) > MOST_FILES:
             raise error(
                 f"the folder has more than {MOST_FILES:,} files", do="name the model's own folder", file=str(folder)
             )
-    return sorted(found)
+    return sorted(files)
 
 
 def _leads_into(link: Path, home: Path | None) -> bool:
@@ -99,7 +102,7 @@ def _leads_into(link: Path, home: Path | None) -> bool:
     return target.is_relative_to(home.resolve()) and target.is_file()
 
 
-def _sort(mode: int) -> str:
+def _file_type(mode: int) -> str:
     for test, name in ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISDIR, "a folder")):
         if test(mode):
             return name
@@ -107,16 +110,16 @@ def _sort(mode: int) -> str:
 
 
 def read_bytes(path: Path, limit: int, *, links: bool = False) -> bytes:
-    """A regular file's content.
+    """Read a regular file.
 
     Args:
         path: the file.
-        limit: bytes that it may have.
-        links: whether the path may be a link; of a folder that was looked through by `walk`.
+        limit: largest size in bytes.
+        links: whether the path may be a link; only in a folder that `walk` has checked.
 
     Raises:
         OSError: it is missing or cannot be read.
-        ValueError: it is no regular file, or larger than the limit.
+        ValueError: it is not a regular file, or larger than the limit.
     """
     with os.fdopen(open_plain(path, links=links), "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -126,23 +129,23 @@ def read_bytes(path: Path, limit: int, *, links: bool = False) -> bytes:
 
 
 def open_plain(path: Path, *, links: bool = False) -> int:
-    """The descriptor of a regular file; see `read_bytes`."""
+    """Open a regular file and return its descriptor; see `read_bytes`."""
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | (0 if links else getattr(os, "O_NOFOLLOW", 0))
     mode = (path.stat() if links else path.lstat()).st_mode
     if not stat.S_ISREG(mode):
-        raise ValueError(f"{path.name} is no file: {_sort(mode)}")
+        raise ValueError(f"{path.name} is no file: {_file_type(mode)}")
     descriptor = os.open(path, flags)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # it was put in the other's place just now
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # replaced between the two checks
         os.close(descriptor)
         raise ValueError(f"{path.name} is no file")
     return descriptor
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What JSON says.
+    """Parse JSON.
 
     Raises:
-        ValueError: it is none, or nested too deeply.
+        ValueError: it is not valid JSON, or nested too deeply.
     """
     try:
         return json.loads(text)
@@ -151,35 +154,35 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(path: Path, *, limit: int = TEXT_BYTES, links: bool = False) -> Any:
-    """What a file of JSON says; raises as `read_bytes` and `parse_json` do."""
+    """Read and parse a JSON file; raises the errors of `read_bytes` and `parse_json`."""
     return parse_json(read_bytes(path, limit, links=links))
 
 
 def refuse_code(data: Any) -> None:
-    """Refuse settings that ask for code to be run; a column or a label may be called as such a setting is.
+    """Refuse settings that ask for code to be run; columns and labels may still have the names of such settings.
 
     Raises:
-        ValueError: they do.
+        ValueError: a setting asks for code to be run.
     """
-    waiting = [data]
-    while waiting:
-        value = waiting.pop()
+    pending = [data]
+    while pending:
+        value = pending.pop()
         if isinstance(value, Mapping):
             named = value.get("auto_map")
             if isinstance(named, Mapping) and any(str(key).startswith("Auto") for key in named):
                 raise ValueError("auto_map names code, which is never run")
             if value.get("trust_remote_code") is True:
                 raise ValueError("trust_remote_code asks for a stranger's code to be run, which is never done")
-            waiting += value.values()
+            pending += value.values()
         elif isinstance(value, list):
-            waiting += value
+            pending += value
 
 
 _IMPLICIT = {f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float", "null", "timestamp", "value")}
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Refuses a key that appears twice, which YAML forbids and PyYAML lets pass; keys are the text that is written.
+    """A YAML loader that refuses duplicate keys, which PyYAML accepts, and reads keys as strings.
 
     Keys are names of settings, columns and labels: `no`, `01` and `2020` are not a boolean and numbers.
     """
@@ -201,11 +204,11 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 
 
 def parse_yaml(text: str) -> Any:
-    """What YAML without tags of its own says: anchors may be used, but not to make much of little.
+    """Parse YAML without custom tags; anchors may be used within a limit on the expanded size.
 
     Raises:
-        YAMLError, ValueError: it is none, has a tag, asks for code to be run, or is nested too deeply, too long or
-            grows without measure.
+        YAMLError, ValueError: it is not valid YAML, has a custom tag, asks for code to be run, or is too long, nested
+            too deeply or expands too much.
     """
     if len(text) > YAML_BYTES:
         raise ValueError(f"it has {len(text):,} characters; at most {YAML_BYTES:,} are read")
@@ -218,9 +221,9 @@ def parse_yaml(text: str) -> Any:
         sizes: dict[int, int] = {}
         if _expanded(node, sizes) > 10_000 + 10 * len(sizes):
             raise ValueError("its anchors make too much of it")
-        made = loader.construct_document(node)
-        refuse_code(made)
-        return made
+        data = loader.construct_document(node)
+        refuse_code(data)
+        return data
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except (OverflowError, AttributeError, TypeError, KeyError) as error:  # PyYAML's own, for odd figures and dates
@@ -231,27 +234,28 @@ def parse_yaml(text: str) -> Any:
 
 
 def _expanded(node: Any, sizes: dict[int, int]) -> int:
-    """Nodes below this one, counted as often as anchors repeat them."""
+    """Count a node and the nodes below it, with every repetition by an anchor."""
     if id(node) in sizes:
         if sizes[id(node)] == 0:
             raise ValueError("it contains itself")
         return sizes[id(node)]
     sizes[id(node)], size = 0, 1
     for part in node.value if not isinstance(node, yaml.ScalarNode) else ():
-        size += sum(_expanded(one, sizes) for one in (part if isinstance(part, tuple) else (part,)))
+        size += sum(_expanded(child, sizes) for child in (part if isinstance(part, tuple) else (part,)))
     sizes[id(node)] = size
     return size
 
 
 def tensors_of(path: Path, *, links: bool = False) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The tensors of a safetensors file, (dtype, shape) by name, after checking that its list of them is true.
+    """Check a safetensors file's header and return its tensors, (dtype, shape) by name.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no safetensors file, or its header is broken, larger than `HEADER_BYTES` or lies.
+        ValueError: it is not a safetensors file, or its header is damaged, larger than `HEADER_BYTES` or does not match
+            the file.
     """
-    if (found := pickle_like(path, links=links)) and path.suffix == ".safetensors":
-        raise ValueError(f"{path.name} is in truth {found}, which may run code when it is loaded")
+    if (kind := pickle_like(path, links=links)) and path.suffix == ".safetensors":
+        raise ValueError(f"{path.name} is in truth {kind}, which may run code when it is loaded")
     with os.fdopen(open_plain(path, links=links), "rb") as file:
         size, length = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
         if size < 10 or length > min(HEADER_BYTES, size - 8):
@@ -263,12 +267,12 @@ def tensors_of(path: Path, *, links: bool = False) -> dict[str, tuple[str, tuple
     if not isinstance(header, dict):
         raise ValueError(f"the header of {path.name} is no list of tensors")
     header.pop("__metadata__", None)
-    places, tensors = [], {}
-    for name, said in header.items():
-        tensors[name], place = _tensor(name, said)
-        places.append(place)
+    spans, tensors = [], {}
+    for name, entry in header.items():
+        tensors[name], span = _tensor(name, entry)
+        spans.append(span)
     end = 0
-    for start, stop in sorted(places):
+    for start, stop in sorted(spans):
         if start != end:
             raise ValueError(f"the tensors in {path.name} overlap or leave gaps")
         end = stop
@@ -277,29 +281,29 @@ def tensors_of(path: Path, *, links: bool = False) -> dict[str, tuple[str, tuple
     return tensors
 
 
-def _tensor(name: str, said: Any) -> tuple[tuple[str, tuple[int, ...]], tuple[int, int]]:
-    """A tensor's dtype and shape, and the bytes where it begins and ends."""
-    if not isinstance(said, Mapping) or said.keys() != {"dtype", "shape", "data_offsets"}:
+def _tensor(name: str, entry: Any) -> tuple[tuple[str, tuple[int, ...]], tuple[int, int]]:
+    """Return a tensor's dtype and shape, and the bytes at which it begins and ends."""
+    if not isinstance(entry, Mapping) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"the header's entry {name!r} is not a tensor's")
-    shape, place = said["shape"], said["data_offsets"]
-    if said["dtype"] not in _BYTES:
-        raise ValueError(f"the tensor {name!r} has a dtype that there is not: {said['dtype']!r}")
-    numbers = [*shape, *place] if isinstance(shape, list) and isinstance(place, list) else [None]
-    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers) or len(place) != 2:
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if entry["dtype"] not in _BYTES:
+        raise ValueError(f"the tensor {name!r} has a dtype that there is not: {entry['dtype']!r}")
+    numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
+    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers) or len(offsets) != 2:
         raise ValueError(f"the tensor {name!r} has a shape or a place that cannot be")
-    start, stop = place
-    if stop - start != math.prod(shape) * _BYTES[said["dtype"]]:
-        raise ValueError(f"the tensor {name!r} of shape {shape} and dtype {said['dtype']} is not {stop - start} bytes")
-    return (said["dtype"], tuple(shape)), (start, stop)
+    start, stop = offsets
+    if stop - start != math.prod(shape) * _BYTES[entry["dtype"]]:
+        raise ValueError(f"the tensor {name!r} of shape {shape} and dtype {entry['dtype']} is not {stop - start} bytes")
+    return (entry["dtype"], tuple(shape)), (start, stop)
 
 
 def _is_framed(head: bytes, size: int) -> bool:
-    """Whether a file begins as safetensors does: the length of a header, which may be any number, and the header."""
+    """Return whether a file begins like safetensors: the header's length, then the header."""
     return head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= min(HEADER_BYTES, size - 8)
 
 
 def pickle_like(path: Path, *, links: bool = False) -> str | None:
-    """What a regular file's content is where it may run code when it is loaded, None for any other content."""
+    """Describe a regular file's content if loading it may run code; return None for other content."""
     with os.fdopen(open_plain(path, links=links), "rb") as file:
         head = file.read(4096)
         size = file.seek(0, os.SEEK_END)
@@ -307,18 +311,18 @@ def pickle_like(path: Path, *, links: bool = False) -> str | None:
         last = file.read(1)
     if path.suffix == ".safetensors" and _is_framed(head, size):
         return None
-    for magic, said in _MAGIC.items():
+    for magic, description in _MAGIC.items():
         if head.startswith(magic):
-            return said
+            return description
     return "a pickle" if last == b"." and _OLD_PICKLE.search(head) else None
 
 
 @contextmanager
 def reading(what: str, *, file: Path | str, do: str, error: type[UserError] = FolderError) -> Iterator[None]:
-    """Whatever goes wrong inside is the fault of the files that are read there, and becomes one of our errors.
+    """Turn every failure within the context into an error about the files that are read there.
 
-    Libraries that build a model from a stranger's description end in any exception; that of the Rust ones that panic
-    is not even an `Exception`.
+    Libraries that build a model from a stranger's description may raise anything. A panic of a Rust library is not even
+    an `Exception`.
     """
     try:
         yield

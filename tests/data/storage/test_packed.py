@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fusetune.data.storage.packed import BLOCK, PackedExamples, held
+from fusetune.data.storage.packed import BLOCK, PackedExamples, nbytes_of
 
 
 def arrays(num: int, length: int = 10) -> list[np.ndarray]:
@@ -50,7 +50,7 @@ def test_packing_takes_a_fraction_of_what_objects_take():
     examples = arrays(20_000)
     kept = PackedExamples(len(examples))
     packed = sum(kept.add(place, example, 2**30) for place, example in enumerate(examples))
-    assert packed == sum(example.nbytes + 12 for example in examples) < sum(map(held, examples)) / 3
+    assert packed == sum(example.nbytes + 12 for example in examples) < sum(map(nbytes_of, examples)) / 3
     assert sum(block.nbytes for block in kept._blocks) < packed + BLOCK
 
 

@@ -1,4 +1,4 @@
-"""Large arrays that need not fit into memory: beyond a size they lie in a file without a name, mapped."""
+"""Memory-mapped arrays: above a size, an array is backed by an unnamed temporary file instead of memory."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ import numpy as np
 from fusetune.errors import StorageError
 
 LARGE = 2**20
-"""Bytes from which on an array lies in a file: what a fit holds by itself does not grow with the rows."""
+"""Size in bytes from which an array is backed by a file, so that a fit's own memory does not grow with the rows."""
 PIECE_ROWS = 65_536
-"""Rows that are computed at a time where the rest of them stays in a file."""
+"""Rows that are processed at a time, while the others stay in the file."""
 
 NARROW = 2**31
-"""Places below it are int32."""
+"""Indices below it are stored as int32."""
 
 
 def mapped_zeros(shape: Sequence[int], dtype: Any = np.float32) -> np.ndarray:
-    """Zeros to be filled in. A large array's file is gone with it; the system keeps as much of it in memory as is free.
+    """Return an array of zeros, backed by a temporary file if it is large.
+
+    The file is deleted with the array. The system caches as much of it in memory as is free.
 
     Raises:
-        StorageError: the temporary folder has no space.
+        StorageError: the temporary folder has not enough space.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if size < max(LARGE, 1):
@@ -34,11 +36,11 @@ def mapped_zeros(shape: Sequence[int], dtype: Any = np.float32) -> np.ndarray:
 
     try:
         with tempfile.NamedTemporaryFile(prefix="fusetune-") as file:
-            if hasattr(os, "posix_fallocate"):  # a disk that is full is found out here, not when a page is written
+            if hasattr(os, "posix_fallocate"):  # fails here if the disk is full, not when a page is written
                 os.posix_fallocate(file.fileno(), 0, size)
             else:
                 file.truncate(size)
-            # Unlike Python's mmap it keeps no file open: there may be more arrays than files that may be open.
+            # Unlike mmap, this keeps no file descriptor: there may be more arrays than a process may open files.
             mapped = torch.from_file(file.name, shared=True, size=size, dtype=torch.uint8)
         return np.asarray(mapped.numpy().view(dtype).reshape(shape))
     except OSError as error:
@@ -49,48 +51,48 @@ def mapped_zeros(shape: Sequence[int], dtype: Any = np.float32) -> np.ndarray:
 
 
 def pieces(rows: int) -> list[slice]:
-    """`PIECE_ROWS` rows at a time; one empty piece of no rows."""
+    """Split rows into slices of up to `PIECE_ROWS`; zero rows give one empty slice."""
     return [slice(start, min(start + PIECE_ROWS, rows)) for start in range(0, max(rows, 1), PIECE_ROWS)]
 
 
 def index_type(most: int) -> type[np.signedinteger[Any]]:
-    """The type of places up to `most`: int32 where it holds them."""
+    """Return the narrowest dtype, int32 or int64, for indices up to `most`."""
     return np.int32 if most < NARROW else np.int64
 
 
 def mapped_concatenate(parts: Iterable[np.ndarray], rows: int) -> np.ndarray:
-    """`np.concatenate` of one or more parts, which have so many rows together."""
-    made, start = np.zeros(0), 0
+    """`np.concatenate` of parts that have `rows` rows together."""
+    joined, start = np.zeros(0), 0
     for number, part in enumerate(parts):
         if number == 0:
-            made = mapped_zeros((rows, *part.shape[1:]), part.dtype)
-        made[start : start + len(part)] = part
+            joined = mapped_zeros((rows, *part.shape[1:]), part.dtype)
+        joined[start : start + len(part)] = part
         start += len(part)
-    return made
+    return joined
 
 
-def mapped_narrow(places: np.ndarray, most: int) -> np.ndarray:
-    """A copy of places up to `most`, in the narrowest type."""
-    return mapped_concatenate((places[piece].astype(index_type(most)) for piece in pieces(len(places))), len(places))
+def mapped_narrow(indices: np.ndarray, most: int) -> np.ndarray:
+    """Copy indices up to `most` in the narrowest dtype."""
+    return mapped_concatenate((indices[piece].astype(index_type(most)) for piece in pieces(len(indices))), len(indices))
 
 
-def mapped_take(values: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """`values[places]`, for places of whole numbers."""
-    return mapped_concatenate((values[places[piece]] for piece in pieces(len(places))), len(places))
+def mapped_take(values: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """`values[indices]`, for integer indices."""
+    return mapped_concatenate((values[indices[piece]] for piece in pieces(len(indices))), len(indices))
 
 
 def mapped_flatnonzero(mask: np.ndarray) -> np.ndarray:
-    """`np.flatnonzero` of a (rows,) mask, in the narrowest type."""
+    """`np.flatnonzero` of a (rows,) mask, in the narrowest dtype."""
     kind = index_type(len(mask))
-    found = ((np.flatnonzero(mask[piece]) + piece.start).astype(kind) for piece in pieces(len(mask)))
-    return mapped_concatenate(found, int(np.count_nonzero(mask)))
+    parts = ((np.flatnonzero(mask[piece]) + piece.start).astype(kind) for piece in pieces(len(mask)))
+    return mapped_concatenate(parts, int(np.count_nonzero(mask)))
 
 
 def mapped_full(rows: int, value: Any, dtype: Any) -> np.ndarray:
-    """`np.full` of (rows,)."""
-    made = mapped_zeros((rows,), dtype)
-    made[:] = value
-    return made
+    """`np.full` of shape (rows,)."""
+    filled = mapped_zeros((rows,), dtype)
+    filled[:] = value
+    return filled
 
 
 def mapped_arange(rows: int) -> np.ndarray:
@@ -99,9 +101,9 @@ def mapped_arange(rows: int) -> np.ndarray:
 
 
 def mapped_argsort(numbers: np.ndarray) -> np.ndarray:
-    """`np.argsort(numbers, kind="stable")` of whole numbers, (rows,) int64.
+    """`np.argsort(numbers, kind="stable")` of integers, (rows,) int64.
 
-    Number and place are packed into one word each, which are sorted where they lie.
+    Packs each number and its index into one 64-bit word and sorts the words in place.
     """
     rows = len(numbers)
     if not rows:
