@@ -288,6 +288,6 @@ def test_updates_that_were_left_out_are_told_in_the_end(parts, monkeypatch):
     monkeypatch.setattr(loop, "update", update)
     with pytest.warns(UserWarning, match="skipped"):
         history = parts.tune(skip_nonfinite=1)
-    assert [said for said in history.warnings if "left out" in said] == [
+    assert [said for said in history.warnings if "skipped" in said] == [
         "An update was skipped: the loss became NaN at update 2 of stage 'head'."
     ]
