@@ -190,7 +190,7 @@ def test_another_number_of_threads_is_told(stopped):
     known["facts"]["others"]["threads"] += 1
     path.write_text(json.dumps(known))
     done = api.fit(config=config, out=folder, resume=True, progress=False)
-    assert any("The run began with threads" in said and "bit by bit" in said for said in done.results.warnings)
+    assert any("The run began with threads" in said and "was resumed with" in said for said in done.results.warnings)
 
 
 def test_a_folder_has_one_run_at_a_time(small, tmp_path, monkeypatch):

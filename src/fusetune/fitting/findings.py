@@ -1,4 +1,4 @@
-"""What a fit found: the tuned model beside what it must beat, on test rows."""
+"""Measure the tuned model and its baselines on the test rows."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ ALSO_TRAIN = "also a train row"
 
 
 class Findings:
-    """Measures a fit's tuned model and what it is compared with."""
+    """Measures a fit's tuned model and the systems it is compared with."""
 
     def __init__(self, fit: Prepared, trained: Trained) -> None:
         """
         Args:
             fit: with its features, labelled rows and probes.
-            trained: the tuned model and how tuning went.
+            trained: the tuned model and its training history.
         """
         self.fit, self.trained, self.model = fit, trained, trained.bundle.model
         self.history, self.val_scores = trained.history, dict(trained.val_scores)
         self._shared: dict[str, np.ndarray] = {}
 
     def decide(self) -> dict[str, np.ndarray]:
-        """Have each task choose on validation rows how scores become decisions; return the scores by task."""
+        """Tune each task's decision thresholds on the validation rows; return the scores by task."""
         rows = self.fit.rows
-        examples = encoded(self.model, self.fit.examples["val"], self._features_still_right("val"))
+        examples = encoded(self.model, self.fit.examples["val"], self._unchanged_features("val"))
         for name, task in self.fit.tasks.items():
             val, train = rows[name]["val"].seen(examples), rows[name]["train"]
             if name not in self.val_scores:
@@ -61,8 +61,8 @@ class Findings:
                 task.tune(self.val_scores[name], val.truth)
         return self.val_scores
 
-    def _features_still_right(self, split: str) -> dict[str, Tokens]:
-        """The features of the columns whose encoders were not tuned."""
+    def _unchanged_features(self, split: str) -> dict[str, Tokens]:
+        """Return the frozen features of the columns whose encoders were not tuned."""
         known, moved = self.fit.features[split], self.history.moved
         return {name: known[name] for name, key in self.model.routes.items() if key not in moved and name in known}
 
@@ -83,7 +83,7 @@ class Findings:
             others.setdefault(name, []).append(systems.single(name, fit.tasks[name], single, rows[name]))
         attack, attacked = self._attacked()
         self.decide()
-        examples = encoded(model, fit.examples["test"], self._features_still_right("test"))
+        examples = encoded(model, fit.examples["test"], self._unchanged_features("test"))
         tasks = [
             self._judge(
                 name,

@@ -1,12 +1,12 @@
-"""The folder of a run: one run at a time has it, and a run that was stopped is gone on with there.
+"""The folder of a run: one run at a time writes to it, and a stopped run is resumed from it.
 
     checkpoints/
-        .lock             held by the run
+        .lock             locked by the run
         run.json          the settings, and what the run depends on: tables, encoders, versions, threads
         tune/, alone-…/   the checkpoints of each training
-        trained.json      how training went, once the tuned model is saved
+        trained.json      the training history, once the tuned model is saved
 
-All of it goes once the report is written.
+`checkpoints/` is deleted when the report is written.
 """
 
 from __future__ import annotations
@@ -35,40 +35,41 @@ from fusetune.training.hardware.devices import processes
 FOLDER, LOCK, RUN = "checkpoints", ".lock", "run.json"
 ANEW = "begin anew with --no-resume"
 TRAINED = "trained"
-"""What the run remembers once its tuned model is saved."""
+"""Name of the decision that is stored when the tuned model is saved."""
 FREE = {"out", "report", "data.cache", "data.cache_gib", "data.memory", "trainer.workers", "trainer.trackers"}
 FREE |= {"trainer.checkpoint_minutes", "trainer.skip_nonfinite"}
-"""Settings that may be others when a run is gone on with: they do not change its weights."""
+"""Settings that may change when a run is resumed: they do not affect its weights."""
 
 
 class RunFolder:
-    """A run's folder, claimed while this object is entered.
+    """A run's folder, locked within the context of this object.
 
     Attributes:
-        finished: whether the run was asked to go on and had come to its end.
-        said: what is different from when the run began, in sentences.
+        finished: whether the run to resume was already finished.
+        state_folder: the folder with the run's state.
+        notes: sentences on what has changed since the run began.
     """
 
     def __init__(self, folder: Path, config: Config, *, resume: bool | None = None, overwrite: bool = False) -> None:
         """
         Args:
-            folder: made where there is none.
+            folder: created if it does not exist.
             config: the run's settings.
-            resume: True goes on with a run that was stopped, or begins one; False begins anew and deletes what such a
-                run left; None begins one where there is none to go on with.
+            resume: True resumes a stopped run, or begins one if there is none; False deletes a stopped run's state and
+                begins anew; None begins a run, and refuses a folder with a stopped one.
             overwrite: whether a finished model in the folder may be replaced.
         """
         self.folder, self.config, self.resume, self.overwrite = folder, config, resume, overwrite
-        self.place = folder / FOLDER
+        self.state_folder = folder / FOLDER
         self.finished = False
-        self.said: list[str] = []
+        self.notes: list[str] = []
         self._lock: FileLock | None = None
 
     def __enter__(self) -> RunFolder:
         """
         Raises:
-            ConfigError: it is a file, another run has it, it has a run that was stopped and nobody said what of it,
-                that run had other settings, or it has a finished model that may not be replaced.
+            ConfigError: it is a file, another run writes to it, it has a stopped run and `resume` is None, that run had
+                other settings, or it has a finished model that may not be replaced.
             StorageError: it cannot be written.
         """
         state = processes()
@@ -79,7 +80,7 @@ class RunFolder:
                 self._release()
                 raise
         state.wait_for_everyone()
-        self.finished = self.resume is True and not self._kept() and self._is_finished()
+        self.finished = self.resume is True and not self._has_state() and self._is_finished()
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -89,20 +90,20 @@ class RunFolder:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
-            with contextlib.suppress(OSError):  # there are checkpoints, or another run was quicker
-                if not self._kept():
-                    shutil.rmtree(self.place)
-                self.folder.rmdir()  # goes where nothing is in it
+            with contextlib.suppress(OSError):  # there are checkpoints, or another run took the folder
+                if not self._has_state():
+                    shutil.rmtree(self.state_folder)
+                self.folder.rmdir()  # succeeds only if it is empty
 
     def _claim(self) -> None:
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigError(f"{self.folder} is a file", expected="a folder for the model", do="give another as --out")
         try:
-            self.place.mkdir(parents=True, exist_ok=True)
-            for path in (self.place, self.place / LOCK):  # what it leads to would be emptied
+            self.state_folder.mkdir(parents=True, exist_ok=True)
+            for path in (self.state_folder, self.state_folder / LOCK):  # a link's target would be deleted
                 if path.is_symlink() or (path.name == LOCK and path.exists() and not path.is_file()):
                     raise FolderError(f"{path} is a link or no file", do="delete it, or give another folder as --out")
-            lock = FileLock(self.place / LOCK, timeout=0)
+            lock = FileLock(self.state_folder / LOCK, timeout=0)
             lock.acquire()
             self._lock = lock
         except Timeout:
@@ -114,51 +115,53 @@ class RunFolder:
             raise StorageError(
                 f"the folder {self.folder} cannot be made or written: {reason(error)}\n  Do: name another as --out"
             ) from error
-        if self._kept() and self.resume is None:
+        if self._has_state() and self.resume is None:
             raise ConfigError(
                 f"{self.folder} has a run that was stopped",
                 do="--resume goes on with it (in Python resume=True); --no-resume deletes its checkpoints and begins "
                 "anew; --out names another folder",
             )
-        if not (self.resume is True and (self._kept() or self._is_finished())):
+        if not (self.resume is True and (self._has_state() or self._is_finished())):
             self._check_overwrite()
         if self.resume:
-            self._look()
+            self._check_files()
         known = self._read()
         if self.resume and known is not None:
             self._compare_settings(known)
         else:
-            for path in self.place.iterdir():
+            for path in self.state_folder.iterdir():
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
-                elif path.name != LOCK:  # decisions of a run before
+                elif path.name != LOCK:  # decisions of an earlier run
                     path.unlink()
-            write_text(self.place / RUN, json.dumps({"settings": self._settings(), "facts": None}, indent=1))
+            write_text(self.state_folder / RUN, json.dumps({"settings": self._settings(), "facts": None}, indent=1))
 
     def _check_overwrite(self) -> None:
         """Refuse a folder with a finished model.
 
         Raises:
-            ConfigError: it has one, and `overwrite` is off.
+            ConfigError: it has a finished model, and `overwrite` is False.
         """
         if not self.overwrite:
             refuse_overwrite(self.folder)
 
-    def _look(self) -> None:
-        """Refuse a run's folder with files that no run leaves there.
+    def _check_files(self) -> None:
+        """Refuse files that no run writes.
 
         Raises:
-            FolderError: there are.
+            FolderError: there is such a file.
         """
-        for name in walk(self.place):
-            path = self.place / name
+        for name in walk(self.state_folder):
+            path = self.state_folder / name
             if path.suffix not in (".json", ".safetensors") and path.name != LOCK and not path.name.startswith("."):
                 raise FolderError(
-                    f"{path} is no file of a run", do="delete it, or begin anew with --no-resume", file=str(self.place)
+                    f"{path} is no file of a run",
+                    do="delete it, or begin anew with --no-resume",
+                    file=str(self.state_folder),
                 )
 
-    def _kept(self) -> bool:
-        return any(self.place.glob("*/[0-9]*-*")) or (self.place / f"{TRAINED}.json").is_file()
+    def _has_state(self) -> bool:
+        return any(self.state_folder.glob("*/[0-9]*-*")) or (self.state_folder / f"{TRAINED}.json").is_file()
 
     def _is_finished(self) -> bool:
         if not (self.folder / BUNDLE).is_file() or not (self.folder / CONFIG).is_file():
@@ -171,13 +174,13 @@ class RunFolder:
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            found = read_json(self.place / RUN)
-            return found if isinstance(found, dict) and "settings" in found else None
+            state = read_json(self.state_folder / RUN)
+            return state if isinstance(state, dict) and "settings" in state else None
         except (OSError, ValueError):
             return None
 
     def _compare_settings(self, known: Mapping[str, Any]) -> None:
-        with reading(f"{RUN} cannot be read", file=self.place, do=ANEW):
+        with reading(f"{RUN} cannot be read", file=self.state_folder, do=ANEW):
             before = _flat(rebased(known["settings"], Path.cwd()))
         now = _flat(self._settings())
         differing = _differing(before, now)
@@ -192,28 +195,28 @@ class RunFolder:
             )
 
     def manager(self, kind: str, names: Iterable[str] = ()) -> CheckpointManager:
-        """Keeps the state of one training.
+        """Return the checkpoint manager of one training.
 
         Args:
-            kind: what it is: "tune", "alone", "single".
-            names: tells it from others of the kind.
+            kind: of the training: "tune", "alone", "single".
+            names: distinguish it from others of its kind, such as the names of its columns.
         """
         which = f"-{zlib.crc32(repr(list(names)).encode()):08x}" if names else ""
         minutes = self.config.trainer.checkpoint_minutes
-        manager = CheckpointManager(self.place / f"{kind}{which}", minutes, processes=processes().num_processes)
+        manager = CheckpointManager(self.state_folder / f"{kind}{which}", minutes, processes=processes().num_processes)
         if manager.checkpoints is not None:
-            self.said += manager.checkpoints.warnings
+            self.notes += manager.checkpoints.warnings
         return manager
 
     def check(self, tables: Mapping[str, str], encoders: Mapping[str, str]) -> None:
-        """Compare what the run depends on with what it was when it began, or write it down.
+        """Check that tables and encoders are those with which the run began; a new run stores their fingerprints.
 
         Args:
             tables: by split, the fingerprint of its rows.
             encoders: by key, the fingerprint of its weights.
 
         Raises:
-            TableError: a table or an encoder is another.
+            TableError: the rows of a table or the weights of an encoder have changed.
         """
         state = processes()
         now: dict[str, dict[str, Any]] = {
@@ -226,9 +229,9 @@ class RunFolder:
         state.wait_for_everyone()
         if before is None:
             if state.is_main_process:
-                write_text(self.place / RUN, json.dumps({"settings": self._settings(), "facts": now}, indent=1))
+                write_text(self.state_folder / RUN, json.dumps({"settings": self._settings(), "facts": now}, indent=1))
             return
-        with reading(f"{RUN} cannot be read", file=self.place, do=ANEW):
+        with reading(f"{RUN} cannot be read", file=self.state_folder, do=ANEW):
             before = {part: dict(before[part]) for part in now}
         for part, what in (("tables", "the {} rows are"), ("encoders", "the backbone {} is")):
             for name, fingerprint in now[part].items():
@@ -239,37 +242,37 @@ class RunFolder:
                     )
         for name, value in now["others"].items():
             if before["others"].get(name) != value:
-                self.said.append(
-                    f"The run began with {name} {before['others'].get(name)} and went on with {value}: its weights are "
-                    "not, bit by bit, those of a run that was never stopped."
+                self.notes.append(
+                    f"The run began with {name} {before['others'].get(name)} and was resumed with {value}: its weights "
+                    "may differ in the last digits from those of a run that was never stopped."
                 )
 
     def recall(self, name: str) -> Any:
-        """What `remember` wrote, or None."""
-        path = self.place / f"{name}.json"
+        """Return what `remember` stored, or None."""
+        path = self.state_folder / f"{name}.json"
         if not self.resume or not path.is_file():
             return None
         with reading("what the run decided cannot be read", file=path, do=ANEW):
             return read_json(path)
 
     def remember(self, name: str, value: Any) -> None:
-        """Keep a decision that a run that goes on has to take over."""
+        """Store a decision that a resumed run must reuse."""
         if processes().is_main_process:
-            write_text(self.place / f"{name}.json", json.dumps(value))
+            write_text(self.state_folder / f"{name}.json", json.dumps(value))
 
     def finish(self) -> None:
-        """Delete the checkpoints: the model is saved and its report written."""
-        gone = self.folder / f".{FOLDER}-{os.getpid()}"
+        """Delete the run's state, after the model and its report were written."""
+        removed = self.folder / f".{FOLDER}-{os.getpid()}"
         with contextlib.suppress(OSError):
-            self.place.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+            self.state_folder.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)
 
 
 def refuse_overwrite(folder: Path) -> None:
     """Refuse to write a model into a folder that has one.
 
     Raises:
-        ConfigError: it has one.
+        ConfigError: it has a finished model.
     """
     if (folder / BUNDLE).is_file():
         raise ConfigError(
@@ -279,7 +282,7 @@ def refuse_overwrite(folder: Path) -> None:
 
 
 def interrupted(folder: Path) -> Config | None:
-    """The settings of the run that was stopped in a folder, None where there is none.
+    """Return the settings of the stopped run in a folder, or None if there is none.
 
     Raises:
         ConfigError: they cannot be read.

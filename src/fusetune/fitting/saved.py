@@ -1,7 +1,7 @@
-"""The tuned model is saved as soon as training ends, so that a fault in comparing or drawing loses nothing.
+"""Save the tuned model as soon as training ends, so that an error in the comparison or the report does not lose it.
 
-Beside the checkpoints, `trained.json` says how training went. A run that goes on and finds it loads the saved model and
-only compares and reports.
+`trained.json`, beside the checkpoints, holds the training history. A resumed run that finds it loads the saved model
+and only makes the comparison and the report.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from fusetune.training.history import TrainingHistory
 
 @dataclass
 class Trained:
-    """What training came to, as the report needs it.
+    """The result of training that the report needs.
 
     Attributes:
         bundle: the saved model.
-        history: how training went.
-        stacked: per task, what its trees count.
-        phases: how long everything up to here took.
-        val_scores: per task, the model's scores of the labelled validation rows; empty for a loaded model.
+        history: the training history.
+        stacked: by task, the weight of its trees.
+        phases: duration and peak memory of the steps so far.
+        val_scores: by task, the model's scores of the labelled validation rows; empty for a loaded model.
     """
 
     bundle: Bundle
@@ -44,7 +44,7 @@ class Trained:
 
 
 def save_trained(run: RunFolder, trained: Trained) -> None:
-    """Write the model folder, without metrics, and note in the run's folder that training has ended.
+    """Write the model folder, without metrics, and `trained.json` into the run's folder.
 
     Raises:
         StorageError: a file cannot be written.
@@ -64,7 +64,7 @@ def save_trained(run: RunFolder, trained: Trained) -> None:
 
 
 def load_trained(run: RunFolder) -> Trained | None:
-    """Return the model that a stopped run had saved, on this process's device; None where training had not ended.
+    """Load the model that a stopped run saved, on this process's device; return None if training had not ended.
 
     Raises:
         FolderError: the model folder or `trained.json` is damaged.
@@ -82,13 +82,13 @@ def load_trained(run: RunFolder) -> Trained | None:
 
 
 def unreported(folder: Path) -> bool:
-    """Whether a run saved its model in this folder and stopped before its report was written."""
+    """Return whether a run saved its model in this folder but stopped before writing its report."""
     return (folder / FOLDER / f"{TRAINED}.json").is_file()
 
 
 @contextmanager
 def reporting(folder: Path) -> Iterator[None]:
-    """Whatever fails inside becomes a `ReportError` that says where the model is and how to make the report again."""
+    """Turn failures within the context into a `ReportError` that names the saved model and how to repeat the report."""
     try:
         yield
     except Interrupted:

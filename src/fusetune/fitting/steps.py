@@ -1,4 +1,4 @@
-"""Steps that every fit is made of: build a model, run its frozen encoders, fit probes, tune."""
+"""The steps of a fit: build a model, run its frozen encoders, fit probes, tune."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from fusetune.trees.stack import Stack
 
 
 def build(fit: Prepared, fusion: NamedConfig) -> Family:
-    """Build the model with this fusion, its weights drawn as if no other had been built before."""
+    """Build the model with this fusion; its initial weights do not depend on models built before."""
     torch.set_rng_state(fit.rng_state)
     return build_model(fit.modalities, fit.tasks, fusion)
 
 
 def encode(fit: Prepared, model: Family) -> Prepared:
-    """Run the frozen encoders on every cell; return what is prepared with their outputs and the labelled rows."""
+    """Run the frozen encoders on every distinct cell; return a `Prepared` with their features and the labelled rows."""
     fingerprints = {split: describe.fingerprint(examples) for split, examples in fit.examples.items()}
     fit.run.check(fingerprints, describe.weights_used(model))
     features = {
@@ -93,7 +93,7 @@ def rules(fit: Prepared, modalities: Mapping[str, Modality]) -> dict[str, Backbo
 
 
 def training_rows(fit: Prepared, columns: Sequence[str] | None = None) -> TrainingRows:
-    """Return the rows of a training with their frozen features, as seen through some of the columns or all."""
+    """Return the train and validation rows with their features, restricted to some of the columns or with all."""
     train, val = fit.examples["train"], fit.examples["val"]
     train_features, val_features = fit.features["train"], fit.features["val"]
     if columns is None:
@@ -117,8 +117,8 @@ def tune(
 
     Args:
         fit: with features.
-        model: as built.
-        start: what it starts from.
+        model: not tuned yet.
+        start: the probes or the alignment that the model is initialised from.
         evaluator: see `Goal`.
 
     Raises:
@@ -141,13 +141,13 @@ def tune(
         ),
     )
     history.changed = changed_parameters(before, model, model.encoders)
-    history.warnings += fit.run.said
+    history.warnings += fit.run.notes
     history.warnings += [note for encoder in model.encoders.values() for note in getattr(encoder, "notes", ())]
     return history
 
 
 def alone_models(fit: Prepared) -> dict[str, Family]:
-    """Return a model trained on each modality alone, by the task losses, where the report needs one."""
+    """Train a model on each modality alone, by the task losses, if the report needs it; return them by modality."""
     splits = next(iter(fit.rows.values()))["train"]
     grouped = systems.parts(splits.examples)
     if fit.config.report.alone == "none" or len(grouped) < 2:
@@ -169,7 +169,7 @@ def alone_models(fit: Prepared) -> dict[str, Family]:
 
 
 def single_models(fit: Prepared) -> dict[str, Family]:
-    """Return a model trained for each task alone, where the report needs one."""
+    """Train a model for each task alone, if the report needs it; return them by task."""
     models: dict[str, Family] = {}
     for name, task in fit.tasks.items() if fit.config.report.single and len(fit.tasks) > 1 else ():
         fresh, models[name] = fresh_model(fit, list(fit.modalities), {name: task})
@@ -191,14 +191,14 @@ def single_models(fit: Prepared) -> dict[str, Family]:
 
 
 def _quiet(fit: Prepared, kind: str, names: Sequence[str]) -> RunContext:
-    """Where a model that is only compared with is trained: without a log."""
+    """Return the context of a training for comparison: it has checkpoints, but no logs."""
     return RunContext(fit.config.seed, fit.cache, fit.run.manager(kind, names), bar=fit.show)
 
 
 def fresh_model(
     fit: Prepared, columns: Sequence[str], tasks: Mapping[str, Task] | None = None
 ) -> tuple[dict[str, Modality], Family]:
-    """Return a model on some of the columns, for all tasks or some, as it was before tuning; and its modalities."""
+    """Build a model with pretrained weights on some columns, for all tasks or some; return its modalities and it."""
     set_seed(fit.config.seed)
     backbones = fit.backbones()
     fresh = {}
@@ -206,7 +206,7 @@ def fresh_model(
         kind, options = fit.schema.columns[name].kind, fit.schema.columns[name].options
         backbone = backbones.get(kind, options.get("backbone")) if MODALITIES.get(kind).needs_backbone else None
         fresh[name] = MODALITIES.get(kind).from_state(name, fit.modalities[name].state(), backbone)
-    # An option that names a column left out, as film's `by` may, goes back to its default.
+    # An option that names a missing column, as film's `by` may, returns to its default.
     hidden = [name for name in fit.modalities if name not in fresh]
     fusion = neural(fit.config.fusion)
     chosen = {key: value for key, value in fusion.options.items() if value not in hidden}

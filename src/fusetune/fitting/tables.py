@@ -1,4 +1,4 @@
-"""A fit's tables: read, given a schema, split, and every row accounted for."""
+"""A fit's tables: read them, detect the schema, split the rows, and account for every row."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Tables:
     """The rows of each split.
 
     Attributes:
-        schema: learned from the train table.
+        schema: detected on the train table.
         splits: the rows with at least one target, under "train", "val" and "test".
-        files: per table that was given, its file and the rows that came.
-        unlabelled: per split, the rows without any target.
-        rejected: per split, the rows that could not be read.
-        notes: what a user should know about how the tables were read.
+        files: by split with a table of its own, (file, number of rows in it).
+        unlabelled: by split, the number of rows without any target.
+        rejected: by split, the rows that could not be read.
+        notes: sentences for the user on how the tables were read.
     """
 
     def __init__(self, config: Config, sources: Mapping[str, Any]) -> None:
