@@ -27,7 +27,7 @@ def batch():
 
 def tensors(batch):
     found = []
-    batch._each(lambda tensor: found.append(tensor) or tensor)
+    batch._map(lambda tensor: found.append(tensor) or tensor)
     return found
 
 

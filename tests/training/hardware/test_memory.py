@@ -103,7 +103,7 @@ def trained(machine, total, **changes):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         run_stage(learner, done, examples, lambda: (0.0, 0.0, {}), Accelerator(cpu=True), [watch])
-    return [sum(losses.values()) for losses in watch.losses], sizes, done.said
+    return [sum(losses.values()) for losses in watch.losses], sizes, done.notes
 
 
 def test_the_same_losses_in_any_memory(machine):
@@ -121,4 +121,4 @@ def test_statistics_of_the_micro_batch_forbid_it(machine):
     learner.norm = nn.BatchNorm1d(3)
     done = stage(learner, batch_size=16, epochs=1, fits_memory=True)
     run_stage(learner, done, examples, lambda: (0.0, 0.0, {}), Accelerator(cpu=True), [])
-    assert not done.said
+    assert not done.notes
