@@ -52,11 +52,6 @@ def test_wrong_options_of_a_column(backbones, kind, options, said):
         build_modalities({"x": (kind, options)}, backbones)
 
 
-def test_no_column(backbones):
-    with pytest.raises(ConfigError, match="no input column"):
-        build_modalities({}, backbones)
-
-
 @pytest.mark.parametrize(
     ("name", "options", "said"), [("regresion", {}, "'regression'"), ("regression", {"los": 1}, "'loss'")]
 )

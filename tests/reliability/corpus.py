@@ -352,7 +352,7 @@ IMAGES = [
     image("a NUL in the path", None, "no such file|cannot be read", "p\0.jpg"),
     image("a name too long", None, "too long", "p" * 300 + ".jpg"),
     image("a URL", None, "is a URL", "https://example.org/p.jpg"),
-    image("a picture in the cell's text", None, "is a URL", "data:image/png;base64,AAAA"),
+    image("a data: URL of no picture", None, "not a picture", "data:image/png;base64,AAAA"),
     image("a number", 7, "type int", None),
     image("a mapping of something else", {"url": "x"}, "neither 'bytes' nor 'path'", None),
 ]  # fmt: skip

@@ -101,4 +101,4 @@ def test_a_frozen_encoder_runs_once_a_view_and_not_again_for_the_next_fit(fit, t
     short, long = count("short", tmp_path / "short", 1), count("long", tmp_path / "long", 4)
     assert long == short  # however many epochs
     assert long > 150
-    assert count("warm", tmp_path / "long", 4) < 10  # what the report tries out
+    assert count("warm", tmp_path / "long", 4) < 20  # what the report and the loading of the encoder try out

@@ -52,7 +52,15 @@ def tune(tiny, shop_tables, tmp_path):
             "columns": {"voice": {"role": "ignore"}},
             "fusion": {"name": "attention", "dim": 16, "dropout": 0, "modality_dropout": 0, "input_dropout": 0}
             | (fusion or {}),
-            "trainer": {"epochs": 1, "head_epochs": 1, "precision": "no", "trackers": [], "patience": None} | trainer,
+            "trainer": {
+                "cuda_graphs": True,
+                "epochs": 1,
+                "head_epochs": 1,
+                "precision": "no",
+                "trackers": [],
+                "patience": None,
+            }
+            | trainer,
             "objectives": objectives or {},
             "report": {"bootstrap": 0, "alone": "none"},
         }
