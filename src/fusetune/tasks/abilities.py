@@ -1,12 +1,12 @@
-"""What only some tasks can do. A part that needs an ability asks `isinstance(task, Probed)`, never for a task's class.
+"""Abilities that only some tasks have. Code that needs one checks `isinstance(task, Probed)`, never a task's class.
 
-| ability | a task that has it | who asks |
+| ability | a task that has it | used by |
 | --- | --- | --- |
 | `Probed` | can be learned by a linear model on fixed features | the frozen probe, modalities alone |
-| `Divergent` | tells how far two predictions are apart | R-Drop, VAT |
-| `Labelled` | has rows that are alike by their labels | supervised contrastive loss |
+| `Divergent` | has a divergence between two predictions | R-Drop, VAT |
+| `Labelled` | has labels that rows can share | supervised contrastive loss |
 | `Boosted` | can be learned by gradient-boosted trees | `fusion: stack` |
-| `Thresholded` | chooses on validation rows how answers become decisions | the fit, once its model is tuned |
+| `Thresholded` | tunes decision thresholds on validation rows | the fit, after tuning |
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from fusetune.tasks.base import LinearModel, Task
 
 
 class Ability(Task):
-    """A task with something that not every task has.
+    """Base class of abilities.
 
     Attributes:
-        ability: what that is, for error messages: "a divergence between two predictions".
+        ability: a description for error messages, such as "a divergence between two predictions".
     """
 
     ability: ClassVar[str]
@@ -49,28 +49,28 @@ class Probed(Ability):
         val_truth: np.ndarray,
         weights: np.ndarray | None = None,
     ) -> LinearModel:
-        """Fit a regularised linear model on fixed features, its strength chosen on the validation rows.
+        """Fit a regularised linear model on fixed features, with the penalty chosen on the validation rows.
 
         Args:
-            features: (rows, features) of the train rows, on scales that the penalty may compare.
-            truth: (rows, ...) as `Task.truth` gives it.
-            val_features, val_truth: the validation rows'; may have no rows.
-            weights: (rows,) of the train rows, 0 or more.
+            features: (rows, features) of the train rows, on comparable scales.
+            truth: (rows, ...) as `Task.truth` returns it.
+            val_features, val_truth: the same for the validation rows; may be empty.
+            weights: (rows,) weights of the train rows, 0 or more.
         """
 
 
 class Divergent(Ability):
-    """A task that tells how far two predictions are apart."""
+    """A task that has a divergence between two predictions."""
 
     ability = "a divergence between two predictions"
 
     @abc.abstractmethod
     def divergence(self, logits: Tensor, other: Tensor) -> Tensor:
-        """Return how far two predictions for the same rows are apart, (batch,): 0 for equal ones, else above 0.
+        """Return the divergence of two predictions for the same rows, (batch,): 0 if they are equal, else above 0.
 
-        Where logits give probabilities it is KL(logits || other) in nats, the mean over a row's labels or thresholds
-        where it has several, as in the loss; for numbers it is the squared difference on the learned scale. Gradients
-        flow into both.
+        For probabilities it is KL(logits || other) in nats, averaged over a row's labels or thresholds if it has
+        several, as in the loss. For numbers it is the squared difference on the learned scale. Gradients flow into
+        both.
 
         Args:
             logits, other: (batch, ...) each.
@@ -78,78 +78,79 @@ class Divergent(Ability):
 
 
 class Labelled(Ability):
-    """A task whose rows are alike where they share a label.
+    """A task whose rows can share labels.
 
-    Its encoded target is a class index a row, (batch,) int64, or a 0/1 vector over labels, (batch, labels).
+    Its encoded target is class indices, (batch,) int64, or a 0/1 matrix, (batch, labels).
     """
 
     ability = "labels that rows can share"
 
 
 class Thresholded(Ability):
-    """A task that chooses on validation rows how answers become decisions."""
+    """A task whose decision thresholds are tuned on validation rows."""
 
     ability = "thresholds"
 
     @abc.abstractmethod
     def tune(self, answers: np.ndarray, truth: np.ndarray) -> None:
-        """Choose the thresholds on validation rows, where the task's options ask for it.
+        """Choose the thresholds on validation rows, if the task's options ask for it.
 
         Args:
-            answers: (rows, ...) as `Task.answers` gives them.
-            truth: (rows, ...) as `Task.truth` gives it.
+            answers: (rows, ...) as `Task.answers` returns them.
+            truth: (rows, ...) as `Task.truth` returns it.
         """
 
 
 class Boosted(Ability):
-    """A task that gradient-boosted trees can learn: one booster, or several that each learn a part of the answer."""
+    """A task that gradient-boosted trees can learn: with one booster or several."""
 
     ability = "boosted trees"
 
     @property
     @abc.abstractmethod
     def num_boosters(self) -> int:
-        """How many boosters the task needs, at least 1."""
+        """The number of boosters, at least 1."""
 
     @property
     def trees_per_round(self) -> int:
-        """How many trees a booster grows a round: one, or one a class."""
+        """The number of trees that a booster grows per round: one, or one per class."""
         return 1
 
     @abc.abstractmethod
     def boosting(self, truth: np.ndarray, booster: int) -> tuple[dict[str, Any], np.ndarray]:
-        """Return LightGBM's parameters for what a booster minimises, and the (rows,) labels that it learns.
+        """Return LightGBM's parameters of a booster's objective, and the labels that it learns, (rows,).
 
         Args:
-            truth: (rows, ...) as `Task.truth` gives it; may have no rows.
+            truth: (rows, ...) as `Task.truth` returns it; may have no rows.
             booster: 0 to `num_boosters` - 1.
         """
 
     @abc.abstractmethod
     def boosted_logits(self, raw: Sequence[np.ndarray]) -> np.ndarray:
-        """Turn the boosters' raw scores into logits in the form that the task's head gives.
+        """Convert the boosters' raw scores to logits in the form of the task's head.
 
         Args:
-            raw: per booster (rows,), or (rows, trees_per_round) where it grows several trees a round.
+            raw: per booster (rows,), or (rows, trees_per_round) if it grows several trees per round.
         """
 
     @abc.abstractmethod
     def row_losses(self, answers: np.ndarray, truth: np.ndarray) -> np.ndarray:
-        """Return a proper score a row, (rows,), lower is better: log loss in nats of probabilities, squared error of
-        numbers.
+        """Return a proper score per row, (rows,), lower is better.
+
+        It is the log loss in nats for probabilities, the squared error for numbers.
 
         Args:
-            answers: (rows, ...) as `Task.answers` gives them.
-            truth: (rows, ...) as `Task.truth` gives it.
+            answers: (rows, ...) as `Task.answers` returns them.
+            truth: (rows, ...) as `Task.truth` returns it.
         """
 
 
 def require(tasks: Mapping[str, Task], ability: type[A], *, where: str) -> dict[str, A]:
-    """Return the tasks by target, refusing those that lack an ability.
+    """Return the tasks by target, after checking that all have an ability.
 
     Args:
-        tasks: by target.
-        ability: what is needed.
+        tasks: the tasks by target.
+        ability: the required ability.
         where: the setting that needs it: "objectives.rdrop".
 
     Raises:
@@ -159,7 +160,7 @@ def require(tasks: Mapping[str, Task], ability: type[A], *, where: str) -> dict[
     lacking = [name for name in tasks if name not in able]
     if lacking:
         raise ConfigError(
-            f"{where} needs {ability.ability}, which the task {tasks[lacking[0]].name} has not",
+            f"{where} needs {ability.ability}, which the task {tasks[lacking[0]].name} does not have",
             expected=f"a target with {ability.ability}" + (f", as {', '.join(map(repr, able))}" if able else ""),
             came=", ".join(f"{name!r}, {tasks[name].name}" for name in lacking),
             do=f"leave {where} out, or choose another task for the target",

@@ -17,12 +17,12 @@ _WHOLE = re.compile(r"[+-]?(0|[1-9]\d*)")
 
 
 def is_whole(text: str) -> bool:
-    """Whether a label is written as a whole number: "7", "-2"; not "007", which is a code."""
+    """Return whether a label is a whole number, "7" or "-2", but not a code such as "007"."""
     return _WHOLE.fullmatch(text) is not None
 
 
 def label_text(cell: Any) -> str:
-    """The label a cell stands for: text exactly as it is, a whole number without its point (1.0 is "1")."""
+    """Return a cell's label: text unchanged, a whole number without its decimal point (1.0 is "1")."""
     if isinstance(cell, str):
         return cell
     if isinstance(cell, np.generic):
@@ -33,28 +33,28 @@ def label_text(cell: Any) -> str:
 
 
 def named_label(setting: Any, labels: Iterable[str]) -> str:
-    """Return the label of the table that a setting names, whatever YAML made of it; its text where there is none.
+    """Return the table's label that a setting names, whatever type YAML gave it, else the setting's text.
 
     Example:
         >>> named_label(True, ["no", "yes"]), named_label(1, ["01", "02"]), named_label("1.0", ["0", "1"])
         ('yes', '01', '1')
     """
     labels = list(labels)
-    found = spelled(setting, labels)
-    if found is None:
+    match = spelled(setting, labels)
+    if match is None:
         text = label_text(setting)
-        found = next((label for label in labels if canonical(label) == canonical(text)), text)
-    return found
+        match = next((label for label in labels if canonical(label) == canonical(text)), text)
+    return match
 
 
 def named_labels(settings: Mapping[Any, float], labels: Iterable[str]) -> dict[str, float]:
-    """Return what settings say a label, by the labels of the table; see `named_label`."""
+    """Return a setting's values per label, by the labels of the table; see `named_label`."""
     labels = list(labels)
     return {named_label(setting, labels): value for setting, value in settings.items()}
 
 
 def sorted_labels(labels: Iterable[str]) -> list[str]:
-    """Labels in order: by value where all are whole numbers, else by character."""
+    """Sort distinct labels: by value if all are whole numbers, else by character."""
     distinct = set(labels)
     if all(is_whole(label) for label in distinct):
         return sorted(distinct, key=lambda label: (int(label), label))
@@ -62,10 +62,10 @@ def sorted_labels(labels: Iterable[str]) -> list[str]:
 
 
 def present_cells(values: Sequence[Any], target: str) -> list[Any]:
-    """The cells that are not missing.
+    """Return the cells that are not missing.
 
     Raises:
-        TableError: there is none.
+        TableError: all cells are missing.
     """
     cells = [value for value in values if not is_missing(value)]
     if not cells:

@@ -13,22 +13,22 @@ import numpy as np
 from fusetune.tasks.cells import is_whole, label_text
 
 SEPARATORS = ("|", ";", ",", " ")
-"""Looked for in this order where no separator is given."""
+"""The separators that are tried, in this order, if none is given."""
 
 MAX_LABEL_CHARS = 60
-"""Longer parts of a cell are taken for prose when a separator is looked for."""
+"""The longest label: if a separator gives longer parts, the cells are prose."""
 
 
 def split_labels(cell: Any, separator: str | None) -> list[str]:
-    """A cell's labels, each once, in the cell's order.
+    """Return a cell's distinct labels, in the cell's order.
 
     Args:
-        cell: a list, tuple or array of labels; text in brackets that is a list in JSON or as Python writes it; other
-            text, which is split. White space around labels is not part of them.
-        separator: what stands between labels; with " ", any white space. None takes the whole text as one label.
+        cell: a list, tuple or array of labels; text with a JSON or Python list in brackets; or other text, which is
+            split. White space around labels is removed.
+        separator: the separator of labels in text; " " is any white space. With None the text is one label.
 
     Raises:
-        ValueError: it is none of these; the message says why.
+        ValueError: the cell has none of these forms; the message says why.
     """
     if isinstance(cell, np.ndarray):
         cell = cell.tolist()
@@ -49,9 +49,9 @@ def split_labels(cell: Any, separator: str | None) -> list[str]:
 
 
 def multi_hot_width(cells: Sequence[Any]) -> int:
-    """Return the length of lists that say 0 or 1 for each of as many labels, as [1.0, 0.0, 1.0]; 0 for other cells.
+    """Return the length of multi-hot lists such as [1.0, 0.0, 1.0]; 0 for other cells.
 
-    Lists of labels name none twice, so one list with a repeated 0 or 1 tells the two apart.
+    A list of labels names no label twice, so a list with a repeated 0 or 1 must be multi-hot.
     """
     lists: list[list[Any]] = []
     for cell in cells:
@@ -67,10 +67,10 @@ def multi_hot_width(cells: Sequence[Any]) -> int:
 
 
 def hot_labels(cell: Any, names: Sequence[str]) -> list[str]:
-    """Return the names of the places where a multi-hot list has a 1.
+    """Return the names of the positions where a multi-hot list has a 1.
 
     Raises:
-        ValueError: it is no list of 0 and 1 of this length.
+        ValueError: the cell is not a list of 0 and 1 of this length.
     """
     parts = _listed(cell)
     if parts is None or len(parts) != len(names) or not _all_hot(parts):
@@ -90,7 +90,7 @@ def _all_hot(parts: list[Any]) -> bool:
 
 
 def _bracketed(text: str) -> list[Any]:
-    """The list that text in brackets writes."""
+    """Parse text in brackets as a JSON or Python list."""
     try:
         parsed = json.loads(text)
     except (ValueError, RecursionError):
@@ -103,20 +103,19 @@ def _bracketed(text: str) -> list[Any]:
 
 
 def is_list(cell: Any) -> bool:
-    """Whether a cell is a list, or text that looks like one."""
+    """Return whether a cell is a list, or text that looks like one."""
     if isinstance(cell, str):
         return cell.strip().startswith("[") and cell.strip().endswith("]")
     return isinstance(cell, list | tuple | set | frozenset | np.ndarray)
 
 
 def find_separator(cells: Sequence[str]) -> tuple[str, str] | None:
-    """The separator of labels in text cells and how it showed itself, or None.
+    """Return the separator of labels in text cells and the reason, or None.
 
-    It is in 2 % of the cells or more ("|"), or in a tenth (the others); the parts are short, no bracket is torn
-    apart, and each part comes up twice on average, or more often. With the others the number of parts differs between
-    cells, as it does not in "Paris, France", and parts meet in new combinations, as those of a repeated sentence do
-    not. With "," the parts are not all digits ("1,234"); with " " they all are
-    whole numbers ("8 1 3").
+    "|" must occur in 2 % of the cells, another separator in 10 %. The parts must be short, keep brackets together, and
+    occur twice or more on average. For separators other than "|" the number of parts must vary between cells, unlike
+    in "Paris, France", and parts must occur in different combinations, unlike in a repeated sentence. With "," the
+    parts must not all be digits ("1,234"); with " " all must be whole numbers ("8 1 3").
     """
     for separator in SEPARATORS:
         split = [[part.strip() for part in cell.split(separator)] for cell in cells if not is_list(cell)]
@@ -129,7 +128,7 @@ def find_separator(cells: Sequence[str]) -> tuple[str, str] | None:
         distinct = {tuple(parts) for parts in split}
         mixed = sum(map(len, distinct)) >= 1.5 * len(counts)
         varied = separator == "|" or (mixed and len({len(parts) for parts in split}) > 1)
-        whole = all(len(part) <= MAX_LABEL_CHARS and part.count("(") == part.count(")") for part in counts)
-        if counts and whole and varied and fits and counts.total() >= 2 * len(counts):
+        plausible = all(len(part) <= MAX_LABEL_CHARS and part.count("(") == part.count(")") for part in counts)
+        if counts and plausible and varied and fits and counts.total() >= 2 * len(counts):
             return separator, f"{several} of {len(split)} cells hold labels set apart by {separator!r}"
     return None

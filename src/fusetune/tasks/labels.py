@@ -1,4 +1,4 @@
-"""What tasks share whose target is one of several labels."""
+"""The base of tasks whose target is one of several labels."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from fusetune.tasks.panels.kinds import Evidence, Panel, Section, WorstRows, Wro
 from fusetune.types import Target
 
 MAX_WRITTEN_CLASSES = 20
-"""Up to so many classes, the output table has a column of probabilities a class."""
+"""The most classes for which the output table has a column of probabilities per class."""
 
 TINY = 1e-12
-"""Probabilities are kept this far from 0 in logarithms."""
+"""The smallest probability in logarithms."""
 
 
 class LabelTask(Labelled):
-    """What tasks share whose target is one of several labels: cells as class indices, and the output columns."""
+    """Base of tasks whose target is one of several labels: class indices, output columns and panels."""
 
     def __init__(self, target: str) -> None:
         super().__init__(target)
@@ -50,7 +50,7 @@ class LabelTask(Labelled):
     @classes.setter
     def classes(self, classes: list[str]) -> None:
         self._classes = classes
-        self._places = ValueIndex(classes)
+        self._index_of = ValueIndex(classes)
 
     @property
     def labels(self) -> list[str]:
@@ -58,10 +58,10 @@ class LabelTask(Labelled):
         return self._classes
 
     def _learn(self, values: Sequence[Any]) -> Counter[str]:
-        """Counts of the labels in the train rows.
+        """Return the counts of the labels in the train rows.
 
         Raises:
-            TableError: there is no label, or one only.
+            TableError: there are fewer than two labels.
         """
         counts = merged(Counter(label_text(cell) for cell in present_cells(values, self.target)), numbers=True)
         if len(counts) < 2:
@@ -75,8 +75,8 @@ class LabelTask(Labelled):
         return counts
 
     def _index(self, value: Any) -> int | None:
-        """Return the class index of a cell, in whatever form its value is written, or None."""
-        return self._places.find(label_text(value))
+        """Return the class index of a cell, whatever the form of its value, or None."""
+        return self._index_of.find(label_text(value))
 
     def check(self, value: Any, *, row: int) -> None:
         """Refuse a label that no train row has.
@@ -95,28 +95,30 @@ class LabelTask(Labelled):
             )
 
     def truth(self, values: Sequence[Any]) -> np.ndarray:
-        """Class indices, (rows,) int64."""
+        """Return class indices, (rows,) int64."""
         indices = [self._index(value) for value in values]
         assert None not in indices, "a label was not checked"
         return np.asarray(indices, dtype=np.int64)
 
     def encode(self, values: Sequence[Any]) -> Target:
-        """Class indices, (rows,) int64; 0 where unlabelled."""
+        """Return class indices, (rows,) int64; 0 for unlabelled rows."""
         labelled = [not is_missing(value) for value in values]
-        indices = [self._index(value) if known else 0 for value, known in zip(values, labelled, strict=True)]
+        indices = [
+            self._index(value) if is_labelled else 0 for value, is_labelled in zip(values, labelled, strict=True)
+        ]
         assert None not in indices, "a label was not checked"
         return Target(torch.tensor(indices, dtype=torch.int64), torch.tensor(labelled, dtype=torch.bool))
 
     def decide(self, scores: np.ndarray) -> np.ndarray:
-        """The likeliest class's index, (rows,)."""
+        """Return the index of the most probable class, (rows,)."""
         return np.asarray(scores.argmax(1))
 
     def row_losses(self, scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
-        """The log loss of each row in nats, (rows,), of (rows, classes) probabilities."""
+        """Return each row's log loss in nats, (rows,), from (rows, classes) probabilities."""
         return np.asarray(-np.log(np.clip(scores[np.arange(len(truth)), truth], TINY, 1)))
 
     def panels(self, evidence: Evidence) -> list[Section]:
-        """By class, confusion, curves and calibration."""
+        """Return metrics by class, confusion matrix, curves and calibration."""
         scores, truth, labels = evidence.answers, evidence.truth, self.labels
         decided = self.decide(scores)
         roc, pr = curves(scores, truth, labels)
@@ -128,11 +130,11 @@ class LabelTask(Labelled):
         ]
 
     def target_panels(self, truths: Mapping[str, np.ndarray]) -> list[Panel]:
-        """The rows of each class by split."""
+        """Return the rows of each class by split."""
         return [balance_panel({s: np.bincount(t, minlength=len(self.classes)) for s, t in truths.items()}, self.labels)]
 
     def worst(self, answers: np.ndarray, truth: np.ndarray, num: int) -> WorstRows:
-        """Wrong decisions by log loss, spread over the true classes."""
+        """Return wrong decisions with the highest log loss, spread over the true classes."""
         decided, losses = self.decide(answers), self.row_losses(answers, truth)
         rows = [
             WrongRow(
@@ -147,18 +149,18 @@ class LabelTask(Labelled):
         return WorstRows("wrongly predicted rows with the highest loss, spread over the classes", rows)
 
     def constant(self, truth: np.ndarray, rows: int) -> np.ndarray:
-        """The classes' rates in `truth`, the same for every row: the decision is the majority class."""
+        """Return the classes' rates in `truth` for every row; the decision is the majority class."""
         rates = np.bincount(truth, minlength=len(self.classes)) / max(len(truth), 1)
         return np.tile(rates, (rows, 1))
 
     def columns(self, scores: np.ndarray) -> dict[str, list[Any]]:
-        """The label under the target's name, its probability, and up to 20 classes' probabilities."""
+        """Return the label under the target's name, its probability, and up to 20 classes' probabilities."""
         decided = self.decide(scores)
         result: dict[str, list[Any]] = {
-            self.target: [self.classes[place] for place in decided],
+            self.target: [self.classes[index] for index in decided],
             f"{self.target}_probability": scores[np.arange(len(scores)), decided].astype(float).tolist(),
         }
         if len(self.classes) <= MAX_WRITTEN_CLASSES:
-            for place, label in enumerate(self.classes):
-                result[f"{self.target}:{label}"] = scores[:, place].astype(float).tolist()
+            for index, label in enumerate(self.classes):
+                result[f"{self.target}:{label}"] = scores[:, index].astype(float).tolist()
         return result
