@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from fusetune.fitting.prepared import RunSettings
 from fusetune.fitting.run_folder import RunFolder, interrupted
 from fusetune.fitting.saved import reporting
 from fusetune.security.model_folder import BUNDLE
+from fusetune.training.deadline import Deadline
 from fusetune.training.hardware.devices import choose_threads, processes
 from fusetune.training.progress import print_line, track
 
@@ -247,6 +249,7 @@ def fit(
         RunError: the run failed. A `ReportError` says that the model is tuned and saved, and its report is not made.
         Interrupted: a signal came while it was training; a checkpoint was written.
     """
+    start = time.monotonic()
     settings = _settings(config, overrides)
     explicit: dict[str, Any] = {}
     if target is not None and target != []:
@@ -271,7 +274,8 @@ def fit(
     with RunFolder(folder, settings, resume=resume, overwrite=overwrite) as place:
         if place.finished:
             return load(folder)
-        bundle, results = run_fit(RunSettings(settings, sources, place, progress))
+        deadline = Deadline(settings.trainer.minutes, start=start)
+        bundle, results = run_fit(RunSettings(settings, sources, place, progress, deadline))
         tuned = FineTuned(bundle, folder=folder, results=results)
         if processes().is_main_process:
             with reporting(folder):

@@ -26,8 +26,9 @@ from fusetune.training.callbacks import Callback
 from fusetune.training.checkpoint_manager import CheckpointManager
 from fusetune.training.dropout import QuickDropout
 from fusetune.training.learner import Learner
-from fusetune.training.loop import Stage, run_stage
+from fusetune.training.loop import run_stage
 from fusetune.training.optim import no_decay, param_groups
+from fusetune.training.stage import Stage
 from fusetune.training.updates.update import loss_shares, plain
 
 

@@ -106,6 +106,10 @@ class TrainerConfig(Section):
     """Stop after so many evaluations without a better main metric on validation rows. None: never."""
     evals_per_epoch: Annotated[int, Field(ge=1)] = 2
     """Evaluations on validation rows an epoch; the best step is what is kept."""
+    minutes: Annotated[float, Field(gt=0)] | None = None
+    """Time for the whole fit, its report included. Training stops once four fifths are spent and the best step so far
+    is kept; trees and the report's extra models take what is left, or are left out. Steps that cannot be cut, as the
+    pass of frozen backbones, may take longer. A run that hits its limit is not reproducible. None: no limit."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that decode cells."""
     checkpoint_minutes: Annotated[float, Field(ge=0)] | None = 5.0

@@ -29,6 +29,7 @@ from fusetune.models.build import SHARED_OPTIONS, options_of
 from fusetune.models.family import Family
 from fusetune.registry import FUSIONS
 from fusetune.security.untrusted import reading
+from fusetune.training.deadline import CHOOSING
 from fusetune.training.finetune import finetune
 from fusetune.training.hardware.devices import processes
 from fusetune.training.plan import Goal, RunContext, Start
@@ -112,18 +113,21 @@ def choose_fusion(fit: Prepared, *, clock: Clock = time.perf_counter) -> tuple[F
             begun = clock()
             score = _score(fit, model)
             ended = clock()
-            score, spent = _of_main(score, ended - start >= 60 * settings.minutes)
+            late = fit.deadline.part(CHOOSING).passed()
+            score, spent = _of_main(score, late or ended - start >= 60 * settings.minutes)
             one = replace(one, score=score, seconds=ended - begun, tried=True)
         tried.append(one)
     margin = 0.5 / math.sqrt(max(len(fit.examples["val"]), 1))  # about the standard error of an accuracy
     mains = list(dict.fromkeys(task.main.name for task in fit.tasks.values()))
     metric = f"validation {mains[0]}" if len(mains) == 1 else "mean of the validation metrics"
-    choice = choose(tried, metric, margin=margin, minutes=settings.minutes)
+    choice = choose(tried, metric, margin=margin, minutes=settings.minutes, limited=fit.deadline.minutes is not None)
     fit.run.remember("fusion", asdict(choice))
     return choice, candidates[choice.chosen]
 
 
-def choose(tried: list[FusionTried], metric: str, *, margin: float, minutes: float) -> FusionChoice:
+def choose(
+    tried: list[FusionTried], metric: str, *, margin: float, minutes: float, limited: bool = False
+) -> FusionChoice:
     """The best of the scores, unless a simpler fusion is as good within the margin.
 
     Args:
@@ -131,6 +135,7 @@ def choose(tried: list[FusionTried], metric: str, *, margin: float, minutes: flo
         metric: what the scores are, in words; more is better.
         margin: in the scores' unit.
         minutes: the budget.
+        limited: whether the whole fit has a budget of its own.
     """
     known = [one for one in tried if one.tried and not math.isnan(one.score)]
     best = max(known, key=lambda one: one.score, default=tried[0])
@@ -139,9 +144,11 @@ def choose(tried: list[FusionTried], metric: str, *, margin: float, minutes: flo
     said = _said(chosen, best, tried, known, metric, margin)
     left = [one.name for one in tried if not one.tried]
     if left:
+        budget = f"The budget of {minutes:g} minutes{' or that of the whole fit' if limited else ''}"
+        more = "fusion.minutes and trainer.minutes" if limited else "fusion.minutes"
         said += (
-            f" The budget of {minutes:g} minutes was spent before {', '.join(left)} could be tried, so another run may"
-            " choose otherwise; give more with fusion.minutes."
+            f" {budget} was spent before {', '.join(left)} could be tried, so another run may choose otherwise; give"
+            f" more with {more}."
         )
     return FusionChoice(chosen.name, metric, margin, minutes, tried, said)
 
@@ -185,7 +192,7 @@ def _score(fit: Prepared, model: Family) -> float:
         settings,
         rules=rules(fit, fit.modalities),
         start=Start(fit.probes),
-        context=RunContext(fit.config.seed, bar=fit.show),
+        context=RunContext(fit.config.seed, bar=fit.show, deadline=fit.deadline.part(CHOOSING)),
     )
     return history.best.score
 

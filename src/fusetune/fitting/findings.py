@@ -66,11 +66,12 @@ class Findings:
         known, moved = self.fit.features[split], self.history.moved
         return {name: known[name] for name, key in self.model.routes.items() if key not in moved and name in known}
 
-    def results(self, alone_models: Mapping[str, Family], single_models: Mapping[str, Family]) -> RunResults:
+    def results(self, alone_models: Mapping[str, Family | None], single_models: Mapping[str, Family]) -> RunResults:
         """Compare and measure.
 
         Args:
-            alone_models: per modality that a linear probe cannot stand for, a model trained on it alone.
+            alone_models: per modality that a linear probe cannot stand for, a model trained on it alone; None where
+                there was no time for it.
             single_models: per task that is compared with it, a model trained for it alone.
         """
         fit, model, rows = self.fit, self.model, self.fit.rows
@@ -106,6 +107,9 @@ class Findings:
         fit, rows = self.fit, self.fit.rows
         settings = attack_of(fit.config.report, fit.config.trainer)
         if settings is None:
+            return None, {}
+        if fit.deadline.passed():
+            fit.left_out.append("the attack")
             return None, {}
         _, start = fresh_model(fit, list(fit.modalities))
         before = start_model(start, fit.probes).to(model_device(self.model))
@@ -190,6 +194,14 @@ class Findings:
                 )
         return said + describe.near_leaks(examples["train"], self.fit.schema)
 
+    def _left_out(self) -> list[str]:
+        """What the report lacks because the time was up."""
+        fit = self.fit
+        if not fit.left_out:
+            return []
+        minutes = f"trainer.minutes={fit.config.trainer.minutes:g}"
+        return [f"The report lacks, as the time was up ({minutes}): {', '.join(fit.left_out)}."]
+
     def shown(self, index: int) -> list[Shown]:
         """A test row's cells, for people."""
         fit = self.fit
@@ -226,6 +238,7 @@ class Findings:
                 *describe.warnings(fit.schema, fit.examples),
                 *history.warnings,
                 *describe.kept_before_tuning(history),
+                *self._left_out(),
             ],
             num_rejected=len({(item.file, item.row) for item in rejected}),
             rejected_by={f"{group.column or 'row'}: {group.why}": group.count for group in group_rejected(rejected)},

@@ -36,6 +36,7 @@ from fusetune.models.build import Backbones, build_modalities, build_task
 from fusetune.objectives.total import aligned_columns
 from fusetune.tasks.base import Task
 from fusetune.tasks.infer import infer_task
+from fusetune.training.deadline import Deadline
 from fusetune.training.hardware.devices import processes
 from fusetune.training.probe import Probe, SplitRows
 from fusetune.training.progress import print_line, track
@@ -54,12 +55,14 @@ class RunSettings:
         sources: the tables under "train", "val" and "test": one of each; several as a list, or none as None.
         run: where the model, checkpoints and logs are written.
         progress: whether to show progress bars.
+        deadline: the time that the whole fit may take.
     """
 
     config: Config
     sources: Mapping[str, Any]
     run: RunFolder
     progress: bool
+    deadline: Deadline = field(default_factory=Deadline)
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ class Prepared:
         probes: by task, the linear model on the features.
         rng_state: of torch, from which every model's weights are drawn.
         choice: how the fusion was chosen, where it was.
+        deadline: the time that the whole fit may take.
+        left_out: what the report lacks because that time was up; steps add to it.
     """
 
     config: Config
@@ -99,6 +104,8 @@ class Prepared:
     probes: Mapping[str, Probe] = field(default_factory=dict)
     rng_state: torch.Tensor = field(default_factory=torch.get_rng_state)
     choice: FusionChoice | None = None
+    deadline: Deadline = field(default_factory=Deadline)
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def schema(self) -> Schema:
@@ -172,7 +179,9 @@ def prepare(asked: RunSettings) -> Prepared:
                 print_line(line)
         examples["train"] = examples["train"].given(augmentation=augmentation, mix=config.data.mix)
     cache = FeatureCache.of(config.data.cache, config.data.cache_gib)
-    return Prepared(config, asked.run, tables, tasks, modalities, examples, cache, phases, show)
+    return Prepared(
+        config, asked.run, tables, tasks, modalities, examples, cache, phases, show, deadline=asked.deadline
+    )
 
 
 def backbones_of(config: Config) -> Backbones:

@@ -37,8 +37,8 @@ ANEW = "begin anew with --no-resume"
 TRAINED = "trained"
 """Name of the decision that is stored when the tuned model is saved."""
 FREE = {"out", "report", "data.cache", "data.cache_gib", "data.memory", "trainer.workers", "trainer.trackers"}
-FREE |= {"trainer.checkpoint_minutes", "trainer.skip_nonfinite"}
-"""Settings that may change when a run is resumed: they do not affect its weights."""
+FREE |= {"trainer.checkpoint_minutes", "trainer.skip_nonfinite", "trainer.minutes"}
+"""Settings that may change when a run is resumed: they do not affect its weights, or only when training stops."""
 
 
 class RunFolder:

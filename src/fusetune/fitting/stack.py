@@ -25,6 +25,7 @@ from fusetune.inference.features import encoded
 from fusetune.models.family import Family
 from fusetune.tasks.abilities import Boosted, Probed
 from fusetune.tasks.base import Task
+from fusetune.training.deadline import COMPARING
 from fusetune.training.history import TrainingHistory
 from fusetune.training.probe import Probe, SplitRows
 from fusetune.trees.boost import Rows, grow, tree_scores
@@ -105,6 +106,9 @@ class Growing:
         if not self.view.width and probe is None:
             none.said = "No trees are grown: no column is a number, a category or read by a pretrained encoder."
             return None, none
+        if self.fit.deadline.part(COMPARING).passed():
+            none.said = "No trees are grown: the time was up (trainer.minutes)."
+            return None, none
         if not len(val.indices):
             none.said = "No trees are grown: no validation row has a target to weigh them by."
             return None, none
@@ -116,7 +120,8 @@ class Growing:
         )
         logits = line.logits(val.examples, val.indices, val.features) if line is not None else None
         watched = Rows(self._matrix(val, logits), val.truth, val.examples.weights[val.indices])
-        boosters = grow(task, learned, watched, self.view.categorical, self.settings, seed=self.fit.config.seed)
+        late, seed = self.fit.deadline.part(COMPARING).passed, self.fit.config.seed
+        boosters = grow(task, learned, watched, self.view.categorical, self.settings, seed=seed, late=late)
         network = systems.model_scores(self.model, name, task, val, train)
         gains = sum(np.asarray(booster.feature_importance("gain")) for booster in boosters)
         needed = self.view.needed(train.examples, np.asarray(gains))

@@ -24,6 +24,7 @@ from fusetune.registry import MODALITIES
 from fusetune.tasks.abilities import Probed
 from fusetune.tasks.base import Task
 from fusetune.training.changes import changed_parameters, digests
+from fusetune.training.deadline import COMPARING, TRAINING
 from fusetune.training.extra_blocks import NgramBlock
 from fusetune.training.finetune import finetune
 from fusetune.training.hardware.devices import processes
@@ -138,6 +139,7 @@ def tune(
             manager=fit.run.manager("tune"),
             log_dir=fit.folder / "logs" if processes().is_main_process else None,
             bar=fit.show,
+            deadline=fit.deadline.part(TRAINING),
         ),
     )
     history.changed = changed_parameters(before, model, model.encoders)
@@ -146,18 +148,25 @@ def tune(
     return history
 
 
-def alone_models(fit: Prepared) -> dict[str, Family]:
-    """Train a model on each modality alone, by the task losses, if the report needs it; return them by modality."""
+def alone_models(fit: Prepared) -> dict[str, Family | None]:
+    """Train a model on each modality alone, by the task losses, if the report needs it; return them by modality.
+
+    The value is None for a modality whose model could not be trained in time.
+    """
     splits = next(iter(fit.rows.values()))["train"]
     grouped = systems.parts(splits.examples)
     if fit.config.report.alone == "none" or len(grouped) < 2:
         return {}
-    models = {}
+    models: dict[str, Family | None] = {}
     for part in systems.trained_alone(fit.config.report.alone, splits, fit.tasks.values()):
         columns = grouped[part]
-        fresh, models[part] = fresh_model(fit, columns)
-        finetune(
-            models[part],
+        if fit.deadline.part(COMPARING).passed():
+            models[part] = None
+            fit.left_out.append(f"{part} alone")
+            continue
+        fresh, model = fresh_model(fit, columns)
+        history = finetune(
+            model,
             training_rows(fit, columns),
             Goal(fit.tasks),
             fit.config.trainer.model_copy(update={"adversarial": None}),
@@ -165,21 +174,27 @@ def alone_models(fit: Prepared) -> dict[str, Family]:
             start=Start(fit_probes(fit, columns)),
             context=_quiet(fit, "alone", columns),
         )
+        models[part] = None if history.out_of_time else model  # less trained, it would be no fair comparison
+        if history.out_of_time:
+            fit.left_out.append(f"{part} alone")
     return models
 
 
 def single_models(fit: Prepared) -> dict[str, Family]:
-    """Train a model for each task alone, if the report needs it; return them by task."""
+    """Train a model for each task alone, if the report needs it and time is left; return them by task."""
     models: dict[str, Family] = {}
     for name, task in fit.tasks.items() if fit.config.report.single and len(fit.tasks) > 1 else ():
-        fresh, models[name] = fresh_model(fit, list(fit.modalities), {name: task})
+        if fit.deadline.part(COMPARING).passed():
+            fit.left_out.append(f"{name} by a model of its own")
+            continue
+        fresh, model = fresh_model(fit, list(fit.modalities), {name: task})
         objectives = {
             objective: options
             for objective, options in fit.config.objectives.items()
             if options.get("target", name) in (name, None)
         }
-        finetune(
-            models[name],
+        history = finetune(
+            model,
             training_rows(fit),
             Goal({name: task}, objectives),
             fit.config.trainer,
@@ -187,12 +202,17 @@ def single_models(fit: Prepared) -> dict[str, Family]:
             start=Start({name: fit.probes[name]} if name in fit.probes else {}),
             context=_quiet(fit, "single", [name]),
         )
+        if history.out_of_time:
+            fit.left_out.append(f"{name} by a model of its own")
+        else:
+            models[name] = model
     return models
 
 
 def _quiet(fit: Prepared, kind: str, names: Sequence[str]) -> RunContext:
     """Return the context of a training for comparison: it has checkpoints, but no logs."""
-    return RunContext(fit.config.seed, fit.cache, fit.run.manager(kind, names), bar=fit.show)
+    deadline = fit.deadline.part(COMPARING)
+    return RunContext(fit.config.seed, fit.cache, fit.run.manager(kind, names), bar=fit.show, deadline=deadline)
 
 
 def fresh_model(

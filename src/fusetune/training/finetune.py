@@ -45,12 +45,13 @@ from fusetune.training.hardware.replay import graphs
 from fusetune.training.hardware.shard import check_shard, sharded
 from fusetune.training.history import TrainingHistory
 from fusetune.training.learner import Learner
-from fusetune.training.loop import Stage, run_stage
+from fusetune.training.loop import run_stage
 from fusetune.training.optim import no_decay
 from fusetune.training.plan import Evaluate, Goal, RunContext, Start, TrainingRows
 from fusetune.training.probe import column_scales, install_probes
 from fusetune.training.progress import track
 from fusetune.training.recipe import BackboneRule, Recipe
+from fusetune.training.stage import Stage
 from fusetune.training.trunk import attach_trunks
 
 
@@ -131,6 +132,7 @@ def finetune(
         margin=margin,
         balance=balance,
         augmented=train.augmentation.augmenters,
+        deadline=context.deadline,
     )
     _check(recipe, manager)
     learner = Learner(model, Total(goal.tasks, objectives, balance))
@@ -169,6 +171,7 @@ def finetune(
     mixed = accelerator.mixed_precision
     history = TrainingHistory(curve.checks, best.check, _trained(model), moved, recipe.warnings(), mixed)
     seconds = sum(stage.seconds for stage in recipe.stages)
+    history.out_of_time = recipe.out_of_time or any(stage.out_of_time for stage in recipe.stages)
     history.waited = sum(stage.waited for stage in recipe.stages) / seconds if seconds else 0.0
     manager.save_end({"weights": trainable_state(learner), "history": history.to_state()}, accelerator)
     return history
@@ -255,7 +258,7 @@ def _stages(
         recipe.stages.append(head)
     with sharded(learner, recipe.movable() if settings.shard else []) as spread:
         recipe.undecayed |= {parameter for part in spread for parameter in no_decay(part)}
-        tune, moving = _last_stage(recipe)
+        tune, moving = _last_stage(recipe, begun=manager.saved is not None)
         train, val = rows.given([name for name, key in model.routes.items() if key not in moving], augmented=False)
         train, validate = train.given(always=bool(spread)), partial(evaluate, val)
         if best.check is None:
@@ -277,7 +280,8 @@ def _stages(
         recipe.said += tune.notes
         recipe.stages.append(tune)
         best.restore()
-    recipe.said += average_weights(learner, settings, start, kept, best, validate)
+    if not recipe.out_of_time:
+        recipe.said += average_weights(learner, settings, start, kept, best, validate)
     return moving
 
 
@@ -313,11 +317,19 @@ def _run_frozen(
     return train, val
 
 
-def _last_stage(recipe: Recipe) -> tuple[Stage | None, set[str]]:
-    """The tune stage, if there is one, and the encoders that it trains."""
-    if recipe.tunes():
+def _last_stage(recipe: Recipe, *, begun: bool) -> tuple[Stage | None, set[str]]:
+    """Return the tune stage, if there is one and there is time for it, and the encoders that it trains.
+
+    Args:
+        recipe: whose stage it is; notes where the time is up.
+        begun: whether the stage was under way when the run was stopped.
+    """
+    if recipe.tunes() and (begun or not recipe.deadline.passed()):
         tune = recipe.tune_stage()
         return tune, recipe.moving()
+    if recipe.tunes():
+        recipe.out_of_time = True
+        recipe.said.append("The tune stage was left out, as the time for training was up (trainer.minutes).")
     for key in recipe.pretrained:
         recipe.model.encoders[key].requires_grad_(False)
     return None, set()

@@ -23,6 +23,7 @@ class TrainingHistory:
         changed: number of parameters whose values differ between the start and the final weights, per encoder key; the
             total under "". Empty if they were not counted.
         waited: share of the updates' time spent waiting for batches, 0 to 1.
+        out_of_time: whether training stopped, or skipped a stage, because its time was up.
     """
 
     checks: list[Check]
@@ -33,6 +34,7 @@ class TrainingHistory:
     precision: str = "no"
     waited: float = 0.0
     changed: dict[str, int] = field(default_factory=dict)
+    out_of_time: bool = False
 
     @property
     def encoders_unchanged(self) -> bool:

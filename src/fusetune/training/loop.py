@@ -10,7 +10,6 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -43,54 +42,8 @@ from fusetune.training.hardware.precision import Autocast
 from fusetune.training.learner import Learner
 from fusetune.training.loader import PREFETCH, BatchLoader
 from fusetune.training.optim import build_optimizer, unwrapped
-from fusetune.training.updates.update import Buffers, Gradients, is_out_of_memory, plain, update
-
-
-@dataclass
-class Stage:
-    """Settings of one stage, and what its run measured.
-
-    Attributes:
-        name: for logs and progress.
-        epochs: passes over the train rows; may be a fraction.
-        groups: the optimiser's parameter groups, each with its peak `lr` and its `weight_decay`.
-        warmup: share of the updates over which the learning rate rises, 0 to 1.
-        batch_size: rows an update, over all processes, in `accumulate` micro-batches.
-        evals_per_epoch: checks (evaluations on the validation rows) an epoch.
-        patience: checks without an improvement before the stage stops; None never stops early.
-        margin: score gain that counts as an improvement although the validation loss is higher; 0 or more.
-        gradients: computes an update's gradients.
-        ema: decay of the weights' moving average, in (0, 1), which is evaluated and saved in their place; or None.
-        autocast: whether the accelerator's mixed precision is used.
-        seconds: set by the run: duration of the updates, without checks.
-        waited: set by the run: the part of `seconds` spent waiting for batches.
-        skip: updates with a non-finite loss or gradient that may be skipped; None stops at the first.
-        notes: set by the run: sentences on where it departed from the settings.
-        fits_memory: whether micro-batches may be made smaller than `accumulate` says, to fit into memory.
-    """
-
-    name: str
-    epochs: float
-    groups: list[dict[str, Any]]
-    optimizer: str = "adamw"
-    schedule: str = "cosine"
-    warmup: float = 0.1
-    clip: float | None = 1.0
-    batch_size: int = 32
-    accumulate: int = 1
-    evals_per_epoch: int = 1
-    patience: int | None = None
-    margin: float = 0.0
-    workers: int = 0
-    seed: int = 0
-    gradients: Gradients = plain
-    ema: float | None = None
-    autocast: bool = True
-    seconds: float = 0.0
-    waited: float = 0.0
-    skip: int | None = None
-    notes: list[str] = field(default_factory=list)
-    fits_memory: bool = False
+from fusetune.training.stage import Stage
+from fusetune.training.updates.update import Buffers, is_out_of_memory, update
 
 
 def run_stage(
@@ -229,11 +182,16 @@ class _StageRun:
     def _evaluate_if_due(self) -> bool:
         """Evaluate on the validation rows if a check is due; return whether the stage is over."""
         ended = self.done == self.num_updates
-        if self.done and self.checked != self.done and (ended or self.done % self.eval_every == 0):
+        late = not ended and self.stage.deadline.passed()
+        if self.done and self.checked != self.done and (ended or late or self.done % self.eval_every == 0):
             self._check()
             self.wrapped.train()
             self.manager.raise_if_signalled()
-        return ended or self.stopping.stop
+        self.stage.out_of_time = late and not self.stopping.stop
+        if self.stage.out_of_time:
+            at = f"{self.done} of {self.num_updates} updates of stage {self.stage.name!r}"
+            self._warn(f"The time for training was up after {at}: the best step so far is kept (trainer.minutes).")
+        return ended or late or self.stopping.stop
 
     def _check(self) -> None:
         """Evaluate on the validation rows and tell the callbacks; save and stop if a signal interrupts it."""

@@ -13,6 +13,7 @@ from fusetune.objectives.base import Objective
 from fusetune.tasks.base import Task
 from fusetune.training.alignment import Alignment
 from fusetune.training.checkpoint_manager import CheckpointManager
+from fusetune.training.deadline import Deadline
 from fusetune.training.probe import Probe
 from fusetune.types import Tokens
 
@@ -90,6 +91,7 @@ class RunContext:
         manager: writes checkpoints, and may have one to resume from.
         log_dir: where trackers write; None for no trackers.
         bar: whether to show progress.
+        deadline: when the training stops, though updates are left; it is finished at its best step so far.
     """
 
     seed: int = 0
@@ -97,3 +99,4 @@ class RunContext:
     manager: CheckpointManager = field(default_factory=CheckpointManager)
     log_dir: Path | None = None
     bar: bool = False
+    deadline: Deadline = field(default_factory=Deadline)

@@ -15,8 +15,9 @@ from fusetune.errors import ConfigError
 from fusetune.models.family import Family
 from fusetune.objectives.balance import Balance
 from fusetune.objectives.base import BatchObjective, Objective
-from fusetune.training.loop import Stage
+from fusetune.training.deadline import Deadline
 from fusetune.training.optim import no_decay, param_groups
+from fusetune.training.stage import Stage
 from fusetune.training.updates.adversarial import Adversarial
 from fusetune.training.updates.grad_cache import cached
 from fusetune.training.updates.sam import Sharpness
@@ -53,12 +54,14 @@ class Recipe:
         margin: float,
         balance: Balance | None = None,
         augmented: Collection[str] = (),
+        deadline: Deadline | None = None,
     ) -> None:
         self.model, self.settings, self.rules, self.seed = model, settings, rules, seed
         self.objectives: list[nn.Module] = [*objectives, *([balance] if balance is not None else [])]
         self.starts_linear, self.margin, self.balance = starts_linear, margin, balance
         self.said: list[str] = []
         self.stages: list[Stage] = []
+        self.deadline, self.out_of_time = deadline or Deadline(), False
         self.augmented = augmented
         self.pretrained = {key for key, encoder in model.encoders.items() if encoder.pretrained}
         self.scratch = {
@@ -196,6 +199,7 @@ class Recipe:
             seed=self.seed,
             ema=settings.ema,
             skip=settings.skip_nonfinite,
+            deadline=self.deadline,
         )
 
     def check_compile(self) -> None:

@@ -15,6 +15,7 @@ Reference: Ke et al. 2017, "LightGBM: A Highly Efficient Gradient Boosting Decis
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,14 @@ class Rows:
 
 
 def grow(
-    task: Boosted, train: Rows, val: Rows, categorical: list[int], settings: StackConfig, *, seed: int
+    task: Boosted,
+    train: Rows,
+    val: Rows,
+    categorical: list[int],
+    settings: StackConfig,
+    *,
+    seed: int,
+    late: Callable[[], bool] = lambda: False,
 ) -> list[Any]:
     """The boosters of a task.
 
@@ -54,6 +62,7 @@ def grow(
         categorical: the features that are categories.
         settings: how large the trees are.
         seed: of LightGBM, which draws nothing with these settings.
+        late: whether to stop after the present round; asked once a round.
     """
     library = lightgbm()
     grown = []
@@ -77,15 +86,28 @@ def grow(
         _, val_labels = task.boosting(val.truth, place)
         options = {"categorical_feature": categorical, "free_raw_data": False}
         data = library.Dataset(train.matrix, labels, weight=train.weights, params={"verbosity": -1}, **options)
-        watched, callbacks = [], []
+        watched, callbacks = [], [_stop_when(late)]
         if len(val_labels):
             watched = [library.Dataset(val.matrix, val_labels, weight=val.weights, reference=data, **options)]
-            callbacks = [library.early_stopping(PATIENCE, verbose=False)]
+            callbacks += [library.early_stopping(PATIENCE, verbose=False)]
         most = rounds if watched else min(rounds, BLIND_ROUNDS)
         booster = library.train(shared | goal, data, most, valid_sets=watched, callbacks=callbacks)
         text = booster.model_to_string(num_iteration=booster.best_iteration if watched else -1)
         grown.append(read_trees(text, train.matrix.shape[1], per_round))  # what a folder gives, and no more
     return grown
+
+
+def _stop_when(late: Callable[[], bool]) -> Callable[[Any], None]:
+    """Return a callback of LightGBM's that ends a booster's training at its best round so far."""
+    losses: list[float] = []
+
+    def stop(env: Any) -> None:
+        losses.extend(result[2] for result in env.evaluation_result_list[:1])  # (rows, metric, value, ...)
+        if late():
+            best = int(np.argmin(losses)) if losses else env.iteration
+            raise lightgbm().callback.EarlyStopException(best, env.evaluation_result_list)
+
+    return stop
 
 
 def tree_scores(task: Boosted, boosters: list[Any], matrix: np.ndarray) -> np.ndarray:

@@ -95,7 +95,7 @@ def alone(
     name: str,
     task: Task,
     splits: Mapping[str, SplitRows],
-    models: Mapping[str, Family],
+    models: Mapping[str, Family | None],
     *,
     select: bool = False,
 ) -> list[Candidate]:
@@ -105,7 +105,8 @@ def alone(
         name: the task's name in the model.
         task: the fitted task.
         splits: "train", "val" and "test".
-        models: the trained models by modality; modalities without one get a linear probe.
+        models: the trained models by modality; modalities without one get a linear probe, those
+            with None are left out.
         select: see `Probe.fit`.
     """
     train, val, test = splits["train"], splits["val"], splits["test"]
@@ -113,8 +114,10 @@ def alone(
     candidates = []
     for part, columns in grouped.items() if len(grouped) > 1 else ():
         if part in models:
-            view = test.seen(encoded(models[part], test.examples.restrict(columns)))
-            scores = model_scores(models[part], name, task, view, train)
+            if (model := models[part]) is None:
+                continue
+            view = test.seen(encoded(model, test.examples.restrict(columns)))
+            scores = model_scores(model, name, task, view, train)
             what = "tuned with the same recipe on this modality alone"
         elif not isinstance(task, Probed):
             continue

@@ -13,8 +13,8 @@ from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.graphs import EncoderReplays, Replays, why_not
 from fusetune.models.family import Family
 from fusetune.models.replays import FusionReplays
-from fusetune.training.loop import Stage
 from fusetune.training.recipe import Recipe
+from fusetune.training.stage import Stage
 from fusetune.training.updates.grad_cache import cached
 from fusetune.training.updates.update import Gradients, plain
 from fusetune.types import Batch
