@@ -36,7 +36,7 @@ import torch
 from speed import DEVICE, HERE, Case, rounds
 from torch.utils.flop_counter import FlopCounterMode
 
-from fusetune.backbones.compiled import compiling
+from fusetune.backbones.passes.compiled import compiling
 from fusetune.config.config import Config
 
 PEAK = 989.0

@@ -171,7 +171,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, list[tuple[int,
     """
     import torch
 
-    from fusetune.backbones import graphs
+    from fusetune.backbones.passes import graphs
 
     made: list[tuple[Any, list[tuple[int, ...]]]] = []
 

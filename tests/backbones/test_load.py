@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from fusetune.backbones import embedded, grouping
+from fusetune.backbones import embedded
 from fusetune.backbones.listing import describe, list_backbones
 from fusetune.backbones.load import load_backbone, restore_backbone
+from fusetune.backbones.passes import grouping
 from fusetune.errors import BackboneError, FolderError
 from fusetune.testing import tiny_models
 from fusetune.testing.backbones import collate, example_cells
@@ -107,8 +108,10 @@ def test_many_pictures_are_encoded_some_at_a_time(home: Path, monkeypatch, pool)
     pixels, owner = torch.randn(5, 3, 32, 32), torch.tensor([1, 0, 1, 1, 2])
     encoder = load_backbone(str(home / "vit"), "image", pool=pool).eval()
     passes = []
-    whole = encoder._encode
-    monkeypatch.setattr(encoder, "_encode", lambda **given: passes.append(len(given["pixel_values"])) or whole(**given))
+    whole = encoder.hidden_states
+    monkeypatch.setattr(
+        encoder, "hidden_states", lambda **given: passes.append(len(given["pixel_values"])) or whole(**given)
+    )
     with torch.no_grad():
         plain = encoder(pixel_values=pixels, owner=owner)
         monkeypatch.setattr(grouping, "PICTURES", 2)

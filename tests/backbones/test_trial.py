@@ -13,8 +13,8 @@ from PIL import Image
 
 from fusetune.backbones import structure
 from fusetune.backbones.backbone import Backbone
-from fusetune.backbones.graphs import why_not
 from fusetune.backbones.load import load_backbone, restore_backbone
+from fusetune.backbones.passes.graphs import why_not
 from fusetune.backbones.trial import try_out
 from fusetune.errors import BackboneError
 

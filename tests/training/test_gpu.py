@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fusetune
-from fusetune.backbones import graphs
+from fusetune.backbones.passes import graphs
 from fusetune.training import checkpoint_manager as manager
 from fusetune.training import loop
 from fusetune.training.hardware import replay

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from fusetune.backbones.graphs import alone
+from fusetune.backbones.passes.graphs import alone
 from fusetune.data.sampler import UpdateSampler
 from fusetune.errors import BadCell, RunError
 from fusetune.training.loader import PREFETCH, BatchLoader

@@ -8,7 +8,7 @@ import torch
 
 import fusetune
 from fusetune.backbones import backbone
-from fusetune.backbones.boundary import BOUNDARY
+from fusetune.backbones.passes.boundary import BOUNDARY
 from fusetune.inference.predict import evaluating
 from fusetune.models.reader import FEATURES
 from fusetune.training import finetune as stages

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,16 +16,12 @@ from torch import Tensor, nn
 
 from fusetune import _private
 from fusetune.backbones import structure
-from fusetune.backbones.boundary import BOUNDARY, starting_at
-from fusetune.backbones.compiled import bucketed, explained
-from fusetune.backbones.grouping import concatenated, length_cuts, picture_pieces, whole
 from fusetune.backbones.inputs import AudioInputs, ImageInputs, Inputs, SpectrogramInputs, TextInputs
+from fusetune.backbones.passes.base import EncoderPass
+from fusetune.backbones.passes.choice import choose
 from fusetune.config.sections import AdapterConfig
 from fusetune.errors import BackboneError
 from fusetune.types import Tokens
-
-if TYPE_CHECKING:
-    from fusetune.backbones.graphs import EncoderReplays
 
 FILE = "backbone.json"
 KINDS = ("text", "image", "audio")
@@ -53,8 +49,10 @@ class Backbone(nn.Module):
         adapter: the adapter's settings, where the encoder has one (`fusetune.backbones.adapters`): `adapted` has the
             paths of the modules in `model` that it sits on, `brought` the names of the tensors that it added.
         normalised: pooled vectors are scaled to length 1, as a sentence encoder's own modules say.
-        separate: how a batch is encoded: "" in one pass; "lengths": cells of one length at a time, "cells": each by
-            itself, for models whose vectors depend on the padding (see `fusetune.backbones.trial`).
+        separate: which cells may share a pass: "" all; "lengths": those of one length; "cells": none, for models whose
+            vectors depend on the padding or on the other cells (see `fusetune.backbones.trial`).
+        start: the pass that begins at the first trained layer, where one was tried and found right.
+        wanted: the pass that is entered with `fusetune.backbones.passes.base.using`.
         notes: what a user should know of this encoder, in sentences.
     """
 
@@ -97,16 +95,17 @@ class Backbone(nn.Module):
         self.adapter: AdapterConfig | None = None
         self.adapted: list[str] = []
         self.brought: set[str] = set()
-        self.together = False  # all texts of a batch in one pass, see `whole`
-        self.compiled = False  # see `fusetune.backbones.compiled`
-        self.replays: EncoderReplays | None = None  # see `fusetune.backbones.graphs`
-        self.starts_at, self.gives_tuples = 0, False  # of passes that bring what a layer reads, see `boundary`
-        self.normalised, self.separate = False, ""
+        self.start: EncoderPass | None = None
+        self.wanted: EncoderPass | None = None
+        self.normalised = False
         self.notes: list[str] = []
         # Models that hide a random part of their input (ViT-MAE) take the order of the patches as an argument.
         self._orders_patches = "noise" in inspect.signature(getattr(model, method)).parameters
-        # Group normalisation over time would see the padding, so such an encoder takes sounds of one length at a time.
-        self._alone = isinstance(inputs, AudioInputs) and any(isinstance(m, nn.GroupNorm) for m in model.modules())
+        # Group normalisation over time would see the padding, and such an encoder was trained without a mask.
+        self._normalises_time = isinstance(inputs, AudioInputs) and any(
+            isinstance(module, nn.GroupNorm) for module in model.modules()
+        )
+        self.separate = "lengths" if self._normalises_time else ""
 
     # ---- from cells to tensors
 
@@ -157,94 +156,28 @@ class Backbone(nn.Module):
 
     # ---- from tensors to tokens
 
-    def forward(self, *, owner: Tensor | None = None, boundary: Tensor | None = None, **inputs: Tensor) -> Tokens:
-        """
+    def forward(self, *, owner: Tensor | None = None, **inputs: Tensor) -> Tokens:
+        """Encode, by the pass that `fusetune.backbones.passes.choice.choose` returns.
+
         Args:
             owner: (parts,) int64 from 0 up without gaps, where a cell may have several parts: which cell each
                 belongs to. Their vectors are averaged; with pool "none" their tokens follow one another.
-            boundary: what the first trained layer reads, where that is known: see `fusetune.backbones.boundary`.
-            inputs: what a collate method gave.
+            inputs: what a collate method gave; perhaps `boundary`, what the first trained layer reads of these cells
+                (see `fusetune.backbones.passes.boundary`).
 
         Returns:
             (cells, 1, dim), or (cells, tokens, dim) with pool "none".
         """
-        replays = self.replays if self.replays is not None and self.replays.takes(inputs) else None
-        if not self.together and (self.compiled or replays is not None):
-            known = inputs if boundary is None else {**inputs, BOUNDARY: boundary}
-            return self._in_sizes(owner, known, replays)
-        if boundary is not None:
-            with starting_at(self, self.starts_at, boundary.to(next(self.model.parameters()).dtype)), whole(self):
-                return self(owner=owner, **inputs)  # type: ignore[no-any-return]
-        if "attention_mask" in inputs and not self.separate and (groups := self._groups(inputs["attention_mask"])):
-            return self._in_groups(groups, inputs)
-        if owner is not None and isinstance(self.inputs, ImageInputs) and (pieces := picture_pieces(inputs)):
-            return _join(concatenated([self(**piece) for piece in pieces]), owner)
-        values, mask, own = self._separately(inputs) if self.separate else self._encode(**inputs)
-        tokens = Tokens(values, mask, self.grid) if self.pool == "none" else self._pooled(values, mask, own)
+        tokens = choose(self, inputs)(self, inputs)
         return tokens if owner is None else _join(tokens, owner)
 
-    def _in_sizes(self, owner: Tensor | None, inputs: dict[str, Tensor], replays: EncoderReplays | None) -> Tokens:
-        """The same of a padded batch, what is padded cut off."""
-        fine = replays is not None and replays.is_fine(inputs)
-        padded, rows, num = bucketed(inputs, self.max_tokens, fine=fine)
-        tokens = replays(padded) if replays is not None else None
-        if tokens is None:
-            with whole(self), explained():
-                tokens = self(**padded)
-        num = num if num and self.pool == "none" else tokens.values.shape[1]
-        cut = Tokens(tokens.values[:rows, :num], tokens.mask[:rows, :num], tokens.grid)
-        return cut if owner is None else _join(cut, owner)
+    def hidden_states(self, *, lengths: Tensor | None = None, **inputs: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Run the model once.
 
-    def _groups(self, mask: Tensor) -> list[Tensor]:
-        """The rows of texts in groups of like length, where that saves computing; empty where it does not.
-
-        On a GPU a pass more costs more than padding, and to look at lengths would make it wait.
+        Returns:
+            (rows, tokens, dim); (rows, tokens) bool, which tokens are real; the model's own (rows, dim), if it makes
+            one.
         """
-        if self.together or self.pool == "none" or mask.device.type != "cpu":
-            return []
-        lengths, order = mask.sum(1).sort()
-        cuts = length_cuts(lengths.numpy())
-        return list(order.tensor_split(torch.tensor(cuts))) if cuts else []
-
-    def _in_groups(self, groups: list[Tensor], inputs: dict[str, Tensor]) -> Tokens:
-        """(rows, 1, dim), each group of rows in a pass of its own, cut to its longest."""
-        parts = []
-        for rows in groups:
-            some = {name: tensor[rows] for name, tensor in inputs.items()}
-            longest = int(some["attention_mask"].sum(1).max())
-            whole = some["attention_mask"].shape[1]
-            cut = {name: part[:, :longest] if part.shape[1:2] == (whole,) else part for name, part in some.items()}
-            parts.append(self._pooled(*self._encode(**cut)))
-        back = torch.cat(groups).argsort()
-        return Tokens(torch.cat([part.values for part in parts])[back], torch.cat([part.mask for part in parts])[back])
-
-    def _separately(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The same as `_encode`, of rows of one length at a time (or of each row), without padding."""
-        rows = max(len(tensor) for tensor in inputs.values())
-        mask, lengths = inputs.get("attention_mask"), inputs.get("lengths")
-        sizes = mask.sum(1) if mask is not None else lengths if lengths is not None else torch.zeros(rows)
-        if self.separate == "cells":
-            groups = [torch.tensor([row]) for row in range(rows)]
-        else:
-            groups = [(sizes == size).nonzero().squeeze(1) for size in sorted(set(sizes.tolist()))]
-        parts = []
-        for some in groups:
-            cut = {name: tensor[some.to(tensor.device)] for name, tensor in inputs.items()}
-            longest = int(sizes[some[0]])
-            for name, tensor in cut.items():
-                width = mask.shape[1] if mask is not None else max((int(size) for size in sizes), default=0)
-                if longest and tensor.ndim > 1 and tensor.shape[1] == width:
-                    cut[name] = tensor[:, :longest]
-            parts.append(self._encode(**cut))
-        most = max(values.shape[1] for values, _, _ in parts)
-        back = torch.cat(groups).argsort()
-        values = torch.cat([nn.functional.pad(part, (0, 0, 0, most - part.shape[1])) for part, _, _ in parts])[back]
-        real = torch.cat([nn.functional.pad(part, (0, most - part.shape[1])) for _, part, _ in parts])[back]
-        own = [part for _, _, part in parts if part is not None]
-        return values, real, torch.cat(own)[back] if own else None
-
-    def _encode(self, *, lengths: Tensor | None = None, **inputs: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(rows, tokens, dim), (rows, tokens) bool and, where the model gives one, its own (rows, dim)."""
         if lengths is not None and not cast(AudioInputs, self.inputs).makes_features:
             return self._encode_waveforms(next(iter(inputs.values())), lengths, next(iter(inputs)))
         values, own = self._call(inputs)
@@ -262,21 +195,11 @@ class Backbone(nn.Module):
 
     def _encode_waveforms(self, waves: Tensor, lengths: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor | None]:
         real = torch.arange(waves.shape[1], device=waves.device) < lengths[:, None]  # (rows, samples)
-        if not self._alone:
-            values, own = self._call({name: waves, "attention_mask": real.long()})
-            return values, _private.waveform_mask(self.model, values.shape[1], real.long()), own
-        rows: list[Tensor] = []
-        found: list[Tensor] = []
-        for length in sorted(set(lengths.tolist())):
-            same = (lengths == length).nonzero().squeeze(1)
-            rows.append(same)
-            found.append(self._call({name: waves[same, :length]})[0])
-        most = max(values.shape[1] for values in found)
-        padded = [nn.functional.pad(values, (0, 0, 0, most - values.shape[1])) for values in found]
-        counts = torch.cat([torch.full((len(values),), values.shape[1], device=waves.device) for values in found])
-        order = torch.cat(rows).argsort()
-        mask = torch.arange(most, device=waves.device) < counts[order, None]
-        return torch.cat(padded)[order], mask, None
+        if self._normalises_time:  # all of one length, see `separate`
+            values, own = self._call({name: waves})
+            return values, torch.ones(values.shape[:2], dtype=torch.bool, device=values.device), own
+        values, own = self._call({name: waves, "attention_mask": real.long()})
+        return values, _private.waveform_mask(self.model, values.shape[1], real.long()), own
 
     def _call(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         if self._orders_patches:
@@ -292,7 +215,10 @@ class Backbone(nn.Module):
         own = getattr(out, "pooler_output", None)
         return values, None if own is None else own.flatten(1)
 
-    def _pooled(self, values: Tensor, mask: Tensor, own: Tensor | None) -> Tokens:
+    def as_tokens(self, values: Tensor, mask: Tensor, own: Tensor | None) -> Tokens:
+        """Pool what `hidden_states` returned: (rows, 1, dim), or (rows, tokens, dim) with pool "none"."""
+        if self.pool == "none":
+            return Tokens(values, mask, self.grid)
         if self.pool == "own":
             assert own is not None
             vector = own

@@ -209,7 +209,8 @@ def _restore(folder: Path, saved: dict[str, Any], most: int | None) -> Backbone:
     named = {name: saved[name] for name in ("pool", "key", "source", "fingerprint", "pretrained", "norm_eval")}
     backbone = Backbone(part, inputs=inputs, kind=kind, method=method, config=config, **named)
     backbone.removed, backbone.dim = removed, int(saved["dim"])
-    backbone.normalised, backbone.separate = bool(saved.get("normalised", False)), str(saved.get("separate", ""))
+    backbone.normalised = bool(saved.get("normalised", False))
+    backbone.separate = str(saved.get("separate", "")) or backbone.separate
     if saved.get("grid") is not None:
         extra, height, width = (int(number) for number in saved["grid"])
         backbone.grid = (extra, height, width)

@@ -24,7 +24,7 @@ def settle(backbone: Backbone, pool: str, folder: Path) -> None:
     inputs = _small_input(backbone)
     inputs.pop("owner", None)
     with torch.no_grad():
-        values, _, own = backbone._encode(**inputs)
+        values, _, own = backbone.hidden_states(**inputs)
     if pool == "auto":
         backbone.pool = _auto_pool(backbone, own, folder)
     if backbone.pool == "none" and backbone.kind != "text":
@@ -102,7 +102,7 @@ def _is_causal(backbone: Backbone) -> bool:
     other = tokens.clone()
     other[0, -1] += 1
     mask = torch.ones_like(tokens)
-    one, two = (backbone._encode(input_ids=ids, attention_mask=mask)[0][0, 0] for ids in (tokens, other))
+    one, two = (backbone.hidden_states(input_ids=ids, attention_mask=mask)[0][0, 0] for ids in (tokens, other))
     return torch.equal(one, two)
 
 
@@ -117,7 +117,7 @@ def _reads_padding(backbone: Backbone) -> bool:
     padded["input_ids"][:, len(ids) :] = inputs.filler
     if padded["input_ids"].shape[1] > inputs.max_tokens:
         return False
-    one, two = backbone._encode(**short)[2], backbone._encode(**padded)[2]
+    one, two = backbone.hidden_states(**short)[2], backbone.hidden_states(**padded)[2]
     assert one is not None and two is not None
     return not torch.allclose(one, two, atol=1e-3)
 

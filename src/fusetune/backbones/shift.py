@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fusetune import _private
-from fusetune.backbones.grouping import whole
+from fusetune.backbones.passes.base import PlainPass, using
 from fusetune.errors import BackboneError
 from fusetune.types import Tokens
 
@@ -51,7 +51,7 @@ def encode(encoder: nn.Module, tensors: dict[str, Tensor]) -> Tokens:
             table = word_embeddings(encoder)
             handle = table.register_forward_hook(lambda module, args, output: output + shift.to(output.dtype))
             after.callback(handle.remove)
-            after.enter_context(whole(encoder))
+            after.enter_context(using(encoder, PlainPass()))
         elif any(tensor.requires_grad for tensor in rest.values()):
             after.enter_context(_private.inputs_not_leaves(encoder))
         tokens: Tokens = encoder(**rest)

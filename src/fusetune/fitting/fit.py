@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fusetune.backbones.compiled import check_compiler
+from fusetune.backbones.passes.compiled import check_compiler
 from fusetune.deploy.bundle import Bundle
 from fusetune.evaluation.results import RunResults, plain
 from fusetune.fitting.match import fit_match

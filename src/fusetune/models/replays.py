@@ -1,4 +1,4 @@
-"""CUDA-graph replays of the passes after the encoders; see `fusetune.backbones.graphs`."""
+"""CUDA-graph replays of the passes after the encoders; see `fusetune.backbones.passes.graphs`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusetune.backbones.compiled import bucket
-from fusetune.backbones.graphs import Replays
+from fusetune.backbones.passes.compiled import bucket
+from fusetune.backbones.passes.graphs import Replays
 from fusetune.models.family import Family
 from fusetune.models.understand import Understand
 from fusetune.types import Batch, Outputs, Tokens

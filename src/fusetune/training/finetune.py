@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from fusetune.backbones.compiled import compiling
+from fusetune.backbones.passes.compiled import compiling
 from fusetune.config.trainer import TrainerConfig
 from fusetune.data.examples import Examples
 from fusetune.errors import NonFiniteLoss

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fusetune.backbones.graphs import alone
+from fusetune.backbones.passes.graphs import alone
 from fusetune.data.examples import Examples
 from fusetune.data.sampler import UpdateSampler
 from fusetune.errors import RunError, UserError

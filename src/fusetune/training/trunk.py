@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from fusetune.backbones.backbone import Backbone
-from fusetune.backbones.boundary import BOUNDARY, bears, frozen_layers, run_to, stand_in
 from fusetune.backbones.inputs import TextInputs
+from fusetune.backbones.passes.base import BOUNDARY
+from fusetune.backbones.passes.boundary import boundary_pass, frozen_layers, run_to, stand_in
 from fusetune.data.column import Column, Progress
 from fusetune.data.examples import Examples
 from fusetune.data.storage.feature_cache import FeatureCache, FeatureStore
@@ -144,8 +145,10 @@ def _compute_trunk(
     digests, cells = missing(store, column)
     good = np.sort(column.good())[:4]
     with evaluating(encoder), retain_freed_memory():
-        if not len(good) or not bears(encoder, number, _tensors(column, good, device)):
+        start = boundary_pass(encoder, number, _tensors(column, good, device)) if len(good) else None
+        if start is None:
             return None
+        encoder.start = start
         pending = cells if together is None else together(cells)
         for batch in batches(pending, f"running the frozen layers on {column.modality.column}", progress):
             if store.has(digests[batch]).all():

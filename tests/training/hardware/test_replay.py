@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import fusetune
-from fusetune.backbones import graphs
+from fusetune.backbones.passes import graphs
 from fusetune.training import finetune
 from fusetune.training.hardware import replay
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import traceback
+from contextlib import ExitStack
 
 import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fusetune.backbones.passes.base import PlainPass, using
 from fusetune.training.updates.update import Buffers
 from fusetune.types import as_numbers
 
@@ -50,13 +52,12 @@ def test_no_value_is_asked_for_on_the_way_to_the_gradients(learned):
     learner, batch = learned
     del batch.inputs["voice"]  # waveforms of several parts are joined by their number, which is asked for
     batch.cells["voice"] = torch.full_like(batch.cells["voice"], -1)
-    for encoder in learner.model.encoders.values():
-        encoder.together = True
-    with Waits() as waits:
+    with ExitStack() as after:
+        for encoder in learner.model.encoders.values():
+            after.enter_context(using(encoder, PlainPass()))
+        waits = after.enter_context(Waits())
         total, parts, _ = learner(batch)
         total.backward()
-    for encoder in learner.model.encoders.values():
-        encoder.together = False
     # transformers asks once a pass whether a mask has padding; what a fusion checks, it checks on processors alone.
     known = ("/transformers/masking_utils.py", "/fusion/_columns.py")
     assert parts and [one for one in waits.seen if not any(file in one for file in known)] == []

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
 
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from fusetune.backbones.backbone import Backbone
-from fusetune.backbones.graphs import EncoderReplays, Replays, why_not
+from fusetune.backbones.passes.base import using
+from fusetune.backbones.passes.compiled import CompiledPass
+from fusetune.backbones.passes.graphs import ReplayedPass, Replays, why_not
 from fusetune.models.family import Family
 from fusetune.models.replays import FusionReplays
 from fusetune.training.recipe import Recipe
@@ -39,9 +40,11 @@ class Replayed:
         }
         self.fusion = FusionReplays(model) if packages <= {"torch", "fusetune"} else None
         self.encoders = {
-            key: EncoderReplays(key, encoder)
+            key: ReplayedPass(key, encoder)
             for key in sorted(keys)
-            if isinstance(encoder := model.encoders[key], Backbone) and not encoder.compiled and not why_not(encoder)
+            if isinstance(encoder := model.encoders[key], Backbone)
+            and not isinstance(encoder.wanted, CompiledPass)
+            and not why_not(encoder)
         }
 
     def all(self) -> list[Replays]:
@@ -58,17 +61,20 @@ class Replayed:
             for replays in self.all():
                 replays.forget()
             return self.gradients(learner, micro_batches, accelerator)
-        self._set(on=True)
-        try:
+        with self._replaying():
             return self.gradients(learner, micro_batches, accelerator)
-        finally:
-            self._set(on=False)
 
-    def _set(self, *, on: bool) -> None:
-        self.model.replays = self.fusion if on else None
-        for key, replays in self.encoders.items():
-            encoder: Any = self.model.encoders[key]
-            encoder.replays = replays if on else None
+    @contextmanager
+    def _replaying(self) -> Iterator[None]:
+        """Inside, the model's parts replay their passes."""
+        with ExitStack() as after:
+            for key, replays in self.encoders.items():
+                after.enter_context(using(self.model.encoders[key], replays))
+            self.model.replays = self.fusion
+            try:
+                yield
+            finally:
+                self.model.replays = None
 
 
 @contextmanager

@@ -6,7 +6,7 @@ what it reads; later the frozen ones are passed over. Whether a model bears that
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from fusetune import _private
 from fusetune.backbones import structure
-from fusetune.backbones.grouping import whole
 from fusetune.backbones.inputs import AudioInputs, TextInputs
+from fusetune.backbones.passes.base import BOUNDARY, Encoder, EncoderPass, PlainPass, using
+from fusetune.types import Tokens
 
-BOUNDARY = "boundary"
-"""The input under which a batch brings what the first trained layer reads, (rows or parts, ...)."""
 TOLERANCE = 1e-4
 
 
@@ -29,6 +28,29 @@ class _Reached(Exception):
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()
         self.hidden = hidden
+
+
+class BoundaryPass(EncoderPass):
+    """A pass that starts at the first trained layer, with what the inputs bring under `BOUNDARY`."""
+
+    def __init__(self, layer: int, *, gives_tuples: bool) -> None:
+        """
+        Args:
+            layer: the number of the first layer that runs, see `frozen_layers`.
+            gives_tuples: whether the layers before it return a tuple of one tensor instead of a tensor.
+        """
+        self.layer, self.gives_tuples = layer, gives_tuples
+
+    def takes(self, encoder: Encoder, inputs: Mapping[str, Tensor]) -> bool:
+        """Return whether the inputs bring a boundary."""
+        return BOUNDARY in inputs
+
+    def __call__(self, encoder: Encoder, inputs: Mapping[str, Tensor]) -> Tokens:
+        """See `EncoderPass`."""
+        hidden = inputs[BOUNDARY].to(next(encoder.model.parameters()).dtype)
+        rest = {name: tensor for name, tensor in inputs.items() if name != BOUNDARY}
+        with starting_at(encoder, self.layer, hidden, gives_tuples=self.gives_tuples):
+            return PlainPass()(encoder, rest)
 
 
 def frozen_layers(backbone: Any) -> int:
@@ -63,7 +85,7 @@ def run_to(backbone: Any, number: int, tensors: dict[str, Tensor]) -> Tensor:
 
     handle = found[1][number].register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        with whole(backbone):
+        with using(backbone, PlainPass()):
             backbone(**tensors)
     except _Reached as reached:
         return reached.hidden
@@ -73,23 +95,24 @@ def run_to(backbone: Any, number: int, tensors: dict[str, Tensor]) -> Tensor:
 
 
 @contextmanager
-def starting_at(backbone: Any, number: int, hidden: Tensor) -> Iterator[None]:
+def starting_at(backbone: Any, number: int, hidden: Tensor, *, gives_tuples: bool = False) -> Iterator[None]:
     """Passes inside skip the first `number` layers, the next one reads `hidden`.
 
     Args:
         backbone: the encoder.
         number: as `frozen_layers` gave it.
         hidden: as `run_to` gave it.
+        gives_tuples: see `BoundaryPass`.
     """
     found = structure.layers(backbone.model)
     assert found is not None
 
     def first(*args: Any, **kwargs: Any) -> Any:
-        return (hidden,) if backbone.gives_tuples else hidden
+        return (hidden,) if gives_tuples else hidden
 
     def later(*args: Any, **kwargs: Any) -> Any:
         passed = args[0] if args else kwargs["hidden_states"]
-        return (passed,) if backbone.gives_tuples else passed
+        return (passed,) if gives_tuples else passed
 
     skipped = found[1][:number]
     compiled = [_private.compiled_call(layer) for layer in skipped]
@@ -111,8 +134,8 @@ def stand_in(backbone: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor if name == "owner" else torch.zeros_like(tensor[:1]) for name, tensor in tensors.items()}
 
 
-def bears(backbone: Any, number: int, tensors: dict[str, Tensor]) -> bool:
-    """Whether passes of this model may start at a layer: they give what whole passes give, within `TOLERANCE`.
+def boundary_pass(backbone: Any, number: int, tensors: dict[str, Tensor]) -> BoundaryPass | None:
+    """Return the pass that starts at a layer; None where it does not give what a plain pass gives within `TOLERANCE`.
 
     Args:
         backbone: in evaluation mode.
@@ -124,20 +147,20 @@ def bears(backbone: Any, number: int, tensors: dict[str, Tensor]) -> bool:
     given: list[Any] = []
     handle = found[1][number - 1].register_forward_hook(lambda module, args, output: given.append(output))
     try:
-        whole = backbone(**tensors)
+        plain = backbone(**tensors)
         handle.remove()
         if not given or (isinstance(given[0], tuple) and len(given[0]) != 1):
-            return False
-        backbone.gives_tuples = isinstance(given[0], tuple)
+            return None
+        tried = BoundaryPass(number, gives_tuples=isinstance(given[0], tuple))
         hidden = run_to(backbone, number, tensors)
         if isinstance(backbone.inputs, TextInputs) and hidden.shape[:2] != tensors["input_ids"].shape:
-            return False
-        backbone.starts_at = number
-        again = backbone(**stand_in(backbone, tensors), boundary=hidden)
+            return None
+        with using(backbone, tried):
+            again = backbone(**stand_in(backbone, tensors), boundary=hidden)
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError):
-        return False
+        return None
     finally:
         handle.remove()
-    scale = float(whole.values.abs().max().clamp(min=1))
-    same = again.values.shape == whole.values.shape and torch.equal(again.mask, whole.mask)
-    return bool(same and torch.allclose(again.values, whole.values, rtol=0, atol=TOLERANCE * scale))
+    scale = float(plain.values.abs().max().clamp(min=1))
+    same = again.values.shape == plain.values.shape and torch.equal(again.mask, plain.mask)
+    return tried if same and torch.allclose(again.values, plain.values, rtol=0, atol=TOLERANCE * scale) else None

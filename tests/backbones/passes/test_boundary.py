@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from fusetune.backbones.backbone import Backbone
-from fusetune.backbones.boundary import bears, frozen_layers, run_to, stand_in, starting_at
 from fusetune.backbones.freeze import freeze
 from fusetune.backbones.load import load_backbone
+from fusetune.backbones.passes.boundary import boundary_pass, frozen_layers, run_to, stand_in, starting_at
 
 TEXT = ["bert", "roberta", "llama", "gpt2", "clip"]
 IMAGE = ["vit", "dinov2", "mobilenet", "clip", "siglip"]
@@ -47,7 +47,8 @@ def test_equal_with_gradients(tiny, name: str, kind: str, pool: str | None) -> N
     number = frozen_layers(backbone)
     assert number == 1
     with torch.inference_mode():
-        assert bears(backbone, number, tensors)
+        backbone.start = boundary_pass(backbone, number, tensors)
+    assert backbone.start is not None
     hidden = run_to(backbone, number, tensors).detach()
     live = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     found = []
@@ -64,7 +65,7 @@ def test_the_frozen_layers_do_not_run(tiny) -> None:
     backbone, tensors = loaded(tiny, "bert", "text")
     freeze(backbone, "bottom:2")
     with torch.inference_mode():
-        assert bears(backbone, 1, tensors)
+        backbone.start = boundary_pass(backbone, 1, tensors)
         hidden = run_to(backbone, 1, tensors)
         frozen = backbone.model.encoder.layer[0].intermediate.dense
         frozen.register_forward_hook(lambda *_: pytest.fail("a frozen layer ran"))
@@ -98,12 +99,12 @@ def test_models_that_do_not_bear_it_are_found_out(tiny) -> None:
 
     layer.forward = peeking
     with torch.inference_mode():
-        assert not bears(backbone, 1, tensors)
+        assert boundary_pass(backbone, 1, tensors) is None
     t5, tensors = loaded(tiny, "t5", "text")
     freeze(t5, "bottom:2")
     if frozen_layers(t5):  # its first layer also says how later ones weigh positions
         with torch.inference_mode():
-            assert not bears(t5, frozen_layers(t5), tensors)
+            assert boundary_pass(t5, frozen_layers(t5), tensors) is None
 
 
 def test_an_error_inside_leaves_the_model_as_it_was(tiny) -> None:
@@ -113,3 +114,9 @@ def test_an_error_inside_leaves_the_model_as_it_was(tiny) -> None:
     with pytest.raises(KeyError), starting_at(backbone, 1, torch.zeros(1)):
         raise KeyError
     assert torch.equal(backbone(**tensors).values, whole)
+
+
+def test_a_boundary_that_nobody_tried_is_refused(tiny) -> None:
+    backbone, tensors = loaded(tiny, "bert", "text")
+    with pytest.raises(LookupError, match="boundary"):
+        backbone(**tensors, boundary=torch.zeros(4, 9, 16))

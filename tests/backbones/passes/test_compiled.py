@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 import fusetune
-from fusetune.backbones import compiled
 from fusetune.backbones.adapters import adapt
-from fusetune.backbones.boundary import frozen_layers, run_to, stand_in
-from fusetune.backbones.compiled import bucket, bucketed, check_compiler, compiling
 from fusetune.backbones.load import load_backbone
+from fusetune.backbones.passes import compiled
+from fusetune.backbones.passes.boundary import boundary_pass, frozen_layers, run_to, stand_in
+from fusetune.backbones.passes.compiled import bucket, bucketed, check_compiler, compiling
 from fusetune.config.sections import AdapterConfig
 from fusetune.errors import ConfigError, RunError
 
@@ -65,7 +65,7 @@ def test_padded_texts_give_the_same(tiny, as_it_is, pool):
     plain = backbone(**tensors)
     with compiling({"text": backbone}) as said:
         found = backbone(**tensors)
-    assert said == [] and not backbone.compiled
+    assert said == [] and backbone.wanted is None
     torch.testing.assert_close(found.values[found.mask], plain.values[plain.mask], atol=1e-5, rtol=0)
     assert torch.equal(found.mask, plain.mask)
 
@@ -98,7 +98,7 @@ def test_a_pass_that_starts_later_is_padded_too(tiny, as_it_is, kind):
         tensors = backbone.collate_images([np.full((3, *backbone.image_size), level, np.uint8) for level in (3, 90)])
     with torch.no_grad():
         hidden, plain = run_to(backbone, number, tensors), backbone(**tensors)
-    backbone.starts_at = number
+        backbone.start = boundary_pass(backbone, number, tensors)
     with compiling({"e": backbone}):
         found = backbone(**stand_in(backbone, tensors), boundary=hidden)
     torch.testing.assert_close(found.values, plain.values, atol=1e-5, rtol=0)
@@ -107,7 +107,7 @@ def test_a_pass_that_starts_later_is_padded_too(tiny, as_it_is, kind):
 def test_what_cannot_be_compiled_is_said(tiny, as_it_is):
     voice, photo = load_backbone(tiny("wav2vec2"), "audio"), load_backbone(tiny("mobilenet"), "image", norm_eval=False)
     with compiling({"voice": voice, "photo": photo}) as said:
-        assert not voice.compiled and not photo.compiled
+        assert voice.wanted is None and photo.wanted is None
     assert len(said) == 2 and "voice is not compiled: it reads waveforms" in said[0] and "batch norm" in said[1]
 
 
@@ -200,7 +200,6 @@ def test_a_fit_that_is_compiled_comes_to_the_same(tiny, shop_tables, tmp_path, m
     (tmp_path / "bert" / "config.json").write_text(json.dumps(config))
     called = []
     monkeypatch.setattr(compiled, "bucketed", lambda *args, **options: called.append(1) or bucketed(*args, **options))
-    monkeypatch.setattr("fusetune.backbones.backbone.bucketed", compiled.bucketed)
     tuned = {}
     for compile in (False, True):
         settings = {

@@ -20,8 +20,8 @@ from torch.func import functional_call
 
 from fusetune import _private
 from fusetune.backbones import structure
-from fusetune.backbones.compiled import learns_from_padding
-from fusetune.backbones.grouping import whole
+from fusetune.backbones.passes.base import Encoder, EncoderPass, single_pass
+from fusetune.backbones.passes.compiled import learns_from_padding, padded_pass
 from fusetune.errors import RunError
 from fusetune.types import Tokens
 
@@ -38,10 +38,10 @@ alone = threading.Lock()
 
 def why_not(encoder: Any) -> str:
     """Why an encoder's passes cannot be replayed; empty where they can."""
-    if encoder.separate:
-        return "it encodes cells of one length at a time"
     if encoder.kind == "audio":
         return "sounds have too many lengths"
+    if encoder.separate:
+        return "it encodes cells of one length at a time"
     return "its batch normalisation would learn from what is padded" if learns_from_padding(encoder) else ""
 
 
@@ -109,8 +109,8 @@ class Replays:
         return self._graphs[key](*tensors.values())
 
 
-class EncoderReplays(Replays):
-    """An encoder's passes."""
+class ReplayedPass(Replays, EncoderPass):
+    """An encoder's passes, replayed; what is not worth a replay, or cannot be captured, is computed as usual."""
 
     def __init__(self, name: str, encoder: Any) -> None:
         """
@@ -119,28 +119,33 @@ class EncoderReplays(Replays):
             encoder: a `Backbone`, in training mode, with the parameters trainable that will be.
         """
         super().__init__(name, [parameter for parameter in encoder.parameters() if parameter.requires_grad])
-        self.encoder = encoder
         found = structure.layers(encoder.model)
         layers = found[1] if found else [encoder.model]
         self._layer = max(sum(parameter.numel() for parameter in layer.parameters()) for layer in layers)
 
-    def takes(self, inputs: Mapping[str, Tensor]) -> bool:
-        """Whether a pass over these tensors is to be replayed."""
+    def takes(self, encoder: Encoder, inputs: Mapping[str, Tensor]) -> bool:
+        """Return whether a pass over these inputs is to be replayed."""
         return not self.failed and torch.is_grad_enabled() and self._work(inputs) < LAYER_WORK
 
-    def is_fine(self, inputs: Mapping[str, Tensor]) -> bool:
-        """Whether a pass is large enough for padding to cost time; one over pictures may be."""
+    def __call__(self, encoder: Encoder, inputs: Mapping[str, Tensor]) -> Tokens:
+        """See `EncoderPass`."""
+
+        def replay(padded: dict[str, Tensor]) -> Tokens:
+            results = self.run(_Encoding(encoder, list(padded)), padded)
+            if results is None:
+                return single_pass(encoder, padded)(encoder, padded)
+            return Tokens(results[0], results[1], encoder.grid)
+
+        return padded_pass(encoder, inputs, fine=self._is_fine(inputs), run=replay)
+
+    def _is_fine(self, inputs: Mapping[str, Tensor]) -> bool:
+        """Return whether a pass is large enough for padding to cost time; one over pictures may be."""
         return "attention_mask" not in inputs or self._work(inputs) > PADDED_WORK
 
     def _work(self, inputs: Mapping[str, Tensor]) -> float:
-        """Operations of a layer, of texts; 0 for pictures."""
+        """Return a layer's operations, of texts; 0 for pictures."""
         mask = inputs.get("attention_mask")
         return 0.0 if mask is None else 6.0 * self._layer * mask.numel()
-
-    def __call__(self, inputs: Mapping[str, Tensor]) -> Tokens | None:
-        """The encoder's tokens of padded tensors; None where they are to be computed as else."""
-        found = self.run(_Encoding(self.encoder, list(inputs)), inputs)
-        return None if found is None else Tokens(found[0], found[1], self.encoder.grid)
 
 
 class _Encoding(nn.Module):
@@ -151,9 +156,9 @@ class _Encoding(nn.Module):
         self.encoder, self.names = encoder, names
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        """The tokens' values and mask."""
-        with whole(self.encoder):
-            tokens = self.encoder(**dict(zip(self.names, tensors, strict=True)))
+        """Return the tokens' values and mask."""
+        inputs = dict(zip(self.names, tensors, strict=True))
+        tokens = single_pass(self.encoder, inputs)(self.encoder, inputs)
         return tokens.values, tokens.mask
 
 

@@ -6,8 +6,8 @@ added repeat the last one, tokens that are added are masked, and both are cut of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -17,13 +17,50 @@ from torch.nn import functional as F
 from fusetune import _private
 from fusetune.backbones import structure
 from fusetune.backbones.inputs import AudioInputs
+from fusetune.backbones.passes.base import Encoder, EncoderPass, single_pass, using
 from fusetune.errors import ConfigError, RunError
+from fusetune.types import Tokens
 
 FINEST, FINEST_ROWS = 16, 4
 """Sizes are multiples of this; numbers of rows, where padding costs time."""
 MOST = 256
 """Compilations of one function, after which torch would go on without compiling and hardly say so."""
 WITHOUT = "trainer.compile=false goes without"
+
+
+class CompiledPass(EncoderPass):
+    """A pass over a batch padded to the sizes of `bucket`, for layers that are compiled."""
+
+    def __call__(self, encoder: Encoder, inputs: Mapping[str, Tensor]) -> Tokens:
+        """See `EncoderPass`.
+
+        Raises:
+            RunError: a layer cannot be compiled.
+        """
+        return padded_pass(
+            encoder, inputs, fine=False, run=lambda padded: single_pass(encoder, padded)(encoder, padded)
+        )
+
+
+def padded_pass(
+    encoder: Encoder, inputs: Mapping[str, Tensor], *, fine: bool, run: Callable[[dict[str, Tensor]], Tokens]
+) -> Tokens:
+    """Return an encoder's tokens, computed of padded inputs, without those of the padding.
+
+    Args:
+        encoder: whose tokens they are.
+        inputs: see `EncoderPass`.
+        fine: see `bucketed`.
+        run: computes.
+
+    Raises:
+        RunError: a layer cannot be compiled.
+    """
+    padded, rows, num = bucketed(inputs, encoder.max_tokens, fine=fine)
+    with explained():
+        tokens = run(padded)
+    num = num if num and encoder.pool == "none" else tokens.values.shape[1]
+    return Tokens(tokens.values[:rows, :num], tokens.mask[:rows, :num], tokens.grid)
 
 
 def bucket(size: int) -> int:
@@ -88,24 +125,20 @@ def compiling(encoders: Mapping[str, Any]) -> Iterator[list[str]]:
         changed.append((encoder, list(found[1]) if found else [encoder.model]))
     if changed:
         _private.allow_recompilations(MOST)
-    try:
+    with ExitStack() as after:
         for encoder, parts in changed:
-            encoder.compiled = True
+            after.enter_context(using(encoder, CompiledPass()))
             for part in parts:
                 part.compile(dynamic=False)
+                after.callback(_private.set_compiled_call, part, None)
         yield said
-    finally:
-        for encoder, parts in changed:
-            encoder.compiled = False
-            for part in parts:
-                _private.set_compiled_call(part, None)
 
 
 def _why_not(encoder: Any) -> str:
-    if encoder.separate:
-        return "it encodes cells of one length at a time"
     if isinstance(encoder.inputs, AudioInputs) and not encoder.inputs.makes_features:
         return "it reads waveforms of any length"
+    if encoder.separate:
+        return "it encodes cells of one length at a time"
     return "its batch normalisation would learn from what is padded" if learns_from_padding(encoder) else ""
 
 

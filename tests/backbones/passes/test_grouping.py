@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusetune.backbones import grouping
-from fusetune.backbones.grouping import length_cuts, whole
 from fusetune.backbones.load import load_backbone
+from fusetune.backbones.passes import grouping
+from fusetune.backbones.passes.base import PlainPass, using
+from fusetune.backbones.passes.grouping import length_cuts
 
 
 @given(st.lists(st.integers(1, 200), max_size=80))
@@ -36,11 +39,11 @@ def test_equal_to_one_pass(tiny, name: str, pool: str, monkeypatch: pytest.Monke
     tensors = backbone.collate_text([backbone.tokenize(text) for text in texts])
     live = list(backbone.parameters())
     found, passes = [], []
-    encode = backbone._encode
-    monkeypatch.setattr(backbone, "_encode", lambda **inputs: passes.append(1) or encode(**inputs))
+    encode = backbone.hidden_states
+    monkeypatch.setattr(backbone, "hidden_states", lambda **inputs: passes.append(1) or encode(**inputs))
     for together in (False, True):
-        backbone.together = together
-        tokens = backbone(**tensors)
+        with using(backbone, PlainPass()) if together else nullcontext():
+            tokens = backbone(**tensors)
         loss = (tokens.values * torch.linspace(0, 1, tokens.values.numel()).view_as(tokens.values)).sum()
         gradients = torch.autograd.grad(loss, live, allow_unused=True)
         found.append([tokens.values, tokens.mask.float(), *(g for g in gradients if g is not None)])
@@ -49,14 +52,14 @@ def test_equal_to_one_pass(tiny, name: str, pool: str, monkeypatch: pytest.Monke
         torch.testing.assert_close(grouped, one, atol=1e-5, rtol=1e-4)
 
 
-def test_inside_whole_there_is_one_pass(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plain_pass_that_is_asked_for_is_one_pass(tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grouping, "PASS_TOKENS", 1)
     backbone = load_backbone(tiny("bert"), "text").eval()
     tensors = backbone.collate_text([backbone.tokenize(text) for text in ("w1", "w1 w2 w3 w4")])
     passes: list[int] = []
-    encode = backbone._encode
-    monkeypatch.setattr(backbone, "_encode", lambda **inputs: passes.append(1) or encode(**inputs))
-    with whole(backbone):
+    encode = backbone.hidden_states
+    monkeypatch.setattr(backbone, "hidden_states", lambda **inputs: passes.append(1) or encode(**inputs))
+    with using(backbone, PlainPass()):
         backbone(**tensors)
     backbone(**tensors)
     assert len(passes) == 3

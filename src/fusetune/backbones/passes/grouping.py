@@ -1,0 +1,133 @@
+"""A batch in several passes: texts by length, where that saves more than a pass costs; rows that may not share a pass;
+many pictures, where one pass would only take memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fusetune.backbones.inputs import ImageInputs
+from fusetune.backbones.passes.base import Encoder, EncoderPass, PlainPass
+from fusetune.types import Tokens
+
+PASS_TOKENS = 64
+"""Tokens that may be computed in the time that one more pass takes beside its arithmetic."""
+PICTURES = 64
+"""Pictures of a pass without gradients on a processor."""
+
+
+class GroupedPass(EncoderPass):
+    """Texts in groups of similar length, a pass for each, padded to the group's longest; for pooled encoders."""
+
+    def __init__(self, groups: Sequence[Tensor]) -> None:
+        """
+        Args:
+            groups: (rows of the group,) int64 each, as `length_groups` returns them.
+        """
+        self.groups = groups
+
+    def __call__(self, encoder: Encoder, inputs: Mapping[str, Tensor]) -> Tokens:
+        """See `EncoderPass`."""
+        width = inputs["attention_mask"].shape[1]
+        parts = []
+        for rows in self.groups:
+            longest = int(inputs["attention_mask"][rows].sum(1).max())
+            parts.append(PlainPass()(encoder, _cut(inputs, rows, width, longest)))
+        back = torch.cat(list(self.groups)).argsort()
+        tokens = concatenated(parts)
+        return Tokens(tokens.values[back], tokens.mask[back])
+
+
+class ExactPass(EncoderPass):
+    """Rows of one length at a time, or each row by itself, without padding: for models whose vectors depend on it.
+
+    It costs as many passes as a batch has lengths, or rows.
+    """
+
+    def __call__(self, encoder: Encoder, inputs: Mapping[str, Tensor]) -> Tokens:
+        """See `EncoderPass`."""
+        num = max(len(tensor) for tensor in inputs.values())
+        mask, lengths = inputs.get("attention_mask"), inputs.get("lengths")
+        sizes = mask.sum(1) if mask is not None else lengths if lengths is not None else torch.zeros(num)
+        width = mask.shape[1] if mask is not None else max((int(size) for size in sizes), default=0)
+        if encoder.separate == "cells":
+            groups = [torch.tensor([row]) for row in range(num)]
+        else:
+            groups = [(sizes == size).nonzero().squeeze(1) for size in sorted(set(sizes.tolist()))]
+        parts = [encoder.hidden_states(**_cut(inputs, rows, width, int(sizes[rows[0]]) or width)) for rows in groups]
+        most = max(values.shape[1] for values, _, _ in parts)
+        back = torch.cat(groups).argsort()
+        values = torch.cat([F.pad(part, (0, 0, 0, most - part.shape[1])) for part, _, _ in parts])[back]
+        real = torch.cat([F.pad(part, (0, most - part.shape[1])) for _, part, _ in parts])[back]
+        own = [part for _, _, part in parts if part is not None]
+        return encoder.as_tokens(values, real, torch.cat(own)[back] if own else None)
+
+
+class PicturesPass(EncoderPass):
+    """Pictures in pieces of `PICTURES`: on a processor a larger pass takes more memory and is no faster."""
+
+    def __call__(self, encoder: Encoder, inputs: Mapping[str, Tensor]) -> Tokens:
+        """See `EncoderPass`."""
+        starts = range(0, max(len(tensor) for tensor in inputs.values()), PICTURES)
+        pieces = [{name: tensor[at : at + PICTURES] for name, tensor in inputs.items()} for at in starts]
+        return concatenated([PlainPass()(encoder, piece) for piece in pieces])
+
+
+def _cut(inputs: Mapping[str, Tensor], rows: Tensor, width: int, longest: int) -> dict[str, Tensor]:
+    """Return some rows, what is `width` long cut to `longest`."""
+    some = {name: tensor[rows.to(tensor.device)] for name, tensor in inputs.items()}
+    return {name: part[:, :longest] if part.shape[1:2] == (width,) else part for name, part in some.items()}
+
+
+def length_groups(encoder: Encoder, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    """Return the rows of texts in groups of similar length where that saves computing, else an empty list.
+
+    On a GPU another pass costs more than padding, and reading the lengths would make it wait.
+    """
+    mask = inputs.get("attention_mask")
+    if mask is None or encoder.pool == "none" or mask.device.type != "cpu":
+        return []
+    lengths, order = mask.sum(1).sort()
+    cuts = length_cuts(lengths.numpy())
+    return list(order.tensor_split(torch.tensor(cuts))) if cuts else []
+
+
+def length_cuts(lengths: np.ndarray) -> list[int]:
+    """Return where to cut texts, sorted by length, into groups that are padded each by itself.
+
+    Args:
+        lengths: (texts,) tokens, rising.
+
+    Returns:
+        Positions between 0 and the number of texts, rising; each cut saves `PASS_TOKENS` or more.
+    """
+    num = len(lengths)
+    if num < 2:
+        return []
+    saved = np.arange(1, num) * (lengths[-1] - lengths[:-1])
+    best = int(saved.argmax())
+    if saved[best] < PASS_TOKENS:
+        return []
+    cut = best + 1
+    return [*length_cuts(lengths[:cut]), cut, *(cut + later for later in length_cuts(lengths[cut:]))]
+
+
+def is_many_pictures(encoder: Encoder, inputs: Mapping[str, Tensor]) -> bool:
+    """Return whether a batch has more than `PICTURES` pictures, on a processor and without gradients."""
+    pixels = next(iter(inputs.values()))
+    return (
+        isinstance(encoder.inputs, ImageInputs)
+        and len(pixels) > PICTURES
+        and pixels.device.type == "cpu"
+        and not torch.is_grad_enabled()
+    )
+
+
+def concatenated(parts: Sequence[Tokens]) -> Tokens:
+    """Return the cells of several passes, each (cells, tokens, dim) with as many tokens, as those of one."""
+    values, mask = torch.cat([part.values for part in parts]), torch.cat([part.mask for part in parts])
+    return Tokens(values, mask, parts[0].grid)
