@@ -71,11 +71,11 @@ def parsed(html: str) -> Page:
 @pytest.mark.parametrize(
     ("kind", "classes", "words"),
     [
-        ("binary", 2, ["Reliability", "ROC", "What is taken for what"]),
+        ("binary", 2, ["Reliability", "ROC", "Confusion matrix"]),
         ("multiclass", 10, ["Reliability", "ROC", "Most frequent mix-ups"]),
         ("multiclass", 31, ["The 15 classes with the lowest F1, of 31", "31 classes in the order"]),
         ("multilabel", 5, ["Reliability", "Precision and recall"]),
-        ("ordinal", 5, ["What is taken for what"]),
+        ("ordinal", 5, ["Confusion matrix"]),
         ("regression", 0, ["Predicted against true", "Spread of errors"]),
     ],
 )

@@ -137,7 +137,7 @@ def section_of(measures: str, bins: list[ReliabilityBin], figures: dict[str, flo
         bins: filled ones.
         figures: "ece" (expected calibration error, 0 to 1; Naeini et al. 2015), "adaptive_ece" (over bins of equal
             rows; Nixon et al. 2019, arXiv:1904.01685), "brier", "temperature" (by which validation rows'
-            log-probabilities are best divided; above 1, the model is too sure of itself) and "ece_scaled" (`ece` after
+            log-probabilities are best divided; above 1, the model is overconfident) and "ece_scaled" (`ece` after
             dividing by it); nan where not measured.
     """
     rows: list[list[Cell]] = [
@@ -154,16 +154,18 @@ def section_of(measures: str, bins: list[ReliabilityBin], figures: dict[str, flo
         rows.append(["temperature fitted on validation rows", temperature])
         rows.append(["expected calibration error after dividing by it", scaled])
         notes.append(_temperature_note(temperature, figures["ece"], scaled))
-    notes.append("The line is how often a claim came true; grey bars are how many claims there were.")
+    notes.append(
+        "The line is how often predictions of that probability were right; grey bars are how many predictions there were."
+    )
     panels: list[Panel] = [ReliabilityPanel(measures, bins), TablePanel([Head(""), Head("", "number")], rows)]
-    return Section("calibration", "Can its probabilities be believed?", panels, notes, figures)
+    return Section("calibration", "Calibration", panels, notes, figures)
 
 
 def _temperature_note(temperature: float, before: float, after: float) -> str:
     kind = (
-        "The model is too sure of itself"
+        "The model is overconfident"
         if temperature > 1 + NEAR
-        else "The model is too modest"
+        else "The model is underconfident"
         if temperature < 1 - NEAR
         else "Its confidence is about right"
     )

@@ -130,11 +130,11 @@ def confusion_section(cells: list[list[int]], labels: list[str]) -> Section:
     heads = [Head("true"), Head("predicted"), Head("rows", "count"), Head("of its true rows", "share")]
     notes = ["Shade: the share of the true class's rows. Blue is right, orange is wrong."]
     if not pairs:
-        notes.insert(0, "No row is taken for another class.")
+        notes.insert(0, "No row is predicted as another class.")
     if len(labels) > 30:
         notes.append(f"{len(labels)} classes in the order of the labels; point at a cell for its names.")
     table = [TablePanel(heads, pairs, caption="Most frequent mix-ups")] if pairs else []
-    return Section("confusion", "What is taken for what", [HeatmapPanel(labels, cells), *table], notes)
+    return Section("confusion", "Confusion matrix", [HeatmapPanel(labels, cells), *table], notes)
 
 
 def curves(
