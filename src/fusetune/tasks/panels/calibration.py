@@ -154,9 +154,7 @@ def section_of(measures: str, bins: list[ReliabilityBin], figures: dict[str, flo
         rows.append(["temperature fitted on validation rows", temperature])
         rows.append(["expected calibration error after dividing by it", scaled])
         notes.append(_temperature_note(temperature, figures["ece"], scaled))
-    notes.append(
-        "The line is how often predictions of that probability were right; grey bars are how many predictions there were."
-    )
+    notes.append("The line is how often predictions of a probability were right; grey bars are how many there were.")
     panels: list[Panel] = [ReliabilityPanel(measures, bins), TablePanel([Head(""), Head("", "number")], rows)]
     return Section("calibration", "Calibration", panels, notes, figures)
 
