@@ -104,6 +104,22 @@ def test_features_as_long_as_the_sound_are_read_alone_and_in_a_batch_alike(tmp_p
     torch.testing.assert_close(encoded(sounds), torch.cat([encoded([s]) for s in sounds]), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("pool", ["auto", "none"])
+def test_waveforms_under_group_normalisation_are_read_one_length_at_a_time(tmp_path, pool) -> None:
+    convolutions = {"conv_dim": [16, 16], "conv_kernel": [10, 8], "conv_stride": [20, 16]}
+    more = {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2, "vocab_size": 40}
+    folder = save(tmp_path / "waves", "wav2vec2", feat_extract_norm="group", **convolutions, **more, **SIZES)
+    kind = "Wav2Vec2FeatureExtractor"
+    processor(folder, feature_extractor_type=kind, feature_size=1, sampling_rate=16000, return_attention_mask=False)
+    backbone, random = load_backbone(str(folder), "audio", pool=pool), np.random.default_rng(0)
+    assert backbone.separate == "lengths" and backbone.source in backbone.notes[0]
+    sounds = [random.normal(0, 0.1, num).astype(np.float32) for num in (16000, 8000, 24000, 8000)]
+    alone = torch.cat([vectors(backbone, [sound]) for sound in sounds])
+    torch.testing.assert_close(vectors(backbone, sounds), alone, rtol=0, atol=1e-5)
+    backbone.separate = ""  # the test can fail
+    assert not torch.allclose(vectors(backbone, sounds), alone, atol=1e-5)
+
+
 @pytest.mark.parametrize("pool", ["auto", "mean", "none"])
 def test_a_model_that_hides_patches_sees_all_of_them_in_their_order(tmp_path, pool) -> None:
     folder = save(tmp_path / "mae", "vit_mae", image_size=32, patch_size=8, **SIZES)
