@@ -100,7 +100,7 @@ class Case:
             if kind
         }
         self.model.to(DEVICE)
-        recipe = Recipe(self.model, [], self.config.trainer, rules, 0, starts_linear=False, margin=0.0)
+        recipe = Recipe(self.model, [], self.config.trainer, rules, 0, starts_linear=False)
         learner = Learner(self.model, Total(self.tasks, [], None))
         stage = recipe.tune_stage()
         stage.epochs, stage.evals_per_epoch, stage.patience = epochs, 1, None

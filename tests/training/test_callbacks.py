@@ -7,6 +7,7 @@ import io
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -15,6 +16,7 @@ from torch import nn
 from fusetune.training import callbacks, progress
 from fusetune.training.callbacks import Bar, BestStep, Check, EarlyStopping, better
 from fusetune.training.progress import StageBar
+from fusetune.training.score_error import ScoreError
 
 
 def check(score: float, *, loss: float = 1.0, step: int = 0) -> Check:
@@ -32,6 +34,44 @@ def test_a_small_gain_counts_only_if_the_loss_confirms_it() -> None:
     old = check(0.80, loss=0.5)
     assert better(check(0.83, loss=0.5), old, 0.05) and better(check(0.86, loss=0.9), old, 0.05)
     assert not better(check(0.83, loss=0.6), old, 0.05) and not better(check(0.79, loss=0.1), old, 0.05)
+
+
+@pytest.mark.parametrize("rows", [18, 80, 400])
+def test_the_kept_step_has_the_best_score_to_within_a_quarter_of_its_standard_error(rows: int) -> None:
+    error = ScoreError()
+    error.add("accuracy", 0.8, lambda _: math.nan, np.ones(rows))
+    error.close()
+    best = BestStep(nn.Linear(1, 1), error=error)
+    scores = [0.8 + 0.2 * (step % 7) / 7 for step in range(20)]
+    for step, score in enumerate(scores):  # the loss rises all the time, so it never speaks for a later check
+        best.on_check(check(score, loss=1 + step, step=step))
+    assert best.check is not None and max(scores) - best.check.score <= error.margin
+    few = BestStep(nn.Linear(1, 1), error=error)
+    few.on_check(check(0.833, loss=0.4))
+    few.on_check(check(0.889, loss=0.6, step=1))
+    assert few.check is not None and few.check.step == 1
+
+
+def test_a_stage_goes_on_while_the_score_rises_however_little_and_whatever_the_loss() -> None:
+    stopping = EarlyStopping(2)
+    for step in range(20):
+        stopping.on_check(check(0.8 + 1e-4 * step, loss=1 + step))
+        assert not stopping.stop
+    for score in (0.801, 0.8018):
+        stopping.on_check(check(score, loss=0.1))
+    assert stopping.stop
+
+
+def test_the_error_comes_back_with_the_best_step_and_older_checkpoints_leave_it_open() -> None:
+    error = ScoreError(value=0.02)
+    best = BestStep(nn.Linear(1, 1), error=error)
+    best.on_check(check(0.5))
+    state = best.state()
+    again = BestStep(nn.Linear(1, 1), error=ScoreError())
+    again.load(state)
+    assert again.error.value == 0.02 and again.error.margin == error.margin
+    again.load({key: value for key, value in state.items() if key != "error"})
+    assert not again.error.known
 
 
 def test_the_best_weights_come_back_with_buffers_and_with_what_was_frozen_then() -> None:

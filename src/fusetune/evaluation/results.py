@@ -269,12 +269,17 @@ class CurvePoint:
 
 @dataclass
 class LearningCurve:
-    """The training history. `metric` names `val_metric`. The model has the weights of `best_step`, in `best_stage`."""
+    """The training history. `metric` names `val_metric`. The model has the weights of `best_step`, in `best_stage`.
+
+    `error` is the standard error of `val_metric`; between scores less than `margin` apart, the loss may decide.
+    """
 
     points: list[CurvePoint] = field(default_factory=list)
     best_step: int | None = None
     metric: str = ""
     best_stage: str = ""
+    error: Number = math.nan
+    margin: Number = math.nan
 
 
 @dataclass

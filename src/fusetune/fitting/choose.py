@@ -5,8 +5,8 @@ the best step by validation rows. Encoders that are trained from scratch are cop
 and tuned as if it had been named.
 
 The rule is that of one standard error (Breiman et al. 1984, "Classification and Regression Trees", §3.4.3): the best of
-many scores on few rows is often luck, so among those within the margin of the best score the default is taken, or,
-where that is not among them, the fusion with the fewest parameters.
+many scores on few rows is often luck, so among those within the metric's standard error of the best score the default
+is taken, or, where that is not among them, the fusion with the fewest parameters.
 """
 
 from __future__ import annotations
@@ -104,20 +104,20 @@ def choose_fusion(fit: Prepared, *, clock: Clock = time.perf_counter) -> tuple[F
             choice = FusionChoice(**{**kept, "candidates": [FusionTried(**one) for one in kept["candidates"]]})
             return choice, candidates[choice.chosen]
     tried: list[FusionTried] = []
-    start = clock()
-    spent = False
+    start, spent, margin = clock(), False, 0.0
     for name, candidate in candidates.items():
         model = build(fit, candidate)
         one = FusionTried(name, sum(parameter.numel() for parameter in model.get_submodule("fusion").parameters()))
         if not spent:
             begun = clock()
-            score = _score(fit, model)
+            score, error = _score(fit, model)
+            margin = max(margin, error)
             ended = clock()
             late = fit.deadline.part(CHOOSING).passed()
             score, spent = _of_main(score, late or ended - start >= 60 * settings.minutes)
             one = replace(one, score=score, seconds=ended - begun, tried=True)
         tried.append(one)
-    margin = 0.5 / math.sqrt(max(len(fit.examples["val"]), 1))  # about the standard error of an accuracy
+    margin, _ = _of_main(margin, spent)
     mains = list(dict.fromkeys(task.main.name for task in fit.tasks.values()))
     metric = f"validation {mains[0]}" if len(mains) == 1 else "mean of the validation metrics"
     choice = choose(tried, metric, margin=margin, minutes=settings.minutes, limited=fit.deadline.minutes is not None)
@@ -133,7 +133,7 @@ def choose(
     Args:
         tried: the candidates; the first was tried.
         metric: what the scores are, in words; more is better.
-        margin: in the scores' unit.
+        margin: the scores' standard error, in their unit.
         minutes: the budget.
         limited: whether the whole fit has a budget of its own.
     """
@@ -177,8 +177,8 @@ def _said(
     return f"{chosen.name} was chosen: it has the best {metric}, {best.score:.3f}{beside} {chance}."
 
 
-def _score(fit: Prepared, model: Family) -> float:
-    """A candidate's mean main metric on validation rows at its best step."""
+def _score(fit: Prepared, model: Family) -> tuple[float, float]:
+    """Return a candidate's mean main metric on validation rows at its best step, and its standard error."""
     for key, encoder in model.encoders.items():
         if not encoder.pretrained:  # it learns, and the next candidate has to start where this one did
             model.encoders[key] = copy.deepcopy(encoder)
@@ -194,7 +194,7 @@ def _score(fit: Prepared, model: Family) -> float:
         start=Start(fit.probes),
         context=RunContext(fit.config.seed, bar=fit.show, deadline=fit.deadline.part(CHOOSING)),
     )
-    return history.best.score
+    return history.best.score, history.error
 
 
 def _of_main(score: float, spent: bool) -> tuple[float, bool]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,10 +30,16 @@ from fusetune.objectives.base import BatchObjective, Objective
 from fusetune.training.alignment import Alignment, align
 from fusetune.training.plan import Evaluate, Start
 from fusetune.training.probe import column_scales
+from fusetune.training.score_error import ScoreError
 from fusetune.types import Tokens
 
 MAX_LOSS_ROWS = 1024
 """Most rows that the validation loss compares with one another."""
+
+
+def _mean_reciprocal(ranks: np.ndarray, rows: np.ndarray) -> float:
+    """Return the mean reciprocal rank of some queries."""
+    return float(np.mean(1 / ranks[rows]))
 
 
 def fit_match(fit: Prepared) -> tuple[Bundle, RunResults]:
@@ -115,18 +123,20 @@ class Aligning:
         examples = encoded(model, examples, known)
         return {name: values.numpy() for name, values in row_vectors(model, examples, examples.used).items()}
 
-    def _evaluator(self, model: Family) -> Callable[[Sequence[Objective]], Evaluate]:
+    def _evaluator(self, model: Family) -> Callable[[Sequence[Objective], ScoreError], Evaluate]:
         """Return a function that takes the built objectives and returns the evaluation on validation rows."""
 
-        def make(objectives: Sequence[Objective]) -> Evaluate:
+        def make(objectives: Sequence[Objective], error: ScoreError) -> Evaluate:
             def evaluate(val: Examples) -> tuple[float, float, dict[str, dict[str, float]]]:
                 known = {name: column.features for name, column in val.columns.items() if column.features is not None}
                 val = encoded(model, val, known)
                 vectors = {name: values.numpy() for name, values in row_vectors(model, val, val.used).items()}
-                measured = {
-                    search.name: retrieval.metrics(retrieval.ranks(search, vectors), np.empty(0))
-                    for search in self.searches["val"]
-                }
+                ranks = {search.name: retrieval.ranks(search, vectors) for search in self.searches["val"]}
+                measured = {name: retrieval.metrics(values, np.empty(0)) for name, values in ranks.items()}
+                if not error.known:
+                    for values in ranks.values():
+                        error.add(retrieval.METRIC, math.nan, partial(_mean_reciprocal, values), np.ones(len(values)))
+                    error.close()
                 score = float(np.mean([metrics[retrieval.METRIC] for metrics in measured.values()]))
                 return _loss(model, objectives, val), score, measured
 

@@ -32,6 +32,7 @@ from fusetune.training.history import TrainingHistory
 from fusetune.training.plan import Evaluate, Goal, RunContext, Start, TrainingRows
 from fusetune.training.probe import Probe, SplitRows
 from fusetune.training.recipe import BackboneRule
+from fusetune.training.score_error import ScoreError
 from fusetune.trees.stack import Stack
 
 
@@ -112,7 +113,7 @@ def tune(
     model: Family,
     *,
     start: Start,
-    evaluator: Callable[[Sequence[Objective]], Evaluate] | None = None,
+    evaluator: Callable[[Sequence[Objective], ScoreError], Evaluate] | None = None,
 ) -> TrainingHistory:
     """Tune the fit's model on the train rows.
 

@@ -14,6 +14,7 @@ from fusetune.backbones.structure import BATCH_NORMS
 from fusetune.config.trainer import TrainerConfig
 from fusetune.training.callbacks import BestStep, Callback, Check, Validate, better
 from fusetune.training.hardware.dtensor import full_tensor
+from fusetune.training.score_error import ScoreError
 
 Weights = dict[str, Tensor]
 
@@ -108,21 +109,22 @@ class BestSteps(Callback):
         module: the trained module.
         stage: name of the stage whose checks count.
         most: number of checks to keep.
-        margin: see `better`.
+        error: the score's standard error; see `better`.
         checks: the checks with their weights, the best first.
     """
 
     module: nn.Module
     stage: str
     most: int
-    margin: float = 0.0
+    error: ScoreError = field(default_factory=ScoreError)
     checks: list[tuple[Check, Weights]] = field(default_factory=list)
 
     def on_check(self, check: Check) -> None:
         """Keep the weights if the check is among the best."""
         if check.stage != self.stage:
             return
-        rank = next((i for i, (old, _) in enumerate(self.checks) if better(check, old, self.margin)), len(self.checks))
+        beaten = (i for i, (old, _) in enumerate(self.checks) if better(check, old, self.error.margin))
+        rank = next(beaten, len(self.checks))
         if rank < self.most:
             self.checks.insert(rank, (check, copy_to_cpu(trained_weights(self.module))))
             del self.checks[self.most :]

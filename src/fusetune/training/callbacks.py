@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fusetune.training.hardware.dtensor import full_tensor
 from fusetune.training.progress import StageBar, StageLines, console, shows_bars
+from fusetune.training.score_error import ScoreError
 
 Validate = Callable[[], tuple[float, float, dict[str, dict[str, float]]]]
 """Gives (loss, score, metrics by task) on the validation rows."""
@@ -70,10 +71,16 @@ class Callback:
 
 
 class BestStep(Callback):
-    """Keeps the weights of the best check, on the CPU; see `better`."""
+    """Keep the weights of the best check, on the CPU; see `better`.
 
-    def __init__(self, module: nn.Module, *, margin: float = 0.0) -> None:
-        self.module, self.margin = module, margin
+    Attributes:
+        module: what is trained.
+        error: the score's standard error, which gives the margin.
+        check: the best one so far.
+    """
+
+    def __init__(self, module: nn.Module, *, error: ScoreError | None = None) -> None:
+        self.module, self.error = module, error or ScoreError()
         self.check: Check | None = None
         self._weights: dict[str, Tensor] = {}
 
@@ -89,7 +96,7 @@ class BestStep(Callback):
 
     def on_check(self, check: Check) -> None:
         """Keep these weights if the check is the best so far."""
-        if self.check is None or better(check, self.check, self.margin):
+        if self.check is None or better(check, self.check, self.error.margin):
             self.check = check
             self._weights.update({k: full_tensor(v.detach()).to("cpu", copy=True) for k, v in self._trained().items()})
 
@@ -101,26 +108,28 @@ class BestStep(Callback):
             state[name].copy_(value)
 
     def state(self) -> dict[str, Any]:
-        """The best check and its weights."""
-        return {"check": None if self.check is None else asdict(self.check), "weights": self._weights}
+        """Return the best check, its weights and the score's standard error."""
+        check = None if self.check is None else asdict(self.check)
+        return {"check": check, "weights": self._weights, "error": self.error.value}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Know these again."""
+        """Take these up again; a checkpoint without the error leaves it to the next check."""
         self.check = None if state["check"] is None else Check(**state["check"])
         self._weights = dict(state["weights"])
+        self.error.value = state.get("error")
 
 
 def better(new: Check, old: Check, margin: float = 0.0) -> bool:
-    """Whether a check beats another.
+    """Return whether a check beats an earlier one.
 
-    A higher score does, if the validation loss is not higher, or if the score gained more than `margin`: the best of
-    many scores on few rows is often luck, and the loss tells. Equal scores go by the loss; an undefined score beats
-    nothing.
+    A higher score does if it gained more than `margin`, or if the validation loss is not higher; equal scores go by the
+    loss. A lower score never does, and an undefined one beats nothing. The best check so far is therefore at most
+    `margin` below the highest score.
 
     Args:
         new: the later check.
         old: the one to beat.
-        margin: in the score's unit, 0 or more.
+        margin: in the score's unit, 0 or more; see `ScoreError.margin`.
     """
     if math.isnan(new.score) or math.isnan(old.score):
         return math.isnan(old.score) and (not math.isnan(new.score) or new.val_loss < old.val_loss)
@@ -129,16 +138,19 @@ def better(new: Check, old: Check, margin: float = 0.0) -> bool:
 
 
 class EarlyStopping(Callback):
-    """Says stop after `patience` checks of a stage without a better one."""
+    """Say stop after `patience` checks of a stage without a better one.
 
-    def __init__(self, patience: int | None, *, margin: float = 0.0) -> None:
-        self.patience, self.margin = patience, margin
+    Any higher score counts as better, however small the gain: a stage goes on while the score rises.
+    """
+
+    def __init__(self, patience: int | None) -> None:
+        self.patience = patience
         self.best: Check | None = None
         self.waited = 0
 
     def on_check(self, check: Check) -> None:
         """Count the check."""
-        if self.best is None or better(check, self.best, self.margin):
+        if self.best is None or better(check, self.best):
             self.best, self.waited = check, 0
         else:
             self.waited += 1

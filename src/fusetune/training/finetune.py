@@ -51,6 +51,7 @@ from fusetune.training.plan import Evaluate, Goal, RunContext, Start, TrainingRo
 from fusetune.training.probe import column_scales, install_probes
 from fusetune.training.progress import track
 from fusetune.training.recipe import BackboneRule, Recipe
+from fusetune.training.score_error import ScoreError
 from fusetune.training.stage import Stage
 from fusetune.training.trunk import attach_trunks
 
@@ -62,8 +63,9 @@ def evaluate_loss(
     *,
     scales: Mapping[str, float] | None = None,
     batch_size: int | None = None,
+    error: ScoreError | None = None,
 ) -> tuple[float, float, dict[str, dict[str, float]]]:
-    """Loss, score (mean main metric, more is better) and metrics by task on the labelled rows; nan without any.
+    """Return loss, score (mean main metric, more is better) and metrics by task on the labelled rows; nan without any.
 
     Args:
         model: in any mode.
@@ -71,6 +73,7 @@ def evaluate_loss(
         examples: prepared rows.
         scales: per task, what its loss is multiplied by before losses are added up; 1 where None.
         batch_size: rows at a time; None: 64 on a processor, on a GPU as many as it is fastest with.
+        error: the score's standard error, measured here if it is not known yet.
     """
     if not len(examples):
         return math.nan, math.nan, {}
@@ -85,11 +88,22 @@ def evaluate_loss(
         values = examples.targets[name].take(rows)
         weights = torch.from_numpy(examples.weights[rows])
         total += float(task.loss(chosen, task.encode(values), weights)) * (scales[name] if scales else 1)
-        measured = task.evaluate(task.answers(chosen), task.truth(values), examples.weights[rows])
-        main = measured[task.main.name]
-        metrics[name] = {task.main.name: main, **measured}
+        truth, row_weights = task.truth(values), examples.weights[rows]
+        measured = task.measured(task.answers(chosen), truth)
+        found = task.metrics(measured, truth, row_weights)
+        main = found[task.main.name]
+        metrics[name] = {task.main.name: main, **found}
         scores.append(main if task.main.greater_is_better else -main)
+        if error is not None and not error.known:
+            error.add(task.main.name, main, partial(_main_of, task, measured, truth, row_weights), row_weights)
+    if error is not None and not error.known:
+        error.close()
     return total, float(np.mean(scores)) if scores else math.nan, metrics
+
+
+def _main_of(task: Task, measured: np.ndarray, truth: np.ndarray, weights: np.ndarray, rows: np.ndarray) -> float:
+    """Return the main metric of some of the rows."""
+    return task.main_value(measured[rows], truth[rows], weights[rows])
 
 
 def finetune(
@@ -118,8 +132,8 @@ def finetune(
         RunError: the training failed; see `run_stage`.
     """
     start, context = start or Start(), context or RunContext()
-    manager, train, val = context.manager, rows.train, rows.val
-    margin = 0.5 / math.sqrt(max(len(val), 1))  # about the standard error of an accuracy
+    manager, train = context.manager, rows.train
+    error = ScoreError(context.seed)
     objectives = build_objectives(model, goal.tasks, goal.objectives)
     balance = build_balance(settings.balance, model, goal.tasks, train)
     recipe = Recipe(
@@ -129,7 +143,6 @@ def finetune(
         rules or {},
         context.seed,
         starts_linear=bool(start.probes),
-        margin=margin,
         balance=balance,
         augmented=train.augmentation.augmenters,
         deadline=context.deadline,
@@ -143,7 +156,7 @@ def finetune(
     precision = _precision(recipe, learner, rows) if saved is None else saved["precision"]
     accelerator = make_accelerator(settings, context.log_dir, precision)
     learner.to(accelerator.device)
-    best, curve = BestStep(learner, margin=margin), Curve()
+    best, curve = BestStep(learner, error=error), Curve()
     callbacks: list[Callback] = [curve]
     if accelerator.log_with:
         # wandb writes into the current folder where it is not told otherwise.
@@ -154,9 +167,10 @@ def finetune(
         callbacks.append(Bar())
 
     if goal.evaluator is not None:
-        evaluate = goal.evaluator(objectives)
+        evaluate = goal.evaluator(objectives, error)
     else:
-        evaluate = partial(evaluate_loss, model, goal.tasks, scales=None if balance is None else balance.scales())
+        scales = None if balance is None else balance.scales()
+        evaluate = partial(evaluate_loss, model, goal.tasks, scales=scales, error=error)
     try:
         moved = _stages(recipe, learner, rows, evaluate, accelerator, best, callbacks, context)
     finally:
@@ -170,6 +184,7 @@ def finetune(
         )
     mixed = accelerator.mixed_precision
     history = TrainingHistory(curve.checks, best.check, _trained(model), moved, recipe.warnings(), mixed)
+    history.error = error.value or 0.0
     seconds = sum(stage.seconds for stage in recipe.stages)
     history.out_of_time = recipe.out_of_time or any(stage.out_of_time for stage in recipe.stages)
     history.waited = sum(stage.waited for stage in recipe.stages) / seconds if seconds else 0.0
@@ -231,7 +246,7 @@ def _stages(
     """The head stage, then the tune stage, each left at the best step so far; gives the encoders that were trained."""
     settings, model, manager, num_rows = recipe.settings, recipe.model, context.manager, len(rows.train)
     last = "tune" if recipe.tunes() else "head"
-    kept = BestSteps(learner, last, settings.soup, recipe.margin) if settings.soup is not None else None
+    kept = BestSteps(learner, last, settings.soup, best.error) if settings.soup is not None else None
     callbacks = [best, *others, *([kept] if kept is not None else [])]
     start, step = _went_on(manager, recipe, callbacks)
     manager.outer_state = lambda: {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ class TrainingHistory:
         precision: "no" for float32, "bf16" or "fp16".
         changed: number of parameters whose values differ between the start and the final weights, per encoder key; the
             total under "". Empty if they were not counted.
+        error: standard error of the score on the validation rows, at the first check; nan where unknown.
         waited: share of the updates' time spent waiting for batches, 0 to 1.
         out_of_time: whether training stopped, or skipped a stage, because its time was up.
     """
@@ -35,6 +37,7 @@ class TrainingHistory:
     waited: float = 0.0
     changed: dict[str, int] = field(default_factory=dict)
     out_of_time: bool = False
+    error: float = math.nan
 
     @property
     def encoders_unchanged(self) -> bool:

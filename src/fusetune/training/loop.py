@@ -123,7 +123,7 @@ class _StageRun:
         self.optimizer = unwrapped(prepared, accelerator)
         self.trained = [parameter for parameter in self.wrapped.parameters() if parameter.requires_grad]
         self.buffers = Buffers(learner)
-        self.stopping = EarlyStopping(stage.patience, margin=stage.margin)
+        self.stopping = EarlyStopping(stage.patience)
         self.average = Average(learner, stage.ema) if stage.ema is not None else None
         self.callbacks = [*callbacks, self.stopping, *([self.average] if self.average is not None else [])]
         self.done, self.checked, self.loss_sum, self.loss_count, self.skipped = 0, 0, 0.0, 0, 0

@@ -15,6 +15,7 @@ from fusetune.training.alignment import Alignment
 from fusetune.training.checkpoint_manager import CheckpointManager
 from fusetune.training.deadline import Deadline
 from fusetune.training.probe import Probe
+from fusetune.training.score_error import ScoreError
 from fusetune.types import Tokens
 
 Evaluate = Callable[[Examples], tuple[float, float, dict[str, dict[str, float]]]]
@@ -60,12 +61,13 @@ class Goal:
     Attributes:
         tasks: fitted, by name.
         objectives: what is minimised besides the task losses: per name, its options.
-        evaluator: from the objectives to what evaluates the model; None: the tasks' losses and metrics.
+        evaluator: from the objectives and the score's standard error, which the first evaluation measures, to what
+            evaluates the model; None: the tasks' losses and metrics.
     """
 
     tasks: Mapping[str, Task]
     objectives: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    evaluator: Callable[[Sequence[Objective]], Evaluate] | None = None
+    evaluator: Callable[[Sequence[Objective], ScoreError], Evaluate] | None = None
 
 
 @dataclass(frozen=True)

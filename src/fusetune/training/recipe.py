@@ -51,14 +51,13 @@ class Recipe:
         seed: int,
         *,
         starts_linear: bool,
-        margin: float,
         balance: Balance | None = None,
         augmented: Collection[str] = (),
         deadline: Deadline | None = None,
     ) -> None:
         self.model, self.settings, self.rules, self.seed = model, settings, rules, seed
         self.objectives: list[nn.Module] = [*objectives, *([balance] if balance is not None else [])]
-        self.starts_linear, self.margin, self.balance = starts_linear, margin, balance
+        self.starts_linear, self.balance = starts_linear, balance
         self.said: list[str] = []
         self.stages: list[Stage] = []
         self.deadline, self.out_of_time = deadline or Deadline(), False
@@ -194,7 +193,6 @@ class Recipe:
             accumulate=settings.accumulate,
             evals_per_epoch=evals_per_epoch,
             patience=patience,
-            margin=self.margin,
             workers=settings.workers,
             seed=self.seed,
             ema=settings.ema,

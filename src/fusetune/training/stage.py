@@ -21,7 +21,6 @@ class Stage:
         batch_size: rows an update, over all processes, in `accumulate` micro-batches.
         evals_per_epoch: checks (evaluations on the validation rows) an epoch.
         patience: checks without an improvement before the stage stops; None never stops early.
-        margin: score gain that counts as an improvement although the validation loss is higher; 0 or more.
         gradients: computes an update's gradients.
         ema: decay of the weights' moving average, in (0, 1), which is evaluated and saved in their place; or None.
         autocast: whether the accelerator's mixed precision is used.
@@ -45,7 +44,6 @@ class Stage:
     accumulate: int = 1
     evals_per_epoch: int = 1
     patience: int | None = None
-    margin: float = 0.0
     workers: int = 0
     seed: int = 0
     gradients: Gradients = plain

@@ -322,14 +322,14 @@ def test_the_stage_with_the_last_word_is_adversarial(parts, rule, settings, head
     learner, _ = parts
     given = TrainerConfig(adversarial={"name": "fgm"}, **settings)
     rules = {learner.model.routes["t"]: BackboneRule(rule)}
-    recipe = Recipe(learner.model, [], given, rules, 0, starts_linear=False, margin=0.0)
+    recipe = Recipe(learner.model, [], given, rules, 0, starts_linear=False)
     before = [p.requires_grad for p in learner.parameters()]
     recipe.tunes()
     assert [p.requires_grad for p in learner.parameters()] == before
     assert isinstance(recipe.head_stage(10).gradients, Adversarial) == head
     assert isinstance(recipe.tune_stage().gradients, Adversarial) == tune
     assert Recipe(
-        learner.model, [], TrainerConfig(), rules, 0, starts_linear=False, margin=0.0
+        learner.model, [], TrainerConfig(), rules, 0, starts_linear=False
     ).tune_stage().gradients is cached  # fmt: skip
 
 

@@ -145,7 +145,7 @@ def test_the_stages_use_it_and_say_where_they_cannot():
 
     def recipe(**settings) -> Recipe:
         given = TrainerConfig(**settings)
-        return Recipe(learner.model, objectives, given, {}, 0, starts_linear=False, margin=0.0)
+        return Recipe(learner.model, objectives, given, {}, 0, starts_linear=False)
 
     assert recipe().tune_stage().gradients is cached and recipe().head_stage(10).gradients is cached
     assert recipe(accumulate=4).warnings() == []

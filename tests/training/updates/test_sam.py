@@ -118,7 +118,7 @@ def test_where_it_is_used_and_what_it_does_not_go_with():
     def recipe(**settings):
         given = TrainerConfig(sam=0.05, **settings)
         extra = [ContrastiveObjective(learner.model, dict(learner.objective.tasks.tasks), columns=["x", "z"])]
-        return Recipe(learner.model, extra, given, {}, 0, starts_linear=False, margin=0.0)
+        return Recipe(learner.model, extra, given, {}, 0, starts_linear=False)
 
     found = recipe(head_epochs=0).tune_stage().gradients
     assert isinstance(found, Sharpness) and found.rho == 0.05 and found.gradients is cached

@@ -375,9 +375,7 @@ def test_which_balance_computes_gradients_its_own_way():
     made = learner.objective.balance
     assert all(balanced(name, made, 0) is None for name in ("sum", "uncertainty", "dwa"))
     assert balanced("pcgrad", None, 0) is None and balanced("famo", None, 0) is None
-    recipe = Recipe(
-        learner.model, [], TrainerConfig(balance="pcgrad"), {}, 0, starts_linear=False, margin=0.0, balance=made
-    )
+    recipe = Recipe(learner.model, [], TrainerConfig(balance="pcgrad"), {}, 0, starts_linear=False, balance=made)
     assert isinstance(recipe.head_stage(10).gradients, Surgery) and isinstance(recipe.tune_stage().gradients, Surgery)
 
 
@@ -390,9 +388,7 @@ def test_adversarial_training_goes_with_losses_alone(balance):
 def test_uncertainties_are_learned_without_decay():
     learner, _ = make("uncertainty")
     made = learner.objective.balance
-    recipe = Recipe(
-        learner.model, [], TrainerConfig(balance="uncertainty"), {}, 0, starts_linear=False, margin=0.0, balance=made
-    )
+    recipe = Recipe(learner.model, [], TrainerConfig(balance="uncertainty"), {}, 0, starts_linear=False, balance=made)
     (group,) = [
         group
         for group in recipe.head_stage(10).groups

@@ -29,6 +29,7 @@ from fusetune.models.family import Family
 from fusetune.tasks.base import Task
 from fusetune.training.history import TrainingHistory
 from fusetune.training.recipe import BackboneRule
+from fusetune.training.score_error import SHARE_OF_ERROR
 
 SHOWN_REJECTED = 50
 LEAK_ROWS = 5000
@@ -129,7 +130,8 @@ def curve(history: TrainingHistory, tasks: Mapping[str, Task]) -> LearningCurve:
     names = [task.main.name if task.main.greater_is_better else f"-{task.main.name}" for task in tasks.values()]
     names = names or [f"{retrieval.METRIC} of the directions"]
     metric = names[0] if len(names) == 1 else f"mean of {', '.join(names)}"
-    return LearningCurve(points, history.best.step, metric, history.best.stage)
+    margin = SHARE_OF_ERROR * history.error
+    return LearningCurve(points, history.best.step, metric, history.best.stage, history.error, margin)
 
 
 def warnings(schema: Schema, examples: Mapping[str, Examples]) -> list[str]:
