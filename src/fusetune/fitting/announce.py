@@ -15,7 +15,11 @@ MOST = 12
 
 
 def announcement(
-    schema: Schema, tasks: Mapping[str, Task], modalities: Mapping[str, Modality], examples: Mapping[str, Examples]
+    schema: Schema,
+    tasks: Mapping[str, Task],
+    modalities: Mapping[str, Modality],
+    examples: Mapping[str, Examples],
+    codes: Iterable[str] = (),
 ) -> list[str]:
     """Return lines that tell what will be trained on what.
 
@@ -24,12 +28,14 @@ def announcement(
         tasks: fitted, by target.
         modalities: of the input columns.
         examples: the prepared rows of each split.
+        codes: columns of integers that became categories.
     """
     lines = [f"target   {target}: {_task(task)}" for target, task in tasks.items()]
     kinds: dict[str, list[str]] = {}
     for name, modality in modalities.items():
         kinds.setdefault(_kind(modality), []).append(name)
     lines += [f"columns  {kind}: {_names(names)}" for kind, names in kinds.items()]
+    lines += [f"codes    {name}: {schema.columns[name].reason}; columns.{name}.kind=number insists" for name in codes]
     unused = [name for role in ("id", "ignore") for name in schema.names(role)]
     if unused:
         lines.append(f"unused   {_names(unused)}")

@@ -29,6 +29,7 @@ from fusetune.errors import ConfigError, TableError, UserError, all_at_once, nea
 from fusetune.evaluation.decisions import FusionChoice
 from fusetune.evaluation.results import Phase
 from fusetune.fitting.announce import announcement
+from fusetune.fitting.codes import read_codes
 from fusetune.fitting.run_folder import RunFolder
 from fusetune.fitting.tables import SPLITS, Tables, check_rows
 from fusetune.modalities.base import Modality
@@ -153,6 +154,7 @@ def prepare(asked: RunSettings) -> Prepared:
     with timed(phases, "read tables", show=show):
         tables = Tables(config, asked.sources)
         tasks = _make_tasks(config, tables.schema, tables.splits["train"])
+        tables.schema, codes = read_codes(tables.splits["train"], tables.schema, tasks, config)
     with timed(phases, "read cells", show=show):
         set_seed(config.seed)
         modalities = build_modalities(_columns(config, tables.schema, has_task=bool(tasks)), backbones_of(config))
@@ -175,7 +177,7 @@ def prepare(asked: RunSettings) -> Prepared:
         examples["test"].table.require(config.report.slices)
         augmentation = _augmentation(config, modalities, examples["train"], track if show else None)
         if show:
-            for line in announcement(tables.schema, tasks, modalities, examples):
+            for line in announcement(tables.schema, tasks, modalities, examples, codes):
                 print_line(line)
         examples["train"] = examples["train"].given(augmentation=augmentation, mix=config.data.mix)
     cache = FeatureCache.of(config.data.cache, config.data.cache_gib)
