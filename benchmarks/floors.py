@@ -120,6 +120,14 @@ def prices(rows: int) -> Data:
     return Data(split_frame(frame, rows), "price", category=["postal_code", "kind"], number=["size", "year"])
 
 
+def prices_unnamed(rows: int) -> Data:
+    """The prices with the postal code under a name that says nothing of codes."""
+    data = prices(rows)
+    data.frames = {split: frame.rename(columns={"postal_code": "area"}) for split, frame in data.frames.items()}
+    data.category = ["area", "kind"]
+    return data
+
+
 def noisy_audio(rows: int) -> Data:
     """Recordings with six numbers that tell nothing, one of them a speaker's id."""
     rng = np.random.default_rng(0)
@@ -184,6 +192,7 @@ TABLES: dict[str, Callable[[int], Data]] = {
     "esc10": esc10,
     "esc10_noise": noisy_audio,
     "prices": prices,
+    "prices_unnamed": prices_unnamed,
     "diabetes": lambda rows: sklearn_table(datasets.load_diabetes, rows, classes=False),
     "wine": lambda rows: sklearn_table(datasets.load_wine, rows, classes=True),
     "breast_cancer": lambda rows: sklearn_table(datasets.load_breast_cancer, rows, classes=True),

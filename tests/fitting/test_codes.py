@@ -124,7 +124,7 @@ def test_a_fit_saves_the_kind_and_predicts_unseen_codes(write_csv, quick, tmp_pa
     source = str(write_csv(tmp_path / "t.csv", rows))
     tuned = api.fit(source, target="price", out=tmp_path / "m", config=config, progress=True)
     assert "codes    area: whole numbers that tell" in capsys.readouterr().err
-    used = {column.name: column for column in tuned.results.columns}
+    used = {column.column: column for column in tuned.results.columns}
     assert used["area"].kind == "category" and "R²" in used["area"].reason and used["year"].kind == "number"
     saved = Schema.load(tmp_path / "m" / "schema.yaml")
     assert saved.columns["area"] == tuned.bundle.schema.columns["area"]
