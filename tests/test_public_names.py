@@ -10,6 +10,7 @@ NAMES = [
     "Schema",
     "Table",
     "__version__",
+    "dry_run",
     "errors",
     "evaluate",
     "fit",

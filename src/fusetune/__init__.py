@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fusetune import errors as errors
     from fusetune import samples as samples
     from fusetune.api import FineTuned as FineTuned
+    from fusetune.api import dry_run as dry_run
     from fusetune.api import evaluate as evaluate
     from fusetune.api import fit as fit
     from fusetune.api import load as load
@@ -33,6 +34,7 @@ _PLACES = {
     "FineTuned": "fusetune.api:FineTuned",
     "Schema": "fusetune.data.schema:Schema",
     "Table": "fusetune.data.table:Table",
+    "dry_run": "fusetune.api:dry_run",
     "errors": "fusetune.errors",
     "evaluate": "fusetune.api:evaluate",
     "fit": "fusetune.api:fit",

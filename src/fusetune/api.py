@@ -32,6 +32,7 @@ from fusetune.evaluation.measure.evaluate import Evaluation, measure
 from fusetune.evaluation.report.write import write_report
 from fusetune.evaluation.results import RunResults, read_results
 from fusetune.fitting.check import check_settings
+from fusetune.fitting.estimate import Estimate, estimate_fit
 from fusetune.fitting.fit import run_fit
 from fusetune.fitting.prepared import RunSettings
 from fusetune.fitting.run_folder import RunFolder, interrupted
@@ -41,7 +42,7 @@ from fusetune.training.deadline import Deadline
 from fusetune.training.hardware.devices import choose_threads, processes
 from fusetune.training.progress import print_line, track
 
-__all__ = ["FineTuned", "Predictions", "evaluate", "fit", "load", "schema_of"]
+__all__ = ["FineTuned", "Predictions", "dry_run", "evaluate", "fit", "load", "schema_of"]
 
 REPORT_JSON = "report.json"
 
@@ -250,24 +251,8 @@ def fit(
         Interrupted: a signal came while it was training; a checkpoint was written.
     """
     start = time.monotonic()
-    settings = _settings(config, overrides)
-    explicit: dict[str, Any] = {}
-    if target is not None and target != []:
-        explicit["target"] = _target_names(target, train)
-    for name, source in (("train", train), ("val", val), ("test", test)):
-        if source is not None and isinstance(source, str | Path):
-            explicit[name] = str(source)
-        elif isinstance(source, list) and all(isinstance(one, str | Path) for one in source):
-            explicit[name] = [str(one) for one in source]
-    if out is not None:
-        explicit["out"] = str(out)
-    settings = settings.with_overrides(explicit) if explicit else settings
-    sources = {
-        name: getattr(settings, name) if given is None else given for name, given in _given(train, val, test).items()
-    }
-    if not _named(sources["train"]):
-        raise ConfigError("there is no table to learn from", do="name one: fusetune fit TABLE --target COLUMN")
-    check_settings(settings)
+    given = {"train": train, "val": val, "test": test}
+    settings, sources = _asked(given, target, _settings(config, overrides), out)
     folder = Path(settings.out) if settings.out else Path(tempfile.mkdtemp(prefix="fusetune-"))
     settings = settings.with_absolute_paths()  # the saved config.yaml means the same wherever it is read
     choose_threads()
@@ -286,6 +271,55 @@ def fit(
             if progress and not settings.out:
                 print_line(f"the model is in {folder}, a temporary folder; save(FOLDER) keeps it")
     return tuned
+
+
+def dry_run(
+    train: Source | list[Source] | None = None,
+    target: str | Sequence[str] | None = None,
+    *,
+    val: Source | None = None,
+    test: Source | None = None,
+    config: Config | Mapping[str, Any] | str | Path | None = None,
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    progress: bool = True,
+) -> Estimate:
+    """Estimate what `fit` would take, from a few batches of every stage; nothing is trained or kept.
+
+    The arguments are those of `fit`. Cells are read as they would be, and the process takes the memory that it would.
+
+    Raises:
+        UserError: something in the table or the settings has to be put right; see `fusetune.errors`.
+    """
+    given = {"train": train, "val": val, "test": test}
+    settings, sources = _asked(given, target, _settings(config, overrides), None)
+    settings = settings.with_overrides({"data": {"cache": "none"}}).with_absolute_paths()
+    choose_threads()
+    with tempfile.TemporaryDirectory(prefix="fusetune-") as folder, RunFolder(Path(folder) / "run", settings) as place:
+        estimate = estimate_fit(RunSettings(settings, sources, place, progress))
+        (place.folder / "rejected.jsonl").unlink(missing_ok=True)
+    return estimate
+
+
+def _asked(
+    given: Mapping[str, Any], target: str | Sequence[str] | None, settings: Config, out: str | Path | None
+) -> tuple[Config, dict[str, Any]]:
+    """The settings with what is given beside them, and the tables by split."""
+    explicit: dict[str, Any] = {}
+    if target is not None and target != []:
+        explicit["target"] = _target_names(target, given["train"])
+    for name, source in given.items():
+        if source is not None and isinstance(source, str | Path):
+            explicit[name] = str(source)
+        elif isinstance(source, list) and all(isinstance(one, str | Path) for one in source):
+            explicit[name] = [str(one) for one in source]
+    if out is not None:
+        explicit["out"] = str(out)
+    settings = settings.with_overrides(explicit) if explicit else settings
+    sources = {name: getattr(settings, name) if source is None else source for name, source in _given(**given).items()}
+    if not _named(sources["train"]):
+        raise ConfigError("there is no table to learn from", do="name one: fusetune fit TABLE --target COLUMN")
+    check_settings(settings)
+    return settings, sources
 
 
 def resume(folder: str | Path, *, progress: bool = True) -> FineTuned:

@@ -44,6 +44,9 @@ def fit(
         typer.Option("--resume/--no-resume", help="Go on with a run that was stopped in the folder, or begin anew."),
     ] = None,
     overwrite: common.Overwrite = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the time and memory it would take; train nothing.")
+    ] = False,
     as_json: common.Json = False,
 ) -> None:
     """Tune a model on a table; write the model folder and the report.
@@ -59,6 +62,7 @@ def fit(
       fusetune fit films.csv books.csv -t rating data.mix=0.5
       fusetune fit pairs.csv --objective contrastive --out runs/aligned
       fusetune fit runs/rating --resume
+      fusetune fit train.csv --target rating --dry-run
     """
     from fusetune import api
     from fusetune.config.config import Config
@@ -82,6 +86,15 @@ def fit(
         chosen = chosen.with_overrides({"objectives": {name: {} for name in objective}})
     if schema is not None:
         chosen = chosen.with_overrides({"schema_file": schema})
+    if dry_run:
+        tables = train if train is None else [train, *more]
+        progress = common.shows_progress(as_json)
+        estimate = api.dry_run(tables, target, val=val, test=test, config=chosen, progress=progress)
+        if as_json:
+            common.print_json(estimate.to_json())
+        else:
+            common.console().print("\n".join(estimate.lines()), soft_wrap=True)
+        return
     tuned = api.fit(
         train if train is None else [train, *more],
         target=target,

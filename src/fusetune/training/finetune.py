@@ -153,7 +153,7 @@ def finetune(
     if (ended := manager.pop(END)) is not None:
         return _ended(learner, ended, manager)
     saved = manager.saved
-    precision = _precision(recipe, learner, rows) if saved is None else saved["precision"]
+    precision = precision_of(recipe, learner, rows) if saved is None else saved["precision"]
     accelerator = make_accelerator(settings, context.log_dir, precision)
     learner.to(accelerator.device)
     best, curve = BestStep(learner, error=error), Curve()
@@ -213,7 +213,7 @@ def _install(model: Family, scales: Mapping[str, tuple[Tensor, Tensor]], start: 
         start.alignment.install(model)
 
 
-def _precision(recipe: Recipe, learner: Learner, rows: TrainingRows) -> str:
+def precision_of(recipe: Recipe, learner: Learner, rows: TrainingRows) -> str:
     """Return the precision of the last stage; all processes take the first one's."""
     train = rows.train
     stage = recipe.tune_stage() if recipe.tunes() else recipe.head_stage(len(train))

@@ -1,0 +1,194 @@
+"""What a fit will take, in time and memory, estimated from a few batches: `fusetune fit --dry-run`."""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from fusetune.data.column import Column
+from fusetune.data.examples import Examples
+from fusetune.data.sampler import UpdateSampler
+from fusetune.fitting.announce import announcement
+from fusetune.fitting.choose import start_fusion
+from fusetune.fitting.prepared import Prepared, RunSettings, prepare
+from fusetune.fitting.steps import build, rules
+from fusetune.inference.memory import kept_memory
+from fusetune.inference.predict import evaluating, predict_logits
+from fusetune.models.family import Family
+from fusetune.objectives.balance import build_balance
+from fusetune.objectives.total import Total, build_objectives
+from fusetune.training.finetune import precision_of
+from fusetune.training.hardware.devices import make_accelerator
+from fusetune.training.hardware.memory import fit_micro_batches
+from fusetune.training.learner import Learner
+from fusetune.training.loop import Stage
+from fusetune.training.optim import build_optimizer
+from fusetune.training.plan import TrainingRows
+from fusetune.training.recipe import Recipe
+from fusetune.training.updates.update import update
+from fusetune.types import Tokens
+
+CELLS = 32
+"""Cells of a column that are encoded."""
+ROWS = 64
+"""Rows of a split that are predicted."""
+UPDATES = 2
+"""Updates that are timed, after one of the rows that cost most."""
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """One step of a fit.
+
+    Attributes:
+        name: as the fit prints it.
+        seconds: an upper bound where the step may stop early.
+        detail: what it consists of.
+    """
+
+    name: str
+    seconds: float
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a fit will take.
+
+    Attributes:
+        inferred: lines that tell tasks, columns, backbones and rows.
+        stages: in order, those that were measured; the report's own models and figures are not among them.
+        peak_mb: the most memory that this process took, the heaviest micro-batch included.
+        notes: how memory decides about micro-batches.
+    """
+
+    inferred: list[str]
+    stages: list[StageEstimate]
+    peak_mb: float
+    notes: list[str]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all stages."""
+        return sum(stage.seconds for stage in self.stages)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as JSON takes them."""
+        return {**asdict(self), "seconds": self.seconds}
+
+    def lines(self) -> list[str]:
+        """Return the estimate as lines of text."""
+        rows = [f"{stage.name:<30}{stage.seconds:>9,.0f} s  {stage.detail}".rstrip() for stage in self.stages]
+        memory = f"peak memory {self.peak_mb:,.0f} MB"
+        total = f"{'in all, at most':<30}{self.seconds:>9,.0f} s  beside the report's comparisons; {memory}"
+        return [*self.inferred, *rows, total, *(f"note: {note}" for note in self.notes)]
+
+
+def estimate_fit(asked: RunSettings) -> Estimate:
+    """Prepare a fit, run a few batches of every stage, and return what the whole will take; nothing is trained.
+
+    Raises:
+        UserError: see `api.fit`.
+    """
+    fit = prepare(asked)
+    stages = [StageEstimate(phase.name, phase.seconds) for phase in fit.phases]
+    model = build(fit, start_fusion(fit))
+    features, encoding = _encoding(fit, model)
+    train, val = fit.examples["train"], fit.examples["val"]
+    rows = TrainingRows(train, val, features["train"], features["val"])
+    objectives = build_objectives(model, fit.tasks, fit.config.objectives)
+    settings = fit.config.trainer
+    balance = build_balance(settings.balance, model, fit.tasks, train)
+    own, augmented = rules(fit, fit.modalities), train.augmentation.augmenters
+    options: dict[str, Any] = {"balance": balance, "augmented": augmented}
+    recipe = Recipe(model, objectives, settings, own, fit.config.seed, starts_linear=True, margin=0.0, **options)
+    learner = Learner(model, Total(fit.tasks, objectives, balance))
+    accelerator = make_accelerator(settings, None, precision_of(recipe, learner, rows))
+    learner.to(accelerator.device)
+    stages += [StageEstimate("encode with frozen backbones", encoding, "nothing of it where the cache has it")]
+    notes: list[str] = []
+    if settings.head_epochs != 0:
+        given = train.given(features=rows.train_features), val.given(features=rows.val_features)
+        stages.append(_stage(recipe.head_stage(len(train)), learner, *given, accelerator, notes))
+    if recipe.tunes():
+        tune = recipe.tune_stage()
+        still = [name for name, key in model.routes.items() if key not in recipe.moving()]
+        stages.append(_stage(tune, learner, *rows.given(still, augmented=False), accelerator, notes))
+    test = fit.examples["test"]
+    stages.append(StageEstimate("predict the test rows", _predicting(model, test), f"{len(test):,} rows"))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
+    return Estimate(announcement(fit.schema, fit.tasks, fit.modalities, fit.examples), stages, peak, notes)
+
+
+def _encoding(fit: Prepared, model: Family) -> tuple[Mapping[str, Mapping[str, Tokens]], float]:
+    """Features of the form that frozen encoders give, and the seconds that it takes to compute them all."""
+    features: dict[str, dict[str, Tokens]] = {split: {} for split in fit.examples}
+    seconds = 0.0
+    for name, key in model.routes.items():
+        if not model.encoders[key].pretrained:
+            continue
+        for split, examples in fit.examples.items():
+            column = examples.columns[name]
+            tokens, took = _encode(model, name, column)
+            seconds += took
+            shape = (len(column.cells), *tokens.values.shape[1:])
+            features[split][name] = Tokens(torch.zeros(shape), torch.ones(shape[:2], dtype=torch.bool))
+    return features, seconds
+
+
+def _encode(model: Family, name: str, column: Column) -> tuple[Tokens, float]:
+    """Some cells' tokens, and the seconds of all cells."""
+    good = column.good()
+    some = good[np.unique(np.linspace(0, len(good) - 1, min(CELLS, len(good))).astype(np.int64))]
+    with evaluating(model), kept_memory():
+        model.encode(name, column.tensors(some[:2]))
+        start = time.perf_counter()
+        tokens = model.encode(name, column.tensors(some))
+        return tokens, (time.perf_counter() - start) * len(good) / len(some)
+
+
+def _predicting(model: Family, examples: Examples) -> float:
+    """Seconds to predict all rows."""
+    some = examples.used[:: max(1, len(examples) // ROWS)][:ROWS]
+    start = time.perf_counter()
+    predict_logits(model, examples, some, batch_size=ROWS)
+    return (time.perf_counter() - start) * len(examples) / len(some)
+
+
+def _stage(
+    stage: Stage, learner: Learner, train: Examples, val: Examples, accelerator: Any, notes: list[str]
+) -> StageEstimate:
+    """Run an update of the rows that cost most, time some others and a check, and scale them up."""
+    sizes = train.sizes(train.used)
+    options: dict[str, Any] = {"batch_size": stage.batch_size, "accumulate": stage.accumulate, "seed": stage.seed}
+    sampler = UpdateSampler(train.used, sizes, **options)
+    learner.train()
+    if stage.fits_memory and (text := fit_micro_batches(learner, train, sampler, accelerator, stage.gradients)):
+        notes.append(text)
+    optimizer = build_optimizer(stage.optimizer, stage.groups, lr=0.0)
+    trained = [parameter for group in stage.groups for parameter in group["params"]]
+    heaviest = train.used[np.argsort(-sizes, kind="stable")[: -(-stage.batch_size // sampler.accumulate)]]
+    micro = list(itertools.islice(sampler, UPDATES * sampler.accumulate))
+    parts = sampler.accumulate
+    batches = [[list(map(int, heaviest))], *(micro[at : at + parts] for at in range(0, len(micro), parts))]
+    took = []
+    with kept_memory():
+        for places in batches:
+            start = time.perf_counter()
+            rows = [train.batch(part, epoch=0) for part in places]
+            given = (learner, rows, optimizer, accelerator, stage.gradients, trained)
+            update(*given, clip=stage.clip, where=f"an update of stage {stage.name!r}")
+            took.append(time.perf_counter() - start)
+    updates = max(1, round(stage.epochs * sampler.num_updates))
+    checks = max(1, updates // max(1, sampler.num_updates // stage.evals_per_epoch))
+    check = _predicting(learner.model, val) if isinstance(learner.model, Family) else 0.0
+    seconds = updates * float(np.mean(took[1:])) + checks * check
+    detail = f"at most {updates:,} updates of {np.mean(took[1:]):.2f} s and {checks} checks of {check:.1f} s"
+    return StageEstimate(stage.name, seconds, detail)
