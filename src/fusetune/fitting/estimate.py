@@ -49,7 +49,7 @@ class StageEstimate:
 
     Attributes:
         name: as the fit prints it.
-        seconds: an upper bound where the step may stop early.
+        seconds: as fast as the machine is now, for all updates, although the step may stop early.
         detail: what it consists of.
     """
 
@@ -87,7 +87,7 @@ class Estimate:
         """Return the estimate as lines of text."""
         rows = [f"{stage.name:<30}{stage.seconds:>9,.0f} s  {stage.detail}".rstrip() for stage in self.stages]
         memory = f"peak memory {self.peak_mb:,.0f} MB"
-        total = f"{'in all, at most':<30}{self.seconds:>9,.0f} s  beside the report's comparisons; {memory}"
+        total = f"{'in all, about':<30}{self.seconds:>9,.0f} s  beside the report's comparisons; {memory}"
         return [*self.inferred, *rows, total, *(f"note: {note}" for note in self.notes)]
 
 
@@ -190,5 +190,5 @@ def _stage(
     checks = max(1, updates // max(1, sampler.num_updates // stage.evals_per_epoch))
     check = _predicting(learner.model, val) if isinstance(learner.model, Family) else 0.0
     seconds = updates * float(np.mean(took[1:])) + checks * check
-    detail = f"at most {updates:,} updates of {np.mean(took[1:]):.2f} s and {checks} checks of {check:.1f} s"
+    detail = f"up to {updates:,} updates of {np.mean(took[1:]):.2f} s and {checks} checks of {check:.1f} s"
     return StageEstimate(stage.name, seconds, detail)
