@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,11 @@ from fusetune.deploy.tuned import (
     read_examples,
     require_labels,
 )
-from fusetune.errors import ConfigError, shown
+from fusetune.errors import ConfigError
 from fusetune.evaluation.measure.evaluate import Evaluation, measure
 from fusetune.evaluation.report.write import write_report
 from fusetune.evaluation.results import RunResults, read_results
-from fusetune.fitting.check import check_settings
+from fusetune.fitting.arguments import names_table, read_settings, resolve_arguments, target_names
 from fusetune.fitting.estimate import Estimate, estimate_fit
 from fusetune.fitting.fit import run_fit
 from fusetune.fitting.prepared import RunSettings
@@ -252,7 +252,7 @@ def fit(
     """
     start = time.monotonic()
     given = {"train": train, "val": val, "test": test}
-    settings, sources = _asked(given, target, _settings(config, overrides), out)
+    settings, sources = resolve_arguments(given, target, read_settings(config, overrides), out)
     folder = Path(settings.out) if settings.out else Path(tempfile.mkdtemp(prefix="fusetune-"))
     settings = settings.with_absolute_paths()  # the saved config.yaml means the same wherever it is read
     choose_threads()
@@ -291,35 +291,13 @@ def dry_run(
         UserError: something in the table or the settings has to be put right; see `fusetune.errors`.
     """
     given = {"train": train, "val": val, "test": test}
-    settings, sources = _asked(given, target, _settings(config, overrides), None)
+    settings, sources = resolve_arguments(given, target, read_settings(config, overrides), None)
     settings = settings.with_overrides({"data": {"cache": "none"}}).with_absolute_paths()
     choose_threads()
     with tempfile.TemporaryDirectory(prefix="fusetune-") as folder, RunFolder(Path(folder) / "run", settings) as place:
         estimate = estimate_fit(RunSettings(settings, sources, place, progress))
         (place.folder / "rejected.jsonl").unlink(missing_ok=True)
     return estimate
-
-
-def _asked(
-    given: Mapping[str, Any], target: str | Sequence[str] | None, settings: Config, out: str | Path | None
-) -> tuple[Config, dict[str, Any]]:
-    """The settings with what is given beside them, and the tables by split."""
-    explicit: dict[str, Any] = {}
-    if target is not None and target != []:
-        explicit["target"] = _target_names(target, given["train"])
-    for name, source in given.items():
-        if source is not None and isinstance(source, str | Path):
-            explicit[name] = str(source)
-        elif isinstance(source, list) and all(isinstance(one, str | Path) for one in source):
-            explicit[name] = [str(one) for one in source]
-    if out is not None:
-        explicit["out"] = str(out)
-    settings = settings.with_overrides(explicit) if explicit else settings
-    sources = {name: getattr(settings, name) if source is None else source for name, source in _given(**given).items()}
-    if not _named(sources["train"]):
-        raise ConfigError("there is no table to learn from", do="name one: fusetune fit TABLE --target COLUMN")
-    check_settings(settings)
-    return settings, sources
 
 
 def resume(folder: str | Path, *, progress: bool = True) -> FineTuned:
@@ -334,51 +312,12 @@ def resume(folder: str | Path, *, progress: bool = True) -> FineTuned:
         if not (folder / BUNDLE).is_file():
             raise ConfigError(f"{folder} has no run to go on with", do="give the table again: fusetune fit TABLE ...")
         return load(folder)
-    if not _named(settings.train):
+    if not names_table(settings.train):
         raise ConfigError(
             f"the run in {folder} learned from a table in memory, which is not in the folder",
             do="give the table again in Python: fit(table, ..., out=folder, resume=True)",
         )
     return fit(config=settings, out=folder, resume=True, overwrite=True, progress=progress)
-
-
-def _named(train: Any) -> bool:
-    return train is not None and not (isinstance(train, list) and not train)
-
-
-def _given(train: Source | list[Source] | None, val: Source | None, test: Source | None) -> dict[str, Any]:
-    return {
-        name: None if isinstance(source, str | Path) else source
-        for name, source in (("train", train), ("val", val), ("test", test))
-    }
-
-
-def _target_names(target: Any, source: Any) -> list[str]:
-    """Return the targets as tables name them: columns of a DataFrame may be called by numbers and tuples.
-
-    Raises:
-        ConfigError: it is no name and no sequence of names.
-    """
-    known = getattr(source, "columns", ())
-    if isinstance(target, str | int) or (isinstance(target, tuple) and target in list(known)):
-        return [str(target)]
-    if not isinstance(target, Iterable) or isinstance(target, bytes | Mapping):
-        raise ConfigError("the target is no name", came=shown(target), do="give the column's name as text")
-    return [str(name) for name in target]
-
-
-def _settings(
-    config: Config | Mapping[str, Any] | str | Path | None, overrides: Sequence[str] | Mapping[str, Any]
-) -> Config:
-    if config is None:
-        settings = Config()
-    elif isinstance(config, Config):
-        settings = config
-    elif isinstance(config, Mapping):
-        settings = Config.build(config)
-    else:
-        settings = Config.from_yaml(config)
-    return settings.with_overrides(overrides) if overrides else settings
 
 
 def load(folder: str | Path) -> FineTuned:
@@ -424,7 +363,7 @@ def schema_of(
         columns: what is known better: `{"year": {"kind": "number"}}`.
         overrides: settings, as `["data.read.decimal=,"]`; only columns, targets and `data.read` matter.
     """
-    settings = Config.build({"target": _target_names(target, source), "columns": dict(columns or {})})
+    settings = Config.build({"target": target_names(target, source), "columns": dict(columns or {})})
     settings = settings.with_overrides(overrides) if overrides else settings
     read = settings.data.read
     table = Table.read(source, read=read)

@@ -19,7 +19,7 @@ from fusetune.fitting.announce import announcement
 from fusetune.fitting.choose import start_fusion
 from fusetune.fitting.prepared import Prepared, RunSettings, prepare
 from fusetune.fitting.steps import build, rules
-from fusetune.inference.memory import kept_memory
+from fusetune.inference.memory import retain_freed_memory
 from fusetune.inference.predict import evaluating, predict_logits
 from fusetune.models.family import Family
 from fusetune.objectives.balance import build_balance
@@ -147,7 +147,7 @@ def _encode(model: Family, name: str, column: Column) -> tuple[Tokens, float]:
     """Some cells' tokens, and the seconds of all cells."""
     good = column.good()
     some = good[np.unique(np.linspace(0, len(good) - 1, min(CELLS, len(good))).astype(np.int64))]
-    with evaluating(model), kept_memory():
+    with evaluating(model), retain_freed_memory():
         model.encode(name, column.tensors(some[:2]))
         start = time.perf_counter()
         tokens = model.encode(name, column.tensors(some))
@@ -179,7 +179,7 @@ def _stage(
     parts = sampler.accumulate
     batches = [[list(map(int, heaviest))], *(micro[at : at + parts] for at in range(0, len(micro), parts))]
     took = []
-    with kept_memory():
+    with retain_freed_memory():
         for places in batches:
             start = time.perf_counter()
             rows = [train.batch(part, epoch=0) for part in places]

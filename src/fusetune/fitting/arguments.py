@@ -1,0 +1,79 @@
+"""What `api.fit` is called with, resolved to settings and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fusetune.config.config import Config
+from fusetune.data.table import Source
+from fusetune.errors import ConfigError, shown
+from fusetune.fitting.check import check_settings
+
+
+def resolve_arguments(
+    given: Mapping[str, Any], target: str | Sequence[str] | None, settings: Config, out: str | Path | None
+) -> tuple[Config, dict[str, Any]]:
+    """Return the settings with what is given beside them, and the tables by split.
+
+    Raises:
+        ConfigError: there is no table to learn from, or something in the settings has to be put right.
+    """
+    explicit: dict[str, Any] = {}
+    if target is not None and target != []:
+        explicit["target"] = target_names(target, given["train"])
+    for name, source in given.items():
+        if source is not None and isinstance(source, str | Path):
+            explicit[name] = str(source)
+        elif isinstance(source, list) and all(isinstance(one, str | Path) for one in source):
+            explicit[name] = [str(one) for one in source]
+    if out is not None:
+        explicit["out"] = str(out)
+    settings = settings.with_overrides(explicit) if explicit else settings
+    sources = {name: getattr(settings, name) if source is None else source for name, source in _given(**given).items()}
+    if not names_table(sources["train"]):
+        raise ConfigError("there is no table to learn from", do="name one: fusetune fit TABLE --target COLUMN")
+    check_settings(settings)
+    return settings, sources
+
+
+def names_table(train: Any) -> bool:
+    """Return whether there is a table to learn from."""
+    return train is not None and not (isinstance(train, list) and not train)
+
+
+def _given(train: Source | list[Source] | None, val: Source | None, test: Source | None) -> dict[str, Any]:
+    return {
+        name: None if isinstance(source, str | Path) else source
+        for name, source in (("train", train), ("val", val), ("test", test))
+    }
+
+
+def target_names(target: Any, source: Any) -> list[str]:
+    """Return the targets as tables name them: columns of a DataFrame may be called by numbers and tuples.
+
+    Raises:
+        ConfigError: it is no name and no sequence of names.
+    """
+    known = getattr(source, "columns", ())
+    if isinstance(target, str | int) or (isinstance(target, tuple) and target in list(known)):
+        return [str(target)]
+    if not isinstance(target, Iterable) or isinstance(target, bytes | Mapping):
+        raise ConfigError("the target is no name", came=shown(target), do="give the column's name as text")
+    return [str(name) for name in target]
+
+
+def read_settings(
+    config: Config | Mapping[str, Any] | str | Path | None, overrides: Sequence[str] | Mapping[str, Any]
+) -> Config:
+    """Return the settings of a mapping, file or `Config`, with the overrides on top."""
+    if config is None:
+        settings = Config()
+    elif isinstance(config, Config):
+        settings = config
+    elif isinstance(config, Mapping):
+        settings = Config.build(config)
+    else:
+        settings = Config.from_yaml(config)
+    return settings.with_overrides(overrides) if overrides else settings
