@@ -37,6 +37,7 @@ OPTIONS = {
         "--objective",
         "--resume",
         "--overwrite",
+        "--dry-run",
     },
     "predict": {"folder", "table", "--out", "-o", "--on-bad-cell", "--precision", "--missing-columns", "--json"},
     "evaluate": {"folder", "table", "--slices", "-s", "--precision", "--missing-columns", "--json"},
