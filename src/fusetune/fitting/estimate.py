@@ -28,10 +28,10 @@ from fusetune.training.finetune import precision_of
 from fusetune.training.hardware.devices import make_accelerator
 from fusetune.training.hardware.memory import fit_micro_batches
 from fusetune.training.learner import Learner
-from fusetune.training.stage import Stage
 from fusetune.training.optim import build_optimizer
 from fusetune.training.plan import TrainingRows
 from fusetune.training.recipe import Recipe
+from fusetune.training.stage import Stage
 from fusetune.training.updates.update import update
 from fusetune.types import Tokens
 
