@@ -108,7 +108,7 @@ def estimate_fit(asked: RunSettings) -> Estimate:
     balance = build_balance(settings.balance, model, fit.tasks, train)
     own, augmented = rules(fit, fit.modalities), train.augmentation.augmenters
     options: dict[str, Any] = {"balance": balance, "augmented": augmented}
-    recipe = Recipe(model, objectives, settings, own, fit.config.seed, starts_linear=True, margin=0.0, **options)
+    recipe = Recipe(model, objectives, settings, own, fit.config.seed, starts_linear=True, **options)
     learner = Learner(model, Total(fit.tasks, objectives, balance))
     accelerator = make_accelerator(settings, None, precision_of(recipe, learner, rows))
     learner.to(accelerator.device)
