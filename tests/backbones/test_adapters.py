@@ -193,7 +193,7 @@ def test_a_folder_holds_the_adapter_alone_and_a_merged_one_needs_no_other(tune, 
     assert again.predict(str(shop_tables["test"])).table.equals(wanted)
     used = next(one for one in tuned.results.backbones if one.kind == "text")
     assert used.trained < used.parameters / 2
-    assert used.how.startswith(f"{name} on " if used.trained else "as pretrained: the kept step lies before")
+    assert used.how.startswith(f"{name} on " if used.trained else "as pretrained: the best step lies before")
 
     from safetensors import safe_open
 
