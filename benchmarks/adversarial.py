@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import fusetune as ft
-from fusetune.config.sections import AttackConfig
+from fusetune.config.attack import AttackConfig
 from fusetune.deploy.tuned import read_examples
 from fusetune.evaluation.measure.attack import Attack
 

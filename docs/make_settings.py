@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from fusetune.config import config, data, fusion, sections, trainer
+from fusetune.config import adversarial, attack, backbone, columns, config, data, fusion, read, report, trainer
 from fusetune.models.build import options_of
 from fusetune.registry import FUSIONS, MODALITIES, OBJECTIVES, TASKS, Registry
 
@@ -75,6 +75,7 @@ def takes(annotation: ast.expr) -> str:
         ("FusionConfig", "a name, options"),
         ("Neural", "a name, options"),
         ("Config", "a section"),
+        ("Columns", "per name: a section"),
     ):
         if name in source:
             return f"per name: {shown}" if source.startswith("dict") else shown
@@ -125,10 +126,8 @@ def parts(title: str, registry: Registry, prefix: str, *taken: str) -> str:
 
 def page() -> str:
     """The whole page."""
-    sources = [
-        ast.parse(Path(inspect.getfile(module)).read_text(encoding="utf-8"))
-        for module in (config, sections, fusion, trainer, data)
-    ]
+    modules = (config, backbone, columns, attack, adversarial, report, fusion, trainer, data, read)
+    sources = [ast.parse(Path(inspect.getfile(module)).read_text(encoding="utf-8")) for module in modules]
     classes = {node.name: node for source in sources for node in source.body if isinstance(node, ast.ClassDef)}
     found = [HEAD.rstrip()]
     for name, (title, prefix) in SECTIONS.items():

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fusetune.config.config import Config
-from fusetune.config.sections import OnBadCell
+from fusetune.config.data import OnBadCell
 from fusetune.data.schema import Schema
 from fusetune.data.table import Source, Table
 from fusetune.deploy.bundle import Bundle, load_bundle, merge_adapters, move, save_bundle, write_metrics

@@ -11,7 +11,8 @@ from fusetune import api
 from fusetune.backbones.adapters import KINDS_OF_MODULE, RATE, RATES, adapt, brought_state, merge, rate, target_modules
 from fusetune.backbones.freeze import freeze
 from fusetune.backbones.load import load_backbone
-from fusetune.config.sections import ADAPTERS, AdapterConfig, BackboneConfig
+from fusetune.config.adapter import ADAPTERS, AdapterConfig
+from fusetune.config.backbone import BackboneConfig
 from fusetune.errors import ConfigError, FolderError
 
 KINDS = {"bert": "text", "gpt2": "text", "vit": "image", "mobilenet": "image", "wav2vec2": "audio"}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fusetune.config import paths, trainer
 from fusetune.config.config import Config, merge, parse_override
-from fusetune.config.sections import check_options
+from fusetune.config.options import check_options
 from fusetune.errors import ConfigError
 
 

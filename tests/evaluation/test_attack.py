@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from fusetune import api
+from fusetune.config.attack import AttackConfig
+from fusetune.config.backbone import BackboneConfig
 from fusetune.config.config import Config
-from fusetune.config.sections import AttackConfig, BackboneConfig, NamedConfig, ReportConfig
+from fusetune.config.report import ReportConfig
+from fusetune.config.section import NamedConfig
 from fusetune.config.trainer import TrainerConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table

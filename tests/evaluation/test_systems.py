@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fusetune.config.sections import BackboneConfig, NamedConfig
+from fusetune.config.backbone import BackboneConfig
+from fusetune.config.section import NamedConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
 from fusetune.evaluation.measure import systems

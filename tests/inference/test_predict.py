@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from fusetune.config.sections import BackboneConfig, NamedConfig
+from fusetune.config.backbone import BackboneConfig
+from fusetune.config.section import NamedConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
 from fusetune.inference import predict as inference

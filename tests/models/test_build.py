@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fusetune.config.sections import BackboneConfig, NamedConfig
+from fusetune.config.backbone import BackboneConfig
+from fusetune.config.section import NamedConfig
 from fusetune.errors import ConfigError
 from fusetune.modalities.number import NumberModality
 from fusetune.models.build import Backbones, build_modalities, build_model, build_task, options_of

@@ -11,7 +11,7 @@ from torch import nn
 
 from fusetune.backbones.load import load_backbone
 from fusetune.backbones.shift import encode, word_embeddings
-from fusetune.config.sections import NamedConfig
+from fusetune.config.section import NamedConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
 from fusetune.errors import BackboneError, ConfigError

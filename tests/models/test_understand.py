@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fusetune.config.sections import NamedConfig
+from fusetune.config.section import NamedConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
 from fusetune.inference.features import fill_features

@@ -11,7 +11,7 @@ from torch import nn
 from torchjd import scalarization
 
 from fusetune.config.config import Config
-from fusetune.config.sections import NamedConfig
+from fusetune.config.section import NamedConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
 from fusetune.errors import ConfigError

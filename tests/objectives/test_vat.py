@@ -8,8 +8,10 @@ import torch
 from torch import nn
 
 from fusetune import api
+from fusetune.config.adversarial import AdversarialConfig
+from fusetune.config.backbone import BackboneConfig
 from fusetune.config.config import Config
-from fusetune.config.sections import AdversarialConfig, BackboneConfig, NamedConfig
+from fusetune.config.section import NamedConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
 from fusetune.errors import ConfigError

@@ -8,7 +8,7 @@ import torch
 from scipy.linalg import subspace_angles
 from sklearn.cross_decomposition import CCA
 
-from fusetune.config.sections import NamedConfig
+from fusetune.config.section import NamedConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
 from fusetune.inference.features import encoded

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from fusetune.backbones.backbone import Backbone
-from fusetune.config.sections import BackboneConfig, NamedConfig
+from fusetune.config.backbone import BackboneConfig
+from fusetune.config.section import NamedConfig
 from fusetune.config.trainer import TrainerConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import nn
 
-from fusetune.config.sections import NamedConfig
+from fusetune.config.section import NamedConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
 from fusetune.errors import NonFiniteLoss, RunError

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from fusetune.config.sections import NamedConfig
+from fusetune.config.section import NamedConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
 from fusetune.inference.features import fill_features

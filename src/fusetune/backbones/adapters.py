@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.source import quiet
-from fusetune.config.sections import AdapterConfig
+from fusetune.config.adapter import AdapterConfig
 from fusetune.errors import ConfigError
 
 RANKS = {"lora": 8, "rslora": 8, "dora": 8, "vera": 64, "oft": 16}

@@ -19,7 +19,7 @@ from fusetune.backbones import structure
 from fusetune.backbones.inputs import AudioInputs, ImageInputs, Inputs, SpectrogramInputs, TextInputs
 from fusetune.backbones.passes.base import EncoderPass
 from fusetune.backbones.passes.choice import choose
-from fusetune.config.sections import AdapterConfig
+from fusetune.config.adapter import AdapterConfig
 from fusetune.errors import BackboneError
 from fusetune.types import Tokens
 

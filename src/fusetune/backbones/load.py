@@ -38,7 +38,7 @@ from fusetune.backbones.spectrogram import FILE as SPECTROGRAM
 from fusetune.backbones.spectrogram import Spectrogram
 from fusetune.backbones.trial import try_out
 from fusetune.backbones.tuned import is_tuned, load_tuned
-from fusetune.config.sections import AdapterConfig
+from fusetune.config.adapter import AdapterConfig
 from fusetune.errors import BackboneError, FolderError, FusetuneError, nearest
 from fusetune.security.untrusted import reading
 

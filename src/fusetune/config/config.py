@@ -12,24 +12,19 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
+from fusetune.config.augment import Augmentations
+from fusetune.config.backbone import BackboneConfig
+from fusetune.config.columns import Columns
 from fusetune.config.data import DataConfig
 from fusetune.config.fusion import FusionConfig
+from fusetune.config.objectives import Objectives
 from fusetune.config.paths import rebased
-from fusetune.config.sections import (
-    Augmentations,
-    BackboneConfig,
-    ByName,
-    ColumnConfig,
-    NamedConfig,
-    Objectives,
-    ReportConfig,
-    Section,
-    StrList,
-    TaskConfig,
-)
+from fusetune.config.report import ReportConfig
+from fusetune.config.section import ByName, NamedConfig, Section, StrList
+from fusetune.config.tasks import TaskConfig
 from fusetune.config.trainer import TrainerConfig
 from fusetune.errors import ConfigError, nearest
 from fusetune.security.untrusted import YAML_BYTES, parse_yaml, read_bytes
@@ -50,9 +45,7 @@ class Config(Section):
     """The folder for the tuned model and the report. None: a temporary one."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of splits, weights, batches, dropout and intervals."""
-    columns: dict[
-        str, Annotated[ColumnConfig, BeforeValidator(lambda v: {"kind": v} if isinstance(v, str) else v)]
-    ] = {}
+    columns: Columns = {}
     """Per column: kind, role, backbone and its kind's options. `{year: number}` is `{year: {kind: number}}`."""
     schema_file: str | None = None
     """A schema as `fusetune schema TABLE -o FILE` writes it, edited; `columns` goes on top of it."""

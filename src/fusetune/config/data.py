@@ -2,80 +2,14 @@
 
 from __future__ import annotations
 
-import codecs
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from fusetune.config.sections import OnBadCell, Section
+from fusetune.config.read import ReadConfig
+from fusetune.config.section import Section
 
-_SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "bar": "|", "space": " "}
-_QUOTES = {"double": '"', "single": "'", "none": ""}
-_SPACES = {"space": " ", "none": ""}
-
-
-def _character(names: dict[str, str]) -> BeforeValidator:
-    """Take a character by a name, as `tab`, or as itself."""
-    return BeforeValidator(lambda value: names.get(value.strip().lower(), value) if isinstance(value, str) else value)
-
-
-class ReadConfig(Section):
-    """How the text of tables is read. What is None is detected, and the report says what was found.
-
-    The first three are about text files as a whole, the others about cells. A column may have others of its own, as in
-    `columns.price.read={decimal: ","}`.
-    """
-
-    separator: Annotated[str | None, _character(_SEPARATORS)] = None
-    """Between the columns of a text file: one character, or `tab`, `comma`, `semicolon`, `bar`, `space`."""
-    quote: Annotated[str | None, _character(_QUOTES)] = None
-    """Around cells of a text file that hold separators or line breaks: `double`, `single`, or `none` where quotation
-    marks are part of the text."""
-    encoding: str | None = None
-    """Of text files, as `cp1252` or `latin-1`. None: UTF-8, or UTF-16 with a byte order mark."""
-    missing: list[Any] | None = None
-    """Words for a missing cell in every column, as `[NA, unknown]`; case counts. None: in columns of numbers and dates,
-    the usual words (`NA`, `nan`, `null`, `?`, `-`, ...); in all others such words are cells like any other. `[]`:
-    none."""
-    decimal: Literal[".", ","] | None = None
-    """The decimal mark of numbers."""
-    thousands: Annotated[Literal["", ",", ".", " ", "'", "_"] | None, _character(_SPACES)] = None
-    """Between groups of three digits; `none` for none, `space` for any kind of space."""
-    dates: str | None = None
-    """The format of dates in strptime's letters, as `%d/%m/%Y`. ISO dates are always read."""
-
-    @field_validator("separator", "quote")
-    @classmethod
-    def _one_character(cls, value: str | None) -> str | None:
-        if value and (len(value) > 1 or value in "\r\n"):
-            raise ValueError("it is one character")
-        return value
-
-    @field_validator("separator")
-    @classmethod
-    def _not_empty(cls, value: str | None) -> str | None:
-        if value == "":
-            raise ValueError("it is one character")
-        return value
-
-    @field_validator("encoding")
-    @classmethod
-    def _known_encoding(cls, value: str | None) -> str | None:
-        if value is not None:
-            try:
-                "".encode(value)
-                codecs.lookup(value)
-            except (LookupError, ValueError):
-                raise ValueError("there is no such text encoding; such as utf-8, cp1252, latin-1, shift_jis") from None
-        return value
-
-    @model_validator(mode="after")
-    def _marks_differ(self) -> ReadConfig:
-        if self.decimal is not None and self.decimal == self.thousands:
-            raise ValueError(f"the decimal mark and the thousands separator are both {self.decimal!r}")
-        if self.separator is not None and self.separator == self.quote:
-            raise ValueError(f"the separator and the quote are both {self.quote!r}")
-        return self
+OnBadCell = Literal["reject", "mask"]
 
 
 class DataConfig(Section):

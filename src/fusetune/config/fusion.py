@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from fusetune.config.sections import ByName, NamedConfig, StrList, check_known
+from fusetune.config.section import ByName, NamedConfig, StrList, check_known
 from fusetune.errors import nearest
 from fusetune.registry import FUSIONS
 

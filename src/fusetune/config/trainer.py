@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from fusetune.config.sections import AdversarialConfig, ByName, Section, StrList, known_name
+from fusetune.config.adversarial import AdversarialConfig
+from fusetune.config.section import ByName, Section, StrList, known_name
 
 OPTIMIZERS = ("adamw", "adam", "nadam", "radam", "sgd", "rmsprop", "adagrad", "adafactor", "lion")
 SCHEDULES = (

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, Union
 
 import yaml
 
-from fusetune.config.data import ReadConfig
+from fusetune.config.read import ReadConfig
 from fusetune.data.reading.cell_forms import CellForm
 from fusetune.data.table import Table
 from fusetune.errors import SchemaError, StorageError, nearest, reason, shown

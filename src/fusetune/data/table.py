@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import datasets
     import pandas
 
-    from fusetune.config.data import ReadConfig
+    from fusetune.config.read import ReadConfig
 
 __all__ = ["Source", "Table", "is_missing"]
 

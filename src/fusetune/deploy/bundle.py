@@ -34,7 +34,7 @@ from fusetune.backbones.adapters import brought_state, merge
 from fusetune.backbones.load import Backbone, restore_backbone
 from fusetune.config.config import Config
 from fusetune.config.fusion import neural
-from fusetune.config.sections import NamedConfig
+from fusetune.config.section import NamedConfig
 from fusetune.data.schema import Schema
 from fusetune.errors import FolderError, StorageError, reason
 from fusetune.modalities.base import Modality

@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 from accelerate.utils import broadcast_object_list
 
 from fusetune.config.fusion import AutoConfig, neural
-from fusetune.config.sections import NamedConfig
+from fusetune.config.section import NamedConfig
 from fusetune.errors import ConfigError, nearest
 from fusetune.evaluation.decisions import FusionChoice, FusionTried
 from fusetune.fitting.prepared import Prepared

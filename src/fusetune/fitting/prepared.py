@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from accelerate.utils import set_seed
 
+from fusetune.config.backbone import BackboneConfig
 from fusetune.config.config import Config
-from fusetune.config.sections import BackboneConfig
 from fusetune.data.column import Progress
 from fusetune.data.detect.columns import evenly
 from fusetune.data.distinct import Cells

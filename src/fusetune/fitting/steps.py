@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import set_seed
 
 from fusetune.config.fusion import neural
-from fusetune.config.sections import NamedConfig
+from fusetune.config.section import NamedConfig
 from fusetune.deploy.bundle import Bundle
 from fusetune.evaluation.measure import systems
 from fusetune.evaluation.report import describe

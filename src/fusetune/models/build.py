@@ -11,7 +11,9 @@ from torch import nn
 
 from fusetune.backbones.adapters import adapt
 from fusetune.backbones.load import Backbone, load_backbone
-from fusetune.config.sections import BackboneConfig, NamedConfig, check_options, check_value
+from fusetune.config.backbone import BackboneConfig
+from fusetune.config.options import check_options, check_value
+from fusetune.config.section import NamedConfig
 from fusetune.fusion.base import Fusion
 from fusetune.modalities.base import Modality
 from fusetune.models.family import Family

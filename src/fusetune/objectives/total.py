@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusetune.config.sections import check_options
+from fusetune.config.options import check_options
 from fusetune.errors import ConfigError
 from fusetune.models.build import options_of
 from fusetune.models.family import Family

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fusetune.config.sections import NamedConfig
+from fusetune.config.section import NamedConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
 from fusetune.modalities.category import CategoryModality

@@ -16,7 +16,7 @@ from fusetune.backbones.load import load_backbone
 from fusetune.backbones.passes import compiled
 from fusetune.backbones.passes.boundary import boundary_pass, frozen_layers, run_to, stand_in
 from fusetune.backbones.passes.compiled import bucket, bucketed, check_compiler, compiling
-from fusetune.config.sections import AdapterConfig
+from fusetune.config.adapter import AdapterConfig
 from fusetune.errors import ConfigError, RunError
 
 

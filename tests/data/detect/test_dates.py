@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 import pytest
 
 import fusetune as ft
-from fusetune.config.data import ReadConfig
+from fusetune.config.read import ReadConfig
 from fusetune.data.detect.dates import _FORMATS
 from fusetune.data.schema import Schema
 from fusetune.data.table import Table

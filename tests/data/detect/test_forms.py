@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from fusetune.config.data import ReadConfig
+from fusetune.config.read import ReadConfig
 from fusetune.data.schema import Schema
 from fusetune.data.table import Table
 

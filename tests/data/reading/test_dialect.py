@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fusetune.config.config import Config
-from fusetune.config.data import ReadConfig
+from fusetune.config.read import ReadConfig
 from fusetune.data.table import Table
 from fusetune.errors import ConfigError, TableError
 

@@ -12,7 +12,9 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fusetune import api
-from fusetune.config.sections import AdversarialConfig, BackboneConfig, NamedConfig
+from fusetune.config.adversarial import AdversarialConfig
+from fusetune.config.backbone import BackboneConfig
+from fusetune.config.section import NamedConfig
 from fusetune.config.trainer import TrainerConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table

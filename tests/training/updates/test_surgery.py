@@ -17,7 +17,7 @@ from torchjd.linalg import QuadprogProjector
 
 from fusetune import _optional, api
 from fusetune.config.config import Config
-from fusetune.config.sections import NamedConfig
+from fusetune.config.section import NamedConfig
 from fusetune.config.trainer import TrainerConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table

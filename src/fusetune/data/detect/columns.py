@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fusetune.config.data import ReadConfig
+from fusetune.config.read import ReadConfig
 from fusetune.data.detect.dates import guess_dates
 from fusetune.data.detect.forms import FEW, NUMBERS, guess_numbers
 from fusetune.data.detect.giveaway import gives_away

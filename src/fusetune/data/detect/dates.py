@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fusetune.config.data import ReadConfig
+from fusetune.config.read import ReadConfig
 from fusetune.data.detect.forms import MISSING_WORDS, NUMBERS
 from fusetune.data.detect.roles import words_of
 from fusetune.data.reading.cell_forms import CellForm, iso_date, missing_words

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fusetune.config.data import ReadConfig
+from fusetune.config.read import ReadConfig
 from fusetune.data.reading.cell_forms import CellForm, missing_words
 from fusetune.modalities.profile import NUMBER
 

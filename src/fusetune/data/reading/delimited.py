@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from fusetune.config.data import ReadConfig
+from fusetune.config.read import ReadConfig
 from fusetune.data.reading.dialect import CELL_CHARS, Dialect, find_dialect, long_cells
 from fusetune.data.reading.text_files import (
     BATCH_CHARS,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fusetune.config.data import ReadConfig
+from fusetune.config.read import ReadConfig
 from fusetune.data.reading.text_files import encoding_of
 from fusetune.errors import shown
 

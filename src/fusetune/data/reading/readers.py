@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from fusetune.config.data import ReadConfig
+from fusetune.config.read import ReadConfig
 from fusetune.data.quarantine import Rejected, check_rate
 from fusetune.data.reading.arrow import normal_batches, normal_schema
 from fusetune.data.reading.delimited import read_delimited

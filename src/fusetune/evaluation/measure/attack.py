@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusetune.config.sections import AttackConfig, ReportConfig
+from fusetune.config.attack import AttackConfig
+from fusetune.config.report import ReportConfig
 from fusetune.config.trainer import TrainerConfig
 from fusetune.data.examples import Examples
 from fusetune.evaluation.measure.judge import Candidate

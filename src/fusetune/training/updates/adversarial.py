@@ -24,7 +24,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from fusetune.config.sections import AdversarialConfig, AttackConfig
+from fusetune.config.adversarial import AdversarialConfig
+from fusetune.config.attack import AttackConfig
 from fusetune.models.perturb import Ball, Deltas, RngState, attacked_columns
 from fusetune.training.updates.update import Shares, accumulate_losses, loss_shares, scale_losses
 from fusetune.types import Batch
