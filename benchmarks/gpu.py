@@ -286,7 +286,7 @@ def main() -> None:
         plans = [replace(plan, encoder="tiny", rows=24, batch=8) for plan in plans]
         plans = list(dict.fromkeys(plans))
     if asked.tokenizer is None:
-        from fusetune.backbones import embedded
+        from fusetune.backbones.hub import embedded
 
         asked.tokenizer = embedded.folder()
     chip = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "a processor"

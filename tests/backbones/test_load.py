@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from fusetune.backbones import embedded
-from fusetune.backbones.listing import describe, list_backbones
+from fusetune.backbones.hub import embedded
+from fusetune.backbones.hub.listing import describe, list_backbones
 from fusetune.backbones.load import load_backbone, restore_backbone
 from fusetune.backbones.passes import grouping
 from fusetune.errors import BackboneError, FolderError

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fusetune.backbones.load import load_backbone
-from fusetune.backbones.shift import encode, word_embeddings
+from fusetune.backbones.word_embeddings import encode, word_embeddings
 from fusetune.config.section import NamedConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.backbones.backbone import Backbone
-from fusetune.backbones.source import quiet
+from fusetune.backbones.hub.source import quiet
 from fusetune.config.adapter import AdapterConfig
 from fusetune.errors import ConfigError
 

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fusetune import _private
-from fusetune.backbones import structure
 from fusetune.backbones.inputs import AudioInputs, ImageInputs, Inputs, SpectrogramInputs, TextInputs
+from fusetune.backbones.inspection import structure
 from fusetune.backbones.passes.base import EncoderPass
 from fusetune.backbones.passes.choice import choose
 from fusetune.config.adapter import AdapterConfig
@@ -50,7 +50,7 @@ class Backbone(nn.Module):
             paths of the modules in `model` that it sits on, `brought` the names of the tensors that it added.
         normalised: pooled vectors are scaled to length 1, as a sentence encoder's own modules say.
         separate: which cells may share a pass: "" all; "lengths": those of one length; "cells": none, for models whose
-            vectors depend on the padding or on the other cells (see `fusetune.backbones.trial`).
+            vectors depend on the padding or on the other cells (see `fusetune.backbones.inspection.trial`).
         start: the pass that begins at the first trained layer, where one was tried and found right.
         wanted: the pass that is entered with `fusetune.backbones.passes.base.using`.
         notes: what a user should know of this encoder, in sentences.

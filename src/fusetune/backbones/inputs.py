@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fusetune.backbones.source import quiet
+from fusetune.backbones.hub.source import quiet
 from fusetune.backbones.spectrogram import Spectrogram
 from fusetune.errors import BackboneError
 

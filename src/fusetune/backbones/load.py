@@ -10,20 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from fusetune.backbones import embedded, small, structure
+from fusetune.backbones import small
 from fusetune.backbones.adapters import adapt
 from fusetune.backbones.backbone import FILE, KINDS, POOLS, Backbone
-from fusetune.backbones.inputs import (
-    MAX_SECONDS,
-    AudioInputs,
-    ImageInputs,
-    Inputs,
-    SpectrogramInputs,
-    TextInputs,
-    token_limit,
-)
-from fusetune.backbones.settle import check_weights, settle
-from fusetune.backbones.source import (
+from fusetune.backbones.hub import embedded
+from fusetune.backbones.hub.source import (
     Found,
     check_files,
     check_safe,
@@ -34,9 +25,20 @@ from fusetune.backbones.source import (
     read_json,
     weight_files,
 )
+from fusetune.backbones.inputs import (
+    MAX_SECONDS,
+    AudioInputs,
+    ImageInputs,
+    Inputs,
+    SpectrogramInputs,
+    TextInputs,
+    token_limit,
+)
+from fusetune.backbones.inspection import structure
+from fusetune.backbones.inspection.pooling import check_weights, settle
+from fusetune.backbones.inspection.trial import try_out
 from fusetune.backbones.spectrogram import FILE as SPECTROGRAM
 from fusetune.backbones.spectrogram import Spectrogram
-from fusetune.backbones.trial import try_out
 from fusetune.backbones.tuned import is_tuned, load_tuned
 from fusetune.config.adapter import AdapterConfig
 from fusetune.errors import BackboneError, FolderError, FusetuneError, nearest

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fusetune.backbones.adapters import brought_state, merge
 from fusetune.backbones.backbone import FILE, Backbone
-from fusetune.backbones.source import count_weights, fingerprint, read_json, short_name
+from fusetune.backbones.hub.source import count_weights, fingerprint, read_json, short_name
 from fusetune.errors import BackboneError
 from fusetune.security.model_folder import BACKBONES, BUNDLE, WEIGHTS, read_folder
 

@@ -37,7 +37,7 @@ def backbones(
       fusetune backbones ../models/mobilenet-v2
       fusetune backbones minilm --kind text
     """
-    from fusetune.backbones import listing
+    from fusetune.backbones.hub import listing
 
     if source is not None and not _holds_models(Path(source)):
         described = listing.describe(source, kind)
@@ -64,7 +64,7 @@ def _holds_models(folder: Path) -> bool:
 
 def _refused(folder: Path, listed: set[str]) -> list[dict[str, Any]]:
     """The model folders that cannot be used, with the reason."""
-    from fusetune.backbones import source
+    from fusetune.backbones.hub import source
     from fusetune.errors import BackboneError
 
     found: list[dict[str, Any]] = []

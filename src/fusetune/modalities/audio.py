@@ -10,8 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from fusetune.errors import ConfigError
-from fusetune.modalities import media, sounds
 from fusetune.modalities.base import Augmenter, Detection
+from fusetune.modalities.media import audio_files, cells
 from fusetune.modalities.on_backbone import BackboneModality
 
 if TYPE_CHECKING:
@@ -58,7 +58,9 @@ class AudioModality(BackboneModality):
         decoded = sum(isinstance(cell, dict) and cell.get("array") is not None for cell in values)
         if decoded:
             return Detection(0.99 * decoded / len(values), f"{decoded} of {len(values)} cells hold decoded sounds")
-        return media.detect_files(values, base_dir=base_dir, kind="sound", endings=sounds.ENDINGS, starts=sounds.STARTS)
+        return cells.detect_files(
+            values, base_dir=base_dir, kind="sound", endings=audio_files.ENDINGS, starts=audio_files.STARTS
+        )
 
     def decode(self, cell: Any, *, row: int, base_dir: Path) -> np.ndarray:
         """The sound as the backbone takes it, float32: a waveform or patches of its spectrogram.
@@ -67,35 +69,35 @@ class AudioModality(BackboneModality):
             BadCell: it cannot be found or decoded whole, is of no length, or has a value that is not finite.
             MissingExtra: the extra `audio` is not installed.
         """
-        samples, truncated = self._samples(cell, media.Place(row, self.column, base_dir))
+        samples, truncated = self._samples(cell, cells.Place(row, self.column, base_dir))
         self.num_truncated += truncated
         return self.backbone.prepare_audio(samples, self.backbone.sampling_rate)
 
-    def _samples(self, cell: Any, place: media.Place) -> tuple[np.ndarray, bool]:
+    def _samples(self, cell: Any, place: cells.Place) -> tuple[np.ndarray, bool]:
         """The sound's samples at the backbone's rate, and whether it is longer than what is read."""
         if isinstance(cell, dict) and cell.get("array") is not None:
-            samples, rate = sounds.from_array(cell["array"], cell.get("sampling_rate"), place)
+            samples, rate = audio_files.from_array(cell["array"], cell.get("sampling_rate"), place)
             wanted = max(int(self.max_seconds * rate), 1)
             truncated, samples, shown = len(samples) > wanted, samples[:wanted], f"{len(samples)} samples"
         else:
-            parts = media.split_cell(cell, place.base_dir)
+            parts = cells.split_cell(cell, place.base_dir)
             if len(parts) != 1:
                 why = f"it names {len(parts)} sounds, not one"
                 raise place.bad(cell, why, "give one sound a cell; put others in columns of their own")
             shown = parts[0] if isinstance(parts[0], str) else "sound in the cell"
-            data = media.read_part(parts[0], place)
-            samples, rate, truncated = sounds.read_sound(data, place, shown, max_seconds=self.max_seconds)
-        return sounds.resample(samples, rate, self.backbone.sampling_rate, place, shown), truncated
+            data = cells.read_part(parts[0], place)
+            samples, rate, truncated = audio_files.read_sound(data, place, shown, max_seconds=self.max_seconds)
+        return audio_files.resample(samples, rate, self.backbone.sampling_rate, place, shown), truncated
 
     def augmenter(self, **options: Any) -> Augmenter:
-        """See `fusetune.modalities.augment_audio`."""
+        """See `fusetune.modalities.augment.audio`."""
         from fusetune.backbones.inputs import SpectrogramInputs
-        from fusetune.modalities.augment_audio import AudioAugmenter
+        from fusetune.modalities.augment.audio import AudioAugmenter
 
         rate = self.backbone.sampling_rate
         return AudioAugmenter(
             options,
-            samples=lambda cell, base_dir: self._samples(cell, media.Place(0, self.column, base_dir))[0],
+            samples=lambda cell, base_dir: self._samples(cell, cells.Place(0, self.column, base_dir))[0],
             prepare=lambda wave: self.backbone.prepare_audio(wave, rate),
             rate=rate,
             spectrogram=isinstance(self.backbone.inputs, SpectrogramInputs),

@@ -112,8 +112,8 @@ class CategoryModality(Modality):
         return self._index.find(example) is not None
 
     def augmenter(self, **options: Any) -> Augmenter:
-        """See `fusetune.modalities.augment_tabular`."""
-        from fusetune.modalities.augment_tabular import CellAugmenter
+        """See `fusetune.modalities.augment.tabular`."""
+        from fusetune.modalities.augment.tabular import CellAugmenter
 
         return CellAugmenter("category", options)
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fusetune.errors import ConfigError
-from fusetune.modalities import media, pictures
 from fusetune.modalities.base import Augmenter, Detection
+from fusetune.modalities.media import cells, image_files
 from fusetune.modalities.on_backbone import BackboneModality
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ class ImageModality(BackboneModality):
     @classmethod
     def detect(cls, values: Sequence[Any], *, base_dir: Path) -> Detection:
         """The cells' file names end, or their bytes start, as those of pictures do."""
-        return media.detect_files(
-            values, base_dir=base_dir, kind="picture", endings=pictures.ENDINGS, starts=pictures.STARTS
+        return cells.detect_files(
+            values, base_dir=base_dir, kind="picture", endings=image_files.ENDINGS, starts=image_files.STARTS
         )
 
     def decode(self, cell: Any, *, row: int, base_dir: Path) -> list[np.ndarray]:
@@ -55,8 +55,8 @@ class ImageModality(BackboneModality):
         Raises:
             BadCell: a picture cannot be found or decoded whole, or the cell has none or too many.
         """
-        place = media.Place(row, self.column, base_dir)
-        parts = media.split_cell(cell, base_dir)
+        place = cells.Place(row, self.column, base_dir)
+        parts = cells.split_cell(cell, base_dir)
         if not parts:
             raise place.bad(cell, "it names no picture", "give a path, or empty the cell")
         if len(parts) > self.max_pictures:
@@ -64,16 +64,16 @@ class ImageModality(BackboneModality):
             raise place.bad(cell, why, "raise max_pictures, or give fewer")
         return [self._decode_part(part, place) for part in parts]
 
-    def _decode_part(self, part: Any, place: media.Place) -> np.ndarray:
+    def _decode_part(self, part: Any, place: cells.Place) -> np.ndarray:
         name = part if isinstance(part, str) else None
-        picture = pictures.read_picture(
-            media.read_part(part, place), place, name, used_at=max(self.backbone.image_size)
+        picture = image_files.read_picture(
+            cells.read_part(part, place), place, name, used_at=max(self.backbone.image_size)
         )
         return self.backbone.prepare_image(picture)
 
     def augmenter(self, **options: Any) -> Augmenter:
-        """See `fusetune.modalities.augment_image`."""
-        from fusetune.modalities.augment_image import ImageAugmenter
+        """See `fusetune.modalities.augment.image`."""
+        from fusetune.modalities.augment.image import ImageAugmenter
 
         return ImageAugmenter(options)
 

@@ -128,8 +128,8 @@ class NumberModality(Modality):
         return scaled.astype(np.float32)
 
     def augmenter(self, **options: Any) -> Augmenter:
-        """See `fusetune.modalities.augment_tabular`."""
-        from fusetune.modalities.augment_tabular import CellAugmenter
+        """See `fusetune.modalities.augment.tabular`."""
+        from fusetune.modalities.augment.tabular import CellAugmenter
 
         return CellAugmenter("number", options, std=lambda: self.std)
 

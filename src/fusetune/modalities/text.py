@@ -118,8 +118,8 @@ class TextModality(BackboneModality):
         return np.asarray(tokens, dtype=np.int32)
 
     def augmenter(self, **options: Any) -> Augmenter:
-        """See `fusetune.modalities.augment_text`."""
-        from fusetune.modalities.augment_text import TextAugmenter
+        """See `fusetune.modalities.augment.text`."""
+        from fusetune.modalities.augment.text import TextAugmenter
 
         return TextAugmenter(options, tokenize=self.backbone.tokenize)
 

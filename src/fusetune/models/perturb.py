@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.backbones.inputs import AudioInputs, TextInputs
-from fusetune.backbones.shift import SHIFT, word_embeddings
+from fusetune.backbones.word_embeddings import SHIFT, word_embeddings
 from fusetune.errors import ConfigError, nearest
 from fusetune.modalities.fixed import FixedFeatures
 from fusetune.models.reader import FEATURES, REAL, Projection

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from fusetune.backbones.shift import encode
+from fusetune.backbones.word_embeddings import encode
 from fusetune.types import Tokens
 
 FEATURES = "features"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusetune.backbones.structure import BATCH_NORMS
+from fusetune.backbones.inspection.structure import BATCH_NORMS
 from fusetune.config.trainer import TrainerConfig
 from fusetune.training.callbacks import BestStep, Callback, Check, Validate, better
 from fusetune.training.hardware.dtensor import full_tensor

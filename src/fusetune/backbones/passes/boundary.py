@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fusetune import _private
-from fusetune.backbones import structure
 from fusetune.backbones.inputs import AudioInputs, TextInputs
+from fusetune.backbones.inspection import structure
 from fusetune.backbones.passes.base import BOUNDARY, Encoder, EncoderPass, PlainPass, using
 from fusetune.types import Tokens
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fusetune import _private
-from fusetune.backbones import structure
 from fusetune.backbones.inputs import AudioInputs
+from fusetune.backbones.inspection import structure
 from fusetune.backbones.passes.base import Encoder, EncoderPass, single_pass, using
 from fusetune.errors import ConfigError, RunError
 from fusetune.types import Tokens

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fusetune import _private
-from fusetune.backbones import structure
+from fusetune.backbones.inspection import structure
 from fusetune.backbones.passes.base import Encoder, EncoderPass, single_pass
 from fusetune.backbones.passes.compiled import learns_from_padding, padded_pass
 from fusetune.errors import RunError

@@ -15,8 +15,8 @@ from PIL import Image, ImageOps
 from fusetune._optional import optional_import
 from fusetune.errors import UserError
 from fusetune.evaluation.results import Shown
-from fusetune.modalities import pictures, sounds
-from fusetune.modalities.media import embedded, split_cell, starts_embedded
+from fusetune.modalities.media import audio_files, image_files
+from fusetune.modalities.media.cells import embedded, split_cell, starts_embedded
 
 MAX_TEXT = 400
 THUMBNAIL = 192
@@ -58,7 +58,9 @@ def _open(cell: Any, base_dir: Path) -> io.BytesIO:
     """Return the content of a media cell: a path, bytes, or Parquet's {"bytes", "path"}."""
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
-    if isinstance(cell, str) and any(starts_embedded(cell, starts) for starts in (pictures.STARTS, sounds.STARTS)):
+    if isinstance(cell, str) and any(
+        starts_embedded(cell, starts) for starts in (image_files.STARTS, audio_files.STARTS)
+    ):
         cell = embedded(cell)
     if isinstance(cell, bytes | bytearray | memoryview):
         return io.BytesIO(bytes(cell))

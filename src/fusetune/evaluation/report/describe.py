@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fusetune.backbones.licence import stated_licence
+from fusetune.backbones.hub.licence import stated_licence
 from fusetune.backbones.load import Backbone
 from fusetune.data.detect.giveaway import nearly_gives_away
 from fusetune.data.distinct import cell_key, is_missing

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from fusetune.backbones.structure import BATCH_NORMS
+from fusetune.backbones.inspection.structure import BATCH_NORMS
 from fusetune.data.examples import Examples
 from fusetune.data.sampler import UpdateSampler
 from fusetune.inference.memory import free_memory, total_memory

@@ -22,8 +22,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from fusetune import _private
-from fusetune.backbones import structure
 from fusetune.backbones.backbone import Backbone
+from fusetune.backbones.inspection import structure
 from fusetune.errors import ConfigError
 from fusetune.models.family import Family
 from fusetune.training.hardware.devices import processes

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fusetune.backbones.source import read_json
+from fusetune.backbones.hub.source import read_json
 from fusetune.errors import BackboneError
 from fusetune.security.untrusted import parse_json, read_bytes
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusetune.errors import BadCell, ConfigError, MissingExtra
-from fusetune.modalities import media, sounds
 from fusetune.modalities.audio import AudioModality
+from fusetune.modalities.media import audio_files, cells
 from fusetune.testing.modalities import TinyBackbone, tone, wav_bytes
 
 soundfile = pytest.importorskip("soundfile")
@@ -25,7 +25,7 @@ def encoded(samples, rate=8000, fmt="WAV", subtype=None):
 
 @pytest.fixture
 def place(tmp_path):
-    return media.Place(9, "call", tmp_path)
+    return cells.Place(9, "call", tmp_path)
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def modality():
 
 
 def read(data, place, max_seconds=30.0):
-    return sounds.read_sound(data, place, max_seconds=max_seconds)
+    return audio_files.read_sound(data, place, max_seconds=max_seconds)
 
 
 FORMATS = {"WAV": None, "FLAC": None, "OGG": "VORBIS", "MP3": None, "AIFF": None}
@@ -43,7 +43,7 @@ FORMATS = {"WAV": None, "FLAC": None, "OGG": "VORBIS", "MP3": None, "AIFF": None
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_every_format_is_read(fmt, place):
     data = encoded(tone(440, seconds=0.5, rate=16000), 16000, fmt, FORMATS[fmt])
-    assert sounds.STARTS.match(data)
+    assert audio_files.STARTS.match(data)
     samples, rate, cut = read(data, place)
     assert rate == 16000 and not cut and samples.dtype == np.float32
     assert abs(len(samples) - 8000) < 1500  # MP3 pads to whole frames
@@ -79,7 +79,7 @@ def test_another_rate_is_resampled(tmp_path, modality):
 
 
 def test_a_tone_above_half_the_new_rate_is_removed(place):
-    samples = sounds.resample(tone(6000, seconds=0.5, rate=16000), 16000, 8000, place, "x")
+    samples = audio_files.resample(tone(6000, seconds=0.5, rate=16000), 16000, 8000, place, "x")
     assert np.abs(samples[200:-200]).max() < 1e-3
 
 
@@ -149,7 +149,7 @@ def test_mp3_frames_are_followed_to_the_end(rate, place):
     "header", [b"\xff\xfb\x00\x00", b"\xff\xfb\xf0\x00", b"\xff\xfb\x9c\x00", b"\xff\xeb\x90\x00", b"\xff"]
 )
 def test_headers_that_tell_no_length(header):
-    assert sounds._mp3_frame_bytes(header) == 0
+    assert audio_files._mp3_frame_bytes(header) == 0
 
 
 def test_wav_of_unknown_length_is_read(place):
@@ -249,7 +249,7 @@ def test_mutated_bytes_are_a_sound_or_a_bad_cell(data, changes, length, tmp_path
         mutated[at % len(data) : at % len(data) + len(new)] = new
     kept = bytes(mutated[: length if length % 3 else len(mutated)])
     try:
-        samples, rate, _ = read(kept, media.Place(0, "call", tmp_path_factory.getbasetemp()), max_seconds=1.0)
+        samples, rate, _ = read(kept, cells.Place(0, "call", tmp_path_factory.getbasetemp()), max_seconds=1.0)
     except BadCell as error:
         assert error.why
     else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fusetune.backbones import embedded, source
+from fusetune.backbones.hub import embedded, source
 from fusetune.backbones.load import load_backbone
 from fusetune.backbones.spectrogram import FILE as SPECTROGRAM
 from fusetune.errors import BackboneError, FusetuneError

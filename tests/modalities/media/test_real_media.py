@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fusetune.modalities import media, pictures, sounds
+from fusetune.modalities.media import audio_files, cells, image_files
 
-DATA = Path(os.environ.get("FUSETUNE_DATA", Path(__file__).parents[3] / "shared")) / "data"
+DATA = Path(os.environ.get("FUSETUNE_DATA", Path(__file__).parents[4] / "shared")) / "data"
 
 
 def some_files(name, pattern, num=60):
@@ -24,7 +24,7 @@ def some_files(name, pattern, num=60):
 )
 def test_pictures_are_read(name, pattern):
     for file in some_files(name, pattern):
-        picture = pictures.read_picture(file.read_bytes(), media.Place(0, name, DATA), str(file), used_at=32)
+        picture = image_files.read_picture(file.read_bytes(), cells.Place(0, name, DATA), str(file), used_at=32)
         assert picture.mode == "RGB" and min(picture.size) > 32
 
 
@@ -33,7 +33,7 @@ def test_pictures_are_read(name, pattern):
 def test_sounds_are_read(name, pattern):
     pytest.importorskip("soundfile")
     for file in some_files(name, pattern):
-        samples, rate, cut = sounds.read_sound(
-            file.read_bytes(), media.Place(0, name, DATA), str(file), max_seconds=30.0
+        samples, rate, cut = audio_files.read_sound(
+            file.read_bytes(), cells.Place(0, name, DATA), str(file), max_seconds=30.0
         )
         assert len(samples) > 0.1 * rate and not cut

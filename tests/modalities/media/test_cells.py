@@ -12,7 +12,7 @@ from fusetune.data.schema import Schema
 from fusetune.data.table import Table
 from fusetune.errors import BadCell, SchemaError
 from fusetune.evaluation.report.cells import show_cell
-from fusetune.modalities.media import Place, embedded, read_part
+from fusetune.modalities.media.cells import Place, embedded, read_part
 from fusetune.registry import MODALITIES
 from fusetune.testing.modalities import png_bytes, tone, wav_bytes
 

@@ -15,12 +15,12 @@ from PIL import Image, ImageOps
 from fusetune.backbones.load import load_backbone
 from fusetune.errors import BackboneError, ConfigError
 from fusetune.modalities.audio import AudioModality
-from fusetune.modalities.augment_image import BINS, ImageAugmenter, _operations
-from fusetune.modalities.augment_tabular import CellAugmenter
-from fusetune.modalities.augment_text import TextAugmenter, read_synonyms
+from fusetune.modalities.augment.image import BINS, ImageAugmenter, _operations
+from fusetune.modalities.augment.paraphrase import Paraphrases
+from fusetune.modalities.augment.tabular import CellAugmenter
+from fusetune.modalities.augment.text import TextAugmenter, read_synonyms
 from fusetune.modalities.category import CategoryModality
 from fusetune.modalities.number import NumberModality
-from fusetune.modalities.paraphrase import Paraphrases
 from fusetune.modalities.text import TextModality
 
 HERE = None

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fusetune.modalities.augment import Option, Transform, transforms
+from fusetune.modalities.augment.options import Option, Transform, transforms
 from fusetune.modalities.base import Augmenter
 
 

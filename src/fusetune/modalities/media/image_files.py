@@ -10,7 +10,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from fusetune._optional import optional_import
 from fusetune.errors import BadCell, MissingExtra
-from fusetune.modalities.media import Place
+from fusetune.modalities.media.cells import Place
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"})

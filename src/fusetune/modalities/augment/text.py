@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from fusetune.errors import ConfigError
-from fusetune.modalities.augment import Option, Transform, settings, transforms
+from fusetune.modalities.augment.options import Option, Transform, settings, transforms
+from fusetune.modalities.augment.paraphrase import Paraphrases
 from fusetune.modalities.base import Augmenter
-from fusetune.modalities.paraphrase import Paraphrases
 
 SYNONYMS = {"file": None, "rate": 0.1}
 PARAPHRASE = {"model": None, "rate": 0.5, "max_tokens": 128}

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from fusetune.errors import ConfigError
-from fusetune.modalities.augment import Option, Transform, settings, transforms
+from fusetune.modalities.augment.options import Option, Transform, settings, transforms
 from fusetune.modalities.base import Augmenter
 
 RAND = {"num": 2, "magnitude": 9}

@@ -6,7 +6,7 @@ import contextlib
 import re
 from pathlib import Path
 
-from fusetune.backbones import embedded
+from fusetune.backbones.hub import embedded
 from fusetune.security.untrusted import TEXT_BYTES, read_bytes
 
 _FIELD = re.compile(r"^license(?:_name)?:\s*[\"']?([^\s\"'#][^\"'#\n]*)", re.MULTILINE)

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fusetune.backbones import structure
 from fusetune.backbones.backbone import Backbone
+from fusetune.backbones.hub.sentence import stated_pooling
 from fusetune.backbones.inputs import AudioInputs, ImageInputs, TextInputs
-from fusetune.backbones.sentence import stated_pooling
+from fusetune.backbones.inspection import structure
 from fusetune.errors import BackboneError
 
 MOST_EXTRA = 16

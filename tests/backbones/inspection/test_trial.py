@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fusetune.backbones import structure
 from fusetune.backbones.backbone import Backbone
+from fusetune.backbones.inspection import structure
+from fusetune.backbones.inspection.trial import try_out
 from fusetune.backbones.load import load_backbone, restore_backbone
 from fusetune.backbones.passes.graphs import why_not
-from fusetune.backbones.trial import try_out
 from fusetune.errors import BackboneError
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}

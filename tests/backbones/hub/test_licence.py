@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fusetune.backbones.licence import stated_licence
+from fusetune.backbones.hub.licence import stated_licence
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 
 from fusetune._optional import optional_import
 from fusetune.errors import BadCell
-from fusetune.modalities.media import Place
+from fusetune.modalities.media.cells import Place
 
 ENDINGS = frozenset({".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff"})
 STARTS = re.compile(rb"RIFF.{4}WAVE|RF64|fLaC|OggS|ID3|\xff[\xe2\xe3\xf2\xf3\xfa\xfb]|FORM.{4}AIF[FC]", re.DOTALL)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fusetune.backbones.source import check_safe, find, fingerprint, quiet, weight_files
+from fusetune.backbones.hub.source import check_safe, find, fingerprint, quiet, weight_files
 from fusetune.config.paths import user_cache
 from fusetune.errors import BackboneError, StorageError
 

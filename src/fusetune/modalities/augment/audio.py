@@ -10,7 +10,7 @@ import numpy as np
 
 from fusetune._optional import optional_import
 from fusetune.errors import ConfigError
-from fusetune.modalities.augment import Option, Transform, settings, transforms
+from fusetune.modalities.augment.options import Option, Transform, settings, transforms
 from fusetune.modalities.base import Augmenter
 
 SPEC = {"time": 0.2, "frequency": 0.2, "num": 2}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fusetune.backbones import embedded
+from fusetune.backbones.hub import embedded
 from fusetune.errors import BackboneError, MissingExtra
 from fusetune.security.untrusted import PICKLED, parse_json, pickle_like, read_bytes, tensors_of, walk
 from fusetune.security.untrusted import TEXT_BYTES as MOST

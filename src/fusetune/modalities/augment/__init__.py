@@ -1,0 +1,1 @@
+"""Augmentation of train rows: random changes of a cell that keep its target."""

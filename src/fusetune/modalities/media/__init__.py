@@ -1,0 +1,1 @@
+"""Cells that hold files: read their bytes, decode images and sounds."""
