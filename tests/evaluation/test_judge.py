@@ -15,7 +15,7 @@ from fusetune.evaluation.measure.slices import slice_names
 from fusetune.evaluation.report.write import render
 from fusetune.evaluation.results import RunResults, TaskResult, from_json, to_json
 from fusetune.registry import TASKS
-from fusetune.tasks.base import Metric, Task
+from fusetune.tasks.base import Metric, TargetTask
 from fusetune.tasks.panels.kinds import WorstRows, WrongRow, ranked
 
 KINDS = ("binary", "multiclass", "ordinal", "multilabel", "regression")
@@ -75,7 +75,7 @@ def test_the_fast_main_metric_is_the_tasks_own() -> None:
         assert task.main_value(scores, truth, given_weights) == pytest.approx(theirs)
 
 
-class SpansTask(Task):
+class SpansTask(TargetTask):
     """Answers with a list a row; its metric is the F1 of all lists' elements together."""
 
     name, main = "spans", Metric("f1")

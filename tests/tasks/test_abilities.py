@@ -14,7 +14,7 @@ from fusetune import api
 from fusetune.errors import ConfigError
 from fusetune.registry import TASKS
 from fusetune.tasks.abilities import Boosted, Divergent, Labelled, Probed, Thresholded, require
-from fusetune.tasks.base import Task
+from fusetune.tasks.base import TargetTask
 from fusetune.tasks.classification import BinaryTask
 from fusetune.tasks.regression import RegressionTask
 
@@ -41,7 +41,7 @@ def test_what_the_tasks_here_can_do(name):
     assert issubclass(kind, Thresholded) == (name == "multilabel")
 
 
-class PlainTask(Task):
+class PlainTask(TargetTask):
     """Two labels, without any ability: what a task of another sort is to everything else."""
 
     name, main = "plain", BinaryTask.main
@@ -72,7 +72,7 @@ def delegated(name):
     return method
 
 
-for method in Task.__abstractmethods__ - {"detect", "from_state"}:
+for method in TargetTask.__abstractmethods__ - {"detect", "from_state"}:
     setattr(PlainTask, method, delegated(method))
 PlainTask.decide = delegated("decide")
 PlainTask.__abstractmethods__ = frozenset()

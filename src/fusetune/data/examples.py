@@ -31,7 +31,7 @@ from fusetune.modalities.text import TextModality
 from fusetune.types import Batch, Tokens
 
 if TYPE_CHECKING:
-    from fusetune.tasks.base import Task
+    from fusetune.tasks.base import TargetTask
 
 PIECE = 4096
 """Rows whose targets or weights are looked at together."""
@@ -73,7 +73,7 @@ class Examples:
         self,
         table: Table,
         modalities: Mapping[str, Modality],
-        tasks: Mapping[str, Task] | None = None,
+        tasks: Mapping[str, TargetTask] | None = None,
         *,
         weight: str | None = None,
         group: str | None = None,

@@ -44,7 +44,7 @@ from fusetune.models.understand import Understand
 from fusetune.registry import MODALITIES, TASKS
 from fusetune.security.model_folder import BACKBONES, BUNDLE, CONFIG, FORMAT, SCHEMA, WEIGHTS, file_hash, read_folder
 from fusetune.security.untrusted import YAML_BYTES, parse_yaml, read_bytes, read_json, reading, tensors_of
-from fusetune.tasks.base import Metric, Task
+from fusetune.tasks.base import Metric, TargetTask
 from fusetune.trees.files import FOLDER as STACK
 from fusetune.trees.files import load_stack, save_stack
 from fusetune.trees.stack import Stack
@@ -73,7 +73,7 @@ class Bundle:
 
     model: Family
     modalities: dict[str, Modality]
-    tasks: dict[str, Task]
+    tasks: dict[str, TargetTask]
     schema: Schema
     config: Config
     fingerprint: str = ""
@@ -285,8 +285,8 @@ def _check_types(model: Family, header: Mapping[str, tuple[str, tuple[int, ...]]
             )
 
 
-def _restore_task(entry: Mapping[str, Any]) -> Task:
-    task: Task = TASKS.get(entry["task"]).from_state(entry["target"], entry["state"])
+def _restore_task(entry: Mapping[str, Any]) -> TargetTask:
+    task: TargetTask = TASKS.get(entry["task"]).from_state(entry["target"], entry["state"])
     if (metric := entry.get("metric")) is not None:  # folders of 0.1.0 have none
         task.main = Metric(str(metric["name"]), bool(metric["greater_is_better"]))
     return task

@@ -8,7 +8,7 @@ from fusetune.backbones.backbone import Backbone
 from fusetune.data.examples import Examples
 from fusetune.data.schema import Schema
 from fusetune.modalities.base import Modality
-from fusetune.tasks.base import Task
+from fusetune.tasks.base import TargetTask
 
 MOST = 12
 """Columns named in a line; of more, the number is told."""
@@ -16,7 +16,7 @@ MOST = 12
 
 def announcement(
     schema: Schema,
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, TargetTask],
     modalities: Mapping[str, Modality],
     examples: Mapping[str, Examples],
     codes: Iterable[str] = (),
@@ -44,7 +44,7 @@ def announcement(
     return [*lines, f"rows     {', '.join(counts)}{f'; {rejected:,} rejected' if rejected else ''}"]
 
 
-def _task(task: Task) -> str:
+def _task(task: TargetTask) -> str:
     labels = task.labels
     return f"{task.name} ({len(labels)} labels)" if len(labels) > 2 else task.name
 

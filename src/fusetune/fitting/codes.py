@@ -20,7 +20,7 @@ from fusetune.data.table import Table
 from fusetune.errors import BadCell, UserError
 from fusetune.modalities.number import NumberModality
 from fusetune.modalities.values import canonical
-from fusetune.tasks.base import Task
+from fusetune.tasks.base import TargetTask
 from fusetune.training.hardware.devices import processes
 from fusetune.types import Target
 
@@ -91,7 +91,9 @@ class _Labelled:
     folds: np.ndarray
 
 
-def read_codes(train: Table, schema: Schema, tasks: Mapping[str, Task], config: Config) -> tuple[Schema, list[str]]:
+def read_codes(
+    train: Table, schema: Schema, tasks: Mapping[str, TargetTask], config: Config
+) -> tuple[Schema, list[str]]:
     """Make number columns whose whole numbers behave as codes categories.
 
     A column of whole numbers that repeat is judged by cross-validation inside the train rows. It becomes a category
@@ -155,7 +157,7 @@ def _may_be_codes(numbers: np.ndarray | None) -> bool:
     return few and len(present) >= MIN_ROWS and bool((counts > 1).mean() > 0.5)
 
 
-def _labelled(train: Table, schema: Schema, task: Task, seed: int) -> _Labelled | None:
+def _labelled(train: Table, schema: Schema, task: TargetTask, seed: int) -> _Labelled | None:
     """Return the rows to judge by; None where the target's form is not known, or nothing can be learned from it."""
     present = np.flatnonzero(~train.missing(task.target))
     rows = present[evenly(len(present), MAX_ROWS)]
@@ -176,7 +178,7 @@ def _labelled(train: Table, schema: Schema, task: Task, seed: int) -> _Labelled 
     return _Labelled(rows, values, _folds(units, seed))
 
 
-def _is_good(task: Task, cell: Any) -> bool:
+def _is_good(task: TargetTask, cell: Any) -> bool:
     try:
         task.check(cell, row=0)
     except BadCell:

@@ -26,7 +26,7 @@ from fusetune.inference.features import encoded
 from fusetune.inference.predict import model_device
 from fusetune.models.family import Family
 from fusetune.tasks.abilities import Thresholded
-from fusetune.tasks.base import Task
+from fusetune.tasks.base import TargetTask
 from fusetune.training.probe import SplitRows
 from fusetune.types import Tokens
 
@@ -126,7 +126,7 @@ class Findings:
     def _judge(
         self,
         name: str,
-        task: Task,
+        task: TargetTask,
         rows: Mapping[str, SplitRows],
         others: Sequence[Candidate],
     ) -> TaskResult:

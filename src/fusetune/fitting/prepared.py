@@ -35,7 +35,7 @@ from fusetune.fitting.tables import SPLITS, Tables, check_rows
 from fusetune.modalities.base import Modality
 from fusetune.models.build import Backbones, build_modalities, build_task
 from fusetune.objectives.total import aligned_columns
-from fusetune.tasks.base import Task
+from fusetune.tasks.base import TargetTask
 from fusetune.tasks.infer import infer_task
 from fusetune.training.deadline import Deadline
 from fusetune.training.hardware.devices import processes
@@ -93,7 +93,7 @@ class Prepared:
     config: Config
     run: RunFolder
     tables: Tables
-    tasks: Mapping[str, Task]
+    tasks: Mapping[str, TargetTask]
     modalities: Mapping[str, Modality]
     examples: Mapping[str, Examples]
     cache: FeatureCache | None
@@ -192,7 +192,7 @@ def backbones_of(config: Config) -> Backbones:
     return Backbones(settings)
 
 
-def _make_tasks(config: Config, schema: Schema, train: Table) -> dict[str, Task]:
+def _make_tasks(config: Config, schema: Schema, train: Table) -> dict[str, TargetTask]:
     tasks = {}
     for target in schema.names("target"):
         settings = config.tasks.get(target)
@@ -204,7 +204,7 @@ def _make_tasks(config: Config, schema: Schema, train: Table) -> dict[str, Task]
     return tasks
 
 
-def _choose_metrics(asked: str | Mapping[str, str] | None, tasks: Mapping[str, Task], train: Examples) -> None:
+def _choose_metrics(asked: str | Mapping[str, str] | None, tasks: Mapping[str, TargetTask], train: Examples) -> None:
     """Make the metrics that the settings name the tasks' main ones.
 
     Raises:

@@ -24,7 +24,7 @@ from fusetune.fitting.prepared import Prepared
 from fusetune.inference.features import encoded
 from fusetune.models.family import Family
 from fusetune.tasks.abilities import Boosted, Probed
-from fusetune.tasks.base import Task
+from fusetune.tasks.base import TargetTask
 from fusetune.training.deadline import COMPARING
 from fusetune.training.history import TrainingHistory
 from fusetune.training.probe import Probe, SplitRows
@@ -94,7 +94,7 @@ class Growing:
                 blends[name] = blend
         return (Stack(self.view, blends, self.frozen) if blends else None), used
 
-    def _task(self, name: str, task: Task) -> tuple[Blend | None, StackUsed]:
+    def _task(self, name: str, task: TargetTask) -> tuple[Blend | None, StackUsed]:
         train, val = self.rows[name]["train"], self.rows[name]["val"].seen(self.val)
         none = StackUsed(0.0, task.main.name)
         if not isinstance(task, Boosted):
@@ -135,7 +135,7 @@ class Growing:
     def _matrix(self, split: SplitRows, logits: np.ndarray | None) -> np.ndarray:
         return self.view.matrix(split.examples, split.indices, split.features, logits)
 
-    def _held_out(self, name: str, task: Task) -> np.ndarray:
+    def _held_out(self, name: str, task: TargetTask) -> np.ndarray:
         """Per train row, (rows, logits) of a linear model that learned on the other folds; groups stay together."""
         train, val = self.rows[name]["train"], self.rows[name]["val"].seen(self.val)
         columns = list(self.fit.probes[name].scales)
@@ -182,8 +182,8 @@ def weigh(task: Boosted, network: np.ndarray, trees: np.ndarray, truth: np.ndarr
 
     Args:
         task: fitted.
-        network, trees: scores, as `Task.answers` gives them.
-        truth: as `Task.truth` gives it.
+        network, trees: scores, as `TargetTask.answers` gives them.
+        truth: as `TargetTask.truth` gives it.
         weights: (rows,) of the rows.
     """
     sign = 1.0 if task.main.greater_is_better else -1.0

@@ -22,7 +22,7 @@ from fusetune.models.family import Family
 from fusetune.objectives.base import Objective
 from fusetune.registry import MODALITIES
 from fusetune.tasks.abilities import Probed
-from fusetune.tasks.base import Task
+from fusetune.tasks.base import TargetTask
 from fusetune.training.changes import changed_parameters, digests
 from fusetune.training.deadline import COMPARING, TRAINING
 from fusetune.training.extra_blocks import NgramBlock
@@ -217,7 +217,7 @@ def _quiet(fit: Prepared, kind: str, names: Sequence[str]) -> RunContext:
 
 
 def fresh_model(
-    fit: Prepared, columns: Sequence[str], tasks: Mapping[str, Task] | None = None
+    fit: Prepared, columns: Sequence[str], tasks: Mapping[str, TargetTask] | None = None
 ) -> tuple[dict[str, Modality], Family]:
     """Build a model with pretrained weights on some columns, for all tasks or some; return its modalities and it."""
     set_seed(fit.config.seed)

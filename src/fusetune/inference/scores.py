@@ -12,7 +12,7 @@ from fusetune.data.examples import Examples
 from fusetune.inference.features import encoded
 from fusetune.inference.predict import predict_logits
 from fusetune.models.family import Family
-from fusetune.tasks.base import Task
+from fusetune.tasks.base import TargetTask
 from fusetune.types import Tokens
 
 
@@ -30,7 +30,7 @@ class Ensemble(Protocol):
     def scores(
         self,
         name: str,
-        task: Task,
+        task: TargetTask,
         network: np.ndarray,
         examples: Examples,
         indices: np.ndarray,
@@ -42,7 +42,7 @@ class Ensemble(Protocol):
 
 def predict_scores(
     model: Family,
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, TargetTask],
     examples: Examples,
     *,
     stack: Ensemble | None = None,

@@ -20,7 +20,7 @@ from fusetune.models.family import Family
 from fusetune.models.match import Match
 from fusetune.models.understand import Understand
 from fusetune.registry import FUSIONS, MODALITIES, TASKS
-from fusetune.tasks.base import Task
+from fusetune.tasks.base import TargetTask
 
 DIM = 128
 """Default width of the projected tokens."""
@@ -79,14 +79,14 @@ def build_modalities(columns: Mapping[str, tuple[str, Mapping[str, Any]]], backb
     return modalities
 
 
-def build_task(target: str, name: str, options: Mapping[str, Any]) -> Task:
+def build_task(target: str, name: str, options: Mapping[str, Any]) -> TargetTask:
     """Build a task for a target column.
 
     Raises:
         ConfigError: there is no such task, or it does not have an option.
     """
     check_task(target, name, options)
-    built: Task = TASKS.get(name)(target, **options)
+    built: TargetTask = TASKS.get(name)(target, **options)
     return built
 
 
@@ -101,7 +101,7 @@ def check_task(target: str, name: str, options: Mapping[str, Any]) -> None:
 
 
 def build_model(
-    modalities: Mapping[str, Modality], tasks: Mapping[str, Task], fusion: NamedConfig, *, dropout: float = 0.1
+    modalities: Mapping[str, Modality], tasks: Mapping[str, TargetTask], fusion: NamedConfig, *, dropout: float = 0.1
 ) -> Family:
     """Build the family of models that the tasks choose, with encoders for fitted modalities.
 

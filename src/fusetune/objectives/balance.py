@@ -26,7 +26,7 @@ from torch import Tensor, distributed, nn
 from fusetune.data.examples import Examples
 from fusetune.models.family import Family
 from fusetune.models.understand import Understand
-from fusetune.tasks.base import Task
+from fusetune.tasks.base import TargetTask
 from fusetune.types import Batch
 
 LEAST_CONSTANT = 0.01
@@ -41,7 +41,7 @@ FAMO_FLOOR = 1e-3
 """Added to ℓ_k: a task that is solved but for a thousandth of the constant guess's loss stops drawing weight."""
 
 
-def constant_loss(task: Task, start: Tensor, values: Sequence[Any], weights: np.ndarray) -> float:
+def constant_loss(task: TargetTask, start: Tensor, values: Sequence[Any], weights: np.ndarray) -> float:
     """Return the task's loss at the best constant guess: the logits that, equal for all rows, make it smallest.
 
     Args:
@@ -71,7 +71,7 @@ def constant_loss(task: Task, start: Tensor, values: Sequence[Any], weights: np.
     return best
 
 
-def constant_losses(model: Family, tasks: Mapping[str, Task], train: Examples) -> dict[str, float]:
+def constant_losses(model: Family, tasks: Mapping[str, TargetTask], train: Examples) -> dict[str, float]:
     """Return `constant_loss` of every task on its labelled train rows; 1 for a task without any."""
     assert isinstance(model, Understand), "tasks with heads are balanced"
     found = {}
@@ -292,7 +292,7 @@ BALANCES: dict[str, type[Balance]] = {
 }
 
 
-def build_balance(name: str, model: Family, tasks: Mapping[str, Task], train: Examples) -> Balance | None:
+def build_balance(name: str, model: Family, tasks: Mapping[str, TargetTask], train: Examples) -> Balance | None:
     """Build the balance of a name; None where there are not several tasks.
 
     Args:

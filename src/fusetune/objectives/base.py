@@ -15,7 +15,7 @@ from fusetune.types import Batch, Outputs
 
 if TYPE_CHECKING:
     from fusetune.models.family import Family
-    from fusetune.tasks.base import Task
+    from fusetune.tasks.base import TargetTask
 
 
 def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class Objective(nn.Module, abc.ABC):
     alone: ClassVar[bool] = False
     """Whether it can be minimised by itself, without any task."""
 
-    def __init__(self, model: Family, tasks: Mapping[str, Task], *, weight: float = 1.0) -> None:
+    def __init__(self, model: Family, tasks: Mapping[str, TargetTask], *, weight: float = 1.0) -> None:
         """
         Args:
             model: what will be trained: its columns and sizes are looked at, its parameters are not kept.

@@ -30,7 +30,7 @@ from fusetune.types import Batch, Outputs
 
 if TYPE_CHECKING:
     from fusetune.models.family import Family
-    from fusetune.tasks.base import Task
+    from fusetune.tasks.base import TargetTask
 
 ALIGN_UNIFORM = "align_uniform"
 TEMPERATURES = {"sigmoid": 0.1}
@@ -107,7 +107,7 @@ class ContrastiveObjective(BatchObjective):
     def __init__(
         self,
         model: Family,
-        tasks: Mapping[str, Task],
+        tasks: Mapping[str, TargetTask],
         *,
         weight: float = 1.0,
         form: str = "decoupled",

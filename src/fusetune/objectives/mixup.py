@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fusetune.errors import ConfigError
 from fusetune.objectives.base import Objective
-from fusetune.tasks.base import Task
+from fusetune.tasks.base import TargetTask
 from fusetune.types import Batch, Outputs
 
 if TYPE_CHECKING:
@@ -45,7 +45,9 @@ class Mixup(Objective):
 
     name = "mixup"
 
-    def __init__(self, model: Family, tasks: Mapping[str, Task], *, weight: float = 1.0, alpha: float = 1.0) -> None:
+    def __init__(
+        self, model: Family, tasks: Mapping[str, TargetTask], *, weight: float = 1.0, alpha: float = 1.0
+    ) -> None:
         """
         Args:
             model: see `Objective`.

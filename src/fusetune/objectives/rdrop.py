@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fusetune.errors import ConfigError
 from fusetune.objectives.base import Objective, weighted_mean
 from fusetune.tasks.abilities import Divergent, require
-from fusetune.tasks.base import Task
+from fusetune.tasks.base import TargetTask
 from fusetune.types import Batch, Outputs
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class RDrop(Objective):
 
     name = "rdrop"
 
-    def __init__(self, model: Family, tasks: Mapping[str, Task], *, weight: float = 1.0) -> None:
+    def __init__(self, model: Family, tasks: Mapping[str, TargetTask], *, weight: float = 1.0) -> None:
         """
         Args:
             model: see `Objective`.

@@ -28,7 +28,7 @@ from fusetune.types import Batch, Outputs
 
 if TYPE_CHECKING:
     from fusetune.models.family import Family
-    from fusetune.tasks.base import Task
+    from fusetune.tasks.base import TargetTask
 
 TEMPERATURE = 0.1
 VECTOR, LABEL, WEIGHT = "vector", "label", "weight"
@@ -67,7 +67,7 @@ class SupConObjective(BatchObjective):
     def __init__(
         self,
         model: Family,
-        tasks: Mapping[str, Task],
+        tasks: Mapping[str, TargetTask],
         *,
         weight: float = 1.0,
         target: str | None = None,
@@ -145,7 +145,7 @@ def _share_none(labels: Tensor, others: Tensor) -> Tensor:
     return shared == 0
 
 
-def _labelled_target(tasks: Mapping[str, Task], target: str | None) -> str:
+def _labelled_target(tasks: Mapping[str, TargetTask], target: str | None) -> str:
     fit = [name for name, task in tasks.items() if isinstance(task, Labelled)]
     if target is None and len(fit) == 1:
         return fit[0]

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from fusetune.tasks.base import Task
+from fusetune.tasks.base import TargetTask
 from fusetune.types import Batch, Outputs
 
 
 class TaskLosses(nn.Module):
     """Each task's own loss on the rows that are labelled for it, by the task's name."""
 
-    def __init__(self, tasks: Mapping[str, Task]) -> None:
+    def __init__(self, tasks: Mapping[str, TargetTask]) -> None:
         super().__init__()
         self.tasks = dict(tasks)
 

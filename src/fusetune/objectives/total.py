@@ -16,7 +16,7 @@ from fusetune.objectives.balance import Balance
 from fusetune.objectives.base import BatchObjective, Objective
 from fusetune.objectives.tasks import TaskLosses
 from fusetune.registry import OBJECTIVES
-from fusetune.tasks.base import Task
+from fusetune.tasks.base import TargetTask
 from fusetune.types import Batch, Outputs
 
 PYTHON_NAMES = {"lambda": "lam"}
@@ -57,7 +57,7 @@ def aligned_columns(settings: Mapping[str, Mapping[str, Any]], inputs: list[str]
 
 
 def build_objectives(
-    model: Family, tasks: Mapping[str, Task], settings: Mapping[str, Mapping[str, Any]]
+    model: Family, tasks: Mapping[str, TargetTask], settings: Mapping[str, Mapping[str, Any]]
 ) -> list[Objective]:
     """Build the objectives that a run's settings name.
 
@@ -95,7 +95,7 @@ class Total(nn.Module):
     """
 
     def __init__(
-        self, tasks: Mapping[str, Task], objectives: Sequence[Objective] = (), balance: Balance | None = None
+        self, tasks: Mapping[str, TargetTask], objectives: Sequence[Objective] = (), balance: Balance | None = None
     ) -> None:
         super().__init__()
         self.tasks = TaskLosses(tasks)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fusetune.errors import ConfigError
 from fusetune.objectives.base import Objective
-from fusetune.tasks.base import Task
+from fusetune.tasks.base import TargetTask
 from fusetune.types import Batch, Outputs
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Unimodal(Objective):
 
     name = "unimodal"
 
-    def __init__(self, model: Family, tasks: Mapping[str, Task], *, weight: float = 0.5) -> None:
+    def __init__(self, model: Family, tasks: Mapping[str, TargetTask], *, weight: float = 0.5) -> None:
         """
         Args:
             model: see `Objective`.

@@ -16,7 +16,7 @@ from fusetune.types import Batch, Outputs
 
 if TYPE_CHECKING:
     from fusetune.models.family import Family
-    from fusetune.tasks.base import Task
+    from fusetune.tasks.base import TargetTask
 
 
 class VirtualAdversarial(Objective):
@@ -51,7 +51,7 @@ class VirtualAdversarial(Objective):
     def __init__(
         self,
         model: Family,
-        tasks: Mapping[str, Task],
+        tasks: Mapping[str, TargetTask],
         *,
         weight: float = 1.0,
         epsilon: float = 0.02,

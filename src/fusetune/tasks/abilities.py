@@ -19,10 +19,10 @@ import numpy as np
 from torch import Tensor
 
 from fusetune.errors import ConfigError
-from fusetune.tasks.base import LinearModel, Task
+from fusetune.tasks.base import LinearModel, TargetTask
 
 
-class Ability(Task):
+class Ability(TargetTask):
     """Base class of abilities.
 
     Attributes:
@@ -53,7 +53,7 @@ class Probed(Ability):
 
         Args:
             features: (rows, features) of the train rows, on comparable scales.
-            truth: (rows, ...) as `Task.truth` returns it.
+            truth: (rows, ...) as `TargetTask.truth` returns it.
             val_features, val_truth: the same for the validation rows; may be empty.
             weights: (rows,) weights of the train rows, 0 or more.
         """
@@ -96,8 +96,8 @@ class Thresholded(Ability):
         """Choose the thresholds on validation rows, if the task's options ask for it.
 
         Args:
-            answers: (rows, ...) as `Task.answers` returns them.
-            truth: (rows, ...) as `Task.truth` returns it.
+            answers: (rows, ...) as `TargetTask.answers` returns them.
+            truth: (rows, ...) as `TargetTask.truth` returns it.
         """
 
 
@@ -121,7 +121,7 @@ class Boosted(Ability):
         """Return LightGBM's parameters of a booster's objective, and the labels that it learns, (rows,).
 
         Args:
-            truth: (rows, ...) as `Task.truth` returns it; may have no rows.
+            truth: (rows, ...) as `TargetTask.truth` returns it; may have no rows.
             booster: 0 to `num_boosters` - 1.
         """
 
@@ -140,12 +140,12 @@ class Boosted(Ability):
         It is the log loss in nats for probabilities, the squared error for numbers.
 
         Args:
-            answers: (rows, ...) as `Task.answers` returns them.
-            truth: (rows, ...) as `Task.truth` returns it.
+            answers: (rows, ...) as `TargetTask.answers` returns them.
+            truth: (rows, ...) as `TargetTask.truth` returns it.
         """
 
 
-def require(tasks: Mapping[str, Task], ability: type[A], *, where: str) -> dict[str, A]:
+def require(tasks: Mapping[str, TargetTask], ability: type[A], *, where: str) -> dict[str, A]:
     """Return the tasks by target, after checking that all have an ability.
 
     Args:

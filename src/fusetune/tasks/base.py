@@ -1,4 +1,4 @@
-"""The contract of a task: one target column, from cells to loss, answers and metrics."""
+"""The contract of tasks: answers, truth and metrics; of a target column also its encoding, head and loss."""
 
 from __future__ import annotations
 
@@ -27,19 +27,114 @@ class Metric:
 
 
 class Task(abc.ABC):
-    """One target column: its encoding, head, loss, answers, metrics, report panels and constant guess.
+    """What a model is measured by: answers, metrics, report panels and constant guess.
 
     Answers are numpy arrays whose first axis is the rows. Everything after the model works on answers, so that a
-    baseline, a probe and the tuned model are measured in the same way. Abilities of some tasks only are in
-    `fusetune.tasks.abilities`.
+    baseline, a probe and the tuned model are measured in the same way. A task that predicts a column is a
+    `TargetTask`.
+
+    Attributes:
+        target: the name that results are reported under; the column, in a `TargetTask`.
     """
 
     name: ClassVar[str]
+    family: ClassVar[str]
+    """The family of models that has the task's answers."""
     main: Metric
     """The main metric: it selects the best step and is in the report's headline. `measure_by` changes it."""
 
     def __init__(self, target: str) -> None:
         self.target = target
+
+    def measured(self, answers: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        """Return each row's input to the metrics, (rows, k): a score, or counts that are summed over rows.
+
+        Expensive comparisons of an answer with the truth belong here: they run once per row, and the bootstrap draws
+        from the result. The default returns the answers, which must be numeric.
+
+        Args:
+            answers: (rows, ...).
+            truth: (rows, ...) of the same rows.
+        """
+        return answers[:, None] if answers.ndim == 1 else answers
+
+    @abc.abstractmethod
+    def metrics(self, measured: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
+        """Return the metrics under their usual names; an undefined metric is nan.
+
+        Args:
+            measured: (rows, k) as `measured` returns it, for any selection of rows.
+            truth: (rows, ...) of the same rows.
+            weights: (rows,) or None.
+        """
+
+    @abc.abstractmethod
+    def constant(self, truth: np.ndarray, rows: int) -> np.ndarray:
+        """Return the best constant guess (majority, rates or mean of `truth`) as answers for `rows` rows."""
+
+    def measure_by(self, name: str, truth: np.ndarray) -> None:
+        """Make another of the task's metrics the main one. Call it after `fit`.
+
+        Args:
+            name: the metric's name.
+            truth: (rows, ...) of some rows.
+
+        Raises:
+            ConfigError: the task has no such metric.
+        """
+        names = list(self.evaluate(self.constant(truth, len(truth)), truth))
+        if name not in names:
+            raise ConfigError(
+                f"trainer.metric: {self.name} has no metric called {name!r}",
+                expected=", ".join(names),
+                do=nearest(name, names) or f"trainer.metric.{self.target}=NAME chooses one for this target alone",
+                column=self.target,
+            )
+        self.main = Metric(name, name not in LOWER_IS_BETTER)
+
+    def main_value(self, measured: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
+        """Return the main metric only. Override it if this is much faster than `metrics`."""
+        return self.metrics(measured, truth, weights)[self.main.name]
+
+    def evaluate(self, answers: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
+        """Return the metrics of answers: `measured`, then `metrics`."""
+        return self.metrics(self.measured(answers, truth), truth, weights)
+
+    @property
+    def meanings(self) -> Mapping[str, str]:
+        """Explanations of metrics in plain words, by name."""
+        return MEANINGS
+
+    def panels(self, evidence: Evidence) -> list[Section]:
+        """Return the report's sections about a model's answers, beside its metrics; none by default."""
+        return []
+
+    def worst(self, answers: np.ndarray, truth: np.ndarray, num: int) -> WorstRows:
+        """Return at most `num` of the worst errors; none by default."""
+        return WorstRows("", [])
+
+    @property
+    def labels(self) -> list[str]:
+        """The class names in the order of the answers' columns; empty for numbers."""
+        return []
+
+    @abc.abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Return the fitted state as JSON data."""
+
+    @classmethod
+    @abc.abstractmethod
+    def from_state(cls, target: str, state: dict[str, Any]) -> Task:
+        """Restore a task from its `state()`."""
+
+
+class TargetTask(Task):
+    """A task that predicts one target column: its encoding, head and loss terms, and the output table's columns.
+
+    Abilities that only some of these tasks have are in `fusetune.tasks.abilities`.
+    """
+
+    family = "understand"
 
     @classmethod
     @abc.abstractmethod
@@ -113,65 +208,6 @@ class Task(abc.ABC):
         The truth is class indices, a 0/1 matrix, numbers, or an array of dtype object with lists or texts.
         """
 
-    def measured(self, answers: np.ndarray, truth: np.ndarray) -> np.ndarray:
-        """Return each row's input to the metrics, (rows, k): a score, or counts that are summed over rows.
-
-        Expensive comparisons of an answer with the truth belong here: they run once per row, and the bootstrap draws
-        from the result. The default returns the answers, which must be numeric.
-
-        Args:
-            answers: (rows, ...) as `answers` returns them.
-            truth: (rows, ...) as `truth` returns it.
-        """
-        return answers[:, None] if answers.ndim == 1 else answers
-
-    @abc.abstractmethod
-    def metrics(self, measured: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
-        """Return the metrics under their usual names; an undefined metric is nan.
-
-        Args:
-            measured: (rows, k) as `measured` returns it, for any selection of rows.
-            truth: (rows, ...) of the same rows.
-            weights: (rows,) or None.
-        """
-
-    def measure_by(self, name: str, truth: np.ndarray) -> None:
-        """Make another of the task's metrics the main one. Call it after `fit`.
-
-        Args:
-            name: the metric's name.
-            truth: (rows, ...) of some rows, as `truth` returns it.
-
-        Raises:
-            ConfigError: the task has no such metric.
-        """
-        names = list(self.evaluate(self.constant(truth, len(truth)), truth))
-        if name not in names:
-            raise ConfigError(
-                f"trainer.metric: {self.name} has no metric called {name!r}",
-                expected=", ".join(names),
-                do=nearest(name, names) or f"trainer.metric.{self.target}=NAME chooses one for this target alone",
-                column=self.target,
-            )
-        self.main = Metric(name, name not in LOWER_IS_BETTER)
-
-    def main_value(self, measured: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
-        """Return the main metric only. Override it if this is much faster than `metrics`."""
-        return self.metrics(measured, truth, weights)[self.main.name]
-
-    def evaluate(self, answers: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
-        """Return the metrics of answers: `measured`, then `metrics`."""
-        return self.metrics(self.measured(answers, truth), truth, weights)
-
-    @property
-    def meanings(self) -> Mapping[str, str]:
-        """Explanations of metrics in plain words, by name."""
-        return MEANINGS
-
-    def panels(self, evidence: Evidence) -> list[Section]:
-        """Return the report's sections about a model's answers, beside its metrics; none by default."""
-        return []
-
     def target_panels(self, truths: Mapping[str, np.ndarray]) -> list[Panel]:
         """Return the report's panels about the target, such as its class balance; none by default.
 
@@ -179,14 +215,6 @@ class Task(abc.ABC):
             truths: the truth per split, as `truth` returns it.
         """
         return []
-
-    def worst(self, answers: np.ndarray, truth: np.ndarray, num: int) -> WorstRows:
-        """Return at most `num` of the worst errors; none by default."""
-        return WorstRows("", [])
-
-    @abc.abstractmethod
-    def constant(self, truth: np.ndarray, rows: int) -> np.ndarray:
-        """Return the answers of the best constant guess (majority, rates or mean of `truth`) for `rows` rows."""
 
     @abc.abstractmethod
     def columns(self, answers: np.ndarray) -> dict[str, list[Any]]:
@@ -196,18 +224,9 @@ class Task(abc.ABC):
         """Return the decisions, in the form of `truth`: class indices, a 0/1 matrix, or numbers."""
         return answers
 
-    @property
-    def labels(self) -> list[str]:
-        """The class names in the order of the answers' columns; empty for numbers."""
-        return []
-
-    @abc.abstractmethod
-    def state(self) -> dict[str, Any]:
-        """Return the fitted state as JSON data."""
-
     @classmethod
     @abc.abstractmethod
-    def from_state(cls, target: str, state: dict[str, Any]) -> Task:
+    def from_state(cls, target: str, state: dict[str, Any]) -> TargetTask:
         """Restore a task from its `state()`."""
 
 
@@ -216,8 +235,13 @@ class LinearModel(abc.ABC):
 
     @abc.abstractmethod
     def scores(self, features: np.ndarray) -> np.ndarray:
-        """Return answers, in the form of `Task.answers`, for features of shape (rows, features)."""
+        """Return answers, in the form of `TargetTask.answers`, for features of shape (rows, features)."""
 
     @abc.abstractmethod
     def coefficients(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return weight (features, logits) and bias (logits,), for `Task.answers(features @ weight + bias)`."""
+        """Return weight (features, logits) and bias (logits,), for `TargetTask.answers(features @ weight + bias)`."""
+
+
+def target_tasks(tasks: Mapping[str, Task]) -> dict[str, TargetTask]:
+    """Return those of the tasks that predict a target column."""
+    return {name: task for name, task in tasks.items() if isinstance(task, TargetTask)}

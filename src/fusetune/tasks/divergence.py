@@ -1,4 +1,4 @@
-"""How far two predictions for the same rows are apart: what `Task.divergence` is made of."""
+"""How far two predictions for the same rows are apart: what `TargetTask.divergence` is made of."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class LinearScores(LinearModel):
         self.mean, self.weight, self.bias, self.finish = mean, weight, bias, finish
 
     def scores(self, features: np.ndarray) -> np.ndarray:
-        """Scores as `Task.answers` gives them, for (rows, features)."""
+        """Scores as `TargetTask.answers` gives them, for (rows, features)."""
         parts = [features[piece] for piece in pieces(len(features))]
         return np.concatenate(
             [self.finish(((part - self.mean) @ self.weight + self.bias).astype(np.float64)) for part in parts]

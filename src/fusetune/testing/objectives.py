@@ -24,7 +24,7 @@ from fusetune.models.build import build_model
 from fusetune.models.understand import Understand
 from fusetune.objectives.base import BatchObjective, Objective
 from fusetune.objectives.gather import gathered
-from fusetune.tasks.base import Task
+from fusetune.tasks.base import TargetTask
 from fusetune.tasks.classification import MulticlassTask
 from fusetune.tasks.regression import RegressionTask
 from fusetune.testing.rules import Contract, check
@@ -35,7 +35,7 @@ MakeObjective = Callable[..., Objective]
 ROWS = 24
 
 
-def make_parts(rows: int = ROWS, *, dropout: float = 0.0) -> tuple[Understand, dict[str, Task], Examples]:
+def make_parts(rows: int = ROWS, *, dropout: float = 0.0) -> tuple[Understand, dict[str, TargetTask], Examples]:
     """A model of two numbers and a category, all of them missing here and there, with a class and a number to predict.
 
     Args:
@@ -51,7 +51,7 @@ def make_parts(rows: int = ROWS, *, dropout: float = 0.0) -> tuple[Understand, d
         missing = {0: "z", 3: "c", 4: "k", 5: "y"}.get(place % 9)
         records.append({name: None if name == missing else value for name, value in record.items()})
     modalities = {"x": NumberModality("x", bins=4), "z": NumberModality("z", bins=4), "c": CategoryModality("c")}
-    tasks: dict[str, Task] = {"k": MulticlassTask("k"), "y": RegressionTask("y")}
+    tasks: dict[str, TargetTask] = {"k": MulticlassTask("k"), "y": RegressionTask("y")}
     examples = Examples(Table.from_records(records), modalities, tasks)
     examples.prepare(on_bad_cell="reject")
     examples.fit()

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from fusetune.errors import UserError
-from fusetune.tasks.base import Task
+from fusetune.tasks.base import TargetTask
 
 ROWS = 120
 DIM = 8
-MakeTask = Callable[[str], Task]
+MakeTask = Callable[[str], TargetTask]
 """`make(target)`: the class, or a `functools.partial` of it."""
 
 
@@ -61,14 +61,14 @@ def usable_targets(make: MakeTask) -> dict[str, list[Any]]:
     return usable
 
 
-def fitted(make: MakeTask, cells: Sequence[Any]) -> Task:
+def fitted(make: MakeTask, cells: Sequence[Any]) -> TargetTask:
     """Return a task of the column "target", fitted on cells."""
     task = make("target")
     task.fit(cells)
     return task
 
 
-def head_logits(task: Task, *, seed: int = 0, rows: int = ROWS) -> Tensor:
+def head_logits(task: TargetTask, *, seed: int = 0, rows: int = ROWS) -> Tensor:
     """Return what an untrained head gives for `example_features`: (rows, ...) logits.
 
     Args:

@@ -28,7 +28,7 @@ from fusetune.inference.predict import model_device, predict_logits
 from fusetune.models.family import Family
 from fusetune.objectives.balance import build_balance
 from fusetune.objectives.total import Total, build_objectives
-from fusetune.tasks.base import Task
+from fusetune.tasks.base import TargetTask
 from fusetune.training.averaging import (
     BestSteps,
     average_weights,
@@ -58,7 +58,7 @@ from fusetune.training.trunk import attach_trunks
 
 def evaluate_loss(
     model: Family,
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, TargetTask],
     examples: Examples,
     *,
     scales: Mapping[str, float] | None = None,
@@ -101,7 +101,7 @@ def evaluate_loss(
     return total, float(np.mean(scores)) if scores else math.nan, metrics
 
 
-def _main_of(task: Task, measured: np.ndarray, truth: np.ndarray, weights: np.ndarray, rows: np.ndarray) -> float:
+def _main_of(task: TargetTask, measured: np.ndarray, truth: np.ndarray, weights: np.ndarray, rows: np.ndarray) -> float:
     """Return the main metric of some of the rows."""
     return task.main_value(measured[rows], truth[rows], weights[rows])
 

@@ -10,7 +10,7 @@ from typing import Any
 from fusetune.data.examples import Examples
 from fusetune.data.storage.feature_cache import FeatureCache
 from fusetune.objectives.base import Objective
-from fusetune.tasks.base import Task
+from fusetune.tasks.base import TargetTask
 from fusetune.training.alignment import Alignment
 from fusetune.training.checkpoint_manager import CheckpointManager
 from fusetune.training.deadline import Deadline
@@ -65,7 +65,7 @@ class Goal:
             evaluates the model; None: the tasks' losses and metrics.
     """
 
-    tasks: Mapping[str, Task]
+    tasks: Mapping[str, TargetTask]
     objectives: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     evaluator: Callable[[Sequence[Objective], ScoreError], Evaluate] | None = None
 

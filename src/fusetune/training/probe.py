@@ -169,7 +169,7 @@ class Probe:
         return {**blocks, **{extra.key: _values(extra, split, own) for extra in self.extras}}
 
     def scores(self, split: SplitRows) -> np.ndarray:
-        """Scores of the split's rows, as `Task.answers` gives them."""
+        """Scores of the split's rows, as `TargetTask.answers` gives them."""
         return self.linear.scores(side_by_side(self._blocks(split), self.weights))
 
     def parts(self) -> tuple[dict[Key, np.ndarray], np.ndarray]:

@@ -36,7 +36,7 @@ MAX_TREES = 20_000
 
 @dataclass
 class Rows:
-    """Rows to learn from, or to stop by: `matrix` is (rows, features), `truth` as `Task.truth`, `weights` (rows,)."""
+    """Rows to learn from or to stop by: `matrix` (rows, features), `truth` as `TargetTask.truth`, `weights` (rows,)."""
 
     matrix: np.ndarray
     truth: np.ndarray
@@ -111,6 +111,6 @@ def _stop_when(late: Callable[[], bool]) -> Callable[[Any], None]:
 
 
 def tree_scores(task: Boosted, boosters: list[Any], matrix: np.ndarray) -> np.ndarray:
-    """The boosters' answers for (rows, features), as `Task.answers` gives them."""
+    """The boosters' answers for (rows, features), as `TargetTask.answers` gives them."""
     raw = [np.asarray(booster.predict(matrix, raw_score=True)) for booster in boosters]
     return task.answers(torch.from_numpy(np.ascontiguousarray(task.boosted_logits(raw))))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fusetune.models.family import Family
 from fusetune.tasks.abilities import Boosted
-from fusetune.tasks.base import Task
+from fusetune.tasks.base import TargetTask
 from fusetune.trees.stack import Blend, Stack
 from fusetune.trees.text import read_trees
 from fusetune.trees.view import Axes, Line, View
@@ -70,7 +70,7 @@ def save_stack(stack: Stack | None, folder: Path) -> dict[str, Any] | None:
     }
 
 
-def load_stack(content: Mapping[str, Any] | None, folder: Path, model: Family, tasks: Mapping[str, Task]) -> Any:
+def load_stack(content: Mapping[str, Any] | None, folder: Path, model: Family, tasks: Mapping[str, TargetTask]) -> Any:
     """The stack that `save_stack` wrote, or None where there was none.
 
     Args:

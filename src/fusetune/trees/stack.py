@@ -14,7 +14,7 @@ from fusetune.data.examples import Examples
 from fusetune.inference.features import fill_features
 from fusetune.models.family import Family
 from fusetune.tasks.abilities import Boosted
-from fusetune.tasks.base import Task
+from fusetune.tasks.base import TargetTask
 from fusetune.training.probe import Features
 from fusetune.trees.boost import tree_scores
 from fusetune.trees.view import Line, View, has_all
@@ -72,8 +72,10 @@ class Stack:
         """Those of the features that are the tuned model's too."""
         return {name: tokens for name, tokens in features.items() if model.routes[name] not in self.frozen}
 
-    def trees(self, name: str, task: Task, examples: Examples, indices: np.ndarray, features: Features) -> np.ndarray:
-        """The trees' own scores of rows, as `Task.answers` gives them.
+    def trees(
+        self, name: str, task: TargetTask, examples: Examples, indices: np.ndarray, features: Features
+    ) -> np.ndarray:
+        """The trees' own scores of rows, as `TargetTask.answers` gives them.
 
         Args:
             name: the task's name, one of `blends`.
@@ -88,7 +90,13 @@ class Stack:
         return tree_scores(task, blend.boosters, self.view.matrix(examples, indices, features, logits))
 
     def scores(
-        self, name: str, task: Task, network: np.ndarray, examples: Examples, indices: np.ndarray, features: Features
+        self,
+        name: str,
+        task: TargetTask,
+        network: np.ndarray,
+        examples: Examples,
+        indices: np.ndarray,
+        features: Features,
     ) -> np.ndarray:
         """The scores of both together; the network's where the task has no trees, or the row lacks a column that they
         need. For the arguments see `trees`."""

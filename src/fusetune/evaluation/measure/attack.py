@@ -24,7 +24,7 @@ from fusetune.evaluation.results import AttackUsed
 from fusetune.inference.predict import encode_cells, model_device
 from fusetune.models.family import Family
 from fusetune.models.perturb import Ball, attacked_columns, find_site, unit_of
-from fusetune.tasks.base import Task
+from fusetune.tasks.base import TargetTask
 from fusetune.training.probe import SplitRows, install_probes
 from fusetune.training.updates.adversarial import Ascent
 from fusetune.types import Batch
@@ -74,7 +74,9 @@ class Attack:
         ascent = self.ascent
         return AttackUsed(self.name, ascent.epsilon, ascent.steps, ascent.step_size, self.columns, self.units)
 
-    def candidate(self, of: str, model: Family, name: str, task: Task, split: SplitRows, train: SplitRows) -> Candidate:
+    def candidate(
+        self, of: str, model: Family, name: str, task: TargetTask, split: SplitRows, train: SplitRows
+    ) -> Candidate:
         """Return a model's answers under the attack, as a system to compare.
 
         Args:
@@ -93,7 +95,14 @@ class Attack:
         return Candidate(f"{of}, attacked", "attack", what, scores, self.columns)
 
     def logits(
-        self, model: Family, name: str, task: Task, examples: Examples, indices: np.ndarray, *, batch_size: int = 64
+        self,
+        model: Family,
+        name: str,
+        task: TargetTask,
+        examples: Examples,
+        indices: np.ndarray,
+        *,
+        batch_size: int = 64,
     ) -> Tensor:
         """Return the model's logits for attacked rows, float32 on the CPU, in the order of `indices`.
 
@@ -116,7 +125,7 @@ class Attack:
         model.train(was_training)
         return torch.cat(parts)[torch.from_numpy(np.argsort(order))]
 
-    def _attacked(self, model: Family, name: str, task: Task, batch: Batch) -> Tensor:
+    def _attacked(self, model: Family, name: str, task: TargetTask, batch: Batch) -> Tensor:
         target, ones = batch.targets[name], torch.ones_like(batch.weights)
         ball = Ball(model, batch, self.columns, units=self.units)
         deltas = ball.zeros()

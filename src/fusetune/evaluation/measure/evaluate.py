@@ -15,7 +15,7 @@ from fusetune.evaluation.results import SystemResult, TaskResult, plain
 from fusetune.inference.predict import row_vectors
 from fusetune.inference.scores import predict_scores
 from fusetune.models.family import Family
-from fusetune.tasks.base import Task
+from fusetune.tasks.base import TargetTask
 from fusetune.trees.stack import Stack
 
 
@@ -66,7 +66,7 @@ class Evaluation:
 
 def measure(
     model: Family,
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, TargetTask],
     examples: Examples,
     *,
     slices: Sequence[str] = (),

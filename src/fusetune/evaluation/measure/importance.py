@@ -12,7 +12,7 @@ from fusetune.evaluation.measure.systems import model_scores
 from fusetune.evaluation.report.svg import figure, signed
 from fusetune.evaluation.results import Interval
 from fusetune.models.family import Family
-from fusetune.tasks.base import Task
+from fusetune.tasks.base import TargetTask
 from fusetune.tasks.panels.kinds import Cell, Head, TablePanel
 from fusetune.training.probe import SplitRows
 from fusetune.trees.stack import Stack
@@ -23,7 +23,7 @@ DRAWS = 200
 
 
 def hidden_columns(
-    model: Family, name: str, task: Task, train: SplitRows, test: SplitRows, stack: Stack | None = None
+    model: Family, name: str, task: TargetTask, train: SplitRows, test: SplitRows, stack: Stack | None = None
 ) -> dict[str, np.ndarray]:
     """Return the tuned model's answers with each column hidden, by column; {} for one column or very many.
 
@@ -46,7 +46,7 @@ def hidden_columns(
 
 
 def importance(
-    task: Task, answers: np.ndarray, hidden: dict[str, np.ndarray], rows: EvaluatedRows, *, num: int, seed: int
+    task: TargetTask, answers: np.ndarray, hidden: dict[str, np.ndarray], rows: EvaluatedRows, *, num: int, seed: int
 ) -> list[TablePanel]:
     """Return a table of the columns' importance, the most important first; [] if `hidden` is empty.
 

@@ -11,7 +11,7 @@ import numpy as np
 from fusetune.evaluation.measure.compare import draw_all
 from fusetune.evaluation.measure.slices import SLICE_DRAWS, measure_slices
 from fusetune.evaluation.results import Mistake, Shown, SystemKind, SystemResult, TaskResult
-from fusetune.tasks.base import Task
+from fusetune.tasks.base import TargetTask
 from fusetune.tasks.panels.kinds import Evidence
 
 
@@ -21,7 +21,7 @@ class Candidate:
 
     Attributes:
         name, kind, description, columns: see `SystemResult`.
-        answers: (rows, ...) as `Task.answers` returns them, in the order of the truth.
+        answers: (rows, ...) as `TargetTask.answers` returns them, in the order of the truth.
     """
 
     name: str
@@ -36,7 +36,7 @@ class EvaluatedRows:
     """The rows that systems are compared on.
 
     Attributes:
-        truth: (rows, ...) as `Task.truth` returns it.
+        truth: (rows, ...) as `TargetTask.truth` returns it.
         ids: (rows,) the row ids.
         split: the rows' split.
         weights: (rows,) row weights in the metrics.
@@ -53,7 +53,7 @@ class EvaluatedRows:
 
 
 def judge(
-    task: Task,
+    task: TargetTask,
     candidates: Sequence[Candidate],
     rows: EvaluatedRows,
     *,
@@ -109,7 +109,7 @@ def judge(
 
 
 def _systems(
-    task: Task,
+    task: TargetTask,
     candidates: Sequence[Candidate],
     measured: Sequence[np.ndarray],
     rows: EvaluatedRows,

@@ -12,7 +12,7 @@ from fusetune.inference.features import encoded
 from fusetune.inference.predict import predict_logits
 from fusetune.models.family import Family
 from fusetune.tasks.abilities import Probed
-from fusetune.tasks.base import Task
+from fusetune.tasks.base import TargetTask
 from fusetune.training.probe import Probe, SplitRows
 from fusetune.trees.stack import Stack
 
@@ -31,7 +31,7 @@ def probe_columns(split: SplitRows, columns: Collection[str]) -> list[str]:
 
 
 def model_scores(
-    model: Family, name: str, task: Task, split: SplitRows, train: SplitRows, stack: Stack | None = None
+    model: Family, name: str, task: TargetTask, split: SplitRows, train: SplitRows, stack: Stack | None = None
 ) -> np.ndarray:
     """Return the model's scores for the rows of a split; unused rows get the constant guess of the train rows.
 
@@ -54,7 +54,7 @@ def model_scores(
     return scores
 
 
-def baseline(task: Task, train: SplitRows, test: SplitRows) -> Candidate:
+def baseline(task: TargetTask, train: SplitRows, test: SplitRows) -> Candidate:
     """Return the best constant guess as a system."""
     what = "the mean" if not task.labels else "the most frequent answer, or each label's rate"
     return Candidate(
@@ -74,7 +74,7 @@ def before(probe: Probe, test: SplitRows) -> Candidate:
 
 
 def without(
-    model: Family, name: str, task: Task, train: SplitRows, test: SplitRows, stack: Stack | None = None
+    model: Family, name: str, task: TargetTask, train: SplitRows, test: SplitRows, stack: Stack | None = None
 ) -> list[Candidate]:
     """Return the tuned model with each modality hidden, if there are several, and without its trees, if it has any."""
     grouped = parts(test.examples)
@@ -93,7 +93,7 @@ def without(
 
 def alone(
     name: str,
-    task: Task,
+    task: TargetTask,
     splits: Mapping[str, SplitRows],
     models: Mapping[str, Family | None],
     *,
@@ -128,7 +128,7 @@ def alone(
     return candidates
 
 
-def single(name: str, task: Task, model: Family, splits: Mapping[str, SplitRows]) -> Candidate:
+def single(name: str, task: TargetTask, model: Family, splits: Mapping[str, SplitRows]) -> Candidate:
     """Return a model tuned for one of several targets only, as a system.
 
     Args:
@@ -143,7 +143,7 @@ def single(name: str, task: Task, model: Family, splits: Mapping[str, SplitRows]
     return Candidate("this target alone", "single", what, scores, list(test.examples.columns))
 
 
-def trained_alone(how: str, split: SplitRows, tasks: Collection[Task]) -> list[str]:
+def trained_alone(how: str, split: SplitRows, tasks: Collection[TargetTask]) -> list[str]:
     """Return the modalities for which "alone" needs a trained model.
 
     These are all modalities if `how` is "tuned" or a task has no linear probe, else those with a column without frozen

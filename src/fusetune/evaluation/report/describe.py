@@ -26,7 +26,7 @@ from fusetune.evaluation.measure import retrieval
 from fusetune.evaluation.results import BackboneUsed, ColumnUsed, CurvePoint, LearningCurve, RejectedRow
 from fusetune.modalities.base import Modality
 from fusetune.models.family import Family
-from fusetune.tasks.base import Task
+from fusetune.tasks.base import TargetTask
 from fusetune.training.history import TrainingHistory
 from fusetune.training.recipe import BackboneRule
 from fusetune.training.score_error import SHARE_OF_ERROR
@@ -107,7 +107,7 @@ def encoders_used(
     return used
 
 
-def curve(history: TrainingHistory, tasks: Mapping[str, Task]) -> LearningCurve:
+def curve(history: TrainingHistory, tasks: Mapping[str, TargetTask]) -> LearningCurve:
     """Return the learning curve: every validation of the run."""
     points = [
         CurvePoint(
