@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fusetune.evaluation.measure.judge import Candidate, EvaluatedRows, judge
 from fusetune.evaluation.measure.slices import slice_names
+from fusetune.evaluation.report.verdict import warnings_of
 from fusetune.evaluation.report.write import render
 from fusetune.evaluation.results import RunResults, TaskResult, from_json, to_json
 from fusetune.registry import TASKS
@@ -151,3 +152,32 @@ def test_codes_and_few_numbers_are_slices_of_their_own() -> None:
     assert slice_names(codes) == codes
     assert set(slice_names(["1", "2", "3"] * 10)) == {"1", "2", "3"}
     assert slice_names(["1.5", "two", "3"] * 20)[:3] == ["1.5", "two", "3"]
+
+
+def test_each_system_is_measured_by_thresholds_of_its_own() -> None:
+    """A system whose probabilities are lower but as well ordered is as good as the tuned one."""
+    task = TASKS.get("multilabel")("tags")
+    cells = ["a|b", "a", "b", "[]"] * 15
+    task.fit(cells)
+    truth = task.truth(cells)
+    answers = np.clip(truth * 0.5 + 0.3 + np.random.default_rng(0).normal(0, 0.1, truth.shape), 0, 1)
+    task.tune(answers, truth)
+    cautious = [Candidate("cautious", "before", "", answers / 10, validation=part) for part in (answers / 10, None)]
+    rows = EvaluatedRows(truth, np.arange(len(truth)))
+    found = judge(
+        task, [*cautious, Candidate("tuned", "after", "", answers)], rows, validation=(answers, truth), num=50
+    )
+    own, of_the_tuned, tuned = (system.metrics["f1_macro"].value for system in found.systems)
+    assert own == pytest.approx(tuned) and tuned > 0.9 and of_the_tuned == 0
+
+
+def test_labels_that_are_never_predicted_are_warned_about() -> None:
+    task = TASKS.get("multiclass")("kind")
+    cells = ["a", "b", "c", "d"] * 5
+    task.fit(cells)
+    truth = task.truth(cells)
+    for answers, warned in ((task.constant(truth, len(cells)), True), (np.eye(4)[truth], False)):
+        result = judge(task, [Candidate("tuned", "after", "", answers)], EvaluatedRows(truth, np.arange(20)), num=10)
+        assert bool(result.warnings) == warned
+        results = RunResults("", "", "", "", 0, "cpu", 1, tasks=[result])
+        assert warnings_of(results) == result.warnings

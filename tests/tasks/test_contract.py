@@ -19,6 +19,7 @@ from fusetune.types import Target
 OPTIONS = {
     "smoothed": partial(MulticlassTask, label_smoothing=0.1, class_weights="balanced"),
     "tuned": partial(MultilabelTask, threshold="tuned", positive_weights="balanced"),
+    "fixed threshold": partial(MultilabelTask, threshold=0.3),
     **{
         f"{transform} {loss}": partial(RegressionTask, transform=transform, loss=loss, clip=loss == "mae")
         for transform, loss in (("none", "mse"), ("yeo-johnson", "huber"), ("quantile", "mae"), ("standard", "mse"))
@@ -246,6 +247,12 @@ class RashThresholds(MultilabelTask):
             self.thresholds = [2.0] * len(self.labels)
 
 
+class DecidesInMetrics(MultilabelTask):
+    def metrics(self, measured, truth, weights=None):
+        scores = measured[:, : len(self.labels)]
+        return super().metrics(np.concatenate([scores, self.decide(scores)], axis=1), truth, weights)
+
+
 FAULTS = [
     (ChecksTooMuch, "cells_that_were_fitted_are_accepted predictions_can_be_read_as_targets"),
     (LabelsTheMissing, "missing_cells_are_unlabelled"),
@@ -289,6 +296,7 @@ FAULTS = [
     (PrefersErrors, "row_losses_prefer_the_truth"),
     (WorstThresholds, "tuned_thresholds_improve_a_metric"),
     (RashThresholds, "tuning_without_rows_changes_nothing"),
+    (DecidesInMetrics, "the_decisions_are_measured"),
 ]
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fusetune.errors import BadCell, ConfigError, TableError
 from fusetune.tasks.label_sets import find_separator, split_labels
 from fusetune.tasks.multilabel import MultilabelTask
-from fusetune.tasks.thresholds import best_threshold
+from fusetune.tasks.thresholds import MIN_POSITIVE, best_threshold
 
 GENRES = ["Comedy|Drama", "Drama", "[]", "Horror|Comedy", "Drama|Horror"]
 
@@ -108,20 +108,70 @@ def test_nothing_to_learn_is_refused():
         fitted(["a", "a", "a"])
 
 
-def test_thresholds_are_tuned_only_when_asked_and_are_kept():
+def random_labels(rows=200, rates=(0.4, 0.4, 0.4)):
+    """Probabilities, and labels that are rarer than these claim: one half is too high a threshold."""
     rng = np.random.default_rng(0)
-    scores = rng.random((200, 3))
-    truth = (rng.random((200, 3)) < scores * 0.4).astype(int)
-    plain, tuned = fitted(), fitted(threshold="tuned")
-    plain.tune(scores, truth)
+    scores = rng.random((rows, len(rates)))
+    return scores, (rng.random(scores.shape) < scores * rates).astype(int)
+
+
+def test_a_fixed_threshold_is_not_tuned():
+    task = fitted(threshold=0.3)
+    task.tune(*random_labels())
+    assert task.thresholds == [0.3] * 3
+
+
+@pytest.mark.parametrize("threshold", ["auto", "tuned"])
+def test_thresholds_are_the_best_of_each_label_and_are_kept(threshold):
+    scores, truth = random_labels()
+    fixed, tuned = fitted(threshold=0.5), fitted(threshold=threshold)
     tuned.tune(scores, truth)
-    assert plain.thresholds == [0.5] * 3
-    assert tuned.metrics(scores, truth)["f1_macro"] > plain.metrics(scores, truth)["f1_macro"]
+    assert tuned.evaluate(scores, truth)["f1_macro"] > fixed.evaluate(scores, truth)["f1_macro"]
     assert MultilabelTask.from_state("genres", tuned.state()).thresholds == tuned.thresholds
     for place in range(3):
         best = max(f1_score(truth[:, place], scores[:, place] >= cut) for cut in scores[:, place])
         decided = scores[:, place] >= tuned.thresholds[place]
         assert f1_score(truth[:, place], decided) == pytest.approx(best)
+
+
+def test_rare_labels_share_a_threshold():
+    scores, truth = random_labels(rates=(0.4, 0.04, 0.0))
+    assert truth[:, 0].sum() >= MIN_POSITIVE > truth[:, 1].sum() > 0 == truth[:, 2].sum()
+    task = fitted()
+    task.tune(scores, truth)
+    pooled = best_threshold(scores.ravel(), truth.ravel())
+    assert task.thresholds == [best_threshold(scores[:, 0], truth[:, 0]), pooled, pooled]
+    assert task.threshold_sources == ["own", "pooled", "pooled"]
+    asked = fitted(threshold="tuned")
+    asked.tune(scores, truth)
+    assert asked.thresholds == [task.thresholds[0], best_threshold(scores[:, 1], truth[:, 1]), 0.5]
+
+
+def test_few_validation_rows_leave_one_half():
+    scores, truth = random_labels(rows=8)
+    assert 0 < truth.sum() < MIN_POSITIVE
+    task = fitted()
+    task.tune(scores, truth)
+    assert task.thresholds == [0.5] * 3
+
+
+def test_a_saved_task_keeps_its_thresholds():
+    """A state of a version with fixed thresholds by default, and without their sources."""
+    state = fitted(threshold=0.5).state()
+    del state["threshold_sources"]
+    task = MultilabelTask.from_state("genres", state)
+    task.tune(*random_labels())
+    assert task.thresholds == [0.5] * 3 and task.threshold_sources == ["fixed"] * 3
+
+
+def test_labels_that_are_never_predicted_are_warned_about():
+    task = fitted(threshold=0.5)
+    truth = task.truth(GENRES)
+    scores = np.tile([0.2, 0.9, 0.4], (len(GENRES), 1))
+    (warning,) = task.warnings(scores, truth)
+    assert "2 of the 3" in warning and "genres" in warning
+    assert not task.warnings(truth.astype(float), truth)
+    assert not task.warnings(np.zeros((2, 3)), np.zeros((2, 3), dtype=int)), "no row has a label"
 
 
 def test_a_label_without_validation_rows_keeps_one_half():

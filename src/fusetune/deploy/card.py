@@ -58,8 +58,8 @@ def card(bundle: Bundle, results: RunResults | None) -> str:
             lines.append("")
         lines += [f"On {measured.rows} {measured.split} rows; see `report.html`." for measured in results.tasks]
         lines += _choice(results)
-        if results.warnings:
-            lines += ["", "## Know before use", ""] + [f"- {warning}" for warning in results.warnings]
+        if warnings := [*(warning for task in results.tasks for warning in task.warnings), *results.warnings]:
+            lines += ["", "## Know before use", ""] + [f"- {warning}" for warning in warnings]
     lines += ["", "## Made with", "", f"Train rows' SHA-256: `{bundle.fingerprint}`", ""]
     lines += [f"- {name} {number}" for name, number in versions().items()]
     return "\n".join(lines) + "\n"

@@ -173,6 +173,8 @@ class TaskResult:
     """The number of rows with the same inputs as a train row."""
     encoders_unchanged: bool = False
     """Whether encoders were tuned but the best step lies before that stage."""
+    warnings: list[str] = field(default_factory=list)
+    """What to know about the tuned model's answers before it is used."""
     meanings: dict[str, str] = field(default_factory=dict)
     """Per metric, an explanation in plain words, for metrics whose names do not explain themselves."""
 
@@ -302,7 +304,7 @@ class RunResults:
         command: the command line, or the Python call.
         settings: the configuration that was used, as flat `key: value` text.
         versions: of the libraries.
-        parameters, trained: of the whole model.
+        parameters, trained: of the whole model, and those whose values training changed.
         waited: the share of the updates' time that went by in waiting for batches, where it was measured.
         rejected: the first of them; `num_rejected` counts all, `rejected_by` by reason.
         warnings: what the user should know, in sentences.
@@ -325,7 +327,6 @@ class RunResults:
     backbones: list[BackboneUsed] = field(default_factory=list)
     parameters: int = 0
     trained: int = 0
-    """The number of parameters whose values training changed."""
     waited: Number = math.nan
     warnings: list[str] = field(default_factory=list)
     num_rejected: int = 0

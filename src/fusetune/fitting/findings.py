@@ -118,9 +118,11 @@ class Findings:
         for name, task in fit.tasks.items():
             tuned = {"frozen probe": before} if name in fit.probes else {}
             candidates[name] = [
-                attack.candidate(said, model, name, task, rows[name]["test"], rows[name]["train"])
-                for said, model in (tuned | {"tuned": self.model}).items()
+                attack.candidate(of, model, name, task, rows[name]["test"], rows[name]["train"])
+                for of, model in (tuned | {"tuned": self.model}).items()
             ]
+            if tuned and isinstance(task, Thresholded):
+                candidates[name][0].validation = fit.probes[name].scores(rows[name]["val"])
         return attack.used(), candidates
 
     def _judge(
@@ -133,9 +135,10 @@ class Findings:
         fit, model = self.fit, self.model
         train, val, test = rows["train"], rows["val"], rows["test"]
         scores = systems.model_scores(model, name, task, test, train, self.trained.bundle.stack)
-        candidates = [systems.baseline(task, train, test)]
+        own = val if isinstance(task, Thresholded) else None
+        candidates = [systems.baseline(task, train, test, own)]
         if name in fit.probes:
-            candidates.append(systems.before(fit.probes[name], test))
+            candidates.append(systems.before(fit.probes[name], test, own))
         candidates += others
         candidates += systems.without(model, name, task, train, test, self.trained.bundle.stack)
         described = f"tuned on {len(train.indices)} rows; best step chosen on {len(val.indices)} validation rows"

@@ -87,7 +87,11 @@ class Labelled(Ability):
 
 
 class Thresholded(Ability):
-    """A task whose decision thresholds are tuned on validation rows."""
+    """A task whose decision thresholds are tuned on validation rows.
+
+    `measured` contains the decisions, so that every system of a comparison is measured by thresholds of its own:
+    `metrics` applies none.
+    """
 
     ability = "thresholds"
 

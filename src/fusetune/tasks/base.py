@@ -105,6 +105,15 @@ class Task(abc.ABC):
         """Explanations of metrics in plain words, by name."""
         return MEANINGS
 
+    def warnings(self, answers: np.ndarray, truth: np.ndarray) -> list[str]:
+        """Return what to know about a model's answers before it is used, one sentence each; none by default.
+
+        Args:
+            answers: (rows, ...), at least one row.
+            truth: (rows, ...) of the same rows.
+        """
+        return []
+
     def panels(self, evidence: Evidence) -> list[Section]:
         """Return the report's sections about a model's answers, beside its metrics; none by default."""
         return []

@@ -16,6 +16,7 @@ from fusetune.tasks.abilities import Labelled
 from fusetune.tasks.cells import label_text, present_cells
 from fusetune.tasks.panels.calibration import calibration_section
 from fusetune.tasks.panels.classes import (
+    as_matrix,
     balance_panel,
     class_rows,
     class_section,
@@ -23,6 +24,7 @@ from fusetune.tasks.panels.classes import (
     confusion_section,
     curve_section,
     curves,
+    unpredicted,
 )
 from fusetune.tasks.panels.kinds import Evidence, Panel, Section, WorstRows, WrongRow, ranked
 from fusetune.types import Target
@@ -128,6 +130,11 @@ class LabelTask(Labelled):
             *curve_section(roc, pr, len(labels)),
             calibration_section(scores, truth, labels, validation=evidence.validation),
         ]
+
+    def warnings(self, scores: np.ndarray, truth: np.ndarray) -> list[str]:
+        """Warn if at least half of the classes are predicted for no row."""
+        num = len(self.classes)
+        return unpredicted(self.target, as_matrix(self.decide(scores), num), as_matrix(truth, num))
 
     def target_panels(self, truths: Mapping[str, np.ndarray]) -> list[Panel]:
         """Return the rows of each class by split."""

@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any, Literal
 
 import numpy as np
@@ -34,10 +35,22 @@ from fusetune.tasks.panels.classes import (
     curve_section,
     curves,
     names,
+    unpredicted,
 )
 from fusetune.tasks.panels.kinds import Evidence, Head, Panel, Section, WorstRows, WrongRow, ranked
-from fusetune.tasks.thresholds import best_threshold
+from fusetune.tasks.thresholds import (
+    Setting,
+    Source,
+    Thresholds,
+    check_threshold,
+    initial_thresholds,
+    threshold_notes,
+    tuned_thresholds,
+)
 from fusetune.types import Target
+
+OPTIONS = ("separator", "min_count", "positive_weights", "threshold", "focal", "names")
+FITTED = ("classes", "counts", "rows", "left_out", "multi_hot", "thresholds", "threshold_sources", "as_json")
 
 
 class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
@@ -72,7 +85,7 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         separator: str | None = None,
         min_count: int = 1,
         positive_weights: Literal["balanced"] | Mapping[str, float] | None = None,
-        threshold: float | Literal["tuned"] = 0.5,
+        threshold: Setting = "auto",
         focal: float = 0.0,
         names: Sequence[Any] | None = None,
     ) -> None:
@@ -83,8 +96,9 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
             min_count: the fewest train rows that a label must have, 1 or more.
             positive_weights: how much more a row counts that has the label: "balanced" (rows without it / rows with
                 it), or a positive weight per label, 1 for labels left out.
-            threshold: the probability in (0, 1) from which on a label is given, or "tuned": per label the one with the
-                best F1 on validation rows.
+            threshold: the probability in (0, 1) from which on a label is given; "tuned": per label the one with the
+                best F1 on validation rows; "auto": the same for labels that at least 10 validation rows have, for the
+                others the one with the best F1 over all labels.
             focal: γ of the focal loss (arXiv 1708.02002), 0 or more: labels answered well count (1 − p)^γ as much.
             names: the labels that the places of multi-hot lists, as [1, 0, 1], stand for; where None, their numbers
                 from "0" on.
@@ -95,15 +109,13 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         super().__init__(target)
         if min_count < 1:
             raise ConfigError("min_count is out of range", expected="1 or more", came=str(min_count))
-        if threshold != "tuned" and not (isinstance(threshold, float) and 0 < threshold < 1):
-            raise ConfigError("threshold is out of range", expected='0 < value < 1 or "tuned"', came=shown(threshold))
         if separator == "":
             raise ConfigError("the separator is empty", expected='such as "|", or " " for white space')
         if isinstance(positive_weights, str) and positive_weights != "balanced":
             raise ConfigError("positive_weights is unknown", expected='"balanced" or a weight per label')
         if isinstance(positive_weights, Mapping) and not all(weight > 0 for weight in positive_weights.values()):
             raise ConfigError("a positive weight is not above 0", came=shown(dict(positive_weights)))
-        self.separator, self.min_count, self.threshold = separator, min_count, threshold
+        self.separator, self.min_count, self.threshold = separator, min_count, check_threshold(threshold)
         self.positive_weights = dict(positive_weights) if isinstance(positive_weights, Mapping) else positive_weights
         self.focal = check_focal(focal)
         self.classes: list[str] = []
@@ -113,6 +125,7 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         self.names = None if names is None else [label_text(name) for name in names]
         self.multi_hot = False
         self.thresholds: list[float] = []
+        self.threshold_sources: list[Source] = []
         self.as_json = False
 
     @property
@@ -164,7 +177,7 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
                 column=self.target,
             )
         self.as_json = sum(map(is_list, cells)) * 2 > len(cells) or any(self.separator in c for c in self.classes)
-        self.thresholds = [0.5 if self.threshold == "tuned" else float(self.threshold)] * len(self.classes)
+        self._set_thresholds(initial_thresholds(self.threshold, len(self.classes)))
         if isinstance(self.positive_weights, dict):
             self.positive_weights = named_labels(self.positive_weights, kept)
         for label in self.positive_weights if isinstance(self.positive_weights, dict) else ():
@@ -262,14 +275,24 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         return (scores >= np.asarray(self.thresholds)).astype(np.int8)
 
     def tune(self, scores: np.ndarray, truth: np.ndarray) -> None:
-        """With threshold="tuned", take each label's threshold of best F1 on these validation rows; 0.5 without any."""
-        if self.threshold == "tuned":
-            columns = range(len(self.classes))
-            self.thresholds = [best_threshold(scores[:, place], truth[:, place]) for place in columns]
+        """Choose the thresholds on these validation rows, unless the settings fix one; see `tuned_thresholds`."""
+        self._set_thresholds(tuned_thresholds(self.threshold, scores, truth))
 
-    def metrics(self, scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
-        """See `fusetune.tasks.metrics.multilabel`; F1, subset accuracy and Hamming loss use the thresholds."""
-        return measures.multilabel(scores, self.decide(scores), truth, weights)
+    def _set_thresholds(self, thresholds: Thresholds) -> None:
+        self.thresholds, self.threshold_sources = thresholds.values, thresholds.sources
+
+    def measured(self, scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        """(rows, 2 · labels): the probabilities, then the decisions."""
+        return np.concatenate([scores, self.decide(scores)], axis=1)
+
+    def metrics(self, measured: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
+        """See `fusetune.tasks.metrics.multilabel`; F1, subset accuracy and Hamming loss compare the decisions."""
+        scores, decided = np.split(measured, 2, axis=1)
+        return measures.multilabel(scores, decided.astype(np.int8), truth, weights)
+
+    def warnings(self, scores: np.ndarray, truth: np.ndarray) -> list[str]:
+        """Whether most labels are predicted for no row."""
+        return unpredicted(self.target, self.decide(scores), truth)
 
     def constant(self, truth: np.ndarray, rows: int) -> np.ndarray:
         """Each label's rate in `truth`, the same for every row."""
@@ -324,19 +347,10 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         heads = [*CLASS_HEADS[:2], Head("predicted", "count"), *CLASS_HEADS[2:], Head("threshold", "number")]
         roc, pr = curves(scores, truth, labels)
         return [
-            class_section(rows, heads, self._threshold_notes(given)),
+            class_section(rows, heads, threshold_notes(self.threshold_sources, given)),
             *curve_section(roc, pr, len(labels)),
             calibration_section(scores, truth, labels, validation=evidence.validation),
         ]
-
-    def _threshold_notes(self, given: np.ndarray) -> list[str]:
-        """How the thresholds came about, and whether labels are never given: (labels,) how often each is."""
-        tuned = "tuned for each label's F1 on validation rows" if self.threshold == "tuned" else "as the settings say"
-        notes = [f"A label is given where its probability reaches the threshold; thresholds are {tuned}."]
-        if never := int((given == 0).sum()):
-            advice = "" if self.threshold == "tuned" else f"; tasks.{self.target}.threshold=tuned adapts the thresholds"
-            notes.append(f"{never} of {len(given)} labels are predicted for no row{advice}.")
-        return notes
 
     def target_panels(self, truths: Mapping[str, np.ndarray]) -> list[Panel]:
         """The rows of each label by split."""
@@ -372,29 +386,16 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
 
     def state(self) -> dict[str, Any]:
         """Options, labels, counts and thresholds."""
-        return {
-            "options": {
-                "separator": self.separator,
-                "min_count": self.min_count,
-                "positive_weights": self.positive_weights,
-                "threshold": self.threshold,
-                "focal": self.focal,
-                "names": self.names,
-            },
-            "multi_hot": self.multi_hot,
-            "classes": self.classes,
-            "counts": self.counts,
-            "rows": self.rows,
-            "left_out": self.left_out,
-            "thresholds": self.thresholds,
-            "as_json": self.as_json,
+        return {"options": {name: getattr(self, name) for name in OPTIONS}} | {
+            name: getattr(self, name) for name in FITTED
         }
 
     @classmethod
     def from_state(cls, target: str, state: dict[str, Any]) -> MultilabelTask:
         """The task that `state()` described."""
         task = cls(target, **state["options"])
-        task.classes, task.counts, task.rows = list(state["classes"]), list(state["counts"]), state["rows"]
-        task.left_out, task.thresholds = dict(state["left_out"]), list(state["thresholds"])
-        task.as_json, task.multi_hot = state["as_json"], state.get("multi_hot", False)
+        for name in FITTED:
+            setattr(task, name, copy(state.get(name, getattr(task, name))))
+        if "threshold_sources" not in state:  # such a state knows "tuned" and fixed thresholds only
+            task.threshold_sources = ["own" if task.threshold == "tuned" else "fixed"] * len(task.thresholds)
         return task

@@ -193,6 +193,18 @@ class ThresholdedContract(Contract):
         changes = [gain for gain in gains if abs(gain) > 1e-9]
         assert not changes or max(changes) > 0, f"every metric that changed is worse: {before} became {after}"
 
+    def test_the_decisions_are_measured(self, make: MakeTask, cells: Sequence[Any]) -> None:
+        """What is measured holds the decisions: metrics of another system's rows do not depend on the thresholds."""
+        task: Thresholded = _able(make, cells, Thresholded)
+        truth = task.truth(cells)
+        answers = task.answers(head_logits(task))
+        measured = task.measured(answers, truth)
+        before = task.metrics(measured, truth)
+        task.tune(np.zeros_like(answers), truth)
+        after = task.metrics(measured, truth)
+        same = np.allclose([*before.values()], [*after.values()], equal_nan=True)
+        assert same, f"metrics went from {before} to {after} as the thresholds changed"
+
     def test_tuning_without_rows_changes_nothing(self, make: MakeTask, cells: Sequence[Any]) -> None:
         """Where there are no validation rows, decisions stay as they were."""
         task: Thresholded = _able(make, cells, Thresholded)

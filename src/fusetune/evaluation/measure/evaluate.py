@@ -61,6 +61,7 @@ class Evaluation:
                 span = f"  [{part.metric.low:.4f}, {part.metric.high:.4f}]" if part.metric.known else ""
                 label = f"{part.column} = {part.value} ({part.rows} rows)"
                 lines.append(f"  {label:<40} {task.metric} {part.metric.value:.4f}{span}")
+            lines += [f"  note: {warning}" for warning in task.warnings]
         return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from fusetune.evaluation.measure.compare import draw_all
 from fusetune.evaluation.measure.slices import SLICE_DRAWS, measure_slices
 from fusetune.evaluation.results import Mistake, Shown, SystemKind, SystemResult, TaskResult
+from fusetune.tasks.abilities import Thresholded
 from fusetune.tasks.base import TargetTask
 from fusetune.tasks.panels.kinds import Evidence
 
@@ -22,6 +24,8 @@ class Candidate:
     Attributes:
         name, kind, description, columns: see `SystemResult`.
         answers: (rows, ...) as `TargetTask.answers` returns them, in the order of the truth.
+        validation: the same for the validation rows, on which the system's own decision thresholds are tuned. None if
+            it takes those of the tuned model.
     """
 
     name: str
@@ -29,6 +33,20 @@ class Candidate:
     description: str
     answers: np.ndarray
     columns: list[str] = field(default_factory=list)
+    validation: np.ndarray | None = None
+
+    def measured(self, task: TargetTask, truth: np.ndarray, val_truth: np.ndarray | None) -> np.ndarray:
+        """Return the input to the task's metrics, (rows, k), with decisions by the system's own thresholds.
+
+        Args:
+            task: the fitted task, with the tuned model's thresholds.
+            truth: (rows, ...).
+            val_truth: the truth of the validation rows, if any.
+        """
+        if isinstance(task, Thresholded) and self.validation is not None and val_truth is not None:
+            task = copy.deepcopy(task)
+            task.tune(self.validation, val_truth)
+        return task.measured(self.answers, truth)
 
 
 @dataclass
@@ -77,7 +95,8 @@ def judge(
     """
     truth = np.asarray(rows.truth)
     tuned = next((system for system in candidates if system.kind == "after"), candidates[-1])
-    measured = [task.measured(system.answers, truth) for system in candidates]
+    val_truth = None if validation is None else validation[1]
+    measured = [system.measured(task, truth, val_truth) for system in candidates]
     tuned_measured = measured[next(index for index, system in enumerate(candidates) if system is tuned)]
     result = TaskResult(
         name=task.name,
@@ -96,6 +115,7 @@ def judge(
     result.meanings = {name: meaning for name, meaning in task.meanings.items() if name in names}
     if len(truth) == 0:
         return result
+    result.warnings = task.warnings(tuned.answers, truth)
     result.sections = task.panels(Evidence(tuned.answers, truth, rows.weights, validation, seed))
     worst = task.worst(tuned.answers, truth, num_errors)
     result.errors_are = worst.what

@@ -11,7 +11,7 @@ from fusetune.evaluation.measure.judge import Candidate
 from fusetune.inference.features import encoded
 from fusetune.inference.predict import predict_logits
 from fusetune.models.family import Family
-from fusetune.tasks.abilities import Probed
+from fusetune.tasks.abilities import Probed, Thresholded
 from fusetune.tasks.base import TargetTask
 from fusetune.training.probe import Probe, SplitRows
 from fusetune.trees.stack import Stack
@@ -54,23 +54,31 @@ def model_scores(
     return scores
 
 
-def baseline(task: TargetTask, train: SplitRows, test: SplitRows) -> Candidate:
-    """Return the best constant guess as a system."""
+def baseline(task: TargetTask, train: SplitRows, test: SplitRows, val: SplitRows | None = None) -> Candidate:
+    """Return the best constant guess as a system; `val` are the rows on which its thresholds are tuned."""
     what = "the mean" if not task.labels else "the most frequent answer, or each label's rate"
     return Candidate(
         "constant guess",
         "baseline",
         f"{what} of the train rows, whatever the input",
         task.constant(train.truth, len(test.indices)),
+        validation=None if val is None else task.constant(train.truth, len(val.indices)),
     )
 
 
-def before(probe: Probe, test: SplitRows) -> Candidate:
-    """Return the linear probe on frozen pretrained encoders and tabular columns as a system."""
+def before(probe: Probe, test: SplitRows, val: SplitRows | None = None) -> Candidate:
+    """Return the linear probe on frozen pretrained encoders and tabular columns as a system.
+
+    Args:
+        probe: the fitted probe.
+        test: the rows to predict.
+        val: the rows on which its thresholds are tuned, if it has any.
+    """
     left_out = [name for name in test.examples.columns if name not in probe.scales]
     note = f"; without {', '.join(left_out)}, which no pretrained model reads" if left_out else ""
     what = f"frozen pretrained encoders and a linear model on their features{note}"
-    return Candidate("frozen probe", "before", what, probe.scores(test), list(probe.scales))
+    validation = None if val is None else probe.scores(val)
+    return Candidate("frozen probe", "before", what, probe.scores(test), list(probe.scales), validation)
 
 
 def without(
@@ -110,21 +118,24 @@ def alone(
         select: see `Probe.fit`.
     """
     train, val, test = splits["train"], splits["val"], splits["test"]
-    grouped = parts(test.examples)
+    grouped, needed = parts(test.examples), _needed(task, splits)
     candidates = []
     for part, columns in grouped.items() if len(grouped) > 1 else ():
         if part in models:
             if (model := models[part]) is None:
                 continue
-            view = test.seen(encoded(model, test.examples.restrict(columns)))
-            scores = model_scores(model, name, task, view, train)
+            answers = [
+                model_scores(model, name, task, split.seen(encoded(model, split.examples.restrict(columns))), train)
+                for split in needed
+            ]
             what = "tuned with the same recipe on this modality alone"
         elif not isinstance(task, Probed):
             continue
         else:
-            scores = Probe.fit(task, train, val, columns, select=select).scores(test)
+            probe = Probe.fit(task, train, val, columns, select=select)
+            answers = [probe.scores(split) for split in needed]
             what = "frozen encoders of this modality alone, with a linear model"
-        candidates.append(Candidate(f"{part} alone", "alone", what, scores, columns))
+        candidates.append(Candidate(f"{part} alone", "alone", what, answers[0], columns, _validation(answers)))
     return candidates
 
 
@@ -135,12 +146,25 @@ def single(name: str, task: TargetTask, model: Family, splits: Mapping[str, Spli
         name: the task's name in the model.
         task: the fitted task.
         model: a model tuned for this target only.
-        splits: "train" and "test".
+        splits: "train", "val" and "test".
     """
-    test = splits["test"]
-    scores = model_scores(model, name, task, test.seen(encoded(model, test.examples)), splits["train"])
+    train, test = splits["train"], splits["test"]
+    answers = [
+        model_scores(model, name, task, split.seen(encoded(model, split.examples)), train)
+        for split in _needed(task, splits)
+    ]
     what = "tuned with the same recipe for this target alone"
-    return Candidate("this target alone", "single", what, scores, list(test.examples.columns))
+    columns = list(test.examples.columns)
+    return Candidate("this target alone", "single", what, answers[0], columns, _validation(answers))
+
+
+def _needed(task: TargetTask, splits: Mapping[str, SplitRows]) -> list[SplitRows]:
+    """Return the rows that a system must predict: the test rows and, if it has thresholds, the validation rows."""
+    return [splits[name] for name in ("test", *(("val",) if isinstance(task, Thresholded) else ()))]
+
+
+def _validation(answers: list[np.ndarray]) -> np.ndarray | None:
+    return answers[1] if len(answers) > 1 else None
 
 
 def trained_alone(how: str, split: SplitRows, tasks: Collection[TargetTask]) -> list[str]:

@@ -144,7 +144,7 @@ def gain(task: TaskResult, other: SystemResult) -> Literal["better", "worse", "s
 
 
 def warnings_of(results: RunResults) -> list[str]:
-    """Return the run's warnings: encoders trained from scratch, then rejected rows, then others."""
+    """Return the run's warnings: encoders trained from scratch, rejected rows, answers, others."""
     warnings = []
     for backbone in results.backbones:
         if not backbone.pretrained:
@@ -159,7 +159,7 @@ def warnings_of(results: RunResults) -> list[str]:
         warnings.append(
             f"{results.num_rejected:,}{share} rows were rejected and not used; the reasons are in rejected.jsonl."
         )
-    return [*warnings, *results.warnings]
+    return [*warnings, *(warning for task in results.tasks for warning in task.warnings), *results.warnings]
 
 
 def _is_rounding(difference: Interval) -> bool:

@@ -227,6 +227,23 @@ def balance_panel(counts: Mapping[str, np.ndarray], labels: Sequence[str]) -> Ta
     return TablePanel(heads, rows, caption="Rows of each class by split.", folded=folded)
 
 
+def unpredicted(target: str, decided: np.ndarray, truth: np.ndarray) -> list[str]:
+    """Return a warning if at least half of the labels that rows have are predicted for no row; else [].
+
+    Args:
+        target: the target column's name.
+        decided, truth: (rows, labels) 0/1.
+    """
+    present = truth.any(axis=0)
+    never = int((present & ~decided.any(axis=0)).sum())
+    if not never or 2 * never < present.sum():
+        return []
+    return [
+        f"The model predicts {never} of the {present.sum()} labels of {target!r} in these rows for no row: what it"
+        " says about them is only in the probabilities. More train rows with these labels may help."
+    ]
+
+
 def names(labels: Sequence[str], has: np.ndarray) -> str:
     """The labels that a row has, (labels,) 0/1, for people."""
     return ", ".join(label for label, there in zip(labels, has, strict=True) if there) or "(none)"
