@@ -386,9 +386,8 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
 
     def state(self) -> dict[str, Any]:
         """Options, labels, counts and thresholds."""
-        return {"options": {name: getattr(self, name) for name in OPTIONS}} | {
-            name: getattr(self, name) for name in FITTED
-        }
+        options = {name: getattr(self, name) for name in OPTIONS}
+        return {"options": options, **{name: getattr(self, name) for name in FITTED}}
 
     @classmethod
     def from_state(cls, target: str, state: dict[str, Any]) -> MultilabelTask:
