@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
@@ -65,7 +66,7 @@ def test_where_less_is_better_a_fall_is_a_gain() -> None:
 def test_no_better_than_guessing_is_said_and_never_good() -> None:
     guess = system("majority", "baseline", 0.87, (0.01, -0.01, 0.03))
     said = verdict(result(guess, before(0.07, 0.05, 0.09), AFTER))
-    assert said.tone == "unsure" and any("not clearly better than the baseline" in note for note in said.notes)
+    assert said.tone == "bad" and any("not clearly better than the baseline" in note for note in said.notes)
 
 
 def test_modalities_that_carry_add_or_lack() -> None:
@@ -76,7 +77,7 @@ def test_modalities_that_carry_add_or_lack() -> None:
     assert "Not clearly better than the baseline: “photo”" in notes
     for gap, words in (
         ((0.01, -0.01, 0.03), "nearly as good"),
-        ((-0.05, -0.07, -0.03), "Leave out the other modalities"),
+        ((-0.05, -0.07, -0.03), "is better (0.800) than all together"),
     ):
         notes = " ".join(
             verdict(result(BASE, before(0.07, 0.05, 0.09), system("text", "alone", 0.8, gap), photo, AFTER)).notes
@@ -92,6 +93,7 @@ def test_a_hidden_modality_that_changes_nothing_is_named() -> None:
 
 
 SAME, GAIN, LOSS = (0.0, -0.01, 0.01), (0.1, 0.05, 0.15), (-0.04, -0.06, -0.02)
+UNKNOWN = (0.1, math.nan, math.nan)
 
 
 def test_modalities_that_stand_in_for_each_other_are_not_called_unused() -> None:
@@ -120,10 +122,10 @@ def test_a_modality_that_harms_is_named_and_advised_against() -> None:
         (GAIN, GAIN, 1821, "Use it", "good"),
         (GAIN, SAME, 1821, "The model can be used", "unsure"),
         (GAIN, LOSS, 1821, "Do not use it", "bad"),
-        (SAME, GAIN, 1821, "Do not use it", "unsure"),
-        (LOSS, GAIN, 1821, "Do not use it", "unsure"),
-        (SAME, SAME, 40, "It is not clear", "unsure"),
-        ((0.3, math.nan, math.nan), (0.1, math.nan, math.nan), 8, "It is not clear", "unsure"),
+        (SAME, GAIN, 1821, "Do not use it", "bad"),
+        (LOSS, GAIN, 1821, "Do not use it", "bad"),
+        (SAME, SAME, 40, "These rows cannot tell", "unsure"),
+        ((0.3, math.nan, math.nan), (0.1, math.nan, math.nan), 8, "These rows cannot tell", "unsure"),
     ],
 )
 def test_one_sentence_says_whether_to_use_it_and_one_what_next(against_guess, against_probe, rows, use, tone) -> None:
@@ -132,7 +134,7 @@ def test_one_sentence_says_whether_to_use_it_and_one_what_next(against_guess, ag
     assert said.use.startswith(use) and said.tone == tone
     assert said.next_step.endswith(".")
     if rows < 100:
-        assert said.headline.startswith("It is not clear") and "fusetune evaluate" in said.next_step
+        assert said.headline.startswith("These rows cannot tell") and "fusetune evaluate" in said.next_step
 
 
 def test_few_rows_say_nothing_of_what_is_made_use_of() -> None:
@@ -175,3 +177,29 @@ def test_the_tuned_model_by_itself() -> None:
     assert (
         verdict(result(AFTER)).headline == "The tuned model reaches accuracy 0.880 [0.860, 0.900] on 1,821 test rows."
     )
+
+
+@pytest.mark.parametrize("rows", [8, 40, 1821])
+@pytest.mark.parametrize("against_guess", [GAIN, SAME, LOSS, UNKNOWN])
+@pytest.mark.parametrize("against_probe", [GAIN, SAME, LOSS, UNKNOWN])
+@pytest.mark.parametrize("against_alone", [GAIN, SAME, LOSS])
+@pytest.mark.parametrize("hidden", [GAIN, SAME, LOSS])
+def test_no_two_sentences_advise_differently(against_guess, against_probe, against_alone, hidden, rows) -> None:
+    guess, alone = system("constant guess", "baseline", 0.5, against_guess), system("text", "alone", 0.8, against_alone)
+    alone.columns = ["note"]
+    systems = guess, before(*against_probe), alone, without("text", ["note"], *hidden), AFTER
+    said = verdict(result(*systems, rows=rows))
+    rest = " ".join([said.headline, *said.notes, said.next_step])
+    assert not re.search(r"\b(do not )?use (it|the model)\b|leave out the other|better model", rest, re.I)
+    kinds = {"Use it": "good", "The model can be used": "unsure", "Do not use it": "bad", "These rows cannot": "unsure"}
+    assert [tone for words, tone in kinds.items() if said.use.startswith(words)] == [said.tone]
+    assert said.use.count(".") == said.next_step.count(".") - said.next_step.count("trainer.") == 1
+    if rows < 100:
+        assert "no clear difference" not in said.use and "nearly as good" not in rest and "little use" not in rest
+
+
+def test_a_modality_that_is_better_alone_is_advised() -> None:
+    alone = system("text alone", "alone", 0.9, LOSS)
+    alone.columns = ["note"]
+    said = verdict(result(BASE, before(*GAIN), alone, AFTER))
+    assert said.use.startswith("Do not use it") and "text alone" in said.use and "“note”" in said.next_step

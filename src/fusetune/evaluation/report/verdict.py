@@ -48,12 +48,12 @@ def verdict(task: TaskResult) -> Verdict:
     if after is None or task.rows == 0 or not _finite(task.main(after)):
         headline = f"There is no verdict: {task.metric} is undefined on the {_rows(task)}."
         next_step = "Measure it on rows with a target: fusetune evaluate RUN TABLE."
-        return Verdict(headline, [], "unsure", "It is not clear whether to use the model.", next_step)
+        return Verdict(headline, [], "unsure", "These rows cannot tell whether to use it.", next_step)
     before = task.first("before") or task.first("baseline")
     if before is None:
         headline = f"The tuned model reaches {task.metric} {with_interval(task.main(after))} on {_rows(task)}."
         return Verdict(headline + _shared(task), [], "unsure")
-    headline, tone = _headline(task, before, after)
+    advice = _advice(task, before)
     notes = [
         *_against_baseline(task),
         *_modalities(task),
@@ -63,47 +63,76 @@ def verdict(task: TaskResult) -> Verdict:
         *_attacked(task),
         *_certainty(task),
     ]
-    baseline = task.first("baseline")
-    if tone == "good" and ((baseline is not None and gain(task, baseline) != "better") or _much_shared(task)):
-        tone = "unsure"
-    return Verdict(headline + _shared(task), notes, tone, *_advice(task, before))
+    headline = _headline(task, before, after) + _shared(task)
+    return Verdict(headline, notes, advice.tone, advice.use, advice.next_step)
 
 
-def _advice(task: TaskResult, before: SystemResult) -> tuple[str, str]:
-    """Return whether to use the model, and the next step, one sentence each."""
-    baseline = task.first("baseline")
-    against_guess = gain(task, baseline) if baseline is not None else "better"
-    more_rows = "Measure it on more rows: fusetune evaluate RUN TABLE."
+@dataclass(frozen=True)
+class _Advice:
+    """Whether to use the model, and what to do next, one sentence each. No other sentence of a verdict says either."""
+
+    use: str
+    next_step: str
+    tone: Tone
+
+
+MORE_ROWS = "Measure it on more rows: fusetune evaluate RUN TABLE."
+
+
+def _advice(task: TaskResult, before: SystemResult) -> _Advice:
+    """Decide whether to use the model, and the next step."""
     if _much_shared(task):
-        return (
+        return _Advice(
             "Do not rely on these figures: too many of the rows are also train rows.",
             "Measure it on rows that are not among the train rows: fusetune evaluate RUN TABLE.",
+            "unsure",
         )
+    baseline = task.first("baseline")
+    against_guess = gain(task, baseline) if baseline is not None else "better"
     if against_guess == "unknown" or (against_guess == "same" and task.rows < FEW_ROWS):
-        return f"It is not clear whether to use the model: {_rows(task)} are too few.", more_rows
+        use = f"These rows cannot tell whether to use it: {_rows(task)} are too few to tell it from a guess."
+        return _Advice(use, MORE_ROWS, "unsure")
     if against_guess in ("same", "worse"):
-        return (
+        return _Advice(
             "Do not use it: it is no better than a guess that ignores all columns.",
             "Check whether the columns can predict the target, and add train rows or other columns.",
+            "bad",
         )
     better = gain(task, before) if before.kind == "before" else "better"
     if better == "worse":
-        return (
+        return _Advice(
             f"Do not use it: the {before.name} is better.",
             "Keep the probe: fit again with trainer.epochs=0 trainer.head_epochs=0; or add train rows.",
+            "bad",
         )
-    harmful = _harmful(task)
-    if harmful:
-        step = f"Leave out {_quoted(harmful)}, without which the model is better, and fit again."
-    elif task.rows < FEW_ROWS:
-        step = more_rows
-    else:
-        step = "Look at the worst errors and the weakest classes or slices, and add train rows like them."
+    if (alone := _better_alone(task)) is not None:
+        step = f"Fit again with {_quoted(alone.columns)} only." if alone.columns else "Fit again with its columns only."
+        return _Advice(f"Do not use it: “{alone.name}” is better than all modalities together.", step, "bad")
+    step = _next_step(task)
     if better == "better":
-        return "Use it: it is better than a guess" + (
-            f" and than the {before.name}." if before.kind == "before" else "."
-        ), step
-    return f"The model can be used, but so can the simpler {before.name}: these rows show no clear difference.", step
+        than = f" and than the {before.name}" if before.kind == "before" else ""
+        return _Advice(f"Use it: it is better than a guess{than}.", step, "good")
+    which = (
+        f"{_rows(task)} are too few to tell which is better"
+        if task.rows < FEW_ROWS or better == "unknown"
+        else "these rows show no clear difference"
+    )
+    return _Advice(f"The model can be used, but so can the simpler {before.name}: {which}.", step, "unsure")
+
+
+def _next_step(task: TaskResult) -> str:
+    """Return what to do with a model that can be used."""
+    if harmful := _harmful(task):
+        return f"Leave out {_quoted(harmful)}, without which the model is better, and fit again."
+    if task.rows < FEW_ROWS:
+        return MORE_ROWS
+    return "Look at the worst errors and the weakest classes or slices, and add train rows like them."
+
+
+def _better_alone(task: TaskResult) -> SystemResult | None:
+    """Return the best model of one modality if it is clearly better than the tuned model."""
+    best = next((system for system in task.all("alone") if _finite(task.main(system))), None)
+    return best if best is not None and gain(task, best) == "worse" else None
 
 
 def _much_shared(task: TaskResult) -> bool:
@@ -197,41 +226,35 @@ def _difference(task: TaskResult, other: SystemResult) -> str:
     return difference(other.difference.get(task.metric, Interval(math.nan)))
 
 
-def _headline(task: TaskResult, before: SystemResult, after: SystemResult) -> tuple[str, Tone]:
+def _headline(task: TaskResult, before: SystemResult, after: SystemResult) -> str:
+    """Return whether tuning helped, one sentence with the figures."""
     how, size = gain(task, before), _difference(task, before)
     subject = "Training new parts on the encoders as pretrained" if task.encoders_unchanged else "Tuning"
     if how == "better":
         verb = "raised" if task.greater_is_better else "lowered"
         hint = "" if task.greater_is_better else " (lower is better)"
-        return f"{subject} {verb} {task.metric}{hint} {_change(task, before, after)}; difference {size}.", "good"
+        return f"{subject} {verb} {task.metric}{hint} {_change(task, before, after)}; difference {size}."
     if how == "worse":
-        advice = f" The {before.name} is the better model here." if before.kind == "before" else ""
-        return (
-            f"{subject} made the model worse: {task.metric} went {_change(task, before, after)}; difference {size}."
-            f"{advice}",
-            "bad",
-        )
+        return f"{subject} made the model worse: {task.metric} went {_change(task, before, after)}; difference {size}."
     if how == "same" and _is_rounding(before.difference[task.metric]):
         stays = f"{task.metric} is {with_interval(task.main(after))} on {_rows(task)}, as with the {before.name}"
-        return f"{subject} changed nothing: {stays}.", "unsure"
+        return f"{subject} changed nothing: {stays}."
     if how == "same" and task.rows >= FEW_ROWS:
         return (
             f"{subject} did not clearly help: {task.metric} went {_change(task, before, after)}; the difference of"
-            f" {size} may be chance.",
-            "unsure",
+            f" {size} may be chance."
         )
     few = (
         "and there are too few rows or groups for an interval"
         if how == "unknown"
         else f"but on so few rows the difference of {size} may be chance"
     )
-    return (
-        f"It is not clear whether tuning helped: {task.metric} went {_change(task, before, after)}, {few}.",
-        "unsure",
-    )
+    verb = "training new parts" if task.encoders_unchanged else "tuning"
+    return f"These rows cannot tell whether {verb} helped: {task.metric} went {_change(task, before, after)}, {few}."
 
 
 def _against_baseline(task: TaskResult) -> list[str]:
+    """Return a note if the tuned model is not clearly better than the constant guess."""
     baseline, after = task.first("baseline"), task.first("after")
     if baseline is None or after is None or task.first("before") is None:
         return []
@@ -240,9 +263,7 @@ def _against_baseline(task: TaskResult) -> list[str]:
         return []
     comparison = "not clearly better" if how == "same" else "worse"
     value = figure(task.main(baseline).value, abs(task.main(after).value))
-    return [
-        f"It is {comparison} than the baseline ({baseline.name}, {value}), which ignores all columns: do not use it."
-    ]
+    return [f"It is {comparison} than the baseline ({baseline.name}, {value}), which ignores all columns."]
 
 
 def _modalities(task: TaskResult) -> list[str]:
@@ -251,7 +272,8 @@ def _modalities(task: TaskResult) -> list[str]:
     if not alone:
         return []
     if len(useless) == len(alone):
-        return ["No modality alone is clearly better than the baseline."]
+        few = f" on {_rows(task)}, which are few" if task.rows < FEW_ROWS else ""
+        return [f"No modality alone is clearly better than the baseline{few}."]
     best = alone[0]
     name, value = f"“{best.name}”", figure(task.main(best).value)
     how, size = gain(task, best), _difference(task, best)
@@ -260,9 +282,9 @@ def _modalities(task: TaskResult) -> list[str]:
     elif how == "better":
         notes = [f"{name} reaches {value}, the best of single modalities. All modalities together differ by {size}."]
     elif how == "worse":
-        notes = [
-            f"{name} is better ({value}) than all together, which differ by {size}. Leave out the other modalities."
-        ]
+        notes = [f"{name} is better ({value}) than all together, which differ by {size}."]
+    elif how == "unknown" or task.rows < FEW_ROWS:
+        notes = [f"{name} reaches {value}; {_rows(task)} are too few to tell whether all together are better ({size})."]
     else:
         notes = [
             f"{name} is nearly as good: it reaches {value}. All modalities together are not clearly better ({size})."
