@@ -175,9 +175,9 @@ def test_a_single_column_has_no_near_tie() -> None:
 def test_levels_and_labels_come_as_documented() -> None:
     num_rows = 20_000
     tickets = make_tickets(num_rows, 8)
-    counts = np.zeros(rule.chances().shape)
+    counts = np.zeros(rule.level_probabilities().shape)
     np.add.at(counts, tuple(tickets.factors.T), 1)
-    expected = rule.chances() * num_rows
+    expected = rule.level_probabilities() * num_rows
     assert expected.min() > 5
     assert stats.chisquare(counts.ravel(), expected.ravel()).pvalue > 1e-3
     assert np.mean(rule.clean_labels(tickets.factors) != tickets.labels) == pytest.approx(0.05, abs=0.005)
@@ -185,7 +185,7 @@ def test_levels_and_labels_come_as_documented() -> None:
 
 
 def test_combinations_are_as_likely_as_the_rule_says() -> None:
-    chances = rule.chances()
+    chances = rule.level_probabilities()
     assert chances.sum() == pytest.approx(1.0)
     clear, other = chances[0, 0, 0, 0, 0], chances[2, 2, 1, 1, 1]  # 0 and 12 points
     assert clear == pytest.approx(4 * other)  # two first levels of two, against one of two others
@@ -196,8 +196,8 @@ def test_combinations_are_as_likely_as_the_rule_says() -> None:
 @given(st.floats(0, 1, exclude_max=True))
 def test_levels_are_drawn_where_their_share_lies(number: float) -> None:
     levels = rule.draw_levels(np.array([number]))
-    at = np.ravel_multi_index(tuple(levels[0]), rule.chances().shape)
-    ends = rule.chances().ravel().cumsum()
+    at = np.ravel_multi_index(tuple(levels[0]), rule.level_probabilities().shape)
+    ends = rule.level_probabilities().ravel().cumsum()
     assert (0 if at == 0 else ends[at - 1]) <= number
     assert number < ends[at] or at == len(ends) - 1
 

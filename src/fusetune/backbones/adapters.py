@@ -37,7 +37,7 @@ ATTENTION = re.compile(r"att(entio)?n", re.IGNORECASE)
 
 
 def rate(backbone: Backbone) -> float:
-    """What the learning rate of full tuning is multiplied by for this backbone: 1 without an adapter."""
+    """Return what the learning rate of full tuning is multiplied by for this backbone: 1 without an adapter."""
     return 1.0 if backbone.adapter is None else RATES.get(backbone.adapter.name, RATE)
 
 
@@ -67,7 +67,7 @@ def adapt(backbone: Backbone, settings: AdapterConfig) -> None:
 
 
 def target_modules(model: nn.Module, how: str, *, where: str = "adapter", fits: Sequence[str] = LORA) -> list[str]:
-    """The paths of the modules that get an adapter.
+    """Return the paths of the modules that get an adapter.
 
     Args:
         model: the encoder.
@@ -106,7 +106,7 @@ def target_modules(model: nn.Module, how: str, *, where: str = "adapter", fits: 
 
 
 def _fits(module: nn.Module, kinds: Sequence[str]) -> bool:
-    """Whether a module is of one of the kinds, and mixes all features: a depthwise convolution does not."""
+    """Return whether a module is of one of the kinds, and mixes all features: a depthwise convolution does not."""
     return type(module).__name__ in kinds and getattr(module, "groups", 1) == 1
 
 
@@ -155,7 +155,7 @@ def freeze_base(backbone: Backbone) -> None:
 
 
 def brought_state(backbone: Backbone) -> dict[str, Tensor]:
-    """The adapter's tensors by their names in `backbone.model`, each once where modules share it."""
+    """Return the adapter's tensors by their names in `backbone.model`, each once where modules share it."""
     found: dict[str, Tensor] = {}
     seen: set[tuple[int, torch.Size]] = set()
     for name, value in backbone.model.state_dict().items():

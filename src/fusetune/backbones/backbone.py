@@ -110,17 +110,18 @@ class Backbone(nn.Module):
     # ---- from cells to tensors
 
     def prepare_image(self, image: Image.Image) -> np.ndarray:
-        """(3, height, width) uint8 of an RGB picture, resized and cropped exactly as the model's processor does it."""
+        """Return (3, height, width) uint8 of an RGB picture, resized and cropped exactly as the model's processor does
+        it."""
         assert isinstance(self.inputs, ImageInputs)
         return self.inputs.prepare(image)
 
     def collate_images(self, images: Sequence[np.ndarray]) -> dict[str, Tensor]:
-        """`pixel_values`, (images, 3, height, width) float32, rescaled and normalised."""
+        """Return `pixel_values`, (images, 3, height, width) float32, rescaled and normalised."""
         assert isinstance(self.inputs, ImageInputs)
         return self.inputs.collate(images)
 
     def prepare_audio(self, waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
-        """What is kept of a sound, (samples,) float; its first dimension is its length.
+        """Return what is kept of a sound, (samples,) float; its first dimension is its length.
 
         Args:
             waveform: (samples,) float, from -1 to 1; may be empty.
@@ -140,17 +141,18 @@ class Backbone(nn.Module):
         return self.inputs.prepare(waveform)
 
     def collate_audio(self, cells: Sequence[np.ndarray]) -> dict[str, Tensor]:
-        """The encoder's tensors, one row a part, and `owner`, (parts,) int64: which of the cells a part belongs to."""
+        """Return the encoder's tensors, one row a part, and `owner`, (parts,) int64: which of the cells a part belongs
+        to."""
         assert isinstance(self.inputs, AudioInputs | SpectrogramInputs)
         return self.inputs.collate(cells)
 
     def tokenize(self, text: str) -> np.ndarray:
-        """(tokens,) int32, special tokens included, cut to `max_tokens`; at least one."""
+        """Return (tokens,) int32, special tokens included, cut to `max_tokens`; at least one."""
         assert isinstance(self.inputs, TextInputs)
         return self.inputs.prepare(text)
 
     def collate_text(self, cells: Sequence[np.ndarray]) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask`, (cells, tokens) int64, padded at the right."""
+        """Return `input_ids` and `attention_mask`, (cells, tokens) int64, padded at the right."""
         assert isinstance(self.inputs, TextInputs)
         return self.inputs.collate(cells)
 
@@ -235,7 +237,7 @@ class Backbone(nn.Module):
     # ---- training
 
     def blocks(self) -> list[tuple[str, nn.Module]]:
-        """The encoder cut from input to output; together the blocks hold every parameter once."""
+        """Return the encoder cut from input to output; together the blocks hold every parameter once."""
         return structure.blocks(self.model)
 
     def train(self, mode: bool = True) -> Backbone:
@@ -270,7 +272,7 @@ class Backbone(nn.Module):
     # ---- files
 
     def _origin(self) -> str:
-        """Where the pretrained weights come from; a folder's absolute path where the model needs it later."""
+        """Return where the pretrained weights come from; a folder's absolute path where the model needs it later."""
         folder = Path(self.source).expanduser()
         return os.path.abspath(folder) if self.adapter is not None and folder.is_dir() else self.source
 
@@ -283,7 +285,7 @@ class Backbone(nn.Module):
         (folder / FILE).write_text(json.dumps(self.describe(), indent=2) + "\n", encoding="utf-8")
 
     def describe(self) -> dict[str, Any]:
-        """What `restore_backbone` needs beside config and processor, as JSON."""
+        """Return what `restore_backbone` needs beside config and processor, as JSON."""
         return {
             "small": self.config is None,
             "kind": self.kind,

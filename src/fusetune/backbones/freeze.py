@@ -39,7 +39,7 @@ class Trainable:
 
 
 def check_rule(rule: str) -> tuple[str, str]:
-    """The rule's name and argument.
+    """Return the rule's name and argument.
 
     Raises:
         ConfigError: it is not a rule, K is not a whole number from 0, or the pattern is not a regular expression.

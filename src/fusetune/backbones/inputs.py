@@ -50,7 +50,7 @@ class TextInputs:
         self.filler = next(token for token in known if token is not None)
 
     def prepare(self, text: str) -> np.ndarray:
-        """(tokens,) int32: the text's tokens with the special ones, at least one and at most `max_tokens`."""
+        """Return (tokens,) int32: the text's tokens with the special ones, at least one and at most `max_tokens`."""
         try:
             ids = self._encode(text)
         except (TypeError, UnicodeError):  # half of a surrogate pair, which the tokenizer refuses
@@ -66,7 +66,7 @@ class TextInputs:
         return list(beneath.encode(text).ids)
 
     def collate(self, cells: Sequence[np.ndarray]) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask`, (cells, longest) int64.
+        """Return `input_ids` and `attention_mask`, (cells, longest) int64.
 
         With `whole_length` every text is padded to `max_tokens` and the padding counts as real, for models that were
         trained so.
@@ -123,7 +123,7 @@ class ImageInputs:
         return np.asarray(self.processor(image, return_tensors="np")["pixel_values"][0])
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """(3, height, width) uint8: the picture resized and cropped as the model's processor does it.
+        """Return (3, height, width) uint8: the picture resized and cropped as the model's processor does it.
 
         Args:
             image: in mode RGB, of any size from 1 by 1.
@@ -137,7 +137,8 @@ class ImageInputs:
         return pixels
 
     def collate(self, images: Sequence[np.ndarray]) -> dict[str, Tensor]:
-        """`pixel_values`, (images, 3, height, width) float32, in memory channels last: convolutions are faster so."""
+        """Return `pixel_values`, (images, 3, height, width) float32, in memory channels last: convolutions are faster
+        so."""
         pixels = torch.from_numpy(np.stack(images)).to(torch.float32, memory_format=torch.channels_last)
         return {"pixel_values": pixels * self.scale + self.offset}
 
@@ -147,14 +148,14 @@ class ImageInputs:
 
 
 def _keeps_aspect(processor: Any) -> bool:
-    """Whether the processor's pictures differ in size by their aspect."""
+    """Return whether the processor's pictures differ in size by their aspect."""
     size = getattr(processor, "size", None)
     names = {name for name, value in dict(size or {}).items() if value is not None}
     return bool(getattr(processor, "do_resize", False)) and not {"height", "width"} <= names
 
 
 def _centre(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The centre (channels, height, width) of a picture; black around it where it is smaller."""
+    """Return the centre (channels, height, width) of a picture; black around it where it is smaller."""
     result = np.zeros((pixels.shape[0], height, width), dtype=pixels.dtype)
     rows, columns = min(height, pixels.shape[1]), min(width, pixels.shape[2])
     top, left = (pixels.shape[1] - rows) // 2, (pixels.shape[2] - columns) // 2
@@ -177,11 +178,11 @@ class SpectrogramInputs:
         self.max_seconds = max_seconds
 
     def prepare(self, waveform: np.ndarray) -> np.ndarray:
-        """(patches, frames, filters) float32 of a sound, (samples,) float at `sampling_rate`."""
+        """Return (patches, frames, filters) float32 of a sound, (samples,) float at `sampling_rate`."""
         return self.processor.patches(waveform[: round(self.max_seconds * self.sampling_rate)])
 
     def collate(self, cells: Sequence[np.ndarray]) -> dict[str, Tensor]:
-        """`pixel_values`, (parts, 1, frames, filters) float32, and `owner`, (parts,) int64: each part's cell."""
+        """Return `pixel_values`, (parts, 1, frames, filters) float32, and `owner`, (parts,) int64: each part's cell."""
         owner = np.repeat(np.arange(len(cells)), [len(cell) for cell in cells])
         pixels = torch.from_numpy(np.concatenate(cells)).unsqueeze(1).to(memory_format=torch.channels_last)
         return {"pixel_values": pixels, "owner": torch.from_numpy(owner)}
@@ -221,7 +222,7 @@ class AudioInputs:
             return self.processor(waveform, sampling_rate=self.sampling_rate, return_tensors="np")
 
     def _chunk_samples(self) -> int:
-        """The samples that the extractor takes at once."""
+        """Return the samples that the extractor takes at once."""
         for name in ("n_samples", "nb_max_samples"):
             if getattr(self.processor, name, None):
                 return int(getattr(self.processor, name))
@@ -235,7 +236,7 @@ class AudioInputs:
         return self.sampling_rate // 10
 
     def prepare(self, waveform: np.ndarray) -> np.ndarray:
-        """(samples,) float32 of a sound, (samples,) float at `sampling_rate`; may be empty."""
+        """Return (samples,) float32 of a sound, (samples,) float at `sampling_rate`; may be empty."""
         wave = np.asarray(waveform[: round(self.max_seconds * self.sampling_rate)], dtype=np.float32)
         if len(wave) < self.minimum:
             wave = np.pad(wave, (0, self.minimum - len(wave)))
@@ -244,7 +245,8 @@ class AudioInputs:
         return np.asarray(self._extract(wave)[self.name][0], dtype=np.float32)
 
     def collate(self, cells: Sequence[np.ndarray]) -> dict[str, Tensor]:
-        """The encoder's tensors; `lengths`, (parts,) int64 samples; and `owner`, (parts,) int64: each part's cell."""
+        """Return the encoder's tensors; `lengths`, (parts,) int64 samples; and `owner`, (parts,) int64: each part's
+        cell."""
         parts: list[np.ndarray] = []
         owner: list[int] = []
         for number, cell in enumerate(cells):
@@ -283,7 +285,7 @@ Inputs = TextInputs | ImageInputs | SpectrogramInputs | AudioInputs
 
 
 def token_limit(tokenizer: Any, positions: int | None, wanted: int | None, usual: int) -> int:
-    """How many tokens of a text are read.
+    """Return how many tokens of a text are read.
 
     Args:
         tokenizer: says how many its model takes, where it knows.

@@ -28,12 +28,12 @@ TOGETHER = [("query", "key", "value"), ("q_proj", "k_proj", "v_proj"), ("q_lin",
 
 
 def has_int8() -> bool:
-    """Whether the processor sums products of 8-bit integers itself (AVX512-VNNI)."""
+    """Return whether the processor sums products of 8-bit integers itself (AVX512-VNNI)."""
     return _private.has_vnni()
 
 
 def num_linear(module: nn.Module) -> int:
-    """How many layers `in_int8` would change."""
+    """Return how many layers `in_int8` would change."""
     return sum(type(part) is nn.Linear for part in module.modules())
 
 
@@ -49,7 +49,7 @@ class Rounded:
         self._readers: set[int] = set()
 
     def of(self, values: Tensor, reader: int, readers: int) -> tuple[Tensor, Tensor]:
-        """The same as `rounded`.
+        """Return the same as `rounded`.
 
         Args:
             values: (..., in).
@@ -66,7 +66,7 @@ class Rounded:
 
 
 def rounded(values: Tensor) -> tuple[Tensor, Tensor]:
-    """(rows, in) uint8, 128 for zero, and the size of each row's step, (rows, 1); of (..., in) float32."""
+    """Return (rows, in) uint8, 128 for zero, and the size of each row's step, (rows, 1); of (..., in) float32."""
     rows = values.flatten(0, -2)
     most = torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True)).clamp_(min=1e-30)
     factor = LEVELS / most
@@ -104,7 +104,7 @@ class Int8Linear(nn.Module):
         self._rounded: tuple[Rounded, int, int] | None = None
 
     def forward(self, values: Tensor) -> Tensor:
-        """(..., in) float32 to (..., out) float32."""
+        """Return (..., in) float32 to (..., out) float32."""
         if self._rounded is None:
             unsigned, step = rounded(values)
         else:
@@ -115,7 +115,8 @@ class Int8Linear(nn.Module):
 
 
 def in_int8(module: M) -> M:
-    """A module that shares every tensor and setting with this one, but whose linear layers are in 8-bit integers.
+    """Return a module that shares every tensor and setting with this one, but whose linear layers are in 8-bit
+    integers.
 
     Args:
         module: float32, on the CPU.

@@ -138,7 +138,7 @@ def _lacking(names: list[str], folder: Path) -> BackboneError:
 
 
 def restore_backbone(folder: Path, *, most: int | None = None) -> Backbone:
-    """The encoder that `Backbone.save` described, its weights random: load the model's over them.
+    """Return the encoder that `Backbone.save` described, its weights random: load the model's over them.
 
     Args:
         folder: of its description.
@@ -168,7 +168,8 @@ def restore_backbone(folder: Path, *, most: int | None = None) -> Backbone:
 
 
 def _adapted(saved: dict[str, Any]) -> Backbone:
-    """A backbone with an adapter: the pretrained weights come from where they came from, the adapter's are random."""
+    """Return a backbone with an adapter: the pretrained weights come from where they came from, the adapter's are
+    random."""
     backbone = load_backbone(
         saved["source"],
         saved["kind"],
@@ -229,7 +230,7 @@ _DRAWS = (("apply_spec_augment", False), ("layerdrop", 0.0), ("encoder_layerdrop
 
 
 def _steady(config: Any) -> Any:
-    """The config without what draws from the global random generator and what hides a part of the input."""
+    """Return the config without what draws from the global random generator and what hides a part of the input."""
     for name, value in _DRAWS:
         if hasattr(config, name):
             setattr(config, name, value)
@@ -237,7 +238,7 @@ def _steady(config: Any) -> Any:
 
 
 def _load(folder: Path, raw: dict[str, Any], most: int) -> tuple[Any, set[str]]:
-    """The model of a folder and the names of the parameters that its checkpoint of so many figures lacks."""
+    """Return the model of a folder and the names of the parameters that its checkpoint of so many figures lacks."""
     from transformers import AutoConfig, AutoModel
 
     what = f"transformers cannot load this model (model_type {raw.get('model_type')!r})"
@@ -259,7 +260,7 @@ def _load(folder: Path, raw: dict[str, Any], most: int) -> tuple[Any, set[str]]:
 def _inputs(
     folder: Path, kind: str, model: nn.Module, config: Any, *, max_tokens: int | None, max_seconds: float
 ) -> Inputs:
-    """What the model reads, by the processor files in its folder."""
+    """Return what the model reads, by the processor files in its folder."""
     if kind == "audio" and (folder / SPECTROGRAM).is_file():
         return SpectrogramInputs(Spectrogram.read(folder), max_seconds)
     if kind == "text":
@@ -283,7 +284,7 @@ def _inputs(
 
 
 def _tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer.
+    """Return the folder's tokenizer.
 
     Raises:
         BackboneError: no file of the folder holds a vocabulary, or it is empty.

@@ -59,7 +59,7 @@ class ResidualBlock(nn.Module):
         self.short = nn.Conv2d(channels_in, channels_out, 1, bias=False)
 
     def forward(self, values: Tensor) -> Tensor:
-        """(rows, channels_in, height, width) to (rows, channels_out, height / 2, width / 2)."""
+        """Return (rows, channels_in, height, width) to (rows, channels_out, height / 2, width / 2)."""
         inner = functional.relu(self.first_norm(self.first(values)))
         inner = self.second_norm(self.second(inner))
         return functional.relu(inner + self.short(functional.avg_pool2d(values, 2, ceil_mode=True)))
@@ -96,7 +96,7 @@ class SmallImageEncoder(nn.Module):
         self.body = _Convolutions(3, (16, 32, 64, 128))
 
     def forward(self, pixel_values: Tensor) -> Encoded:
-        """(rows, 3, height, width) in -1 to 1, to 128 channels and 256 pooled features."""
+        """Return (rows, 3, height, width) in -1 to 1, to 128 channels and 256 pooled features."""
         values = self.body(pixel_values)
         return Encoded(values, torch.cat([values.mean((2, 3)), values.amax((2, 3))], 1))
 
@@ -111,14 +111,14 @@ class SmallAudioEncoder(nn.Module):
         self.body = _Convolutions(1, (16, 32, 64, 64))
 
     def forward(self, pixel_values: Tensor) -> Encoded:
-        """(rows, 1, frames, 64) natural logarithms of mel energies, to 256 channels over time and 512 pooled."""
+        """Return (rows, 1, frames, 64) natural logarithms of mel energies, to 256 channels over time and 512 pooled."""
         values = self.body((pixel_values + 3.0) / 3.0)  # (rows, 64, frames / 16, 4)
         values = values.transpose(2, 3).flatten(1, 2).unsqueeze(3)  # (rows, 64 * 4, frames / 16, 1)
         return Encoded(values, torch.cat([values.mean((2, 3)), values.amax((2, 3))], 1))
 
 
 def build(kind: str, *, pool: str = "auto", max_seconds: float = MAX_SECONDS) -> Backbone:
-    """The small encoder of a kind, its weights drawn from torch's global generator.
+    """Return the small encoder of a kind, its weights drawn from torch's global generator.
 
     Args:
         kind: "image" or "audio".
@@ -136,7 +136,7 @@ def build(kind: str, *, pool: str = "auto", max_seconds: float = MAX_SECONDS) ->
 
 
 def restore(saved: dict[str, Any], folder: Path) -> Backbone:
-    """The small encoder that a folder's `backbone.json` describes, its weights random."""
+    """Return the small encoder that a folder's `backbone.json` describes, its weights random."""
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
     if saved["kind"] == "image":

@@ -23,7 +23,7 @@ def hz_to_mel(frequency: np.ndarray | float) -> np.ndarray:
 
 
 def mel_to_hz(mels: np.ndarray) -> np.ndarray:
-    """The inverse of `hz_to_mel`."""
+    """Return the inverse of `hz_to_mel`."""
     return np.asarray(700.0 * (10.0 ** (mels / 2595.0) - 1.0))
 
 
@@ -89,7 +89,7 @@ class Spectrogram:
 
     @classmethod
     def read(cls, folder: Path) -> Spectrogram:
-        """The settings in a folder's `spectrogram.json`.
+        """Return the settings in a folder's `spectrogram.json`.
 
         Raises:
             BackboneError: the file is not a JSON object of exactly these settings.
@@ -113,7 +113,7 @@ class Spectrogram:
             ) from error
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON."""
+        """Return the settings as JSON."""
         return asdict(self)
 
     def save(self, folder: Path) -> None:
@@ -139,7 +139,7 @@ class Spectrogram:
         return np.asarray(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(self.window_length) / self.window_length))
 
     def log_mel(self, waveform: np.ndarray) -> np.ndarray:
-        """The log-mel energies of every whole frame: (frames, num_mel_filters) float32.
+        """Return the log-mel energies of every whole frame: (frames, num_mel_filters) float32.
 
         Args:
             waveform: (samples,) float at `sampling_rate`, at least `window_length` samples.
@@ -150,7 +150,7 @@ class Spectrogram:
         return np.asarray(np.log(energy @ self.mel_filters + self.log_offset), dtype=np.float32)
 
     def patches(self, waveform: np.ndarray) -> np.ndarray:
-        """The sound as patches: (patches, patch_frames, num_mel_filters) float32, at least one.
+        """Return the sound as patches: (patches, patch_frames, num_mel_filters) float32, at least one.
 
         The sound is padded with silence at its end until the last patch is full, so that every sample is seen.
 

@@ -14,12 +14,12 @@ from fusetune.security.model_folder import BACKBONES, BUNDLE, WEIGHTS, read_fold
 
 
 def is_tuned(source: str | None) -> bool:
-    """Whether a source is the folder of a tuned model."""
+    """Return whether a source is the folder of a tuned model."""
     return source is not None and (Path(os.path.expanduser(source)) / BUNDLE).is_file()
 
 
 def load_tuned(source: str, kind: str, *, pool: str, restore: Callable[..., Backbone]) -> Backbone:
-    """The encoder of one kind of cell, with the weights it was left with.
+    """Return the encoder of one kind of cell, with the weights it was left with.
 
     Args:
         source: the folder of a tuned model.

@@ -17,7 +17,7 @@ SHIFT = "shift"
 
 
 def word_embeddings(encoder: nn.Module) -> nn.Embedding:
-    """What turns token ids into vectors: what the model says itself, else the embedding of the most entries.
+    """Return what turns token ids into vectors: what the model says itself, else the embedding of the most entries.
 
     Raises:
         BackboneError: there is none.
@@ -40,7 +40,7 @@ def word_embeddings(encoder: nn.Module) -> nn.Embedding:
 
 
 def encode(encoder: nn.Module, tensors: dict[str, Tensor]) -> Tokens:
-    """The encoder's tokens, its word embeddings shifted by the tensor under `SHIFT` where there is one.
+    """Return the encoder's tokens, its word embeddings shifted by the tensor under `SHIFT` where there is one.
 
     The tensors may take gradients.
     """

@@ -116,7 +116,7 @@ class Column:
         return self.modality.decode(cell, row=int(self._rows[self._first[place]]), base_dir=self.base_dir)
 
     def example(self, place: int) -> Any:
-        """A distinct cell's example, from memory or decoded again."""
+        """Return a distinct cell's example, from memory or decoded again."""
         return self.examples([place])[0]
 
     def examples(self, places: Sequence[int] | np.ndarray) -> list[Any]:
@@ -127,7 +127,7 @@ class Column:
         return [again[place] if place in again else self._kept.get(place) for place in wanted]
 
     def unread(self) -> Iterator[int]:
-        """The rows whose cell could not be read, in order."""
+        """Yield the rows whose cell could not be read, in order."""
         for piece in pieces(len(self.codes)) if self.bad else ():
             yield from (np.flatnonzero(np.isin(self.codes[piece], list(self.bad))) + piece.start).tolist()
 
@@ -140,17 +140,17 @@ class Column:
         self.modality.fit(_Lazy(self, codes) if numbers is None else numbers)  # type: ignore[arg-type]
 
     def rows_of(self, codes: np.ndarray) -> Sequence[Any]:
-        """The examples of some rows, by their codes, made when asked for."""
+        """Return the examples of some rows, by their codes, made when asked for."""
         return _Lazy(self, codes)
 
     def costs(self, codes: np.ndarray) -> np.ndarray:
-        """What each of some rows' cells costs to encode, by its code, (codes,) int64; 0 where there is none."""
+        """Return what each of some rows' cells costs to encode, by its code, (codes,) int64; 0 where there is none."""
         if not len(self.sizes):
             return np.zeros(len(codes), dtype=np.int64)
         return np.where(codes >= 0, self.sizes[codes], 0).astype(np.int64)
 
     def good(self) -> np.ndarray:
-        """The places of the cells that could be read, most costly first."""
+        """Return the places of the cells that could be read, most costly first."""
         good = mapped_full(len(self.cells), True, bool)
         good[list(self.bad)] = False
         places = mapped_flatnonzero(good)
@@ -159,12 +159,12 @@ class Column:
         return mapped_concatenate((places[order[piece]].astype(np.int64) for piece in pieces(len(order))), len(order))
 
     def some_cell(self) -> np.ndarray:
-        """The place of a distinct cell that can be read, none where there is none."""
+        """Return the place of a distinct cell that can be read, none where there is none."""
         found = next((place for place in range(len(self.cells)) if place not in self.bad), None)
         return np.asarray([] if found is None else [found], dtype=np.int64)
 
     def tensors(self, places: np.ndarray) -> dict[str, Tensor]:
-        """The encoder's input for some distinct cells."""
+        """Return the encoder's input for some distinct cells."""
         if self.features is not None:
             chosen = torch.from_numpy(places.astype(np.int64))
             real = self.features.mask[chosen]
@@ -175,7 +175,7 @@ class Column:
         return self.modality.collate(self.examples(places))
 
     def digests(self) -> np.ndarray:
-        """(cells, 16) uint8, equal for cells with equal examples, in any table; zeros for bad ones."""
+        """Return (cells, 16) uint8, equal for cells with equal examples, in any table; zeros for bad ones."""
         found = mapped_zeros((len(self.cells), 16), np.uint8)
         step = self.cells.table.at_once(self.cells.column)
         for start in range(0, len(found), step):

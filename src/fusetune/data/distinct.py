@@ -28,7 +28,8 @@ SHARED = 1000
 
 
 def is_missing(cell: Any) -> bool:
-    """Whether a cell holds nothing: None, a string of no or only white space, NaN, or `{"bytes": None, "path": None}`.
+    """Return whether a cell holds nothing: None, a string of no or only white space, NaN, or `{"bytes": None, "path":
+    None}`.
 
     Words for nothing ("NA", "null", "none") are cells like any other.
     """
@@ -55,13 +56,13 @@ def _jsonable(value: Any) -> Any:
 
 
 def as_cells(array: pa.Array, as_json: bool) -> list[Any]:
-    """An Arrow array's cells as Python values; `as_json` where its strings are JSON."""
+    """Return an Arrow array's cells as Python values; `as_json` where its strings are JSON."""
     found = array.to_pylist()
     return [None if cell is None else json.loads(cell) for cell in found] if as_json else found
 
 
 def missing_in(array: pa.Array, as_json: bool) -> np.ndarray:
-    """(rows,) bool: `is_missing` of an Arrow array's cells."""
+    """Return (rows,) bool: `is_missing` of an Arrow array's cells."""
     kind = array.type
     if as_json or not (_is_text(kind) or _is_bytes(kind) or _is_number(kind) or pa.types.is_null(kind)):
         cells = as_cells(array, as_json)
@@ -79,7 +80,7 @@ def missing_in(array: pa.Array, as_json: bool) -> np.ndarray:
 
 
 def keys_in(array: pa.Array, as_json: bool) -> np.ndarray:
-    """(rows, 2) uint64: equal where `cell_key` of an Arrow array's cells is equal; these are not missing."""
+    """Return (rows, 2) uint64: equal where `cell_key` of an Arrow array's cells is equal; these are not missing."""
     kind, keys = array.type, np.zeros((len(array), 2), dtype=np.uint64)
     if as_json or not (_is_text(kind) or _is_bytes(kind) or _is_number(kind)):
         return hashed(_key_text(cell) for cell in as_cells(array, as_json))
@@ -95,7 +96,7 @@ def keys_in(array: pa.Array, as_json: bool) -> np.ndarray:
 
 
 def hashed(texts: Iterator[Any]) -> np.ndarray:
-    """(texts, 2) uint64: 128 bits that are equal for equal bytes."""
+    """Return (texts, 2) uint64: 128 bits that are equal for equal bytes."""
     sums = b"".join(blake2b(text, digest_size=16).digest() for text in texts)
     return np.frombuffer(sums, dtype=np.uint64).reshape(-1, 2)
 
@@ -132,7 +133,8 @@ def numbered(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _together(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows with those of equal keys one after another, rising, (rows,) int64; and where a key begins, (rows,) bool.
+    """Return the rows with those of equal keys one after another, rising, (rows,) int64; and where a key begins,
+    (rows,) bool.
 
     They are sorted by some bits of a mixture of the key's words; the rare ones that share these with another key, by
     the key itself.
@@ -170,7 +172,7 @@ def _run(keys: np.ndarray, order: np.ndarray, place: int, bits: int) -> tuple[in
 
 
 def _mixed(keys: np.ndarray, bits: int) -> np.ndarray:
-    """(rows,) int64: so many bits that hang on both words of a key, spread evenly."""
+    """Return (rows,) int64: so many bits that hang on both words of a key, spread evenly."""
     mixed = keys[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ keys[:, 1]
     mixed ^= mixed >> np.uint64(32)
     mixed *= np.uint64(0xD6E8FEB86659FD93)
@@ -179,7 +181,7 @@ def _mixed(keys: np.ndarray, bits: int) -> np.ndarray:
 
 
 def distinct(arrays: Iterator[pa.Array], as_json: bool, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """A column's distinct cells.
+    """Return a column's distinct cells.
 
     Args:
         arrays: its cells, in order.
@@ -225,7 +227,7 @@ def _wide(dtype: np.dtype[Any]) -> type:
 
 
 def _parts(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Where the strings of an Arrow array start and end, (rows + 1,), and the bytes of them all; views."""
+    """Return where the strings of an Arrow array start and end, (rows + 1,), and the bytes of them all; views."""
     wide = pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)
     _, starts, data = array.buffers()
     if starts is None or not starts.size:

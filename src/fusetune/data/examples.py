@@ -123,14 +123,14 @@ class Examples:
         self.used = mapped_flatnonzero(keep)
 
     def _augmented(self, name: str, places: np.ndarray, epoch: int) -> dict[str, Tensor]:
-        """The encoder's input for a column's cells in some rows, augmented; these rows have it."""
+        """Return the encoder's input for a column's cells in some rows, augmented; these rows have it."""
         if views := self.views.get(name):
             view = views[epoch % len(views)]
             return view.tensors(view.codes[places])
         return self.columns[name].modality.collate(self.augmented(name, places, epoch))
 
     def augmented(self, name: str, places: np.ndarray, epoch: int) -> list[Any]:
-        """The examples of some rows' cells, which they have, as the column's augmenter changes them in an epoch."""
+        """Return the augmented examples of some rows in an epoch; every one of these rows has the column's cell."""
         column, augmenter = self.columns[name], self.augmentation.augmenters[name]
         codes, examples = column.codes[places], []
         for place, cell, example in zip(places, column.cells.take(codes), column.examples(codes), strict=True):
@@ -231,21 +231,21 @@ class Examples:
         return view
 
     def labelled(self, task: str) -> np.ndarray:
-        """Which of the used rows have the task's target: their places in the table."""
+        """Return which of the used rows have the task's target: their places in the table."""
         labelled = mapped_take(self._missing[task], self.used)
         return mapped_take(self.used, mapped_flatnonzero(np.logical_not(labelled, out=labelled)))
 
     def truth(self, task: str, rows: np.ndarray) -> np.ndarray:
-        """The targets of labelled rows as the task's metrics want them, by their places in the table."""
+        """Return the targets of labelled rows as the task's metrics want them, by their places in the table."""
         parts = [rows[start : start + PIECE] for start in range(0, max(len(rows), 1), PIECE)]
         return mapped_concatenate((self.tasks[task].truth(self.targets[task].take(part)) for part in parts), len(rows))
 
     def places(self, rows: np.ndarray) -> np.ndarray:
-        """Where among the used rows these are, by their places in the table."""
+        """Return where among the used rows these are, by their places in the table."""
         return np.searchsorted(self.used, rows)
 
     def sizes(self, indices: np.ndarray) -> np.ndarray:
-        """What each row costs to encode, over all its columns."""
+        """Return what each row costs to encode, over all its columns."""
         total = mapped_zeros((len(indices),), np.int64)
         for piece in pieces(len(indices)):
             for column in self.columns.values():
@@ -290,7 +290,7 @@ class Examples:
         )
 
     def _ngrams(self, places: np.ndarray) -> dict[str, dict[str, Tensor]]:
-        """What `Batch.ngrams` holds; an augmented cell's are those of the cell as it is."""
+        """Return what `Batch.ngrams` holds; an augmented cell's are those of the cell as it is."""
         found = {}
         for name, column in self.columns.items():
             if (vocabulary := column.modality.ngrams) is None:
@@ -319,5 +319,5 @@ def _wide(numbers: np.ndarray) -> Tensor:
 
 
 def _draws(seed: int, epoch: int, row: int, column: str) -> np.random.Generator:
-    """What one row's cell is augmented with in an epoch."""
+    """Return what one row's cell is augmented with in an epoch."""
     return np.random.default_rng((seed, epoch, row, zlib.crc32(column.encode())))

@@ -46,7 +46,7 @@ def row_keys(examples: Examples) -> np.ndarray:
 
 
 def _as_one(keys: np.ndarray) -> np.ndarray:
-    """(rows, columns) as (rows,) of one comparable value a row."""
+    """Return (rows, columns) as (rows,) of one comparable value a row."""
     whole = np.ascontiguousarray(keys)
     return whole.view(np.dtype((np.void, whole.dtype.itemsize * whole.shape[1]))).reshape(-1)
 

@@ -58,12 +58,12 @@ class _Units:
         self.first = mapped_take(self._order, self._starts)
 
     def rows(self, unit: int) -> np.ndarray:
-        """A unit's rows, rising."""
+        """Return a unit's rows, rising."""
         return self._order[self._starts[unit] : self._starts[unit] + self.sizes[unit]]
 
 
 def _counts(numbers: np.ndarray) -> np.ndarray:
-    """`np.bincount`."""
+    """Return `np.bincount`."""
     counts = mapped_zeros((int(numbers.max(initial=-1)) + 1,), np.int64)
     for piece in pieces(len(numbers)):
         np.add.at(counts, numbers[piece], 1)
@@ -115,7 +115,7 @@ def _place_singles(
 
 
 def _in_train(strata: np.ndarray, which: np.ndarray) -> np.ndarray:
-    """(strata,) bool: of which there is a row in train."""
+    """Return (strata,) bool: of which there is a row in train."""
     found = mapped_zeros((int(strata.max(initial=-1)) + 1,), bool)
     for piece in pieces(len(strata)):
         found[strata[piece][which[piece] == 0]] = True
@@ -128,7 +128,7 @@ def _put(which: np.ndarray, rows: np.ndarray, part: int) -> None:
 
 
 def _steadily(num: int, pace: float) -> np.ndarray:
-    """(num,) bool: `num * pace` of them, evenly spaced."""
+    """Return (num,) bool: `num * pace` of them, evenly spaced."""
     steps = (np.floor(np.arange(piece.start, piece.stop + 1) * pace + 0.5) for piece in pieces(num))
     return mapped_concatenate((np.diff(step) > 0 for step in steps), num)
 

@@ -36,12 +36,12 @@ class Rejected:
 
     @classmethod
     def from_error(cls, error: BadCell) -> Rejected:
-        """What a `BadCell` says, without the exception."""
+        """Return what a `BadCell` says, without the exception."""
         assert error.row is not None
         return cls(error.row, error.column, error.value, error.why)
 
     def record(self) -> dict[str, Any]:
-        """The same as JSON: bytes as their number, text of more than `VALUE_CHARS` characters cut."""
+        """Return the same as JSON: bytes as their number, text of more than `VALUE_CHARS` characters cut."""
         place = {} if self.file is None else {"file": self.file}
         return place | {"row": self.row, "column": self.column, "value": _plain(self.value), "why": self.why}
 

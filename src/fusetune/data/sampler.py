@@ -60,7 +60,7 @@ class UpdateSampler(Sampler[list[int]]):
         return self.num_updates * self.accumulate
 
     def updates(self) -> Iterator[np.ndarray]:
-        """This epoch's updates: each one's rows, over all processes."""
+        """Yield this epoch's updates: each one's rows, over all processes."""
         generator = np.random.default_rng((self.seed, self.epoch))
         order = self._drawn()
         generator.shuffle(order)
@@ -72,7 +72,7 @@ class UpdateSampler(Sampler[list[int]]):
             yield self.indices[order[start : start + self.batch_size]]
 
     def _drawn(self) -> np.ndarray:
-        """This epoch's rows, each table's in its share: the next ones of passes over it that are shuffled anew."""
+        """Return this epoch's rows: each table's share is the next rows of its passes, each of which is reshuffled."""
         if [len(places) for places in self.tables] == self.shares:
             return mapped_arange(len(self.indices))
         found = []
@@ -98,7 +98,7 @@ class UpdateSampler(Sampler[list[int]]):
 
 
 def _shares(counts: list[int], mix: float) -> list[int]:
-    """How many of an epoch's rows come from each table: N p_i, p_i ∝ n_i^mix, rounded by the largest remainders."""
+    """Return each table's number of rows in an epoch: N p_i, p_i ∝ n_i^mix, rounded by the largest remainders."""
     if mix == 1 or len(counts) < 2:
         return counts
     weights = np.asarray(counts, dtype=np.float64) ** mix

@@ -49,7 +49,7 @@ class ColumnSpec:
     read: CellForm = field(default_factory=CellForm)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the name, without what is empty."""
+        """Return everything but the name, without what is empty."""
         made: dict[str, Any] = {"kind": self.kind, "role": self.role}
         if self.reason:
             made["reason"] = self.reason
@@ -104,11 +104,11 @@ class Schema:
         return detect_schema(table, targets, overrides or {}, read)
 
     def forms(self) -> dict[str, CellForm]:
-        """How the cells of columns are read that are not written plainly, for `Table.read_as`."""
+        """Return how the cells of columns are read that are not written plainly, for `Table.read_as`."""
         return {name: spec.read for name, spec in self.columns.items() if spec.read != CellForm()}
 
     def names(self, role: str) -> list[str]:
-        """The names of the columns with this role, in the table's order."""
+        """Return the names of the columns with this role, in the table's order."""
         return [name for name, spec in self.columns.items() if spec.role == role]
 
     @property
@@ -137,7 +137,7 @@ class Schema:
         return next(iter(self.names("weight")), None)
 
     def rows(self) -> list[dict[str, str]]:
-        """One row a column for a display: column, kind, role, reason."""
+        """Return one row a column for a display: column, kind, role, reason."""
         return [
             {"column": name, "kind": spec.kind, "role": spec.role, "reason": spec.reason}
             for name, spec in self.columns.items()
@@ -171,12 +171,12 @@ class Schema:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The columns as plain values for JSON or YAML; warnings are not kept."""
+        """Return the columns as plain values for JSON or YAML; warnings are not kept."""
         return {"columns": {name: spec.to_dict() for name, spec in self.columns.items()}}
 
     @classmethod
     def from_dict(cls, data: Any, *, source: str = "the schema") -> Schema:
-        """What `to_dict` made, possibly edited since.
+        """Return what `to_dict` made, possibly edited since.
 
         Raises:
             SchemaError: with all problems at once.
@@ -209,7 +209,7 @@ class Schema:
         return schema
 
     def to_yaml(self) -> str:
-        """The schema as text to edit; `from_yaml` reads it back."""
+        """Return the schema as text to edit; `from_yaml` reads it back."""
         head = (
             "# What each column is and what it is for. Edit it and give it back.\n"
             f"# kind: {', '.join(MODALITIES)}\n"
@@ -222,7 +222,7 @@ class Schema:
 
     @classmethod
     def from_yaml(cls, text: str, *, source: str = "the schema") -> Schema:
-        """A schema from its text.
+        """Return a schema from its text.
 
         Raises:
             SchemaError: it is not YAML, or not a schema; with all problems at once.
@@ -261,7 +261,7 @@ class Schema:
 
 
 def _strings(data: Any) -> Iterator[str]:
-    """All strings in nested mappings and lists, keys among them."""
+    """Yield all strings in nested mappings and lists, keys among them."""
     if isinstance(data, str):
         yield data
     elif isinstance(data, Mapping):
@@ -297,7 +297,7 @@ def checked_overrides(
 
 
 def _entry(name: str, value: Any, problems: list[str]) -> dict[str, Any]:
-    """One column's settings, with everything wrong about them added to `problems`."""
+    """Return one column's settings, with everything wrong about them added to `problems`."""
     where = f"column {name!r}: "
     if isinstance(value, ColumnSpec):
         value = value.to_dict()

@@ -96,7 +96,7 @@ def carve_val(table: Table, schema: Schema, *, fraction: float = 0.1, seed: int)
 
 
 def read_splits(table: Table, schema: Schema) -> dict[str, np.ndarray]:
-    """The rows of each split that the schema's split column names; train is always among them.
+    """Return the rows of each split that the schema's split column names; train is always among them.
 
     Raises:
         TableError: a cell is missing or names no split, or no row is in train.
@@ -147,7 +147,7 @@ def _listed(value: Any) -> list[Any]:
 def _by_chance(
     table: Table, schema: Schema, rows: np.ndarray, shares: dict[str, float], seed: int
 ) -> dict[str, np.ndarray]:
-    """The given rows, divided in proportion to the shares."""
+    """Return the given rows, divided in proportion to the shares."""
     whole = sum(shares.values())
     names = [name for name in SPLITS if shares.get(name, 0) > 0]
     part = table.select(rows)
@@ -169,7 +169,7 @@ def _by_chance(
 
 
 def strata_of(cells: Sequence[Any]) -> np.ndarray:
-    """(rows,) int64: which class, or which tenth of the range of numbers, each cell is in."""
+    """Return (rows,) int64: which class, or which tenth of the range of numbers, each cell is in."""
 
     def texts() -> Iterator[str]:
         return ("" if is_missing(cell) else _text(cell) for cell in cells)
@@ -201,7 +201,7 @@ def _laid(values: Iterator[Any], rows: int, dtype: Any) -> np.ndarray:
 
 
 def whole_units(table: Table, schema: Schema) -> np.ndarray:
-    """(rows,) int64: rows with equal numbers must stay on one side: one group, or equal texts and media.
+    """Return (rows,) int64: rows with equal numbers must stay on one side: one group, or equal texts and media.
 
     Where most rows repeat others, repetition is the nature of the data (a fixed set of questions, say), and only
     groups count. A row without a group is a group of its own.
@@ -227,7 +227,7 @@ def whole_units(table: Table, schema: Schema) -> np.ndarray:
 def _numbered(
     table: Table, columns: list[str], key: Callable[[tuple[Any, ...]], bytes], lacks: Callable[[Any], bool]
 ) -> np.ndarray:
-    """(rows,) int64: equal numbers, from 0, for rows of equal keys; a row that lacks its cells is like no other.
+    """Return (rows,) int64: equal numbers, from 0, for rows of equal keys; a row that lacks its cells is like no other.
 
     Args:
         table: the rows.

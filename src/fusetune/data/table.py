@@ -125,7 +125,7 @@ class Table:
     def from_records(
         cls, records: Iterable[Mapping[str, Any]], *, source: str = "the records", base_dir: str | Path | None = None
     ) -> Table:
-        """A table of rows given as mappings; a key that a row lacks is a missing cell.
+        """Return a table of rows given as mappings; a key that a row lacks is a missing cell.
 
         Raises:
             TableError: there is no row, or a cell is of a type that no column can hold.
@@ -221,7 +221,7 @@ class Table:
         )
 
     def cells(self, column: str, indices: Sequence[int] | np.ndarray | None = None) -> list[Any]:
-        """A column's cells as Python values: str, int, float, bool, bytes, list, dict or None.
+        """Return a column's cells as Python values: str, int, float, bool, bytes, list, dict or None.
 
         Args:
             column: its name.
@@ -245,13 +245,13 @@ class Table:
         return found
 
     def _cells(self, column: str, array: pa.Array) -> list[Any]:
-        """An array's cells as Python values, read in the column's form."""
+        """Return an array's cells as Python values, read in the column's form."""
         cells = as_cells(array, column in self._json)
         form = self._forms.get(column)
         return cells if form is None else [form.read(cell) for cell in cells]
 
     def lazy(self, column: str, indices: np.ndarray | None = None) -> Cells:
-        """A column's cells, or those of some rows, which are read when they are asked for.
+        """Return a column's cells, or those of some rows, which are read when they are asked for.
 
         Raises:
             TableError: there is no such column.
@@ -260,8 +260,8 @@ class Table:
         return Cells(self, column, indices)
 
     def distinct(self, column: str) -> tuple[np.ndarray, np.ndarray]:
-        """(rows,), which of the column's distinct cells each row has, -1 for missing ones; and (cells,), the first row
-        of each, in order; int32 where that is wide enough.
+        """Return (rows,), which of the column's distinct cells each row has, -1 for missing ones; and (cells,), the
+        first row of each, in order; int32 where that is wide enough.
 
         Raises:
             TableError: there is no such column.
@@ -270,12 +270,12 @@ class Table:
         return distinct(self._arrays(column), column in self._json, len(self))
 
     def at_once(self, column: str) -> int:
-        """How many of a column's cells are about 8 MiB together, 16 to 65,536."""
+        """Return how many of a column's cells are about 8 MiB together, 16 to 65,536."""
         data = self._base.column(column)
         return int(np.clip(AT_ONCE * len(data) // max(data.nbytes, 1), 16, 65_536))
 
     def _arrays(self, column: str) -> Iterator[pa.Array]:
-        """A column's cells in order, some at a time, read in the column's form."""
+        """Yield a column's cells in order, some at a time, read in the column's form."""
         if column not in self._forms:
             yield from self._raw_arrays(column)
             return
@@ -299,22 +299,22 @@ class Table:
                 yield pa.concat_arrays([cells for _, cells in groups]).take(pa.array(np.argsort(order)))
 
     def _chunk_ends(self, column: str) -> np.ndarray:
-        """(chunks,) where each of a column's chunks ends."""
+        """Return (chunks,) where each of a column's chunks ends."""
         if column not in self._ends:
             self._ends[column] = np.cumsum([len(chunk) for chunk in self._base.column(column).iterchunks()])
         return self._ends[column]
 
     def is_scalar(self, column: str) -> bool:
-        """Whether the column's cells are strings, numbers, booleans or JSON, which are cheap to look at."""
+        """Return whether the column's cells are strings, numbers, booleans or JSON, which are cheap to look at."""
         kind = self._base.schema.field(column).type
         return not (pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
     def row(self, index: int) -> dict[str, Any]:
-        """One row by position, as {column: cell}."""
+        """Return one row by position, as {column: cell}."""
         return {column: self.cells(column, [index])[0] for column in self.column_names}
 
     def missing(self, column: str) -> np.ndarray:
-        """(rows,) bool, True where the cell is missing."""
+        """Return (rows,) bool, True where the cell is missing."""
         self.require([column])
         found, start = mapped_zeros((len(self),), bool), 0
         for array in self._arrays(column):
@@ -323,11 +323,11 @@ class Table:
         return found
 
     def parts(self) -> np.ndarray:
-        """(rows,) int64, the place in `files` of what each row was read from."""
+        """Return (rows,) int64, the place in `files` of what each row was read from."""
         return np.searchsorted([first for _, first in self.files], self.rows, side="right") - 1
 
     def file_and_row(self, row: int) -> tuple[str, int]:
-        """What a row was read from, and its number there.
+        """Return what a row was read from, and its number there.
 
         Args:
             row: its id here.
@@ -336,7 +336,7 @@ class Table:
         return source, row - first
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Table:
-        """The rows at these positions, with their ids, in this order; nothing is copied.
+        """Return the rows at these positions, with their ids, in this order; nothing is copied.
 
         Rejected rows stay with the table that was read.
 

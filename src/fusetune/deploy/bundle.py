@@ -171,7 +171,7 @@ def write_metrics(bundle: Bundle, folder: Path) -> None:
 
 
 def _adapted(model: Family) -> dict[str, Backbone]:
-    """The backbones with an adapter, by the start of their tensors' names."""
+    """Return the backbones with an adapter, by the start of their tensors' names."""
     return {
         f"encoders.{key}.": encoder
         for key, encoder in model.encoders.items()
@@ -180,7 +180,7 @@ def _adapted(model: Family) -> dict[str, Backbone]:
 
 
 def _own_state(model: Family) -> dict[str, Tensor]:
-    """Every tensor but those that a backbone with an adapter has from its source."""
+    """Return every tensor but those that a backbone with an adapter has from its source."""
     state: dict[str, Tensor] = dict(model.state_dict())
     for start, encoder in _adapted(model).items():
         brought = {f"{start}model.{name}" for name in brought_state(encoder)}
@@ -308,5 +308,5 @@ def _restore_modality(
 
 
 def move(model: Family) -> Family:
-    """The model on the fastest device there is."""
+    """Return the model on the fastest device there is."""
     return model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -22,7 +22,7 @@ def write_card(bundle: Bundle, results: RunResults | None, folder: Path) -> Path
 
 
 def card(bundle: Bundle, results: RunResults | None) -> str:
-    """The card's Markdown: what the model predicts, from what, how well, and how to use it."""
+    """Return the card's Markdown: what the model predicts, from what, how well, and how to use it."""
     targets = ", ".join(f"`{name}`" for name in bundle.tasks)
     what = f"Predicts {targets}" if bundle.tasks else f"Aligns {', '.join(_cell(name) for name in bundle.modalities)}"
     lines = [f"# {what}", "", "Made with fusetune; load it with the commands below.", ""]
@@ -66,7 +66,7 @@ def card(bundle: Bundle, results: RunResults | None) -> str:
 
 
 def _choice(results: RunResults) -> list[str]:
-    """How the fusion was chosen, where it was."""
+    """Return how the fusion was chosen, where it was."""
     choice = results.choice
     if choice is None:
         return []

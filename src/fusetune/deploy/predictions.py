@@ -51,7 +51,7 @@ class Predictions:
         return len(self) - int(self.table.column(self.table.num_columns - 1).null_count)
 
     def __getitem__(self, column: str) -> list[Any]:
-        """A column as a list."""
+        """Return a column as a list."""
         return list(self.table.column(column).to_pylist())
 
     def to_pandas(self) -> pandas.DataFrame:

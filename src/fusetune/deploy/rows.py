@@ -69,7 +69,7 @@ def _is_picture(cell: Any) -> bool:
 
 
 def _as_source(source: Any, columns: Mapping[str, Modality]) -> Source:
-    """Rows as a table that `Table.read` takes."""
+    """Return rows as a table that `Table.read` takes."""
     if _is_frame(source):
         changed = {
             name: source[name].map(lambda cell, name=name: _as_cell(cell, columns[name]))
@@ -94,7 +94,7 @@ def _as_source(source: Any, columns: Mapping[str, Modality]) -> Source:
 
 
 def _lone(cell: Any, columns: Mapping[str, Modality]) -> dict[str, Any]:
-    """A row of which only the cell is given."""
+    """Return a row of which only the cell is given."""
     if len(columns) != 1:
         raise TableError(
             "a row has no column names",
@@ -105,7 +105,7 @@ def _lone(cell: Any, columns: Mapping[str, Modality]) -> dict[str, Any]:
 
 
 def _as_cell(cell: Any, column: Modality | None) -> Any:
-    """A cell with pictures as the bytes of a PNG file, and other arrays as lists."""
+    """Return a cell with pictures as the bytes of a PNG file, and other arrays as lists."""
     if isinstance(cell, np.ndarray) and column is not None and column.kind == "image":
         if cell.dtype != np.uint8 or cell.ndim not in (2, 3) or (cell.ndim == 3 and cell.shape[2] not in (3, 4)):
             raise TableError(

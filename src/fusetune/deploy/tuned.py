@@ -148,7 +148,7 @@ def predict_proba(bundle: Bundle, source: Rows, target: str | None, *, missing: 
 
 
 def arithmetic(bundle: Bundle, precision: Precision) -> tuple[Bundle, torch.autocast]:
-    """What a precision means for a model: the bundle that predicts, and inside what.
+    """Return what a precision means for a model: the bundle that predicts, and inside what.
 
     Raises:
         ConfigError: it is int8, and the model is on a GPU or has no layer for it, or the processor lacks it.
@@ -206,7 +206,7 @@ def _parts(table: Table, rows: int) -> Iterator[Table]:
 
 
 def _empty(bundle: Bundle) -> Predictions:
-    """The predictions of a table without rows."""
+    """Return the predictions of a table without rows."""
     columns: dict[str, Any] = {_row_name(bundle): pa.array([], type=pa.int64())}
     if bundle.tasks:
         for column, kind, _ in _of_tasks(bundle, None, None):
@@ -219,7 +219,7 @@ def _empty(bundle: Bundle) -> Predictions:
 
 
 def _row_name(bundle: Bundle) -> str:
-    """What the column of row numbers is called: targets keep their names."""
+    """Return what the column of row numbers is called: targets keep their names."""
     return _free(ROW, dict.fromkeys(task.target for task in bundle.tasks.values()))
 
 
@@ -245,7 +245,7 @@ def _predict(bundle: Bundle, examples: Examples, progress: Progress | None) -> P
 def _of_tasks(
     bundle: Bundle, examples: Examples | None, progress: Progress | None
 ) -> Iterator[tuple[str, pa.DataType, list[Any]]]:
-    """The prediction columns: name, type and the used rows' values; the same columns where no row is used."""
+    """Yield the prediction columns: name, type and the used rows' values; the same columns where no row is used."""
     model = bundle.model
     scores: dict[str, Any] = {}
     if examples is not None and len(examples):
@@ -260,7 +260,8 @@ def _of_tasks(
 
 
 def _in_order(table: Table) -> tuple[np.ndarray, np.ndarray]:
-    """The ids of all rows that came, rejected ones where they came, and the place of each of the table's rows there.
+    """Return the ids of all rows that came, rejected ones where they came, and the place of each of the table's rows
+    there.
 
     Rows that were selected from a table may come in any order and more than once; that order is kept.
     """
@@ -272,7 +273,7 @@ def _in_order(table: Table) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _free(name: str, taken: dict[str, Any]) -> str:
-    """The name, or the name with underscores, where the table has one of that name already."""
+    """Return the name, or the name with underscores, where the table has one of that name already."""
     while name in taken:
         name += "_"
     return name

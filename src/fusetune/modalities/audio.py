@@ -54,7 +54,7 @@ class AudioModality(BackboneModality):
 
     @classmethod
     def detect(cls, values: Sequence[Any], *, base_dir: Path) -> Detection:
-        """The cells' file names end, or their bytes start, as those of sounds do."""
+        """Return the cells' file names end, or their bytes start, as those of sounds do."""
         decoded = sum(isinstance(cell, dict) and cell.get("array") is not None for cell in values)
         if decoded:
             return Detection(0.99 * decoded / len(values), f"{decoded} of {len(values)} cells hold decoded sounds")
@@ -63,7 +63,7 @@ class AudioModality(BackboneModality):
         )
 
     def decode(self, cell: Any, *, row: int, base_dir: Path) -> np.ndarray:
-        """The sound as the backbone takes it, float32: a waveform or patches of its spectrogram.
+        """Return the sound as the backbone takes it, float32: a waveform or patches of its spectrogram.
 
         Raises:
             BadCell: it cannot be found or decoded whole, is of no length, or has a value that is not finite.
@@ -74,7 +74,7 @@ class AudioModality(BackboneModality):
         return self.backbone.prepare_audio(samples, self.backbone.sampling_rate)
 
     def _samples(self, cell: Any, place: cells.Place) -> tuple[np.ndarray, bool]:
-        """The sound's samples at the backbone's rate, and whether it is longer than what is read."""
+        """Return the sound's samples at the backbone's rate, and whether it is longer than what is read."""
         if isinstance(cell, dict) and cell.get("array") is not None:
             samples, rate = audio_files.from_array(cell["array"], cell.get("sampling_rate"), place)
             wanted = max(int(self.max_seconds * rate), 1)
@@ -104,13 +104,13 @@ class AudioModality(BackboneModality):
         )
 
     def size(self, example: np.ndarray) -> int:
-        """The length of the example's first dimension: samples or patches."""
+        """Return the length of the example's first dimension: samples or patches."""
         return len(example)
 
     def collate(self, examples: Sequence[np.ndarray]) -> dict[str, Tensor]:
-        """The backbone's tensors, with `owner` where a sound has several parts."""
+        """Return the backbone's tensors, with `owner` where a sound has several parts."""
         return self.backbone.collate_audio(list(examples))
 
     def state(self) -> dict[str, Any]:
-        """The options."""
+        """Return the options."""
         return {"max_seconds": self.max_seconds}

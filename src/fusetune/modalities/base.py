@@ -33,7 +33,7 @@ class Augmenter(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, cell: Any, example: Any, rng: np.random.Generator, base_dir: Path) -> Any:
-        """An example to be used in place of `example`, which is left as it is.
+        """Return an example to be used in place of `example`, which is left as it is.
 
         Args:
             cell: as the table has it.
@@ -77,7 +77,7 @@ class Modality(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def detect(cls, values: Sequence[Any], *, base_dir: Path) -> Detection:
-        """How well a sample of a column's cells fits this kind.
+        """Return how well a sample of a column's cells fits this kind.
 
         Args:
             values: cells that are not missing, as the table has them.
@@ -86,7 +86,7 @@ class Modality(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, cell: Any, *, row: int, base_dir: Path) -> Any:
-        """The cell as an example: what is kept and collated. Does not depend on `fit`.
+        """Return the cell as an example: what is kept and collated. Does not depend on `fit`.
 
         Raises:
             BadCell: the cell cannot be read as this kind.
@@ -109,7 +109,7 @@ class Modality(abc.ABC):
 
     @abc.abstractmethod
     def build_encoder(self) -> nn.Module:
-        """A module with `forward(**tensors) -> Tokens` (one row per example), the attribute `dim` (its output
+        """Return a module with `forward(**tensors) -> Tokens` (one row per example), the attribute `dim` (its output
         features) and the attribute `pretrained`: whether its features are of use before any training."""
 
     @property
@@ -118,11 +118,11 @@ class Modality(abc.ABC):
         return self.kind
 
     def size(self, example: Any) -> int:
-        """What an example costs to encode, in this modality's own unit; batches are made of like sizes."""
+        """Return what an example costs to encode, in this modality's own unit; batches are made of like sizes."""
         return 1
 
     def augmenter(self, **options: Any) -> Augmenter:
-        """What changes this column's cells in training, after `fit`.
+        """Return what changes this column's cells in training, after `fit`.
 
         Args:
             options: what changes and how much; the kind decides which there are.
@@ -138,9 +138,9 @@ class Modality(abc.ABC):
 
     @abc.abstractmethod
     def state(self) -> dict[str, Any]:
-        """Everything `from_state` needs, as JSON: options and what `fit` learned."""
+        """Return everything `from_state` needs, as JSON: options and what `fit` learned."""
 
     @classmethod
     @abc.abstractmethod
     def from_state(cls, column: str, state: dict[str, Any], backbone: Any = None) -> Modality:
-        """The modality that `state()` described; `backbone` is its encoder where the kind needs one."""
+        """Return the modality that `state()` described; `backbone` is its encoder where the kind needs one."""

@@ -76,7 +76,7 @@ class CategoryModality(Modality):
         return Detection(0.2 if seen.words < 3 else 0.1, f"{counted}: they hardly repeat")
 
     def decode(self, cell: Any, *, row: int, base_dir: Path) -> str:
-        """The value's name.
+        """Return the value's name.
 
         Raises:
             BadCell: it is bytes, a list or a mapping, only white space, longer than a name, or holds half a character.
@@ -108,7 +108,7 @@ class CategoryModality(Modality):
         self._index = ValueIndex(names, start=OTHER + 1)
 
     def is_known(self, example: str) -> bool:
-        """Whether the value has a feature of its own."""
+        """Return whether the value has a feature of its own."""
         return self._index.find(example) is not None
 
     def augmenter(self, **options: Any) -> Augmenter:
@@ -118,7 +118,7 @@ class CategoryModality(Modality):
         return CellAugmenter("category", options)
 
     def collate(self, examples: Sequence[str]) -> dict[str, Tensor]:
-        """`values` is (examples, 1 + vocabulary) float32, one-hot; the first is "none of the known ones"."""
+        """Return `values` is (examples, 1 + vocabulary) float32, one-hot; the first is "none of the known ones"."""
         found = [self._index.find(name) for name in examples]
         places = [OTHER if place is None else place for place in found]
         values = torch.zeros(len(places), len(self.vocabulary) + 1)
@@ -131,7 +131,7 @@ class CategoryModality(Modality):
         return module_name(self.kind, self.column)
 
     def build_encoder(self) -> FixedFeatures:
-        """The features as they are; call it after `fit`."""
+        """Return the features as they are; call it after `fit`."""
         return FixedFeatures(len(self.vocabulary) + 1)
 
     @property
@@ -149,7 +149,7 @@ class CategoryModality(Modality):
 
     @classmethod
     def from_state(cls, column: str, state: dict[str, Any], backbone: Any = None) -> CategoryModality:
-        """The modality that `state()` described."""
+        """Return the modality that `state()` described."""
         modality = cls(column, max_size=state["max_size"], min_count=state["min_count"])
         modality._set_vocabulary(list(state["vocabulary"]))
         return modality

@@ -44,13 +44,13 @@ class ImageModality(BackboneModality):
 
     @classmethod
     def detect(cls, values: Sequence[Any], *, base_dir: Path) -> Detection:
-        """The cells' file names end, or their bytes start, as those of pictures do."""
+        """Return the cells' file names end, or their bytes start, as those of pictures do."""
         return cells.detect_files(
             values, base_dir=base_dir, kind="picture", endings=image_files.ENDINGS, starts=image_files.STARTS
         )
 
     def decode(self, cell: Any, *, row: int, base_dir: Path) -> list[np.ndarray]:
-        """The cell's pictures as the backbone takes them, each (3, height, width) uint8.
+        """Return the cell's pictures as the backbone takes them, each (3, height, width) uint8.
 
         Raises:
             BadCell: a picture cannot be found or decoded whole, or the cell has none or too many.
@@ -82,7 +82,7 @@ class ImageModality(BackboneModality):
         return len(example)
 
     def collate(self, examples: Sequence[list[np.ndarray]]) -> dict[str, Tensor]:
-        """The backbone's `pixel_values` (pictures, 3, height, width), and where not every cell has one, `owner`,
+        """Return the backbone's `pixel_values` (pictures, 3, height, width), and where not every cell has one, `owner`,
         (pictures,) int64: whose they are."""
         owner = [cell for cell, parts in enumerate(examples) for _ in parts]
         tensors = self.backbone.collate_images([picture for parts in examples for picture in parts])
@@ -91,5 +91,5 @@ class ImageModality(BackboneModality):
         return {**tensors, "owner": torch.tensor(owner, dtype=torch.int64)}
 
     def state(self) -> dict[str, Any]:
-        """The options."""
+        """Return the options."""
         return {"max_pictures": self.max_pictures}

@@ -7,7 +7,7 @@ import re
 
 
 def module_name(kind: str, column: str) -> str:
-    """A name of letters, digits and `_` that differs for every column: "number_unit_price_1f0c9a2b".
+    """Return a name of letters, digits and `_` that differs for every column: "number_unit_price_1f0c9a2b".
 
     Args:
         kind: what comes first.

@@ -61,7 +61,7 @@ class Ngrams:
         return cls(keys[often], counts[often].astype(np.int64), len(texts)) if len(often) else None
 
     def vector(self, text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """A text's n-grams, int64 places in the vocabulary that rise, and their float32 weights."""
+        """Return a text's n-grams, int64 places in the vocabulary that rise, and their float32 weights."""
         keys, counts = np.unique(ngrams_of(text), return_counts=True)
         places = np.searchsorted(self.keys, keys)
         known = places < len(self.keys)
@@ -71,7 +71,7 @@ class Ngrams:
         return places.astype(np.int64), (values / max(float(np.sqrt((values**2).sum())), 1e-12)).astype(np.float32)
 
     def matrix(self, texts: Sequence[np.ndarray]) -> csr_matrix:
-        """The texts' vectors, (texts, ngrams) float32."""
+        """Return the texts' vectors, (texts, ngrams) float32."""
         vectors = [self.vector(text) for text in texts]
         ends = np.cumsum([0, *(len(places) for places, _ in vectors)])
         places = np.concatenate([places for places, _ in vectors]) if vectors else np.zeros(0, np.int64)
@@ -79,17 +79,17 @@ class Ngrams:
         return csr_matrix((values, places, ends), shape=(len(vectors), len(self)))
 
     def state(self) -> dict[str, Any]:
-        """Everything `from_state` needs, as JSON."""
+        """Return everything `from_state` needs, as JSON."""
         return {"keys": self.keys.tolist(), "counts": self.counts.tolist(), "rows": self.rows}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Ngrams:
-        """The vocabulary that `state()` described."""
+        """Return the vocabulary that `state()` described."""
         keys, counts = (np.asarray(state[name], dtype=np.int64) for name in ("keys", "counts"))
         return cls(keys, counts, int(state["rows"]))
 
 
 def ngrams_of(text: np.ndarray) -> np.ndarray:
-    """The keys of all single tokens and pairs of neighbours of a text's token ids, int64."""
+    """Return the keys of all single tokens and pairs of neighbours of a text's token ids, int64."""
     single = np.asarray(text, dtype=np.int64) + 1
     return np.concatenate([single, single[:-1] * SECOND + single[1:]])

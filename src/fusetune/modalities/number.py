@@ -79,7 +79,7 @@ class NumberModality(Modality):
         return Detection(0.9 * seen.numbers if seen.numeric else 0.45 * seen.numbers, share)
 
     def decode(self, cell: Any, *, row: int, base_dir: Path) -> float:
-        """The number as a float; integers beyond 2^53 are rounded to the nearest one.
+        """Return the number as a float; integers beyond 2^53 are rounded to the nearest one.
 
         Raises:
             BadCell: it is not one plain finite number, such as "1,234", "12 %", "2007–2019" or "nan".
@@ -134,7 +134,7 @@ class NumberModality(Modality):
         return CellAugmenter("number", options, std=lambda: self.std)
 
     def collate(self, examples: Sequence[float]) -> dict[str, Tensor]:
-        """`values` is (examples, 1 + bins used) float32: standardised value, then piecewise-linear encoding."""
+        """Return `values` is (examples, 1 + bins used) float32: standardised value, then piecewise-linear encoding."""
         return {"values": torch.from_numpy(self._features(examples))}
 
     @property
@@ -143,7 +143,7 @@ class NumberModality(Modality):
         return module_name(self.kind, self.column)
 
     def build_encoder(self) -> FixedFeatures:
-        """The features as they are; call it after `fit`."""
+        """Return the features as they are; call it after `fit`."""
         return FixedFeatures(1 + max(len(self.edges) - 1, 0))
 
     @property
@@ -162,7 +162,7 @@ class NumberModality(Modality):
 
     @classmethod
     def from_state(cls, column: str, state: dict[str, Any], backbone: Any = None) -> NumberModality:
-        """The modality that `state()` described."""
+        """Return the modality that `state()` described."""
         modality = cls(column, bins=state["bins"])
         modality.mean, modality.std = state["mean"], state["std"]
         modality.edges = np.asarray(state["edges"], dtype=np.float64)
@@ -185,7 +185,7 @@ def _bin_edges(values: np.ndarray, bins: int) -> np.ndarray:
 
 
 def _why_not(text: str) -> str:
-    """Why a string is not a plain number, as precisely as its form shows."""
+    """Return why a string is not a plain number, as precisely as its form shows."""
     if text.lower().lstrip("+-") in _NOT_FINITE:
         return "it spells a value that is not a finite number"
     if "\u2212" in text or "\ufe63" in text or "\uff0d" in text:

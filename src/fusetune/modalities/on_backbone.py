@@ -34,14 +34,14 @@ class BackboneModality(Modality):
         return self.backbone.key
 
     def build_encoder(self) -> nn.Module:
-        """The backbone itself."""
+        """Return the backbone itself."""
         return self.backbone
 
     def state(self) -> dict[str, Any]:
-        """The options; the backbone holds its own."""
+        """Return the options; the backbone holds its own."""
         return {}
 
     @classmethod
     def from_state(cls, column: str, state: dict[str, Any], backbone: Any = None) -> Self:
-        """The modality that `state()` described, on this backbone."""
+        """Return the modality that `state()` described, on this backbone."""
         return cls(column, backbone=backbone, **state)

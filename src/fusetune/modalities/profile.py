@@ -70,7 +70,7 @@ class CellProfile:
 
 
 def plain(cell: Any) -> Any:
-    """A numpy scalar as the Python value that it stands for; anything else, and times, as it is."""
+    """Return a numpy scalar as the Python value that it stands for; anything else, and times, as it is."""
     return cell.item() if isinstance(cell, np.generic) and cell.dtype.kind in "biufcU" else cell
 
 

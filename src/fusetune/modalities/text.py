@@ -78,7 +78,7 @@ class TextModality(BackboneModality):
         return Detection(0.5, f"{seen_as}: single words")
 
     def decode(self, cell: Any, *, row: int, base_dir: Path) -> np.ndarray:
-        """The token ids, (tokens,) int32, special tokens included.
+        """Return the token ids, (tokens,) int32, special tokens included.
 
         Raises:
             BadCell: it is not text, holds half a character, or the tokenizer finds nothing in it.
@@ -97,7 +97,7 @@ class TextModality(BackboneModality):
         return tokens
 
     def _tokenize(self, text: str) -> np.ndarray:
-        """The tokens of as much of the text as the backbone reads, in time that grows with what it reads.
+        """Return the tokens of as much of the text as the backbone reads, in time that grows with what it reads.
 
         A long text is cut at white space, generously. Where the cut is too short after all (a page of spaces), it
         is doubled, so the tokens are the same as of the text's first `MAX_CHARS` characters.
@@ -132,16 +132,16 @@ class TextModality(BackboneModality):
         self.ngrams = Ngrams.fit(examples)
 
     def state(self) -> dict[str, Any]:
-        """The n-grams, where there are any; the backbone holds its own options."""
+        """Return the n-grams, where there are any; the backbone holds its own options."""
         return {} if self.ngrams is None else {"ngrams": self.ngrams.state()}
 
     @classmethod
     def from_state(cls, column: str, state: dict[str, Any], backbone: Any = None) -> TextModality:
-        """The modality that `state()` described, on this backbone."""
+        """Return the modality that `state()` described, on this backbone."""
         modality = cls(column, backbone=backbone)
         modality.ngrams = Ngrams.from_state(state["ngrams"]) if "ngrams" in state else None
         return modality
 
     def collate(self, examples: Sequence[np.ndarray]) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask`, each (examples, longest) int64."""
+        """Return `input_ids` and `attention_mask`, each (examples, longest) int64."""
         return self.backbone.collate_text(examples)

@@ -72,5 +72,5 @@ class ValueIndex:
 
 
 def num_distinct(texts: Iterable[str]) -> int:
-    """How many different values these texts are."""
+    """Return how many different values these texts are."""
     return len({canonical(text) for text in texts})

@@ -1,4 +1,4 @@
-"""Tables made to order, with a known best reachable accuracy for every set of columns."""
+"""Generated tables whose best reachable accuracy is known for every set of columns."""
 
 from __future__ import annotations
 

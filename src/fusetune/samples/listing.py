@@ -1,4 +1,4 @@
-"""The samples by name, as the command line lists them."""
+"""The sample generators by name, for the command line."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ SAMPLES: dict[str, tuple[Callable[..., Tickets], str]] = {
         "support tickets: message, screenshot, voice note, waiting hours and plan; target priority",
     ),
 }
-"""Name to its generator, called as `(n, seed, folder, *, missing, label_noise, splits)`, and a line on it."""
+"""Maps a name to its generator, `(n, seed, folder, *, missing, label_noise, splits)`, and a one-line description."""

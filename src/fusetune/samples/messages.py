@@ -1,11 +1,11 @@
-"""What a support ticket says: the message's level is what is reported, in many wordings."""
+"""The `message` column of the tickets sample: generated texts whose level is the severity of what they report."""
 
 from __future__ import annotations
 
 import numpy as np
 
 LEVELS = ("a question or a wish", "something is slow or looks wrong", "data, money or access is lost")
-"""What each level of the message reports."""
+"""What a message of each level reports."""
 
 _AREAS = (
     "the invoice page", "the calendar", "the reports tab", "the customer list", "the mobile app", "the dashboard",
@@ -79,11 +79,11 @@ _REPORTS: tuple[tuple[str, ...], ...] = (
 
 
 def write_message(level: int, rng: np.random.Generator) -> str:
-    """A message that reports what `level` stands for.
+    """Return a message that reports a problem of this level.
 
     Args:
         level: index into `LEVELS`.
-        rng: where the wording comes from.
+        rng: draws the wording.
     """
 
     def pick(choices: tuple[str, ...]) -> str:

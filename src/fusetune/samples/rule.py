@@ -1,4 +1,4 @@
-"""The rule behind the tickets sample, and what is best reachable under it, computed exactly."""
+"""The labelling rule of the tickets sample, and the exact Bayes accuracy of every set of columns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from fusetune.errors import ConfigError, nearest
 
 LABELS = ("normal", "high")
-"""The priorities, the one of few points first."""
+"""The priorities, from few points to many."""
 
 POINTS: dict[str, tuple[int, ...]] = {
     "message": (0, 2, 3),
@@ -20,27 +20,27 @@ POINTS: dict[str, tuple[int, ...]] = {
     "waiting_hours": (0, 2),
     "plan": (0, 2),
 }
-"""Column to the points of each level of its hidden factor."""
+"""Maps a column to the points of each level of its hidden factor."""
 
 COLUMNS = tuple(POINTS)
 
 HIGH_FROM = 6
-"""Least sum of points for the label "high"."""
+"""Smallest sum of points with the label "high"."""
 
 CLOSE = range(4, 8)
-"""Sums of points near the border between the labels."""
+"""Sums of points near the decision boundary."""
 
 CLOSE_SHARE = 0.4
-"""How often these are drawn against others: the fewer borderline cases, the more each column alone says."""
+"""Relative frequency of sums in `CLOSE`. Fewer borderline rows make each single column more informative."""
 
 SUBSETS: tuple[frozenset[str], ...] = tuple(
     frozenset(chosen) for size in range(len(COLUMNS) + 1) for chosen in itertools.combinations(COLUMNS, size)
 )
-"""All 32 sets of columns, the empty one first and small before large."""
+"""All 32 sets of columns in order of size, beginning with the empty set."""
 
 
 def clean_labels(factors: np.ndarray) -> np.ndarray:
-    """The labels before noise.
+    """Return the labels before label noise.
 
     Args:
         factors: `(rows, 5)` levels, in the order of `COLUMNS`.
@@ -53,11 +53,11 @@ def clean_labels(factors: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def chances() -> np.ndarray:
-    """P(levels of all columns), `(3, 3, 2, 2, 2)`: one axis for each column.
+def level_probabilities() -> np.ndarray:
+    """Return P(levels of all columns), `(3, 3, 2, 2, 2)`, one axis a column.
 
-    The first level of a column is as likely as all its others together, which are equally likely; a combination
-    whose points are close to the border between the labels is then drawn `CLOSE_SHARE` times as often.
+    The first level of a column has the same probability as all its other levels together, which are equally likely.
+    Combinations whose points are in `CLOSE` are then weighted by `CLOSE_SHARE`, and the table is normalised.
     """
     shape = tuple(len(points) for points in POINTS.values())
     levels = np.indices(shape)
@@ -72,110 +72,112 @@ def chances() -> np.ndarray:
 
 
 def draw_levels(uniform: np.ndarray) -> np.ndarray:
-    """The levels that numbers drawn uniformly from [0, 1) stand for.
+    """Return the levels for uniform random numbers, by the inverse of the cumulative distribution.
 
     Args:
-        uniform: `(rows,)`.
+        uniform: `(rows,)` in [0, 1).
 
     Returns:
-        `(rows, 5)` levels, in the order of `COLUMNS`, distributed as `chances`.
+        `(rows, 5)` levels, in the order of `COLUMNS`, distributed as `level_probabilities`.
     """
-    ends = np.cumsum(chances())
+    ends = np.cumsum(level_probabilities())
     drawn = np.minimum(np.searchsorted(ends, uniform, side="right"), len(ends) - 1)
-    return np.stack(np.unravel_index(drawn, chances().shape), axis=1).astype(np.int64)
+    return np.stack(np.unravel_index(drawn, level_probabilities().shape), axis=1).astype(np.int64)
 
 
 @functools.cache
 def _joint(label_noise: float) -> np.ndarray:
-    """P(levels, label), `(3, 3, 2, 2, 2, labels)`."""
-    shape = chances().shape
+    """Return P(levels, label), `(3, 3, 2, 2, 2, labels)`."""
+    shape = level_probabilities().shape
     levels = np.stack(np.unravel_index(np.arange(np.prod(shape)), shape), axis=1)
     table = np.full((len(levels), len(LABELS)), label_noise)
     table[np.arange(len(levels)), clean_labels(levels)] = 1 - label_noise
-    return np.asarray(chances()[..., None] * table.reshape(*shape, len(LABELS)))
+    return np.asarray(level_probabilities()[..., None] * table.reshape(*shape, len(LABELS)))
 
 
-def _seen(columns: Iterable[str], label_noise: float) -> np.ndarray:
-    """P(levels of these columns, label), with size 1 where a column is not given."""
-    known = _named(columns)
+def _marginal(columns: Iterable[str], label_noise: float) -> np.ndarray:
+    """Return P(levels of these columns, label); the axes of other columns have size 1."""
+    known = _check_columns(columns)
     hidden = tuple(axis for axis, column in enumerate(COLUMNS) if column not in known)
     return np.asarray(_joint(check_noise(label_noise)).sum(axis=hidden, keepdims=True))
 
 
 def posterior(columns: Iterable[str], *, label_noise: float = 0.05) -> np.ndarray:
-    """P(label | the levels of these columns), for every combination of levels, exactly.
+    """Return P(label | levels of these columns) for every combination of levels, exactly.
 
     Args:
         columns: names out of `COLUMNS`.
         label_noise: see `ceilings`.
 
     Returns:
-        `(levels of message or 1, ..., levels of plan or 1, labels)`: size 1 where a column is not given.
+        `(levels of message or 1, ..., levels of plan or 1, labels)`; the axes of other columns have size 1.
     """
-    seen = _seen(columns, label_noise)
-    return np.asarray(seen / seen.sum(axis=-1, keepdims=True))
+    joint = _marginal(columns, label_noise)
+    return np.asarray(joint / joint.sum(axis=-1, keepdims=True))
 
 
 def patterns(missing: float) -> dict[frozenset[str], float]:
-    """The probability of every set of filled cells in a row.
+    """Return the probability of every set of filled cells in a row.
 
-    Each cell is left out with probability `missing`, independently of all else; a row that would lose all its
+    Each cell is missing with probability `missing`, independently of everything else. A row that would lose all its
     cells keeps its message.
     """
-    chance = {kept: (1 - missing) ** len(kept) * missing ** (len(COLUMNS) - len(kept)) for kept in SUBSETS}
-    chance[frozenset({"message"})] += chance.pop(frozenset())
-    return chance
+    probability = {filled: (1 - missing) ** len(filled) * missing ** (len(COLUMNS) - len(filled)) for filled in SUBSETS}
+    probability[frozenset({"message"})] += probability.pop(frozenset())
+    return probability
 
 
 def ceilings(*, missing: float = 0.0, label_noise: float = 0.05) -> dict[frozenset[str], float]:
-    """The best reachable accuracy of every non-empty set of columns: the Bayes rate, by enumeration.
+    """Return the best reachable accuracy of every non-empty set of columns: the Bayes accuracy, by enumeration.
 
-    For a set S it is Σ over patterns of filled cells K of P(K) · E[max over labels of P(label | levels of S ∩ K)].
-    Cells are missing at random, so that a cell is missing says nothing about the label.
+    For a set S it is Σ over sets of filled cells K of P(K) · E[max over labels of P(label | levels of S ∩ K)].
+    Cells are missing completely at random, so a missing cell is not informative.
 
     Args:
-        missing: probability that a cell is left out, in [0, 1).
-        label_noise: probability that a label is swapped, in [0, 1/2].
+        missing: probability that a cell is missing, in [0, 1).
+        label_noise: probability that a label is flipped, in [0, 1/2].
 
     Returns:
-        31 sets of columns, each with an accuracy in [0, 1].
+        An accuracy in [0, 1] for each of the 31 sets.
     """
     check_missing(missing)
-    filled = {known: float(_seen(known, label_noise).max(axis=-1).sum()) for known in SUBSETS}
-    chance = patterns(missing)
+    complete = {known: float(_marginal(known, label_noise).max(axis=-1).sum()) for known in SUBSETS}
+    probability = patterns(missing)
     return {
-        chosen: sum(share * filled[chosen & kept] for kept, share in chance.items()) for chosen in SUBSETS if chosen
+        chosen: sum(share * complete[chosen & filled] for filled, share in probability.items())
+        for chosen in SUBSETS
+        if chosen
     }
 
 
 def best_labels(
     factors: np.ndarray, present: np.ndarray, columns: Iterable[str], *, label_noise: float = 0.05
 ) -> np.ndarray:
-    """What a perfect reader of these columns answers; ties go to "normal".
+    """Return the Bayes-optimal predictions from these columns; ties go to "normal".
 
     Args:
         factors: `(rows, 5)` levels, in the order of `COLUMNS`.
         present: `(rows, 5)` bool, True where the cell is filled.
-        columns: the columns that are read.
+        columns: the columns to predict from.
         label_noise: see `ceilings`.
 
     Returns:
         `(rows,)` indices into `LABELS`.
     """
-    known = _named(columns)
-    seen = present & np.array([column in known for column in COLUMNS])
-    answers = np.empty(len(factors), dtype=np.int64)
-    for pattern in np.unique(seen, axis=0):
-        rows = np.flatnonzero((seen == pattern).all(axis=1))
-        kept = [column for column, here in zip(COLUMNS, pattern, strict=True) if here]
+    known = _check_columns(columns)
+    visible = present & np.array([column in known for column in COLUMNS])
+    labels = np.empty(len(factors), dtype=np.int64)
+    for pattern in np.unique(visible, axis=0):
+        rows = np.flatnonzero((visible == pattern).all(axis=1))
+        given = [column for column, is_visible in zip(COLUMNS, pattern, strict=True) if is_visible]
         levels = np.where(pattern, factors[rows], 0)
-        # Rounding keeps ties ties: means of the same numbers in another order differ in the last bits.
-        answers[rows] = posterior(kept, label_noise=label_noise).round(12)[tuple(levels.T)].argmax(axis=-1)
-    return answers
+        # Rounding preserves ties: sums of the same numbers in another order differ in their last bits.
+        labels[rows] = posterior(given, label_noise=label_noise).round(12)[tuple(levels.T)].argmax(axis=-1)
+    return labels
 
 
 def check_missing(missing: float) -> float:
-    """The same number.
+    """Return `missing` as a float.
 
     Raises:
         ConfigError: it is not in [0, 1).
@@ -186,17 +188,17 @@ def check_missing(missing: float) -> float:
 
 
 def check_noise(label_noise: float) -> float:
-    """The same number.
+    """Return `label_noise` as a float.
 
     Raises:
-        ConfigError: it is not in [0, 1/2]; beyond 1/2 the right label would be the less likely one.
+        ConfigError: it is not in [0, 1/2]; above 1/2 the flipped label would be the more likely one.
     """
     if not 0 <= label_noise <= 0.5:
         raise ConfigError("`label_noise` is out of range", expected="a probability in [0, 1/2]", came=repr(label_noise))
     return float(label_noise)
 
 
-def _named(columns: Iterable[str]) -> frozenset[str]:
+def _check_columns(columns: Iterable[str]) -> frozenset[str]:
     if isinstance(columns, str):
         columns = [columns]
     known = frozenset(columns)

@@ -1,4 +1,4 @@
-"""Screenshots of a made-up office app; the level is what the app is doing when the picture is taken."""
+"""The `screenshot` column of the tickets sample: an imaginary office app, whose level is the dialog that it shows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 LEVELS = ("working", "warning", "crashed")
-"""What the app does at each level: no dialog, a warning with a triangle, an error with its trace."""
+"""The app's state at each level: no dialog, a warning with a triangle, an error with a stack trace."""
 
 SIZE = (240, 180)
 """Width and height in pixels."""
@@ -21,14 +21,14 @@ Box = tuple[float, float, float, float]
 _ACCENTS: tuple[Colour, ...] = (
     (37, 99, 235), (99, 102, 241), (14, 116, 190), (22, 140, 90), (13, 148, 136), (71, 85, 105),
 )  # fmt: skip
-"""The app's own colours are cold: red and amber are kept for what goes wrong, as in most design systems."""
+"""Cold colours only: red and amber are reserved for dialogs, as in most design systems."""
 
 _RED: Colour = (214, 30, 36)
 _AMBER: Colour = (250, 176, 20)
 _CONSOLE: Colour = (24, 26, 32)
 _WHITE: Colour = (255, 255, 255)
 _BLACK: Colour = (30, 30, 30)
-_HEAD = 40  # pixels of a dialog's coloured head
+_HEAD = 40  # height of a dialog's coloured title bar, in pixels
 _WORDS = (
     "Orders", "Clients", "Stock", "Teams", "Files", "Plans", "Billing", "Tasks", "Inbox", "Trips", "Notes", "Leads",
     "Offers", "Budget", "Survey", "Archive",
@@ -50,14 +50,14 @@ class _Theme:
 
 def _theme(rng: np.random.Generator) -> _Theme:
     accent = _ACCENTS[rng.integers(len(_ACCENTS))]
-    tint = rng.integers(-24, 25, size=3)  # of the page: a picture's mean colour shall not tell that a dialog is there
+    tint = rng.integers(-24, 25, size=3)  # random, so that the mean colour does not reveal the dialog
     dark = bool(rng.random() < 0.5)
     page, panel, line, ink = (44, 60, 86, 225) if dark else (228, 214, 190, 50)
     return _Theme(accent, _tinted(page, tint), _tinted(panel, tint), _tinted(line, tint), _grey(ink), dark)
 
 
 def _tinted(value: int, tint: np.ndarray) -> Colour:
-    red, green, blue = (int(value + shift) for shift in tint)
+    red, green, blue = (int(value + offset) for offset in tint)
     return red, green, blue
 
 
@@ -71,32 +71,32 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 @functools.lru_cache(4096)
-def _cover(text: str, size: int) -> tuple[Image.Image, int, int]:
-    """How much of each pixel a text covers, 0 to 255, and where it lies against its origin at half its height."""
+def _text_mask(text: str, size: int) -> tuple[Image.Image, int, int]:
+    """Return a text's coverage mask, 0 to 255 a pixel, and its offset (left, top) from the anchor "lm" of Pillow."""
     box = ImageDraw.Draw(Image.new("L", (1, 1))).textbbox((0, 0), text, font=_font(size), anchor="lm")
     left, top, right, bottom = (round(side) for side in box)
-    cover = Image.new("L", (right - left, bottom - top))
-    ImageDraw.Draw(cover).text((-left, -top), text, font=_font(size), fill=255, anchor="lm")
-    return cover, left, top
+    mask = Image.new("L", (right - left, bottom - top))
+    ImageDraw.Draw(mask).text((-left, -top), text, font=_font(size), fill=255, anchor="lm")
+    return mask, left, top
 
 
 def _text(
-    draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, size: int, colour: Colour, *, centre: bool = False
+    draw: ImageDraw.ImageDraw, xy: tuple[float, float], text: str, size: int, colour: Colour, *, centre: bool = False
 ) -> None:
-    """Write a text that begins at `place`, at half its height, or has its centre there."""
-    cover, left, top = _cover(text, size)
-    x = place[0] - cover.width / 2 if centre else place[0] + left
-    draw.bitmap((round(x), round(place[1]) + top), cover, fill=colour)
+    """Draw a text, vertically centred on `xy`, that starts there or is horizontally centred there too."""
+    mask, left, top = _text_mask(text, size)
+    x = xy[0] - mask.width / 2 if centre else xy[0] + left
+    draw.bitmap((round(x), round(xy[1]) + top), mask, fill=colour)
 
 
 def draw_screen(level: int, rng: np.random.Generator) -> Image.Image:
-    """A screenshot, RGB of `SIZE`.
+    """Return a screenshot, RGB of `SIZE`.
 
-    Theme, colours, page, texts, badges and the place of everything say nothing about the level; the dialog does.
+    Only the dialog depends on the level; theme, colours, page, texts, badges and positions are independent of it.
 
     Args:
         level: index into `LEVELS`.
-        rng: where all the rest comes from.
+        rng: draws everything else.
     """
     theme = _theme(rng)
     image = Image.new("RGB", SIZE, theme.page)
@@ -114,7 +114,7 @@ def draw_screen(level: int, rng: np.random.Generator) -> Image.Image:
 
 
 def _frame(draw: ImageDraw.ImageDraw, theme: _Theme, rng: np.random.Generator) -> float:
-    """Title bar, side bar and page title; returns where the page begins."""
+    """Draw the title bar, side bar and page title; return the x at which the page begins."""
     width, height = SIZE
     bar = int(rng.integers(14, 20))
     draw.rectangle((0, 0, width, bar), fill=theme.accent if rng.random() < 0.6 else theme.panel)
@@ -188,7 +188,7 @@ _PAGES = (_table, _chart, _cards, _form)
 
 
 def _toast(draw: ImageDraw.ImageDraw, theme: _Theme, rng: np.random.Generator) -> None:
-    """A small note in a lower corner, in any colour: every level may have one."""
+    """Draw a small notification near the bottom; it occurs at every level, in any colour."""
     x, y = int(rng.integers(62, 140)), int(rng.integers(150, 159))
     draw.rounded_rectangle((x, y, x + 90, y + 17), 5, fill=_ACCENTS[rng.integers(len(_ACCENTS))])
     _text(draw, (x + 45, y + 8), f"{_word(rng)} synced", 9, _WHITE, centre=True)
@@ -197,7 +197,7 @@ def _toast(draw: ImageDraw.ImageDraw, theme: _Theme, rng: np.random.Generator) -
 def _dialog(
     draw: ImageDraw.ImageDraw, theme: _Theme, wide: int, high: int, head: Colour, rng: np.random.Generator
 ) -> tuple[int, int]:
-    """An empty dialog near the middle, the upper third of it its coloured head; returns its left upper corner."""
+    """Draw an empty dialog with a coloured title bar near the middle; return its upper left corner."""
     x = (SIZE[0] - wide) // 2 + int(rng.integers(-9, 10))
     y = (SIZE[1] - high) // 2 + int(rng.integers(-8, 9))
     draw.rectangle((x + 3, y + 4, x + wide + 3, y + high + 4), fill=_grey(20 if theme.dark else 150))
@@ -207,7 +207,7 @@ def _dialog(
 
 
 def _warning(draw: ImageDraw.ImageDraw, theme: _Theme, rng: np.random.Generator) -> None:
-    """A dialog with a yellow head, a triangle in it and two buttons to go on."""
+    """Draw a dialog with an amber title bar, a warning triangle and two buttons."""
     wide, high = int(rng.integers(138, 153)), int(rng.integers(96, 107))
     x, y = _dialog(draw, theme, wide, high, _AMBER, rng)
     draw.polygon(((x + 27, y + 5), (x + 8, y + _HEAD - 5), (x + 46, y + _HEAD - 5)), fill=_BLACK)
@@ -221,7 +221,7 @@ def _warning(draw: ImageDraw.ImageDraw, theme: _Theme, rng: np.random.Generator)
 
 
 def _error(draw: ImageDraw.ImageDraw, theme: _Theme, rng: np.random.Generator) -> None:
-    """A dialog with a red head, a crossed circle in it and the trace on black."""
+    """Draw a dialog with a red title bar, a crossed circle and a stack trace on black."""
     wide, high = int(rng.integers(148, 163)), int(rng.integers(112, 123))
     x, y = _dialog(draw, theme, wide, high, _RED, rng)
     draw.ellipse((x + 9, y + 4, x + 41, y + 36), fill=_WHITE)
@@ -247,8 +247,8 @@ def _word(rng: np.random.Generator) -> str:
 
 
 def png_bytes(image: Image.Image) -> bytes:
-    """The picture as a PNG file of 256 colours: half the size, and few of the page's colours change, by little."""
+    """Return the image as a PNG file with a palette of 256 colours: half the bytes, hardly visible on flat images."""
     buffer = io.BytesIO()
     colours = image.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    colours.save(buffer, format="PNG", compress_level=4)  # the best size for the time on flat pictures
+    colours.save(buffer, format="PNG", compress_level=4)  # the best trade-off on flat images
     return buffer.getvalue()

@@ -18,10 +18,10 @@ from fusetune.samples.rule import COLUMNS, LABELS, POINTS
 TARGET = "priority"
 
 HOURS = ((0.2, 6.0), (18.0, 96.0))
-"""Range of `waiting_hours` at each level, drawn from log-uniformly: any threshold in (6, 18] parts them."""
+"""Range of `waiting_hours` at each level, log-uniform; any threshold in (6, 18] separates the levels."""
 
 PLANS = (("free", "starter", "student"), ("business", "enterprise"))
-"""The categories of each level of `plan`, equally likely within a level."""
+"""Categories of `plan` at each level, equally likely within a level."""
 
 _NUM_COLUMNS = len(COLUMNS)
 _SCREENSHOT, _VOICE = "screenshots/{:06d}.png", "voices/{:06d}.wav"
@@ -29,21 +29,21 @@ _SCREENSHOT, _VOICE = "screenshots/{:06d}.png", "voices/{:06d}.wav"
 
 @dataclass(frozen=True)
 class Tickets:
-    """Support tickets, with what is hidden behind them.
+    """Support tickets with their ground truth.
 
-    The label depends on five hidden factors, one shown by each column and by no other; they are here and in no
-    file that `write` makes.
+    The label depends on five hidden factors. Each column shows exactly one of them. The factors are attributes here
+    and appear in no file that `write` makes.
 
     Attributes:
         num_rows: rows of all splits together.
-        seed: where everything comes from; row i of a seed is the same whatever `num_rows` is.
-        missing: probability that a cell is left out.
-        label_noise: probability that a label is swapped.
-        splits: table name to its rows; tables follow each other without a gap.
+        seed: of all random draws; row i of a seed is the same for every `num_rows`.
+        missing: probability that a cell is missing.
+        label_noise: probability that a label is flipped.
+        splits: maps a table's name to its range of rows; the ranges are contiguous.
         factors: `(rows, 5)` int64, the level of each hidden factor, in the order of `rule.COLUMNS`.
-        present: `(rows, 5)` bool, False where the cell is left out.
-        labels: `(rows,)` int64, indices into `rule.LABELS`, noise included.
-        path: the folder they were written to, None before.
+        present: `(rows, 5)` bool, False where the cell is missing.
+        labels: `(rows,)` int64, indices into `rule.LABELS`, label noise included.
+        path: the folder that holds the files, None before `write`.
     """
 
     num_rows: int
@@ -58,42 +58,42 @@ class Tickets:
 
     @property
     def ceilings(self) -> dict[frozenset[str], float]:
-        """The best reachable accuracy of every non-empty set of columns, on endlessly many rows."""
+        """The expected accuracy of the Bayes-optimal predictions, for every non-empty set of columns."""
         return rule.ceilings(missing=self.missing, label_noise=self.label_noise)
 
     @property
     def tables(self) -> dict[str, Path]:
-        """Split name to its CSV file.
+        """The CSV file of each split.
 
         Raises:
             ConfigError: the tickets have not been written.
         """
         if self.path is None:
-            raise ConfigError("these tickets are in no folder yet", do="call write(folder) and use what it returns")
+            raise ConfigError("these tickets are not written yet", do="call write(folder) and use the value it returns")
         return {name: self.path / f"{name}.csv" for name in self.splits}
 
     def best_labels(self, columns: Iterable[str] = COLUMNS, *, split: str | None = None) -> list[str]:
-        """What a perfect reader of these columns would answer, row by row.
+        """Return the Bayes-optimal prediction of each row from these columns.
 
         Args:
-            columns: the columns it reads.
-            split: the table, None for all rows.
+            columns: the columns to predict from.
+            split: a name in `splits`, None for all rows.
         """
         rows = self._rows(split)
         best = rule.best_labels(self.factors[rows], self.present[rows], columns, label_noise=self.label_noise)
         return [LABELS[k] for k in best]
 
     def best_accuracy(self, columns: Iterable[str] = COLUMNS, *, split: str | None = None) -> float:
-        """The accuracy of `best_labels` on these very rows: the ceiling, with this sample's luck in it.
+        """Return the accuracy of `best_labels` on the rows of a split.
 
-        A model's accuracy on the same rows is compared with this one without the noise of drawing the rows.
+        Unlike `ceilings`, it has the sampling noise of these rows, as a model's accuracy on them has. Compare the two.
         """
         rows = self._rows(split)
         best = rule.best_labels(self.factors[rows], self.present[rows], columns, label_noise=self.label_noise)
         return float(np.mean(best == self.labels[rows]))
 
     def cells(self, row: int) -> dict[str, str]:
-        """A row as the CSV file has it: column to text, "" where the cell is left out, the target last."""
+        """Return a row of the CSV file, column to text; "" where the cell is missing, the target last."""
         levels = self.factors[row]
         values = (
             messages.write_message(levels[0], self._rng(row, 0)),
@@ -102,11 +102,12 @@ class Tickets:
             _hours(levels[3], self._rng(row, 3)),
             _plan(levels[4], self._rng(row, 4)),
         )
-        filled = zip(COLUMNS, values, self.present[row], strict=True)
-        return {column: value if here else "" for column, value, here in filled} | {TARGET: LABELS[self.labels[row]]}
+        columns = zip(COLUMNS, values, self.present[row], strict=True)
+        cells = {column: value if present else "" for column, value, present in columns}
+        return cells | {TARGET: LABELS[self.labels[row]]}
 
     def media(self, row: int) -> Iterator[tuple[str, bytes]]:
-        """The row's files as (relative path, bytes); none for cells that are left out."""
+        """Yield the row's files as (relative path, bytes); missing cells have none."""
         if self.present[row, 1]:
             screen = screens.draw_screen(self.factors[row, 1], self._rng(row, 1))
             yield _SCREENSHOT.format(row), screens.png_bytes(screen)
@@ -117,13 +118,13 @@ class Tickets:
     def write(self, folder: Path | str) -> Tickets:
         """Write the tables, `screenshots/`, `voices/` and a `README.md` with the ceilings.
 
-        Files of the same names are replaced. Paths in the tables are relative to the tables.
+        Existing files of these names are overwritten. Paths in the tables are relative to the tables.
 
         Args:
-            folder: made if it is not there.
+            folder: created if it does not exist.
 
         Returns:
-            The same tickets with `path` set.
+            These tickets with `path` set.
 
         Raises:
             StorageError: a file could not be written.
@@ -143,7 +144,7 @@ class Tickets:
         return written
 
     def readme(self) -> str:
-        """The folder's README: what the columns show, the rule and the ceilings, as Markdown."""
+        """Return the folder's README as Markdown: the columns, the labelling rule and the ceilings."""
         return _readme(self)
 
     def _csv(self, rows: range) -> str:
@@ -174,23 +175,23 @@ def make_tickets(
     label_noise: float = 0.05,
     splits: Mapping[str, float] | None = None,
 ) -> Tickets:
-    """Make support tickets whose best reachable accuracy is known for every set of columns.
+    """Generate support tickets whose best reachable accuracy is known for every set of columns.
 
     Columns: `message` (text), `screenshot` (PNG), `voice` (WAV), `waiting_hours` (number), `plan` (category) and the
-    target `priority` (normal, high). Each column alone shows one hidden factor (`rule.POINTS`); the points add
-    up, and the sum decides on the label, which is then swapped with probability `label_noise`.
+    target `priority` (normal, high). Each column shows one hidden factor, whose level is worth some points
+    (`rule.POINTS`). The sum of the points decides the label, which is then flipped with probability `label_noise`.
 
     Args:
-        n: rows, at least 1.
+        n: number of rows, at least 1.
         seed: 0 or more. The same seed gives the same files, byte for byte, with the same numpy and pillow.
-        folder: where to write them; None keeps them in memory until `write`.
-        missing: probability in [0, 1) that a cell is left out. A row that would lose all its cells keeps its message.
-        label_noise: probability in [0, 1/2] that a label is swapped.
-        splits: table names with their shares of the rows, which sum to 1, as {"train": 0.7, "test": 0.3}; each
+        folder: where to write them; None generates them without writing.
+        missing: probability in [0, 1) that a cell is missing. A row that would lose all its cells keeps its message.
+        label_noise: probability in [0, 1/2] that a label is flipped.
+        splits: table names with their shares of the rows, which sum to 1, such as {"train": 0.7, "test": 0.3}; each
             becomes `<name>.csv`. None makes one table, `tickets.csv`.
 
     Raises:
-        ConfigError: an argument is out of its range.
+        ConfigError: an argument is out of range.
         StorageError: a file could not be written.
 
     Example:
@@ -199,22 +200,23 @@ def make_tickets(
         0.726
     """
     if n < 1 or seed < 0:
-        raise ConfigError("cannot make these tickets", expected="n of 1 or more, seed of 0 or more",
-                          came=f"n={n}, seed={seed}")  # fmt: skip
+        raise ConfigError(
+            "cannot make these tickets", expected="n of 1 or more, seed of 0 or more", came=f"n={n}, seed={seed}"
+        )
     rule.check_missing(missing)
     rule.check_noise(label_noise)
-    drawn = np.empty(n)
+    uniform = np.empty(n)
     present = np.empty((n, _NUM_COLUMNS), dtype=bool)
-    swapped = np.empty(n, dtype=bool)
+    flipped = np.empty(n, dtype=bool)
     for row in range(n):
         rng = np.random.default_rng([seed, row, 0])
-        drawn[row] = rng.random()
-        swapped[row] = rng.random() < label_noise
+        uniform[row] = rng.random()
+        flipped[row] = rng.random() < label_noise
         present[row] = rng.random(_NUM_COLUMNS) >= missing
     present[~present.any(axis=1), COLUMNS.index("message")] = True
-    factors = rule.draw_levels(drawn)
+    factors = rule.draw_levels(uniform)
     labels = rule.clean_labels(factors)
-    labels = np.where(swapped, 1 - labels, labels)
+    labels = np.where(flipped, 1 - labels, labels)
     tickets = Tickets(n, seed, missing, label_noise, _blocks(n, splits or {"tickets": 1.0}), factors, present, labels)
     return tickets if folder is None else tickets.write(folder)
 
@@ -243,42 +245,43 @@ def _plan(level: int, rng: np.random.Generator) -> str:
 
 def _readme(tickets: Tickets) -> str:
     tables = "\n".join(f"- `{name}.csv`: {len(rows)} rows" for name, rows in tickets.splits.items())
-    shows = {
+    meanings = {
         "message": messages.LEVELS,
         "screenshot": screens.LEVELS,
         "voice": voices.LEVELS,
         "waiting_hours": tuple(f"{low:g} to {high:g}" for low, high in HOURS),
         "plan": tuple(" or ".join(names) for names in PLANS),
     }
+    levels = {column: zip(meanings[column], POINTS[column], strict=True) for column in COLUMNS}
     factors = "\n".join(
-        f"| `{column}` | {'; '.join(f'{text}: {p}' for text, p in zip(shows[column], POINTS[column], strict=True))} |"
+        f"| `{column}` | {'; '.join(f'{meaning}: {points}' for meaning, points in levels[column])} |"
         for column in COLUMNS
     )
-    reached = "\n".join(
+    ceilings = "\n".join(
         f"| {', '.join(column for column in COLUMNS if column in chosen)} | {accuracy:.4f} |"
         for chosen, accuracy in tickets.ceilings.items()
     )
-    return f"""# Support tickets, made by fusetune
+    return f"""# Support tickets, generated by fusetune
 
 `make_tickets(n={tickets.num_rows}, seed={tickets.seed}, missing={tickets.missing}, \
 label_noise={tickets.label_noise})`. Nothing here is real.
 
 {tables}
 
-The target is `{TARGET}` ({", ".join(LABELS)}). Each column shows one factor, which no other column shows. Points add
-up: from {rule.HIGH_FROM} on the label is high. The first level of a column is drawn as often as all its others
-together, and sums of {min(rule.CLOSE)} to {max(rule.CLOSE)} are drawn {rule.CLOSE_SHARE} times as often as others. A \
-label is then swapped with probability {tickets.label_noise}, and a cell is left out with probability \
-{tickets.missing}.
+The target is `{TARGET}` ({", ".join(LABELS)}). Each column shows one hidden factor, which no other column shows. The
+points of all columns are added: from {rule.HIGH_FROM} points on, the label is high. The first level of a column is
+drawn as often as all its other levels together, and sums of {min(rule.CLOSE)} to {max(rule.CLOSE)} are drawn \
+{rule.CLOSE_SHARE} times as often as other sums. A label is then flipped with probability {tickets.label_noise}, and a \
+cell is missing with probability {tickets.missing}.
 
 | column | level: points |
 | --- | --- |
 {factors}
 
-Best reachable accuracy of every set of columns (always the commonest label: \
+Best reachable accuracy of every set of columns (the majority class alone reaches \
 {rule.posterior((), label_noise=tickets.label_noise).max():.4f}):
 
 | columns | accuracy |
 | --- | --- |
-{reached}
+{ceilings}
 """

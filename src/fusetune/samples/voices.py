@@ -1,7 +1,7 @@
-"""Voice notes: vowels sung by an additive source through formants; the level is calm or urgent speech.
+"""The `voice` column of the tickets sample: synthesised vowels, whose level is calm or urgent speech.
 
-Source and filter follow Klatt, "Software for a cascade/parallel formant synthesizer", J. Acoust. Soc. Am. 67 (1980),
-reduced to three formants; the vowels are the averages of Peterson and Barney, J. Acoust. Soc. Am. 24 (1952).
+An additive source is filtered by three formants, after Klatt, "Software for a cascade/parallel formant synthesizer",
+J. Acoust. Soc. Am. 67 (1980). The vowels are the averages of Peterson and Barney, J. Acoust. Soc. Am. 24 (1952).
 """
 
 from __future__ import annotations
@@ -13,35 +13,38 @@ from dataclasses import dataclass
 import numpy as np
 
 LEVELS = ("calm", "urgent")
-"""How the speaker of each level speaks."""
+"""The manner of speaking at each level."""
 
 RATE = 8_000
-"""Samples a second, as a telephone's."""
+"""Sampling rate in hertz, that of a telephone."""
 
 SECONDS = (0.75, 0.85)
-"""How long a note is: any length between."""
+"""Shortest and longest note; durations are uniform between them."""
 
 _VOWELS = (
     (730, 1090, 2440), (530, 1840, 2480), (270, 2290, 3010), (570, 840, 2410), (300, 870, 2240), (660, 1720, 2410),
 )  # fmt: skip
-"""First three formants in hertz: a, e, i, o, u, ae."""
+"""The first three formants in hertz of the vowels a, e, i, o, u, ae."""
 
 _FORMANT_WIDTHS = (90.0, 120.0, 170.0)  # hertz
-_HIGHEST = 3800.0  # hertz: no harmonics above
+_HIGHEST = 3800.0  # hertz; there are no harmonics above it
 
 
 @dataclass(frozen=True)
 class _Manner:
-    """How a level sounds; each range is drawn from uniformly."""
+    """Ranges of a level's acoustic parameters, which are drawn uniformly.
+
+    Attributes:
+        syllables: syllables a second.
+        pitch: factor on the speaker's own pitch.
+        glide: octaves by which the pitch rises or falls within a syllable.
+        tilt: spectral tilt of the source, in decibels an octave; smaller for a raised voice.
+    """
 
     syllables: tuple[float, float]
-    """A second."""
     pitch: tuple[float, float]
-    """Times the speaker's own pitch."""
     glide: tuple[float, float]
-    """Octaves that the pitch moves by within a syllable, either way."""
     tilt: tuple[float, float]
-    """Decibels an octave that the source falls by: a raised voice falls less."""
 
 
 _MANNERS = (
@@ -51,22 +54,22 @@ _MANNERS = (
 
 
 def speak(level: int, rng: np.random.Generator) -> np.ndarray:
-    """A voice note.
+    """Synthesise a voice note.
 
-    The speaker's pitch, the vocal tract's length, loudness, the words and the noise of the line say nothing about
-    the level; speed, pitch against the speaker's own, its movement and brightness do.
+    Speed, pitch relative to the speaker's own, its movement and the spectral tilt depend on the level. The speaker's
+    pitch, the length of the vocal tract, loudness, vowels and line noise are independent of it.
 
     Args:
         level: index into `LEVELS`.
-        rng: where speaker, words and noise come from.
+        rng: draws speaker, vowels and noise.
 
     Returns:
-        `(samples,)` float32 in [-1, 1] at `RATE`, of a length within `SECONDS`.
+        `(samples,)` float32 in [-1, 1] at `RATE`, with a duration within `SECONDS`.
     """
     manner = _MANNERS[level]
     num_samples = round(RATE * rng.uniform(*SECONDS))
     own_pitch = np.exp(rng.uniform(np.log(95), np.log(210)))  # hertz
-    tract = rng.uniform(0.92, 1.15)  # times the formants
+    tract = rng.uniform(0.92, 1.15)  # factor on the formants
     tilt = rng.uniform(*manner.tilt)
     period = RATE / rng.uniform(*manner.syllables)
     sound = np.zeros(num_samples, dtype=np.float32)
@@ -91,25 +94,25 @@ def speak(level: int, rng: np.random.Generator) -> np.ndarray:
 def _syllable(
     length: int, pitch: float, glide: float, vowel: np.ndarray, tilt: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """A short burst of breath and a vowel, `(length,)`, of mean square one before the envelope."""
+    """Return a short burst of breath and a vowel, `(length,)`, with a mean square of 1 before the envelope."""
     time = np.linspace(0, 1, length, dtype=np.float32)
     phase = 2 * np.pi * np.cumsum(pitch * 2 ** (glide * (time - 0.5))) / RATE
-    turn = np.exp(1j * phase).astype(np.complex64)
+    rotation = np.exp(1j * phase).astype(np.complex64)
     harmonics = np.arange(1, max(int(_HIGHEST / (pitch * 2 ** (abs(glide) / 2))), 1) + 1)
     gains = (_formants(harmonics * pitch, vowel) * 10 ** (-tilt * np.log2(harmonics) / 20)).astype(np.float32)
     voiced = np.zeros(length, dtype=np.float32)
-    spinning = np.ones(length, dtype=np.complex64)
+    harmonic = np.ones(length, dtype=np.complex64)
     for gain in gains:
-        spinning *= turn
-        voiced += gain * spinning.imag
+        harmonic *= rotation
+        voiced += gain * harmonic.imag
     voiced /= np.sqrt(np.mean(voiced**2)) + 1e-9
     breath = rng.standard_normal(length).astype(np.float32) * np.exp(-time * 20) * np.float32(rng.uniform(0.0, 0.5))
-    envelope = np.abs(np.sin(np.pi * time)) ** 0.7  # its last value is a rounding error of either sign
+    envelope = np.abs(np.sin(np.pi * time)) ** 0.7  # abs: rounding may make the last value negative
     return np.asarray((voiced + breath) * envelope, dtype=np.float32)
 
 
 def _formants(hertz: np.ndarray, vowel: np.ndarray) -> np.ndarray:
-    """The gain of three resonances in parallel at these frequencies."""
+    """Return the gain of three resonances in parallel at these frequencies."""
     gain = np.zeros(len(hertz))
     for centre, width, strength in zip(vowel, _FORMANT_WIDTHS, (1.0, 0.6, 0.35), strict=True):
         gain += strength / np.sqrt(1 + ((hertz - centre) / width) ** 2)
@@ -117,7 +120,7 @@ def _formants(hertz: np.ndarray, vowel: np.ndarray) -> np.ndarray:
 
 
 def wav_bytes(sound: np.ndarray) -> bytes:
-    """A mono 16-bit WAV file.
+    """Return a mono 16-bit WAV file.
 
     Args:
         sound: `(samples,)` in [-1, 1] at `RATE`.

@@ -25,7 +25,7 @@ TRAIN, LEARN = 2 / 3, 3 / 4
 
 
 def _able(make: MakeTask, cells: Sequence[Any], ability: Any) -> Any:
-    """The fitted task, skipped where it lacks the ability."""
+    """Return the fitted task, skipped where it lacks the ability."""
     task = fitted(make, cells)
     if not isinstance(task, ability):
         raise unittest.SkipTest(f"the task is not {ability.__name__}")
@@ -33,7 +33,7 @@ def _able(make: MakeTask, cells: Sequence[Any], ability: Any) -> Any:
 
 
 def _linear(task: Probed, cells: Sequence[Any]) -> tuple[LinearModel, int]:
-    """A linear model of two thirds of the rows, a quarter of them validation rows; where the test rows begin."""
+    """Return a linear model of two thirds of the rows, a quarter of them validation rows; where the test rows begin."""
     truth, features = task.truth(cells), example_features()
     cut = int(len(cells) * TRAIN)
     mid = int(cut * LEARN)  # fewer rows say too little of numbers as skewed as some of the examples
@@ -132,7 +132,7 @@ class DivergentContract(Contract):
 
 
 def _two(task: Divergent) -> tuple[Tensor, Tensor]:
-    """Two predictions for the same rows, leaves of a graph."""
+    """Return two predictions for the same rows, leaves of a graph."""
     logits, other = head_logits(task).detach(), head_logits(task).detach().flip(0)
     return logits.clone().requires_grad_(), (logits + 0.5 * other).requires_grad_()
 

@@ -58,26 +58,26 @@ class TinyBackbone(nn.Module):
         return self
 
     def tokenize(self, text: str) -> np.ndarray:
-        """(tokens,) int32: one for each word, between a first and a last one."""
+        """Return (tokens,) int32: one for each word, between a first and a last one."""
         words = [3 + zlib.crc32(word.encode()) % 97 for word in text.split()]
         return np.array([1, *words[: self.max_tokens - 2], 2], dtype=np.int32)
 
     def collate_text(self, cells: Sequence[np.ndarray]) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask`, (cells, longest)."""
+        """Return `input_ids` and `attention_mask`, (cells, longest)."""
         longest = max(map(len, cells))
         ids = torch.tensor([[*cell, *[0] * (longest - len(cell))] for cell in cells])
         return {"input_ids": ids, "attention_mask": (ids > 0).long()}
 
     def prepare_image(self, image: Image.Image) -> np.ndarray:
-        """(3, 8, 8) uint8."""
+        """Return (3, 8, 8) uint8."""
         return np.asarray(image.resize(self.image_size)).transpose(2, 0, 1)
 
     def collate_images(self, pictures: Sequence[np.ndarray]) -> dict[str, Tensor]:
-        """`pixel_values`, (pictures, 3, 8, 8) from 0 to 1."""
+        """Return `pixel_values`, (pictures, 3, 8, 8) from 0 to 1."""
         return {"pixel_values": torch.from_numpy(np.stack(pictures)).float() / 255}
 
     def prepare_audio(self, waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
-        """(patches, 16) float32, the size of 16 frequencies in each 50 ms."""
+        """Return (patches, 16) float32, the size of 16 frequencies in each 50 ms."""
         assert sampling_rate == self.sampling_rate
         padded = np.pad(waveform, (0, -len(waveform) % self._patch))
         sizes = np.abs(np.fft.rfft(padded.reshape(-1, self._patch)))[:, 1:193]
@@ -85,12 +85,12 @@ class TinyBackbone(nn.Module):
         return patches
 
     def collate_audio(self, cells: Sequence[np.ndarray]) -> dict[str, Tensor]:
-        """`patches` (patches, 16) and `owner` (patches,)."""
+        """Return `patches` (patches, 16) and `owner` (patches,)."""
         owner = np.repeat(np.arange(len(cells)), [len(cell) for cell in cells])
         return {"patches": torch.from_numpy(np.concatenate(cells)), "owner": torch.from_numpy(owner)}
 
     def forward(self, *, owner: Tensor | None = None, **inputs: Tensor) -> Tokens:
-        """One token a cell, the mean over its parts or words: (cells, 1, dim)."""
+        """Return one token a cell, the mean over its parts or words: (cells, 1, dim)."""
         if "input_ids" in inputs:
             mask = inputs["attention_mask"].unsqueeze(-1).float()
             vectors = (self.weight[inputs["input_ids"]] * mask).sum(1) / mask.sum(1)  # (cells, dim)
@@ -104,14 +104,14 @@ class TinyBackbone(nn.Module):
 
 
 def png_bytes(colour: tuple[int, int, int], size: tuple[int, int] = (12, 10)) -> bytes:
-    """A picture of one colour as PNG."""
+    """Return a picture of one colour as PNG."""
     buffer = io.BytesIO()
     Image.new("RGB", size, colour).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def wav_bytes(samples: np.ndarray, rate: int = 8000) -> bytes:
-    """A sound as WAV with 16 bits.
+    """Return a sound as WAV with 16 bits.
 
     Args:
         samples: (samples,) or (samples, channels) floats from -1 to 1.
@@ -127,7 +127,7 @@ def wav_bytes(samples: np.ndarray, rate: int = 8000) -> bytes:
 
 
 def tone(frequency: float, *, seconds: float = 0.2, rate: int = 8000) -> np.ndarray:
-    """A sine of half the full scale: (samples,) float32."""
+    """Return a sine of half the full scale: (samples,) float32."""
     times = np.arange(round(seconds * rate)) / rate
     return (0.5 * np.sin(2 * np.pi * frequency * times)).astype(np.float32)
 
@@ -162,7 +162,7 @@ def sample_cells(folder: Path) -> list[Any]:
 
 
 def sort_cells(modality: Modality, cells: Sequence[Any], base_dir: Path) -> tuple[list[Any], list[Any]]:
-    """Those of the cells that the modality reads, and those that it refuses; any other error passes through."""
+    """Return those of the cells that the modality reads, and those that it refuses; any other error passes through."""
     good, bad = [], []
     for cell in cells:
         try:

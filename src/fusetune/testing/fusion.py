@@ -374,5 +374,5 @@ def _backward(fusion: Fusion, pooled: Tensor) -> None:
 
 
 def _settings(make: Callable[..., Any]) -> list[str]:
-    """The keyword-only settings of a fusion; none of a lambda."""
+    """Return the keyword-only settings of a fusion; none of a lambda."""
     return [p.name for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY]

@@ -36,7 +36,7 @@ ROWS = 24
 
 
 def make_parts(rows: int = ROWS, *, dropout: float = 0.0) -> tuple[Understand, dict[str, TargetTask], Examples]:
-    """A model of two numbers and a category, all of them missing here and there, with a class and a number to predict.
+    """Return a model of two numbers and a category, each missing in some rows, that predicts a class and a number.
 
     Args:
         rows: how many; equal categories and equal classes are among them, and rows without a target.
@@ -272,7 +272,7 @@ def _built(make: MakeObjective, **settings: float) -> tuple[Objective, Understan
 
 
 def _comparing(make: MakeObjective) -> tuple[BatchObjective, Understand]:
-    """The objective and the model in evaluation, skipped where rows are not compared with rows."""
+    """Return the objective and the model in evaluation, skipped where rows are not compared with rows."""
     objective, model, _ = _built(make)
     if not isinstance(objective, BatchObjective):
         raise unittest.SkipTest("rows are not compared with rows")
@@ -297,7 +297,7 @@ def _swap(batch: Batch, rows: Tensor) -> None:
 
 
 def _tensors(batch: Batch, outputs: Outputs) -> Sequence[tuple[str, Tensor]]:
-    """Every tensor of a batch and of the outputs, by a name for messages."""
+    """Return every tensor of a batch and of the outputs, by a name for messages."""
     named = [("batch.weights", batch.weights), ("batch.rows", batch.rows)]
     for column, tensors in batch.inputs.items():
         named += [(f"batch.inputs[{column!r}][{name!r}]", tensor) for name, tensor in tensors.items()]

@@ -82,7 +82,7 @@ def _save(folder: Path, model_type: str, **settings: Any) -> None:
 
 
 def make(name: str, folder: Path) -> Path:
-    """The folder of a tiny model of this name."""
+    """Return the folder of a tiny model of this name."""
     folder.mkdir(parents=True, exist_ok=True)
     _MAKERS[name](folder)
     return folder

@@ -18,7 +18,7 @@ _hashes: dict[tuple[str, int, int], str] = {}
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal; remembered in this process by its path, size and time of change."""
+    """Return the SHA-256 of a file, in hexadecimal; remembered in this process by its path, size and time of change."""
     real = path.resolve()
     stat = real.stat()
     key = (str(real), stat.st_size, stat.st_mtime_ns)
@@ -29,12 +29,12 @@ def file_sha256(path: Path) -> str:
 
 
 def is_installed() -> bool:
-    """Whether the package with the embedded encoder is installed."""
+    """Return whether the package with the embedded encoder is installed."""
     return importlib.util.find_spec(PACKAGE) is not None
 
 
 def folder() -> Path:
-    """The embedded encoder's folder, its weights checked.
+    """Return the embedded encoder's folder, its weights checked.
 
     Raises:
         MissingExtra: the package is not installed.

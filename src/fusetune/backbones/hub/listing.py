@@ -37,7 +37,7 @@ class Listed:
 
 
 def list_backbones(folders: list[Path] | None = None) -> list[Listed]:
-    """The encoders that load without asking a hub: embedded, small, in the hub's cache and in these folders.
+    """Return the encoders that load without asking a hub: embedded, small, in the hub's cache and in these folders.
 
     Args:
         folders: folders of model folders to look into, not deeper.
@@ -58,7 +58,7 @@ def list_backbones(folders: list[Path] | None = None) -> list[Listed]:
 
 
 def _maybe(name: str, path: Path, where: str) -> list[Listed]:
-    """The encoder in a folder, or nothing where the folder cannot be loaded as one."""
+    """Return the encoder in a folder, or nothing where the folder cannot be loaded as one."""
     try:
         listed = _listed(name, path, where)
     except (FusetuneError, OSError):
@@ -76,7 +76,7 @@ def _listed(name: str, path: Path, where: str) -> Listed:
 
 
 def kinds_of(path: Path, config: dict[str, Any]) -> tuple[str, ...]:
-    """The kinds of column that a model folder can encode, by its config and the processor files beside it."""
+    """Return the kinds of column that a model folder can encode, by its config and the processor files beside it."""
     from transformers import CONFIG_MAPPING, MODEL_MAPPING
 
     model: Any = MODEL_MAPPING.get(CONFIG_MAPPING[config["model_type"]], None)
@@ -108,7 +108,7 @@ def _cached() -> list[tuple[str, Path]]:
 
 
 def describe(name: str, kind: str | None = None) -> list[dict[str, Any]]:
-    """What an encoder is, for each kind of column it serves: loaded, so that nothing is guessed.
+    """Return what an encoder is, for each kind of column it serves: loaded, so that nothing is guessed.
 
     Args:
         name: what `load_backbone` takes, or "" for the small encoders.

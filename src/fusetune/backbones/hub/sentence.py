@@ -58,7 +58,7 @@ def stated_pooling(folder: Path) -> Pooling | None:
 
 
 def _modules(folder: Path) -> list[tuple[str, str]]:
-    """The class name and the path of each module of `modules.json`, in order."""
+    """Return the class name and the path of each module of `modules.json`, in order."""
     file = folder / MODULES
     if not file.is_file():
         return []

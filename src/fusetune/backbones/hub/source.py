@@ -46,18 +46,18 @@ class Found:
 
 
 def offline() -> bool:
-    """Whether the hub must not be asked (HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set)."""
+    """Return whether the hub must not be asked (HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set)."""
     truths = {"1", "on", "yes", "true"}
     return any(os.environ.get(name, "").lower() in truths for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
 
 
 def short_name(text: str) -> str:
-    """The text as part of a key: its letters, digits and `_`, in lower case."""
+    """Return the text as part of a key: its letters, digits and `_`, in lower case."""
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:40] or "model"
 
 
 def find(source: str) -> Found:
-    """The folder of a source: "minilm", a folder, or a hub id ("owner/name" or "owner/name@revision").
+    """Return the folder of a source: "minilm", a folder, or a hub id ("owner/name" or "owner/name@revision").
 
     Raises:
         BackboneError: there is no such folder, the id is unknown, or it is not cached and the hub cannot be reached.
@@ -90,7 +90,7 @@ def find(source: str) -> Found:
 
 
 def _from_hub(source: str) -> Path:
-    """The folder of a hub id in the local cache, downloaded where allowed."""
+    """Return the folder of a hub id in the local cache, downloaded where allowed."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -118,7 +118,7 @@ def _from_hub(source: str) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Return a JSON object from a file.
 
     Raises:
         BackboneError: the file is missing, no regular one, too large, or holds something else.
@@ -133,7 +133,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files with a folder's weights, in order of name.
+    """Return the safetensors files with a folder's weights, in order of name.
 
     Raises:
         BackboneError: there are none, or a shard is missing; the message says what is there instead.
@@ -161,7 +161,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def count_weights(files: list[Path]) -> int:
-    """How many numbers safetensors files hold, by their headers, which are checked.
+    """Return how many numbers safetensors files hold, by their headers, which are checked.
 
     Raises:
         BackboneError: a file is not what it says.
@@ -179,7 +179,8 @@ def count_weights(files: list[Path]) -> int:
 
 
 def check_safe(folder: Path) -> dict[str, Any]:
-    """The folder's config.json, after making sure that loading the folder runs nothing and reads nothing elsewhere.
+    """Return the folder's config.json, after making sure that loading the folder runs nothing and reads nothing
+    elsewhere.
 
     Raises:
         BackboneError: config.json is missing, a file may run code or leads out of the folder, or the model needs code
@@ -214,7 +215,7 @@ def check_safe(folder: Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path) -> list[str]:
-    """The paths in a folder of the files that may be read, all looked at.
+    """Return the paths in a folder of the files that may be read, all looked at.
 
     Raises:
         BackboneError: a file may run code, leads out of the folder, or has a setting that does.
@@ -228,7 +229,8 @@ def check_files(folder: Path) -> list[str]:
 
 
 def _files(folder: Path) -> list[str]:
-    """The files that may be read: of the hub's cache, whose files are links to where it keeps them, those asked for."""
+    """Return the files that may be read: of the hub's cache, whose files are links to where it keeps them, those asked
+    for."""
     cached = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
     if not cached:
         return [name for name in walk(folder, error=BackboneError) if not name.startswith(GIT)]
@@ -276,7 +278,7 @@ def _check_settings(path: Path) -> None:
 
 
 def _refused(key: str, value: Any) -> str | None:
-    """Why a setting is refused, None for any other."""
+    """Return why a setting is refused, None for any other."""
     if key == "auto_map" or (key == "trust_remote_code" and value):
         return "names code of its own folder, which is never run"
     if key in ("configuration_files", "fast_tokenizer_files"):
@@ -300,7 +302,7 @@ def _is_rate(value: Any) -> bool:
 
 
 def fingerprint(files: list[Path]) -> str:
-    """SHA-256 over the weights: of the file where there is one, else of the files' own hashes in order."""
+    """Return SHA-256 over the weights: of the file where there is one, else of the files' own hashes in order."""
     hashes = [embedded.file_sha256(path) for path in files]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 

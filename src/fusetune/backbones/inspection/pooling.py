@@ -55,7 +55,7 @@ def _small_input(backbone: Backbone) -> dict[str, Tensor]:
 
 
 def _auto_pool(backbone: Backbone, own: Tensor | None, folder: Path) -> str:
-    """The pooling that a model was made for."""
+    """Return the pooling that a model was made for."""
     if backbone.method != "forward":
         return "own"
     if backbone.kind == "text":
@@ -76,7 +76,7 @@ def _auto_pool(backbone: Backbone, own: Tensor | None, folder: Path) -> str:
 
 
 def _map_size(backbone: Backbone) -> tuple[int, int] | None:
-    """(height, width) where the model is convolutional: its last hidden state is (rows, dim, height, width)."""
+    """Return (height, width) where the model is convolutional: its last hidden state is (rows, dim, height, width)."""
     inputs = _small_input(backbone)
     inputs.pop("owner", None)
     inputs.pop("lengths", None)
@@ -87,7 +87,7 @@ def _map_size(backbone: Backbone) -> tuple[int, int] | None:
 
 
 def _grid(backbone: Backbone, num_tokens: int) -> tuple[int, int, int] | None:
-    """How a picture's tokens lie in it (see `Tokens`): a convolutional model's map, or a transformer's patches."""
+    """Return the grid of an image's tokens (see `Tokens`): a convolutional feature map, or a transformer's patches."""
     size = _map_size(backbone)
     if size is None and backbone.kind == "image":
         size = structure.patch_grid(backbone.model, backbone.image_size)
@@ -97,7 +97,7 @@ def _grid(backbone: Backbone, num_tokens: int) -> tuple[int, int, int] | None:
 
 @torch.no_grad()
 def _is_causal(backbone: Backbone) -> bool:
-    """Whether a token is blind to those after it: the first one's output stays when the last one changes."""
+    """Return whether a token is blind to those after it: the first one's output stays when the last one changes."""
     tokens = torch.arange(8).unsqueeze(0) + 1
     other = tokens.clone()
     other[0, -1] += 1
@@ -108,7 +108,7 @@ def _is_causal(backbone: Backbone) -> bool:
 
 @torch.no_grad()
 def _reads_padding(backbone: Backbone) -> bool:
-    """Whether padding changes the model's own vector of a text, mask or no mask: it was trained on full lengths."""
+    """Return whether padding changes the model's own vector of a text despite the mask."""
     inputs = backbone.inputs
     assert isinstance(inputs, TextInputs)
     ids = inputs.prepare("a small text")

@@ -24,7 +24,7 @@ class Part(nn.Module):
 
 
 def narrow(model: nn.Module, kind: str, *, spectrogram: bool = False) -> tuple[nn.Module, str]:
-    """The part of a model that encodes one kind of cell, and the method that does it.
+    """Return the part of a model that encodes one kind of cell, and the method that does it.
 
     Args:
         model: what `AutoModel` made.
@@ -59,7 +59,8 @@ def _wrong_kind(kind: str, came: str) -> BackboneError:
 
 
 def layers(model: nn.Module) -> tuple[str, Sequence[nn.Module]] | None:
-    """The list of equal layers that holds the most parameters, the outermost of several: its path and its layers."""
+    """Return the list of equal layers that holds the most parameters, the outermost of several: its path and its
+    layers."""
     best: tuple[int, str, nn.Module] | None = None
     for path, module in model.named_modules():
         if not isinstance(module, nn.ModuleList | nn.Sequential) or len(module) < 2:
@@ -73,7 +74,7 @@ def layers(model: nn.Module) -> tuple[str, Sequence[nn.Module]] | None:
 
 
 def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The model cut from input to output: "embeddings", then each layer by its path, then "final".
+    """Return the model cut from input to output: "embeddings", then each layer by its path, then "final".
 
     Together they hold every parameter once. A model without a list of layers is cut into its children.
     """
@@ -105,7 +106,7 @@ def _children(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def patch_grid(model: nn.Module, image_size: tuple[int, int]) -> tuple[int, int] | None:
-    """(height, width) in patches of a picture of (height, width) pixels; None where the model cuts none.
+    """Return (height, width) in patches of a picture of (height, width) pixels; None where the model cuts none.
 
     Patches are cut by the first convolution, whose windows then do not overlap.
     """
@@ -116,7 +117,7 @@ def patch_grid(model: nn.Module, image_size: tuple[int, int]) -> tuple[int, int]
 
 
 def reached(output: Tensor) -> set[int]:
-    """The ids of all tensors with gradients that an output was computed from."""
+    """Return the ids of all tensors with gradients that an output was computed from."""
     found: set[int] = set()
     seen: set[Any] = set()
     waiting: list[Any] = [output.grad_fn]
@@ -188,7 +189,7 @@ def _dead(model: nn.Module, alive: set[int]) -> list[str]:
 
 
 def _try(model: nn.Module, path: str, how: str, probe: Callable[[], Tensor], output: Tensor) -> bool:
-    """Whether the output stays the same when the module or parameter is taken out so."""
+    """Return whether the output stays the same when the module or parameter is taken out so."""
     if how == "buffer":
         return True  # a constant computes the same
     owner_path, _, name = path.rpartition(".")
@@ -208,7 +209,7 @@ def _try(model: nn.Module, path: str, how: str, probe: Callable[[], Tensor], out
 
 
 def num_positions(model: nn.Module, config: Any) -> int | None:
-    """How many tokens a text model has positions for, None where it has no limit."""
+    """Return how many tokens a text model has positions for, None where it has no limit."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and "position" in name and "relative" not in name:
             start = 0 if module.padding_idx is None else module.padding_idx + 1
@@ -218,7 +219,7 @@ def num_positions(model: nn.Module, config: Any) -> int | None:
 
 
 def has_class_token(model: nn.Module) -> bool:
-    """Whether the first token of an image or spectrogram transformer stands for the whole."""
+    """Return whether the first token of an image or spectrogram transformer stands for the whole."""
     names = {name.rpartition(".")[2] for name, _ in model.named_parameters()}
     return bool(names & {"cls_token", "class_embedding"})
 

@@ -63,7 +63,7 @@ def try_out(backbone: Any) -> None:
 
 
 def _cells(backbone: Any) -> list[np.ndarray]:
-    """Three prepared cells; the second has another length where cells have one."""
+    """Return three prepared cells; the second has another length where cells have one."""
     inputs, random = backbone.inputs, np.random.default_rng(0)
     if isinstance(inputs, TextInputs):
         short, long = "a small text", "another one, which has more words than the first"
@@ -78,7 +78,7 @@ def _cells(backbone: Any) -> list[np.ndarray]:
 
 
 def _vectors(backbone: Any, cells: list[np.ndarray]) -> Tensor:
-    """(cells, dim): pooled, or the mean of the real tokens."""
+    """Return (cells, dim): pooled, or the mean of the real tokens."""
     vectors: Tensor = backbone(**backbone.inputs.collate(cells)).mean()
     return vectors
 

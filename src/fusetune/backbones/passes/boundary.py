@@ -54,7 +54,8 @@ class BoundaryPass(EncoderPass):
 
 
 def frozen_layers(backbone: Any) -> int:
-    """How many first layers have nothing to train, nor has anything before them; 0 where a pass cannot start later."""
+    """Return how many first layers have nothing to train, nor has anything before them; 0 where a pass cannot start
+    later."""
     found = structure.layers(backbone.model)
     if found is None or isinstance(backbone.inputs, AudioInputs) or backbone.separate:
         return 0
@@ -69,7 +70,7 @@ def frozen_layers(backbone: Any) -> int:
 
 
 def run_to(backbone: Any, number: int, tensors: dict[str, Tensor]) -> Tensor:
-    """What layer `number` reads of these cells, (rows or parts, ...).
+    """Return what layer `number` reads of these cells, (rows or parts, ...).
 
     Raises:
         LookupError: the pass never came there, or the layer reads no tensor first.
@@ -128,7 +129,7 @@ def starting_at(backbone: Any, number: int, hidden: Tensor, *, gives_tuples: boo
 
 
 def stand_in(backbone: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What must come with the boundary: texts' tensors as they are, one black picture in place of all pictures."""
+    """Return the tensors that accompany the boundary: texts' tensors unchanged, one black image for all images."""
     if isinstance(backbone.inputs, TextInputs):
         return tensors
     return {name: tensor if name == "owner" else torch.zeros_like(tensor[:1]) for name, tensor in tensors.items()}

@@ -64,12 +64,12 @@ def padded_pass(
 
 
 def bucket(size: int) -> int:
-    """The next of the sizes 16, 32, 48, 64, 96, 128, 192, 256, ...: beyond 32 at most half as much again."""
+    """Return the next of the sizes 16, 32, 48, 64, 96, 128, 192, 256, ...: beyond 32 at most half as much again."""
     return -(-size // (step := max(FINEST, 1 << max((size - 1).bit_length() - 2, 0)))) * step
 
 
 def bucketed(inputs: Mapping[str, Tensor], most: int, *, fine: bool = False) -> tuple[dict[str, Tensor], int, int]:
-    """An encoder's tensors, padded to sizes of `bucket`.
+    """Return an encoder's tensors, padded to sizes of `bucket`.
 
     Args:
         inputs: of some cells; the one with the most rows says how many rows there are.
@@ -143,7 +143,7 @@ def _why_not(encoder: Any) -> str:
 
 
 def learns_from_padding(encoder: Any) -> bool:
-    """Whether rows that are added to a batch would change what an encoder's batch normalisation learns."""
+    """Return whether rows that are added to a batch would change what an encoder's batch normalisation learns."""
     norms = any(isinstance(module, structure.BATCH_NORMS) for module in encoder.modules())
     return norms and not (encoder.norm_eval and encoder.pretrained)
 

@@ -37,7 +37,7 @@ alone = threading.Lock()
 
 
 def why_not(encoder: Any) -> str:
-    """Why an encoder's passes cannot be replayed; empty where they can."""
+    """Return why an encoder's passes cannot be replayed; empty where they can."""
     if encoder.kind == "audio":
         return "sounds have too many lengths"
     if encoder.separate:
@@ -67,7 +67,7 @@ class Replays:
         self._most = min(MOST, memory(trained[0].device) // SHARE // size) if trained else 0
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return how many there are."""
         return len(self._graphs)
 
     def begin(self) -> None:
@@ -80,7 +80,7 @@ class Replays:
         self._pools.clear()
 
     def run(self, part: nn.Module, tensors: Mapping[str, Tensor], also: Hashable = ()) -> tuple[Tensor, ...] | None:
-        """The results of a pass over tensors, which take gradients; None where it is to be computed as else.
+        """Return the results of a pass over tensors, which take gradients; None where it is to be computed as else.
 
         Args:
             part: makes the pass: it has the trained parameters and takes these tensors, in this order.
@@ -173,7 +173,7 @@ def new_pool() -> Any:
 
 
 def recorded(part: nn.Module, tensors: list[Tensor], pool: Any) -> Callable[..., tuple[Tensor, ...]]:
-    """A module's pass, captured; it takes other tensors of these shapes, and gives its results with gradients.
+    """Return a module's pass, captured; it takes other tensors of these shapes, and gives its results with gradients.
 
     What is captured are not the parameters themselves but others in the same memory: what sums up a parameter's
     gradient would wait for the stream in which it was made, and a capture may wait for none.
@@ -197,7 +197,7 @@ def recorded(part: nn.Module, tensors: list[Tensor], pool: Any) -> Callable[...,
 
 
 def _draws() -> tuple[Any, ...]:
-    """Where the generators outside of GPUs stand."""
+    """Return where the generators outside of GPUs stand."""
     numpy: Any = np.random.get_state(legacy=False)
     keys, place = numpy["state"]["key"], numpy["state"]["pos"]
     return random.getstate(), keys.tobytes(), place, numpy["has_gauss"], torch.get_rng_state().numpy().tobytes()

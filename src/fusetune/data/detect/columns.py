@@ -61,7 +61,7 @@ def evenly(num: int, at_most: int) -> list[int]:
 def detect_schema(
     table: Table, targets: Sequence[str], overrides: Mapping[str, Override], read: ReadConfig | None = None
 ) -> Schema:
-    """What `Schema.detect` does; see there."""
+    """Return what `Schema.detect` does; see there."""
     given = checked_overrides(table, targets, overrides)
     targets = [
         *targets,
@@ -232,7 +232,7 @@ def _joined(*parts: str) -> str:
 
 
 def _kind(table: Table, name: str, column: _Column, kinds: Sequence[str]) -> tuple[str, str, float]:
-    """The surest kind, its reason and how sure it is; earlier ones in the registry win ties."""
+    """Return the surest kind, its reason and how sure it is; earlier ones in the registry win ties."""
     sample = column.sample()
     best, reason, confidence = "category", "", -1.0
     for kind in kinds:

@@ -99,14 +99,14 @@ def _is_missing(text: str, read: ReadConfig) -> bool:
 
 
 def _reads(form: CellForm, text: str) -> bool:
-    """Whether the form itself reads the text as a number."""
+    """Return whether the form itself reads the text as a number."""
     if not form.is_numeric:
         return NUMBER.fullmatch(text) is not None
     return form.number(text, strict=True) is not None
 
 
 def _affixes(amounts: dict[str, re.Match[str]], rest: dict[str, int]) -> tuple[tuple[str, ...], str]:
-    """The sign or unit that amounts have beside them, and why it is not taken."""
+    """Return the sign or unit that amounts have beside them, and why it is not taken."""
     money: Counter[str] = Counter()
     units: Counter[str] = Counter()
     for text, found in amounts.items():

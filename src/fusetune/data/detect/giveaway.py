@@ -21,7 +21,7 @@ MAX_LABELS = 50
 
 
 def gives_away(cells: Sequence[Any], target: Sequence[Any], kind: str) -> str | None:
-    """How a column gives the target away, for people, or None.
+    """Return how a column gives the target away, for people, or None.
 
     A column is judged by the rows that have both. Text that merely holds the label's words is what a model is to
     read, so text is only compared as a whole; images and sounds are not judged.
@@ -46,14 +46,15 @@ def gives_away(cells: Sequence[Any], target: Sequence[Any], kind: str) -> str | 
 
 
 def plain(cell: Any) -> str:
-    """A cell as compared: its text without outer white space, whole floats as integers, in lower case."""
+    """Return a cell as compared: its text without outer white space, whole floats as integers, in lower case."""
     if isinstance(cell, float) and cell.is_integer():
         cell = int(cell)
     return str(cell).strip().casefold()
 
 
 def _code(pairs: list[tuple[str, str]]) -> str | None:
-    """Whether each of the column's values goes with one label, far more than the labels' shares and chance allow."""
+    """Return whether each of the column's values goes with one label, far more than the labels' shares and chance
+    allow."""
     num = len(pairs)
     groups: dict[str, Counter[str]] = {}
     for cell, label in pairs:
@@ -77,7 +78,7 @@ def _code(pairs: list[tuple[str, str]]) -> str | None:
 
 
 def _ranks(pairs: list[tuple[str, str]]) -> str | None:
-    """Whether two columns of numbers have the same order."""
+    """Return whether two columns of numbers have the same order."""
     try:
         numbers = np.array([(float(cell), float(label)) for cell, label in pairs])
     except ValueError:
@@ -121,7 +122,7 @@ def nearly_gives_away(cells: Sequence[Any], target: Sequence[Any], kind: str) ->
 
 
 def _by_equal_cells(pairs: list[tuple[str, str]]) -> float:
-    """The share of rows whose label is the most frequent one of the other rows with an equal cell."""
+    """Return the share of rows whose label is the most frequent one of the other rows with an equal cell."""
     groups: dict[str, Counter[str]] = {}
     for cell, label in pairs:
         groups.setdefault(cell, Counter())[label] += 1
@@ -134,7 +135,8 @@ def _by_equal_cells(pairs: list[tuple[str, str]]) -> float:
 
 
 def _by_tree(pairs: list[tuple[str, str]]) -> float:
-    """The share of rows that a small tree on the column's numbers gets right, each in a fold that it did not see."""
+    """Return the share of rows that a small tree on the column's numbers gets right, each in a fold that it did not
+    see."""
     try:
         numbers = np.array([[float(cell)] for cell, _ in pairs])
     except ValueError:

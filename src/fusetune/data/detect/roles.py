@@ -92,7 +92,7 @@ class Found:
 
 
 def words_of(name: str) -> list[str]:
-    """A column name's words in lower case: "patientID", "patient_id" and "patientid" are "patient", "id"."""
+    """Return a column name's words in lower case: "patientID", "patient_id" and "patientid" are "patient", "id"."""
     spaced = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name)
     words: list[str] = []
     for word in re.split(r"[\W_]+", spaced.lower()):
@@ -102,13 +102,14 @@ def words_of(name: str) -> list[str]:
 
 
 def names_things(name: str) -> bool:
-    """Whether a column's name says that it holds identifiers."""
+    """Return whether a column's name says that it holds identifiers."""
     words = words_of(name)
     return bool(words) and (words[-1] in _ID_WORDS or words[0] in _ID_WORDS)
 
 
 def names_codes(name: str, cells: Sequence[Any]) -> bool:
-    """Whether integers are codes by their column's name, as postal codes are, and come up twice on average or more."""
+    """Return whether integers are codes by their column's name, as postal codes are, and come up twice on average or
+    more."""
     return bool(set(words_of(name)) & _CODES) and len({str(cell) for cell in cells}) * 2 <= len(cells)
 
 
@@ -130,12 +131,12 @@ def _names_owners(words: list[str]) -> bool:
 
 
 def is_integer(cell: Any) -> bool:
-    """Whether a cell is a whole number or spells one."""
+    """Return whether a cell is a whole number or spells one."""
     return bool(_INTEGER.fullmatch(str(cell).strip()))
 
 
 def find_role(name: str, kind: str, cells: Sequence[Any], num_missing: int) -> Found | None:
-    """The role of a column that is not a plain input, or None.
+    """Return the role of a column that is not a plain input, or None.
 
     Args:
         name: the column's name.
@@ -188,7 +189,7 @@ def _index(name: str, texts: list[str]) -> str | None:
 
 
 def _group(name: str, texts: list[str]) -> Found | None:
-    """Rows that belong to one person: they must not lie on both sides of a split."""
+    """Return rows that belong to one person: they must not lie on both sides of a split."""
     words = words_of(name)
     if not _names_owners(words):
         return None

@@ -28,7 +28,7 @@ _PLAIN = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": 
 
 
 def arrow_type(value: Any) -> str:
-    """The sort of a Python cell: a key of the plain types, "null", or "json" for everything else."""
+    """Return the sort of a Python cell: a key of the plain types, "null", or "json" for everything else."""
     if value is None:
         return "null"
     name = type(value).__name__
@@ -38,7 +38,7 @@ def arrow_type(value: Any) -> str:
 
 
 def field_for(name: str, sorts: set[str]) -> pa.Field:
-    """The field of a column whose cells are of these sorts."""
+    """Return the field of a column whose cells are of these sorts."""
     kinds = sorts - {"null"}
     if not kinds:
         return pa.field(name, pa.null())
@@ -48,12 +48,12 @@ def field_for(name: str, sorts: set[str]) -> pa.Field:
 
 
 def is_json(field: pa.Field) -> bool:
-    """Whether the column's strings are JSON."""
+    """Return whether the column's strings are JSON."""
     return bool(field.metadata and field.metadata.get(b"fusetune") == b"json")
 
 
 def is_text(field: pa.Field) -> bool:
-    """Whether the column's cells are strings, or JSON, which may hold strings."""
+    """Return whether the column's cells are strings, or JSON, which may hold strings."""
     return bool(pa.types.is_string(field.type) or pa.types.is_large_string(field.type))
 
 
@@ -177,7 +177,7 @@ def normal_type(kind: pa.DataType) -> pa.DataType:
 
 
 def normal_field(field: pa.Field) -> pa.Field:
-    """The field that `normal_array` makes arrays for.
+    """Return the field that `normal_array` makes arrays for.
 
     Raises:
         TableError: no column can hold such cells.
@@ -226,7 +226,7 @@ def time_text(value: Any) -> str:
 
 
 def _in_type(cell: Any, kind: pa.DataType) -> Any:
-    """A Python cell with everything that is to be text as text."""
+    """Return a Python cell with everything that is to be text as text."""
     if cell is None:
         return None
     if isinstance(cell, timedelta):
@@ -266,12 +266,12 @@ def check_whole(data: pa.RecordBatch | pa.Table, first: int = 0) -> None:
 
 
 def normal_schema(schema: pa.Schema) -> pa.Schema:
-    """`normal_field` of every column; the table's own metadata is dropped."""
+    """Return `normal_field` of every column; the table's own metadata is dropped."""
     return pa.schema([normal_field(field) for field in schema])
 
 
 def normal_batches(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterable[pa.RecordBatch]:
-    """The batches, checked, with every column as `schema` (from `normal_schema`) has it."""
+    """Yield the batches, checked, with every column as `schema` (from `normal_schema`) has it."""
     first = 0
     for batch in batches:
         check_whole(batch, first)

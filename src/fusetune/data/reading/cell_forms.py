@@ -135,7 +135,7 @@ class CellForm:
         return form
 
     def __str__(self) -> str:
-        """What it means, for people: "'NA' is missing, ',' is the decimal mark"."""
+        """Return what it means, for people: "'NA' is missing, ',' is the decimal mark"."""
         parts = []
         if self.missing:
             words = ", ".join(map(repr, self.missing))
@@ -166,5 +166,5 @@ def iso_date(text: str, format: str) -> str | None:
 
 
 def missing_words(words: Sequence[Any], text: str) -> bool:
-    """Whether a cell's text is one of the words that a setting names, which YAML may have read as other types."""
+    """Return whether a cell's text is one of a setting's words, which YAML may have parsed as booleans or numbers."""
     return any(spells(word, text) for word in words)

@@ -50,16 +50,17 @@ class Dialect:
         return csv.reader(lines, delimiter=self.separator, quotechar=self.quote, strict=True)
 
     def quoted(self, cell: str) -> str:
-        """A cell as a writer puts it in quotes."""
+        """Return a cell as a writer puts it in quotes."""
         return self.quote + cell.replace(self.quote, self.quote * 2) + self.quote
 
     def joins_rows(self, lines: Sequence[str], width: int) -> bool:
-        """Whether a record's lines are each a row of `width` cells if their quotes are text."""
+        """Return whether a record's lines are each a row of `width` cells if their quotes are text."""
         some = [line for line in lines if line.strip("\r\n")]
         return len(some) > 1 and width > 1 and all(line.count(self.separator) == width - 1 for line in some)
 
     def refuses(self, lines: Sequence[str]) -> bool:
-        """Whether a record of lines that are each a row is more likely a stray quote than a cell with line breaks."""
+        """Return whether a record of lines that are each a row is more likely a stray quote than a cell with line
+        breaks."""
         return self.trust == 0 or (self.trust == 1 and len(lines) > 2)
 
 

@@ -20,7 +20,7 @@ PROBED = 500
 
 
 def concat(tables: Sequence[Table], source: str | None = None) -> Table:
-    """One table of all rows.
+    """Return one table of all rows.
 
     A column that a table lacks is missing in its rows. Row ids go on from table to table, rejected rows counted;
     `Table.where` leads back. Where the tables lie in several folders, relative paths of files are made absolute.
@@ -61,7 +61,7 @@ def concat(tables: Sequence[Table], source: str | None = None) -> Table:
 
 
 def _joined(name: str, tables: Sequence[Table]) -> tuple[pa.Field, pa.ChunkedArray]:
-    """A column of all tables."""
+    """Return a column of all tables."""
     apart = len({table.base_dir.resolve() for table in tables}) > 1
     parts = [_column(table, name, apart=apart) for table in tables]
     fields = [field for field, _ in parts if not pa.types.is_null(field.type)]
@@ -103,7 +103,7 @@ def _cells(table: Table, name: str) -> list[Any]:
 
 
 def _column(table: Table, name: str, *, apart: bool) -> tuple[pa.Field, pa.ChunkedArray]:
-    """A table's column; names of files, where tables lie apart, with their folder."""
+    """Return a table's column; names of files, where tables lie apart, with their folder."""
     if name not in table:
         return pa.field(name, pa.null()), pa.chunked_array([pa.nulls(len(table))])
     arrow = table.arrow

@@ -27,7 +27,7 @@ NO_ROWS = "the table has no rows"
 
 
 def from_arrow(arrow: pa.Table, source: str, folder: Path) -> Table:
-    """An Arrow table; columns that need no change are not copied.
+    """Return an Arrow table; columns that need no change are not copied.
 
     Raises:
         TableError: it has no rows, column names that clash, or cells that are broken or of no type that is read.
@@ -54,7 +54,7 @@ def _normal_table(arrow: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def from_pandas(frame: Any, folder: Path) -> Table:
-    """A pandas DataFrame; its index is not a column.
+    """Return a pandas DataFrame; its index is not a column.
 
     Integers stay integers, NaN and NaT are missing, text stays text, also beside numbers in one column. A row with half
     a character in a text is rejected.
@@ -99,7 +99,7 @@ def _pandas_to_arrow(frame: Any, names: list[str], source: str) -> pa.Table:
 
 
 def _cell(value: Any) -> Any:
-    """An object cell of pandas as plain Python: its own words for nothing as None, numpy as lists and numbers."""
+    """Return an object cell of pandas as plain Python: NaN, NaT and NA as None, numpy values as lists and numbers."""
     if value is None or (isinstance(value, float) and value != value):
         return None
     if (picture := picture_bytes(value)) is not None:
@@ -122,7 +122,7 @@ def _cell(value: Any) -> Any:
 
 
 def from_hugging_face(data: Any, folder: Path) -> Table:
-    """A Hugging Face `Dataset`: media undecoded, class labels as their names (-1, "none", as missing).
+    """Return a Hugging Face `Dataset`: media undecoded, class labels as their names (-1, "none", as missing).
 
     Raises:
         TableError: it is a dictionary of splits, is streamed, has no rows, or column names that clash.

@@ -54,7 +54,7 @@ class Reading:
 def read_source(
     source: Source, *, base_dir: str | Path | None, cache_dir: str | Path | None, read: ReadConfig | None = None
 ) -> Table:
-    """What `Table.read` does; see there."""
+    """Return what `Table.read` does; see there."""
     read = read or ReadConfig()
     if isinstance(source, str | Path):
         name = local_path(str(source)) or str(source)
@@ -84,7 +84,7 @@ def read_source(
 
 
 def check_path(name: str) -> Path:
-    """The path of a table's file, or of a folder of such files.
+    """Return the path of a table's file, or of a folder of such files.
 
     Raises:
         TableError: it is not there, or has an extension that is not read.
@@ -120,7 +120,7 @@ def check_path(name: str) -> Path:
 
 
 def _near(path: Path) -> str:
-    """What to do about a file that is not there."""
+    """Return what to do about a file that is not there."""
     if not path.parent.is_dir():
         return f"the folder {str(path.parent)!r} is not there either"
     return nearest(path.name, (one.name for one in path.parent.iterdir())) or "check the path"
@@ -140,7 +140,7 @@ _INSTEAD = {
 
 
 def _shards(folder: Path) -> list[Path]:
-    """A folder's tables, by name: parts of one table, all of one kind.
+    """Return a folder's tables, by name: parts of one table, all of one kind.
 
     Raises:
         TableError: there is none, or they are of several kinds.
@@ -159,7 +159,7 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _at_address(address: str, base_dir: str | Path | None, read: ReadConfig) -> Table:
-    """The table at an address, copied; what it holds may change there, so its SHA-256 is in the notes.
+    """Return the table at an address, copied; what it holds may change there, so its SHA-256 is in the notes.
 
     A copy of text or Parquet is deleted once its Arrow form is there.
     """
@@ -192,7 +192,7 @@ def _remove(folder: str, process: int) -> None:
 
 
 def _converted(path: Path, reading: Reading, parse: Callable[[], Parsed]) -> Table:
-    """The file's rows through an Arrow file on disk, from `cache_dir` where it is already there."""
+    """Return the file's rows through an Arrow file on disk, from `cache_dir` where it is already there."""
     cache_dir = reading.cache_dir
     keep = None if cache_dir is not None else _Kept()
     home = cache_dir if cache_dir is not None else keep.folder  # type: ignore[union-attr]
@@ -298,7 +298,7 @@ def _with_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
 
 
 def _ipc(path: Path, reading: Reading) -> Table:
-    """An Arrow file is mapped as it is; the stream form, which Hugging Face writes, too."""
+    """Return the table of a memory-mapped Arrow file, in the file format or in the stream format of Hugging Face."""
     with _reading(path, "Arrow"):
         mapped = pa.memory_map(str(path))
         try:

@@ -31,18 +31,18 @@ class Copied:
 
 
 def is_address(name: str) -> bool:
-    """Whether a table's name is an address, not a path."""
+    """Return whether a table's name is an address, not a path."""
     return "://" in name
 
 
 def local_path(address: str) -> str | None:
-    """The path that a file:// address stands for; None for any other."""
+    """Return the path that a file:// address stands for; None for any other."""
     parts = urlsplit(address)
     return unquote(parts.path) if parts.scheme == "file" and parts.netloc in ("", "localhost") else None
 
 
 def copied(address: str, home: Path, endings: Collection[str]) -> Iterator[Copied]:
-    """The file at an address, or the parts of the table that a folder there holds, one after another by name.
+    """Yield the file at an address, or the parts of the table that a folder there holds, one after another by name.
 
     Args:
         address: with a scheme that fsspec knows.
@@ -117,7 +117,7 @@ def _copy(files: Any, name: str, address: str, path: Path) -> Copied:
 
 
 def _parts(files: Any, name: str, address: str) -> Iterator[bytes]:
-    """A file's content, some at a time."""
+    """Yield a file's content, some at a time."""
     try:
         with files.open(name, "rb") as source:
             while part := source.read(PIECE):

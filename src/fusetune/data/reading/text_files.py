@@ -163,7 +163,7 @@ def check_names(names: list[str], file: str) -> None:
 
 
 def header_only(path: Path) -> TableError:
-    """The error for a table of no rows."""
+    """Return the error for a table of no rows."""
     return EmptyTable(
         "there is a header and no row", expected="at least one row", do="check how it was written", file=str(path)
     )

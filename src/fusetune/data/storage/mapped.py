@@ -61,7 +61,7 @@ def index_type(most: int) -> type[np.signedinteger[Any]]:
 
 
 def mapped_concatenate(parts: Iterable[np.ndarray], rows: int) -> np.ndarray:
-    """`np.concatenate` of parts that have `rows` rows together."""
+    """Return `np.concatenate` of parts that have `rows` rows together."""
     joined, start = np.zeros(0), 0
     for number, part in enumerate(parts):
         if number == 0:
@@ -77,31 +77,31 @@ def mapped_narrow(indices: np.ndarray, most: int) -> np.ndarray:
 
 
 def mapped_take(values: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """`values[indices]`, for integer indices."""
+    """Return `values[indices]`, for integer indices."""
     return mapped_concatenate((values[indices[piece]] for piece in pieces(len(indices))), len(indices))
 
 
 def mapped_flatnonzero(mask: np.ndarray) -> np.ndarray:
-    """`np.flatnonzero` of a (rows,) mask, in the narrowest dtype."""
+    """Return `np.flatnonzero` of a (rows,) mask, in the narrowest dtype."""
     kind = index_type(len(mask))
     parts = ((np.flatnonzero(mask[piece]) + piece.start).astype(kind) for piece in pieces(len(mask)))
     return mapped_concatenate(parts, int(np.count_nonzero(mask)))
 
 
 def mapped_full(rows: int, value: Any, dtype: Any) -> np.ndarray:
-    """`np.full` of shape (rows,)."""
+    """Return `np.full` of shape (rows,)."""
     filled = mapped_zeros((rows,), dtype)
     filled[:] = value
     return filled
 
 
 def mapped_arange(rows: int) -> np.ndarray:
-    """`np.arange`, int64."""
+    """Return `np.arange`, int64."""
     return mapped_concatenate((np.arange(piece.start, piece.stop) for piece in pieces(rows)), rows)
 
 
 def mapped_argsort(numbers: np.ndarray) -> np.ndarray:
-    """`np.argsort(numbers, kind="stable")` of integers, (rows,) int64.
+    """Return `np.argsort(numbers, kind="stable")` of integers, (rows,) int64.
 
     Packs each number and its index into one 64-bit word and sorts the words in place.
     """

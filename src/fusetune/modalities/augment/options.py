@@ -31,7 +31,7 @@ class Option:
 
 
 def transforms(kind: str, options: Mapping[str, Any], known: Mapping[str, Option]) -> list[Transform]:
-    """The transforms that a kind's settings name, in the order of `known`.
+    """Return the transforms that a kind's settings name, in the order of `known`.
 
     Args:
         kind: names the setting in errors.
@@ -61,7 +61,7 @@ def _check(where: str, value: Any, option: Option) -> None:
 
 
 def settings(where: str, value: Any, known: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping's settings over their defaults.
+    """Return a mapping's settings over their defaults.
 
     Raises:
         ConfigError: it is no mapping, or has a key that is not known.

@@ -21,7 +21,7 @@ BEAMS = 4
 
 
 def cache_folder() -> Path:
-    """`$FUSETUNE_CACHE`, else `fusetune` in the user's cache folder."""
+    """Return `$FUSETUNE_CACHE`, else `fusetune` in the user's cache folder."""
     base = os.environ.get("FUSETUNE_CACHE")
     return Path(base) if base else user_cache() or Path(tempfile.mkdtemp(prefix="fusetune-"))
 
@@ -39,7 +39,7 @@ class Paraphrases:
         self._said: dict[str, str] = {}
 
     def of(self, text: str) -> str:
-        """The text in other words; itself where none were made."""
+        """Return the text in other words; itself where none were made."""
         return self._said.get(text) or text
 
     def fill(self, texts: Sequence[str], progress: Any = None) -> None:
@@ -104,7 +104,7 @@ class Paraphrases:
 
 
 def _read(path: Path) -> dict[str, str]:
-    """What is kept; lines that are broken are left out."""
+    """Return what is kept; lines that are broken are left out."""
     found: dict[str, str] = {}
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -162,7 +162,7 @@ def read_synonyms(path: Path) -> dict[str, tuple[str, ...]]:
 
 
 def _synset(line: str) -> list[str]:
-    """A synset's words from a line of WordNet: offset, lexicographer file, type, count (hexadecimal), words."""
+    """Return a synset's words from a line of WordNet: offset, lexicographer file, type, count (hexadecimal), words."""
     fields = line.split()
     words = fields[4 : 4 + 2 * int(fields[3], 16) : 2]
     return [word.partition("(")[0].replace("_", " ") for word in words]

@@ -94,7 +94,7 @@ def check_samples(samples: np.ndarray, place: Place, shown: object) -> None:
 
 
 def from_array(array: Any, rate: Any, place: Place) -> tuple[np.ndarray, int]:
-    """A decoded sound, as `datasets` gives it: `{"array", "sampling_rate"}`.
+    """Return a decoded sound, as `datasets` gives it: `{"array", "sampling_rate"}`.
 
     Args:
         array: (samples,) or (channels, samples) floats.
@@ -128,7 +128,7 @@ def from_array(array: Any, rate: Any, place: Place) -> tuple[np.ndarray, int]:
 
 
 def resample(samples: np.ndarray, rate: int, wanted: int, place: Place, shown: object) -> np.ndarray:
-    """The sound at another sampling rate, band-limited.
+    """Return the sound at another sampling rate, band-limited.
 
     Args:
         samples: (samples,) float32.
@@ -173,7 +173,7 @@ def _read_mono(file: Any, wanted: int) -> np.ndarray:
 
 
 def _cut_off(data: bytes) -> str | None:
-    """How a file shows that its end is missing, which decoders pass over; None where it does not."""
+    """Return how a file shows that its end is missing, which decoders pass over; None where it does not."""
     if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
         return _cut_off_chunks(data, b"data", "little")
     if data[:4] == b"FORM" and data[8:12] in (b"AIFF", b"AIFC"):
@@ -232,7 +232,7 @@ def _cut_off_mp3(data: bytes) -> str | None:
 
 
 def _mp3_frame_bytes(header: bytes) -> int:
-    """The bytes of the frame with this header; 0 where it is none of layer III, or of a bit rate of its own."""
+    """Return the bytes of the frame with this header; 0 where it is none of layer III, or of a bit rate of its own."""
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2:
         return 0
     version, kbits, rate = header[1] >> 3 & 3, header[2] >> 4, header[2] >> 2 & 3
@@ -243,14 +243,14 @@ def _mp3_frame_bytes(header: bytes) -> int:
 
 
 def _mp3_start(data: bytes) -> int:
-    """Where the first frame is: after the tag, where there is one."""
+    """Return where the first frame is: after the tag, where there is one."""
     if data[:3] != b"ID3" or len(data) < 10:
         return 0
     return 10 + sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
 
 
 def _spare(data: bytes) -> float:
-    """How many samples less than claimed a file may have.
+    """Return how many samples less than claimed a file may have.
 
     FLAC counts exactly. Of MP3, the length is a guess unless the first frame has a table with the number of frames,
     and encoders and cutters may miscount by one frame. Of other formats the end was looked at.

@@ -41,12 +41,12 @@ class Place:
     base_dir: Path
 
     def bad(self, value: Any, why: str, do: str | None = None) -> BadCell:
-        """The error for this cell."""
+        """Return the error for this cell."""
         return BadCell(row=self.row, column=self.column, value=value, why=why, do=do)
 
 
 def is_url(text: str) -> bool:
-    """Whether the string names something on a network."""
+    """Return whether the string names something on a network."""
     return bool(_URL.match(text.strip()))
 
 
@@ -69,7 +69,7 @@ def embedded(text: str) -> bytes | None:
 
 
 def starts_embedded(text: str, starts: re.Pattern[bytes]) -> bool:
-    """Whether a text holds a file in base64 whose first bytes a pattern matches; only its start is decoded."""
+    """Return whether a text holds a file in base64 whose first bytes a pattern matches; only its start is decoded."""
     text = text.strip()
     header = _DATA_URL.match(text)
     if not header and len(text) < _SHORTEST_BASE64:
@@ -79,7 +79,7 @@ def starts_embedded(text: str, starts: re.Pattern[bytes]) -> bool:
 
 
 def split_paths(text: str, base_dir: Path) -> list[str]:
-    """The paths in a cell: separated by `;`, unless the whole is the name of a file."""
+    """Return the paths in a cell: separated by `;`, unless the whole is the name of a file."""
     if text.lstrip().startswith("data:"):
         return [text.strip()]
     if ";" in text and not _exists(base_dir / text.strip()):
@@ -88,7 +88,7 @@ def split_paths(text: str, base_dir: Path) -> list[str]:
 
 
 def split_cell(cell: Any, base_dir: Path) -> list[Any]:
-    """The parts of a cell that may hold several files: a list, or paths separated by `;`."""
+    """Return the parts of a cell that may hold several files: a list, or paths separated by `;`."""
     if isinstance(cell, str):
         return list(split_paths(cell, base_dir))
     if isinstance(cell, list | tuple) or (isinstance(cell, np.ndarray) and cell.dtype == object):
@@ -163,7 +163,7 @@ def _read_file(name: str, place: Place) -> bytes:
 
 
 def _nearest_file(path: Path, name: str) -> str:
-    """What to do about a missing file: the nearest name in its folder, or the nearest folder that exists."""
+    """Return what to do about a missing file: the nearest name in its folder, or the nearest folder that exists."""
     if "\\" in name and _exists(path.parent / name.replace("\\", "/")):
         return f"write the path with '/': {name.replace(chr(92), '/')!r}"
     if not path.parent.is_dir():
@@ -186,7 +186,7 @@ def _exists(path: Path) -> bool:
 def detect_files(
     values: Sequence[Any], *, base_dir: Path, kind: str, endings: Collection[str], starts: re.Pattern[bytes]
 ) -> Detection:
-    """How many cells name or hold a file of a kind.
+    """Return how many cells name or hold a file of a kind.
 
     Args:
         values: cells that are not missing.

@@ -73,7 +73,7 @@ def read_picture(data: bytes, place: Place, name: object = None, *, used_at: int
 
 
 def _from_jpeg(data: bytes, image: Image.Image) -> Image.Image:
-    """The picture that Pillow would decode, at the size that its draft chose; noticing what Pillow passes over.
+    """Return the picture that Pillow would decode, at the size that its draft chose; noticing what Pillow passes over.
 
     A decoder that loses its way in a damaged stream goes on with wrong pixels, and only warns. Pillow drops these
     warnings. The pixels are the same: both are libjpeg-turbo.
@@ -100,7 +100,7 @@ def _from_jpeg(data: bytes, image: Image.Image) -> Image.Image:
 
 
 def _only_filled(data: bytes, warning: str) -> bool:
-    """Whether the bytes too many are a filling before the end, one byte repeated, as some cameras write it."""
+    """Return whether the bytes too many are a filling before the end, one byte repeated, as some cameras write it."""
     found = _TOO_MANY.search(warning)
     end = data.rfind(b"\xff\xd9")
     return found is not None and len(set(data[max(end - int(found[1]), 0) : end])) == 1
