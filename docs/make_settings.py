@@ -49,6 +49,11 @@ def words(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
+def capitalised(text: str) -> str:
+    """A text with a first letter in upper case, unless that is a symbol such as λ."""
+    return text[:1].upper() + text[1:] if text[:1].isascii() else text
+
+
 def takes(annotation: ast.expr) -> str:
     """An annotation for people: choices or a type, with its range."""
     source = ast.unparse(annotation)
@@ -103,15 +108,16 @@ def fields(section: ast.ClassDef, prefix: str) -> list[tuple[str, str, str, str]
 
 
 def options(part: type, prefix: str, *taken: str) -> list[tuple[str, str, str]]:
-    """The keyword settings of a part's constructor with what its docstring says of them."""
-    args = (inspect.getdoc(part.__init__) or "").partition("Args:\n")[2].partition("\n\n")[0]
+    """The keyword settings of a part's constructor, described by the Args of the class's docstring or its own."""
+    docs = [inspect.getdoc(part) or "", inspect.getdoc(part.__init__) or ""]
+    args = next((doc.partition("Args:\n")[2].partition("\n\n")[0] for doc in docs if "Args:\n" in doc), "")
     said = {found[1]: words(found[2]) for found in re.finditer(r"^    (\w+): ((?:.|\n {5,})*)", args, re.M)}
     signature = inspect.signature(part).parameters
     rows = []
     for name in options_of(part, *taken):
         default = signature[name].default
         shown = "" if default is None or default is inspect.Parameter.empty else f"`{str(default).lower()}`"
-        rows.append((f"`{prefix}{name}`", shown, said[name][:1].upper() + said[name][1:]))
+        rows.append((f"`{prefix}{name}`", shown, capitalised(said[name])))
     return rows
 
 

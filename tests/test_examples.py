@@ -9,8 +9,8 @@ import pytest
 from fusetune.registry import FUSIONS, OBJECTIVES, TASKS
 
 SECTIONS = {
-    "fusion": ("Inputs", "Requires", "Relations", "Example", "Reference"),
-    "objective": ("Inputs", "Requires", "Relations", "Example", "Reference"),
+    "fusion": ("Args", "Inputs", "Requires", "Relations", "Example", "Reference"),
+    "objective": ("Args", "Inputs", "Requires", "Relations", "Example", "Reference"),
     "task": ("Loss", "Answers", "Requires", "Relations", "Example", "Reference"),
 }
 PARTS = [

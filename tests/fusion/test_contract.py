@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fusetune.errors import ConfigError
-from fusetune.fusion._columns import kept_columns
+from fusetune.fusion._columns import present_columns
 from fusetune.fusion.attention import AttentionFusion
 from fusetune.fusion.base import Fused, Fusion
 from fusetune.fusion.bottleneck import BottleneckFusion
@@ -52,11 +52,11 @@ def test_modality_dropout_keeps_one_column_a_row_and_drops_at_its_rate():
     tokens = {name: Tokens(torch.zeros(rows, 1, 2), torch.ones(rows, 1, dtype=torch.bool)) for name in COLUMNS}
     present = {name: torch.ones(rows, dtype=torch.bool) for name in COLUMNS}
     present[COLUMNS[2]][:2000] = False
-    kept = kept_columns(COLUMNS, tokens, present, drop=0.3, training=True)
-    assert kept.any(1).all() and not kept[:2000, 2].any()
+    counted = present_columns(COLUMNS, tokens, present, drop=0.3, training=True)
+    assert counted.any(1).all() and not counted[:2000, 2].any()
     # a column goes with probability 0.3, unless all the others went too and it is the one that stays
-    assert kept[2000:].float().mean().item() == pytest.approx(0.7 + 0.3**3 / 3, abs=0.02)
-    heavy = kept_columns(COLUMNS, tokens, present, drop=0.99, training=True)
+    assert counted[2000:].float().mean().item() == pytest.approx(0.7 + 0.3**3 / 3, abs=0.02)
+    heavy = present_columns(COLUMNS, tokens, present, drop=0.99, training=True)
     assert heavy.any(1).all()
     assert heavy[2000:].float().mean(0).tolist() == pytest.approx([1 / 3] * 3, abs=0.06)  # each as likely to stay
 

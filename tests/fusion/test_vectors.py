@@ -139,7 +139,7 @@ class TestConvolution:
         torch.manual_seed(0)
         fusion = ConvolutionFusion(COLUMNS, DIM).eval()
         values = torch.randn(1, 2 * 13, DIM)  # two pictures, each a class token and 3 by 4 places
-        spread = fusion.spread(Tokens(values, torch.ones(1, 26, dtype=torch.bool), (1, 3, 4))).values
+        spread = fusion.convolve(Tokens(values, torch.ones(1, 26, dtype=torch.bool), (1, 3, 4))).values
         for start in (0, 13):
             assert torch.equal(spread[0, start], values[0, start])
             picture = torch.empty(1, DIM, 3, 4)
@@ -160,7 +160,7 @@ class TestConvolution:
         values = torch.randn(1, 6, DIM)
         values[0, 4:] = torch.nan
         mask = torch.tensor([[True] * 4 + [False] * 2])
-        spread = fusion.spread(Tokens(values, mask)).values[:, :4]
+        spread = fusion.convolve(Tokens(values, mask)).values[:, :4]
         line = values[:, :4].transpose(1, 2)
         around = F.conv1d(line, fusion.depthwise.weight[:, :, 2], padding=2, groups=DIM)
         added = F.gelu(F.conv1d(around, fusion.pointwise.weight[:, :, 0], fusion.pointwise.bias))
@@ -171,7 +171,7 @@ class TestConvolution:
         fusion = ConvolutionFusion(COLUMNS, DIM, depth=2).eval()
         tokens, present, _ = vectors(rows=1)
         present[COLUMNS[1]] = torch.tensor([False])
-        flat = {name: fusion.spread(part).values for name, part in tokens.items()}
+        flat = {name: fusion.convolve(part).values for name, part in tokens.items()}
         sequence = torch.cat([flat[COLUMNS[0]], fusion.null[1].view(1, 1, -1), flat[COLUMNS[2]]], 1)
         for norm, layer in zip(fusion.norms, fusion.layers, strict=True):
             line = norm(sequence).transpose(1, 2)
@@ -182,5 +182,5 @@ class TestConvolution:
         torch.manual_seed(0)
         fusion = ConvolutionFusion(COLUMNS, DIM).eval()
         values, mask = torch.randn(2, 12, DIM), torch.ones(2, 12, dtype=torch.bool)
-        wide, high, line = (fusion.spread(Tokens(values, mask, grid)).values for grid in ((0, 3, 4), (0, 4, 3), None))
+        wide, high, line = (fusion.convolve(Tokens(values, mask, grid)).values for grid in ((0, 3, 4), (0, 4, 3), None))
         assert not torch.allclose(wide, high) and not torch.allclose(wide, line)

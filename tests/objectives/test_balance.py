@@ -249,7 +249,9 @@ def test_famo_is_torchjds():
         oracle(torch.stack(list(theirs.values()))).backward()
         assert counted(made, losses(*before)) == pytest.approx([float(one.grad) for one in theirs.values()], rel=1e-3)
         oracle.update(torch.tensor(after, dtype=torch.float32))
-        made.learn(*(torch.tensor(one, dtype=torch.float32) for one in (before, after)), torch.ones(3, dtype=bool))
+        made.update_logits(
+            *(torch.tensor(one, dtype=torch.float32) for one in (before, after)), torch.ones(3, dtype=bool)
+        )
     torch.testing.assert_close(made.logits, oracle._w.detach(), rtol=1e-3, atol=1e-4)
     assert made.logits[0] < made.logits[1] < made.logits[2]  # what falls fastest counts least
 
@@ -261,7 +263,7 @@ def test_famos_step_by_hand():
     weights = (1 / 3) / (before + floor)
     assert counted(made, losses(*before)) == pytest.approx(weights / weights.sum(), rel=1e-5)
     assert counted(made, losses(*before)) == pytest.approx(weights / weights.sum(), rel=1e-5)
-    made.learn(*(torch.tensor(one, dtype=torch.float32) for one in (before, after)), torch.ones(3, dtype=bool))
+    made.update_logits(*(torch.tensor(one, dtype=torch.float32) for one in (before, after)), torch.ones(3, dtype=bool))
     gain = np.log(before + floor) - np.log(after + floor)
     gradient = (gain - gain.mean()) / 3
     assert made.logits.tolist() == pytest.approx(-lr * np.sign(gradient), rel=1e-4)  # Adam's first step
@@ -271,7 +273,7 @@ def test_a_task_without_labels_takes_no_weight_and_learns_nothing():
     made = Famo(ONES).train()
     assert counted(made, losses(1.0, 0.0, 1.0), batch(4, 0, 4)) == pytest.approx([0.5, 0, 0.5])
     present = torch.tensor([True, False, True])
-    made.learn(torch.tensor([1.0, math.nan, 1.0]), torch.tensor([0.5, math.nan, 0.9]), present)
+    made.update_logits(torch.tensor([1.0, math.nan, 1.0]), torch.tensor([0.5, math.nan, 0.9]), present)
     assert made.logits[1] == 0 and made.logits[0] < 0 < made.logits[2]
     assert counted(made, losses(0.0, 0.0, 0.0), batch(0, 0, 0)) == [0, 0, 0]
 
@@ -292,7 +294,7 @@ def test_state_is_saved_with_the_learner_and_weights_are_figures(mixed, name):
         made.end_epoch()
         learner(examples.batch(examples.used[32:64]))
     if isinstance(made, Famo):
-        made.learn(torch.rand(5), torch.rand(5), torch.ones(5, dtype=bool))
+        made.update_logits(torch.rand(5), torch.rand(5), torch.ones(5, dtype=bool))
     other = Learner(model, Total(tasks, [], BALANCES[name](ONES | dict.fromkeys("de", 1.0))))
     other.load_state_dict(learner.state_dict())
     for key, value in made.state_dict().items():
@@ -303,12 +305,12 @@ def test_state_is_saved_with_the_learner_and_weights_are_figures(mixed, name):
 
 def test_mean_losses_since_the_last_time():
     made = Balance({"a": 2.0, "b": 1.0, "c": 1.0}).train()
-    assert made.take() == {}
+    assert made.pop_means() == {}
     made(losses(1.0, 1.0, 0.0), batch(4, 1, 0))
     made(losses(2.0, 3.0, 0.0), batch(4, 3, 0))
-    found = made.take()
+    found = made.pop_means()
     assert (found["a"], found["b"]) == (0.75, 2.5) and math.isnan(found["c"])
-    assert made.take() == {}
+    assert made.pop_means() == {}
 
 
 def test_nothing_of_the_balance_is_a_module_of_the_model(mixed):

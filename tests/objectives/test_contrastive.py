@@ -15,7 +15,7 @@ from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
 from fusetune.errors import ConfigError
 from fusetune.objectives.contrastive import ContrastiveObjective
-from fusetune.objectives.gather import gathered
+from fusetune.objectives.gather import gather_rows
 from fusetune.objectives.total import build_objectives
 from fusetune.testing.objectives import ROWS, make_parts
 from fusetune.types import Tokens
@@ -279,7 +279,7 @@ def _process(rank: int, folder: str, form: str, sizes: list[int], sent) -> None:
     objective = make(form=form)
     part = split(vectors(sum(sizes), groups=GROUPS[: sum(sizes)]), sizes)[rank]
     leaves = {name: part[name].clone().requires_grad_() for name in ("vector/x", "vector/z")}
-    value = objective.of_vectors(gathered({**part, **leaves}))["contrastive"]
+    value = objective.of_vectors(gather_rows({**part, **leaves}))["contrastive"]
     value.backward()
     own = [p.grad for p in objective.parameters()]
     for gradient in own:  # as data parallelism does

@@ -265,10 +265,10 @@ def test_more_are_an_error_that_counts_them():
 def test_a_left_out_update_changes_no_weight_buffer_or_balance():
     learner, examples = make()
     learner.objective.balance = balance = build_balance("dwa", learner.model, learner.objective.tasks.tasks, examples)
-    before, own = weights(learner), balance.own()
+    before, own = weights(learner), balance.process_state()
     with pytest.warns(UserWarning):
         run(learner, examples, stage(learner, epochs=1 / 3, skip=1, gradients=Spoiled(1)))
-    assert balance.own() is own
+    assert balance.process_state() is own
     for name, value in weights(learner).items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True, msg=name)
 

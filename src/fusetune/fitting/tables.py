@@ -17,7 +17,7 @@ from fusetune.data.splits import split_rows
 from fusetune.data.table import Table
 from fusetune.errors import TableError
 from fusetune.evaluation.results import TableUsed
-from fusetune.objectives.total import lone_objective
+from fusetune.objectives.total import standalone_objective
 
 SPLITS = ("train", "val", "test")
 
@@ -62,7 +62,7 @@ class Tables:
         self.notes += self.schema.notes
         given = {split: table.read_as(self.schema.forms()) for split, table in given.items()}
         train = given["train"]
-        if not self.schema.names("target") and lone_objective(self.config.objectives) is None:
+        if not self.schema.names("target") and standalone_objective(self.config.objectives) is None:
             raise TableError(
                 "there is no target column",
                 do="name it: --target COLUMN",

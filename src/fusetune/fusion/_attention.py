@@ -1,4 +1,4 @@
-"""The transformer block of fusions by attention."""
+"""The transformer block that the attention fusions share."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ class AttentionBlock(nn.Module):
 
     Queries, keys and values have no bias: a bias on keys cancels in the softmax and would never be trained.
 
+    Args:
+        dim: features of a token, divisible by `num_heads`.
+        num_heads: attention heads.
+        dropout: rate in [0, 1) on the attention weights and on both residual branches.
+        widen: hidden features of the perceptron, in multiples of `dim`.
+
     Reference: Xiong et al. 2020, "On Layer Normalization in the Transformer Architecture" (arXiv 2002.04745).
     """
 
     def __init__(self, dim: int, *, num_heads: int, dropout: float, widen: int = 4) -> None:
-        """
-        Args:
-            dim: features of a token, divisible by `num_heads`.
-            num_heads: attention heads.
-            dropout: rate in [0, 1) on attention weights and on what each half adds.
-            widen: hidden features of the perceptron, in multiples of `dim`.
-        """
         super().__init__()
         self.num_heads, self.rate = num_heads, dropout
         self.norm_attention, self.norm_mlp = nn.LayerNorm(dim), nn.LayerNorm(dim)
@@ -33,11 +32,12 @@ class AttentionBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, mask: Tensor, context: Tensor | None = None) -> Tensor:
-        """
+        """Update the tokens by attention and the perceptron.
+
         Args:
             tokens: (batch, tokens, dim), the queries.
-            mask: (batch, keys) bool, True where a key may be attended to, or (batch, tokens, keys) where that depends
-                on the query; at least one a query.
+            mask: (batch, keys) bool, True where a key may be attended to; (batch, tokens, keys) if that depends on the
+                query. Every query has at least one key.
             context: (batch, keys, dim), the keys and values. None: the tokens themselves.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Shared by fusions: which columns count in a row, modality dropout, one vector a column, the perceptron."""
+"""Parts that fusions share: the present columns of a row, modality dropout, one vector a column, the perceptron."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fusetune.types import Tokens
 
 
 def check_rate(name: str, rate: float) -> float:
-    """Return a rate that lies in [0, 1).
+    """Return a rate if it is in [0, 1).
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: it is not.
     """
     if not 0 <= rate < 1:
         raise ConfigError(f"{name} is out of range", expected="0 <= rate < 1", came=str(rate))
@@ -25,7 +25,7 @@ def check_rate(name: str, rate: float) -> float:
 
 
 def check_count(name: str, count: int, *, most: int | None = None) -> int:
-    """Return a count that is 1 or more, and at most `most` where that is given.
+    """Return a count if it is at least 1, and at most `most` if that is given.
 
     Raises:
         ConfigError: it is not.
@@ -37,44 +37,44 @@ def check_count(name: str, count: int, *, most: int | None = None) -> int:
     return count
 
 
-def kept_columns(
+def present_columns(
     order: Sequence[str], columns: dict[str, Tokens], present: dict[str, Tensor], *, drop: float, training: bool
 ) -> Tensor:
-    """Return which columns each row is fused from, (batch, columns) bool, at least one a row.
+    """Return which columns each row is fused from, (batch, columns) bool, with at least one True a row.
 
-    A column counts where it is present and has a real token. In training, each counting column is dropped with
+    A column is counted if it is present and has a real token. In training, each counted column is dropped with
     probability `drop`; a row that would lose all of them keeps one, chosen uniformly. A fusion treats a dropped column
-    as an absent one, so that the model is trained on missing columns.
+    as absent, so that the model is trained on missing columns.
+
+    Args:
+        order: the columns in the fusion's order.
+        columns: by column, (batch, tokens, dim) with its mask.
+        present: by column, (batch,) bool.
+        drop: probability in [0, 1).
+        training: whether columns are dropped.
 
     Reference: Neverova et al. 2015, "ModDrop" (arXiv 1501.00102).
-
-    Args:
-        order: the columns in the fusion's order.
-        columns: per column, (batch, tokens, dim) with its mask.
-        present: per column, (batch,) bool.
-        drop: probability in [0, 1).
-        training: whether to drop at all.
     """
-    kept = torch.stack([present[name] & columns[name].mask.any(1) for name in order], dim=1)  # (batch, columns)
-    if kept.is_cpu and not torch.compiler.is_compiling():  # elsewhere to look would be to wait
-        assert bool(kept.any(1).all()), "a row without any column reached the fusion"
+    counted = torch.stack([present[name] & columns[name].mask.any(1) for name in order], dim=1)  # (batch, columns)
+    if counted.is_cpu and not torch.compiler.is_compiling():  # on a GPU the check would wait for the device
+        assert bool(counted.any(1).all()), "a row without any column reached the fusion"
     if not training or drop == 0 or len(order) == 1:
-        return kept
-    draw = torch.rand(kept.shape, device=kept.device).masked_fill(~kept, -1.0)
+        return counted
+    draw = torch.rand(counted.shape, device=counted.device).masked_fill(~counted, -1.0)
     last = draw == draw.max(dim=1, keepdim=True).values  # the column that would be dropped last
-    return kept & ((draw >= drop) | last)
+    return counted & ((draw >= drop) | last)
 
 
-def column_vectors(order: Sequence[str], columns: dict[str, Tokens], kept: Tensor, null: Tensor) -> Tensor:
-    """Return one vector a column: the mean of its real tokens, or its null vector where the column does not count.
+def column_vectors(order: Sequence[str], columns: dict[str, Tokens], counted: Tensor, null: Tensor) -> Tensor:
+    """Return one vector a column: the mean of its real tokens, or its null vector in rows where it is not counted.
 
-    Masked values are replaced, not multiplied by zero, so that not even a NaN among them reaches the output.
+    Masked values are replaced, not multiplied by zero, so that a NaN among them cannot reach the output.
 
     Args:
         order: the columns in the fusion's order.
-        columns: per column, (batch, tokens, dim) with its mask.
-        kept: (batch, columns) bool.
-        null: (columns, dim), learned.
+        columns: by column, (batch, tokens, dim) with its mask.
+        counted: (batch, columns) bool, from `present_columns`.
+        null: (columns, dim), the null vectors.
 
     Returns:
         (batch, columns, dim).
@@ -86,61 +86,65 @@ def column_vectors(order: Sequence[str], columns: dict[str, Tokens], kept: Tenso
         ],
         dim=1,
     )  # (batch, columns, dim)
-    means = means.masked_fill(~kept.unsqueeze(-1), 0.0)
-    return torch.where(kept.unsqueeze(-1), means, null.to(means.dtype))
+    means = means.masked_fill(~counted.unsqueeze(-1), 0.0)
+    return torch.where(counted.unsqueeze(-1), means, null.to(means.dtype))
 
 
-def one_token_each(order: Sequence[str], vectors: Tensor, kept: Tensor) -> dict[str, Tokens]:
-    """Return fused tokens of one vector a column.
+def single_tokens(order: Sequence[str], vectors: Tensor, counted: Tensor) -> dict[str, Tokens]:
+    """Return fused tokens with a single token a column, by column.
 
     Args:
         order: the columns in the fusion's order.
         vectors: (batch, columns, dim).
-        kept: (batch, columns) bool, True where the column counts.
+        counted: (batch, columns) bool, from `present_columns`.
     """
-    return {name: Tokens(vectors[:, c : c + 1], kept[:, c : c + 1]) for c, name in enumerate(order)}
+    return {name: Tokens(vectors[:, c : c + 1], counted[:, c : c + 1]) for c, name in enumerate(order)}
 
 
 class VectorFusion(Fusion):
-    """Base of fusions of one vector a column: the mean of its tokens, or a learned null vector where it is absent."""
+    """Base class of fusions that read one vector a column: the mean of its tokens, or a learned null vector if absent.
+
+    Args:
+        columns: names of the columns, in a fixed order.
+        dim: features of every token and of the pooled vector.
+        modality_dropout: probability in [0, 1) that a row's present column is treated as absent in training.
+
+    Raises:
+        ConfigError: the probability is out of range.
+    """
 
     interacts = True
 
     def __init__(self, columns: Sequence[str], dim: int, *, modality_dropout: float) -> None:
-        """
-        Args:
-            columns: the columns, in a fixed order.
-            dim: features of every token and of the pooled vector.
-            modality_dropout: probability in [0, 1) that a present column is hidden from a row in training.
-
-        Raises:
-            ConfigError: the probability is out of range.
-        """
         super().__init__(columns, dim)
         self.modality_dropout = check_rate("modality_dropout", modality_dropout)
         self.null = nn.Parameter(torch.randn(len(self.columns), dim) * 0.02)
         self.norm = nn.LayerNorm(dim)
 
     @abc.abstractmethod
-    def mix(self, vectors: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    def mix(self, vectors: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
         """Return fused vectors, (batch, columns, dim), and the pooled vector before its norm, (batch, dim).
 
         Args:
             vectors: (batch, columns, dim).
-            kept: (batch, columns) bool, True where the column counts.
+            counted: (batch, columns) bool, from `present_columns`.
         """
 
     def forward(self, columns: dict[str, Tokens], present: dict[str, Tensor]) -> Fused:
-        """See `Fusion.forward`. Fused tokens are one vector a column."""
-        kept = kept_columns(self.columns, columns, present, drop=self.modality_dropout, training=self.training)
-        vectors, pooled = self.mix(column_vectors(self.columns, columns, kept, self.null), kept)
-        return Fused(one_token_each(self.columns, vectors, kept), self.norm(pooled))
+        """See `Fusion.forward`. Each column has a single fused token."""
+        counted = present_columns(self.columns, columns, present, drop=self.modality_dropout, training=self.training)
+        vectors, pooled = self.mix(column_vectors(self.columns, columns, counted, self.null), counted)
+        return Fused(single_tokens(self.columns, vectors, counted), self.norm(pooled))
 
 
 def perceptron(num_in: int, dim: int, *, depth: int, dropout: float) -> nn.Sequential:
-    """Return a perceptron from `num_in` features through `depth` hidden layers of 2 x dim features to `dim`.
+    """Build a perceptron with `depth` hidden layers of 2 x dim features, each followed by GELU and dropout.
 
-    Each hidden layer is followed by GELU and dropout.
+    Args:
+        num_in: features of the input.
+        dim: features of the output.
+        depth: hidden layers, at least 1.
+        dropout: rate in [0, 1).
 
     Raises:
         ConfigError: `depth` or `dropout` is out of range.

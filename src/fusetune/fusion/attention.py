@@ -1,4 +1,4 @@
-"""Fusion by attention: a small transformer over the columns' tokens, read by a learned query."""
+"""Fusion by attention: a small transformer over the columns' tokens, pooled by a learned query."""
 
 from __future__ import annotations
 
@@ -9,24 +9,35 @@ from torch import Tensor, nn
 
 from fusetune.errors import ConfigError
 from fusetune.fusion._attention import AttentionBlock
-from fusetune.fusion._columns import check_count, check_rate, kept_columns
+from fusetune.fusion._columns import check_count, check_rate, present_columns
 from fusetune.fusion.base import Fused, Fusion
 from fusetune.types import Tokens
 
 
 class AttentionFusion(Fusion):
-    """Run a transformer over the tokens of all columns and read the result with a learned query.
+    """Run a transformer over the tokens of all columns, and pool with a learned query.
 
     The sequence is [query; tokens of column 1; tokens of column 2; ...]. Pre-norm blocks attend over all of it;
-    `pooled` is the query after the last block, normalised. Each token carries a learned embedding of its column. In
-    place of an absent column stands one learned null token, so that absence is a signal of its own.
+    `pooled` is the query after the last block, normalised. A learned embedding of its column is added to each token. An
+    absent column is replaced by one learned null token, so that the model sees its absence.
+
+    Args:
+        columns: names of the columns, in a fixed order.
+        dim: features of every token and of the pooled vector, divisible by `num_heads`.
+        num_heads: attention heads, at least 1.
+        depth: transformer blocks, at least 1.
+        dropout: rate in [0, 1) inside the blocks.
+        modality_dropout: probability in [0, 1) that a row's present column is treated as absent in training.
+
+    Raises:
+        ConfigError: a setting is out of range or `dim` cannot be split among the heads.
 
     Inputs: (batch, tokens, dim) a column; columns may have different numbers of tokens.
 
-    Requires: `dim` divisible by `num_heads`. Time and memory grow with the square of the number of all columns' tokens.
+    Requires: `dim` divisible by `num_heads`. Time and memory grow with the square of the total number of tokens.
 
-    Relations: in `cross_attention` a column's tokens attend to the other columns only; in `bottleneck` all that passes
-    between columns passes through a few shared tokens, which is cheaper for long columns.
+    Relations: in `cross_attention`, a column's tokens attend only to the other columns; in `bottleneck`, columns
+    exchange information only through a few shared tokens, which is cheaper for long columns.
 
     Example:
         >>> import torch
@@ -54,18 +65,6 @@ class AttentionFusion(Fusion):
         dropout: float = 0.1,
         modality_dropout: float = 0.1,
     ) -> None:
-        """
-        Args:
-            columns: the columns, in a fixed order.
-            dim: features of every token, divisible by `num_heads`.
-            num_heads: attention heads, at least 1.
-            depth: transformer blocks, at least 1.
-            dropout: rate in [0, 1) inside the blocks.
-            modality_dropout: probability in [0, 1) that a present column is hidden from a row in training.
-
-        Raises:
-            ConfigError: a setting is out of range or `dim` cannot be split among the heads.
-        """
         super().__init__(columns, dim)
         if num_heads < 1 or dim % num_heads:
             raise ConfigError(
@@ -86,7 +85,7 @@ class AttentionFusion(Fusion):
 
     def forward(self, columns: dict[str, Tokens], present: dict[str, Tensor]) -> Fused:
         """See `Fusion.forward`."""
-        tokens, mask, _, kept = self.sequence(columns, present)
+        tokens, mask, _, counted = self.sequence(columns, present)
         tokens = torch.cat([self.start(tokens), tokens], dim=1)  # (batch, 1 + tokens, dim)
         mask = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
         *earlier, last = self.blocks
@@ -95,22 +94,22 @@ class AttentionFusion(Fusion):
         pooled = self.norm(last(tokens[:, :1], mask, tokens))[:, 0]
 
         def fused() -> dict[str, Tokens]:
-            return self.split(self.norm(last(tokens[:, 1:], mask, tokens)), mask[:, 1:], kept, columns)
+            return self.split(self.norm(last(tokens[:, 1:], mask, tokens)), mask[:, 1:], counted, columns)
 
         return Fused(fused, pooled)
 
-    def split(self, tokens: Tensor, mask: Tensor, kept: Tensor, columns: dict[str, Tokens]) -> dict[str, Tokens]:
-        """Split a sequence into its columns. Null tokens, which stand for absent columns, are not real.
+    def split(self, tokens: Tensor, mask: Tensor, counted: Tensor, columns: dict[str, Tokens]) -> dict[str, Tokens]:
+        """Split a sequence into its columns, by column; null tokens are masked.
 
         Args:
-            tokens: (batch, tokens, dim) of all columns, concatenated.
-            mask: (batch, tokens) bool, null tokens included.
-            kept: (batch, columns) bool, True where the column counts.
+            tokens: (batch, tokens, dim), all columns' tokens, concatenated.
+            mask: (batch, tokens) bool, True for real tokens and for null tokens.
+            counted: (batch, columns) bool, from `present_columns`.
             columns: the columns that the sequence was made from.
         """
         sizes = [max(columns[name].values.shape[1], 1) for name in self.columns]
         parts = zip(
-            torch.split(tokens, sizes, 1), torch.split(mask, sizes, 1), kept.unsqueeze(2).unbind(1), strict=True
+            torch.split(tokens, sizes, 1), torch.split(mask, sizes, 1), counted.unsqueeze(2).unbind(1), strict=True
         )
         return {
             name: Tokens(values, real & counts)
@@ -118,33 +117,33 @@ class AttentionFusion(Fusion):
         }
 
     def start(self, tokens: Tensor) -> Tensor:
-        """Return the learned query for each row: (batch, 1, dim)."""
+        """Return the learned query for each row, (batch, 1, dim)."""
         return self.query.to(tokens.dtype).expand(len(tokens), 1, -1)
 
     def sequence(self, columns: dict[str, Tokens], present: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Concatenate all columns' tokens, a null token in place of each absent column.
+        """Concatenate all columns' tokens, with a null token for each absent column.
 
         Returns:
-            The tokens plus their columns' embeddings, (batch, tokens, dim); which may be attended to, (batch, tokens)
-            bool, at least one a column; the index of each token's column, (tokens,) int64; and which columns count in
-            a row, (batch, columns) bool.
+            The tokens plus their columns' embeddings, (batch, tokens, dim); their mask, (batch, tokens) bool, True for
+            at least one token a column; the index of each token's column, (tokens,) int64; and the columns that count
+            in each row, (batch, columns) bool.
         """
-        kept = kept_columns(self.columns, columns, present, drop=self.modality_dropout, training=self.training)
+        counted = present_columns(self.columns, columns, present, drop=self.modality_dropout, training=self.training)
         pieces, masks, owners = [], [], []
-        for place, name in enumerate(self.columns):
-            values, mask = _with_null(columns[name], kept[:, place], self.null[place])
-            pieces.append(values + self.column[place].to(values.dtype))
+        for index, name in enumerate(self.columns):
+            values, mask = _with_null(columns[name], counted[:, index], self.null[index])
+            pieces.append(values + self.column[index].to(values.dtype))
             masks.append(mask)
-            owners.append(torch.full((mask.shape[1],), place, device=mask.device))
-        return torch.cat(pieces, dim=1), torch.cat(masks, dim=1), torch.cat(owners), kept
+            owners.append(torch.full((mask.shape[1],), index, device=mask.device))
+        return torch.cat(pieces, dim=1), torch.cat(masks, dim=1), torch.cat(owners), counted
 
 
-def _with_null(tokens: Tokens, kept: Tensor, null: Tensor) -> tuple[Tensor, Tensor]:
-    """Put the null token in the first place of rows that lack the column."""
-    values, mask = tokens.values, tokens.mask & kept.unsqueeze(1)
+def _with_null(tokens: Tokens, counted: Tensor, null: Tensor) -> tuple[Tensor, Tensor]:
+    """Return values and mask of a column, its first token replaced by the null token in rows that lack the column."""
+    values, mask = tokens.values, tokens.mask & counted.unsqueeze(1)
     if values.shape[1] == 0:
-        values, mask = values.new_zeros(len(kept), 1, values.shape[2]), kept.unsqueeze(1)
+        values, mask = values.new_zeros(len(counted), 1, values.shape[2]), counted.unsqueeze(1)
     values = values.masked_fill(~mask.unsqueeze(-1), 0.0)
     first = torch.zeros_like(mask)
-    first[:, 0] = ~kept
+    first[:, 0] = ~counted
     return torch.where(first.unsqueeze(-1), null.to(values.dtype), values), mask | first

@@ -1,4 +1,4 @@
-"""Fusion by attention bottlenecks: columns exchange through a few shared tokens only."""
+"""Fusion by attention bottlenecks: columns exchange information only through a few shared tokens."""
 
 from __future__ import annotations
 
@@ -15,20 +15,33 @@ from fusetune.types import Tokens
 
 
 class BottleneckFusion(AttentionFusion):
-    """Let columns exchange through a few shared tokens only.
+    """Let columns exchange information only through a few shared latent tokens.
 
     Each block updates x_c ← Block(x_c over [x_c; b]) and b_c ← Block(b over x_c) for every column c, then b ← the mean
-    of b_c over the present columns. The shared tokens b must sum up each column in few vectors. At the end one block
-    lets a learned query attend to all columns' tokens and to b; `pooled` is what it becomes, normalised. Column
-    embeddings and null tokens are those of `attention`.
+    of b_c over the present columns. So the latent tokens b must summarise each column in a few vectors. In a final
+    block a learned query attends to all columns' tokens and to b; its output, normalised, is `pooled`. Column
+    embeddings and null tokens are as in `attention`.
+
+    Args:
+        columns: names of the columns, in a fixed order.
+        dim: features of every token and of the pooled vector, divisible by `num_heads`.
+        num_latents: shared latent tokens, at least 1.
+        num_heads: attention heads, at least 1.
+        depth: blocks, at least 1, not counting the final block of the query. With 1, only the query sees several
+            columns.
+        dropout: rate in [0, 1) inside the blocks.
+        modality_dropout: probability in [0, 1) that a row's present column is treated as absent in training.
+
+    Raises:
+        ConfigError: a setting is out of range or `dim` cannot be split among the heads.
 
     Inputs: (batch, tokens, dim) a column.
 
     Requires: `dim` divisible by `num_heads`. With `depth=1` only the query sees several columns.
 
-    Relations: cheaper than `attention` where columns are long (`text.pool=none`). The paper has weights for each
-    modality; here the columns share a block's weights. In the paper b_c attends to b as well, which has more tokens
-    than a column that is a single vector and would drown it.
+    Relations: cheaper than `attention` for long columns (`text.pool=none`). The paper has weights for each modality;
+    here the columns share a block's weights. In the paper the queries b also attend to b itself; not here, as b would
+    outnumber a column that is a single token.
 
     Example:
         >>> import torch
@@ -52,19 +65,6 @@ class BottleneckFusion(AttentionFusion):
         dropout: float = 0.1,
         modality_dropout: float = 0.1,
     ) -> None:
-        """
-        Args:
-            columns: the columns, in a fixed order.
-            dim: features of every token, divisible by `num_heads`.
-            num_latents: shared tokens, at least 1.
-            num_heads: attention heads, at least 1.
-            depth: blocks, at least 1; with 1, only the query sees several columns. The query's own block comes on top.
-            dropout: rate in [0, 1) inside the blocks.
-            modality_dropout: probability in [0, 1) that a present column is hidden from a row in training.
-
-        Raises:
-            ConfigError: a setting is out of range or `dim` cannot be split among the heads.
-        """
         super().__init__(
             columns, dim, num_heads=num_heads, depth=depth, dropout=dropout, modality_dropout=modality_dropout
         )
@@ -73,19 +73,21 @@ class BottleneckFusion(AttentionFusion):
 
     def forward(self, columns: dict[str, Tokens], present: dict[str, Tensor]) -> Fused:
         """See `Fusion.forward`."""
-        tokens, mask, owner, kept = self.sequence(columns, present)
+        tokens, mask, owner, counted = self.sequence(columns, present)
         num, num_columns, num_latents = tokens.shape[1], len(self.columns), len(self.latents)
         latents = self.latents.to(tokens.dtype).expand(len(tokens), -1, -1)  # (batch, latents, dim)
-        asking = torch.arange(num_columns, device=owner.device).repeat_interleave(num_latents)  # a copy's column
-        own = mask.unsqueeze(1) & (torch.cat([owner, asking]).unsqueeze(1) == owner)  # (batch, queries, tokens)
+        copy_owner = torch.arange(num_columns, device=owner.device).repeat_interleave(
+            num_latents
+        )  # the column of each copy of b
+        own = mask.unsqueeze(1) & (torch.cat([owner, copy_owner]).unsqueeze(1) == owner)  # (batch, queries, tokens)
         shared = (torch.arange(own.shape[1], device=owner.device) < num).view(1, -1, 1)
-        seen = torch.cat([own, shared.expand(len(tokens), -1, num_latents)], dim=2)
-        share = kept.to(tokens.dtype)[:, :, None, None]  # (batch, columns, 1, 1)
+        allowed = torch.cat([own, shared.expand(len(tokens), -1, num_latents)], dim=2)
+        share = counted.to(tokens.dtype)[:, :, None, None]  # (batch, columns, 1, 1)
         for block in self.blocks:
             queries = torch.cat([tokens, latents.repeat(1, num_columns, 1)], dim=1)
-            tokens, copies = block(queries, seen, torch.cat([tokens, latents], dim=1)).tensor_split((num,), dim=1)
+            tokens, copies = block(queries, allowed, torch.cat([tokens, latents], dim=1)).tensor_split((num,), dim=1)
             latents = (copies.unflatten(1, (num_columns, num_latents)) * share).sum(1) / share.sum(1)
-        everything = torch.cat([tokens, latents], dim=1)
+        all_tokens = torch.cat([tokens, latents], dim=1)
         real = torch.cat([mask, torch.ones_like(mask[:, :1]).expand(-1, num_latents)], dim=1)
-        pooled = self.norm(self.reader(self.start(tokens), real, everything))[:, 0]
-        return Fused(lambda: self.split(self.norm(tokens), mask, kept, columns), pooled)
+        pooled = self.norm(self.reader(self.start(tokens), real, all_tokens))[:, 0]
+        return Fused(lambda: self.split(self.norm(tokens), mask, counted, columns), pooled)

@@ -1,4 +1,4 @@
-"""Fusion by concatenation: one mean vector a column, side by side, through a perceptron."""
+"""Fusion by concatenation of one mean vector a column, mapped by a perceptron."""
 
 from __future__ import annotations
 
@@ -10,18 +10,29 @@ from fusetune.fusion._columns import VectorFusion, perceptron
 
 
 class ConcatFusion(VectorFusion):
-    """Concatenate one vector a column and map them by a perceptron, with a linear path beside it.
+    """Concatenate one vector a column and map the result by a perceptron and a linear skip connection.
 
-    pooled = LayerNorm(MLP([v_1; ...; v_k]) + S [v_1; ...; v_k]), v_c the mean of column c's real tokens, or its learned
-    null vector where the column is absent. The linear path S lets the fusion be a linear model on all columns before it
-    is anything else.
+    pooled = LayerNorm(MLP([v_1; ...; v_k]) + S [v_1; ...; v_k]), with v_c the mean of column c's real tokens, or its
+    learned null vector where the column is absent. The skip connection S makes a linear model on all columns easy to
+    learn.
+
+    Args:
+        columns: names of the columns, in a fixed order.
+        dim: features of every token and of the pooled vector.
+        depth: hidden layers of the perceptron, at least 1, each of 2 x dim features.
+        dropout: rate in [0, 1) after every hidden layer.
+        modality_dropout: probability in [0, 1) that a row's present column is treated as absent in training.
+        skip: whether to add the linear skip connection S.
+
+    Raises:
+        ConfigError: a setting is out of range.
 
     Inputs: (batch, tokens, dim) a column, averaged over its real tokens.
 
     Requires: nothing. Parameters grow with the number of columns.
 
-    Relations: the smallest fusion that can relate columns. `film` modulates the columns first, `mixture` has several
-    perceptrons.
+    Relations: the smallest fusion that learns interactions of columns. `film` modulates the columns first; `mixture`
+    has several perceptrons.
 
     Example:
         >>> import torch
@@ -44,25 +55,13 @@ class ConcatFusion(VectorFusion):
         modality_dropout: float = 0.1,
         skip: bool = True,
     ) -> None:
-        """
-        Args:
-            columns: the columns, in a fixed order.
-            dim: features of every token and of the pooled vector.
-            depth: hidden layers of the perceptron, at least 1, each of 2 x dim features.
-            dropout: rate in [0, 1) after every hidden layer.
-            modality_dropout: probability in [0, 1) that a present column is hidden from a row in training.
-            skip: whether the linear path S is there.
-
-        Raises:
-            ConfigError: a setting is out of range.
-        """
         super().__init__(columns, dim, modality_dropout=modality_dropout)
         wide = len(self.columns) * dim
         self.mlp = perceptron(wide, dim, depth=depth, dropout=dropout)
         self.skip = nn.Linear(wide, dim, bias=False) if skip else None
 
-    def mix(self, vectors: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-        """See `VectorFusion.mix`. Fused vectors are the columns' own."""
+    def mix(self, vectors: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+        """See `VectorFusion.mix`. The fused vectors are the columns' own."""
         flat = vectors.flatten(1)  # (batch, columns * dim)
         pooled: Tensor = self.mlp(flat)
         return vectors, pooled if self.skip is None else pooled + self.skip(flat)

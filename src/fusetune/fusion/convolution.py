@@ -1,4 +1,4 @@
-"""Fusion by convolution: over the map of each column's tokens, then over the sequence of the columns."""
+"""Fusion by convolutions over each column's map of tokens, then over the sequence of columns."""
 
 from __future__ import annotations
 
@@ -14,21 +14,32 @@ from fusetune.types import Tokens
 
 
 class ConvolutionFusion(VectorFusion):
-    """Convolve each column's tokens over their map, then the sequence of the columns.
+    """Convolve each column's tokens over their map, then the columns' vectors over the sequence of columns.
 
     x ← x + GELU(P (D * x)) on each column's tokens, u ← u + GELU(K * LayerNorm(u)) on their means u = [v_1 ... v_k],
-    pooled = LayerNorm(mean of u). D is a convolution over height and width for each feature by itself, P a linear map
-    of the features at each place: a depthwise-separable convolution, shared by the columns. K is a convolution over the
-    columns in their order, an absent one being its learned null vector.
+    pooled = LayerNorm(mean of u). D is a depthwise convolution over height and width, P a pointwise one: together a
+    depthwise-separable convolution, shared by all columns. K is a convolution over the columns in their order, in which
+    an absent column is its learned null vector.
 
-    Inputs: (batch, tokens, dim) a column. Tokens with a `grid`, such as a picture's with `pool: none`, keep their
-    height and width; other tokens are a map of height 1, so that D runs along the tokens of a text. Tokens that lie
-    nowhere, such as a class token, skip the map.
+    Args:
+        columns: names of the columns, in a fixed order.
+        dim: features of every token and of the pooled vector.
+        kernel_size: size of each kernel along each axis, an odd number.
+        depth: convolutions over the columns, at least 1.
+        dropout: rate in [0, 1) on each residual branch.
+        modality_dropout: probability in [0, 1) that a row's present column is treated as absent in training.
+
+    Raises:
+        ConfigError: a setting is out of range.
+
+    Inputs: (batch, tokens, dim) a column. Tokens with a `grid`, such as an image's with `pool: none`, are convolved
+    over height and width. Other tokens are a map of height 1, so D runs along the tokens of a text. Tokens without a
+    position, such as a class token, are left out of the map.
 
     Requires: an odd `kernel_size`.
 
-    Relations: the only fusion that uses where tokens lie. Of use where columns have an order that means something, or
-    where pictures are read as maps.
+    Relations: the only fusion that uses the tokens' positions. It is useful where the order of columns has a meaning,
+    or where images are read as maps.
 
     Example:
         >>> import torch
@@ -53,18 +64,6 @@ class ConvolutionFusion(VectorFusion):
         dropout: float = 0.1,
         modality_dropout: float = 0.1,
     ) -> None:
-        """
-        Args:
-            columns: the columns, in a fixed order.
-            dim: features of every token and of the pooled vector.
-            kernel_size: places that a convolution sees at once, along each axis; odd.
-            depth: convolutions over the columns, at least 1.
-            dropout: rate in [0, 1) on what each convolution adds.
-            modality_dropout: probability in [0, 1) that a present column is hidden from a row in training.
-
-        Raises:
-            ConfigError: a setting is out of range.
-        """
         super().__init__(columns, dim, modality_dropout=modality_dropout)
         if check_count("kernel_size", kernel_size) % 2 == 0:
             raise ConfigError("kernel_size is even", expected="an odd number", came=str(kernel_size))
@@ -75,24 +74,26 @@ class ConvolutionFusion(VectorFusion):
         self.dropout = nn.Dropout(check_rate("dropout", dropout))
 
     def forward(self, columns: dict[str, Tokens], present: dict[str, Tensor]) -> Fused:
-        """See `Fusion.forward`. Fused tokens are one vector a column."""
-        return super().forward({name: self.spread(columns[name]) for name in self.columns}, present)
+        """See `Fusion.forward`. Each column has a single fused token."""
+        return super().forward({name: self.convolve(columns[name]) for name in self.columns}, present)
 
-    def spread(self, tokens: Tokens) -> Tokens:
-        """Convolve a column's tokens over their map: (batch, tokens, dim) to the same shape."""
+    def convolve(self, tokens: Tokens) -> Tokens:
+        """Convolve a column's tokens over their map; the shape, (batch, tokens, dim), stays the same."""
         batch, num, dim = tokens.values.shape
         extra, height, width = tokens.grid or (0, 1, num)
         if not num:
             return tokens
         values = tokens.values.masked_fill(~tokens.mask.unsqueeze(-1), 0.0)
-        pictures = values.view(batch, -1, extra + height * width, dim)
-        maps = pictures[:, :, extra:].reshape(-1, height, width, dim).permute(0, 3, 1, 2)  # (maps, dim, height, width)
+        images = values.view(batch, -1, extra + height * width, dim)
+        maps = images[:, :, extra:].reshape(-1, height, width, dim).permute(0, 3, 1, 2)  # (maps, dim, height, width)
         added = self.dropout(F.gelu(self.pointwise(self.depthwise(maps)))).permute(0, 2, 3, 1)
-        added = F.pad(added.reshape(batch, -1, height * width, dim), (0, 0, extra, 0))  # zeros for what lies nowhere
+        added = F.pad(
+            added.reshape(batch, -1, height * width, dim), (0, 0, extra, 0)
+        )  # zeros for tokens without a position
         return Tokens(values + added.view(batch, num, dim), tokens.mask)
 
-    def mix(self, vectors: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-        """See `VectorFusion.mix`. Fused vectors are the convolved ones."""
+    def mix(self, vectors: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+        """See `VectorFusion.mix`. The fused vectors are the convolved ones."""
         for norm, layer in zip(self.norms, self.layers, strict=True):
             added: Tensor = layer(norm(vectors).transpose(1, 2)).transpose(1, 2)  # over the columns
             vectors = vectors + self.dropout(F.gelu(added))

@@ -1,4 +1,4 @@
-"""Fusion by cross-attention: every column asks the others."""
+"""Fusion by cross-attention: every column attends to the others."""
 
 from __future__ import annotations
 
@@ -15,17 +15,28 @@ from fusetune.types import Tokens
 class CrossAttentionFusion(AttentionFusion):
     """Let the tokens of each column attend to the tokens of all other columns.
 
-    In each block a column's tokens are the queries, the other columns' tokens keys and values. All columns are updated
-    at once, by attention, perceptron and residuals. Then one block lets a learned query attend to all tokens; `pooled`
-    is what it becomes, normalised. Column embeddings and null tokens are those of `attention`. A single column attends
-    to itself.
+    In each block a column's tokens are the queries, and the other columns' tokens the keys and values. All columns are
+    updated at once, by attention, a perceptron and residual connections. In a final block a learned query attends to
+    all tokens; its output, normalised, is `pooled`. Column embeddings and null tokens are as in `attention`. A single
+    column attends to itself.
+
+    Args:
+        columns: names of the columns, in a fixed order.
+        dim: features of every token and of the pooled vector, divisible by `num_heads`.
+        num_heads: attention heads, at least 1.
+        depth: cross-attention blocks, at least 1, not counting the final block of the query.
+        dropout: rate in [0, 1) inside the blocks.
+        modality_dropout: probability in [0, 1) that a row's present column is treated as absent in training.
+
+    Raises:
+        ConfigError: a setting is out of range or `dim` cannot be split among the heads.
 
     Inputs: (batch, tokens, dim) a column.
 
-    Requires: `dim` divisible by `num_heads`; two or more columns to be of use.
+    Requires: `dim` divisible by `num_heads`. It is useful with two or more columns.
 
-    Relations: `attention` lets a column attend to itself too. The papers have weights for each pair of modalities; here
-    the columns share a block's weights and differ by their embeddings and projections, so that the size does not grow
+    Relations: in `attention`, columns attend to themselves too. The papers have weights for each pair of modalities;
+    here all columns share a block's weights and differ by their embeddings and projections, so the size does not grow
     with the number of columns.
 
     Example:
@@ -50,18 +61,6 @@ class CrossAttentionFusion(AttentionFusion):
         dropout: float = 0.1,
         modality_dropout: float = 0.1,
     ) -> None:
-        """
-        Args:
-            columns: the columns, in a fixed order.
-            dim: features of every token, divisible by `num_heads`.
-            num_heads: attention heads, at least 1.
-            depth: cross-attention blocks, at least 1; the query's own block comes on top.
-            dropout: rate in [0, 1) inside the blocks.
-            modality_dropout: probability in [0, 1) that a present column is hidden from a row in training.
-
-        Raises:
-            ConfigError: a setting is out of range or `dim` cannot be split among the heads.
-        """
         super().__init__(
             columns, dim, num_heads=num_heads, depth=depth, dropout=dropout, modality_dropout=modality_dropout
         )
@@ -69,10 +68,10 @@ class CrossAttentionFusion(AttentionFusion):
 
     def forward(self, columns: dict[str, Tokens], present: dict[str, Tensor]) -> Fused:
         """See `Fusion.forward`."""
-        tokens, mask, owner, kept = self.sequence(columns, present)
+        tokens, mask, owner, counted = self.sequence(columns, present)
         others = owner.unsqueeze(1) != owner  # (tokens, tokens)
-        seen = mask.unsqueeze(1) & others if len(self.columns) > 1 else mask
+        allowed = mask.unsqueeze(1) & others if len(self.columns) > 1 else mask
         for block in self.blocks:
-            tokens = block(tokens, seen)
+            tokens = block(tokens, allowed)
         pooled = self.norm(self.reader(self.start(tokens), mask, tokens))[:, 0]
-        return Fused(lambda: self.split(self.norm(tokens), mask, kept, columns), pooled)
+        return Fused(lambda: self.split(self.norm(tokens), mask, counted, columns), pooled)

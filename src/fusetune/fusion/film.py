@@ -14,16 +14,27 @@ from fusetune.fusion.concat import ConcatFusion
 class FilmFusion(ConcatFusion):
     """Let one column scale and shift the features of the others, then concatenate.
 
-    v_c becomes (1 + γ_c) * v_c + β_c for every column c but `by`, with [γ_1; β_1; ...] = F v_by + f, which starts at
-    zero: at the start this is `concat`. As v_c is a mean of tokens and the modulation is linear in it, each token is
-    modulated alike. Where `by` is absent nothing is modulated, and its learned null vector stands for it in the
-    perceptron.
+    v_c becomes (1 + γ_c) * v_c + β_c for every column c except `by`, with [γ_1; β_1; ...] = F v_by + f. F and f start
+    at zero, so the fusion starts as `concat`. Rows without `by` are not modulated; the perceptron sees its learned null
+    vector.
+
+    Args:
+        columns: names of the columns, in a fixed order.
+        dim: features of every token and of the pooled vector.
+        by: name of the column that modulates the others. None: the first.
+        depth: hidden layers of the perceptron, at least 1, each of 2 x dim features.
+        dropout: rate in [0, 1) after every hidden layer.
+        modality_dropout: probability in [0, 1) that a row's present column is treated as absent in training.
+        skip: whether to add a linear skip connection beside the perceptron.
+
+    Raises:
+        ConfigError: `by` is not one of the columns, or a setting is out of range.
 
     Inputs: (batch, tokens, dim) a column, averaged over its real tokens.
 
-    Requires: two or more columns; a single one leaves nothing to modulate.
+    Requires: two or more columns; with one it equals `concat`.
 
-    Relations: `concat` with a modulation before it; `low_rank` multiplies all columns with one another.
+    Relations: `concat` after a modulation; `low_rank` multiplies all columns with one another.
 
     Example:
         >>> import torch
@@ -34,7 +45,7 @@ class FilmFusion(ConcatFusion):
         torch.Size([4, 8])
 
     Reference: Perez et al. 2018, "FiLM: Visual Reasoning with a General Conditioning Layer" (arXiv 1709.07871), with
-    the scale counted from 1.
+    the scale written as 1 + γ.
     """
 
     def __init__(
@@ -48,19 +59,6 @@ class FilmFusion(ConcatFusion):
         modality_dropout: float = 0.1,
         skip: bool = True,
     ) -> None:
-        """
-        Args:
-            columns: the columns, in a fixed order.
-            dim: features of every token and of the pooled vector.
-            by: the column that modulates the others. None: the first.
-            depth: hidden layers of the perceptron, at least 1, each of 2 x dim features.
-            dropout: rate in [0, 1) after every hidden layer.
-            modality_dropout: probability in [0, 1) that a present column is hidden from a row in training.
-            skip: whether there is a linear path beside the perceptron.
-
-        Raises:
-            ConfigError: `by` is none of the columns, or a setting is out of range.
-        """
         super().__init__(columns, dim, depth=depth, dropout=dropout, modality_dropout=modality_dropout, skip=skip)
         if by is not None and by not in self.columns:
             raise ConfigError(
@@ -75,13 +73,13 @@ class FilmFusion(ConcatFusion):
             nn.init.zeros_(self.film.weight)
             nn.init.zeros_(self.film.bias)
 
-    def mix(self, vectors: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-        """See `VectorFusion.mix`. Fused vectors are the modulated ones."""
+    def mix(self, vectors: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+        """See `VectorFusion.mix`. The fused vectors are the modulated ones."""
         if self.film is not None:
             before, own, after = vectors.tensor_split((self.by, self.by + 1), dim=1)
             others = torch.cat([before, after], dim=1)  # (batch, columns - 1, dim)
-            scale, shift = self.film(own).view(len(vectors), others.shape[1], 2, self.dim).unbind(2)
-            there = kept[:, self.by, None, None]
-            others = torch.where(there, (1 + scale) * others + shift, others)
+            scale, offset = self.film(own).view(len(vectors), others.shape[1], 2, self.dim).unbind(2)
+            modulated = counted[:, self.by, None, None]
+            others = torch.where(modulated, (1 + scale) * others + offset, others)
             vectors = torch.cat([others[:, : self.by], own, others[:, self.by :]], dim=1)
-        return super().mix(vectors, kept)
+        return super().mix(vectors, counted)

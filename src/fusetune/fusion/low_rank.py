@@ -1,4 +1,4 @@
-"""Low-rank tensor fusion: every product of features across the columns, through factors of a low rank."""
+"""Low-rank tensor fusion: products of features across all columns, with a low-rank weight tensor."""
 
 from __future__ import annotations
 
@@ -8,26 +8,36 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusetune.fusion._columns import check_count, check_rate, column_vectors, kept_columns, one_token_each
+from fusetune.fusion._columns import check_count, check_rate, column_vectors, present_columns, single_tokens
 from fusetune.fusion.base import Fused, Fusion
 from fusetune.types import Tokens
 
 
 class LowRankFusion(Fusion):
-    """Multiply the columns feature by feature: a tensor of all their products, held by factors of a low rank.
+    """Map the products of features of all columns to the pooled vector, with a weight tensor of low rank.
 
-    pooled = LayerNorm(Σ_r Π_c W_rc [v_c; 1]), the product feature by feature, v_c the mean of column c's real tokens.
-    It equals a linear map of the outer product [v_1; 1] ⊗ ... ⊗ [v_k; 1], which holds every product of features of any
-    subset of the columns, when the map's weights are a sum of `rank` outer products. Its cost grows linearly with the
-    number of columns. An absent column is the factor 1: the others' products remain. Each factor starts near 1, the
-    nearer the more columns there are, so that the product of many neither vanishes nor explodes, and it is computed in
-    float32 at least.
+    pooled = LayerNorm(Σ_r Π_c W_rc [v_c; 1]), where the product over columns is elementwise and v_c is the mean of
+    column c's real tokens. It equals a linear map of the outer product [v_1; 1] ⊗ ... ⊗ [v_k; 1], which holds the
+    products of features of every subset of columns, with weights that are a sum of `rank` outer products. The cost
+    grows linearly with the number of columns. An absent column is the factor 1, so the products of the others remain.
+    Factors are initialised near 1, the closer the more columns there are, so that products of many columns neither
+    vanish nor explode; they are computed in float32 or wider.
+
+    Args:
+        columns: names of the columns, in a fixed order.
+        dim: features of every token and of the pooled vector.
+        rank: number of outer products in the sum, at least 1.
+        dropout: rate in [0, 1) on the columns' vectors.
+        modality_dropout: probability in [0, 1) that a row's present column is treated as absent in training.
+
+    Raises:
+        ConfigError: a setting is out of range.
 
     Inputs: (batch, tokens, dim) a column, averaged over its real tokens.
 
     Requires: nothing.
 
-    Relations: `film` lets one column multiply the others; `concat` has to learn products by its perceptron.
+    Relations: in `film`, one column multiplies the others; `concat` has to learn products with its perceptron.
 
     Example:
         >>> import torch
@@ -52,33 +62,22 @@ class LowRankFusion(Fusion):
         dropout: float = 0.1,
         modality_dropout: float = 0.1,
     ) -> None:
-        """
-        Args:
-            columns: the columns, in a fixed order.
-            dim: features of every token and of the pooled vector.
-            rank: outer products in the sum, at least 1.
-            dropout: rate in [0, 1) on the columns' vectors.
-            modality_dropout: probability in [0, 1) that a present column is hidden from a row in training.
-
-        Raises:
-            ConfigError: a setting is out of range.
-        """
         super().__init__(columns, dim)
         self.modality_dropout = check_rate("modality_dropout", modality_dropout)
         num = len(self.columns)
         factors = torch.randn(num, check_count("rank", rank), dim + 1, dim) / (dim * num) ** 0.5
-        factors[:, :, -1] = 1  # what the appended 1 is multiplied by
+        factors[:, :, -1] = 1  # the weights of the appended 1
         self.factors = nn.Parameter(factors)
         self.dropout = nn.Dropout(check_rate("dropout", dropout))
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, columns: dict[str, Tokens], present: dict[str, Tensor]) -> Fused:
-        """See `Fusion.forward`. Fused tokens are one vector a column."""
-        kept = kept_columns(self.columns, columns, present, drop=self.modality_dropout, training=self.training)
-        nothing = self.factors.new_zeros(len(self.columns), self.dim)
-        vectors = column_vectors(self.columns, columns, kept, nothing)  # (batch, columns, dim)
+        """See `Fusion.forward`. Each column has a single fused token."""
+        counted = present_columns(self.columns, columns, present, drop=self.modality_dropout, training=self.training)
+        null = self.factors.new_zeros(len(self.columns), self.dim)
+        vectors = column_vectors(self.columns, columns, counted, null)  # (batch, columns, dim)
         extended = F.pad(self.dropout(vectors), (0, 1), value=1.0)  # (batch, columns, dim + 1)
         terms = torch.einsum("bci,crio->bcro", extended, self.factors)  # (batch, columns, rank, dim)
         terms = terms.to(torch.promote_types(terms.dtype, torch.float32))
-        pooled = terms.masked_fill(~kept[:, :, None, None], 1.0).prod(1).sum(1)
-        return Fused(one_token_each(self.columns, vectors, kept), self.norm(pooled))
+        pooled = terms.masked_fill(~counted[:, :, None, None], 1.0).prod(1).sum(1)
+        return Fused(single_tokens(self.columns, vectors, counted), self.norm(pooled))

@@ -1,7 +1,8 @@
-"""Balance the losses of several tasks: put them on one scale, and weigh them.
+"""Balance the losses of several tasks: bring them to one scale, and weight them.
 
-Each loss is divided by the loss of the best constant guess for the train rows, so that 1 means "knows nothing of the
-inputs" whatever the kind of target. With ℓ_k the divided loss of task k, the total is
+Each loss is divided by the loss of the best constant guess on the train rows, so that 1 means "no better than ignoring
+the inputs" for every kind of target. Legend: ℓ_k = the normalised loss of task k, K = number of tasks,
+L_k(t) = the mean of ℓ_k in epoch t. The total is
 
     sum          Σ ℓ_k
     uncertainty  Σ ½ exp(−s_k) ℓ_k + ½ s_k, with s_k learned             Kendall et al. 2018, arXiv 1705.07115
@@ -10,7 +11,7 @@ inputs" whatever the kind of target. With ℓ_k the divided loss of task k, the 
     pcgrad       as sum; the gradients of shared parameters are changed   `fusetune.training.updates.surgery`
     upgrad       as sum; the gradients of shared parameters are changed   `fusetune.training.updates.surgery`
 
-L_k(t) is the mean of ℓ_k in epoch t. A run with one task is left as it is.
+A run with a single task is not balanced.
 """
 
 from __future__ import annotations
@@ -29,29 +30,29 @@ from fusetune.models.understand import Understand
 from fusetune.tasks.base import TargetTask
 from fusetune.types import Batch
 
-LEAST_CONSTANT = 0.01
-"""A task whose constant guess costs less (one class nearly everywhere) is divided by this."""
+MIN_CONSTANT = 0.01
+"""Lower bound of the divisor, for targets that are nearly constant."""
 MAX_ROWS = 2048
-"""The constant guess is fitted on so many evenly spaced labelled rows at most."""
+"""The constant guess is fitted on at most this many evenly spaced labelled rows."""
 TEMPERATURE = 2.0
-"""Of dwa's softmax, as in the paper."""
+"""Temperature of the softmax in `dwa`, as in the paper."""
 FAMO_LR, FAMO_DECAY, FAMO_BETAS = 0.025, 1e-3, (0.9, 0.999)
-"""Of the logits ξ, learned by Adam: the rate and the decay of the paper."""
+"""Adam's settings for the logits ξ; learning rate and weight decay are the paper's."""
 FAMO_FLOOR = 1e-3
-"""Added to ℓ_k: a task that is solved but for a thousandth of the constant guess's loss stops drawing weight."""
+"""Added to ℓ_k before the logarithm, so that a task whose loss is nearly 0 stops drawing weight."""
 
 
 def constant_loss(task: TargetTask, start: Tensor, values: Sequence[Any], weights: np.ndarray) -> float:
-    """Return the task's loss at the best constant guess: the logits that, equal for all rows, make it smallest.
+    """Return the smallest loss that the task can reach with the same logits for every row, found by L-BFGS.
 
     Args:
         task: fitted.
-        start: (...) logits of one row to start from.
-        values: cells, at least one labelled; evenly spaced ones stand for many.
-        weights: (rows,) of the rows.
+        start: (...) logits of one row, the starting point.
+        values: the target's cells, at least one labelled. More than `MAX_ROWS` are sampled at even intervals.
+        weights: (rows,) row weights.
     """
     chosen = np.unique(np.linspace(0, len(values) - 1, min(len(values), MAX_ROWS)).astype(np.int64))
-    target = task.encode([values[place] for place in chosen])
+    target = task.encode([values[index] for index in chosen])
     counts = torch.from_numpy(weights[chosen])
     logits = start.detach().float().cpu().clone().requires_grad_()
     solver = torch.optim.LBFGS([logits], max_iter=100, line_search_fn="strong_wolfe")
@@ -73,86 +74,91 @@ def constant_loss(task: TargetTask, start: Tensor, values: Sequence[Any], weight
 
 def constant_losses(model: Family, tasks: Mapping[str, TargetTask], train: Examples) -> dict[str, float]:
     """Return `constant_loss` of every task on its labelled train rows; 1 for a task without any."""
-    assert isinstance(model, Understand), "tasks with heads are balanced"
-    found = {}
+    assert isinstance(model, Understand), "only tasks with heads are balanced"
+    losses: dict[str, float] = {}
     for name, task in tasks.items():
         rows = train.labelled(name)
         values = train.targets[name].take(rows)
-        found[name] = constant_loss(task, model.at_zero(name), values, train.weights[rows]) if len(rows) else 1.0
-    return found
+        losses[name] = constant_loss(task, model.at_zero(name), values, train.weights[rows]) if len(rows) else 1.0
+    return losses
 
 
 class Balance(nn.Module):
-    """The balance `sum`: every divided loss has the weight 1. Base of the others.
+    """Give every normalised loss the weight 1: the balance `sum`, and the base class of the others.
+
+    Args:
+        constants: by task, the loss of its best constant guess, from `constant_loss`.
 
     Attributes:
-        names: of the tasks.
-        scale: (tasks,) factors of the losses: 1 / the loss of the constant guess.
-        figures: by task, the weight of its divided loss in the last forward pass.
+        names: the tasks' names, in the order of all (tasks,) tensors.
+        scale: (tasks,) 1 / the loss of the constant guess.
+        figures: by task, the weight of its normalised loss in the last forward pass.
     """
 
     scale: Tensor
 
     def __init__(self, constants: Mapping[str, float]) -> None:
-        """
-        Args:
-            constants: by task, its loss at the constant guess.
-        """
         super().__init__()
         self.names = list(constants)
-        scales = [1 / max(value, LEAST_CONSTANT) if math.isfinite(value) else 1.0 for value in constants.values()]
+        scales = [1 / max(value, MIN_CONSTANT) if math.isfinite(value) else 1.0 for value in constants.values()]
         self.register_buffer("scale", torch.tensor(scales))
         self.figures: dict[str, Tensor] = {}
         self._sums: tuple[Tensor, Tensor] | None = None
 
     def scales(self) -> dict[str, float]:
-        """`scale` by task."""
+        """Return `scale` by task."""
         return dict(zip(self.names, self.scale.tolist(), strict=True))
 
     def forward(self, losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Return the balanced losses by task, scalars.
+        """Return the weighted, normalised losses by task, scalars. In training, also accumulate them.
 
         Args:
-            losses: the tasks' own mean losses over the batch's labelled rows, scalars.
-            batch: the rows, for how many of them are labelled.
+            losses: by task, the mean loss over the batch's labelled rows, a scalar.
+            batch: the rows, whose targets tell how many are labelled.
         """
-        sums, seen = self.measure(losses, batch)
+        sums, counts = self.measure(losses, batch)
         if self.training and torch.is_grad_enabled():
-            self.note(sums, seen)
-        weights = self.weights(sums / seen, seen > 0)
+            self.accumulate(sums, counts)
+        weights = self.weights(sums / counts, counts > 0)
         self.figures = dict(zip(self.names, weights.detach(), strict=True))
-        # Task by task, so that no task's gradient reaches another's head, not even as zeros.
+        # Not as one vector: its backward pass would give every head zeros from the other tasks' losses.
         return {
-            name: self.part(losses[name] * self.scale[place], weights[place], place)
-            for place, name in enumerate(self.names)
+            name: self.weighted_loss(losses[name] * self.scale[index], weights[index], index)
+            for index, name in enumerate(self.names)
         }
 
     def measure(self, losses: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return each divided loss summed over the task's labelled rows, and its denominator: (tasks,) each."""
-        seen = torch.stack([batch.targets[name].counts(batch.weights).sum() for name in self.names])
+        """Return the sum of each normalised loss over the labelled rows, and its denominator, (tasks,) each."""
+        counts = torch.stack([batch.targets[name].counts(batch.weights).sum() for name in self.names])
         means = torch.stack([losses[name].detach().float() for name in self.names])
-        return means * self.scale * seen, seen
+        return means * self.scale * counts, counts
 
-    def part(self, loss: Tensor, weight: Tensor, place: int) -> Tensor:
-        """Return a task's part of the total."""
+    def weighted_loss(self, loss: Tensor, weight: Tensor, index: int) -> Tensor:
+        """Return a task's term of the total, a scalar.
+
+        Args:
+            loss: the normalised loss, a scalar.
+            weight: from `weights`, a scalar.
+            index: of the task in `names`.
+        """
         return loss * weight
 
     def weights(self, values: Tensor, present: Tensor) -> Tensor:
-        """Return the weights of the divided losses, (tasks,).
+        """Return the weights of the normalised losses, (tasks,).
 
         Args:
-            values: (tasks,) the divided losses; nan where no row is labelled.
-            present: (tasks,) bool, whether the batch has a row that is labelled for the task.
+            values: (tasks,) normalised losses; NaN where no row is labelled.
+            present: (tasks,) bool, True if the batch has a labelled row of the task.
         """
         return torch.ones_like(values)
 
-    def note(self, sums: Tensor, seen: Tensor) -> None:
-        """Add up the losses of a training pass, as `measure` gives them."""
-        before, count = self._sums or (torch.zeros_like(sums), torch.zeros_like(seen))
-        self._sums = before + sums, count + seen
+    def accumulate(self, sums: Tensor, counts: Tensor) -> None:
+        """Add the losses of a training pass, as returned by `measure`, to the running sums."""
+        before, count = self._sums or (torch.zeros_like(sums), torch.zeros_like(counts))
+        self._sums = before + sums, count + counts
 
-    def take(self) -> dict[str, float]:
-        """Return each task's mean divided loss since the last call; nan where no row was labelled for it."""
+    def pop_means(self) -> dict[str, float]:
+        """Return each task's mean normalised loss since the last call, and start again; NaN if no row was labelled."""
         if self._sums is None:
             return {}
         (total, count), self._sums = self._sums, None
@@ -161,19 +167,22 @@ class Balance(nn.Module):
     def end_epoch(self) -> None:
         """Update the weights at the end of an epoch."""
 
-    def own(self) -> tuple[Tensor, Tensor] | None:
-        """Return the state of this process that is in no buffer and no parameter."""
+    def process_state(self) -> tuple[Tensor, Tensor] | None:
+        """Return this process's running sums, which are not in the state dict."""
         return self._sums
 
-    def set_own(self, sums: tuple[Tensor, Tensor] | None) -> None:
-        """Restore what `own` returned."""
+    def load_process_state(self, sums: tuple[Tensor, Tensor] | None) -> None:
+        """Restore what `process_state` returned."""
         self._sums = sums
 
 
 class Uncertainty(Balance):
-    """Learned log-variances s_k: part k is ½ exp(−s_k) ℓ_k + ½ s_k, smallest at exp(s_k) = ℓ_k.
+    """Weight each task by a learned log-variance s_k: its term is ½ exp(−s_k) ℓ_k + ½ s_k, smallest at exp(s_k) = ℓ_k.
 
-    The paper's two forms, for numbers and for classes, differ in where s_k starts; here ℓ_k counts 1 at the start.
+    s_k starts at −ln 2, so that ℓ_k has the weight 1. The paper's forms for numbers and for classes differ by a factor
+    of 2, which is a shift of s_k.
+
+    Reference: Kendall et al. 2018 (arXiv 1705.07115).
     """
 
     def __init__(self, constants: Mapping[str, float]) -> None:
@@ -181,16 +190,21 @@ class Uncertainty(Balance):
         self.log_variance = nn.Parameter(torch.full((len(self.names),), -math.log(2)))
 
     def weights(self, values: Tensor, present: Tensor) -> Tensor:
-        """Return ½ exp(−s), with a gradient."""
+        """Return ½ exp(−s_k), (tasks,), with a gradient."""
         return 0.5 * torch.exp(-self.log_variance)
 
-    def part(self, loss: Tensor, weight: Tensor, place: int) -> Tensor:
+    def weighted_loss(self, loss: Tensor, weight: Tensor, index: int) -> Tensor:
         """Return ½ exp(−s_k) ℓ_k + ½ s_k."""
-        return loss * weight + 0.5 * self.log_variance[place]
+        return loss * weight + 0.5 * self.log_variance[index]
 
 
 class DynamicAverage(Balance):
-    """λ = K softmax(r/T), r_k = L_k(t−1)/L_k(t−2) of the last two epochs' mean losses; 1 in the first two epochs."""
+    """Give more weight to tasks whose loss falls slowly (dynamic weight averaging).
+
+    λ = K softmax(r/T), r_k = L_k(t−1)/L_k(t−2) with the mean losses of the last two epochs; λ = 1 in the first two.
+
+    Reference: Liu et al. 2019 (arXiv 1803.10704).
+    """
 
     factor: Tensor
     total: Tensor
@@ -205,13 +219,13 @@ class DynamicAverage(Balance):
         self.register_buffer("before", torch.full((len(self.names),), math.nan))
 
     def weights(self, values: Tensor, present: Tensor) -> Tensor:
-        """Return λ of this epoch."""
+        """Return this epoch's λ, (tasks,)."""
         return self.factor
 
-    def note(self, sums: Tensor, seen: Tensor) -> None:
-        """Add up the epoch's losses over all processes, as data parallelism copies the first one's buffers to all."""
-        super().note(sums, seen)
-        both = torch.stack([sums, seen])
+    def accumulate(self, sums: Tensor, counts: Tensor) -> None:
+        """Also add up the epoch's losses over all processes, because DDP broadcasts the first one's buffers."""
+        super().accumulate(sums, counts)
+        both = torch.stack([sums, counts])
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(both)
         self.total += both[0]
@@ -219,7 +233,7 @@ class DynamicAverage(Balance):
 
     @torch.no_grad()
     def end_epoch(self) -> None:
-        """Set the next epoch's λ; a task without a labelled row in one of the two epochs has the ratio 1."""
+        """Set the next epoch's λ. A task without labelled rows in either epoch has the ratio 1."""
         mean = self.total / self.count
         if not self.before.isnan().all():
             ratio = mean / self.before
@@ -231,10 +245,13 @@ class DynamicAverage(Balance):
 
 
 class Famo(Balance):
-    """Weights c z_k/ℓ_k with z = softmax(ξ) and 1/c = Σ z_k/ℓ_k: the gradient of c Σ z_k log ℓ_k, c held fixed.
+    """Make all tasks' log losses fall at the same rate (fast adaptive multitask optimisation).
 
-    ξ learns from how much an update lowered each log ℓ_k (`learn`), so that all fall at the same rate. A task without a
-    labelled row in a batch takes no part in it: its loss of 0 would take all the weight.
+    The weights are c z_k/ℓ_k with z = softmax(ξ) and 1/c = Σ z_k/ℓ_k, which is the gradient of c Σ z_k log ℓ_k with c
+    held fixed. `update_logits` trains ξ on how much an update lowered each log ℓ_k. A task without labelled rows in a
+    batch is left out of it: its loss of 0 would take all the weight.
+
+    Reference: Liu et al. 2023 (arXiv 2306.03792).
     """
 
     logits: Tensor
@@ -247,29 +264,35 @@ class Famo(Balance):
         for name in ("logits", "mean", "square"):
             self.register_buffer(name, torch.zeros(len(self.names)))
         self.register_buffer("steps", torch.zeros(()))
-        self.begin()
+        self.reset()
 
-    def begin(self) -> None:
-        """Begin an update: `noted`, (2, tasks), adds up what `measure` gives from here on."""
-        self.noted = torch.zeros(2, len(self.names), device=self.logits.device)
+    def reset(self) -> None:
+        """Start an update: clear `update_sums`, (2, tasks), to which `accumulate` adds what `measure` returns."""
+        self.update_sums = torch.zeros(2, len(self.names), device=self.logits.device)
 
-    def note(self, sums: Tensor, seen: Tensor) -> None:
-        """Add up the update's losses, too."""
-        super().note(sums, seen)
-        self.noted = self.noted + torch.stack([sums, seen])
+    def accumulate(self, sums: Tensor, counts: Tensor) -> None:
+        """Also add up the update's losses."""
+        super().accumulate(sums, counts)
+        self.update_sums = self.update_sums + torch.stack([sums, counts])
 
     def weights(self, values: Tensor, present: Tensor) -> Tensor:
-        """Return c z_k/ℓ_k, which sum to 1."""
+        """Return c z_k/ℓ_k, (tasks,), which sum to 1."""
         share = (self._shares(present) / (values + FAMO_FLOOR)).nan_to_num()
         return share / share.sum().clamp(min=torch.finfo(share.dtype).tiny)
 
     def _shares(self, present: Tensor) -> Tensor:
-        """Return z over the tasks that are present, 0 for the others."""
+        """Return z, (tasks,): the softmax over the tasks that are present, 0 for the others."""
         return torch.softmax(self.logits.masked_fill(~present, -math.inf), 0).nan_to_num()
 
     @torch.no_grad()
-    def learn(self, before: Tensor, after: Tensor, present: Tensor) -> None:
-        """Update ξ from the divided losses of the same rows before and after an update of the weights, (tasks,)."""
+    def update_logits(self, before: Tensor, after: Tensor, present: Tensor) -> None:
+        """Update ξ by one step of Adam.
+
+        Args:
+            before: (tasks,) normalised losses of an update's rows, before the step.
+            after: (tasks,) of the same rows, after it.
+            present: (tasks,) bool, True if the update has a labelled row of the task.
+        """
         gain = torch.log(before + FAMO_FLOOR) - torch.log(after + FAMO_FLOOR)
         share = self._shares(present)
         gain = torch.where(present & gain.isfinite(), gain, torch.zeros_like(gain))
@@ -293,12 +316,12 @@ BALANCES: dict[str, type[Balance]] = {
 
 
 def build_balance(name: str, model: Family, tasks: Mapping[str, TargetTask], train: Examples) -> Balance | None:
-    """Build the balance of a name; None where there are not several tasks.
+    """Build a balance by name; return None if there is only one task.
 
     Args:
         name: a key of `BALANCES`.
-        model: with the heads of these tasks.
+        model: the model with these tasks' heads.
         tasks: fitted, by target.
-        train: prepared rows.
+        train: the prepared train rows.
     """
     return BALANCES[name](constant_losses(model, tasks, train)) if len(tasks) > 1 else None

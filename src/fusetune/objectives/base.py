@@ -1,4 +1,4 @@
-"""The contract of an objective: what is minimised besides the task losses."""
+"""The contract of an objective, a loss that is minimised besides the task losses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.errors import ConfigError
-from fusetune.objectives.gather import gathered
+from fusetune.objectives.gather import gather_rows
 from fusetune.types import Batch, Outputs
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
-    """Return sum of weight x loss / sum of weight, a scalar; 0, with a gradient, where no weight is above 0.
+    """Return Σ weight · loss / Σ weight, a scalar; 0, with a gradient, if no weight is above 0.
 
     Args:
         losses: (rows,), finite.
@@ -30,38 +30,37 @@ def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
 
 
 class Objective(nn.Module, abc.ABC):
-    """A term of the total loss: sum of the task losses + sum of weight x objective.
+    """A term of the total loss, Σ task losses + Σ weight · objective.
 
     Rules, one test each in `fusetune.testing.objectives.ObjectiveContract`:
 
-    - Losses are finite scalars, called `name` or `name/...`, whose gradients reach the model and every parameter of the
+    - Losses are finite scalars named `name` or `name/...`. Their gradients reach the model and every parameter of the
       objective. `figures` are detached scalars.
     - A loss is a mean over rows, weighted by `batch.weights`: neither more rows nor larger weights make it larger, and
-      a row of weight 0 has no part in it. The total applies `weight`; the objective does not.
-    - The batch and the outputs are left as they are. The model's parameters are no parameters of the objective.
-    - One row, rows that all lack a column and rows without any target give a finite loss. Values of missing targets are
-      not read. bf16 autocast works.
+      rows of weight 0 do not enter it. The total multiplies by `weight`; the objective does not.
+    - The batch and the outputs are not changed. The objective does not register the model's parameters as its own.
+    - A single row, rows that all lack a column, and rows without targets give a finite loss. Values of missing targets
+      are not read. bf16 autocast works.
+
+    Args:
+        model: the model to be trained. The constructor reads its columns and sizes; it keeps no parameter of it.
+        tasks: fitted, by target; empty if the objective is minimised without a task.
+        weight: factor of the losses in the total, above 0.
+
+    Raises:
+        ConfigError: a setting is out of range, or the model lacks what the objective needs.
 
     Attributes:
-        name: in the registry; its losses are logged under it.
-        figures: what is logged besides the losses, by name, as of the last forward pass; detached scalars.
-        warnings: what the user should be told before training starts.
+        name: the name in the registry, under which the losses are logged.
+        figures: further values to log, by name, from the last forward pass; detached scalars.
+        warnings: messages to show to the user before training starts.
     """
 
     name: ClassVar[str]
-    alone: ClassVar[bool] = False
-    """Whether it can be minimised by itself, without any task."""
+    standalone: ClassVar[bool] = False
+    """Whether the objective can be minimised without any task."""
 
     def __init__(self, model: Family, tasks: Mapping[str, TargetTask], *, weight: float = 1.0) -> None:
-        """
-        Args:
-            model: what will be trained: its columns and sizes are looked at, its parameters are not kept.
-            tasks: fitted, by target; none where the objective is minimised alone.
-            weight: what the losses count in the total, above 0.
-
-        Raises:
-            ConfigError: a setting is out of range, or the model lacks what the objective needs.
-        """
         super().__init__()
         if not weight > 0:
             raise ConfigError(f"objectives.{self.name}.weight is out of range", expected="above 0", came=str(weight))
@@ -71,38 +70,39 @@ class Objective(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, model: nn.Module, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
-        """Return the losses by name, each a scalar with a gradient and not yet multiplied by `weight`.
+        """Return the losses by name, each a scalar with a gradient, not multiplied by `weight`.
 
-        Each is a mean over the batch's rows, weighted by `batch.weights`. A batch in which there is nothing to learn
-        from (one row, no row with the columns) gives 0, with a gradient.
+        Each is a mean over the batch's rows, weighted by `batch.weights`. A batch that the objective cannot learn from
+        (a single row, no row with the columns) gives 0, with a gradient.
 
         Args:
-            model: the model that gave the outputs; it may be called again.
-            batch: the rows; neither it nor the outputs are changed.
-            outputs: of the model for these rows.
+            model: the model that computed the outputs; the objective may call it again.
+            batch: the rows, not to be changed.
+            outputs: the model's outputs for these rows, not to be changed.
         """
 
 
 class BatchObjective(Objective):
-    """An objective that compares rows with one another.
+    """An objective that compares rows with one another, such as a contrastive loss.
 
-    It is computed from `vectors`, each of which depends on its own row alone. Therefore the rows of all processes are
-    compared, and those of all micro-batches of an update (`fusetune.training.updates.grad_cache`): their vectors are
-    concatenated first. The order of the rows does not matter.
+    It is computed from `vectors`, each of which depends on a single row. So the vectors of all processes, and of all
+    micro-batches of an update (`fusetune.training.updates.grad_cache`), can be concatenated before they are compared.
+    The loss must not depend on the order of the rows.
     """
 
     @abc.abstractmethod
     def vectors(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
-        """Return what is compared, and the rows' weights if they count: tensors of shape (batch, ...)."""
+        """Return the tensors to compare, by name, each (batch, ...), with the rows' weights if the loss uses them."""
 
     @abc.abstractmethod
     def of_vectors(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the losses by name from the vectors of any number of rows.
 
         Args:
-            vectors: `vectors` of the rows; those of several processes are as `fusetune.objectives.gather` makes them.
+            vectors: from `vectors`; those of several processes are combined by
+                `fusetune.objectives.gather.gather_rows`.
         """
 
     def forward(self, model: nn.Module, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
         """See `Objective.forward`."""
-        return self.of_vectors(gathered(self.vectors(batch, outputs)))
+        return self.of_vectors(gather_rows(self.vectors(batch, outputs)))

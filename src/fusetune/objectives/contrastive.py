@@ -1,4 +1,4 @@
-"""Contrastive learning between the columns of a row."""
+"""Contrastive learning between the columns of a row, with the other rows' cells as negatives."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fusetune.backbones.load import Backbone
 from fusetune.errors import ConfigError, nearest
 from fusetune.objectives.base import BatchObjective, weighted_mean
-from fusetune.objectives.contrastive_forms import FORMS, alignment, apart, related, uniformity
+from fusetune.objectives.contrastive_forms import FORMS, alignment, has_related, no_common_id, uniformity
 from fusetune.objectives.contrastive_parts import (
     DIM,
     PROJECTIONS,
@@ -41,14 +41,16 @@ VECTOR, CODE, GROUP, WEIGHT = "vector/", "code/", "group", "weight"
 
 @dataclass
 class _Rows:
-    """The rows that have both columns of a pair, of all processes.
+    """The rows of all processes that have both columns of a pair.
+
+    Legend: rows = of all processes, anchors = the rows of this process.
 
     Attributes:
-        x, y: (rows, dim) of unit length.
-        ids: (rows, 3): the cells' codes and the group; rows that share one are no negatives of each other.
-        weights: (rows,), each row's weight: 0 where a row has no negative.
-        own: (anchors,) the places of the rows whose losses are made here.
-        counts: (anchors,) the weights of these, times the number of processes.
+        x, y: (rows, dim) unit vectors of the two columns.
+        ids: (rows, 3): the two cells' codes and the group. Rows that share one are not negatives of each other.
+        weights: (rows,) each row's weight; 0 for a row without negatives.
+        own: (anchors,) indices of the rows whose losses this process computes.
+        counts: (anchors,) their weights times the number of processes.
     """
 
     x: Tensor
@@ -59,34 +61,57 @@ class _Rows:
     counts: Tensor
 
     def mean(self, terms: Tensor) -> Tensor:
-        """The own rows' part of the weighted mean over all rows of (anchors,) terms."""
+        """Return this process's part of the mean over all rows, a scalar, from (anchors,) terms."""
         return (terms * self.counts).sum() / self.weights.sum()
 
 
 class ContrastiveObjective(BatchObjective):
     """Pull the columns of a row together and push those of different rows apart.
 
-    L = λ L_s + (1 − λ) L_d. With x_i and y_i row i's vectors of two columns and s_ij = x_i·y_j, by `form`:
+    L = λ L_s + (1 − λ) L_d. With x_i and y_i the unit vectors of two columns of row i, and s_ij = x_i·y_j, by `form`:
 
     - infonce: L_s = −mean s_ii/τ, L_d = mean log Σ_j exp(s_ij/τ). λ = ½: ½ CLIP (arXiv 2103.00020).
-    - decoupled: the same, the sum over j ≠ i. λ = ½ without `within`: ½ DCL (arXiv 2110.06848).
+    - decoupled: the same with the sum over j ≠ i. λ = ½ without `within`: ½ DCL (arXiv 2110.06848).
     - sigmoid: L_s = mean softplus(−(t s_ii + b)), L_d = (1/B) Σ_{i≠j} softplus(t s_ij + b). λ = ½: ½ SigLIP (arXiv
       2303.15343).
-    - supcon: both columns' vectors side by side, the cells of the same row, group or equal cell being the positives.
-      λ = ½: ½ SupCon (arXiv 2004.11362).
-    - align_uniform: L_s = E‖x − y‖², L_d = ½ [log E exp(−2 ‖x − x'‖²) + the same of y] (arXiv 2005.10242).
+    - supcon: vectors of both columns are candidates; those of the same row, of the same group and of equal cells are
+      the positives. λ = ½: ½ SupCon (arXiv 2004.11362).
+    - align_uniform: L_s = E‖x − y‖², L_d = ½ [log E exp(−2 ‖x − x'‖²) + the same for y] (arXiv 2005.10242).
 
-    Both directions and all pairs of columns are averaged, each row that has both columns counting once a pair.
+    The loss is the mean over both directions and over all pairs of columns, each pair weighted by the rows that have
+    both of its columns.
 
-    Inputs: each column's projected tokens, (batch, tokens, dim), averaged, through a projection of its own, of unit
-    length.
+    Args:
+        model: see `Objective`.
+        tasks: see `Objective`.
+        weight: factor of the loss in the total, above 0.
+        form: infonce, decoupled, sigmoid, supcon or align_uniform.
+        lam: λ in [0, 1], the weight of L_s; in a config also `lambda`.
+        columns: the columns to compare. By default, with a task, the columns with a text, image or audio encoder if
+            there are two or more; otherwise all columns.
+        anchor: a column to compare each of the others with; by default every pair of columns is compared.
+        within: whether cells of other rows in the anchor's own column are negatives too; for infonce (default false)
+            and decoupled (default true) only.
+        temperature: initial τ, in [0.01, 1]; 0.07 by default, for sigmoid 0.1 (t = 10).
+        learn_temperature: whether τ is trained.
+        bias: initial b of sigmoid, -10 by default; with small batches a value near -ln(rows) learns faster.
+        projection: the head of each column during training: linear, mlp or none. By default linear with a task; none
+            without one, because search reads the model's own projections.
+        dim: features of the heads' outputs.
 
-    Requires: rows with two of the columns. A row that lacks one takes part in no pair with it. Rows of one group, and
-    rows with equal cells in either column, are never each other's negatives. A row without any negative counts nothing.
+    Raises:
+        ConfigError: a setting is unknown or out of range, or fewer than two columns remain.
 
-    Relations: `supcon` compares rows of equal labels, this the columns within rows.
+    Inputs: each column's projected tokens, (batch, tokens, dim), averaged over its real tokens, mapped by the column's
+    head and scaled to unit length.
 
-    Figures: L_s, L_d; alignment and uniformity; the gap ‖mean x − mean y‖ between modalities (Liang et al. 2022, arXiv
+    Requires: rows that have two of the columns; a row does not enter the pairs whose columns it lacks. Rows of one
+    group, and rows with equal cells in either column, are never negatives of each other. A row without negatives does
+    not count.
+
+    Relations: `supcon` compares rows by their labels; this objective compares the columns of a row.
+
+    Figures: L_s, L_d; alignment and uniformity; the modality gap ‖mean x − mean y‖ (Liang et al. 2022, arXiv
     2203.02053); the temperature.
 
     Example:
@@ -102,7 +127,7 @@ class ContrastiveObjective(BatchObjective):
     """
 
     name = "contrastive"
-    alone = True
+    standalone = True
 
     def __init__(
         self,
@@ -121,28 +146,6 @@ class ContrastiveObjective(BatchObjective):
         projection: str | None = None,
         dim: int = DIM,
     ) -> None:
-        """
-        Args:
-            model: see `Objective`.
-            tasks: see `Objective`.
-            weight: what the loss counts in the total, above 0.
-            form: infonce, decoupled, sigmoid, supcon or align_uniform.
-            lam: λ in [0, 1], the share of the pull; in a config also `lambda`.
-            columns: which columns are compared; by default all, but where there is a task, those that are read by an
-                encoder of texts, images or sounds if two or more are.
-            anchor: a column that each of the others is compared with; by default all are compared with all.
-            within: whether other rows' cells of a row's own column are negatives too; infonce (default no) and
-                decoupled (default yes) only.
-            temperature: τ at the start, in [0.01, 1]; by default 0.07, sigmoid 0.1 (t = 10).
-            learn_temperature: whether τ is trained.
-            bias: b of sigmoid at the start, default -10; of few rows, nearer to -ln(rows) is learned from sooner.
-            projection: linear, mlp or none, a head a column, left out once trained; by default linear where there is a
-                task, none (the model's own projections) where there is none, as these vectors are then searched.
-            dim: size of the heads' space.
-
-        Raises:
-            ConfigError: a setting is unknown or out of range, or fewer than two columns remain.
-        """
         super().__init__(model, tasks, weight=weight)
         where = f"objectives.{self.name}"
         self.form = check_choice(f"{where}.form", form, [*FORMS, ALIGN_UNIFORM])
@@ -157,7 +160,7 @@ class ContrastiveObjective(BatchObjective):
         kind = projection if projection is not None else "linear" if tasks else "none"
         check_choice(f"{where}.projection", kind, PROJECTIONS)
         size = int(check_number(f"{where}.dim", dim, 1, math.inf))
-        # Names of columns are the user's and may be no module names, hence a list.
+        # A list, not a dict: the names of columns are the user's and may not be valid module names.
         self.heads = nn.ModuleList(projection_head(kind, model.dim, size) for _ in self.columns)
         self.scale, self.bias = self._scale(temperature, learn_temperature, bias)
         self.warnings += collapse_warnings(where, self.form, self.lam, within=self.within)
@@ -205,7 +208,7 @@ class ContrastiveObjective(BatchObjective):
     def _scale(
         self, temperature: float | None, learned: bool, bias: float | None
     ) -> tuple[LogitScale | None, nn.Parameter | None]:
-        """Return 1/τ and b, None where the form has none."""
+        """Build the modules of 1/τ and b; None for what the form does not have."""
         where = f"objectives.{self.name}"
         for name, value, takes in (
             ("temperature", temperature, self.form != ALIGN_UNIFORM),
@@ -224,21 +227,22 @@ class ContrastiveObjective(BatchObjective):
         )
 
     def vectors(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
-        """Return unit vectors, (batch, dim), and cells' codes, (batch,), a column; groups and weights, (batch,)."""
+        """Return unit vectors, (batch, dim), and codes, (batch,), of each column; groups and weights, (batch,)."""
         nothing = torch.full_like(batch.rows, -1)
-        found = {GROUP: nothing if batch.groups is None else batch.groups, WEIGHT: batch.weights}
+        tensors = {GROUP: nothing if batch.groups is None else batch.groups, WEIGHT: batch.weights}
         for column, head in zip(self.columns, self.heads, strict=True):
             tokens = outputs.columns[column]
-            found[VECTOR + column] = unit(head(tokens.mean()))
-            found[CODE + column] = torch.where(tokens.mask.any(1), batch.codes.get(column, nothing), -1)
-        return found
+            tensors[VECTOR + column] = unit(head(tokens.mean()))
+            tensors[CODE + column] = torch.where(tokens.mask.any(1), batch.codes.get(column, nothing), -1)
+        return tensors
 
     def of_vectors(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See `BatchObjective.of_vectors`; the loss is named contrastive."""
+        """See `BatchObjective.of_vectors`. The loss is named "contrastive"."""
         units = [vectors[VECTOR + column] for column in self.columns]
         own = [parameter.sum() for part in (self.scale,) if part is not None for parameter in part.parameters()]
         own += [] if self.bias is None else [self.bias.sum()]
-        # All of it enters the loss, be there nothing to compare: processes that exchange gradients rely on it.
+        # Every parameter enters the loss even if there is nothing to compare: processes that exchange gradients need
+        # it.
         nothing = torch.stack([*(values.sum() for values in units), *own]).sum() * 0
         sums: dict[str, Tensor] = {}
         total = 0.0
@@ -262,38 +266,48 @@ class ContrastiveObjective(BatchObjective):
     def _rows(self, vectors: Mapping[str, Tensor], first: str, second: str) -> _Rows:
         codes = [vectors[CODE + first], vectors[CODE + second]]
         weights = vectors[WEIGHT].detach()
-        here = ((codes[0] >= 0) & (codes[1] >= 0) & (weights > 0)).nonzero().squeeze(1)
-        x, y = vectors[VECTOR + first][here], vectors[VECTOR + second][here]
-        groups = vectors[GROUP][here]
-        alone = -1 - torch.arange(len(here), device=here.device)  # rows of no group are groups of their own
-        ids = torch.stack([codes[0][here], codes[1][here], torch.where(groups >= 0, groups, alone)], 1)
-        weights = weights[here] * related(apart, ids)
-        counts = vectors[COUNTS][here] if COUNTS in vectors else x.new_ones(len(here))
+        complete = ((codes[0] >= 0) & (codes[1] >= 0) & (weights > 0)).nonzero().squeeze(1)
+        x, y = vectors[VECTOR + first][complete], vectors[VECTOR + second][complete]
+        groups = vectors[GROUP][complete]
+        singletons = -1 - torch.arange(len(complete), device=complete.device)  # one group a row without a group
+        ids = torch.stack([codes[0][complete], codes[1][complete], torch.where(groups >= 0, groups, singletons)], 1)
+        weights = weights[complete] * has_related(no_common_id, ids)
+        counts = vectors[COUNTS][complete] if COUNTS in vectors else x.new_ones(len(complete))
         own = counts.nonzero().squeeze(1)
         return _Rows(x, y, ids, weights, own, (counts * weights)[own])
 
     def _terms(self, rows: _Rows) -> tuple[Tensor, Tensor]:
-        """Return L_s and L_d of a pair of columns: the own rows' part."""
+        """Return this process's part of L_s and L_d for a pair of columns."""
         if self.form == ALIGN_UNIFORM:
-            # The logarithm of a mean over all pairs of rows is no mean over rows: every process makes all of it.
-            negatives = apart(rows.ids, rows.ids)
+            # The logarithm of a mean over pairs is not a mean over rows, so every process computes all of it.
+            negatives = no_common_id(rows.ids, rows.ids)
             pushes = [uniformity(values @ values.T, negatives) for values in (rows.x, rows.y)]
             return weighted_mean(alignment(rows.x, rows.y), rows.weights), (pushes[0] + pushes[1]) / 2
-        ways = [self._one_way(rows, *columns) for columns in ((rows.x, rows.y), (rows.y, rows.x))]
-        return (ways[0][0] + ways[1][0]) / 2, (ways[0][1] + ways[1][1]) / 2
+        (pull, push), (pull_back, push_back) = (
+            self._direction(rows, rows.x, rows.y),
+            self._direction(rows, rows.y, rows.x),
+        )
+        return (pull + pull_back) / 2, (push + push_back) / 2
 
-    def _one_way(self, rows: _Rows, anchors: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    def _direction(self, rows: _Rows, anchors: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        """Return this process's part of L_s and L_d with the vectors of one column as anchors.
+
+        Args:
+            rows: the rows of the pair of columns.
+            anchors: (rows, dim), the vectors of the anchors' column.
+            others: (rows, dim), the vectors of the other column.
+        """
         assert self.scale is not None
-        negatives = apart(rows.ids[rows.own], rows.ids)  # (anchors, rows)
-        itself = torch.zeros_like(negatives)
-        itself[torch.arange(len(rows.own), device=rows.own.device), rows.own] = True
-        candidates, positives = others, itself
+        negatives = no_common_id(rows.ids[rows.own], rows.ids)  # (anchors, rows)
+        same_row = torch.zeros_like(negatives)
+        same_row[torch.arange(len(rows.own), device=rows.own.device), rows.own] = True
+        candidates, positives = others, same_row
         if self.form == "supcon":
             candidates = torch.cat([others, anchors])
-            positives = torch.cat([~negatives, ~negatives & ~itself], 1)
+            positives = torch.cat([~negatives, ~negatives & ~same_row], 1)
         elif self.within:
             candidates = torch.cat([others, anchors])
-            positives = torch.cat([itself, torch.zeros_like(itself)], 1)
+            positives = torch.cat([same_row, torch.zeros_like(same_row)], 1)
         if len(candidates) > len(others):
             negatives = torch.cat([negatives, negatives], 1)
         logits = self.scale() * (anchors[rows.own] @ candidates.T)
@@ -304,9 +318,9 @@ class ContrastiveObjective(BatchObjective):
 
 
 def _geometry(rows: _Rows) -> dict[str, Tensor]:
-    """Return alignment, uniformity and the gap of two columns: of the own rows, against all."""
+    """Return alignment, uniformity and the modality gap of a pair of columns, from this process's rows against all."""
     gap = (rows.x.mean(0) - rows.y.mean(0)).norm()
-    negatives = apart(rows.ids[rows.own], rows.ids)
+    negatives = no_common_id(rows.ids[rows.own], rows.ids)
     if not negatives.any():  # this process has no row of the pair
         return {"gap": gap}
     pushes = [uniformity(values[rows.own] @ values.T, negatives) for values in (rows.x, rows.y)]

@@ -1,9 +1,11 @@
-"""The forms of a contrastive loss L = λ L_s + (1 − λ) L_d: L_s pulls what belongs together, L_d pushes the rest apart.
+"""The forms of a contrastive loss L = λ L_s + (1 − λ) L_d: L_s pulls positives together, L_d pushes negatives apart.
 
-Legend: anchors = the rows that terms are computed for, candidates = the rows that they are compared with. A logit
-is the similarity of an anchor and a candidate divided by the temperature (`sigmoid`: times t, plus b). Both masks
-are (anchors, candidates) bool; a candidate in neither is left out. Terms are (anchors,), finite in any row of the
-masks, and 0 for what is empty.
+Legend: anchors = the rows that losses are computed for, candidates = the rows that they are compared with.
+
+Every form takes `logits`, `positives` and `negatives`, each (anchors, candidates). A logit is the similarity of an
+anchor and a candidate divided by the temperature (`sigmoid`: times t, plus b). The masks are bool; candidates in
+neither are ignored. It returns L_s and L_d, (anchors,) each: finite for every mask, and 0 for an anchor without
+positives or negatives.
 """
 
 from __future__ import annotations
@@ -18,21 +20,21 @@ Terms = tuple[Tensor, Tensor]
 Form = Callable[[Tensor, Tensor, Tensor], Terms]
 
 CHUNK = 1024
-"""Rows that are compared with all others at a time where only counts are needed."""
+"""Rows that `has_related` compares with all others at a time, which bounds its memory."""
 
 
 def infonce(logits: Tensor, positives: Tensor, negatives: Tensor) -> Terms:
     """L_s = −mean over positives of the logit; L_d = log Σ over positives and negatives of exp(logit).
 
-    With one positive, λ = ½ gives ½ InfoNCE (van den Oord et al. 2018, arXiv 1807.03748), the mean over both directions
-    ½ of CLIP's loss (Radford et al. 2021, arXiv 2103.00020). With several it gives ½ SupCon (Khosla et al. 2020, arXiv
-    2004.11362, equation 2).
+    With one positive an anchor, λ = ½ gives ½ InfoNCE (van den Oord et al. 2018, arXiv 1807.03748), and the mean over
+    both directions gives ½ of CLIP's loss (Radford et al. 2021, arXiv 2103.00020). With several positives, λ = ½ gives
+    ½ SupCon (Khosla et al. 2020, arXiv 2004.11362, equation 2).
     """
     return _pull(logits, positives), _log_sum(logits, positives | negatives)
 
 
 def decoupled(logits: Tensor, positives: Tensor, negatives: Tensor) -> Terms:
-    """L_s as `infonce`; L_d = log Σ over negatives of exp(logit): what is pulled is not pushed.
+    """L_s as in `infonce`; L_d = log Σ over negatives of exp(logit), so positives are not pushed away.
 
     λ = ½ gives ½ of the decoupled contrastive loss (Yeh et al. 2022, arXiv 2110.06848).
     """
@@ -51,19 +53,19 @@ FORMS: dict[str, Form] = {"infonce": infonce, "decoupled": decoupled, "sigmoid":
 
 
 def _pull(logits: Tensor, positives: Tensor) -> Tensor:
-    """Return minus the mean over positives, (anchors,)."""
+    """Return minus the mean logit of the positives, (anchors,); 0 for an anchor without positives."""
     return -logits.masked_fill(~positives, 0).sum(1) / positives.sum(1).clamp(min=1)
 
 
 def _log_sum(logits: Tensor, chosen: Tensor) -> Tensor:
-    """Return log Σ exp over the chosen candidates, (anchors,); 0, with a gradient of 0, where none is chosen."""
+    """Return log Σ exp(logit) over the chosen candidates, (anchors,); 0, with gradient 0, if none is chosen."""
     some = chosen.any(1)
     filled = logits.masked_fill(~chosen, -torch.inf).masked_fill(~some.unsqueeze(1), 0)
     return filled.logsumexp(1).masked_fill(~some, 0)
 
 
 def alignment(x: Tensor, y: Tensor) -> Tensor:
-    """Return ‖x − y‖² a row, (rows,), from 0 to 4 (Wang and Isola 2020, arXiv 2005.10242).
+    """Return each row's ‖x − y‖², (rows,), from 0 to 4 (Wang and Isola 2020, arXiv 2005.10242).
 
     Args:
         x, y: (rows, dim) of unit length.
@@ -72,39 +74,39 @@ def alignment(x: Tensor, y: Tensor) -> Tensor:
 
 
 def uniformity(similarities: Tensor, chosen: Tensor) -> Tensor:
-    """Return log mean exp(−2 ‖x − x'‖²) over the chosen pairs, a scalar from −8 to 0; lower is more even.
+    """Return log mean exp(−2 ‖x − x'‖²) over the chosen pairs, a scalar from −8 to 0; lower is more uniform.
 
-    On a sphere of many dimensions evenly spread vectors reach −4. Wang and Isola 2020, arXiv 2005.10242.
+    Vectors that are spread evenly over a sphere of many dimensions reach −4. Wang and Isola 2020, arXiv 2005.10242.
 
     Args:
-        similarities: of vectors of unit length: ‖x − x'‖² = 2 − 2 x·x'.
-        chosen: of the same shape, bool; at least one.
+        similarities: (rows, other rows), x·x' of unit vectors; ‖x − x'‖² = 2 − 2 x·x'.
+        chosen: (rows, other rows) bool, with at least one pair.
     """
     kernel = (4 * similarities - 4).masked_fill(~chosen, -torch.inf)
     return kernel.flatten().logsumexp(0) - chosen.sum().to(kernel.dtype).log()
 
 
-def apart(ids: Tensor, others: Tensor) -> Tensor:
+def no_common_id(ids: Tensor, others: Tensor) -> Tensor:
     """Return which pairs of rows have no id in common, (rows, other rows) bool.
 
     Args:
-        ids: (rows, sorts of id) int64.
-        others: (other rows, sorts of id).
+        ids: (rows, kinds) int64, a row's id of each kind, such as its cell's code and its group.
+        others: (other rows, kinds) int64.
     """
     result = ids[:, None, 0] != others[None, :, 0]
-    for sort in range(1, ids.shape[1]):
-        result &= ids[:, None, sort] != others[None, :, sort]
+    for kind in range(1, ids.shape[1]):
+        result &= ids[:, None, kind] != others[None, :, kind]
     return result
 
 
-def related(relation: Callable[[Tensor, Tensor], Tensor], ids: Tensor, *, least: int = 1) -> Tensor:
-    """Return which rows are related to at least `least` rows, (rows,) bool.
+def has_related(relation: Callable[[Tensor, Tensor], Tensor], ids: Tensor, *, minimum: int = 1) -> Tensor:
+    """Return which rows are related to at least `minimum` rows, (rows,) bool.
 
     Args:
-        relation: from (rows, ...) and (other rows, ...) to (rows, other rows) bool, as `apart`.
-        ids: (rows, ...).
-        least: how many.
+        relation: maps (rows, ...) and (other rows, ...) to (rows, other rows) bool, such as `no_common_id`.
+        ids: (rows, ...), the first argument of `relation`; the second is all of them.
+        minimum: number of related rows that a row needs.
     """
     if not len(ids):
         return torch.zeros(0, dtype=torch.bool, device=ids.device)
-    return torch.cat([relation(part, ids).sum(1) >= least for part in torch.split(ids, CHUNK)])
+    return torch.cat([relation(part, ids).sum(1) >= minimum for part in torch.split(ids, CHUNK)])

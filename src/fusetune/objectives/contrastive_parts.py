@@ -1,4 +1,4 @@
-"""Shared by contrastive objectives: temperature, projection heads, unit vectors, checks and warnings."""
+"""Parts that contrastive objectives share: temperature, projection heads, unit vectors, checks and warnings."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ DIM = 128
 MAX_LOG_SCALE = math.log(100)
 PROJECTIONS = ("linear", "mlp", "none")
 MIN_COSINE = 0.5
-"""Warn about a λ at which a collapse costs less than matches whose mean cosine is below this."""
+"""Warn if a collapse costs less than matches that do not reach this mean cosine."""
 
 
 class _Bounded(torch.autograd.Function):
-    """A clamp that stops a gradient only where its step would lead further out of bounds."""
+    """Clamp to [0, ln 100], passing gradients on unless a descent step would leave the bounds."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -30,23 +30,25 @@ class _Bounded(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """Return the gradient, or 0 where a step against it leads out of bounds."""
+        """Return the gradient, or 0 where a descent step would leave the bounds."""
         (value,), (gradient,) = ctx.saved_tensors, gradients
         outwards = ((value >= MAX_LOG_SCALE) & (gradient < 0)) | ((value <= 0) & (gradient > 0))
         return gradient.masked_fill(outwards, 0)
 
 
 class LogitScale(nn.Module):
-    """1/τ, learned as its logarithm in [0, ln 100], so τ stays in [0.01, 1] (Radford et al. 2021, arXiv 2103.00020)."""
+    """The logit scale 1/τ, learned as its logarithm in [0, ln 100], so that τ stays in [0.01, 1].
+
+    Args:
+        temperature: initial τ, in [0.01, 1].
+        learned: whether the logarithm is a parameter. It has one dimension, so weight decay does not apply to it.
+
+    Reference: Radford et al. 2021, "CLIP" (arXiv 2103.00020).
+    """
 
     log_scale: Tensor
 
     def __init__(self, temperature: float, *, learned: bool) -> None:
-        """
-        Args:
-            temperature: τ at the start, in [0.01, 1].
-            learned: whether it is a parameter; of one dimension, so weight decay leaves it out.
-        """
         super().__init__()
         start = torch.tensor([-math.log(temperature)])
         if learned:
@@ -61,7 +63,13 @@ class LogitScale(nn.Module):
 
 
 def projection_head(kind: str, in_dim: int, dim: int) -> nn.Module:
-    """Build a map from (rows, in_dim) to (rows, dim): `linear` as in CLIP, `mlp` as in SimCLR, `none` the identity."""
+    """Build a module from (rows, in_dim) to (rows, dim).
+
+    Args:
+        kind: `linear` as in CLIP, `mlp` as in SimCLR, or `none`, the identity.
+        in_dim: features of the input.
+        dim: features of the output; ignored for `none`.
+    """
     if kind == "none":
         return nn.Identity()
     if kind == "linear":
@@ -70,17 +78,17 @@ def projection_head(kind: str, in_dim: int, dim: int) -> nn.Module:
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Scale (rows, dim) vectors to unit length, in float32 or float64."""
+    """Scale (rows, dim) vectors to unit length; half-precision vectors become float32."""
     if vectors.dtype in (torch.float16, torch.bfloat16):
         vectors = vectors.float()
     return F.normalize(vectors, dim=1, eps=1e-6)
 
 
 def check_number(setting: str, value: Any, low: float, high: float) -> float:
-    """Return a number that lies in [low, high].
+    """Return a setting's value as a float, if it is a number in [low, high].
 
     Raises:
-        ConfigError: it does not, or is no number.
+        ConfigError: it is out of range, or not a number.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         expected = f"a number from {low:g} to {high:g}" if math.isfinite(high) else f"a number of {low:g} or more"
@@ -89,10 +97,10 @@ def check_number(setting: str, value: Any, low: float, high: float) -> float:
 
 
 def check_choice(setting: str, value: Any, choices: Collection[str]) -> str:
-    """Return a name that is one of the choices.
+    """Return a setting's value, if it is one of the choices.
 
     Raises:
-        ConfigError: it is not; the message has the nearest one.
+        ConfigError: it is not; the message suggests the nearest choice.
     """
     if value not in choices:
         raise ConfigError(
@@ -102,34 +110,35 @@ def check_choice(setting: str, value: Any, choices: Collection[str]) -> str:
 
 
 def collapse_warnings(where: str, form: str, lam: float, *, within: bool) -> list[str]:
-    """Return warnings about a form and a λ that are known to collapse, with the reason and what to do.
+    """Return warnings for a form and λ that are known to collapse, each with the reason and a remedy.
 
     Args:
-        where: the objective's place in the settings.
-        form: see `contrastive_forms`, or "align_uniform".
-        lam: λ.
-        within: whether other cells of a row's own column are among its negatives.
+        where: the objective's key in the settings, such as "objectives.contrastive".
+        form: a form of `contrastive_forms`, or "align_uniform".
+        lam: λ, in [0, 1].
+        within: whether other cells of the anchor's own column are negatives.
     """
-    said = f"{where}: with form={form} and lambda={lam:g} "
+    prefix = f"{where}: with form={form} and lambda={lam:g} "
     if lam == 1:
-        return [said + "nothing is pushed apart, so all vectors may become one point; take a lambda below 1"]
+        return [prefix + "nothing is pushed apart, so all vectors may become one point; take a lambda below 1"]
     if lam == 0:
-        return [said + "nothing is pulled together, so matches are not found; take a lambda above 0"]
+        return [prefix + "nothing is pulled together, so matches are not found; take a lambda above 0"]
     if form in ("infonce", "supcon") and lam < 0.5:
         return [
-            f"{said}a match is pushed away once the softmax gives it more than lambda/(1-lambda) = "
+            f"{prefix}a match is pushed away once the softmax gives it more than lambda/(1-lambda) = "
             f"{lam / (1 - lam):.2f}; take lambda=0.5 or more, or form=decoupled"
         ]
     if form == "decoupled" and not within and lam < 1 / 3:
         return [
-            said + "the columns of a row become opposites, x = -y, as this costs least: pushing all rows apart gains "
+            prefix
+            + "the columns of a row become opposites, x = -y, as this costs threshold: pushing all rows apart gains "
             "1-lambda, which is more than the 2·lambda that the pull loses; take within=true or lambda=0.5"
         ]
-    # One point gains the pull, which matches of mean cosine c gain too, c times, while they stay spread out.
-    least = {"align_uniform": 3 - 2 / lam, "sigmoid": 0.0}.get(form, 2 - 1 / lam)
-    if least > MIN_COSINE:
+    # A single point gains all of the pull. Matches of mean cosine c gain the share c of it and are spread out as well.
+    threshold = {"align_uniform": 3 - 2 / lam, "sigmoid": 0.0}.get(form, 2 - 1 / lam)
+    if threshold > MIN_COSINE:
         return [
-            f"{said}all vectors becoming one point costs less than staying apart, unless matches reach a mean cosine "
-            f"of {least:.2f}; take lambda=0.5"
+            f"{prefix}all vectors becoming one point costs less than staying apart, unless matches reach a mean cosine "
+            f"of {threshold:.2f}; take lambda=0.5"
         ]
     return []

@@ -1,4 +1,4 @@
-"""Rows of all processes side by side, with gradients."""
+"""Gather the rows of all processes, with gradients."""
 
 from __future__ import annotations
 
@@ -9,15 +9,21 @@ import torch
 from torch import Tensor, distributed
 
 COUNTS = "counts"
-"""The key of (rows,) float: the factor of each row's own loss. Absent where all are 1."""
+"""Key of the (rows,) float factors of each row's own loss. Absent if all factors are 1."""
 
 
 class _AllGather(torch.autograd.Function):
-    """Gathers the rows of all processes in their order; a row's gradient is the sum over all processes."""
+    """Concatenate the rows of all processes by rank; a row's gradient is summed over all processes."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, sizes: list[int]) -> Tensor:
-        """(own rows, features) of each process, `sizes` of them, to (all rows, features)."""
+        """Gather (own rows, features) of every process into (all rows, features).
+
+        Args:
+            ctx: of the autograd function.
+            rows: this process's rows.
+            sizes: the number of rows of each process.
+        """
         rank = distributed.get_rank()
         ctx.start, ctx.stop = sum(sizes[:rank]), sum(sizes[: rank + 1])
         padded = rows.new_zeros(max(sizes), rows.shape[1])
@@ -28,23 +34,24 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """Return the own rows' part of the summed gradient."""
+        """Return this process's rows of the summed gradient."""
         total = gradients[0].contiguous().clone()
         distributed.all_reduce(total)
         return total[ctx.start : ctx.stop], None
 
 
-def gathered(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the rows of all processes, those of process 0 first, and under `COUNTS` the factor of each row's own loss.
+def gather_rows(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the rows of all processes, ordered by rank, and under `COUNTS` the factor of each row's own loss.
 
-    Own rows count as many as there are processes, all others 0. So a process computes the loss of its own rows, against
-    the rows of all, divided by the number of all rows; the mean of the processes' losses is the loss of one process
-    that has all rows, and so is the mean of their gradients, which data parallelism makes.
+    The factor is the number of processes for this process's rows and 0 for the others. So each process computes the
+    losses of its own rows, compared with all rows and divided by the number of all rows. The mean of these losses over
+    processes, and of their gradients as data parallelism averages them, equals that of one process with all rows.
 
-    Every process must call this equally often, forward and backward. It may have any number of rows, none too.
+    Without distributed training the vectors are returned unchanged. Every process must call this function equally
+    often, in forward and backward passes, with any number of rows, including none.
 
     Args:
-        vectors: tensors whose first dimension is this process's rows; those of floats share a dtype.
+        vectors: by name, tensors whose first dimension is this process's rows. Floating-point ones share a dtype.
     """
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return dict(vectors)
@@ -55,7 +62,7 @@ def gathered(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     counts = [torch.empty_like(count) for _ in range(distributed.get_world_size())]
     distributed.all_gather(counts, count)
     sizes = [int(count) for count in counts]
-    # One tensor of all floats, so that there is one exchange in the backward pass, and none is left out anywhere.
+    # One tensor of all floats: a single collective in the backward pass, which every process takes part in.
     result = _gather_together({name: vectors[name] for name in floats}, sizes)
     result |= {
         name: value.to(vectors[name].dtype)

@@ -1,4 +1,4 @@
-"""Mixup in feature space: rows between rows have targets between targets."""
+"""Mixup in feature space: train on interpolated vectors and targets."""
 
 from __future__ import annotations
 
@@ -18,19 +18,28 @@ if TYPE_CHECKING:
 
 
 class Mixup(Objective):
-    """Train on mixtures of two rows' vectors, whose targets are mixed alike.
+    """Train the heads on interpolations of two rows' vectors, with the targets interpolated alike.
 
-    L = λ ℓ(f(λ z_i + (1 − λ) z_j), y_i) + (1 − λ) ℓ(f(λ z_i + (1 − λ) z_j), y_j), λ ~ Beta(α, α) for each batch, j a
-    random order of the batch's rows. z_i is row i's fused vector, (dim,), which the head reads; the linear part, which
-    reads the columns' features, is mixed alike. A pair counts for a task if both rows have its target and a weight
-    above 0.
+    L = λ ℓ(f(λ z_i + (1 − λ) z_j), y_i) + (1 − λ) ℓ(f(λ z_i + (1 − λ) z_j), y_j), with λ ~ Beta(α, α) drawn for each
+    batch and j a random permutation of its rows. z_i, (dim,), is row i's fused vector, which the head f reads; the
+    logits of the linear part, which reads the columns' features, are interpolated with the same λ. A pair counts for a
+    task if both rows have its target and a weight above 0.
 
-    Inputs: the pooled vectors, (batch, dim), and the targets. Encoders and fusion run once, so it costs next to
-    nothing.
+    Args:
+        model: see `Objective`.
+        tasks: see `Objective`.
+        weight: factor of the loss in the total, beside the task's own loss, above 0.
+        alpha: α of the Beta distribution, above 0. Near 0, λ is close to 0 or 1; at 1 it is uniform.
+
+    Raises:
+        ConfigError: there is no task, or a setting is out of range.
+
+    Inputs: the fused vectors, (batch, dim), and the targets. Only the heads run again, so it is cheap.
 
     Requires: a task.
 
-    Relations: the papers mix raw inputs or hidden layers; at the last hidden layer columns of any kind are vectors.
+    Relations: the papers interpolate raw inputs or hidden layers; here it is the last hidden layer, where columns of
+    any kind have become one vector.
 
     Example:
         >>> from fusetune.testing.objectives import make_parts
@@ -48,16 +57,6 @@ class Mixup(Objective):
     def __init__(
         self, model: Family, tasks: Mapping[str, TargetTask], *, weight: float = 1.0, alpha: float = 1.0
     ) -> None:
-        """
-        Args:
-            model: see `Objective`.
-            tasks: see `Objective`.
-            weight: what the loss counts beside the task's own, above 0.
-            alpha: α above 0: near 0 rows are hardly mixed, 1 takes every share alike.
-
-        Raises:
-            ConfigError: there is no task, or a setting is out of range.
-        """
         super().__init__(model, tasks, weight=weight)
         if not tasks:
             raise ConfigError("the objective mixup mixes targets, and nothing is predicted", do="name a target")
@@ -66,7 +65,7 @@ class Mixup(Objective):
         self.tasks, self.alpha = dict(tasks), alpha
 
     def forward(self, model: nn.Module, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
-        """Return the mean over pairs, several tasks added up."""
+        """Return the mean loss over pairs of rows, summed over tasks."""
         fused = outputs.fused
         order = torch.randperm(len(batch)).to(fused.device)
         share = float(torch.distributions.Beta(self.alpha, self.alpha).sample())

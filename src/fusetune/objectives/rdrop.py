@@ -1,4 +1,4 @@
-"""R-Drop: predictions that dropout does not move."""
+"""R-Drop: make predictions agree between two dropout masks."""
 
 from __future__ import annotations
 
@@ -19,17 +19,24 @@ if TYPE_CHECKING:
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-
 
 class RDrop(Objective):
-    """Make predictions agree between two draws of dropout.
+    """Make predictions agree between two dropout masks.
 
-    L = mean over rows of ½ (KL(p‖q) + KL(q‖p)), p and q being the predictions of two passes with other dropout masks;
-    for numbers, the squared difference on the learned scale (`Divergent.divergence`). Several tasks are added up. The
-    paper takes the task's loss of both passes; here it is the first pass's alone, whose expectation is the same.
+    L = mean over rows of ½ (KL(p‖q) + KL(q‖p)), where p and q are the predictions of two forward passes with different
+    dropout masks. For numbers it is the squared difference on the learned scale (`Divergent.divergence`). Several tasks
+    are added up. The paper averages the task's loss over both passes; here it is the first pass's, which has the same
+    expectation.
 
-    Inputs: the model's logits; rows need no target. One forward pass more.
+    Args:
+        model: see `Objective`.
+        tasks: see `Objective`.
+        weight: α, the factor of the loss in the total, above 0; the paper uses 1 to 5.
+
+    Raises:
+        ConfigError: there is no task, a task has no divergence, or the weight is not above 0.
+
+    Inputs: the model's logits; rows need no target. It costs one more forward pass.
 
     Requires: a task with a divergence, and dropout somewhere in the model.
 
@@ -49,15 +56,6 @@ class RDrop(Objective):
     name = "rdrop"
 
     def __init__(self, model: Family, tasks: Mapping[str, TargetTask], *, weight: float = 1.0) -> None:
-        """
-        Args:
-            model: see `Objective`.
-            tasks: see `Objective`.
-            weight: α, what the loss counts in the total, above 0; the paper takes 1 to 5.
-
-        Raises:
-            ConfigError: there is no task, one that has no divergence, or the weight is not above 0.
-        """
         super().__init__(model, tasks, weight=weight)
         if not tasks:
             raise ConfigError("the objective rdrop compares predictions, and nothing is predicted", do="name a target")
@@ -67,10 +65,10 @@ class RDrop(Objective):
             self.warnings.append("objectives.rdrop: the model has no dropout, so both passes predict alike")
 
     def forward(self, model: nn.Module, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
-        """Return the mean divergence of the batch's rows, with or without targets."""
-        again = model(batch).logits
-        apart = [
-            task.divergence(outputs.logits[name], again[name]) + task.divergence(again[name], outputs.logits[name])
+        """Return the mean divergence over the batch's rows, with or without targets."""
+        second = model(batch).logits
+        divergences = [
+            task.divergence(outputs.logits[name], second[name]) + task.divergence(second[name], outputs.logits[name])
             for name, task in self.tasks.items()
         ]
-        return {self.name: weighted_mean(torch.stack(apart).sum(0), batch.weights) / 2}
+        return {self.name: weighted_mean(torch.stack(divergences).sum(0), batch.weights) / 2}

@@ -1,4 +1,4 @@
-"""Contrastive learning between the rows of one label."""
+"""Supervised contrastive learning: rows with the same label are positives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fusetune.errors import ConfigError, nearest
 from fusetune.objectives.base import BatchObjective
-from fusetune.objectives.contrastive_forms import apart, infonce, related, uniformity
+from fusetune.objectives.contrastive_forms import has_related, infonce, no_common_id, uniformity
 from fusetune.objectives.contrastive_parts import (
     DIM,
     PROJECTIONS,
@@ -35,22 +35,35 @@ VECTOR, LABEL, WEIGHT = "vector", "label", "weight"
 
 
 class SupConObjective(BatchObjective):
-    """Pull rows of one label together and push all others apart.
+    """Pull rows with the same label together and push all others apart.
 
-    L = λ L_s + (1 − λ) L_d. With z_i row i's fused vector, projected and of unit length, s_ia = z_i·z_a and P_i the
-    other rows with i's label: L_s = mean −1/|P_i| Σ_{p∈P_i} s_ip/τ, L_d = mean log Σ_{a≠i} exp(s_ia/τ). λ = ½ gives ½
-    SupCon (equation 2 of the paper).
+    L = λ L_s + (1 − λ) L_d, with L_s = mean −1/|P_i| Σ_{p∈P_i} s_ip/τ and L_d = mean log Σ_{a≠i} exp(s_ia/τ). Here z_i
+    is row i's fused vector after the projection, of unit length, s_ia = z_i·z_a, and P_i are the other rows with row
+    i's label. λ = ½ gives ½ SupCon (equation 2 of the paper).
 
-    Inputs: the fused vectors, (batch, dim), and one target. Rows without it take no part; a row that has no positive or
-    no negative in the batch is no anchor. Labels tell which rows belong together, so groups and equal cells do not
-    count.
+    Args:
+        model: see `Objective`.
+        tasks: see `Objective`.
+        weight: factor of the loss in the total, above 0.
+        target: the target whose labels are compared; by default the only one that has labels.
+        lam: λ in [0, 1], the weight of L_s; in a config also `lambda`.
+        temperature: initial τ, in [0.01, 1].
+        learn_temperature: whether τ is trained.
+        projection: the head on the fused vectors during training: linear, mlp or none.
+        dim: features of the head's output.
 
-    Requires: a binary, multiclass, ordinal or multilabel target. With several labels a row, rows that share one or more
-    are positives.
+    Raises:
+        ConfigError: a setting is unknown or out of range, or the target has no labels.
 
-    Relations: `contrastive` compares the columns within rows, this rows of equal labels.
+    Inputs: the fused vectors, (batch, dim), and the labels of one target. Unlabelled rows are ignored, and a row
+    without a positive or without a negative in the batch is not an anchor. Groups and equal cells play no role.
 
-    Figures: L_s, L_d; alignment, the mean squared distance of positives; uniformity over negatives; the temperature.
+    Requires: a binary, multiclass, ordinal or multilabel target. Rows with several labels are positives if they share
+    at least one.
+
+    Relations: `contrastive` compares the columns of a row; this objective compares rows by their labels.
+
+    Figures: L_s, L_d; alignment, the mean squared distance of positives; uniformity of negatives; the temperature.
 
     Example:
         >>> from fusetune.testing.objectives import make_parts
@@ -77,21 +90,6 @@ class SupConObjective(BatchObjective):
         projection: str = "linear",
         dim: int = DIM,
     ) -> None:
-        """
-        Args:
-            model: see `Objective`.
-            tasks: see `Objective`.
-            weight: what the loss counts in the total, above 0.
-            target: whose labels are compared; by default those of the only target that has labels.
-            lam: λ in [0, 1], the share of the pull; in a config also `lambda`.
-            temperature: τ at the start, in [0.01, 1].
-            learn_temperature: whether τ is trained.
-            projection: linear, mlp or none, between the fused vector and the compared one, left out once trained.
-            dim: size of the projection's space.
-
-        Raises:
-            ConfigError: a setting is unknown or out of range, or the target has no labels.
-        """
         super().__init__(model, tasks, weight=weight)
         where = f"objectives.{self.name}"
         self.target = _labelled_target(tasks, target)
@@ -102,25 +100,26 @@ class SupConObjective(BatchObjective):
         self.warnings += collapse_warnings(where, self.name, self.lam, within=False)
 
     def vectors(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
-        """Return unit vectors, (batch, dim), the encoded labels, and weights, (batch,), 0 where unlabelled."""
+        """Return unit vectors, (batch, dim), encoded labels, (batch, ...), and weights, (batch,), 0 if unlabelled."""
         target = batch.targets[self.target]
         labels = target.values.bool() if target.values.ndim > 1 else target.values
         return {VECTOR: unit(self.head(outputs.fused)), LABEL: labels, WEIGHT: batch.weights * target.labelled}
 
     def of_vectors(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See `BatchObjective.of_vectors`; the loss is named supcon."""
-        # All of it enters the loss, be there nothing to compare: processes that exchange gradients rely on it.
+        """See `BatchObjective.of_vectors`. The loss is named "supcon"."""
+        # Every parameter enters the loss even if there is nothing to compare: processes that exchange gradients need
+        # it.
         nothing = (vectors[VECTOR].sum() + self.scale().sum()) * 0
         weights = vectors[WEIGHT].detach()
-        here = weights.nonzero().squeeze(1)
-        rows, labels = vectors[VECTOR][here], vectors[LABEL][here]
+        labelled = weights.nonzero().squeeze(1)
+        rows, labels = vectors[VECTOR][labelled], vectors[LABEL][labelled]
         labels = labels.unsqueeze(1) if labels.ndim == 1 else labels
-        differ = apart if vectors[LABEL].ndim == 1 else _share_none
-        valid = related(differ, labels) & related(lambda some, others: ~differ(some, others), labels, least=2)
+        differ = no_common_id if vectors[LABEL].ndim == 1 else _no_common_label
+        valid = has_related(differ, labels) & has_related(lambda some, others: ~differ(some, others), labels, minimum=2)
         self.figures = {"temperature": 1 / self.scale().detach()[0]}
         if not valid.any():
             return {self.name: nothing}
-        counts = vectors[COUNTS][here] if COUNTS in vectors else rows.new_ones(len(here))
+        counts = vectors[COUNTS][labelled] if COUNTS in vectors else rows.new_ones(len(labelled))
         own = counts.nonzero().squeeze(1)
         negatives = differ(labels[own], labels)  # (anchors, rows)
         positives = ~negatives
@@ -128,7 +127,7 @@ class SupConObjective(BatchObjective):
         with torch.autocast(rows.device.type, enabled=False):  # similarities over τ need more than 8 bits
             similarities = rows[own] @ rows.T
             pull, push = infonce(self.scale() * similarities, positives, negatives)
-            weights = weights[here] * valid
+            weights = weights[labelled] * valid
             shares = (counts * weights)[own] / weights.sum()
             pull, push = (pull * shares).sum(), (push * shares).sum()
         self.figures |= {"L_s": pull.detach(), "L_d": push.detach()}
@@ -139,13 +138,23 @@ class SupConObjective(BatchObjective):
         return {self.name: nothing + self.lam * pull + (1 - self.lam) * push}
 
 
-def _share_none(labels: Tensor, others: Tensor) -> Tensor:
-    """Which rows have no label in common, from (rows, labels) and (other rows, labels) bool."""
+def _no_common_label(labels: Tensor, others: Tensor) -> Tensor:
+    """Return which pairs of rows have no label in common, (rows, other rows) bool.
+
+    Args:
+        labels: (rows, labels) bool, multi-hot.
+        others: (other rows, labels) bool.
+    """
     shared: Tensor = labels.float() @ others.float().T
     return shared == 0
 
 
 def _labelled_target(tasks: Mapping[str, TargetTask], target: str | None) -> str:
+    """Return the target whose labels are compared: the named one, or the only one that has labels.
+
+    Raises:
+        ConfigError: there is no such target, it has no labels, or several have.
+    """
     fit = [name for name, task in tasks.items() if isinstance(task, Labelled)]
     if target is None and len(fit) == 1:
         return fit[0]

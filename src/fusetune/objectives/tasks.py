@@ -11,7 +11,11 @@ from fusetune.types import Batch, Outputs
 
 
 class TaskLosses(nn.Module):
-    """Each task's own loss on the rows that are labelled for it, by the task's name."""
+    """Compute each task's mean loss over its labelled rows, by the task's name.
+
+    Args:
+        tasks: fitted, by target.
+    """
 
     def __init__(self, tasks: Mapping[str, TargetTask]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The total loss: sum of the task losses + sum of weight x objective."""
+"""The total loss: Σ task losses + Σ weight · objective."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from fusetune.tasks.base import TargetTask
 from fusetune.types import Batch, Outputs
 
 PYTHON_NAMES = {"lambda": "lam"}
-"""Settings whose name is none in Python."""
+"""Settings whose names are reserved words in Python, and their arguments' names."""
 
-Pulls = Mapping[str, Mapping[str, Tensor]]
-"""By batch objective and by name of its vectors, or of its own parameters: the gradient of its loss at them."""
+RepresentationGradients = Mapping[str, Mapping[str, Tensor]]
+"""By batch objective's name, then by the name of one of its vectors or parameters: its loss's gradient there."""
 
 
-def lone_objective(settings: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The first of the objectives that can be minimised without a task, or None."""
-    return next((name for name in settings if OBJECTIVES.get(name).alone), None)
+def standalone_objective(settings: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Return the first objective that can be minimised without a task, or None."""
+    return next((name for name in settings if OBJECTIVES.get(name).standalone), None)
 
 
 def aligned_columns(settings: Mapping[str, Mapping[str, Any]], inputs: list[str]) -> list[str]:
-    """The input columns that a fit without a target aligns: all, or those that the objective names.
+    """Return the input columns that a fit without a target aligns: all, or those that the objective's options name.
 
     Args:
-        settings: per objective's name, its options.
+        settings: by objective's name, its options.
         inputs: the input columns.
 
     Raises:
-        ConfigError: fewer than two, or one that is no input.
+        ConfigError: there are fewer than two columns, or a named one is not an input.
     """
-    name = lone_objective(settings)
+    name = standalone_objective(settings)
     options = settings[name] if name else {}
     named = list(options.get("columns") or inputs)
     if options.get("anchor") and options["anchor"] not in named:
@@ -62,12 +62,12 @@ def build_objectives(
     """Build the objectives that a run's settings name.
 
     Args:
-        model: what will be trained.
+        model: the model to be trained.
         tasks: fitted, by target.
-        settings: per objective's name, its options.
+        settings: by objective's name, its options.
 
     Raises:
-        ConfigError: no such objective, or an option that it does not take.
+        ConfigError: there is no such objective, or it does not have such an option.
     """
     built: list[Objective] = []
     for name, options in settings.items():
@@ -76,10 +76,10 @@ def build_objectives(
 
 
 def check_objective(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an objective's options under their names in Python, after checking them.
+    """Check an objective's options and return them by the constructor's argument names.
 
     Raises:
-        ConfigError: no such objective, or an option that it does not take.
+        ConfigError: there is no such objective, or it does not have such an option.
     """
     objective = OBJECTIVES.get(name)
     options = {PYTHON_NAMES.get(option, option): value for option, value in options.items()}
@@ -88,10 +88,12 @@ def check_objective(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Total(nn.Module):
-    """Every task's loss by the task's name, and every objective's, times its weight, by "objective/NAME".
+    """Compute all terms of the total loss: the tasks' losses and the weighted objectives.
 
-    Attributes:
-        balance: what the tasks' losses count where there are several, else None.
+    Args:
+        tasks: fitted, by target.
+        objectives: to be minimised besides the tasks' losses.
+        balance: how several tasks' losses are weighted; None adds them up as they are.
     """
 
     def __init__(
@@ -103,50 +105,54 @@ class Total(nn.Module):
         self.objectives = nn.ModuleList(objectives)
 
     def forward(
-        self, model: nn.Module, batch: Batch, outputs: Outputs, pulls: Pulls | None = None
+        self, model: nn.Module, batch: Batch, outputs: Outputs, gradients: RepresentationGradients | None = None
     ) -> dict[str, Tensor]:
         """Return the losses by name, each a scalar.
 
         Args:
-            model: what gave the outputs.
+            model: the model that computed the outputs.
             batch: the rows.
-            outputs: of the model for these rows.
-            pulls: of objectives that compared these rows with others already; instead of their loss there is
-                "pull/OBJECTIVE", the sum of vectors and parameters times pulls: its gradient is the loss's by these.
+            outputs: the model's outputs for these rows.
+            gradients: for batch objectives whose loss was computed before (see
+                `fusetune.training.updates.grad_cache`). Their loss is replaced by "surrogate/OBJECTIVE", whose gradient
+                is that loss's gradient.
+
+        Returns:
+            By the task's name, its loss; by "objective/NAME", an objective's loss times its weight.
         """
         losses: dict[str, Tensor] = self.tasks(model, batch, outputs)
         if self.balance is not None:
             losses = self.balance(losses, batch)
         for objective in self.objectives:
             assert isinstance(objective, Objective)
-            if pulls is not None and objective.name in pulls:
+            if gradients is not None and objective.name in gradients:
                 assert isinstance(objective, BatchObjective)
-                own = {**objective.vectors(batch, outputs), **own_parameters(objective)}
-                losses[f"pull/{objective.name}"] = pulled(own, pulls[objective.name])
+                tensors = {**objective.vectors(batch, outputs), **own_parameters(objective)}
+                losses[f"surrogate/{objective.name}"] = surrogate_loss(tensors, gradients[objective.name])
                 continue
             for name, loss in objective(model, batch, outputs).items():
                 losses[f"objective/{name}"] = loss * objective.weight
         return losses
 
-    def compared(self) -> list[BatchObjective]:
+    def batch_objectives(self) -> list[BatchObjective]:
         """Return the objectives that compare rows with one another."""
         return [objective for objective in self.objectives if isinstance(objective, BatchObjective)]
 
     def figures(self) -> dict[str, Tensor]:
-        """Return the figures of the objectives and of the balance, as of the last batch, to be logged."""
+        """Return the figures of the objectives and of the balance for the last batch, by the name to log them under."""
         balance = self.balance.figures if self.balance is not None else {}
-        found = {f"balance/{name}": value for name, value in balance.items()}
+        logged = {f"balance/{name}": value for name, value in balance.items()}
         for objective in self.objectives:
             assert isinstance(objective, Objective)
-            found |= {f"objective/{objective.name}/{name}": value for name, value in objective.figures.items()}
-        return found
+            logged |= {f"objective/{objective.name}/{name}": value for name, value in objective.figures.items()}
+        return logged
 
 
 def own_parameters(objective: BatchObjective) -> dict[str, Tensor]:
-    """Return an objective's parameters by names that no vectors have."""
+    """Return an objective's parameters, their names prefixed so that they differ from those of its vectors."""
     return {f"parameter/{name}": parameter for name, parameter in objective.named_parameters()}
 
 
-def pulled(vectors: Mapping[str, Tensor], pulls: Mapping[str, Tensor]) -> Tensor:
-    """Return Σ of vectors times pulls, a scalar."""
-    return torch.stack([(vectors[name] * pull).sum() for name, pull in pulls.items()]).sum()
+def surrogate_loss(tensors: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> Tensor:
+    """Return Σ tensor · gradient, a scalar whose gradient at each tensor is the given one."""
+    return torch.stack([(tensors[name] * gradient).sum() for name, gradient in gradients.items()]).sum()

@@ -1,4 +1,4 @@
-"""Unimodal auxiliary heads: every column must be able to answer by itself."""
+"""Unimodal auxiliary heads: make every column predict the targets by itself."""
 
 from __future__ import annotations
 
@@ -18,20 +18,28 @@ if TYPE_CHECKING:
 
 
 class Unimodal(Objective):
-    """Make every column able to answer by itself, by a head of its own for every column and task.
+    """Make every column predict the targets by itself, with an auxiliary head for each column and task.
 
-    L = mean over columns c of ℓ(h_c(v_c), y), v_c the mean of column c's projected tokens before the fusion, (batch,
-    dim). The heads are left out once the model is trained. Each column's encoder gets a gradient of its own, so that
-    one that learns slowly is not left behind by one that answers most rows already. Rows that lack a column take no
-    part in its head.
+    L = mean over columns c of ℓ(h_c(v_c), y), where h_c is the head and v_c, (batch, dim), the mean of column c's
+    projected tokens before the fusion. Each encoder receives a gradient of its own, so that a slow one keeps learning
+    when another column already predicts most rows. Rows that lack a column do not enter its loss. The heads are not
+    part of the trained model.
 
-    Inputs: the columns' projected tokens, (batch, tokens, dim) each, and the targets.
+    Args:
+        model: see `Objective`.
+        tasks: see `Objective`.
+        weight: factor of the loss in the total, above 0.
+
+    Raises:
+        ConfigError: there is no task, there is only one column, or the weight is not above 0.
+
+    Inputs: each column's projected tokens, (batch, tokens, dim), and the targets.
 
     Requires: a task, and two or more columns.
 
     Relations: `fusion.modality_dropout` hides columns instead; both keep the model from ignoring a column.
 
-    Figures: each column's loss, the tasks added up: what it can tell by itself.
+    Figures: each column's loss, summed over tasks.
 
     Example:
         >>> from fusetune.testing.objectives import make_parts
@@ -47,37 +55,28 @@ class Unimodal(Objective):
     name = "unimodal"
 
     def __init__(self, model: Family, tasks: Mapping[str, TargetTask], *, weight: float = 0.5) -> None:
-        """
-        Args:
-            model: see `Objective`.
-            tasks: see `Objective`.
-            weight: what the loss counts in the total, above 0.
-
-        Raises:
-            ConfigError: there is no task, one column only, or the weight is not above 0.
-        """
         super().__init__(model, tasks, weight=weight)
         if not tasks or len(model.columns) < 2:
             what = "nothing is predicted" if not tasks else f"the only column is {model.columns[0]!r}"
             raise ConfigError(f"the objective unimodal has each column answer by itself, and {what}", do="leave it out")
         self.tasks, self.columns = dict(tasks), list(model.columns)
-        # Names of columns and tasks are the user's and may be no module names, hence lists.
+        # Lists, not dicts: the names of columns and tasks are the user's and may not be valid module names.
         self.heads = nn.ModuleList(
             nn.ModuleList(task.build_head(model.dim) for task in tasks.values()) for _ in self.columns
         )
 
     def forward(self, model: nn.Module, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
-        """Return the mean over columns, several tasks added up."""
+        """Return the mean loss over columns, summed over tasks."""
         losses = []
         self.figures = {}
         for column, heads in zip(self.columns, self.heads, strict=True):
             tokens = outputs.columns[column]
-            there, vector = tokens.mask.any(1), tokens.mean()
+            present, vector = tokens.mask.any(1), tokens.mean()
             parts = []
             assert isinstance(heads, nn.ModuleList)
             for (name, task), head in zip(self.tasks.items(), heads, strict=True):
                 target = batch.targets[name]
-                parts.append(task.loss(head(vector), target.where(there), batch.weights))
+                parts.append(task.loss(head(vector), target.where(present), batch.weights))
             losses.append(torch.stack(parts).sum())
             self.figures[column] = losses[-1].detach()
         return {self.name: torch.stack(losses).mean()}

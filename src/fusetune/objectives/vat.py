@@ -1,4 +1,4 @@
-"""Virtual adversarial training: predictions that do not change where the input changes a little."""
+"""Virtual adversarial training: keep predictions stable under small changes of the input."""
 
 from __future__ import annotations
 
@@ -20,20 +20,34 @@ if TYPE_CHECKING:
 
 
 class VirtualAdversarial(Objective):
-    """Make predictions stay where the input changes a little, in the direction that changes them most.
+    """Keep predictions stable when the input changes a little in the direction that changes them most.
 
-    L = mean over rows of Σ over tasks D(p(x), p(x + δ)), no gradient through p(x), with δ = ε u_K, u_{k+1} = g /
-    rms(g), g = ∇_r D(p(x), p(x + r)) at r = ξ u_k, u_0 random. D is `Divergent.divergence`: KL of probabilities, the
-    squared difference of numbers. The directions u are those of the power method: D is flat at r = 0, where its second
-    derivatives decide, and g is about ξ times these times u. Each distinct cell has a δ of its own; sizes are relative,
-    and `fusetune.models.perturb` says where δ is added. Dropout draws the same masks for x and x + δ.
+    L = mean over rows of Σ over tasks D(p(x), p(x + δ)), without a gradient through p(x). Here δ = ε u_K, u_{k+1} =
+    g / rms(g) with g = ∇_r D(p(x), p(x + r)) at r = ξ u_k, and u_0 is random. D is `Divergent.divergence`: the
+    Kullback-Leibler divergence of probabilities, the squared difference of numbers. This is the power method for the
+    dominant eigenvector of D's Hessian at r = 0, where D and its gradient are 0. Every distinct cell has its own δ, of
+    a size relative to the input; `fusetune.models.perturb` says where δ is added. Dropout masks are the same for x and
+    x + δ.
 
-    Inputs: the batch; rows need no target. Costs num_steps + 2 more forward and num_steps + 1 more backward passes.
+    Args:
+        model: see `Objective`.
+        tasks: see `Objective`; at least one.
+        weight: factor of the loss in the total, above 0.
+        epsilon: ε, the size of δ relative to the size of what it is added to, above 0.
+        num_steps: steps of the power method; 0 takes a random direction.
+        xi: ξ, the relative size at which the gradients are computed, above 0.
+        columns: the columns to change. By default those of text, images and sounds, or all if there are none.
+
+    Raises:
+        ConfigError: a setting is out of range, there is no task, a task has no divergence, or the model has no such
+            column.
+
+    Inputs: the batch; rows need no target. It costs num_steps + 2 more forward and num_steps + 1 more backward passes.
 
     Requires: a task with a divergence.
 
-    Relations: with `trainer.adversarial` δ makes the loss larger, which needs targets; here it changes the prediction.
-    `rdrop` compares two draws of dropout instead of two inputs.
+    Relations: in `trainer.adversarial`, δ increases the loss, which needs targets; here it changes the prediction.
+    `rdrop` compares two dropout masks instead of two inputs.
 
     Example:
         >>> from fusetune.testing.objectives import make_parts
@@ -59,20 +73,6 @@ class VirtualAdversarial(Objective):
         xi: float = 0.01,
         columns: Sequence[str] | str = (),
     ) -> None:
-        """
-        Args:
-            model: what will be trained.
-            tasks: at least one.
-            weight: what the loss counts in the total, above 0.
-            epsilon: size of the change, above 0, relative to that of what it is added to.
-            num_steps: steps of the power method, 0 (a random direction) or more.
-            xi: size at which its gradients are taken, above 0.
-            columns: which are changed; those of text, images and sounds where none is named, all where there are none.
-
-        Raises:
-            ConfigError: a setting is out of range, there is no task or one that has no divergence, or the model has no
-                such column.
-        """
         super().__init__(model, tasks, weight=weight)
         if not tasks:
             raise ConfigError("the objective vat compares predictions, and nothing is predicted", do="name a target")
@@ -88,35 +88,43 @@ class VirtualAdversarial(Objective):
         )
 
     def forward(self, model: nn.Module, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
-        """Return the mean divergence of the batch's rows, with or without targets."""
+        """Return the mean divergence over the batch's rows, with or without targets."""
         ball = Ball(model, batch, self.columns)  # type: ignore[arg-type]
         if not ball.sites:
             return {self.name: torch.stack([logits.sum() for logits in outputs.logits.values()]).sum() * 0}
-        found = self._random(ball)
+        directions = self._random(ball)
         rng_state = RngState(batch.rows.device)
-        # With gradients although none are taken: under autocast, weights first met without them would have none later.
+        # Not under no_grad: autocast would cache the weights' casts without a graph, and later passes would reuse them.
         clean = {name: logits.detach() for name, logits in model(batch).logits.items()}
         for _ in range(self.num_steps):
-            near = {column: (self.xi * delta).detach().requires_grad_() for column, delta in found.items()}
-            apart = (self._apart(model, ball, near, clean, rng_state) * batch.weights).sum()
+            near = {column: (self.xi * delta).detach().requires_grad_() for column, delta in directions.items()}
+            apart = (self._divergence(model, ball, near, clean, rng_state) * batch.weights).sum()
             grads = torch.autograd.grad(apart, list(near.values()), allow_unused=True)
-            found = ball.directions(
+            directions = ball.directions(
                 {
                     column: torch.zeros_like(delta) if grad is None else grad
                     for (column, delta), grad in zip(near.items(), grads, strict=True)
                 }
             )
-        at = {column: self.epsilon * delta.detach() for column, delta in found.items()}
-        return {self.name: weighted_mean(self._apart(model, ball, at, clean, rng_state), batch.weights)}
+        perturbation = {column: self.epsilon * delta.detach() for column, delta in directions.items()}
+        return {self.name: weighted_mean(self._divergence(model, ball, perturbation, clean, rng_state), batch.weights)}
 
     def _random(self, ball: Ball) -> Deltas:
-        """Return a random direction for every cell."""
+        """Return a random direction for each distinct cell of the columns."""
         return ball.directions({column: torch.randn_like(zero) for column, zero in ball.zeros().items()})
 
-    def _apart(
+    def _divergence(
         self, model: nn.Module, ball: Ball, deltas: Deltas, clean: Mapping[str, Tensor], rng_state: RngState
     ) -> Tensor:
-        """Return how far the predictions move, (batch,), over all tasks."""
+        """Return the divergence from the clean predictions, (batch,), summed over tasks.
+
+        Args:
+            model: the model.
+            ball: the batch and its columns' sites.
+            deltas: the change of each column.
+            clean: by task, the logits without a change, (batch, ...).
+            rng_state: restored first, so that dropout draws the same masks.
+        """
         rng_state.restore()
         logits = model(ball.perturbed(deltas)).logits
         return torch.stack([task.divergence(clean[name], logits[name]) for name, task in self.tasks.items()]).sum(0)

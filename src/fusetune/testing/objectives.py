@@ -23,7 +23,7 @@ from fusetune.modalities.number import NumberModality
 from fusetune.models.build import build_model
 from fusetune.models.understand import Understand
 from fusetune.objectives.base import BatchObjective, Objective
-from fusetune.objectives.gather import gathered
+from fusetune.objectives.gather import gather_rows
 from fusetune.tasks.base import TargetTask
 from fusetune.tasks.classification import MulticlassTask
 from fusetune.tasks.regression import RegressionTask
@@ -241,7 +241,7 @@ class ObjectiveContract(Contract):
         _, _, examples = make_parts()
         whole, parts = examples.batch(range(ROWS)), [examples.batch(range(10)), examples.batch(range(10, ROWS))]
         with torch.no_grad():
-            wanted = objective.of_vectors(gathered(objective.vectors(whole, model(whole))))
+            wanted = objective.of_vectors(gather_rows(objective.vectors(whole, model(whole))))
             vectors = [objective.vectors(part, model(part)) for part in parts]
             found = objective.of_vectors({name: torch.cat([part[name] for part in vectors]) for name in vectors[0]})
         for name, value in wanted.items():

@@ -208,7 +208,7 @@ class _StageRun:
                 epoch = self.done / self.sampler.num_updates
                 mean = self.loss_sum / self.loss_count if self.loss_count else None
                 check = Check(self.stage.name, self.first_step + self.done, epoch, mean, *results, lr)
-                check.task_losses = balance.take() if balance is not None else {}
+                check.task_losses = balance.pop_means() if balance is not None else {}
                 for callback in self.callbacks:
                     callback.on_check(check)
                 self.loss_sum, self.loss_count, self.checked = 0.0, 0, self.done
@@ -221,7 +221,7 @@ class _StageRun:
         rng_state = RngState(self.accelerator.device)
         self.buffers.save()
         balance = self.learner.objective.balance
-        balance_state = balance.own() if balance is not None else None
+        balance_state = balance.process_state() if balance is not None else None
         where = f"update {self.first_step + self.done + 1} of stage {self.stage.name!r}"
         given = (self.wrapped, micro_batches, self.optimizer, self.accelerator, self.stage.gradients, self.trained)
         try:
@@ -236,7 +236,7 @@ class _StageRun:
             out_of_memory = True
         self.buffers.restore()
         if balance is not None:
-            balance.set_own(balance_state)
+            balance.load_process_state(balance_state)
         if not out_of_memory:
             return {}
         self.optimizer.zero_grad()
@@ -288,7 +288,7 @@ class _StageRun:
     def _save(self) -> None:
         """Save a checkpoint of the state after the last update; NonFiniteLoss if a weight is not finite."""
         accelerator, balance = self.accelerator, self.learner.objective.balance
-        balance_state = balance.own() if balance is not None else None
+        balance_state = balance.process_state() if balance is not None else None
         process_state = {"generators": rng_states(accelerator.device), "balance": balance_state}
         scaler = accelerator.scaler
         state: State = {
@@ -331,7 +331,7 @@ class _StageRun:
         process_state = saved["processes"][self.accelerator.process_index]
         balance = self.learner.objective.balance
         if balance is not None:
-            balance.set_own(process_state["balance"])
+            balance.load_process_state(process_state["balance"])
         set_rng_states(process_state["generators"], self.accelerator.device)
 
 

@@ -67,7 +67,7 @@ def test_dropout_draws_the_same_masks_in_both_passes():
     torch.manual_seed(3)
     outputs = [learner.model(batch) for batch in batches]
     total = 0.0
-    for objective in learner.objective.compared():
+    for objective in learner.objective.batch_objectives():
         vectors = [objective.vectors(batch, out) for batch, out in zip(batches, outputs, strict=True)]
         whole = {name: torch.cat([part[name] for part in vectors]) for name in vectors[0]}
         losses = objective.of_vectors(whole)

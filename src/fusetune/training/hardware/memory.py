@@ -94,7 +94,7 @@ def _saved_bytes(learner: Learner, batch: Batch) -> int:
         return tensor
 
     rng_state, buffers, balance = RngState(batch.weights.device), Buffers(learner), learner.objective.balance
-    state = balance.own() if balance is not None else None
+    state = balance.process_state() if balance is not None else None
     try:
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             learner(batch)
@@ -103,7 +103,7 @@ def _saved_bytes(learner: Learner, batch: Batch) -> int:
         buffers.restore()
         rng_state.restore()
         if balance is not None:
-            balance.set_own(state)
+            balance.load_process_state(state)
 
 
 def split(memory: PassMemory, batch_size: int, accumulate: int) -> MicroBatches:
@@ -158,7 +158,7 @@ def fit_micro_batches(
         isinstance(module, BATCH_NORMS) and module.training for module in learner.modules()
     ):
         return ""
-    if gradients is not cached and learner.objective.compared():
+    if gradients is not cached and learner.objective.batch_objectives():
         return ""
     heaviest = sampler.indices[np.argsort(-sampler.sizes, kind="stable")[: max(TRIAL_ROWS)]]
     with accelerator.autocast():

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fusetune.models.perturb import RngState
 from fusetune.objectives.base import BatchObjective
-from fusetune.objectives.gather import gathered
+from fusetune.objectives.gather import gather_rows
 from fusetune.objectives.total import own_parameters
 from fusetune.training.learner import Learner
 from fusetune.training.updates.update import accumulate_losses, loss_shares, plain, scale_losses
@@ -34,26 +34,26 @@ def cached(learner: nn.Module, micro_batches: Sequence[Batch], accelerator: Acce
     """Compute gradients as `plain` does, but let contrastive objectives see all micro-batches; a `Gradients`."""
     bare = learner if isinstance(learner, Learner) else accelerator.unwrap_model(learner)
     assert isinstance(bare, Learner)
-    objectives = bare.objective.compared()
+    objectives = bare.objective.batch_objectives()
     if not objectives or len(micro_batches) == 1:
         return plain(learner, micro_batches, accelerator)
     rng_states, vectors = _vectors(bare, micro_batches, accelerator)
     totals: dict[str, Tensor] = {}
-    pulls: list[Vectors] = [{} for _ in micro_batches]
+    at_vectors: list[Vectors] = [{} for _ in micro_batches]
     for objective in objectives:
         losses, gradients = _compare(objective, [by_objective[objective.name] for by_objective in vectors])
         totals |= losses
         for index, gradient in enumerate(gradients):
-            pulls[index][objective.name] = gradient
+            at_vectors[index][objective.name] = gradient
     for index, (batch, shares) in enumerate(zip(micro_batches, loss_shares(micro_batches, accelerator), strict=True)):
         last = index == len(micro_batches) - 1
         rng_states[index].restore()
         with nullcontext() if last else accelerator.no_sync(learner), accelerator.autocast():
             batch = batch.to(accelerator.device)
-            _, parts, _ = learner(batch, pulls[index])
-            pulled = [parts.pop(f"pull/{objective.name}") for objective in objectives]
+            _, parts, _ = learner(batch, at_vectors[index])
+            surrogates = [parts.pop(f"surrogate/{objective.name}") for objective in objectives]
             parts = scale_losses(parts, shares)
-            accelerator.backward(sum([*parts.values(), *pulled], batch.zero))
+            accelerator.backward(sum([*parts.values(), *surrogates], batch.zero))
         accumulate_losses(totals, parts)
     return totals
 
@@ -70,7 +70,7 @@ def _vectors(
         batch = batch.to(accelerator.device)
         with accelerator.autocast():
             outputs = learner.model(batch)
-            vectors.append({part.name: part.vectors(batch, outputs) for part in learner.objective.compared()})
+            vectors.append({part.name: part.vectors(batch, outputs) for part in learner.objective.batch_objectives()})
     for name, buffer in learner.model.named_buffers():
         buffer.copy_(buffers[name])
     return rng_states, vectors
@@ -87,7 +87,7 @@ def _compare(
     joined = {name: torch.cat([part[name] for part in vectors]) for name in vectors[0]}
     leaves = {name: value.requires_grad_() for name, value in joined.items() if value.is_floating_point()}
     with torch.enable_grad():
-        losses = objective.of_vectors(gathered(joined))
+        losses = objective.of_vectors(gather_rows(joined))
         weighted = {f"objective/{name}": loss * objective.weight for name, loss in losses.items()}
         total = torch.stack(list(weighted.values())).sum()
     learned = {name: parameter for name, parameter in own_parameters(objective).items() if parameter.requires_grad}

@@ -1,7 +1,7 @@
 """Gradient surgery for several tasks (PCGrad, UPGrad), and the gradients of FAMO.
 
-Let g_k be the gradient of task k's divided loss (see `fusetune.objectives.balance`) at the parameters that two or more
-tasks share. The update's gradient there is
+Let g_k be the gradient of task k's normalised loss (see `fusetune.objectives.balance`) at the parameters that two or
+more tasks share. The update's gradient there is
 
     pcgrad  Σ g_k', where g_k' is g_k less its component along each conflicting g_j, in random order of j
             Yu et al. 2020, arXiv 2001.06782, algorithm 1
@@ -223,13 +223,13 @@ class FamoGradients:
     ) -> dict[str, Tensor]:
         """See `Gradients`."""
         self._rng_state = RngState(accelerator.device)
-        self.balance.begin()
+        self.balance.reset()
         return plain(learner, micro_batches, accelerator)
 
     @torch.no_grad()
     def after_step(self, wrapped: nn.Module, micro_batches: Sequence[Batch], accelerator: Accelerator) -> None:
         """Update the logits from these rows' losses before the weights' update and after it."""
-        learner, before = accelerator.unwrap_model(wrapped), self.balance.noted
+        learner, before = accelerator.unwrap_model(wrapped), self.balance.update_sums
         assert self._rng_state is not None, "the gradients of these rows were computed before"
         buffers = {name: buffer.clone() for name, buffer in learner.model.named_buffers()}  # such as batch norm's means
         present = RngState(accelerator.device)
@@ -244,4 +244,4 @@ class FamoGradients:
         for name, buffer in learner.model.named_buffers():
             buffer.copy_(buffers[name])
         (then, count), (now, _) = accelerator.reduce(before, "sum"), accelerator.reduce(after, "sum")
-        self.balance.learn(then / count, now / count, count > 0)
+        self.balance.update_logits(then / count, now / count, count > 0)
