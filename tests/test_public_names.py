@@ -7,6 +7,7 @@ import fusetune
 NAMES = [
     "Config",
     "FineTuned",
+    "Metric",
     "Schema",
     "Table",
     "__version__",

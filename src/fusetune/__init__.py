@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from fusetune.config.config import Config as Config
     from fusetune.data.schema import Schema as Schema
     from fusetune.data.table import Table as Table
+    from fusetune.tasks.main_metric import Metric as Metric
 
 __version__ = "0.1.0"
 
 _PLACES = {
     "Config": "fusetune.config.config:Config",
     "FineTuned": "fusetune.api:FineTuned",
+    "Metric": "fusetune.tasks.main_metric:Metric",
     "Schema": "fusetune.data.schema:Schema",
     "Table": "fusetune.data.table:Table",
     "dry_run": "fusetune.api:dry_run",

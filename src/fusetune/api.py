@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +34,19 @@ from fusetune.evaluation.results import RunResults, read_results
 from fusetune.fitting.arguments import names_table, read_settings, resolve_arguments, target_names
 from fusetune.fitting.estimate import Estimate, estimate_fit
 from fusetune.fitting.fit import run_fit
+from fusetune.fitting.own_metrics import attach, check_functions, take_functions
 from fusetune.fitting.prepared import RunSettings
 from fusetune.fitting.run_folder import RunFolder, interrupted
 from fusetune.fitting.saved import reporting
 from fusetune.security.model_folder import BUNDLE
+from fusetune.tasks.main_metric import Metric
 from fusetune.training.deadline import Deadline
 from fusetune.training.hardware.devices import choose_threads, processes
 from fusetune.training.progress import print_line, track
 
 __all__ = ["FineTuned", "Predictions", "dry_run", "evaluate", "fit", "load", "schema_of"]
 
+OwnMetric = Metric | Callable[..., Any]
 REPORT_JSON = "report.json"
 
 
@@ -238,7 +241,7 @@ def fit(
         val: rows that choose the best step; split off from `train` where None.
         test: rows that the report is made on and that choose nothing; split off from `train` where None.
         out: the folder for the model and its report; a temporary one where None, which `FineTuned.folder` names.
-        config: settings, or a YAML file of them.
+        config: settings, or a YAML file of them. `trainer.metric` may be a function, or a `Metric` with one.
         overrides: settings on top: `["trainer.epochs=5"]` or `{"trainer": {"epochs": 5}}`.
         resume: what of a run that was stopped in the folder: True goes on with it, False begins anew and deletes its
             checkpoints, None refuses. Where there is none, a run begins; True gives a finished one as it is.
@@ -252,7 +255,8 @@ def fit(
     """
     start = time.monotonic()
     given = {"train": train, "val": val, "test": test}
-    settings, sources = resolve_arguments(given, target, read_settings(config, overrides), out)
+    asked, functions = _settings_of(config, overrides)
+    settings, sources = resolve_arguments(given, target, asked, out)
     folder = Path(settings.out) if settings.out else Path(tempfile.mkdtemp(prefix="fusetune-"))
     settings = settings.with_absolute_paths()  # the saved config.yaml means the same wherever it is read
     choose_threads()
@@ -260,7 +264,7 @@ def fit(
         if place.finished:
             return load(folder)
         deadline = Deadline(settings.trainer.minutes, start=start)
-        bundle, results = run_fit(RunSettings(settings, sources, place, progress, deadline))
+        bundle, results = run_fit(RunSettings(settings, sources, place, progress, deadline, functions))
         tuned = FineTuned(bundle, folder=folder, results=results)
         if processes().is_main_process:
             with reporting(folder):
@@ -271,6 +275,16 @@ def fit(
             if progress and not settings.out:
                 print_line(f"the model is in {folder}, a temporary folder; save(FOLDER) keeps it")
     return tuned
+
+
+def _settings_of(
+    config: Config | Mapping[str, Any] | str | Path | None, overrides: Sequence[str] | Mapping[str, Any]
+) -> tuple[Config, dict[str, Metric]]:
+    """Return the settings, and the functions among them by the name that the settings have for them."""
+    functions: dict[str, Metric] = {}
+    settings = read_settings(take_functions(config, functions), take_functions(overrides, functions))
+    check_functions(settings, functions)
+    return settings, functions
 
 
 def dry_run(
@@ -291,11 +305,12 @@ def dry_run(
         UserError: something in the table or the settings has to be put right; see `fusetune.errors`.
     """
     given = {"train": train, "val": val, "test": test}
-    settings, sources = resolve_arguments(given, target, read_settings(config, overrides), None)
+    asked, functions = _settings_of(config, overrides)
+    settings, sources = resolve_arguments(given, target, asked, None)
     settings = settings.with_overrides({"data": {"cache": "none"}}).with_absolute_paths()
     choose_threads()
     with tempfile.TemporaryDirectory(prefix="fusetune-") as folder, RunFolder(Path(folder) / "run", settings) as place:
-        estimate = estimate_fit(RunSettings(settings, sources, place, progress))
+        estimate = estimate_fit(RunSettings(settings, sources, place, progress, functions=functions))
         (place.folder / "rejected.jsonl").unlink(missing_ok=True)
     return estimate
 
@@ -320,14 +335,22 @@ def resume(folder: str | Path, *, progress: bool = True) -> FineTuned:
     return fit(config=settings, out=folder, resume=True, overwrite=True, progress=progress)
 
 
-def load(folder: str | Path) -> FineTuned:
+def load(folder: str | Path, *, metric: OwnMetric | Mapping[str, OwnMetric] | None = None) -> FineTuned:
     """Read a saved model.
+
+    Args:
+        folder: as `fit` or `save` wrote it.
+        metric: a function that the model is measured by, or one per target, as in `trainer.metric`; a folder holds its
+            name alone.
 
     Raises:
         FolderError: it is no model folder, or a broken or altered one.
+        ConfigError: there is no such target, or it is no function.
     """
     folder = Path(folder)
     bundle = load_bundle(folder)
+    if metric is not None:
+        attach(bundle.tasks, metric)
     move(bundle.model)
     report = folder / REPORT_JSON
     return FineTuned(bundle, folder=folder, results=read_results(report) if report.is_file() else None)

@@ -40,8 +40,28 @@ def shown(value: object, limit: int = MAX_SHOWN) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return a sentence that suggests the known name closest to a misspelt one, or None if none is close."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if not close:  # the same letters in another case
+        folded = {text.strip().casefold(): text for text in known}
+        close = [folded[near] for near in difflib.get_close_matches(name.strip().casefold(), folded, n=1, cutoff=0.6)]
     return f"did you mean {close[0]!r}?" if close else None
+
+
+def unmatched(names: Iterable[str], known: Iterable[str], limit: int = 5) -> str:
+    """Return names that match none of the known ones, each with the closest of these where one is close.
+
+    Example:
+        >>> unmatched(["Yes", "perhaps"], ["no", "yes"])
+        "'Yes' (did you mean 'yes'?), 'perhaps'"
+    """
+    names, known = list(names), list(known)
+    shown_names = []
+    for name in names[:limit]:
+        close = nearest(name, known)
+        shown_names.append(f"{shown(name, 60)} ({close})" if close else shown(name, 60))
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(shown_names) + more
 
 
 def reason(error: OSError) -> str:

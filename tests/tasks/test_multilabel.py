@@ -9,6 +9,7 @@ from sklearn.metrics import f1_score
 from torch.nn import functional as F
 
 from fusetune.errors import BadCell, ConfigError, TableError
+from fusetune.tasks.base import Metric
 from fusetune.tasks.label_sets import find_separator, split_labels
 from fusetune.tasks.multilabel import MultilabelTask
 from fusetune.tasks.thresholds import MIN_POSITIVE, best_threshold
@@ -199,3 +200,39 @@ def test_output_is_written_as_the_train_rows_are():
 def test_settings_out_of_range_are_refused(options):
     with pytest.raises(ConfigError):
         MultilabelTask("genres", **options)
+
+
+@pytest.mark.parametrize("threshold", ["auto", "tuned"])
+@pytest.mark.parametrize("name", ["f1_micro", "f1_samples", "subset_accuracy", "hamming_loss", "own"])
+def test_tuned_thresholds_are_those_of_the_main_metric(name, threshold):
+    """Better by the metric that decides than those of best F1, on the rows that they are chosen on."""
+    rng = np.random.default_rng(0)
+    truth = (rng.random((200, 5)) < [0.5, 0.3, 0.2, 0.1, 0.02]).astype(np.int8)
+    scores = np.clip(0.35 * truth + rng.random(truth.shape) * 0.6, 0.01, 0.99)
+    task = MultilabelTask("y", threshold=threshold)
+    task.fit(["|".join(label for label, on in zip("abcde", row, strict=True) if on) or "[]" for row in truth])
+
+    def own(y_true, y_pred):
+        return float(-np.mean(3 * ((y_pred == 1) & (y_true == 0)) + ((y_pred == 0) & (y_true == 1))))
+
+    task.tune(scores, truth)
+    alone = task.thresholds
+    task.measure_by(Metric("own", function=own) if name == "own" else name, truth)
+    before = task.main_value(task.measured(scores, truth), truth)
+    task.tune(scores, truth)
+    gain = task.main_value(task.measured(scores, truth), truth) - before
+    assert gain * (1 if task.main.greater_is_better else -1) > 0
+    assert task.thresholds != alone and set(task.threshold_sources) <= {"main", "main_pooled"}
+    assert MultilabelTask.from_state("y", task.state()).thresholds == task.thresholds
+
+
+@pytest.mark.parametrize("name", ["map_macro", "f1_macro"])
+def test_tuned_thresholds_are_each_labels_otherwise(name):
+    rng = np.random.default_rng(1)
+    truth = (rng.random((100, 3)) < 0.4).astype(np.int8)
+    scores = rng.random(truth.shape)
+    task = MultilabelTask("y", threshold="tuned")
+    task.fit(["|".join(label for label, on in zip("abc", row, strict=True) if on) or "[]" for row in truth])
+    task.measure_by(name, truth)
+    task.tune(scores, truth)
+    assert task.thresholds == [best_threshold(s, t) for s, t in zip(scores.T, truth.T, strict=True)]

@@ -101,8 +101,8 @@ class TrainerConfig(Section):
     work against each other (`pcgrad`, `upgrad`: the extra `multitask`)."""
     metric: str | dict[str, str] | None = None
     """The main metric, one of the task's: by it validation rows choose the best step, when to stop and the fusion, and
-    the report's headline shows it. For several targets `{rating: mae, label: f1_macro}`. None: accuracy, `map_macro`,
-    `r2` or `qwk`, as the task has it."""
+    the report's headline shows it. For several targets `{rating: mae, label: f1_macro}`. In Python also a function
+    of y_true and y_pred. None: accuracy, `map_macro`, `r2` or `qwk`, as the task has it."""
     patience: Annotated[int, Field(ge=1)] | None = 3
     """Stop after so many evaluations without a better main metric on validation rows. None: never."""
     evals_per_epoch: Annotated[int, Field(ge=1)] = 2

@@ -147,7 +147,7 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
                 "task": task.name,
                 "target": task.target,
                 "labels": task.labels,
-                "metric": {"name": task.main.name, "greater_is_better": task.main.greater_is_better},
+                "metric": _metric_entry(task),
                 "state": task.state(),
             }
             for name, task in bundle.tasks.items()
@@ -287,9 +287,20 @@ def _check_types(model: Family, header: Mapping[str, tuple[str, tuple[int, ...]]
 
 def _restore_task(entry: Mapping[str, Any]) -> TargetTask:
     task: TargetTask = TASKS.get(entry["task"]).from_state(entry["target"], entry["state"])
-    if (metric := entry.get("metric")) is not None:  # folders of 0.1.0 have none
-        task.main = Metric(str(metric["name"]), bool(metric["greater_is_better"]))
+    if (entry_metric := entry.get("metric")) is not None:  # folders of 0.1.0 have none
+        metric = Metric(str(entry_metric["name"]), bool(entry_metric["greater_is_better"]))
+        if entry_metric.get("function"):
+            task.tuned_by = metric  # measured by the task's usual metric until the function is given
+        else:
+            task.main = metric
     return task
+
+
+def _metric_entry(task: TargetTask) -> dict[str, Any]:
+    """The metric that chose the model, without the function that it may be."""
+    metric = task.main if task.tuned_by is None else task.tuned_by
+    entry: dict[str, Any] = {"name": metric.name, "greater_is_better": metric.greater_is_better}
+    return entry | {"function": True} if metric.function is not None or metric is task.tuned_by else entry
 
 
 def _restore_modality(

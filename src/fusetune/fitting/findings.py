@@ -19,6 +19,7 @@ from fusetune.evaluation.measure.judge import Candidate, EvaluatedRows, judge
 from fusetune.evaluation.report import describe
 from fusetune.evaluation.report.cells import show_cell
 from fusetune.evaluation.results import AttackUsed, RunResults, Shown, TaskResult
+from fusetune.fitting.own_metrics import weightless
 from fusetune.fitting.prepared import Prepared
 from fusetune.fitting.saved import Trained
 from fusetune.fitting.steps import fresh_model, rules
@@ -242,6 +243,7 @@ class Findings:
                 *history.warnings,
                 *describe.kept_before_tuning(history),
                 *self._left_out(),
+                *weightless(fit.tasks, fit.schema.weight),
             ],
             num_rejected=len({(item.file, item.row) for item in rejected}),
             rejected_by={f"{group.column or 'row'}: {group.why}": group.count for group in group_rejected(rejected)},

@@ -84,7 +84,7 @@ class Aligning:
             if start is not None:
                 start.install(model)
                 before = self._vectors(model, "test", fit.features["test"])
-        trained = load_trained(fit.run)
+        trained = load_trained(fit.run, fit.tasks)
         if trained is None:
             with fit.phase("tune"):
                 history = tune(fit, model, start=Start(alignment=start), evaluator=self._evaluator(model))

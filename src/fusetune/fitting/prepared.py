@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,12 @@ from fusetune.data.quarantine import write_rejected
 from fusetune.data.schema import Schema
 from fusetune.data.storage.feature_cache import FeatureCache
 from fusetune.data.table import Table
-from fusetune.errors import ConfigError, TableError, UserError, all_at_once, nearest
+from fusetune.errors import ConfigError, TableError, UserError
 from fusetune.evaluation.decisions import FusionChoice
 from fusetune.evaluation.results import Phase
 from fusetune.fitting.announce import announcement
 from fusetune.fitting.codes import read_codes
+from fusetune.fitting.own_metrics import choose_metrics
 from fusetune.fitting.run_folder import RunFolder
 from fusetune.fitting.tables import SPLITS, Tables, check_rows
 from fusetune.modalities.base import Modality
@@ -37,6 +37,7 @@ from fusetune.models.build import Backbones, build_modalities, build_task
 from fusetune.objectives.total import aligned_columns
 from fusetune.tasks.base import TargetTask
 from fusetune.tasks.infer import infer_task
+from fusetune.tasks.main_metric import Metric
 from fusetune.training.deadline import Deadline
 from fusetune.training.hardware.devices import processes
 from fusetune.training.probe import Probe, SplitRows
@@ -57,6 +58,7 @@ class RunSettings:
         run: where the model, checkpoints and logs are written.
         progress: whether to show progress bars.
         deadline: the time that the whole fit may take.
+        functions: the user's own metrics, by the name that `trainer.metric` has for them.
     """
 
     config: Config
@@ -64,6 +66,7 @@ class RunSettings:
     run: RunFolder
     progress: bool
     deadline: Deadline = field(default_factory=Deadline)
+    functions: Mapping[str, Metric] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,8 @@ def prepare(asked: RunSettings) -> Prepared:
             rows.check_targets()
         _check_rejected(tables, examples, asked.run.folder)
         check_rows(examples, list(tasks))
-        _choose_metrics(config.trainer.metric, tasks, examples["train"])
+        truths = {name: _some_truth(task, examples["train"], name) for name, task in tasks.items()}
+        choose_metrics(config.trainer.metric, tasks, truths, asked.functions)
         examples["test"].table.require(config.report.slices)
         augmentation = _augmentation(config, modalities, examples["train"], track if show else None)
         if show:
@@ -202,24 +206,6 @@ def _make_tasks(config: Config, schema: Schema, train: Table) -> dict[str, Targe
         except TableError as error:
             raise error.in_file(train.source) from None
     return tasks
-
-
-def _choose_metrics(asked: str | Mapping[str, str] | None, tasks: Mapping[str, TargetTask], train: Examples) -> None:
-    """Make the metrics that the settings name the tasks' main ones.
-
-    Raises:
-        ConfigError: a task has no such metric, or there is no such target.
-    """
-    if isinstance(asked, Mapping) and (lost := [name for name in asked if name not in tasks]):
-        do = nearest(lost[0], tasks)
-        raise ConfigError(f"trainer.metric.{lost[0]} is the metric of no target", expected=", ".join(tasks), do=do)
-    chosen = dict.fromkeys(tasks, asked) if isinstance(asked, str) else dict(asked or {})
-
-    def choose(name: str, metric: str) -> None:
-        truth = tasks[name].truth(train.targets[name].take(train.labelled(name)[:1000]))
-        tasks[name].measure_by(metric, truth)
-
-    all_at_once(partial(choose, name, metric) for name, metric in chosen.items() if metric is not None)
 
 
 def _columns(config: Config, schema: Schema, *, has_task: bool) -> dict[str, tuple[str, Mapping[str, Any]]]:
@@ -273,6 +259,11 @@ def _check_rejected(tables: Tables, examples: Mapping[str, Examples], folder: Pa
     if processes().is_main_process:  # before the check, so that all rows are there to look at if it stops the run
         write_rejected(tables.all_rejected(examples), folder / "rejected.jsonl")
     tables.check_rejected(examples)
+
+
+def _some_truth(task: TargetTask, train: Examples, name: str) -> np.ndarray:
+    """The truth of the first train rows that have one."""
+    return task.truth(train.targets[name].take(train.labelled(name)[:1000]))
 
 
 def _sample(table: Table, target: str) -> Cells:

@@ -6,7 +6,7 @@ and only makes the comparison and the report.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from fusetune.evaluation.decisions import StackUsed
 from fusetune.evaluation.results import Phase
 from fusetune.fitting.run_folder import ANEW, FOLDER, TRAINED, RunFolder
 from fusetune.security.untrusted import reading
+from fusetune.tasks.base import Task
 from fusetune.training.hardware.devices import processes
 from fusetune.training.history import TrainingHistory
 
@@ -63,7 +64,7 @@ def save_trained(run: RunFolder, trained: Trained) -> None:
     run.remember(TRAINED, state)
 
 
-def load_trained(run: RunFolder) -> Trained | None:
+def load_trained(run: RunFolder, tasks: Mapping[str, Task]) -> Trained | None:
     """Load the model that a stopped run saved, on this process's device; return None if training had not ended.
 
     Raises:
@@ -73,6 +74,8 @@ def load_trained(run: RunFolder) -> Trained | None:
     if state is None:
         return None
     bundle = load_bundle(run.folder)
+    for name, task in bundle.tasks.items():
+        task.main = tasks[name].main  # a folder does not hold the user's functions
     bundle.model.to(processes().device)
     with reading("how the training went cannot be read", file=run.folder, do=ANEW):
         history = TrainingHistory.from_state(state["history"])

@@ -41,7 +41,7 @@ def fit_understand(fit: Prepared) -> tuple[Bundle, RunResults]:
         config = fit.config.model_copy(update={"fusion": with_neural(fit.config.fusion, fusion)})
         fit = replace(fit, choice=choice, config=config)
         model = build(fit, fusion)
-    trained = load_trained(fit.run) or _train(fit, model)
+    trained = load_trained(fit.run, fit.tasks) or _train(fit, model)
     fit = replace(fit, phases=list(trained.phases))
     with reporting(fit.folder), fit.phase("compare and measure"):
         results = Findings(fit, trained).results(alone_models(fit), single_models(fit))

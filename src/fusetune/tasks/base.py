@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,17 +13,10 @@ from torch import Tensor, nn
 
 from fusetune.errors import ConfigError, nearest
 from fusetune.modalities.base import Detection
+from fusetune.tasks.main_metric import Metric as Metric
 from fusetune.tasks.metrics import LOWER_IS_BETTER, MEANINGS
 from fusetune.tasks.panels.kinds import Evidence, Panel, Section, WorstRows
 from fusetune.types import Target
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric's name, and whether greater values are better."""
-
-    name: str
-    greater_is_better: bool = True
 
 
 class Task(abc.ABC):
@@ -42,6 +35,8 @@ class Task(abc.ABC):
     """The family of models that has the task's answers."""
     main: Metric
     """The main metric: it selects the best step and is in the report's headline. `measure_by` changes it."""
+    tuned_by: Metric | None = None
+    """The metric that chose a loaded model, where that was a function, which no folder holds."""
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -72,38 +67,98 @@ class Task(abc.ABC):
     def constant(self, truth: np.ndarray, rows: int) -> np.ndarray:
         """Return the best constant guess (majority, rates or mean of `truth`) as answers for `rows` rows."""
 
-    def measure_by(self, name: str, truth: np.ndarray) -> None:
-        """Make another of the task's metrics the main one. Call it after `fit`.
+    def measure_by(self, metric: str | Metric, truth: np.ndarray) -> None:
+        """Make another metric the main one. Call it after `fit`.
 
         Args:
-            name: the metric's name.
-            truth: (rows, ...) of some rows.
+            metric: the name of one of the task's metrics, or a metric with a function.
+            truth: (rows, ...) of some rows; a function is tried on them.
 
         Raises:
-            ConfigError: the task has no such metric.
+            ConfigError: the task has no such metric, or the function fails or contradicts its direction.
         """
-        names = list(self.evaluate(self.constant(truth, len(truth)), truth))
+        names = list(self.metrics(self.measured(self.constant(truth, len(truth)), truth), truth))
+        if isinstance(metric, Metric) and metric.function is not None:
+            self.main = self._tried(metric, names, truth)
+            return
+        name = metric.name if isinstance(metric, Metric) else metric
         if name not in names:
             raise ConfigError(
                 f"trainer.metric: {self.name} has no metric called {name!r}",
-                expected=", ".join(names),
+                expected=f"{', '.join(names)}; in Python also a function",
                 do=nearest(name, names) or f"trainer.metric.{self.target}=NAME chooses one for this target alone",
                 column=self.target,
             )
         self.main = Metric(name, name not in LOWER_IS_BETTER)
 
+    def _tried(self, metric: Metric, names: Sequence[str], truth: np.ndarray) -> Metric:
+        """Return a metric with a function after trying it on the true answers and on the constant guess.
+
+        Raises:
+            ConfigError: it cannot be used.
+        """
+        if metric.name in names:
+            raise ConfigError(
+                f"trainer.metric: {self.name} has a metric called {metric.name!r} already",
+                do=f"trainer.metric={metric.name} takes it; else name yours: Metric('my_{metric.name}', function=...)",
+                column=self.target,
+            )
+        answers = self.perfect(truth), self.constant(truth, len(truth))
+        best, guess = (
+            metric.value(*self.compared(metric, self.measured(given, truth), truth), None, strict=number == 0)
+            for number, given in enumerate(answers)
+        )
+        if (best < guess) if metric.greater_is_better else (best > guess):
+            other = not metric.greater_is_better
+            raise ConfigError(
+                f"trainer.metric: {metric.name} is worse for the true answers than for a constant guess",
+                expected=f"{'more' if metric.greater_is_better else 'less'} than {guess:.4g} for the true answers",
+                came=f"{best:.4g}",
+                do=f"say which values are better: Metric({metric.name!r}, greater_is_better={other}, function=...)",
+                column=self.target,
+            )
+        return metric
+
+    def compared(self, metric: Metric, measured: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return `y_true` and `y_pred` as a metric's function takes them, (rows, ...) each.
+
+        Raises:
+            ConfigError: the task's metrics are not computed from such arrays.
+        """
+        raise ConfigError(
+            f"trainer.metric: the task {self.name} cannot be measured by a function",
+            expected="the name of one of its metrics",
+            column=self.target,
+        )
+
+    def perfect(self, truth: np.ndarray) -> np.ndarray:
+        """Return the answers that are sure of the truth, (rows, ...)."""
+        return truth.astype(float)
+
+    def all_metrics(
+        self, measured: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None
+    ) -> dict[str, float]:
+        """Return the task's metrics, and the main one first where it is a function; the arguments are `metrics`'."""
+        metrics = self.metrics(measured, truth, weights)
+        if self.main.function is None:
+            return metrics
+        own = self.main.value(*self.compared(self.main, measured, truth), weights)
+        return {self.main.name: math.nan} | metrics | {self.main.name: own}
+
     def main_value(self, measured: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
         """Return the main metric only. Override it if this is much faster than `metrics`."""
+        if self.main.function is not None:
+            return self.main.value(*self.compared(self.main, measured, truth), weights)
         return self.metrics(measured, truth, weights)[self.main.name]
 
     def evaluate(self, answers: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
-        """Return the metrics of answers: `measured`, then `metrics`."""
-        return self.metrics(self.measured(answers, truth), truth, weights)
+        """Return the metrics of answers: `measured`, then `all_metrics`."""
+        return self.all_metrics(self.measured(answers, truth), truth, weights)
 
     @property
     def meanings(self) -> Mapping[str, str]:
         """Explanations of metrics in plain words, by name."""
-        return MEANINGS
+        return MEANINGS if self.main.function is None else {**MEANINGS, self.main.name: self.main.meaning}
 
     def warnings(self, answers: np.ndarray, truth: np.ndarray) -> list[str]:
         """Return what to know about a model's answers before it is used, one sentence each; none by default.
@@ -231,6 +286,33 @@ class TargetTask(Task):
 
     def decide(self, answers: np.ndarray) -> np.ndarray:
         """Return the decisions, in the form of `truth`: class indices, a 0/1 matrix, or numbers."""
+        return answers
+
+    def compared(self, metric: Metric, measured: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return truth and decisions as cells have them, or truth and probabilities.
+
+        Raises:
+            ConfigError: the task has no probabilities, or its metrics are computed from something else than answers.
+        """
+        if type(self).measured is not Task.measured:
+            return super().compared(metric, measured, truth)
+        answers = measured[:, 0] if truth.ndim == 1 and measured.shape[1:] == (1,) else measured
+        if metric.response_method == "predict":
+            return self.as_cells(truth), self.as_cells(self.decide(answers))
+        if not self.labels:
+            raise ConfigError(
+                f"trainer.metric: {metric.name} takes probabilities, which the task {self.name} does not have",
+                do="leave response_method out",
+                column=self.target,
+            )
+        return self.as_cells(truth), self.probabilities(answers)
+
+    def as_cells(self, values: np.ndarray) -> np.ndarray:
+        """Return truth or decisions in the form that a metric's function takes: labels for class indices."""
+        return values
+
+    def probabilities(self, answers: np.ndarray) -> np.ndarray:
+        """Return answers as the probabilities that a metric's function takes, (rows,) or (rows, labels)."""
         return answers
 
     @classmethod

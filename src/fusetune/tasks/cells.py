@@ -10,10 +10,12 @@ import numpy as np
 
 from fusetune.config.spelling import spelled
 from fusetune.data.table import is_missing
-from fusetune.errors import TableError
+from fusetune.errors import ConfigError, TableError, shown, unmatched
 from fusetune.modalities.values import canonical
 
 _WHOLE = re.compile(r"[+-]?(0|[1-9]\d*)")
+_NUMBER = re.compile(r"[+-]?(0|[1-9]\d{,14})(\.\d+)?")
+_TRUTHS = {"true": True, "false": False}
 
 
 def is_whole(text: str) -> bool:
@@ -47,10 +49,25 @@ def named_label(setting: Any, labels: Iterable[str]) -> str:
     return match
 
 
-def named_labels(settings: Mapping[Any, float], labels: Iterable[str]) -> dict[str, float]:
-    """Return a setting's values per label, by the labels of the table; see `named_label`."""
+def named_labels(settings: Mapping[Any, float], labels: Iterable[str], *, where: str) -> dict[str, float]:
+    """Return a setting's values per label, by the labels of the table; see `named_label`.
+
+    Raises:
+        ConfigError: the setting, called `where`, names labels that are not among these.
+    """
     labels = list(labels)
-    return {named_label(setting, labels): value for setting, value in settings.items()}
+    named = {named_label(setting, labels): value for setting, value in settings.items()}
+    if lost := [label for label in named if label not in labels]:
+        what = "a label" if len(lost) == 1 else "labels"
+        raise ConfigError(
+            f"{where} names {what} that no train row has: {unmatched(lost, labels)}", expected=few(labels)
+        )
+    return named
+
+
+def few(labels: Sequence[str], limit: int = 20) -> str:
+    """Return labels for a message, not more than `limit` of them."""
+    return ", ".join(shown(label, 40) for label in labels[:limit]) + (", …" if len(labels) > limit else "")
 
 
 def sorted_labels(labels: Iterable[str]) -> list[str]:
@@ -59,6 +76,19 @@ def sorted_labels(labels: Iterable[str]) -> list[str]:
     if all(is_whole(label) for label in distinct):
         return sorted(distinct, key=lambda label: (int(label), label))
     return sorted(distinct)
+
+
+def label_values(labels: Sequence[str]) -> np.ndarray:
+    """Return distinct labels as a function of the user's compares them, (labels,): numbers or booleans where all are.
+
+    Example:
+        >>> [label_values(labels).tolist() for labels in (["0", "1"], ["False", "True"], ["01", "2"])]
+        [[0, 1], [False, True], ['01', '2']]
+    """
+    if all(_NUMBER.fullmatch(label) for label in labels):
+        return np.asarray([float(label) for label in labels] if "." in "".join(labels) else [int(x) for x in labels])
+    truths = [_TRUTHS.get(label.casefold()) for label in labels]
+    return np.asarray(truths) if None not in truths else np.asarray(labels)
 
 
 def present_cells(values: Sequence[Any], target: str) -> list[Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusetune.errors import ConfigError, TableError, nearest, shown
+from fusetune.errors import ConfigError, TableError, shown, unmatched
 from fusetune.modalities.base import Detection
 from fusetune.modalities.values import merged
 from fusetune.tasks import metrics as measures
@@ -73,14 +73,7 @@ class ClassificationTask(LabelTask, Probed, Divergent, Boosted):
         self.classes = self._order(counts)
         self.counts = [counts[label] for label in self.classes]
         if isinstance(self.class_weights, dict):
-            self.class_weights = named_labels(self.class_weights, self.classes)
-            for label in self.class_weights:
-                if label not in counts:
-                    raise ConfigError(
-                        f"class_weights names the label {label!r}, which no train row has",
-                        expected=", ".join(self.classes[:20]),
-                        do=nearest(label, self.classes),
-                    )
+            self.class_weights = named_labels(self.class_weights, self.classes, where="class_weights")
 
     def _order(self, counts: Counter[str]) -> list[str]:
         return sorted_labels(counts)
@@ -326,7 +319,8 @@ class BinaryTask(ClassificationTask):
             self.positive = named_label(self.positive, labels)
             if self.positive not in labels:
                 raise ConfigError(
-                    f"the positive class {self.positive!r} is not in the train rows", expected=" or ".join(labels)
+                    f"the positive class is a label that no train row has: {unmatched([self.positive], labels)}",
+                    expected=" or ".join(map(shown, labels)),
                 )
             return sorted(labels, key=lambda label: label == self.positive)
         true = [label for label in labels if label.strip().casefold() in TRUE_WORDS]
@@ -335,6 +329,10 @@ class BinaryTask(ClassificationTask):
     def metrics(self, scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
         """See `fusetune.tasks.metrics.classification`, with a positive class."""
         return measures.classification(scores, truth, weights, positive=1)
+
+    def probabilities(self, answers: np.ndarray) -> np.ndarray:
+        """The positive class's, (rows,)."""
+        return np.asarray(answers[:, 1])
 
     def state(self) -> dict[str, Any]:
         """Options, labels and counts."""

@@ -13,7 +13,7 @@ from fusetune.data.table import is_missing
 from fusetune.errors import BadCell, TableError, nearest, shown
 from fusetune.modalities.values import ValueIndex, merged
 from fusetune.tasks.abilities import Labelled
-from fusetune.tasks.cells import label_text, present_cells
+from fusetune.tasks.cells import label_text, label_values, present_cells
 from fusetune.tasks.panels.calibration import calibration_section
 from fusetune.tasks.panels.classes import (
     as_matrix,
@@ -114,6 +114,14 @@ class LabelTask(Labelled):
     def decide(self, scores: np.ndarray) -> np.ndarray:
         """Return the index of the most probable class, (rows,)."""
         return np.asarray(scores.argmax(1))
+
+    def as_cells(self, values: np.ndarray) -> np.ndarray:
+        """Return labels for class indices, (rows,): numbers or booleans where all labels are, else text."""
+        return np.asarray(label_values(self.classes)[values])
+
+    def perfect(self, truth: np.ndarray) -> np.ndarray:
+        """Return probability 1 of the true class, (rows, classes)."""
+        return np.asarray(np.eye(len(self.classes))[truth])
 
     def row_losses(self, scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
         """Return each row's log loss in nats, (rows,), from (rows, classes) probabilities."""

@@ -190,21 +190,36 @@ def multilabel(
         truth: (rows, labels) of 0 and 1.
         weights: (rows,).
     """
-    sizes, truth, decided = _ones(weights, len(truth)), truth.astype(bool), decided.astype(bool)
+    sizes, truth = _ones(weights, len(truth)), truth.astype(bool)
     labels = truth.shape[1]
-    hits, said, real = sizes @ (decided & truth), sizes @ decided, sizes @ truth
-    total = float(sizes.sum())
-    each = _ratio(2.0 * (decided & truth).sum(1), (decided.sum(1) + truth.sum(1)).astype(float))
     spread = np.repeat(sizes, labels)
     return {
         "map_macro": _mean(np.array([average_precision(scores[:, c], truth[:, c], sizes) for c in range(labels)])),
         "map_micro": average_precision(scores.ravel(), truth.ravel(), spread),
+        **label_sets(decided, truth, weights),
+        "roc_auc_macro": _mean(np.array([roc_auc(scores[:, c], truth[:, c], sizes) for c in range(labels)])),
+    }
+
+
+def label_sets(decided: np.ndarray, truth: np.ndarray, weights: np.ndarray | None) -> dict[str, float]:
+    """The metrics of `multilabel` that depend on decisions: f1_macro, f1_micro, f1_samples, subset_accuracy and
+    hamming_loss.
+
+    Args:
+        decided: (rows, labels) of 0 and 1.
+        truth: (rows, labels) of 0 and 1.
+        weights: (rows,).
+    """
+    sizes, truth, decided = _ones(weights, len(truth)), truth.astype(bool), decided.astype(bool)
+    hits, said, real = sizes @ (decided & truth), sizes @ decided, sizes @ truth
+    total = float(sizes.sum())
+    each = _ratio(2.0 * (decided & truth).sum(1), (decided.sum(1) + truth.sum(1)).astype(float))
+    return {
         "f1_macro": float(_ratio(2 * hits, said + real).mean()),
         "f1_micro": float(_ratio(2 * hits.sum(), np.asarray(said.sum() + real.sum()))),
         "f1_samples": float(each @ sizes / total) if total else float("nan"),
         "subset_accuracy": float((decided == truth).all(1) @ sizes / total) if total else float("nan"),
         "hamming_loss": float((decided != truth).mean(1) @ sizes / total) if total else float("nan"),
-        "roc_auc_macro": _mean(np.array([roc_auc(scores[:, c], truth[:, c], sizes) for c in range(labels)])),
     }
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusetune.data.table import is_missing
-from fusetune.errors import BadCell, ConfigError, TableError, nearest, shown
+from fusetune.errors import BadCell, ConfigError, TableError, shown
 from fusetune.modalities.base import Detection
 from fusetune.tasks import metrics as measures
 from fusetune.tasks.abilities import Boosted, Divergent, Labelled, Probed, Thresholded
@@ -179,13 +179,7 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         self.as_json = sum(map(is_list, cells)) * 2 > len(cells) or any(self.separator in c for c in self.classes)
         self._set_thresholds(initial_thresholds(self.threshold, len(self.classes)))
         if isinstance(self.positive_weights, dict):
-            self.positive_weights = named_labels(self.positive_weights, kept)
-        for label in self.positive_weights if isinstance(self.positive_weights, dict) else ():
-            if label not in kept:
-                raise ConfigError(
-                    f"positive_weights names {label!r}, which is not among the learned labels",
-                    do=nearest(label, self.classes),
-                )
+            self.positive_weights = named_labels(self.positive_weights, self.classes, where="positive_weights")
 
     def _find_multi_hot(self, cells: Sequence[Any]) -> None:
         """Whether the cells are lists of 0 and 1, whose places are the labels."""
@@ -276,7 +270,7 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
 
     def tune(self, scores: np.ndarray, truth: np.ndarray) -> None:
         """Choose the thresholds on these validation rows, unless the settings fix one; see `tuned_thresholds`."""
-        self._set_thresholds(tuned_thresholds(self.threshold, scores, truth))
+        self._set_thresholds(tuned_thresholds(self.threshold, scores, truth, self.main))
 
     def _set_thresholds(self, thresholds: Thresholds) -> None:
         self.thresholds, self.threshold_sources = thresholds.values, thresholds.sources
@@ -289,6 +283,11 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         """See `fusetune.tasks.metrics.multilabel`; F1, subset accuracy and Hamming loss compare the decisions."""
         scores, decided = np.split(measured, 2, axis=1)
         return measures.multilabel(scores, decided.astype(np.int8), truth, weights)
+
+    def compared(self, metric: Metric, measured: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The 0/1 matrix of the labels, and decisions or probabilities, (rows, labels) each."""
+        scores, decided = np.split(measured, 2, axis=1)
+        return truth, decided.astype(np.int8) if metric.response_method == "predict" else scores
 
     def warnings(self, scores: np.ndarray, truth: np.ndarray) -> list[str]:
         """Whether most labels are predicted for no row."""

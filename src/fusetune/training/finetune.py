@@ -90,7 +90,7 @@ def evaluate_loss(
         total += float(task.loss(chosen, task.encode(values), weights)) * (scales[name] if scales else 1)
         truth, row_weights = task.truth(values), examples.weights[rows]
         measured = task.measured(task.answers(chosen), truth)
-        found = task.metrics(measured, truth, row_weights)
+        found = task.all_metrics(measured, truth, row_weights)
         main = found[task.main.name]
         metrics[name] = {task.main.name: main, **found}
         scores.append(main if task.main.greater_is_better else -main)

@@ -225,7 +225,7 @@ _NONE = _Unfitted()
 
 def _main(task: Probed, scores: np.ndarray, split: SplitRows) -> float:
     """The task's main metric on a split's rows."""
-    return task.evaluate(scores, split.truth)[task.main.name]
+    return task.main_value(task.measured(scores, split.truth), split.truth)
 
 
 def _extras(train: SplitRows, own: Mapping[str, np.ndarray]) -> list[NgramBlock | PairBlock]:

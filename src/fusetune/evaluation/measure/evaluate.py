@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fusetune.data.column import Progress
@@ -29,6 +29,7 @@ class Evaluation:
         rows_rejected: the number of rows that, or whose targets, could not be read.
         cells_masked: the number of unreadable cells that were treated as missing.
         problems: descriptions of the first rejected rows and masked cells.
+        notes: what else is to be known about the figures.
     """
 
     tasks: list[TaskResult]
@@ -36,6 +37,7 @@ class Evaluation:
     rows_rejected: int
     cells_masked: int
     problems: list[str]
+    notes: list[str] = field(default_factory=list)
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """Return each metric's value, per target."""
@@ -51,7 +53,7 @@ class Evaluation:
 
     def __str__(self) -> str:
         lines = [f"{self.rows_in} rows in, {self.rows_rejected} rejected, {self.cells_masked} cells not readable"]
-        lines += [f"  {problem}" for problem in self.problems]
+        lines += [f"  {problem}" for problem in self.problems] + self.notes
         for task in self.tasks:
             lines.append(f"{task.target} ({task.name}, {task.rows} labelled rows)")
             for name, interval in task.systems[0].metrics.items():
@@ -129,6 +131,12 @@ def measure(
         rows_rejected=len({item.row for item in rejected}),
         cells_masked=len(examples.masked),
         problems=shown,
+        notes=[
+            f"{task.target} was tuned by {task.tuned_by.name}, a function that no folder holds; it is measured by "
+            f"{task.main.name}. In Python load(FOLDER, metric={task.tuned_by.name}) measures by the function."
+            for task in tasks.values()
+            if task.tuned_by is not None and task.main.function is None
+        ],
     )
 
 

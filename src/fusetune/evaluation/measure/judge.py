@@ -139,7 +139,7 @@ def _systems(
 ) -> list[SystemResult]:
     """Return each candidate's metrics, and their paired differences to the tuned model's."""
     draws = draw_all(
-        task.metrics,
+        task.all_metrics,
         {str(index): values for index, values in enumerate(measured)},
         rows.truth,
         num=num,
