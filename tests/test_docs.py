@@ -88,7 +88,9 @@ def quick_fit(monkeypatch, tmp_path):
     monkeypatch.setattr(ft, "fit", lambda *args, **kwargs: fit(*args, **kwargs, overrides=quick, progress=False))
 
 
-@pytest.mark.parametrize("page", [ROOT / "docs" / "tables.md", *TASKS], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [ROOT / "docs" / "tables.md", ROOT / "docs" / "methods" / "choosing.md", *TASKS], ids=lambda page: page.stem
+)
 def test_pages_python_runs(page, quick_fit, tmp_path):
     run_python(python(page), tmp_path)
 

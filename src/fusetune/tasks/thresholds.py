@@ -29,7 +29,7 @@ Source = Literal["fixed", "own", "pooled", "default", "main", "main_pooled"]
 DECIDED = frozenset({"f1_micro", "f1_samples", "subset_accuracy", "hamming_loss"})
 """Metrics that thresholds are chosen by where one is the main metric, besides functions of decisions. `f1_macro` is
 best with each label's own best F1; the others do not depend on thresholds."""
-CANDIDATES, LEAST = 25, 3
+CANDIDATES, LEAST = 100, 3
 """The most thresholds that are tried at a time, and the fewest, where there are many labels."""
 TRIES, PASSES = 1500, 2
 """About how often the metric is computed in a pass over the labels, and the most passes."""
