@@ -25,7 +25,6 @@ from fusetune.deploy.tuned import (
     predict_parts,
     predict_proba,
     read_examples,
-    require_labels,
 )
 from fusetune.errors import ConfigError
 from fusetune.evaluation.measure.evaluate import Evaluation, measure
@@ -123,7 +122,7 @@ class FineTuned:
     @property
     def labels(self) -> dict[str, list[str]]:
         """Each target's labels in the order of their probabilities; none for a number."""
-        return {task.target: list(task.labels) for task in self.bundle.tasks.values()}
+        return {task.target: list(task.labels) for task in self.bundle.targets.values()}
 
     def predict_to(
         self,
@@ -183,7 +182,6 @@ class FineTuned:
         bundle, low = arithmetic(self.bundle, precision)
         examples = read_examples(bundle, source, targets=True, missing=missing_columns, progress=bars)
         examples.check_targets()
-        require_labels(examples, examples.table.source)
         with low:
             return measure(
                 bundle.model,

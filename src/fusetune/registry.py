@@ -129,6 +129,7 @@ TASKS = Registry(
         "multilabel": "fusetune.tasks.multilabel:MultilabelTask",
         "ordinal": "fusetune.tasks.ordinal:OrdinalTask",
         "regression": "fusetune.tasks.regression:RegressionTask",
+        "retrieval": "fusetune.tasks.retrieval:RetrievalTask",
     },
 )
 

@@ -18,7 +18,7 @@ from fusetune.data.quarantine import Rejected
 from fusetune.data.table import Table
 from fusetune.deploy import tuned
 from fusetune.deploy.predictions import Predictions, write
-from fusetune.deploy.tuned import predict, predict_parts, read_examples, require_labels
+from fusetune.deploy.tuned import predict, predict_parts, read_examples
 from fusetune.errors import ConfigError, StorageError, TableError
 
 ROW = {"note": "w1 w2", "photo": None, "voice": None, "price": 3.0, "plan": "pro"}
@@ -215,9 +215,8 @@ def test_missing_columns_and_targets(fitted):
         read_examples(fitted.bundle, Table.from_records([without]), targets=False)
     with pytest.raises(TableError, match="'label'"):
         read_examples(fitted.bundle, Table.from_records([ROW]), targets=True)
-    examples = read_examples(fitted.bundle, Table.from_records([{**ROW, "label": None}]), targets=True)
     with pytest.raises(TableError, match="no row has a target"):
-        require_labels(examples, "t.csv")
+        fitted.evaluate(Table.from_records([{**ROW, "label": None}]))
 
 
 @pytest.mark.parametrize("target", ["row", "error", 2, ("a", "b")])

@@ -78,7 +78,7 @@ def test_alignment_is_saved_before_it_is_compared(table, settings, tmp_path, mon
     out = tmp_path / "model"
     more = {"objectives": {"contrastive": {}}, "columns": {"plan": {"kind": "category"}}}
     with monkeypatch.context() as patched, pytest.raises(ReportError, match="planted"):
-        patched.setattr("fusetune.evaluation.measure.retrieval.judge_search", planted)
+        patched.setattr("fusetune.fitting.match.judge", planted)
         api.fit(str(table), target=[], out=out, config=settings | more, progress=False)
     before = weights(out)
     tuned = api.resume(out, progress=False)

@@ -246,7 +246,9 @@ def test_which_columns(tiny, tmp_path):
     assert attacked_columns(model, ["c", "m"], where="w") == ["m", "c"]
     with pytest.raises(ConfigError, match=r"trainer.adversarial.columns names 'mm'(.|\n)*did you mean 'm'"):
         attacked_columns(model, ["mm"], where="trainer.adversarial")
-    plain = build_model({"x": NumberModality("x")}, {}, NamedConfig(name="concat"))
+    task = RegressionTask("y", transform="none")
+    task.fit([1.0, 2.0])
+    plain = build_model({"x": NumberModality("x")}, {"y": task}, NamedConfig(name="concat"))
     assert attacked_columns(plain, [], where="w") == ["x"]
 
 

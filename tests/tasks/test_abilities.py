@@ -33,7 +33,7 @@ def test_no_module_outside_tasks_names_a_class_of_tasks():
     assert not found
 
 
-@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("name", [name for name in TASKS if issubclass(TASKS.get(name), TargetTask)])
 def test_what_the_tasks_here_can_do(name):
     kind = TASKS.get(name)
     assert issubclass(kind, Probed) and issubclass(kind, Divergent) and issubclass(kind, Boosted)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fusetune.registry import TASKS
-from fusetune.tasks.base import LinearModel
+from fusetune.tasks.base import LinearModel, TargetTask
 from fusetune.tasks.classification import MulticlassTask
 from fusetune.tasks.multilabel import MultilabelTask
 from fusetune.tasks.regression import RegressionTask
@@ -25,7 +25,8 @@ OPTIONS = {
         for transform, loss in (("none", "mse"), ("yeo-johnson", "huber"), ("quantile", "mae"), ("standard", "mse"))
     },
 }
-MAKES = {name: TASKS.get(name) for name in TASKS} | OPTIONS
+TARGET_TASKS = {name: TASKS.get(name) for name in TASKS if issubclass(TASKS.get(name), TargetTask)}
+MAKES = TARGET_TASKS | OPTIONS
 CASES = [
     pytest.param(make, cells, id=f"{name} of {kind}")
     for name, make in MAKES.items()

@@ -15,6 +15,7 @@ from fusetune.inference.features import encoded
 from fusetune.inference.predict import row_vectors
 from fusetune.modalities.number import NumberModality
 from fusetune.models.build import build_model
+from fusetune.tasks.retrieval import alignment_tasks
 from fusetune.training import alignment
 from fusetune.training.alignment import align
 from fusetune.training.probe import column_scales
@@ -117,7 +118,9 @@ def test_a_model_that_starts_from_it_gives_its_vectors(monkeypatch, power):
     monkeypatch.setattr(alignment, "POWERS", (power,))
     views = Views()
     torch.manual_seed(0)
-    model = build_model(views.columns, {}, NamedConfig(name="attention", dim=2))
+    model = build_model(
+        views.columns, alignment_tasks(dict.fromkeys("abc", "tabular")), NamedConfig(name="attention", dim=2)
+    )
     widths = {name: projection.linear.in_features for name, projection in zip("abc", model.projections, strict=True)}
     rng = np.random.default_rng(0)
     views.features = {

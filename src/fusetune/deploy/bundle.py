@@ -44,7 +44,8 @@ from fusetune.models.understand import Understand
 from fusetune.registry import MODALITIES, TASKS
 from fusetune.security.model_folder import BACKBONES, BUNDLE, CONFIG, FORMAT, SCHEMA, WEIGHTS, file_hash, read_folder
 from fusetune.security.untrusted import YAML_BYTES, parse_yaml, read_bytes, read_json, reading, tensors_of
-from fusetune.tasks.base import Metric, TargetTask
+from fusetune.tasks.base import Metric, TargetTask, Task, target_tasks
+from fusetune.tasks.retrieval import alignment_tasks
 from fusetune.trees.files import FOLDER as STACK
 from fusetune.trees.files import load_stack, save_stack
 from fusetune.trees.stack import Stack
@@ -73,12 +74,17 @@ class Bundle:
 
     model: Family
     modalities: dict[str, Modality]
-    tasks: dict[str, TargetTask]
+    tasks: dict[str, Task]
     schema: Schema
     config: Config
     fingerprint: str = ""
     metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)
     stack: Stack | None = None
+
+    @property
+    def targets(self) -> dict[str, TargetTask]:
+        """The tasks that predict a target column."""
+        return target_tasks(self.tasks)
 
 
 @cache
@@ -236,13 +242,15 @@ def load_bundle(folder: Path) -> Bundle:
             name: _restore_modality(name, entry, folder, backbones, most) for name, entry in content["columns"].items()
         }
         tasks = {name: _restore_task(entry) for name, entry in content["tasks"].items()}
+        if not tasks:  # an aligned model of 0.1.0
+            tasks = dict(alignment_tasks({name: modality.part_of for name, modality in modalities.items()}))
         _check_figures(content["fusion"], header)
         model = build_model(modalities, tasks, NamedConfig(**content["fusion"]))
         if extension := content.get("linear"):
             _extend(model, extension, modalities)
         _check_types(model, header)
         _load_weights(model, str(folder / WEIGHTS))
-        stack = load_stack(content.get("stack"), folder, model, tasks)
+        stack = load_stack(content.get("stack"), folder, model, target_tasks(tasks))
         learned = content["data_fingerprint"], content["metrics"], stack
         model.eval()
         return Bundle(model, modalities, tasks, schema, config, *learned)
@@ -285,8 +293,8 @@ def _check_types(model: Family, header: Mapping[str, tuple[str, tuple[int, ...]]
             )
 
 
-def _restore_task(entry: Mapping[str, Any]) -> TargetTask:
-    task: TargetTask = TASKS.get(entry["task"]).from_state(entry["target"], entry["state"])
+def _restore_task(entry: Mapping[str, Any]) -> Task:
+    task: Task = TASKS.get(entry["task"]).from_state(entry["target"], entry["state"])
     if (entry_metric := entry.get("metric")) is not None:  # folders of 0.1.0 have none
         metric = Metric(str(entry_metric["name"]), bool(entry_metric["greater_is_better"]))
         if entry_metric.get("function"):
@@ -296,7 +304,7 @@ def _restore_task(entry: Mapping[str, Any]) -> TargetTask:
     return task
 
 
-def _metric_entry(task: TargetTask) -> dict[str, Any]:
+def _metric_entry(task: Task) -> dict[str, Any]:
     """The metric that chose the model, without the function that it may be."""
     metric = task.main if task.tuned_by is None else task.tuned_by
     entry: dict[str, Any] = {"name": metric.name, "greater_is_better": metric.greater_is_better}

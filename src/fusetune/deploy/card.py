@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fusetune.backbones.load import Backbone
 from fusetune.deploy.bundle import Bundle, versions, write_text
+from fusetune.deploy.outputs import OUTPUTS, cell_text
 from fusetune.evaluation.report.verdict import verdict
 from fusetune.evaluation.results import RunResults
 
@@ -23,23 +24,17 @@ def write_card(bundle: Bundle, results: RunResults | None, folder: Path) -> Path
 
 def card(bundle: Bundle, results: RunResults | None) -> str:
     """Return the card's Markdown: what the model predicts, from what, how well, and how to use it."""
-    targets = ", ".join(f"`{name}`" for name in bundle.tasks)
-    what = f"Predicts {targets}" if bundle.tasks else f"Aligns {', '.join(_cell(name) for name in bundle.modalities)}"
-    lines = [f"# {what}", "", "Made with fusetune; load it with the commands below.", ""]
+    output = OUTPUTS[bundle.model.name]
+    lines = [f"# {output.title(bundle)}", "", "Made with fusetune; load it with the commands below.", ""]
     lines += ["## Use", "", "```sh", "fusetune predict . new.csv --out predictions.csv", "```", ""]
     lines += ["```python", "import fusetune as ft", "", 'tuned = ft.load(".")', 'tuned.predict("new.csv").to_pandas()']
     lines += ["```", "", "## Reads", "", "| column | kind | encoder |", "| --- | --- | --- |"]
     for name, modality in bundle.modalities.items():
         encoder = bundle.model.encoders[modality.encoder_key]
         source = encoder.source if isinstance(encoder, Backbone) else "learned here"
-        lines.append(f"| {_cell(name)} | {modality.kind} | {_cell(source)} |")
+        lines.append(f"| {cell_text(name)} | {modality.kind} | {cell_text(source)} |")
     lines += ["", "A cell may be missing; the model then predicts from the others.", "", "## Predicts", ""]
-    if not bundle.tasks:
-        lines.append(f"- a vector of {bundle.model.dim} numbers for each column, near where cells belong together")
-    for name, task in bundle.tasks.items():
-        labels = f": {', '.join(_cell(label) for label in task.labels[:30])}" if task.labels else ""
-        more = f" and {len(task.labels) - 30} more" if len(task.labels) > 30 else ""
-        lines.append(f"- `{name}`, {task.name}{labels}{more}")
+    lines += output.details(bundle)
     if results is not None:
         lines += ["", "## How well", ""]
         for measured in results.tasks:
@@ -54,7 +49,7 @@ def card(bundle: Bundle, results: RunResults | None) -> str:
             for system in measured.systems:
                 value = measured.main(system)
                 span = f" [{value.low:.3f}, {value.high:.3f}]" if value.known else ""
-                lines.append(f"| {_cell(system.name)} | {value.value:.3f}{span} |")
+                lines.append(f"| {cell_text(system.name)} | {value.value:.3f}{span} |")
             lines.append("")
         lines += [f"On {measured.rows} {measured.split} rows; see `report.html`." for measured in results.tasks]
         lines += _choice(results)
@@ -79,9 +74,4 @@ def _choice(results: RunResults) -> list[str]:
         f"| fusion | {choice.metric} | seconds | |",
         "| --- | --- | --- | --- |",
     ]
-    return lines + [f"| {' | '.join(_cell(cell) for cell in row)} |" for row in choice.rows()]
-
-
-def _cell(text: str) -> str:
-    """Text as it can stand in a Markdown table."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+    return lines + [f"| {' | '.join(cell_text(cell) for cell in row)} |" for row in choice.rows()]

@@ -20,13 +20,13 @@ from fusetune.data.examples import Examples
 from fusetune.data.quarantine import Rejected
 from fusetune.data.table import Table
 from fusetune.deploy.bundle import Bundle
+from fusetune.deploy.outputs import OUTPUTS
 from fusetune.deploy.predictions import ERROR, ROW, Predictions
 from fusetune.deploy.rows import Rows, index_of, read_rows
-from fusetune.errors import ConfigError, EmptyTable, TableError
-from fusetune.inference.predict import model_device, row_vectors
+from fusetune.errors import ConfigError, EmptyTable
+from fusetune.inference.predict import model_device
 from fusetune.inference.scores import predict_scores
 from fusetune.models.family import Family
-from fusetune.models.understand import Understand
 
 PART_ROWS = 8192
 """Rows whose cells are in memory at once."""
@@ -58,10 +58,10 @@ def read_examples(
         TableError: the table cannot be read or lacks a column.
     """
     table = read_rows(bundle, source, missing=missing)
-    table.require([task.target for task in bundle.tasks.values()] if targets else [])
+    table.require([task.target for task in bundle.targets.values()] if targets else [])
     weight = bundle.schema.weight if targets and bundle.schema.weight in table else None
     group = bundle.schema.group if targets and bundle.schema.group in table else None
-    examples = Examples(table, bundle.modalities, bundle.tasks if targets else None, weight=weight, group=group)
+    examples = Examples(table, bundle.modalities, bundle.targets if targets else None, weight=weight, group=group)
     examples.prepare(on_bad_cell=on_bad_cell, memory=bundle.config.data.memory, progress=progress)
     return examples
 
@@ -121,7 +121,7 @@ def predict_proba(bundle: Bundle, source: Rows, target: str | None, *, missing: 
         ConfigError: the target is none of the model's, has no labels, or there are several and none is named.
         TableError: the table cannot be read or lacks a column.
     """
-    by_target = {task.target: (name, task) for name, task in bundle.tasks.items()}
+    by_target = {task.target: (name, task) for name, task in bundle.targets.items()}
     if target is None and len(by_target) == 1:
         target = next(iter(by_target))
     if target not in by_target or not by_target[target][1].labels:
@@ -142,7 +142,7 @@ def predict_proba(bundle: Bundle, source: Rows, target: str | None, *, missing: 
         rows, places = _in_order(part)
         found.append(np.full((len(rows), len(task.labels)), np.nan))
         if len(examples):
-            scores = predict_scores(bundle.model, bundle.tasks, examples, stack=bundle.stack)
+            scores = predict_scores(bundle.model, bundle.targets, examples, stack=bundle.stack)
             found[-1][places[examples.used]] = scores[name]
     return np.concatenate(found)
 
@@ -208,19 +208,15 @@ def _parts(table: Table, rows: int) -> Iterator[Table]:
 def _empty(bundle: Bundle) -> Predictions:
     """Return the predictions of a table without rows."""
     columns: dict[str, Any] = {_row_name(bundle): pa.array([], type=pa.int64())}
-    if bundle.tasks:
-        for column, kind, _ in _of_tasks(bundle, None, None):
-            columns[_free(column, columns)] = pa.array([], type=kind)
-    else:
-        for name in bundle.model.columns:
-            columns[_free(f"{name}_vector", columns)] = pa.array([], type=pa.list_(pa.float32()))
+    for column, kind, _ in OUTPUTS[bundle.model.name].columns(bundle, None, None):
+        columns[_free(column, columns)] = pa.array([], type=kind)
     columns[_free(ERROR, columns)] = pa.array([], type=pa.string())
     return Predictions(pa.table(columns))
 
 
 def _row_name(bundle: Bundle) -> str:
     """Return what the column of row numbers is called: targets keep their names."""
-    return _free(ROW, dict.fromkeys(task.target for task in bundle.tasks.values()))
+    return _free(ROW, dict.fromkeys(task.target for task in bundle.targets.values()))
 
 
 def _predict(bundle: Bundle, examples: Examples, progress: Progress | None) -> Predictions:
@@ -229,34 +225,14 @@ def _predict(bundle: Bundle, examples: Examples, progress: Progress | None) -> P
     used = places[examples.used]
     columns: dict[str, Any] = {_row_name(bundle): pa.array(rows)}
     _add_identifiers(columns, bundle, table, places)
-    if bundle.tasks:
-        for column, kind, values in _of_tasks(bundle, examples, progress):
-            spread: list[Any] = [None] * len(rows)
-            for position, value in zip(used, values, strict=True):
-                spread[position] = value
-            columns[_free(column, columns)] = pa.array(spread, type=kind)
-    else:
-        _add_vectors(columns, bundle, examples, used, len(rows))
+    for column, kind, values in OUTPUTS[bundle.model.name].columns(bundle, examples, progress):
+        spread: list[Any] = [None] * len(rows)
+        for position, value in zip(used, values, strict=True):
+            spread[position] = value
+        columns[_free(column, columns)] = pa.array(spread, type=kind)
     errors = _errors(examples, rows)
     columns[_free(ERROR, columns)] = pa.array(errors, type=pa.string())
     return Predictions(pa.table(columns))
-
-
-def _of_tasks(
-    bundle: Bundle, examples: Examples | None, progress: Progress | None
-) -> Iterator[tuple[str, pa.DataType, list[Any]]]:
-    """Yield the prediction columns: name, type and the used rows' values; the same columns where no row is used."""
-    model = bundle.model
-    scores: dict[str, Any] = {}
-    if examples is not None and len(examples):
-        scores = predict_scores(model, bundle.tasks, examples, stack=bundle.stack, progress=progress)
-    for name, task in bundle.tasks.items():
-        assert isinstance(model, Understand), "a family with heads"
-        size = model.at_zero(name).unsqueeze(0)
-        like = task.columns(task.answers(torch.zeros_like(size, device="cpu")))
-        found = task.columns(scores[name]) if scores else {column: [] for column in like}
-        for column, values in found.items():
-            yield column, pa.array(like[column]).type, values
 
 
 def _in_order(table: Table) -> tuple[np.ndarray, np.ndarray]:
@@ -288,19 +264,6 @@ def _add_identifiers(columns: dict[str, Any], bundle: Bundle, table: Table, plac
             columns[_free(name, columns)] = pa.array(spread, type=pa.string())
 
 
-def _add_vectors(columns: dict[str, Any], bundle: Bundle, examples: Examples, used: np.ndarray, num_rows: int) -> None:
-    """Per input column, each row's vector in the common space; null where the row lacks the column."""
-    vectors = row_vectors(bundle.model, examples, examples.used) if len(used) else {}
-    for name in bundle.model.columns:
-        values = vectors.get(name, torch.zeros(0))
-        there = examples.columns[name].codes[examples.used] >= 0
-        spread: list[list[float] | None] = [None] * num_rows
-        for position, vector, has in zip(used, values.numpy(), there, strict=True):
-            if has:
-                spread[position] = vector.tolist()
-        columns[_free(f"{name}_vector", columns)] = pa.array(spread, type=pa.list_(pa.float32()))
-
-
 def _errors(examples: Examples, rows: np.ndarray) -> list[str | None]:
     places: dict[int, list[int]] = {}
     for place, row in enumerate(rows):
@@ -320,17 +283,3 @@ def _errors(examples: Examples, rows: np.ndarray) -> list[str | None]:
 
 def _describe(item: Rejected) -> str:
     return f"column {item.column!r}: {item.why}" if item.column else item.why
-
-
-def require_labels(examples: Examples, source: str) -> None:
-    """Refuse to measure where no row has a target; a model without a task needs none.
-
-    Raises:
-        TableError: there is none.
-    """
-    if examples.tasks and not any(len(examples.labelled(name)) for name in examples.tasks):
-        raise TableError(
-            "no row has a target that the model can be measured on",
-            expected=f"values in {', '.join(task.target for task in examples.tasks.values())}",
-            file=source,
-        )

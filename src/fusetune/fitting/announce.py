@@ -8,7 +8,7 @@ from fusetune.backbones.backbone import Backbone
 from fusetune.data.examples import Examples
 from fusetune.data.schema import Schema
 from fusetune.modalities.base import Modality
-from fusetune.tasks.base import TargetTask
+from fusetune.tasks.base import Task, target_tasks
 
 MOST = 12
 """Columns named in a line; of more, the number is told."""
@@ -16,7 +16,7 @@ MOST = 12
 
 def announcement(
     schema: Schema,
-    tasks: Mapping[str, TargetTask],
+    tasks: Mapping[str, Task],
     modalities: Mapping[str, Modality],
     examples: Mapping[str, Examples],
     codes: Iterable[str] = (),
@@ -25,12 +25,13 @@ def announcement(
 
     Args:
         schema: of the train table.
-        tasks: fitted, by target.
+        tasks: fitted, by name.
         modalities: of the input columns.
         examples: the prepared rows of each split.
         codes: columns of integers that became categories.
     """
-    lines = [f"target   {target}: {_task(task)}" for target, task in tasks.items()]
+    targets = target_tasks(tasks)
+    lines = [f"{'target' if name in targets else 'task':<9}{name}: {_task(task)}" for name, task in tasks.items()]
     kinds: dict[str, list[str]] = {}
     for name, modality in modalities.items():
         kinds.setdefault(_kind(modality), []).append(name)
@@ -44,7 +45,7 @@ def announcement(
     return [*lines, f"rows     {', '.join(counts)}{f'; {rejected:,} rejected' if rejected else ''}"]
 
 
-def _task(task: TargetTask) -> str:
+def _task(task: Task) -> str:
     labels = task.labels
     return f"{task.name} ({len(labels)} labels)" if len(labels) > 2 else task.name
 

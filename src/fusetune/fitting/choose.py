@@ -118,7 +118,7 @@ def choose_fusion(fit: Prepared, *, clock: Clock = time.perf_counter) -> tuple[F
             one = replace(one, score=score, seconds=ended - begun, tried=True)
         tried.append(one)
     margin, _ = _of_main(margin, spent)
-    mains = list(dict.fromkeys(task.main.name for task in fit.tasks.values()))
+    mains = list(dict.fromkeys(task.main.name for task in fit.targets.values()))
     metric = f"validation {mains[0]}" if len(mains) == 1 else "mean of the validation metrics"
     choice = choose(tried, metric, margin=margin, minutes=settings.minutes, limited=fit.deadline.minutes is not None)
     fit.run.remember("fusion", asdict(choice))
@@ -188,7 +188,7 @@ def _score(fit: Prepared, model: Family) -> tuple[float, float]:
     history = finetune(
         model,
         training_rows(fit),
-        Goal(fit.tasks, fit.config.objectives),
+        Goal(fit.targets, fit.config.objectives),
         settings,
         rules=rules(fit, fit.modalities),
         start=Start(fit.probes),

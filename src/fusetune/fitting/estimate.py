@@ -103,13 +103,13 @@ def estimate_fit(asked: RunSettings) -> Estimate:
     features, encoding = _encoding(fit, model)
     train, val = fit.examples["train"], fit.examples["val"]
     rows = TrainingRows(train, val, features["train"], features["val"])
-    objectives = build_objectives(model, fit.tasks, fit.config.objectives)
+    objectives = build_objectives(model, fit.targets, fit.config.objectives)
     settings = fit.config.trainer
-    balance = build_balance(settings.balance, model, fit.tasks, train)
+    balance = build_balance(settings.balance, model, fit.targets, train)
     own, augmented = rules(fit, fit.modalities), train.augmentation.augmenters
     options: dict[str, Any] = {"balance": balance, "augmented": augmented}
     recipe = Recipe(model, objectives, settings, own, fit.config.seed, starts_linear=True, **options)
-    learner = Learner(model, Total(fit.tasks, objectives, balance))
+    learner = Learner(model, Total(fit.targets, objectives, balance))
     accelerator = make_accelerator(settings, None, precision_of(recipe, learner, rows))
     learner.to(accelerator.device)
     stages += [StageEstimate("encode with frozen backbones", encoding, "nothing of it where the cache has it")]

@@ -52,7 +52,7 @@ class Findings:
         """Tune each task's decision thresholds on the validation rows; return the scores by task."""
         rows = self.fit.rows
         examples = encoded(self.model, self.fit.examples["val"], self._unchanged_features("val"))
-        for name, task in self.fit.tasks.items():
+        for name, task in self.fit.targets.items():
             val, train = rows[name]["val"].seen(examples), rows[name]["train"]
             if name not in self.val_scores:
                 self.val_scores[name] = systems.model_scores(
@@ -76,13 +76,13 @@ class Findings:
             single_models: per task that is compared with it, a model trained for it alone.
         """
         fit, model, rows = self.fit, self.model, self.fit.rows
-        wanted = fit.tasks if fit.config.report.alone != "none" else {}
+        wanted = fit.targets if fit.config.report.alone != "none" else {}
         select = self.fit.config.trainer.probe == "auto"
         others = {
             name: systems.alone(name, task, rows[name], alone_models, select=select) for name, task in wanted.items()
         }
         for name, single in single_models.items():
-            others.setdefault(name, []).append(systems.single(name, fit.tasks[name], single, rows[name]))
+            others.setdefault(name, []).append(systems.single(name, fit.targets[name], single, rows[name]))
         attack, attacked = self._attacked()
         self.decide()
         examples = encoded(model, fit.examples["test"], self._unchanged_features("test"))
@@ -93,14 +93,14 @@ class Findings:
                 {**rows[name], "test": rows[name]["test"].seen(examples)},
                 [*others.get(name, []), *attacked.get(name, [])],
             )
-            for name, task in fit.tasks.items()
+            for name, task in fit.targets.items()
         ]
         for task_result in tasks:
             task_result.attack = attack
             task_result.encoders_unchanged = self.history.encoders_unchanged
-        for name, task_result in zip(fit.tasks, tasks, strict=True):
+        for name, task_result in zip(fit.targets, tasks, strict=True):
             task_result.stack = self.trained.stacked.get(name)
-        title = f"{', '.join(fit.tasks)} from {', '.join(fit.modalities)}"
+        title = f"{', '.join(fit.targets)} from {', '.join(fit.modalities)}"
         return self.run_results(tasks, title)
 
     def _attacked(self) -> tuple[AttackUsed | None, dict[str, list[Candidate]]]:
@@ -116,7 +116,7 @@ class Findings:
         before = start_model(start, fit.probes).to(model_device(self.model))
         attack = Attack(before, fit.examples["train"], settings)
         candidates: dict[str, list[Candidate]] = {}
-        for name, task in fit.tasks.items():
+        for name, task in fit.targets.items():
             tuned = {"frozen probe": before} if name in fit.probes else {}
             candidates[name] = [
                 attack.candidate(of, model, name, task, rows[name]["test"], rows[name]["train"])

@@ -11,10 +11,13 @@ from fusetune.fitting.match import fit_match
 from fusetune.fitting.prepared import Prepared, RunSettings, prepare
 from fusetune.fitting.stack import check_stack
 from fusetune.fitting.understand import fit_understand
+from fusetune.models.match import Match
+from fusetune.models.understand import Understand
+from fusetune.tasks.base import family_of
 
 FAMILIES: dict[str, Callable[[Prepared], tuple[Bundle, RunResults]]] = {
-    "understand": fit_understand,
-    "match": fit_match,
+    Understand.name: fit_understand,
+    Match.name: fit_match,
 }
 """The function that fits a model, by the family's name."""
 
@@ -29,7 +32,7 @@ def run_fit(asked: RunSettings) -> tuple[Bundle, RunResults]:
     if asked.config.trainer.compile:
         check_compiler()
     fit = prepare(asked)
-    bundle, results = FAMILIES["understand" if fit.tasks else "match"](fit)
+    bundle, results = FAMILIES[family_of(fit.tasks)](fit)
     for task in results.tasks:
         after = task.first("after")
         assert after is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,19 +14,20 @@ from fusetune.config.fusion import neural
 from fusetune.data.examples import Examples
 from fusetune.deploy.bundle import Bundle
 from fusetune.errors import TableError
-from fusetune.evaluation.measure import retrieval
-from fusetune.evaluation.measure.systems import parts
-from fusetune.evaluation.results import RunResults, SystemResult, TaskResult
+from fusetune.evaluation.measure.judge import Candidate, EvaluatedRows, judge
+from fusetune.evaluation.results import RunResults, TaskResult
 from fusetune.fitting.findings import Findings
 from fusetune.fitting.prepared import Prepared
 from fusetune.fitting.saved import Trained, load_trained, reporting, save_trained
 from fusetune.fitting.steps import bundle, encode, tune
 from fusetune.inference.features import encoded
-from fusetune.inference.predict import row_vectors
+from fusetune.inference.retrieval import searches, used_vectors
 from fusetune.models.build import build_model
 from fusetune.models.family import Family
 from fusetune.objectives.base import BatchObjective, Objective
+from fusetune.tasks.match import MatchTask, Search
 from fusetune.training.alignment import Alignment, align
+from fusetune.training.finetune import main_of
 from fusetune.training.plan import Evaluate, Start
 from fusetune.training.probe import column_scales
 from fusetune.training.score_error import ScoreError
@@ -36,10 +36,8 @@ from fusetune.types import Tokens
 MAX_LOSS_ROWS = 1024
 """Most rows that the validation loss compares with one another."""
 
-
-def _mean_reciprocal(ranks: np.ndarray, rows: np.ndarray) -> float:
-    """Return the mean reciprocal rank of some queries."""
-    return float(np.mean(1 / ranks[rows]))
+Vectors = Mapping[str, np.ndarray]
+"""By column, the used rows' vectors, (rows, dim) of unit length; zeros for a row without the column."""
 
 
 def fit_match(fit: Prepared) -> tuple[Bundle, RunResults]:
@@ -57,9 +55,8 @@ class Aligning:
     def __init__(self, fit: Prepared) -> None:
         self.fit = fit
         set_seed(fit.config.seed)
-        self.model = build_model(fit.modalities, {}, neural(fit.config.fusion))
-        self.sides = retrieval.sides(parts(fit.examples["train"]))
-        self.searches = {split: self._searches(examples) for split, examples in fit.examples.items()}
+        self.model = build_model(fit.modalities, fit.tasks, neural(fit.config.fusion))
+        self.searches = {split: searches(fit.tasks, fit.examples[split]) for split in fit.examples}
         for split in ("val", "test"):
             if not self.searches.get(split):
                 raise TableError(
@@ -68,10 +65,6 @@ class Aligning:
                     file=fit.examples[split].table.source if split in fit.examples else None,
                     do="give more rows, or columns that are filled in the same rows",
                 )
-
-    def _searches(self, examples: Examples) -> list[retrieval.Search]:
-        codes = {name: column.codes[examples.used] for name, column in examples.columns.items()}
-        return retrieval.searches(self.sides, codes, examples.groups[examples.used])
 
     def run(self) -> tuple[Bundle, RunResults]:
         """Encode, align, tune, save and measure."""
@@ -97,9 +90,9 @@ class Aligning:
             frozen = [name for name, key in model.routes.items() if key not in history.moved]
             features = {name: values for name, values in fit.features["test"].items() if name in frozen}
             after = self._vectors(model, "test", features)
-            systems = {"frozen, aligned": before} if start is not None else {}
+            systems = self._systems((start, before) if start is not None else None, after)
             findings = Findings(fit, trained)
-            tasks = [self._judge(search, systems, after, start, findings) for search in self.searches["test"]]
+            tasks = [self._judge(task, search, systems, findings) for task, search in self.searches["test"].values()]
             title = f"Alignment of {', '.join(fit.modalities)}"
         return trained.bundle, findings.run_results(tasks, title)
 
@@ -109,19 +102,37 @@ class Aligning:
         scales = column_scales(fit.examples["train"], fit.features["train"])
         for name, (shift, scale) in scales.items():
             model.set_scale(name, shift, scale)
-        score = retrieval.mean_score(self.searches["val"])
 
         def val_score(candidate: Alignment) -> float:
             candidate.install(model)
-            return score(self._vectors(model, "val", fit.features["val"]))
+            return self._val_score(self._vectors(model, "val", fit.features["val"]))[0]
 
         return align(fit.examples["train"], fit.features["train"], scales, model.dim, val_score)
 
-    def _vectors(self, model: Family, split: str, known: Mapping[str, Tokens]) -> dict[str, np.ndarray]:
-        """Return by column the used rows' vectors, (rows, dim) of unit length; zeros if a row lacks the column."""
-        examples = self.fit.examples[split]
-        examples = encoded(model, examples, known)
-        return {name: values.numpy() for name, values in row_vectors(model, examples, examples.used).items()}
+    def _vectors(self, model: Family, split: str, known: Mapping[str, Tokens]) -> Vectors:
+        return used_vectors(model, encoded(model, self.fit.examples[split], known))
+
+    def _val_score(
+        self, vectors: Vectors, error: ScoreError | None = None
+    ) -> tuple[float, dict[str, dict[str, float]]]:
+        """Return the score of the validation rows (mean main metric, more is better) and each task's metrics.
+
+        Args:
+            vectors: of the validation rows.
+            error: the score's standard error, measured here if it is not known yet.
+        """
+        examples, scores, metrics = self.fit.examples["val"], [], {}
+        for name, (task, search) in self.searches["val"].items():
+            truth, weights = task.truth(search), examples.weights[examples.used[search.rows]]
+            measured = task.measured(task.answers(vectors, search), truth)
+            metrics[name] = task.metrics(measured, truth, weights)
+            main = metrics[name][task.main.name]
+            scores.append(main if task.main.greater_is_better else -main)
+            if error is not None and not error.known:
+                error.add(task.main.name, main, partial(main_of, task, measured, truth, weights), weights)
+        if error is not None and not error.known:
+            error.close()
+        return float(np.mean(scores)), metrics
 
     def _evaluator(self, model: Family) -> Callable[[Sequence[Objective], ScoreError], Evaluate]:
         """Return a function that takes the built objectives and returns the evaluation on validation rows."""
@@ -130,63 +141,56 @@ class Aligning:
             def evaluate(val: Examples) -> tuple[float, float, dict[str, dict[str, float]]]:
                 known = {name: column.features for name, column in val.columns.items() if column.features is not None}
                 val = encoded(model, val, known)
-                vectors = {name: values.numpy() for name, values in row_vectors(model, val, val.used).items()}
-                ranks = {search.name: retrieval.ranks(search, vectors) for search in self.searches["val"]}
-                measured = {name: retrieval.metrics(values, np.empty(0)) for name, values in ranks.items()}
-                if not error.known:
-                    for values in ranks.values():
-                        error.add(retrieval.METRIC, math.nan, partial(_mean_reciprocal, values), np.ones(len(values)))
-                    error.close()
-                score = float(np.mean([metrics[retrieval.METRIC] for metrics in measured.values()]))
-                return _loss(model, objectives, val), score, measured
+                score, metrics = self._val_score(used_vectors(model, val), error)
+                return _loss(model, objectives, val), score, metrics
 
             return evaluate
 
         return make
 
+    def _systems(
+        self, before: tuple[Alignment, Vectors] | None, after: Vectors
+    ) -> list[tuple[Callable[[np.ndarray], Candidate], Vectors]]:
+        """Return what is compared, with its vectors of the test rows: random order, closed form, tuned model."""
+        rng = np.random.default_rng(self.fit.config.seed)
+        chance = {name: rng.normal(size=values.shape) for name, values in after.items()}
+        what = "the distinct answers, in random order"
+        systems: list[tuple[Callable[[np.ndarray], Candidate], Vectors]] = [
+            (partial(Candidate, "random order", "baseline", what), chance)
+        ]
+        if before is not None:
+            start, vectors = before
+            what = f"frozen encoders, aligned in closed form (penalty {start.penalty:g}, power {start.power:g})"
+            systems.append((partial(Candidate, "frozen, aligned", "before", what), vectors))
+        train, val = (len(self.fit.examples[split]) for split in ("train", "val"))
+        what = f"tuned on {train} rows; best step chosen on {val} others"
+        return [*systems, (partial(Candidate, "tuned", "after", what), after)]
+
     def _judge(
         self,
-        search: retrieval.Search,
-        systems: Mapping[str, Mapping[str, np.ndarray]],
-        after: Mapping[str, np.ndarray],
-        start: Alignment | None,
+        task: MatchTask,
+        search: Search,
+        systems: Sequence[tuple[Callable[[np.ndarray], Candidate], Vectors]],
         findings: Findings,
     ) -> TaskResult:
-        """Measure one direction of search on the test rows: random order, closed-form alignment, tuned model."""
+        """Measure the systems on one direction of retrieval among the test rows."""
         fit = self.fit
         examples = fit.examples["test"]
-        rng = np.random.default_rng(fit.config.seed)
-        chance = {name: rng.normal(size=values.shape) for name, values in after.items()}
-        shown = f"{len(search.answer_rows)} distinct answers"
-        compared = [
-            (
-                SystemResult("random order", "baseline", f"{shown}, in random order", {}),
-                retrieval.ranks(search, chance),
-            )
-        ]
-        for name, vectors in systems.items():
-            assert start is not None
-            what = f"frozen encoders, aligned in closed form (penalty {start.penalty:g}, power {start.power:g})"
-            compared.append((SystemResult(name, "before", what, {}), retrieval.ranks(search, vectors)))
-        what = f"tuned on {len(fit.examples['train'])} rows; best step chosen on {len(fit.examples['val'])} others"
-        ranked = retrieval.ranks(search, after)
-        compared.append((SystemResult("tuned", "after", what, {}), ranked))
-        show = findings.shown
-        worst = np.argsort(-ranked, kind="stable")[: fit.config.report.errors]
-        firsts = retrieval.first_answers(search, after, worst) if len(worst) else worst
         rows = examples.used[search.rows]
         groups = examples.groups[rows]
-        return retrieval.judge_search(
-            search,
-            compared,
-            examples.rows[rows],
-            groups=groups if (groups >= 0).all() else None,
-            worst=[
-                (int(index), int(examples.rows[examples.used[first]]), show(int(rows[index])))
-                for index, first in zip(worst, firsts, strict=True)
-                if ranked[index] > 1
-            ],
+        return judge(
+            task,
+            [make(task.answers(vectors, search)) for make, vectors in systems],
+            EvaluatedRows(
+                task.truth(search),
+                examples.rows[rows],
+                weights=examples.weights[rows],
+                groups=groups.tolist() if (groups >= 0).all() else None,
+                slices={column: examples.table.cells(column, rows) for column in fit.config.report.slices},
+            ),
+            show=lambda at: findings.shown(int(rows[at])),
             num=fit.config.report.bootstrap,
+            num_errors=fit.config.report.errors,
             seed=fit.config.seed,
         )
 

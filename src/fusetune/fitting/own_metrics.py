@@ -82,8 +82,6 @@ def choose_metrics(
     Raises:
         ConfigError: a task has no such metric, there is no such target, or a function cannot be used.
     """
-    if asked is not None and not tasks:
-        raise ConfigError("trainer.metric has no target to measure", do="leave it out, or name a target")
     if isinstance(asked, Mapping) and (lost := [name for name in asked if name not in tasks]):
         do = nearest(lost[0], tasks)
         raise ConfigError(f"trainer.metric.{lost[0]} is the metric of no target", expected=", ".join(tasks), do=do)

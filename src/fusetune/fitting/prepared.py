@@ -35,9 +35,11 @@ from fusetune.fitting.tables import SPLITS, Tables, check_rows
 from fusetune.modalities.base import Modality
 from fusetune.models.build import Backbones, build_modalities, build_task
 from fusetune.objectives.total import aligned_columns
-from fusetune.tasks.base import TargetTask
+from fusetune.tasks.abilities import Probed
+from fusetune.tasks.base import TargetTask, Task, target_tasks
 from fusetune.tasks.infer import infer_task
 from fusetune.tasks.main_metric import Metric
+from fusetune.tasks.retrieval import alignment_tasks
 from fusetune.training.deadline import Deadline
 from fusetune.training.hardware.devices import processes
 from fusetune.training.probe import Probe, SplitRows
@@ -77,7 +79,7 @@ class Prepared:
         config: the settings; `fusion` is the one chosen, once it is.
         run: where the model, checkpoints and logs are written.
         tables: the tables as they were read.
-        tasks: fitted, by target.
+        tasks: fitted, by name; all of one family.
         modalities: fitted, by column.
         examples: prepared rows, by split.
         cache: of frozen encoders' outputs, or None.
@@ -96,7 +98,7 @@ class Prepared:
     config: Config
     run: RunFolder
     tables: Tables
-    tasks: Mapping[str, TargetTask]
+    tasks: Mapping[str, Task]
     modalities: Mapping[str, Modality]
     examples: Mapping[str, Examples]
     cache: FeatureCache | None
@@ -115,6 +117,11 @@ class Prepared:
     def schema(self) -> Schema:
         """The columns' kinds and roles."""
         return self.tables.schema
+
+    @property
+    def targets(self) -> dict[str, TargetTask]:
+        """The tasks that predict a target column."""
+        return target_tasks(self.tasks)
 
     @property
     def folder(self) -> Path:
@@ -156,26 +163,30 @@ def prepare(asked: RunSettings) -> Prepared:
     phases: list[Phase] = []
     with timed(phases, "read tables", show=show):
         tables = Tables(config, asked.sources)
-        tasks = _make_tasks(config, tables.schema, tables.splits["train"])
-        tables.schema, codes = read_codes(tables.splits["train"], tables.schema, tasks, config)
+        targets = _make_tasks(config, tables.schema, tables.splits["train"])
+        tables.schema, codes = read_codes(tables.splits["train"], tables.schema, targets, config)
     with timed(phases, "read cells", show=show):
         set_seed(config.seed)
-        modalities = build_modalities(_columns(config, tables.schema, has_task=bool(tasks)), backbones_of(config))
+        modalities = build_modalities(_columns(config, tables.schema), backbones_of(config))
+        parts = {name: modality.part_of for name, modality in modalities.items()}
+        tasks: Mapping[str, Task] = targets or alignment_tasks(parts)
         examples = {}
         for split, table in tables.splits.items():
-            examples[split] = Examples(table, modalities, tasks, weight=tables.schema.weight, group=tables.schema.group)
+            examples[split] = Examples(
+                table, modalities, targets, weight=tables.schema.weight, group=tables.schema.group
+            )
             _read(config, split, examples[split], track if show else None)
         _check_rejected(tables, examples, asked.run.folder)
         try:
             examples["train"].fit()
-            if tasks and config.trainer.probe == "auto":
+            if config.trainer.probe == "auto" and any(isinstance(task, Probed) for task in targets.values()):
                 examples["train"].learn_ngrams()
         except UserError as error:
             raise error.in_file(tables.splits["train"].source) from None
         for rows in examples.values():
             rows.check_targets()
         _check_rejected(tables, examples, asked.run.folder)
-        check_rows(examples, list(tasks))
+        check_rows(examples, list(targets))
         truths = {name: _some_truth(task, examples["train"], name) for name, task in tasks.items()}
         choose_metrics(config.trainer.metric, tasks, truths, asked.functions)
         examples["test"].table.require(config.report.slices)
@@ -208,7 +219,7 @@ def _make_tasks(config: Config, schema: Schema, train: Table) -> dict[str, Targe
     return tasks
 
 
-def _columns(config: Config, schema: Schema, *, has_task: bool) -> dict[str, tuple[str, Mapping[str, Any]]]:
+def _columns(config: Config, schema: Schema) -> dict[str, tuple[str, Mapping[str, Any]]]:
     """Per input column its kind and options."""
     names = schema.names("input")
     if not names:
@@ -219,7 +230,7 @@ def _columns(config: Config, schema: Schema, *, has_task: bool) -> dict[str, tup
             came=f"only columns that are left out: {'; '.join(left_out)}" if left_out else "no other column",
             do="insist on one with columns.NAME.role=input",
         )
-    if not has_task:
+    if not schema.names("target"):
         names = aligned_columns(config.objectives, names)
     return {name: (schema.columns[name].kind, schema.columns[name].options) for name in names}
 
@@ -261,8 +272,10 @@ def _check_rejected(tables: Tables, examples: Mapping[str, Examples], folder: Pa
     tables.check_rejected(examples)
 
 
-def _some_truth(task: TargetTask, train: Examples, name: str) -> np.ndarray:
-    """The truth of the first train rows that have one."""
+def _some_truth(task: Task, train: Examples, name: str) -> np.ndarray:
+    """Return the truth of the first train rows that have one; row ids for a task without a target."""
+    if not isinstance(task, TargetTask):
+        return np.asarray(train.rows[train.used[:1000]])
     return task.truth(train.targets[name].take(train.labelled(name)[:1000]))
 
 

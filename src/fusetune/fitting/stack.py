@@ -88,7 +88,7 @@ class Growing:
         """The stack, None where no task is better with trees; and per task what was found."""
         blends, used = {}, {}
         self.val = encoded(self.model, self.fit.examples["val"], self.known)
-        for name, task in self.fit.tasks.items():
+        for name, task in self.fit.targets.items():
             blend, used[name] = self._task(name, task)
             if blend is not None:
                 blends[name] = blend

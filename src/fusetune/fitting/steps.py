@@ -58,7 +58,7 @@ def encode(fit: Prepared, model: Family) -> Prepared:
     }
     rows = {
         name: {split: SplitRows.of(name, fit.examples[split], features[split]) for split in SPLITS}
-        for name in fit.tasks
+        for name in fit.targets
     }
     return replace(fit, fingerprints=fingerprints, features=features, rows=rows)
 
@@ -67,7 +67,7 @@ def fit_probes(fit: Prepared, part: Sequence[str] | None = None) -> dict[str, Pr
     """Return per task the best linear model on the columns (those of a part) that have features before any training."""
     probes = {}
     for name, splits in fit.rows.items():
-        task = fit.tasks[name]
+        task = fit.targets[name]
         columns = systems.probe_columns(splits["train"], part if part is not None else list(fit.modalities))
         if columns and isinstance(task, Probed):
             select = fit.config.trainer.probe == "auto"
@@ -130,7 +130,7 @@ def tune(
     history = finetune(
         model,
         training_rows(fit),
-        Goal(fit.tasks, fit.config.objectives, evaluator),
+        Goal(fit.targets, fit.config.objectives, evaluator),
         fit.config.trainer,
         rules=rules(fit, fit.modalities),
         start=start,
@@ -159,7 +159,7 @@ def alone_models(fit: Prepared) -> dict[str, Family | None]:
     if fit.config.report.alone == "none" or len(grouped) < 2:
         return {}
     models: dict[str, Family | None] = {}
-    for part in systems.trained_alone(fit.config.report.alone, splits, fit.tasks.values()):
+    for part in systems.trained_alone(fit.config.report.alone, splits, fit.targets.values()):
         columns = grouped[part]
         if fit.deadline.part(COMPARING).passed():
             models[part] = None
@@ -169,7 +169,7 @@ def alone_models(fit: Prepared) -> dict[str, Family | None]:
         history = finetune(
             model,
             training_rows(fit, columns),
-            Goal(fit.tasks),
+            Goal(fit.targets),
             fit.config.trainer.model_copy(update={"adversarial": None}),
             rules=rules(fit, fresh),
             start=Start(fit_probes(fit, columns)),
@@ -184,7 +184,7 @@ def alone_models(fit: Prepared) -> dict[str, Family | None]:
 def single_models(fit: Prepared) -> dict[str, Family]:
     """Train a model for each task alone, if the report needs it and time is left; return them by task."""
     models: dict[str, Family] = {}
-    for name, task in fit.tasks.items() if fit.config.report.single and len(fit.tasks) > 1 else ():
+    for name, task in fit.targets.items() if fit.config.report.single and len(fit.targets) > 1 else ():
         if fit.deadline.part(COMPARING).passed():
             fit.left_out.append(f"{name} by a model of its own")
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -137,8 +137,8 @@ class Tables:
         return used
 
 
-def check_rows(examples: Mapping[str, Examples], targets: list[str]) -> None:
-    """Stop where a split has no row to use.
+def check_rows(examples: Mapping[str, Examples], targets: Sequence[str]) -> None:
+    """Stop where a split has no row to use: one with a target, if there are targets.
 
     Raises:
         TableError: so it is.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -14,13 +15,15 @@ from fusetune.backbones.load import Backbone, load_backbone
 from fusetune.config.backbone import BackboneConfig
 from fusetune.config.options import check_options, check_value
 from fusetune.config.section import NamedConfig
+from fusetune.errors import ConfigError
 from fusetune.fusion.base import Fusion
 from fusetune.modalities.base import Modality
 from fusetune.models.family import Family
 from fusetune.models.match import Match
 from fusetune.models.understand import Understand
 from fusetune.registry import FUSIONS, MODALITIES, TASKS
-from fusetune.tasks.base import TargetTask
+from fusetune.tasks.base import TargetTask, Task, family_of, target_tasks
+from fusetune.tasks.match import MatchTask
 
 DIM = 128
 """Default width of the projected tokens."""
@@ -97,22 +100,39 @@ def check_task(target: str, name: str, options: Mapping[str, Any]) -> None:
         ConfigError: there is no such task, or it does not have an option.
     """
     task = TASKS.get(name)
+    if not issubclass(task, TargetTask):
+        raise ConfigError(
+            f"the task {name!r} predicts no column",
+            expected=", ".join(name for name in TASKS if issubclass(TASKS.get(name), TargetTask)),
+            column=target,
+        )
     check_options(task, options, known=options_of(task), where=f"tasks.{target} ({name})")
 
 
+@dataclass(frozen=True)
+class _ReaderParts:
+    """The arguments of `Reader`: encoders by key, each column's key, width, dropout."""
+
+    encoders: dict[str, nn.Module]
+    routes: dict[str, str]
+    dim: int
+    dropout: float
+
+
 def build_model(
-    modalities: Mapping[str, Modality], tasks: Mapping[str, TargetTask], fusion: NamedConfig, *, dropout: float = 0.1
+    modalities: Mapping[str, Modality], tasks: Mapping[str, Task], fusion: NamedConfig, *, dropout: float = 0.1
 ) -> Family:
     """Build the family of models that the tasks choose, with encoders for fitted modalities.
 
     Args:
         modalities: by column.
-        tasks: fitted, by name; without tasks the columns are projected into one space (`Match`).
+        tasks: fitted, by name; at least one, all of one family.
         fusion: its name and options; a family without a fusion uses only `dim` and `input_dropout`.
         dropout: on the encoders' outputs, in [0, 1); the fusion's option `input_dropout` takes precedence.
 
     Raises:
-        ConfigError: there is no such fusion, or it does not accept an option or value.
+        ConfigError: there is no such fusion, or it does not accept an option or value, or a task needs a column that
+            is not there.
     """
     encoders: dict[str, nn.Module] = {}
     routes: dict[str, str] = {}
@@ -124,11 +144,28 @@ def build_model(
     for name, value in shared.items():
         check_value(f"fusion.{name}", value, SHARED_OPTIONS[name])
     dim, dropout = int(shared.get("dim", DIM)), float(shared.get("input_dropout", dropout))
-    if not tasks:
-        return Match(encoders, routes, dim, dropout=dropout)
-    built = build_fusion(list(routes), dim, fusion)
-    heads = {name: task.build_head(dim) for name, task in tasks.items()}
-    return Understand(encoders, routes, built, heads, dropout=dropout)
+    return FAMILIES[family_of(tasks)](_ReaderParts(encoders, routes, dim, dropout), tasks, fusion)
+
+
+def _build_understand(parts: _ReaderParts, tasks: Mapping[str, Task], fusion: NamedConfig) -> Family:
+    built = build_fusion(list(parts.routes), parts.dim, fusion)
+    heads = {name: task.build_head(parts.dim) for name, task in target_tasks(tasks).items()}
+    return Understand(parts.encoders, parts.routes, built, heads, dropout=parts.dropout)
+
+
+def _build_match(parts: _ReaderParts, tasks: Mapping[str, Task], fusion: NamedConfig) -> Family:
+    for task in tasks.values():
+        assert isinstance(task, MatchTask)
+        if unknown := [name for name in task.columns if name not in parts.routes]:
+            raise ConfigError(f"{task.target} reads {unknown[0]!r}, which is no input column")
+    return Match(parts.encoders, parts.routes, parts.dim, dropout=parts.dropout)
+
+
+FAMILIES: dict[str, Callable[[_ReaderParts, Mapping[str, Task], NamedConfig], Family]] = {
+    Understand.name: _build_understand,
+    Match.name: _build_match,
+}
+"""The function that builds a model, by the family's name."""
 
 
 def build_fusion(columns: Sequence[str], dim: int, settings: NamedConfig) -> Fusion:

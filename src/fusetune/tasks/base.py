@@ -160,6 +160,10 @@ class Task(abc.ABC):
         """Explanations of metrics in plain words, by name."""
         return MEANINGS if self.main.function is None else {**MEANINGS, self.main.name: self.main.meaning}
 
+    def panels(self, evidence: Evidence) -> list[Section]:
+        """Return the report's sections about a model's answers, beside its metrics; none by default."""
+        return []
+
     def warnings(self, answers: np.ndarray, truth: np.ndarray) -> list[str]:
         """Return what to know about a model's answers before it is used, one sentence each; none by default.
 
@@ -167,10 +171,6 @@ class Task(abc.ABC):
             answers: (rows, ...), at least one row.
             truth: (rows, ...) of the same rows.
         """
-        return []
-
-    def panels(self, evidence: Evidence) -> list[Section]:
-        """Return the report's sections about a model's answers, beside its metrics; none by default."""
         return []
 
     def worst(self, answers: np.ndarray, truth: np.ndarray, num: int) -> WorstRows:
@@ -331,6 +331,13 @@ class LinearModel(abc.ABC):
     @abc.abstractmethod
     def coefficients(self) -> tuple[np.ndarray, np.ndarray]:
         """Return weight (features, logits) and bias (logits,), for `TargetTask.answers(features @ weight + bias)`."""
+
+
+def family_of(tasks: Mapping[str, Task]) -> str:
+    """Return the family of models that has the answers of all these tasks; at least one."""
+    families = {task.family for task in tasks.values()}
+    assert len(families) == 1, f"tasks of one family, not of {sorted(families)}"
+    return families.pop()
 
 
 def target_tasks(tasks: Mapping[str, Task]) -> dict[str, TargetTask]:

@@ -8,6 +8,7 @@ from typing import Any
 from fusetune.data.table import is_missing
 from fusetune.errors import TableError, shown
 from fusetune.registry import TASKS
+from fusetune.tasks.base import TargetTask
 
 LEAST_CONFIDENCE = 0.15
 """The smallest confidence with which a task is chosen."""
@@ -29,7 +30,8 @@ def infer_task(values: Sequence[Any], column: str | None = None) -> tuple[str, s
     cells = [value for value in values if not is_missing(value)]
     if not cells:
         raise TableError("the target column is empty", do="name another target column", column=column)
-    detections = {name: TASKS.get(name).detect(cells) for name in TASKS}
+    tasks = {name: TASKS.get(name) for name in TASKS}
+    detections = {name: task.detect(cells) for name, task in tasks.items() if issubclass(task, TargetTask)}
     name = max(detections, key=lambda name: detections[name].confidence)
     if detections[name].confidence < LEAST_CONFIDENCE:
         raise TableError(

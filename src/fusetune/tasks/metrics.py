@@ -34,10 +34,17 @@ MEANINGS = {
     "pearson": "correlation",
     "spearman": "correlation of ranks",
     "mrr": "mean reciprocal rank",
+    "recall@1": "share of queries whose top answer is right",
+    "recall@5": "share of queries with a right answer among the first 5",
+    "recall@10": "share of queries with a right answer among the first 10",
+    "median_rank": "median rank of the right answer",
 }
 """What metrics are in plain words."""
 
-LOWER_IS_BETTER = frozenset({"log_loss", "hamming_loss", "mae", "rmse", "brier"})
+CUTOFFS = (10, 1, 5)
+"""The k of recall@k."""
+
+LOWER_IS_BETTER = frozenset({"log_loss", "hamming_loss", "mae", "rmse", "brier", "median_rank"})
 """Names of metrics of which less is better; of all others more is."""
 
 
@@ -280,6 +287,38 @@ def quadratic_kappa(decided: np.ndarray, truth: np.ndarray, levels: int, weights
     distance = np.subtract.outer(np.arange(levels), np.arange(levels)) ** 2
     chance = float((distance * np.outer(table.sum(1), table.sum(0))).sum())
     return 1 - float((distance * table).sum() * table.sum()) / chance if chance else float("nan")
+
+
+def weighted_median(values: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """Return the median of (rows,) values, the mean of the two middle ones where there are two; nan without rows.
+
+    Args:
+        values: (rows,).
+        weights: (rows,) or None; a row of weight 2 counts as two rows.
+    """
+    sizes = _ones(weights, len(values))
+    order = np.argsort(values[sizes > 0], kind="stable")
+    values, reached = values[sizes > 0][order], np.cumsum(sizes[sizes > 0][order])
+    if not len(values):
+        return float("nan")
+    middle = reached[-1] / 2
+    low, high = np.searchsorted(reached, [middle * (1 - 1e-12), middle * (1 + 1e-12)])
+    return float((values[low] + values[high]) / 2)
+
+
+def retrieval(ranks: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
+    """mrr, recall@k (the share of queries with a right answer among the first k) and median_rank.
+
+    Args:
+        ranks: (queries,) of the nearest right answer, from 1; may be half a rank higher where answers are tied.
+        weights: (queries,).
+    """
+    names = ("mrr", *(f"recall@{k}" for k in CUTOFFS), "median_rank")
+    if not len(ranks) or (weights is not None and not weights.sum() > 0):
+        return dict.fromkeys(names, float("nan"))
+    values = [1 / ranks, *((ranks <= k).astype(float) for k in CUTOFFS)]
+    figures = [float(np.average(value, weights=weights)) for value in values]
+    return dict(zip(names, [*figures, weighted_median(ranks, weights)], strict=True))
 
 
 def better(name: str, new: float, old: float) -> bool:

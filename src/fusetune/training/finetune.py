@@ -28,7 +28,7 @@ from fusetune.inference.predict import model_device, predict_logits
 from fusetune.models.family import Family
 from fusetune.objectives.balance import build_balance
 from fusetune.objectives.total import Total, build_objectives
-from fusetune.tasks.base import TargetTask
+from fusetune.tasks.base import TargetTask, Task
 from fusetune.training.averaging import (
     BestSteps,
     average_weights,
@@ -95,13 +95,13 @@ def evaluate_loss(
         metrics[name] = {task.main.name: main, **found}
         scores.append(main if task.main.greater_is_better else -main)
         if error is not None and not error.known:
-            error.add(task.main.name, main, partial(_main_of, task, measured, truth, row_weights), row_weights)
+            error.add(task.main.name, main, partial(main_of, task, measured, truth, row_weights), row_weights)
     if error is not None and not error.known:
         error.close()
     return total, float(np.mean(scores)) if scores else math.nan, metrics
 
 
-def _main_of(task: TargetTask, measured: np.ndarray, truth: np.ndarray, weights: np.ndarray, rows: np.ndarray) -> float:
+def main_of(task: Task, measured: np.ndarray, truth: np.ndarray, weights: np.ndarray, rows: np.ndarray) -> float:
     """Return the main metric of some of the rows."""
     return task.main_value(measured[rows], truth[rows], weights[rows])
 

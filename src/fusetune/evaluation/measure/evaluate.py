@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from fusetune.data.column import Progress
 from fusetune.data.examples import Examples
+from fusetune.errors import TableError
 from fusetune.evaluation.measure.judge import Candidate, EvaluatedRows, judge
-from fusetune.evaluation.measure.retrieval import judge_search, ranks, searches, sides
-from fusetune.evaluation.measure.systems import parts
-from fusetune.evaluation.results import SystemResult, TaskResult, plain
-from fusetune.inference.predict import row_vectors
+from fusetune.evaluation.results import TaskResult, plain
+from fusetune.inference.retrieval import searches, used_vectors
 from fusetune.inference.scores import predict_scores
 from fusetune.models.family import Family
-from fusetune.tasks.base import TargetTask
+from fusetune.models.match import Match
+from fusetune.models.understand import Understand
+from fusetune.tasks.base import Task, target_tasks
 from fusetune.trees.stack import Stack
+
+Answered = tuple[Task, np.ndarray, np.ndarray, np.ndarray]
+"""A task, the positions of its evaluated rows in the table, and the model's answers and the truth for them."""
 
 
 @dataclass
@@ -69,7 +75,7 @@ class Evaluation:
 
 def measure(
     model: Family,
-    tasks: Mapping[str, TargetTask],
+    tasks: Mapping[str, Task],
     examples: Examples,
     *,
     slices: Sequence[str] = (),
@@ -91,37 +97,22 @@ def measure(
         stack: the boosted trees beside the model, if any.
 
     Raises:
-        TableError: a column of `slices` is not in the table.
+        TableError: a column of `slices` is not in the table, or no row has what is
+            measured.
     """
     table = examples.table
     table.require(slices)
     results = []
-    if not tasks:
-        results += measure_search(model, examples, seed=seed)
-    predicted = predict_scores(model, tasks, examples, stack=stack, progress=progress) if tasks else {}
-    for name, task in tasks.items():
-        rows = examples.labelled(name)
-        if not len(rows):
-            continue
-        scores = predicted[name][examples.places(rows)]
-        truth = examples.truth(name, rows)
-        tuned = Candidate("tuned", "after", "the tuned model", scores)
-        values = {column: table.cells(column, rows) for column in slices}
-        results.append(
-            judge(
-                task,
-                [tuned],
-                EvaluatedRows(
-                    truth,
-                    table.rows[rows],
-                    weights=examples.weights[rows],
-                    groups=table.cells(group, rows) if group is not None and group in table else None,
-                    slices=values,
-                ),
-                num_errors=0,
-                seed=seed,
-            )
+    for task, rows, answers, truth in ANSWERED[model.name](model, tasks, examples, stack, progress):
+        tuned = Candidate("tuned", "after", "the tuned model", answers)
+        evaluated = EvaluatedRows(
+            truth,
+            table.rows[rows],
+            weights=examples.weights[rows],
+            groups=table.cells(group, rows) if group is not None and group in table else None,
+            slices={column: table.cells(column, rows) for column in slices},
         )
+        results.append(judge(task, [tuned], evaluated, num_errors=0, seed=seed))
     rejected = [*table.rejected, *examples.rejected]
     problems = [f"row {item.row}, column {item.column!r}: {item.why}" for item in [*rejected, *examples.masked]]
     shown = problems[:10] + ([f"and {len(problems) - 10} more"] if len(problems) > 10 else [])
@@ -140,28 +131,38 @@ def measure(
     )
 
 
-def measure_search(model: Family, examples: Examples, *, seed: int = 0) -> list[TaskResult]:
-    """Measure retrieval in every direction between the columns, for a model without tasks.
-
-    Args:
-        model: the tuned model.
-        examples: prepared rows.
-        seed: the seed of the bootstrap.
-    """
-    codes = {name: column.codes[examples.used] for name, column in examples.columns.items()}
-    groups = examples.groups[examples.used]
-    vectors = {name: values.numpy() for name, values in row_vectors(model, examples, examples.used).items()}
-    results = []
-    for search in searches(sides(parts(examples)), codes, groups):
-        tuned = SystemResult("tuned", "after", "the tuned model", {})
-        query_groups = groups[search.rows]
-        results.append(
-            judge_search(
-                search,
-                [(tuned, ranks(search, vectors))],
-                examples.rows[examples.used[search.rows]],
-                groups=query_groups.tolist() if (query_groups >= 0).all() else None,
-                seed=seed,
-            )
+def _predictions(
+    model: Family, tasks: Mapping[str, Task], examples: Examples, stack: Stack | None, progress: Progress | None
+) -> Iterator[Answered]:
+    """Yield the predictions of each target's labelled rows."""
+    targets = target_tasks(tasks)
+    if not any(len(examples.labelled(name)) for name in targets):
+        raise TableError(
+            "no row has a target that the model can be measured on",
+            expected=f"values in {', '.join(task.target for task in targets.values())}",
+            file=examples.table.source,
         )
-    return results
+    predicted = predict_scores(model, targets, examples, stack=stack, progress=progress)
+    for name, task in targets.items():
+        if len(rows := examples.labelled(name)):
+            yield task, rows, predicted[name][examples.places(rows)], examples.truth(name, rows)
+
+
+def _rankings(
+    model: Family, tasks: Mapping[str, Task], examples: Examples, stack: Stack | None, progress: Progress | None
+) -> Iterator[Answered]:
+    """Yield the ranks of each direction of retrieval, among the evaluated rows' distinct answers."""
+    found = searches(tasks, examples)
+    if not found:
+        raise TableError(
+            "no two rows have a query and its answer",
+            expected=f"values in {', '.join(model.columns)}",
+            file=examples.table.source,
+        )
+    vectors = used_vectors(model, examples)
+    for task, search in found.values():
+        yield task, examples.used[search.rows], task.answers(vectors, search), task.truth(search)
+
+
+ANSWERED: dict[str, Callable[..., Iterator[Answered]]] = {Understand.name: _predictions, Match.name: _rankings}
+"""The function that yields a model's answers per task, by the family's name."""

@@ -13,7 +13,7 @@ from fusetune.evaluation.measure.compare import draw_all
 from fusetune.evaluation.measure.slices import SLICE_DRAWS, measure_slices
 from fusetune.evaluation.results import Mistake, Shown, SystemKind, SystemResult, TaskResult
 from fusetune.tasks.abilities import Thresholded
-from fusetune.tasks.base import TargetTask
+from fusetune.tasks.base import Task
 from fusetune.tasks.panels.kinds import Evidence
 
 
@@ -23,7 +23,7 @@ class Candidate:
 
     Attributes:
         name, kind, description, columns: see `SystemResult`.
-        answers: (rows, ...) as `TargetTask.answers` returns them, in the order of the truth.
+        answers: (rows, ...) as the task returns them, in the order of the truth.
         validation: the same for the validation rows, on which the system's own decision thresholds are tuned. None if
             it takes those of the tuned model.
     """
@@ -35,7 +35,7 @@ class Candidate:
     columns: list[str] = field(default_factory=list)
     validation: np.ndarray | None = None
 
-    def measured(self, task: TargetTask, truth: np.ndarray, val_truth: np.ndarray | None) -> np.ndarray:
+    def measured(self, task: Task, truth: np.ndarray, val_truth: np.ndarray | None) -> np.ndarray:
         """Return the input to the task's metrics, (rows, k), with decisions by the system's own thresholds.
 
         Args:
@@ -54,7 +54,7 @@ class EvaluatedRows:
     """The rows that systems are compared on.
 
     Attributes:
-        truth: (rows, ...) as `TargetTask.truth` returns it.
+        truth: (rows, ...) as the task returns it.
         ids: (rows,) the row ids.
         split: the rows' split.
         weights: (rows,) row weights in the metrics.
@@ -71,7 +71,7 @@ class EvaluatedRows:
 
 
 def judge(
-    task: TargetTask,
+    task: Task,
     candidates: Sequence[Candidate],
     rows: EvaluatedRows,
     *,
@@ -129,7 +129,7 @@ def judge(
 
 
 def _systems(
-    task: TargetTask,
+    task: Task,
     candidates: Sequence[Candidate],
     measured: Sequence[np.ndarray],
     rows: EvaluatedRows,

@@ -13,7 +13,7 @@ import numpy as np
 from fusetune.evaluation.measure.compare import bootstrap
 from fusetune.evaluation.report.cells import cut
 from fusetune.evaluation.results import Interval, Slice
-from fusetune.tasks.base import TargetTask
+from fusetune.tasks.base import Task
 
 MAX_SLICES = 12
 SLICE_DRAWS = 200
@@ -22,7 +22,7 @@ _CODE = re.compile(r"[+-]?0\d")
 
 
 def measure_slices(
-    task: TargetTask,
+    task: Task,
     measured: np.ndarray,
     truth: np.ndarray,
     slices: Mapping[str, Sequence[Any]],

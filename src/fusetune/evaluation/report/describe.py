@@ -22,11 +22,10 @@ from fusetune.data.examples import Examples
 from fusetune.data.quarantine import Rejected
 from fusetune.data.schema import Schema
 from fusetune.errors import shown
-from fusetune.evaluation.measure import retrieval
 from fusetune.evaluation.results import BackboneUsed, ColumnUsed, CurvePoint, LearningCurve, RejectedRow
 from fusetune.modalities.base import Modality
 from fusetune.models.family import Family
-from fusetune.tasks.base import TargetTask
+from fusetune.tasks.base import Task
 from fusetune.training.history import TrainingHistory
 from fusetune.training.recipe import BackboneRule
 from fusetune.training.score_error import SHARE_OF_ERROR
@@ -107,7 +106,7 @@ def encoders_used(
     return used
 
 
-def curve(history: TrainingHistory, tasks: Mapping[str, TargetTask]) -> LearningCurve:
+def curve(history: TrainingHistory, tasks: Mapping[str, Task]) -> LearningCurve:
     """Return the learning curve: every validation of the run."""
     points = [
         CurvePoint(
@@ -128,8 +127,8 @@ def curve(history: TrainingHistory, tasks: Mapping[str, TargetTask]) -> Learning
         for check in history.checks
     ]
     names = [task.main.name if task.main.greater_is_better else f"-{task.main.name}" for task in tasks.values()]
-    names = names or [f"{retrieval.METRIC} of the directions"]
-    metric = names[0] if len(names) == 1 else f"mean of {', '.join(names)}"
+    names = list(dict.fromkeys(names))
+    metric = names[0] if len(tasks) == 1 else f"mean of {', '.join(names)}" if len(names) > 1 else f"mean {names[0]}"
     margin = SHARE_OF_ERROR * history.error
     return LearningCurve(points, history.best.step, metric, history.best.stage, history.error, margin)
 

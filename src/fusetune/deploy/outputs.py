@@ -1,0 +1,109 @@
+"""What the models of each family predict: the output table's columns, and the words for them in the model card."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from fusetune.data.column import Progress
+from fusetune.data.examples import Examples
+from fusetune.deploy.bundle import Bundle
+from fusetune.inference.predict import row_vectors
+from fusetune.inference.scores import predict_scores
+from fusetune.models.match import Match
+from fusetune.models.understand import Understand
+
+OutputColumn = tuple[str, pa.DataType, list[Any]]
+"""Name, type, and a value for each used row; None where there is none."""
+
+
+class Output(abc.ABC):
+    """The predictions of one family of models."""
+
+    @abc.abstractmethod
+    def title(self, bundle: Bundle) -> str:
+        """Return the model card's title: "Predicts `price`"."""
+
+    @abc.abstractmethod
+    def details(self, bundle: Bundle) -> list[str]:
+        """Return a line for each prediction."""
+
+    @abc.abstractmethod
+    def columns(self, bundle: Bundle, examples: Examples | None, progress: Progress | None) -> Iterator[OutputColumn]:
+        """Yield the output columns.
+
+        Args:
+            bundle: the tuned model.
+            examples: prepared rows; None, or rows of which none is used, give the same columns without values.
+            progress: wraps iterators.
+        """
+
+
+class TargetColumns(Output):
+    """A prediction per target, with details such as probabilities."""
+
+    def title(self, bundle: Bundle) -> str:
+        """See `Output.title`."""
+        return f"Predicts {', '.join(f'`{name}`' for name in bundle.targets)}"
+
+    def details(self, bundle: Bundle) -> list[str]:
+        """See `Output.details`."""
+        lines = []
+        for name, task in bundle.targets.items():
+            labels = f": {', '.join(cell_text(label) for label in task.labels[:30])}" if task.labels else ""
+            more = f" and {len(task.labels) - 30} more" if len(task.labels) > 30 else ""
+            lines.append(f"- `{name}`, {task.name}{labels}{more}")
+        return lines
+
+    def columns(self, bundle: Bundle, examples: Examples | None, progress: Progress | None) -> Iterator[OutputColumn]:
+        """See `Output.columns`."""
+        model = bundle.model
+        assert isinstance(model, Understand)
+        scores: dict[str, Any] = {}
+        if examples is not None and len(examples):
+            scores = predict_scores(model, bundle.targets, examples, stack=bundle.stack, progress=progress)
+        for name, task in bundle.targets.items():
+            size = model.at_zero(name).unsqueeze(0)
+            like = task.columns(task.answers(torch.zeros_like(size, device="cpu")))
+            predicted = task.columns(scores[name]) if scores else {column: [] for column in like}
+            for column, values in predicted.items():
+                yield column, pa.array(like[column]).type, values
+
+
+class VectorColumns(Output):
+    """A vector per input column, in the common space."""
+
+    def title(self, bundle: Bundle) -> str:
+        """See `Output.title`."""
+        return f"Aligns {', '.join(cell_text(name) for name in bundle.modalities)}"
+
+    def details(self, bundle: Bundle) -> list[str]:
+        """See `Output.details`."""
+        return [f"- a vector of {bundle.model.dim} numbers for each column, near where cells belong together"]
+
+    def columns(self, bundle: Bundle, examples: Examples | None, progress: Progress | None) -> Iterator[OutputColumn]:
+        """See `Output.columns`."""
+        kind = pa.list_(pa.float32())
+        if examples is None or not len(examples):
+            yield from ((f"{name}_vector", kind, []) for name in bundle.model.columns)
+            return
+        vectors = row_vectors(bundle.model, examples, examples.used)
+        for name in bundle.model.columns:
+            present = examples.columns[name].codes[examples.used] >= 0
+            values = [
+                vector.tolist() if has else None for vector, has in zip(vectors[name].numpy(), present, strict=True)
+            ]
+            yield f"{name}_vector", kind, values
+
+
+OUTPUTS: dict[str, Output] = {Understand.name: TargetColumns(), Match.name: VectorColumns()}
+"""By the family's name."""
+
+
+def cell_text(text: str) -> str:
+    """Escape text for a Markdown table."""
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")

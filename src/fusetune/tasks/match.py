@@ -1,0 +1,71 @@
+"""The contract of tasks of the match family: queries are answered from a catalogue, by vectors in a common space."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from fusetune.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Search:
+    """Queries, and the catalogue that they are searched in.
+
+    Attributes:
+        rows: (queries,) the queries' positions among the rows.
+        ids: (queries,) their row ids.
+        answer_rows: (answers,) the position of the first row that has each distinct answer.
+        answer_ids: (answers,) its row id.
+        right: (queries, answers), sparse bool: the right answers, those of every row with an equal query or in the
+            query's group.
+    """
+
+    rows: np.ndarray
+    ids: np.ndarray
+    answer_rows: np.ndarray
+    answer_ids: np.ndarray
+    right: sparse.csr_array
+
+
+class MatchTask(Task):
+    """A task whose answers follow from the vectors of a model of the match family.
+
+    The model has no head for it, and it has no loss: an objective, such as `contrastive`, pulls vectors together.
+    """
+
+    family = "match"
+
+    @property
+    @abc.abstractmethod
+    def columns(self) -> tuple[str, ...]:
+        """The columns whose vectors are compared."""
+
+    @abc.abstractmethod
+    def search(
+        self, codes: Mapping[str, np.ndarray], *, ids: np.ndarray, groups: np.ndarray | None = None
+    ) -> Search | None:
+        """Return the queries and the catalogue of some rows; None if they are too few to be measured.
+
+        Args:
+            codes: per column, (rows,) the id of each row's cell, -1 for a missing cell.
+            ids: (rows,) the row ids.
+            groups: (rows,) int; rows of one group are right answers to each other; -1 for no group.
+        """
+
+    @abc.abstractmethod
+    def answers(self, vectors: Mapping[str, np.ndarray], search: Search) -> np.ndarray:
+        """Return an answer per query, (queries,).
+
+        Args:
+            vectors: per column, (rows, dim) of unit length, zeros for a row without the column.
+            search: of the same rows.
+        """
+
+    @abc.abstractmethod
+    def truth(self, search: Search) -> np.ndarray:
+        """Return what each query's answer is compared with, (queries,)."""

@@ -1,0 +1,216 @@
+"""Retrieval: find the cells of one side by those of another, ranked by cosine similarity in a common space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from fusetune.tasks import metrics
+from fusetune.tasks.base import Metric
+from fusetune.tasks.match import MatchTask, Search
+from fusetune.tasks.panels.kinds import Evidence, HistogramPanel, Section, WorstRows, WrongRow
+
+ANSWER = np.dtype([("rank", np.float64), ("top", np.int64), ("catalogue", np.int64)])
+"""An answer to a query: the rank of its nearest right answer, from 1; the row id of the top answer; the number of
+distinct answers."""
+
+CHUNK = 1024
+"""Queries whose similarities to the whole catalogue are in memory at once."""
+
+MAX_BINS = 20
+
+
+@dataclass(frozen=True)
+class Side:
+    """The columns of a query or an answer. The vectors of several columns are averaged.
+
+    Attributes:
+        name: the name shown in the report: "image", "text".
+        columns: the columns' names.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+
+    def vectors(self, vectors: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return the side's vectors, (rows, dim): the normalised mean of its columns', zeros where it is absent.
+
+        Args:
+            vectors: per column, (rows, dim) of unit length, zeros where the column is absent.
+        """
+        total = sum((vectors[name] for name in self.columns), np.zeros_like(vectors[self.columns[0]]))
+        return np.asarray(total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12))
+
+
+class RetrievalTask(MatchTask):
+    """Find a row's answer by its query, among the distinct answers of all evaluated rows.
+
+    Args:
+        query, answer: the two sides.
+
+    Relations to others: both directions between two sides are two tasks, see `alignment_tasks`.
+
+    Example:
+        >>> task = RetrievalTask(Side("image", ("photo",)), Side("text", ("note",)))
+        >>> search = task.search({"photo": np.arange(2), "note": np.arange(2)}, ids=np.arange(2))
+        >>> answers = task.answers({"photo": np.eye(2), "note": np.eye(2)}, search)
+        >>> task.evaluate(answers, task.truth(search))["recall@1"]
+        1.0
+
+    Reference: Manning, Raghavan and Schütze 2008, "Introduction to Information Retrieval", ch. 8.
+    """
+
+    name, main = "retrieval", Metric("mrr")
+
+    def __init__(self, query: Side, answer: Side) -> None:
+        super().__init__(f"{query.name} → {answer.name}")
+        self.query, self.answer = query, answer
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of both sides."""
+        return (*self.query.columns, *self.answer.columns)
+
+    def search(
+        self, codes: Mapping[str, np.ndarray], *, ids: np.ndarray, groups: np.ndarray | None = None
+    ) -> Search | None:
+        """Return the search of some rows. Every row with both sides is a query; None if there are fewer than two.
+
+        Args:
+            codes, ids, groups: see `MatchTask.search`.
+        """
+        queries, answers = (np.stack([codes[name] for name in side.columns], 1) for side in (self.query, self.answer))
+        rows = np.flatnonzero((queries >= 0).any(1) & (answers >= 0).any(1))
+        if len(rows) < 2:
+            return None
+        _, first, owner = np.unique(answers[rows], axis=0, return_index=True, return_inverse=True)
+        owner = owner.reshape(-1)
+        _, same = np.unique(queries[rows], axis=0, return_inverse=True)
+        right = _right(same.reshape(-1), owner, np.arange(len(rows)))
+        if groups is not None and len(grouped := np.flatnonzero(groups[rows] >= 0)):
+            _, together = np.unique(groups[rows], return_inverse=True)
+            right = right + _right(together, owner, grouped)
+        return Search(rows, ids[rows], rows[first], ids[rows[first]], sparse.csr_array(right > 0))
+
+    def answers(self, vectors: Mapping[str, np.ndarray], search: Search) -> np.ndarray:
+        """Return an `ANSWER` per query, (queries,).
+
+        Ranks are by cosine similarity among the distinct answers. Other right answers do not lower the rank. A wrong
+        answer of equal similarity counts one half, so that a model with equal vectors for all cells ranks in the
+        middle, not first.
+
+        Args:
+            vectors: see `Side.vectors`.
+            search: of the same rows.
+        """
+        queries = self.query.vectors(vectors)[search.rows]
+        catalogue = self.answer.vectors(vectors)[search.answer_rows]
+        result = np.empty(len(queries), ANSWER)
+        result["catalogue"] = len(catalogue)
+        for start in range(0, len(queries), CHUNK):
+            part = slice(start, start + CHUNK)
+            similarity = queries[part] @ catalogue.T  # (chunk, answers)
+            right = search.right[part].toarray()
+            best = np.where(right, similarity, -np.inf).max(1, keepdims=True)
+            wrong = np.where(right, -np.inf, similarity)
+            tied = np.isclose(wrong, best, rtol=0, atol=1e-6)
+            result["rank"][part] = 1 + ((wrong > best) & ~tied).sum(1) + tied.sum(1) / 2
+            result["top"][part] = search.answer_ids[similarity.argmax(1)]
+        return result
+
+    def truth(self, search: Search) -> np.ndarray:
+        """Return the id of each query's own row, (queries,)."""
+        return search.ids
+
+    def measured(self, answers: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        """Return each query's rank, (queries, 1)."""
+        return np.asarray(answers["rank"][:, None])
+
+    def metrics(self, measured: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
+        """Return mrr, recall@k and median_rank; see `metrics.retrieval`."""
+        return metrics.retrieval(measured[:, 0], weights)
+
+    def constant(self, truth: np.ndarray, rows: int) -> np.ndarray:
+        """Return the answers of a model whose vectors are all equal: every rank is in the middle."""
+        num = len(truth)
+        return np.full(rows, np.array(((num + 1) / 2, -1, num), ANSWER))
+
+    def perfect(self, truth: np.ndarray) -> np.ndarray:
+        """Return the answers of a model that has every right answer on top."""
+        return np.full(len(truth), np.array((1, -1, len(truth)), ANSWER))
+
+    def panels(self, evidence: Evidence) -> list[Section]:
+        """Return a histogram of the ranks."""
+        ranks, num = evidence.answers["rank"], int(evidence.answers["catalogue"].max())
+        counts, edges = np.histogram(ranks, bins=min(num, MAX_BINS), range=(0.5, num + 0.5))
+        title = f"Ranks of the right {self.answer.name} among {num:,}"
+        return [Section("ranks", "Ranks", [HistogramPanel(title, "rank", edges.tolist(), counts.tolist(), "queries")])]
+
+    def worst(self, answers: np.ndarray, truth: np.ndarray, num: int) -> WorstRows:
+        """Return the queries with the highest ranks, without those whose right answer is on top."""
+        what = self.answer.name
+        lowest = np.argsort(-answers["rank"], kind="stable")[:num]
+        return WorstRows(
+            "queries whose right answer ranked lowest",
+            [
+                WrongRow(
+                    int(at),
+                    f"{what} of row {int(truth[at])}",
+                    f"ranked {rank:g} of {catalogue}; the top answer is the {what} of row {top}",
+                    float("nan"),
+                    float(rank),
+                )
+                for at, (rank, top, catalogue) in zip(lowest, answers[lowest].tolist(), strict=True)
+                if rank > 1
+            ],
+        )
+
+    def state(self) -> dict[str, Any]:
+        """Return the sides."""
+        return {
+            key: {"name": side.name, "columns": list(side.columns)}
+            for key, side in (("query", self.query), ("answer", self.answer))
+        }
+
+    @classmethod
+    def from_state(cls, target: str, state: dict[str, Any]) -> RetrievalTask:
+        """Restore a task from its `state()`."""
+        query, answer = (
+            Side(str(state[key]["name"]), tuple(map(str, state[key]["columns"]))) for key in ("query", "answer")
+        )
+        return cls(query, answer)
+
+
+def alignment_tasks(parts: Mapping[str, str]) -> dict[str, RetrievalTask]:
+    """Return retrieval in every direction between modalities, or between columns if there is one modality only.
+
+    Args:
+        parts: the modality of each column: "text", "image", "audio" or "tabular".
+    """
+    grouped: dict[str, list[str]] = {}
+    for column, part in parts.items():
+        grouped.setdefault(part, []).append(column)
+    if len(grouped) > 1:
+        sides = [Side(part, tuple(columns)) for part, columns in grouped.items()]
+    else:
+        sides = [Side(column, (column,)) for column in parts]
+    tasks = [RetrievalTask(query, answer) for query in sides for answer in sides if query is not answer]
+    return {task.target: task for task in tasks}
+
+
+def _right(ids: np.ndarray, owner: np.ndarray, rows: np.ndarray) -> sparse.csr_array:
+    """Return how often rows with equal ids have each answer, (queries, answers); zeros for queries not in `rows`.
+
+    Args:
+        ids: (queries,) from 0.
+        owner: (queries,) the index of each query's own answer.
+        rows: the queries to relate.
+    """
+    shape, ones = (len(ids), int(ids.max()) + 1), np.ones(len(rows), np.int64)
+    members = sparse.csr_array((ones, (rows, ids[rows])), shape=shape)
+    owned = sparse.csr_array((ones, (ids[rows], owner[rows])), shape=(shape[1], int(owner.max()) + 1))
+    return members @ owned
