@@ -125,7 +125,7 @@ def test_restricted_rows_share_cells_and_leave_out_rows_without_them():
 
 def test_no_memory_for_cells_gives_the_same_batches():
     kept, read_again = make(), make(memory=0.0)
-    assert len(read_again.columns["price"]._kept) == 0 < len(kept.columns["price"]._kept)
+    assert len(read_again.columns["price"]._cache) == 0 < len(kept.columns["price"]._cache)
     for name, tensors in kept.batch([0, 1, 2]).inputs.items():
         assert torch.equal(tensors["values"], read_again.batch([0, 1, 2]).inputs[name]["values"])
 
@@ -158,7 +158,7 @@ def test_sizes_add_up_over_columns():
 def test_modalities_learn_some_rows_at_a_time(monkeypatch):
     whole = make()
     whole.fit()
-    monkeypatch.setattr("fusetune.data.column.LEARNT_TOGETHER", 1)
+    monkeypatch.setattr("fusetune.data.column.ROWS_A_CHUNK", 1)
     monkeypatch.setattr("fusetune.data.storage.mapped.PIECE_ROWS", 2)
     again = make(memory=0.0)
     again.fit()

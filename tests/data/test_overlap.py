@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fusetune.data.detect.giveaway import gives_away, nearly_gives_away
+from fusetune.data.detect.leakage import find_leak, suspected_leak
 from fusetune.data.examples import Examples
 from fusetune.data.overlap import overlapping
 from fusetune.data.table import Table
@@ -47,19 +47,19 @@ def columns(rows=400, noise=0.01, seed=0):
 @pytest.mark.parametrize("noise", [0.0, 0.015])
 def test_a_column_that_decides_all_but_a_few_rows_is_suspicious(noise):
     target, code, number = columns(noise=noise)
-    assert nearly_gives_away(code, target, "category") == pytest.approx(1 - noise, abs=0.01)
-    assert nearly_gives_away(number, target, "number") == pytest.approx(1 - noise, abs=0.02)
+    assert suspected_leak(code, target, "category") == pytest.approx(1 - noise, abs=0.01)
+    assert suspected_leak(number, target, "number") == pytest.approx(1 - noise, abs=0.02)
     if noise:
-        assert gives_away(number, target, "number") is None, "the exact check does not see it"
+        assert find_leak(number, target, "number") is None, "the exact check does not see it"
 
 
 def test_honest_columns_are_not_suspected():
     target, code, number = columns(noise=0.15)
-    assert nearly_gives_away(code, target, "category") is None
-    assert nearly_gives_away(number, target, "number") is None
+    assert suspected_leak(code, target, "category") is None
+    assert suspected_leak(number, target, "number") is None
     unique = [f"id{place}" for place in range(400)]
-    assert nearly_gives_away(unique, target, "category") is None, "a value of its own a row tells nothing of others"
+    assert suspected_leak(unique, target, "category") is None, "a value of its own a row tells nothing of others"
     rare = ["yes" if place % 50 == 0 else "no" for place in range(400)]
-    assert nearly_gives_away(["a"] * 400, rare, "category") is None, "98% by the most frequent label alone"
-    assert nearly_gives_away(code[:30], target[:30], "category") is None, "too few rows"
-    assert nearly_gives_away(target, target, "text") is None, "text is there to be read"
+    assert suspected_leak(["a"] * 400, rare, "category") is None, "98% by the most frequent label alone"
+    assert suspected_leak(code[:30], target[:30], "category") is None, "too few rows"
+    assert suspected_leak(target, target, "text") is None, "text is there to be read"

@@ -86,13 +86,13 @@ def target_modules(model: nn.Module, how: str, *, where: str = "adapter", fits: 
     convolutions = [path for path in known if path not in linear]
     named = {"attention": inside, "linear": linear, "conv": convolutions, "auto": inside or linear or convolutions}
     if how in named:
-        found = named[how]
+        result = named[how]
     else:
         try:
-            found = [path for path in known if re.search(how, path)]
+            result = [path for path in known if re.search(how, path)]
         except re.error as error:
             raise ConfigError(f"{where}.targets: {how!r} is not a regular expression ({error})") from error
-    if not found:
+    if not result:
         some = ", ".join(list(known)[:3])
         raise ConfigError(
             f"{where}: no module fits targets={how}",
@@ -102,7 +102,7 @@ def target_modules(model: nn.Module, how: str, *, where: str = "adapter", fits: 
             came="a model without them" if not some else how,
             do="" if some else "take adapter=lora, or freeze=only:norm",
         )
-    return found
+    return result
 
 
 def _fits(module: nn.Module, kinds: Sequence[str]) -> bool:
@@ -156,13 +156,13 @@ def freeze_base(backbone: Backbone) -> None:
 
 def brought_state(backbone: Backbone) -> dict[str, Tensor]:
     """Return the adapter's tensors by their names in `backbone.model`, each once where modules share it."""
-    found: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
     seen: set[tuple[int, torch.Size]] = set()
     for name, value in backbone.model.state_dict().items():
         if name in backbone.brought and (value.data_ptr(), value.shape) not in seen:
             seen.add((value.data_ptr(), value.shape))
-            found[name] = value
-    return found
+            result[name] = value
+    return result
 
 
 @torch.no_grad()

@@ -319,10 +319,10 @@ def _join(tokens: Tokens, owner: Tensor) -> Tokens:
     order = owner.argsort(stable=True)
     counts = torch.bincount(owner, minlength=cells)
     starts = counts.cumsum(0) - counts
-    place = torch.arange(len(owner), device=owner.device) - starts[owner[order]]  # a part's number in its cell
+    index = torch.arange(len(owner), device=owner.device) - starts[owner[order]]  # a part's number in its cell
     shape = (cells, int(counts.max()), values.shape[1])
     joined = values.new_zeros(*shape, values.shape[2])
     real = mask.new_zeros(shape)
-    joined[owner[order], place] = values[order]
-    real[owner[order], place] = mask[order]
+    joined[owner[order], index] = values[order]
+    real[owner[order], index] = mask[order]
     return Tokens(joined.flatten(1, 2), real.flatten(1, 2), tokens.grid)

@@ -125,14 +125,14 @@ def _freeze_bottom(encoders: list[Backbone], count: int, rule: str) -> None:
 def _freeze_all_but(encoder: Backbone, kept: str) -> None:
     """Freeze an encoder but for its biases ("bias"), its normalisation layers ("norm") or nothing ("heads")."""
     encoder.requires_grad_(False)
-    found = False
+    result = False
     for module in encoder.modules():
         norm = "norm" in type(module).__name__.lower()
         for name, parameter in module.named_parameters(recurse=False):
             if (kept == "bias" and name == "bias") or (kept == "norm" and norm):
                 parameter.requires_grad_(True)
-                found = True
-    if not found and kept != "heads":
+                result = True
+    if not result and kept != "heads":
         raise ConfigError(
             f"freeze: the encoder {encoder.key!r} has no {'biases' if kept == 'bias' else 'normalisation layers'}",
             came=f"only:{kept}",
@@ -141,9 +141,9 @@ def _freeze_all_but(encoder: Backbone, kept: str) -> None:
 
 
 def _freeze_matches(model: nn.Module, pattern: str) -> None:
-    found = re.compile(pattern)
+    result = re.compile(pattern)
     names = [name for name, _ in model.named_parameters()]
-    if not any(found.search(name) for name in names):
+    if not any(result.search(name) for name in names):
         word = max(re.findall(r"\w+", pattern), key=len, default="")
         near = [name for name in names if word and word in name] or difflib.get_close_matches(pattern, names, 3, 0.3)
         raise ConfigError(
@@ -152,7 +152,7 @@ def _freeze_matches(model: nn.Module, pattern: str) -> None:
             do="correct the pattern; it may match anywhere in the name",
         )
     for name, parameter in model.named_parameters():
-        if found.search(name):
+        if result.search(name):
             parameter.requires_grad_(False)
 
 

@@ -58,11 +58,11 @@ class Rounded:
         """
         if self._found is None or self._values() is not values or reader in self._readers:
             self._values, self._found, self._readers = weakref.ref(values), rounded(values), set()
-        found = self._found
+        result = self._found
         self._readers.add(reader)
         if len(self._readers) == readers:
             self._values, self._found = lambda: None, None
-        return found
+        return result
 
 
 def rounded(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,8 +110,8 @@ class Int8Linear(nn.Module):
         else:
             shared, reader, readers = self._rounded
             unsigned, step = shared.of(values, reader, readers)
-        found = _private.int8_products(unsigned, self._packed, self._scale, self._zeros)
-        return torch.addcmul(self._bias, found, step, out=found).view(*values.shape[:-1], self.out_features)
+        result = _private.int8_products(unsigned, self._packed, self._scale, self._zeros)
+        return torch.addcmul(self._bias, result, step, out=result).view(*values.shape[:-1], self.out_features)
 
 
 def in_int8(module: M) -> M:

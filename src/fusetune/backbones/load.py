@@ -89,40 +89,40 @@ def load_backbone(
         return load_tuned(source, kind, pool=pool, restore=restore_backbone)
     if source in (None, small.KEYS.get(kind)) and kind != "text":
         return small.build(kind, pool=pool, max_seconds=max_seconds)
-    found = find(source or embedded.NAME)
-    with reading("the backbone cannot be loaded", file=found.folder, do=CHECK, error=BackboneError):
-        return _loaded(found, kind, pool=pool, max_tokens=max_tokens, max_seconds=max_seconds, norm_eval=norm_eval)
+    result = find(source or embedded.NAME)
+    with reading("the backbone cannot be loaded", file=result.folder, do=CHECK, error=BackboneError):
+        return _loaded(result, kind, pool=pool, max_tokens=max_tokens, max_seconds=max_seconds, norm_eval=norm_eval)
 
 
 def _loaded(
-    found: Found, kind: str, *, pool: str, max_tokens: int | None, max_seconds: float, norm_eval: bool
+    result: Found, kind: str, *, pool: str, max_tokens: int | None, max_seconds: float, norm_eval: bool
 ) -> Backbone:
-    config = check_safe(found.folder)
-    files = weight_files(found.folder)
-    spectrogram = kind == "audio" and (found.folder / SPECTROGRAM).is_file()
-    model, missing = _load(found.folder, config, count_weights(files))
+    config = check_safe(result.folder)
+    files = weight_files(result.folder)
+    spectrogram = kind == "audio" and (result.folder / SPECTROGRAM).is_file()
+    model, missing = _load(result.folder, config, count_weights(files))
     names = {id(tensor): name for name, tensor in model.named_parameters()}
     part, method = structure.narrow(model, kind, spectrogram=spectrogram)
-    inputs = _inputs(found.folder, kind, part, model.config, max_tokens=max_tokens, max_seconds=max_seconds)
+    inputs = _inputs(result.folder, kind, part, model.config, max_tokens=max_tokens, max_seconds=max_seconds)
     print_ = fingerprint(files)
     backbone = Backbone(
         part,
         inputs=inputs,
         kind=kind,
         pool="mean" if pool == "auto" else pool,
-        source=found.source,
-        key="_".join([kind, found.name, print_[:8], *([] if pool == "auto" else [pool])]),
+        source=result.source,
+        key="_".join([kind, result.name, print_[:8], *([] if pool == "auto" else [pool])]),
         fingerprint=print_,
         pretrained=True,
         method=method,
         config=model.config,
         norm_eval=norm_eval,
     )
-    settle(backbone, pool, found.folder)
+    settle(backbone, pool, result.folder)
     lacking = [names[id(p)] for p in backbone.parameters() if names.get(id(p)) in missing]
     if lacking:
-        raise _lacking(sorted(lacking), found.folder)
-    check_weights(backbone, found.folder)
+        raise _lacking(sorted(lacking), result.folder)
+    check_weights(backbone, result.folder)
     try_out(backbone)
     return backbone
 
@@ -147,10 +147,10 @@ def restore_backbone(folder: Path, *, most: int | None = None) -> Backbone:
     Raises:
         FolderError: the folder lacks a file, or a file is broken or would run code.
     """
-    place = folder.resolve()
-    if place in _restoring.get():
+    index = folder.resolve()
+    if index in _restoring.get():
         raise FolderError("the encoder has an adapter to itself", do="name another backbone", file=str(folder))
-    token = _restoring.set((*_restoring.get(), place))
+    token = _restoring.set((*_restoring.get(), index))
     try:
         with reading("the encoder cannot be restored", file=folder / FILE, do="save the model again"):
             check_files(folder)

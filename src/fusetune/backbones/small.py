@@ -79,8 +79,8 @@ class _Convolutions(nn.Module):
         rows, _, height, width = values.shape
         down = torch.linspace(-1, 1, height, device=values.device, dtype=values.dtype).view(1, 1, height, 1)
         across = torch.linspace(-1, 1, width, device=values.device, dtype=values.dtype).view(1, 1, 1, width)
-        places = [down.expand(rows, 1, height, width), across.expand(rows, 1, height, width)]
-        values = functional.relu(self.norm(self.stem(torch.cat([values, *places], 1))))
+        indices = [down.expand(rows, 1, height, width), across.expand(rows, 1, height, width)]
+        values = functional.relu(self.norm(self.stem(torch.cat([values, *indices], 1))))
         for layer in self.layers:
             values = layer(values)
         return values

@@ -97,14 +97,14 @@ class Spectrogram:
         path = folder / FILE
         known = [field.name for field in fields(cls)]
         try:
-            found = read_json(path, links=True)
-            unknown = sorted(set(found) - set(known))
+            result = read_json(path, links=True)
+            unknown = sorted(set(result) - set(known))
             if unknown:
                 hint = nearest(unknown[0], known)
                 raise BackboneError(
                     f"unknown setting {unknown[0]!r}", expected=", ".join(known), do=hint, file=str(path)
                 )
-            return cls(**found)
+            return cls(**result)
         except (OSError, ValueError, TypeError) as error:
             if isinstance(error, BackboneError):
                 raise

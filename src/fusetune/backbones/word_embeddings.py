@@ -30,13 +30,13 @@ def word_embeddings(encoder: nn.Module) -> nn.Embedding:
     if isinstance(said, nn.Embedding):
         return said
     tables = [module for module in encoder.modules() if isinstance(module, nn.Embedding)]
-    found = max(tables, key=lambda table: table.num_embeddings, default=None)
-    if found is None:
+    result = max(tables, key=lambda table: table.num_embeddings, default=None)
+    if result is None:
         raise BackboneError(
             f"{type(inner).__name__} looks up no word embeddings that could be perturbed",
             do="name other columns in the attack's `columns`",
         )
-    return found
+    return result
 
 
 def encode(encoder: nn.Module, tensors: dict[str, Tensor]) -> Tokens:

@@ -63,14 +63,14 @@ def schema(
 
 def _tasks(found: Schema, rows: Table) -> dict[str, dict[str, str]]:
     """Return each target's inferred task and the reason."""
-    from fusetune.data.detect.columns import LOOKED_AT, evenly
+    from fusetune.data.detect.columns import MAX_CELLS, evenly_spaced
     from fusetune.errors import TableError
     from fusetune.tasks.infer import infer_task
 
     tasks = {}
     for target in found.targets:
         try:
-            name, reason = infer_task(rows.cells(target, evenly(len(rows), LOOKED_AT)), target)
+            name, reason = infer_task(rows.cells(target, evenly_spaced(len(rows), MAX_CELLS)), target)
         except TableError as error:
             name, reason = "", error.what
         tasks[target] = {"task": name, "reason": reason}

@@ -1,4 +1,4 @@
-"""One column's distinct cells: read once, kept within a budget, read again where they are not."""
+"""`Column`: the distinct cells of a column, decoded once and cached within a memory budget."""
 
 from __future__ import annotations
 
@@ -30,34 +30,37 @@ from fusetune.errors import BadCell
 from fusetune.modalities.base import Modality
 from fusetune.types import Tokens
 
-DECODE_AHEAD = 512
-DECODE_TOGETHER = 16
-"""Cells that a thread decodes one after another: a cell alone takes less than handing it over."""
-LEARNT_TOGETHER = 4096
-"""Rows whose examples a modality is given together."""
+PREFETCH = 512
+"""Cells that are decoded ahead, at most."""
+CELLS_A_TASK = 16
+"""Cells that a thread decodes at a time, as passing a single cell to a thread costs more than decoding it."""
+ROWS_A_CHUNK = 4096
+"""Rows whose examples are decoded together while a modality is fitted."""
 Progress = Callable[[Iterator[Any], str, int], Iterator[Any]]
 
 
 class Column:
-    """One column's distinct cells, which stay in the table.
+    """The distinct cells of a column and their examples.
 
     Attributes:
-        cells: the distinct cells as the table has them, read when they are asked for.
-        codes: (rows,), which of them each row has, -1 where it is missing or could not be read; int32 where it is wide
-            enough.
-        bad: the cells that could not be read, by their place in `cells`.
-        sizes: (cells,) int32, what each costs to encode.
-        features: (cells, tokens, dim), the encoder's output computed before, or None.
-        trunk: from places of cells to the encoder's input, where its first layers ran before; or None.
+        modality: of the column.
+        base_dir: folder that relative media paths start from.
+        cells: the distinct cells, a lazy sequence.
+        codes: (rows,) the index in `cells` of each row's cell, -1 where it is missing or cannot be decoded; int32 where
+            that is wide enough.
+        bad: the cells that cannot be decoded, by their index in `cells`.
+        sizes: (cells,) int32, the cost of encoding each cell.
+        features: the precomputed encoder output, (cells, tokens, dim), or None.
+        trunk: `trunk(indices of cells)` returns the encoder's input where its first layers ran before; or None.
     """
 
     def __init__(self, modality: Modality, table: Table, name: str, rows: np.ndarray | None = None) -> None:
         """
         Args:
-            modality: reads the cells.
-            table: has them.
-            name: of the column in it.
-            rows: whose cells are taken, each for one of its own; where None, the distinct cells of all rows.
+            modality: decodes the cells.
+            table: holds them.
+            name: of the column in the table.
+            rows: positions of rows, each of which gets a cell of its own; None takes the distinct cells of all rows.
         """
         self.modality, self.base_dir = modality, table.base_dir
         if rows is None:
@@ -72,123 +75,124 @@ class Column:
         self.features: Tokens | None = None
         self.trunk: Callable[[np.ndarray], dict[str, Tensor]] | None = None
         self._rows = table.rows
-        self._kept = PackedExamples(len(self.cells))
+        self._cache = PackedExamples(len(self.cells))
 
     def given(
         self, *, features: Tokens | None = None, trunk: Callable[[np.ndarray], dict[str, Tensor]] | None = None
     ) -> Column:
-        """Return this column with what was computed of its cells before; the cells are shared, not copied."""
+        """Return a view of the column with precomputed features; the cells are shared, not copied."""
         view = copy.copy(self)
         view.features, view.trunk = features, trunk
         return view
 
     def decode_all(self, budget: int, progress: Progress | None = None) -> int:
-        """Read every distinct cell once; keep what fits into `budget` bytes and return the bytes kept."""
+        """Decode every distinct cell once, cache examples up to `budget` bytes, and return the bytes used."""
         used = 0
         steps = self._decoded()
         if progress is not None:
             steps = progress(steps, f"reading {self.modality.column}", len(self.cells))
-        for place, outcome in enumerate(steps):
+        for index, outcome in enumerate(steps):
             if isinstance(outcome, BadCell):
-                self.bad[place] = outcome
+                self.bad[index] = outcome
                 continue
-            self.sizes[place] = self.modality.size(outcome)
-            used += self._kept.add(place, outcome, budget - used)
+            self.sizes[index] = self.modality.size(outcome)
+            used += self._cache.add(index, outcome, budget - used)
         return used
 
     def _decoded(self) -> Iterator[Any]:
-        ahead = min(DECODE_AHEAD, self.cells.table.at_once(self.cells.column))
+        ahead = min(PREFETCH, self.cells.table.at_once(self.cells.column))
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
             for start in range(0, len(self.cells), ahead):
-                places = range(start, min(start + ahead, len(self.cells)))
-                cells = list(zip(places, self.cells.take(places), strict=True))
-                some = [cells[first : first + DECODE_TOGETHER] for first in range(0, len(cells), DECODE_TOGETHER)]
-                for outcomes in pool.map(lambda part: [self._try_decode(*one) for one in part], some):
+                indices = range(start, min(start + ahead, len(self.cells)))
+                cells = list(zip(indices, self.cells.take(indices), strict=True))
+                some = [cells[first : first + CELLS_A_TASK] for first in range(0, len(cells), CELLS_A_TASK)]
+                for outcomes in pool.map(lambda part: [self._try_decode(*item) for item in part], some):
                     yield from outcomes
 
-    def _try_decode(self, place: int, cell: Any) -> Any:
+    def _try_decode(self, index: int, cell: Any) -> Any:
         try:
-            return self._decode(place, cell)
+            return self._decode(index, cell)
         except BadCell as error:
             return error
 
-    def _decode(self, place: int, cell: Any) -> Any:
-        return self.modality.decode(cell, row=int(self._rows[self._first[place]]), base_dir=self.base_dir)
+    def _decode(self, index: int, cell: Any) -> Any:
+        return self.modality.decode(cell, row=int(self._rows[self._first[index]]), base_dir=self.base_dir)
 
-    def example(self, place: int) -> Any:
-        """Return a distinct cell's example, from memory or decoded again."""
-        return self.examples([place])[0]
+    def example(self, index: int) -> Any:
+        """Return a distinct cell's example, cached or decoded again."""
+        return self.examples([index])[0]
 
-    def examples(self, places: Sequence[int] | np.ndarray) -> list[Any]:
-        """Some distinct cells' examples; those that are not in memory are read together."""
-        wanted = [int(place) for place in places]
-        lost = list(dict.fromkeys(place for place in wanted if place not in self._kept))
-        again = {place: self._decode(place, cell) for place, cell in zip(lost, self.cells.take(lost), strict=True)}
-        return [again[place] if place in again else self._kept.get(place) for place in wanted]
+    def examples(self, indices: Sequence[int] | np.ndarray) -> list[Any]:
+        """Return some distinct cells' examples; those that are not cached are decoded again, together."""
+        requested = [int(index) for index in indices]
+        uncached = list(dict.fromkeys(index for index in requested if index not in self._cache))
+        cells = zip(uncached, self.cells.take(uncached), strict=True)
+        decoded = {index: self._decode(index, cell) for index, cell in cells}
+        return [decoded[index] if index in decoded else self._cache.get(index) for index in requested]
 
     def unread(self) -> Iterator[int]:
-        """Yield the rows whose cell could not be read, in order."""
+        """Yield the positions of the rows whose cell cannot be decoded, ascending."""
         for piece in pieces(len(self.codes)) if self.bad else ():
             yield from (np.flatnonzero(np.isin(self.codes[piece], list(self.bad))) + piece.start).tolist()
 
     def learn(self, codes: np.ndarray) -> None:
-        """Let the modality learn from the examples of some rows, by their codes; rows without a cell are left out."""
+        """Fit the modality on the examples of some rows, given by their codes; missing cells (-1) are left out."""
         codes = mapped_take(codes, mapped_flatnonzero(codes >= 0))
         if type(self.modality).fit is Modality.fit:
             return
-        numbers = self._kept.numbers(codes)
-        self.modality.fit(_Lazy(self, codes) if numbers is None else numbers)  # type: ignore[arg-type]
+        numbers = self._cache.numbers(codes)
+        self.modality.fit(_LazyExamples(self, codes) if numbers is None else numbers)  # type: ignore[arg-type]
 
     def rows_of(self, codes: np.ndarray) -> Sequence[Any]:
-        """Return the examples of some rows, by their codes, made when asked for."""
-        return _Lazy(self, codes)
+        """Return a lazy sequence of the examples of some rows, given by their codes."""
+        return _LazyExamples(self, codes)
 
     def costs(self, codes: np.ndarray) -> np.ndarray:
-        """Return what each of some rows' cells costs to encode, by its code, (codes,) int64; 0 where there is none."""
+        """Return the cost of encoding the cells with these codes, (codes,) int64; 0 where a code is -1."""
         if not len(self.sizes):
             return np.zeros(len(codes), dtype=np.int64)
         return np.where(codes >= 0, self.sizes[codes], 0).astype(np.int64)
 
     def good(self) -> np.ndarray:
-        """Return the places of the cells that could be read, most costly first."""
+        """Return the indices of the cells that can be decoded, the most costly first."""
         good = mapped_full(len(self.cells), True, bool)
         good[list(self.bad)] = False
-        places = mapped_flatnonzero(good)
-        costs = mapped_take(self.sizes, places)
+        indices = mapped_flatnonzero(good)
+        costs = mapped_take(self.sizes, indices)
         order = mapped_argsort(np.negative(costs, out=costs))
-        return mapped_concatenate((places[order[piece]].astype(np.int64) for piece in pieces(len(order))), len(order))
+        return mapped_concatenate((indices[order[piece]].astype(np.int64) for piece in pieces(len(order))), len(order))
 
     def some_cell(self) -> np.ndarray:
-        """Return the place of a distinct cell that can be read, none where there is none."""
-        found = next((place for place in range(len(self.cells)) if place not in self.bad), None)
-        return np.asarray([] if found is None else [found], dtype=np.int64)
+        """Return the index of a distinct cell that can be decoded, (1,) int64; (0,) where there is none."""
+        result = next((index for index in range(len(self.cells)) if index not in self.bad), None)
+        return np.asarray([] if result is None else [result], dtype=np.int64)
 
-    def tensors(self, places: np.ndarray) -> dict[str, Tensor]:
+    def tensors(self, indices: np.ndarray) -> dict[str, Tensor]:
         """Return the encoder's input for some distinct cells."""
         if self.features is not None:
-            chosen = torch.from_numpy(places.astype(np.int64))
+            chosen = torch.from_numpy(indices.astype(np.int64))
             real = self.features.mask[chosen]
-            longest = int(real.any(0).nonzero().max()) + 1 if real.any() else real.shape[1]  # no more than needed
+            longest = int(real.any(0).nonzero().max()) + 1 if real.any() else real.shape[1]  # trims padding
             return {"features": self.features.values[chosen, :longest], "real": real[:, :longest]}
         if self.trunk is not None:
-            return self.trunk(places)
-        return self.modality.collate(self.examples(places))
+            return self.trunk(indices)
+        return self.modality.collate(self.examples(indices))
 
     def digests(self) -> np.ndarray:
-        """Return (cells, 16) uint8, equal for cells with equal examples, in any table; zeros for bad ones."""
-        found = mapped_zeros((len(self.cells), 16), np.uint8)
+        """Return a hash of every cell's example, (cells, 16) uint8, comparable across tables; zeros for bad cells."""
+        result = mapped_zeros((len(self.cells), 16), np.uint8)
         step = self.cells.table.at_once(self.cells.column)
-        for start in range(0, len(found), step):
-            places = [p for p in range(start, min(start + step, len(found))) if p not in self.bad]
-            for place, example in zip(places, self.examples(places), strict=True):
+        for start in range(0, len(result), step):
+            indices = [p for p in range(start, min(start + step, len(result))) if p not in self.bad]
+            for index, example in zip(indices, self.examples(indices), strict=True):
                 sums = hashlib.blake2b(digest_size=16)
                 _digest(example, sums)
-                found[place] = np.frombuffer(sums.digest(), dtype=np.uint8)
-        return found
+                result[index] = np.frombuffer(sums.digest(), dtype=np.uint8)
+        return result
 
 
-class _Lazy(Sequence[Any]):
-    """The examples of some rows, by their codes, made some at a time."""
+class _LazyExamples(Sequence[Any]):
+    """A lazy sequence of the examples of some rows, decoded in chunks."""
 
     def __init__(self, column: Column, codes: np.ndarray) -> None:
         self.column, self.codes = column, codes
@@ -196,13 +200,13 @@ class _Lazy(Sequence[Any]):
     def __len__(self) -> int:
         return len(self.codes)
 
-    def __getitem__(self, place: Any) -> Any:
-        codes = self.codes[place]
-        return self.column.examples(codes) if isinstance(place, slice) else self.column.example(int(codes))
+    def __getitem__(self, index: Any) -> Any:
+        codes = self.codes[index]
+        return self.column.examples(codes) if isinstance(index, slice) else self.column.example(int(codes))
 
     def __iter__(self) -> Iterator[Any]:
-        for start in range(0, len(self), LEARNT_TOGETHER):
-            yield from self[start : start + LEARNT_TOGETHER]
+        for start in range(0, len(self), ROWS_A_CHUNK):
+            yield from self[start : start + ROWS_A_CHUNK]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(list(self), dtype)

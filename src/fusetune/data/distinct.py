@@ -1,4 +1,4 @@
-"""Cells told apart without holding them: which are missing, and which are equal."""
+"""Missing and equal cells of an Arrow column, found in bounded memory."""
 
 from __future__ import annotations
 
@@ -23,15 +23,14 @@ from fusetune.data.storage.mapped import (
     pieces,
 )
 
-SHARED = 1000
-"""Texts of which one object serves all equal cells."""
+MAX_INTERNED = 1000
+"""Distinct strings that are interned while cells are iterated over."""
 
 
 def is_missing(cell: Any) -> bool:
-    """Return whether a cell holds nothing: None, a string of no or only white space, NaN, or `{"bytes": None, "path":
-    None}`.
+    """Return whether a cell is None, an empty or blank string, NaN, or `{"bytes": None, "path": None}`.
 
-    Words for nothing ("NA", "null", "none") are cells like any other.
+    Words such as "NA", "null" and "none" are not missing.
     """
     if cell is None:
         return True
@@ -45,7 +44,7 @@ def is_missing(cell: Any) -> bool:
 
 
 def cell_key(cell: Any) -> Any:
-    """Equal for equal cells, hashable; 1, 1.0, True and "1" differ."""
+    """Return a hashable key that is equal for equal cells; 1, 1.0, True and "1" have different keys."""
     if isinstance(cell, str | bytes | int | float | bool):
         return type(cell), cell
     return "json", json.dumps(cell, sort_keys=True, default=_jsonable)
@@ -56,13 +55,13 @@ def _jsonable(value: Any) -> Any:
 
 
 def as_cells(array: pa.Array, as_json: bool) -> list[Any]:
-    """Return an Arrow array's cells as Python values; `as_json` where its strings are JSON."""
-    found = array.to_pylist()
-    return [None if cell is None else json.loads(cell) for cell in found] if as_json else found
+    """Return an Arrow array's cells as Python values; `as_json` parses its strings as JSON."""
+    cells = array.to_pylist()
+    return [None if cell is None else json.loads(cell) for cell in cells] if as_json else cells
 
 
 def missing_in(array: pa.Array, as_json: bool) -> np.ndarray:
-    """Return (rows,) bool: `is_missing` of an Arrow array's cells."""
+    """Return `is_missing` of an Arrow array's cells, (rows,) bool."""
     kind = array.type
     if as_json or not (_is_text(kind) or _is_bytes(kind) or _is_number(kind) or pa.types.is_null(kind)):
         cells = as_cells(array, as_json)
@@ -73,14 +72,17 @@ def missing_in(array: pa.Array, as_json: bool) -> np.ndarray:
     offsets, data = _parts(array)
     missing |= offsets[1:] == offsets[:-1]
     first = data[np.minimum(offsets[:-1], max(len(data) - 1, 0))] if len(data) else np.zeros(len(array), np.uint8)
-    # White space begins with a control character, a space, or a character beyond ASCII.
-    for place in np.flatnonzero(~missing & ((first <= 0x20) | (first > 0x7E))).tolist():
-        missing[place] = array[place].as_py().isspace()
+    # A blank string starts with a control character, a space, or a character beyond ASCII.
+    for index in np.flatnonzero(~missing & ((first <= 0x20) | (first > 0x7E))).tolist():
+        missing[index] = array[index].as_py().isspace()
     return missing
 
 
 def keys_in(array: pa.Array, as_json: bool) -> np.ndarray:
-    """Return (rows, 2) uint64: equal where `cell_key` of an Arrow array's cells is equal; these are not missing."""
+    """Return 128-bit hashes of an Arrow array's cells, (rows, 2) uint64, equal where `cell_key` is equal.
+
+    No cell may be missing.
+    """
     kind, keys = array.type, np.zeros((len(array), 2), dtype=np.uint64)
     if as_json or not (_is_text(kind) or _is_bytes(kind) or _is_number(kind)):
         return hashed(_key_text(cell) for cell in as_cells(array, as_json))
@@ -91,12 +93,12 @@ def keys_in(array: pa.Array, as_json: bool) -> np.ndarray:
         keys[:, 0] = same.view(np.uint64)
         return keys
     offsets, data = _parts(array)
-    whole, ends = memoryview(data), offsets.tolist()  # type: ignore[arg-type]
-    return hashed(whole[start:end] for start, end in pairwise(ends))
+    content, ends = memoryview(data), offsets.tolist()  # type: ignore[arg-type]
+    return hashed(content[start:end] for start, end in pairwise(ends))
 
 
 def hashed(texts: Iterator[Any]) -> np.ndarray:
-    """Return (texts, 2) uint64: 128 bits that are equal for equal bytes."""
+    """Return the BLAKE2b hashes of some bytes, (texts, 2) uint64."""
     sums = b"".join(blake2b(text, digest_size=16).digest() for text in texts)
     return np.frombuffer(sums, dtype=np.uint64).reshape(-1, 2)
 
@@ -107,13 +109,14 @@ def _key_text(cell: Any) -> bytes:
 
 
 def numbered(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Equal keys by equal numbers, from 0 in the order in which they first come.
+    """Number the distinct keys from 0, in the order of their first rows.
 
     Args:
         keys: (rows, 2) uint64.
 
     Returns:
-        (rows,), each row's number; and (numbers,), the first row of each; int32 where that is wide enough.
+        (rows,) the number of each row's key; and (numbers,) the first row of each number. int32 where that is wide
+        enough.
     """
     rows, kind = len(keys), index_type(len(keys))
     order, begins = _together(keys)
@@ -126,18 +129,16 @@ def numbered(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         numbers[firsts[piece]] = np.arange(piece.start, piece.stop)
     last = order[:1]
     for piece in pieces(rows):
-        begun = np.concatenate([last, order[piece][begins[piece]]])  # the first rows of the keys up to here
+        begun = np.concatenate([last, order[piece][begins[piece]]])  # the first rows of the keys so far
         numbers[order[piece]] = numbers[begun[np.cumsum(begins[piece])]]
         last = begun[-1:]
     return numbers, firsts
 
 
 def _together(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows with those of equal keys one after another, rising, (rows,) int64; and where a key begins,
-    (rows,) bool.
+    """Return the rows grouped by key, ascending within a key, (rows,) int64; and where a new key begins, (rows,) bool.
 
-    They are sorted by some bits of a mixture of the key's words; the rare ones that share these with another key, by
-    the key itself.
+    Rows are sorted by a hash of the key. The rare keys that share a hash are then sorted by the key itself.
     """
     rows, bits = len(keys), 63 - len(keys).bit_length()
     order = mapped_argsort(mapped_concatenate((_mixed(keys[piece], bits) for piece in pieces(rows)), rows))
@@ -151,9 +152,9 @@ def _together(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         begins[start : piece.stop] = differs
         shared += (np.flatnonzero(differs & (mixed[1:] == mixed[:-1])) + start).tolist()
     end = 0
-    for place in shared:
-        if place >= end:
-            start, end = _run(keys, order, place, bits)
+    for index in shared:
+        if index >= end:
+            start, end = _run(keys, order, index, bits)
             some = order[start:end].copy()
             order[start:end] = some[np.lexsort((keys[some, 1], keys[some, 0]))]  # stable
             near = keys[order[start:end]]
@@ -161,18 +162,18 @@ def _together(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return order, begins
 
 
-def _run(keys: np.ndarray, order: np.ndarray, place: int, bits: int) -> tuple[int, int]:
-    """From where to where in the order the mixture is that at a place."""
+def _run(keys: np.ndarray, order: np.ndarray, index: int, bits: int) -> tuple[int, int]:
+    """Return start and end of the run in `order` whose hash is that at an index."""
 
     def mixed(at: int) -> int:
         return int(_mixed(keys[order[at : at + 1]], bits)[0])
 
-    places = range(len(order))
-    return bisect_left(places, mixed(place), key=mixed), bisect_right(places, mixed(place), key=mixed)
+    indices = range(len(order))
+    return bisect_left(indices, mixed(index), key=mixed), bisect_right(indices, mixed(index), key=mixed)
 
 
 def _mixed(keys: np.ndarray, bits: int) -> np.ndarray:
-    """Return (rows,) int64: so many bits that hang on both words of a key, spread evenly."""
+    """Return a hash of `bits` bits of both words of each key, (rows,) int64."""
     mixed = keys[:, 0] * np.uint64(0x9E3779B97F4A7C15) ^ keys[:, 1]
     mixed ^= mixed >> np.uint64(32)
     mixed *= np.uint64(0xD6E8FEB86659FD93)
@@ -181,33 +182,33 @@ def _mixed(keys: np.ndarray, bits: int) -> np.ndarray:
 
 
 def distinct(arrays: Iterator[pa.Array], as_json: bool, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return a column's distinct cells.
+    """Return a column's cells as codes, like `pandas.factorize`.
 
     Args:
-        arrays: its cells, in order.
+        arrays: the cells, in order.
         as_json: whether their strings are JSON.
-        rows: how many there are.
+        rows: number of cells.
 
     Returns:
-        (rows,), which of the distinct cells each row has, -1 where it is missing; and (cells,), the first row of each;
+        (rows,) codes of the distinct cells, -1 for missing ones; and (cells,) the first row of each distinct cell.
         int32 where that is wide enough.
     """
-    places, keys = mapped_zeros((rows,), index_type(rows)), mapped_zeros((rows, 2), np.uint64)
+    indices, keys = mapped_zeros((rows,), index_type(rows)), mapped_zeros((rows, 2), np.uint64)
     start = num = 0
     for array in arrays:
         present = ~missing_in(array, as_json)
-        found = np.flatnonzero(present)
-        places[num : num + len(found)] = start + found
-        keys[num : num + len(found)] = keys_in(array if present.all() else array.filter(pa.array(present)), as_json)
-        start, num = start + len(array), num + len(found)
+        result = np.flatnonzero(present)
+        indices[num : num + len(result)] = start + result
+        keys[num : num + len(result)] = keys_in(array if present.all() else array.filter(pa.array(present)), as_json)
+        start, num = start + len(array), num + len(result)
     numbers, firsts = numbered(keys[:num])
     del keys
     if num == rows:
         return numbers, firsts
-    codes = mapped_full(rows, -1, places.dtype)
+    codes = mapped_full(rows, -1, indices.dtype)
     for piece in pieces(num):
-        codes[places[:num][piece]] = numbers[piece]
-    return codes, mapped_take(places, firsts)
+        codes[indices[:num][piece]] = numbers[piece]
+    return codes, mapped_take(indices, firsts)
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -227,7 +228,7 @@ def _wide(dtype: np.dtype[Any]) -> type:
 
 
 def _parts(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Return where the strings of an Arrow array start and end, (rows + 1,), and the bytes of them all; views."""
+    """Return the offsets, (rows + 1,), and the data buffer of an Arrow array of strings or bytes, without a copy."""
     wide = pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)
     _, starts, data = array.buffers()
     if starts is None or not starts.size:
@@ -237,41 +238,41 @@ def _parts(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Cells(Sequence[Any]):
-    """Cells of a table's column, read when they are asked for."""
+    """A lazy sequence of a table column's cells."""
 
     def __init__(self, table: Any, column: str, rows: np.ndarray | None = None) -> None:
         """
         Args:
             table: the `Table`.
             column: its name.
-            rows: (cells,) which positions; all where None.
+            rows: (cells,) positions of rows; all rows where None.
         """
         self.table, self.column, self.rows = table, column, rows
 
     def __len__(self) -> int:
         return len(self.table) if self.rows is None else len(self.rows)
 
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return self.take(np.arange(len(self))[place])
-        if not -len(self) <= place < len(self):
-            raise IndexError(place)
-        return self.take([place])[0]
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self.take([index])[0]
 
     def __iter__(self) -> Iterator[Any]:
-        shared: dict[str, str] = {}  # equal labels are one object, however many rows have them
+        interned: dict[str, str] = {}  # equal labels share one object, however many rows have them
         step = self.table.at_once(self.column)
         for start in range(0, len(self), step):
             for cell in self.take(np.arange(start, min(start + step, len(self)))):
-                if type(cell) is str and len(shared) < SHARED:
-                    cell = shared.setdefault(cell, cell)
+                if type(cell) is str and len(interned) < MAX_INTERNED:
+                    cell = interned.setdefault(cell, cell)
                 yield cell
 
-    def take(self, places: Sequence[int] | np.ndarray) -> list[Any]:
-        """Cells by place, in any order."""
-        wanted = np.asarray(places, dtype=np.int64)
+    def take(self, indices: Sequence[int] | np.ndarray) -> list[Any]:
+        """Return the cells at some indices, in their order."""
+        wanted = np.asarray(indices, dtype=np.int64)
         return self.table.cells(self.column, wanted if self.rows is None else self.rows[wanted])  # type: ignore[no-any-return]
 
-    def of(self, places: np.ndarray) -> Cells:
-        """Some of them, still to be read."""
-        return Cells(self.table, self.column, places if self.rows is None else self.rows[places])
+    def of(self, indices: np.ndarray) -> Cells:
+        """Return a lazy sequence of the cells at some indices."""
+        return Cells(self.table, self.column, indices if self.rows is None else self.rows[indices])

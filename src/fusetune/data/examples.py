@@ -1,4 +1,4 @@
-"""A table's rows, decoded: each distinct cell is read once, and rows become batches."""
+"""`Examples`: a table's rows, decoded once a distinct cell and collated into batches."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
     from fusetune.tasks.base import TargetTask
 
 PIECE = 4096
-"""Rows whose targets or weights are looked at together."""
+"""Rows whose targets are processed together."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How cells are changed in training.
+    """Augmentation of train rows.
 
     Attributes:
-        augmenters: per column that is augmented.
-        seed: of the changes.
-        num_views: how many views of an augmented cell a frozen encoder sees in turn; 0: a new one in every epoch.
+        augmenters: by augmented column.
+        seed: of the augmenters' random draws.
+        num_views: views of a cell that a frozen encoder sees in turn; 0 makes a new one in every epoch.
     """
 
     augmenters: Mapping[str, Augmenter] = field(default_factory=dict)
@@ -53,20 +53,24 @@ class Augmentation:
 
 
 class Examples:
-    """Rows of a table that can be made into batches.
+    """Rows of a table that are collated into batches.
 
-    `prepare` reads every cell once. After it, each row is either used or in `rejected`; a row that has none of
-    its input columns is always rejected, as there is nothing to predict from.
+    `prepare` decodes every distinct cell once. After it, each row is either used or in `rejected`. A row without any
+    input cell is always rejected, as there is nothing to predict from.
 
-    What a batch holds is decided here and by the views that `restrict` and `given` make of these rows: nothing is set
-    on examples from outside.
+    The contents of a batch are decided here and by the views that `restrict` and `given` return; no attribute is set
+    from outside.
 
     Attributes:
-        targets: per task, its target's cells, which stay in the table.
-        augmentation: how cells are changed in training.
-        views: per augmented column, its views, where they were made (`fusetune.data.views`).
-        always: whether a batch without a cell of a column brings one that no row has, so that its encoder runs.
-        mix: how train rows are drawn where the table is several joined ones, as `UpdateSampler` takes it.
+        targets: by task, a lazy sequence of the target column's cells.
+        used: (used,) int64, positions in the table of the rows that are used, ascending.
+        rejected: rows that cannot be used, with the reason.
+        masked: cells that were replaced by missing ones, with the reason.
+        augmentation: of train rows.
+        views: by augmented column, its precomputed views (`fusetune.data.views`).
+        always: whether a batch whose rows all lack a column holds some cell of it, so that its encoder runs on every
+            process.
+        mix: exponent of temperature sampling over joined tables, see `UpdateSampler`.
     """
 
     def __init__(
@@ -96,13 +100,13 @@ class Examples:
         self.always = False
 
     def prepare(self, *, on_bad_cell: str, memory: float = 4.0, progress: Progress | None = None) -> None:
-        """Decode every cell, and set apart the rows that cannot be used.
+        """Decode every distinct cell, and reject the rows that cannot be used.
 
         Args:
-            on_bad_cell: "reject" sets apart every row with a cell that cannot be read; "mask" takes such a cell as
-                missing, and notes it in `masked`.
-            memory: GiB of decoded cells to keep.
-            progress: wraps an iterator: (iterator, description, total).
+            on_bad_cell: "reject" rejects every row with a cell that cannot be decoded; "mask" replaces such a cell by a
+                missing one and adds it to `masked`.
+            memory: GiB of decoded cells to keep in memory, over all columns.
+            progress: `progress(iterator, description, total)` wraps an iterator.
         """
         budget = int(memory * 2**30)
         keep = mapped_full(len(self.rows), True, bool)
@@ -122,19 +126,19 @@ class Examples:
             keep[piece] &= ~absent
         self.used = mapped_flatnonzero(keep)
 
-    def _augmented(self, name: str, places: np.ndarray, epoch: int) -> dict[str, Tensor]:
-        """Return the encoder's input for a column's cells in some rows, augmented; these rows have it."""
+    def _augmented(self, name: str, indices: np.ndarray, epoch: int) -> dict[str, Tensor]:
+        """Return the encoder's input for the augmented cells of some rows, none of which is missing."""
         if views := self.views.get(name):
             view = views[epoch % len(views)]
-            return view.tensors(view.codes[places])
-        return self.columns[name].modality.collate(self.augmented(name, places, epoch))
+            return view.tensors(view.codes[indices])
+        return self.columns[name].modality.collate(self.augmented(name, indices, epoch))
 
-    def augmented(self, name: str, places: np.ndarray, epoch: int) -> list[Any]:
+    def augmented(self, name: str, indices: np.ndarray, epoch: int) -> list[Any]:
         """Return the augmented examples of some rows in an epoch; every one of these rows has the column's cell."""
         column, augmenter = self.columns[name], self.augmentation.augmenters[name]
-        codes, examples = column.codes[places], []
-        for place, cell, example in zip(places, column.cells.take(codes), column.examples(codes), strict=True):
-            draws = _draws(self.augmentation.seed, epoch, int(self.rows[place]), name)
+        codes, examples = column.codes[indices], []
+        for index, cell, example in zip(indices, column.cells.take(codes), column.examples(codes), strict=True):
+            draws = _cell_rng(self.augmentation.seed, epoch, int(self.rows[index]), name)
             examples.append(augmenter(cell, example, draws, column.base_dir))
         return examples
 
@@ -156,14 +160,14 @@ class Examples:
                 self.rejected.append(Rejected(int(self.rows[index]), self._weight, cell, why))
 
     def fit(self) -> None:
-        """Let the modalities learn from these rows, and the tasks from their targets: call it on train rows only."""
+        """Fit the modalities and the tasks on the used rows; call it on train rows only."""
         for column in self.columns.values():
             column.learn(mapped_take(column.codes, self.used))
         for name, task in self.tasks.items():
             task.fit(self.targets[name].of(self.used))
 
     def check_targets(self) -> None:
-        """Set apart the used rows whose target cannot be encoded; call it once the tasks are fitted."""
+        """Reject the used rows whose target cannot be encoded; call it after the tasks are fitted."""
         keep = mapped_full(len(self.used), True, bool)
         for start in range(0, len(self.used), PIECE):
             some = self.used[start : start + PIECE]
@@ -182,9 +186,9 @@ class Examples:
         return len(self.used)
 
     def restrict(self, columns: Collection[str]) -> Examples:
-        """These rows as seen through some of the columns; rows that have none of them are not among the used.
+        """Return a view with only these columns, whose used rows have at least one of them.
 
-        The cells and features are shared with this object, not copied.
+        Cells and features are shared with this object, not copied.
         """
         view = copy.copy(self)
         view.columns = {name: column for name, column in self.columns.items() if name in columns}
@@ -205,14 +209,14 @@ class Examples:
         mix: float | None = None,
         always: bool | None = None,
     ) -> Examples:
-        """Return these rows with what else a batch of them is made from; what is None stays as it is.
+        """Return a view whose batches use other features, views or augmentation; None leaves an aspect unchanged.
 
         Args:
-            features: per column, its encoder's output, computed before, (cells, tokens, dim); the others' cells go
-                through their encoders, augmented ones without views.
-            trunks: per column, what makes its encoder's input where the first layers ran before.
-            views: per augmented column, its views; they are added to those that there are.
-            augmentation: how cells are changed in training.
+            features: by column, the precomputed encoder output, (cells, tokens, dim). All other columns run through
+                their encoders, and views are dropped.
+            trunks: by column, `trunk(cells)` returns the encoder's input where its first layers ran before.
+            views: by augmented column, its views, which are added to the present ones.
+            augmentation: of train rows.
             mix: see `UpdateSampler`.
             always: see the attributes.
         """
@@ -231,21 +235,26 @@ class Examples:
         return view
 
     def labelled(self, task: str) -> np.ndarray:
-        """Return which of the used rows have the task's target: their places in the table."""
-        labelled = mapped_take(self._missing[task], self.used)
-        return mapped_take(self.used, mapped_flatnonzero(np.logical_not(labelled, out=labelled)))
+        """Return the positions in the table of the used rows that have the task's target, ascending."""
+        missing = mapped_take(self._missing[task], self.used)
+        return mapped_take(self.used, mapped_flatnonzero(np.logical_not(missing, out=missing)))
 
     def truth(self, task: str, rows: np.ndarray) -> np.ndarray:
-        """Return the targets of labelled rows as the task's metrics want them, by their places in the table."""
+        """Return `Task.truth` of labelled rows.
+
+        Args:
+            task: its name.
+            rows: positions in the table.
+        """
         parts = [rows[start : start + PIECE] for start in range(0, max(len(rows), 1), PIECE)]
         return mapped_concatenate((self.tasks[task].truth(self.targets[task].take(part)) for part in parts), len(rows))
 
-    def places(self, rows: np.ndarray) -> np.ndarray:
-        """Return where among the used rows these are, by their places in the table."""
+    def positions(self, rows: np.ndarray) -> np.ndarray:
+        """Return the indices in `used` of rows, given by their positions in the table."""
         return np.searchsorted(self.used, rows)
 
     def sizes(self, indices: np.ndarray) -> np.ndarray:
-        """Return what each row costs to encode, over all its columns."""
+        """Return the cost of encoding each row, the sum over its columns, (rows,) int64."""
         total = mapped_zeros((len(indices),), np.int64)
         for piece in pieces(len(indices)):
             for column in self.columns.values():
@@ -253,71 +262,71 @@ class Examples:
         return total
 
     def batch(self, indices: Sequence[int] | np.ndarray, *, epoch: int | None = None) -> Batch:
-        """Some rows, by their places in the table, as a batch.
+        """Collate some rows.
 
         Args:
-            indices: the places.
-            epoch: of training: cells are augmented, each row's by itself, with draws that depend on (seed, epoch, row,
-                column) alone. None: they are as they are.
+            indices: positions in the table.
+            epoch: of training, in which cells are augmented row by row with draws that depend on (seed, epoch, row,
+                column) alone. None: without augmentation.
         """
-        places = np.asarray(indices, dtype=np.int64)
+        positions = np.asarray(indices, dtype=np.int64)
         inputs: dict[str, dict[str, Tensor]] = {}
         cells: dict[str, Tensor] = {}
         for name, column in self.columns.items():
-            codes = column.codes[places]
+            codes = column.codes[positions]
             present = codes >= 0
             distinct, inverse = np.unique(codes[present], return_inverse=True)
             if self.always and not len(distinct):
                 distinct = column.some_cell()
-            row_cells = np.full(len(places), -1, dtype=np.int64)
+            row_cells = np.full(len(positions), -1, dtype=np.int64)
             row_cells[present] = inverse
             if epoch is not None and name in self.augmentation.augmenters and column.features is None and present.any():
                 row_cells[present] = np.arange(int(present.sum()))
-                inputs[name] = self._augmented(name, places[present], epoch)
+                inputs[name] = self._augmented(name, positions[present], epoch)
             else:
                 inputs[name] = column.tensors(distinct) if len(distinct) else {}
             cells[name] = torch.from_numpy(row_cells)
-        targets = {name: task.encode(self.targets[name].take(places)) for name, task in self.tasks.items()}
+        targets = {name: task.encode(self.targets[name].take(positions)) for name, task in self.tasks.items()}
         return Batch(
             inputs=inputs,
             cells=cells,
-            weights=torch.from_numpy(self.weights[places]),
-            rows=_wide(self.rows[places]),
+            weights=torch.from_numpy(self.weights[positions]),
+            rows=_to_int64(self.rows[positions]),
             targets=targets,
-            codes={name: _wide(column.codes[places]) for name, column in self.columns.items()},
-            groups=_wide(self.groups[places]),
-            ngrams=self._ngrams(places),
+            codes={name: _to_int64(column.codes[positions]) for name, column in self.columns.items()},
+            groups=_to_int64(self.groups[positions]),
+            ngrams=self._ngrams(positions),
         )
 
-    def _ngrams(self, places: np.ndarray) -> dict[str, dict[str, Tensor]]:
-        """Return what `Batch.ngrams` holds; an augmented cell's are those of the cell as it is."""
-        found = {}
+    def _ngrams(self, indices: np.ndarray) -> dict[str, dict[str, Tensor]]:
+        """Return `Batch.ngrams`; augmented cells have the n-grams of the original ones."""
+        result = {}
         for name, column in self.columns.items():
             if (vocabulary := column.modality.ngrams) is None:
                 continue
-            codes = column.codes[places]
+            codes = column.codes[indices]
             distinct, inverse = np.unique(codes[codes >= 0], return_inverse=True)
             vectors = [vocabulary.vector(text) for text in column.examples(distinct)]
             most = max([1, *(len(ids) for ids, _ in vectors)])
             ids, values = np.zeros((len(codes), most), np.int64), np.zeros((len(codes), most), np.float32)
-            for place, number in zip(np.flatnonzero(codes >= 0), inverse, strict=True):
+            for index, number in zip(np.flatnonzero(codes >= 0), inverse, strict=True):
                 own = vectors[number]
-                ids[place, : len(own[0])], values[place, : len(own[1])] = own
-            found[name] = {"ids": torch.from_numpy(ids), "values": torch.from_numpy(values)}
-        return found
+                ids[index, : len(own[0])], values[index, : len(own[1])] = own
+            result[name] = {"ids": torch.from_numpy(ids), "values": torch.from_numpy(values)}
+        return result
 
     def learn_ngrams(self) -> None:
-        """Let text columns learn their n-grams from these rows: call it on train rows only, after `fit`."""
+        """Fit the n-gram vocabularies of text columns on the used rows; call it on train rows only, after `fit`."""
         for column in self.columns.values():
             if isinstance(column.modality, TextModality):
                 codes = mapped_take(column.codes, self.used)
                 column.modality.learn_ngrams(column.rows_of(mapped_take(codes, mapped_flatnonzero(codes >= 0))))
 
 
-def _wide(numbers: np.ndarray) -> Tensor:
+def _to_int64(numbers: np.ndarray) -> Tensor:
     return torch.from_numpy(numbers.astype(np.int64))
 
 
-def _draws(seed: int, epoch: int, row: int, column: str) -> np.random.Generator:
-    """Return what one row's cell is augmented with in an epoch."""
+def _cell_rng(seed: int, epoch: int, row: int, column: str) -> np.random.Generator:
+    """Return the generator that augments one row's cell in an epoch."""
     return np.random.default_rng((seed, epoch, row, zlib.crc32(column.encode())))

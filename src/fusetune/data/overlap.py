@@ -1,4 +1,4 @@
-"""Rows that two splits share: a model is measured on what it has learned by heart."""
+"""Duplicate rows across splits, on which a model is measured on what it was trained on."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from fusetune.data.detect.giveaway import plain
+from fusetune.data.detect.leakage import plain
 from fusetune.data.examples import Examples
 
 FILES = ("image", "audio")
-"""Sorts of columns whose cells of text are paths."""
+"""Values of `Modality.part_of` whose text cells are paths."""
 
 
 def overlapping(train: Examples, other: Examples) -> np.ndarray:
-    """Return which used rows of `other` have the inputs of a used train row, over all columns: (used,) bool.
+    """Return which used rows of `other` have the same inputs as a used train row, (used,) bool.
 
-    Cells are equal where their text is, whatever their type, outer white space and case. Pictures and sounds are equal
-    where they are the same file or the same bytes.
+    Cells are compared as text, ignoring type, surrounding white space and case. Images and sounds are equal where they
+    are the same file or the same bytes.
 
     Args:
         train, other: prepared rows with the same columns.
@@ -26,13 +26,13 @@ def overlapping(train: Examples, other: Examples) -> np.ndarray:
     ours, theirs = row_keys(train), row_keys(other)
     if not ours.shape[1]:
         return np.zeros(len(theirs), dtype=bool)
-    return np.asarray(np.isin(_as_one(theirs), _as_one(ours)))
+    return np.asarray(np.isin(_as_void(theirs), _as_void(ours)))
 
 
 def row_keys(examples: Examples) -> np.ndarray:
-    """Return a digest a column of each used row's cell, (used, columns) uint64; 0 where it is missing."""
+    """Return a digest of every cell of the used rows, (used, columns) uint64; 0 where it is missing."""
     keys = np.zeros((len(examples.used), len(examples.columns)), dtype=np.uint64)
-    for place, column in enumerate(examples.columns.values()):
+    for index, column in enumerate(examples.columns.values()):
         is_file = column.modality.part_of in FILES
         digests = np.fromiter(
             (_digest(cell, str(column.base_dir) if is_file else "") for cell in column.cells),
@@ -41,14 +41,14 @@ def row_keys(examples: Examples) -> np.ndarray:
         )
         codes = np.asarray(column.codes[examples.used])
         there = codes >= 0
-        keys[there, place] = digests[codes[there]]
+        keys[there, index] = digests[codes[there]]
     return keys
 
 
-def _as_one(keys: np.ndarray) -> np.ndarray:
-    """Return (rows, columns) as (rows,) of one comparable value a row."""
-    whole = np.ascontiguousarray(keys)
-    return whole.view(np.dtype((np.void, whole.dtype.itemsize * whole.shape[1]))).reshape(-1)
+def _as_void(keys: np.ndarray) -> np.ndarray:
+    """Return (rows, columns) as (rows,) of type void, one comparable value a row."""
+    contiguous = np.ascontiguousarray(keys)
+    return contiguous.view(np.dtype((np.void, contiguous.dtype.itemsize * contiguous.shape[1]))).reshape(-1)
 
 
 def _digest(cell: Any, folder: str) -> int:

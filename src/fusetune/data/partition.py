@@ -1,4 +1,4 @@
-"""Deal rows out to parts at random: groups stay together, classes are spread evenly."""
+"""Random, stratified and grouped assignment of rows to splits."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from fusetune.data.storage.mapped import (
 
 
 def partition(strata: np.ndarray, units: np.ndarray, fractions: Sequence[float], seed: int) -> np.ndarray:
-    """Assign rows to parts: units whole, strata in even shares, every part filled.
+    """Assign rows to parts: units stay together, strata are spread in proportion, and no part is empty.
 
     Args:
         strata: (rows,) int64, each row's class, from 0.
-        units: (rows,) int64, from 0 without gaps; rows with equal numbers stay together. At least as many as parts.
+        units: (rows,) int64, from 0 without gaps; rows of one unit stay together. At least as many units as parts.
         fractions: the parts' shares, above 0, summing to 1; the first part is train.
         seed: equal seeds give equal parts.
 
     Returns:
-        (rows,) int64, each row's part. A stratum that is in any unit small enough has a row in train.
+        (rows,) int64, each row's part. Rare strata have a row in train where another unit can stay in their part.
     """
     rng = np.random.default_rng(seed)
     shares = np.asarray(fractions, dtype=np.float64)
     members = _Units(units)
     which = mapped_full(len(units), -1, np.int64)
-    _place_groups([members.rows(int(place)) for place in np.flatnonzero(members.sizes > 1)], strata, shares, which, rng)
+    _place_groups([members.rows(int(index)) for index in np.flatnonzero(members.sizes > 1)], strata, shares, which, rng)
     _place_singles(mapped_take(members.first, mapped_flatnonzero(members.sizes == 1)), strata, shares, which, rng)
     _fill_empty(members, which, len(shares))
     _keep_rare(members, strata, which)
@@ -58,12 +58,12 @@ class _Units:
         self.first = mapped_take(self._order, self._starts)
 
     def rows(self, unit: int) -> np.ndarray:
-        """Return a unit's rows, rising."""
+        """Return a unit's rows in ascending order."""
         return self._order[self._starts[unit] : self._starts[unit] + self.sizes[unit]]
 
 
 def _counts(numbers: np.ndarray) -> np.ndarray:
-    """Return `np.bincount`."""
+    """Return `np.bincount(numbers)`, memory-mapped and computed in pieces."""
     counts = mapped_zeros((int(numbers.max(initial=-1)) + 1,), np.int64)
     for piece in pieces(len(numbers)):
         np.add.at(counts, numbers[piece], 1)
@@ -73,11 +73,11 @@ def _counts(numbers: np.ndarray) -> np.ndarray:
 def _place_groups(
     groups: list[np.ndarray], strata: np.ndarray, shares: np.ndarray, which: np.ndarray, rng: np.random.Generator
 ) -> None:
-    """Largest first, each group to the part that lacks its classes most and still has room for it."""
+    """Assign groups, largest first, each to the part with room for it that lacks its classes most."""
     desired = shares[:, None] * _counts(strata)[None, :]  # (parts, strata)
     room = shares * len(strata)
     have = np.zeros_like(desired)
-    shuffled = [groups[place] for place in rng.permutation(len(groups))]
+    shuffled = [groups[index] for index in rng.permutation(len(groups))]
     for rows in sorted(shuffled, key=len, reverse=True):
         classes, counts = np.unique(strata[rows], return_counts=True)
         lack = ((1 - have[:, classes] / np.maximum(desired[:, classes], 1e-9)) * counts).sum(1) / len(rows)
@@ -91,7 +91,7 @@ def _place_groups(
 def _place_singles(
     rows: np.ndarray, strata: np.ndarray, shares: np.ndarray, which: np.ndarray, rng: np.random.Generator
 ) -> None:
-    """Walk the rows class by class and deal them out at a steady pace, so that every class gets even shares."""
+    """Assign single rows: in order of their class, each part takes evenly spaced ones, which stratifies it."""
     if not len(rows):
         return
     rng.shuffle(rows)
@@ -99,27 +99,27 @@ def _place_singles(
         first = mapped_full(int(strata.max()) + 1, len(rows), np.int64)
         for piece in pieces(len(rows)):
             np.minimum.at(first, strata[rows[piece]], np.arange(piece.start, piece.stop))
-        kept = first[(first < len(rows)) & ~_in_train(strata, which)]
-        which[rows[kept]] = 0
+        rare = first[(first < len(rows)) & ~_in_train(strata, which)]
+        which[rows[rare]] = 0
         others = mapped_full(len(rows), True, bool)
-        others[kept] = False
+        others[rare] = False
         rows = mapped_take(rows, mapped_flatnonzero(others))
     ranks = rng.permutation(int(strata.max()) + 1)
     left = mapped_take(rows, mapped_argsort(mapped_take(ranks, mapped_take(strata, rows))))
     _put(which, left, 0)
     for part in range(len(shares) - 1, 0, -1):
-        wanted = max(shares[part] * len(strata) - np.count_nonzero(which == part), 0)
-        chosen = _steadily(len(left), min(wanted / max(len(left), 1), 1.0))
+        lacking = max(shares[part] * len(strata) - np.count_nonzero(which == part), 0)
+        chosen = _evenly_spaced(len(left), min(lacking / max(len(left), 1), 1.0))
         _put(which, mapped_take(left, mapped_flatnonzero(chosen)), part)
         left = mapped_take(left, mapped_flatnonzero(np.logical_not(chosen, out=chosen)))
 
 
 def _in_train(strata: np.ndarray, which: np.ndarray) -> np.ndarray:
-    """Return (strata,) bool: of which there is a row in train."""
-    found = mapped_zeros((int(strata.max(initial=-1)) + 1,), bool)
+    """Return which strata have a row in train, (strata,) bool."""
+    result = mapped_zeros((int(strata.max(initial=-1)) + 1,), bool)
     for piece in pieces(len(strata)):
-        found[strata[piece][which[piece] == 0]] = True
-    return found
+        result[strata[piece][which[piece] == 0]] = True
+    return result
 
 
 def _put(which: np.ndarray, rows: np.ndarray, part: int) -> None:
@@ -127,14 +127,14 @@ def _put(which: np.ndarray, rows: np.ndarray, part: int) -> None:
         which[rows[piece]] = part
 
 
-def _steadily(num: int, pace: float) -> np.ndarray:
-    """Return (num,) bool: `num * pace` of them, evenly spaced."""
-    steps = (np.floor(np.arange(piece.start, piece.stop + 1) * pace + 0.5) for piece in pieces(num))
+def _evenly_spaced(num: int, rate: float) -> np.ndarray:
+    """Return a (num,) bool mask with `num * rate` evenly spaced True values."""
+    steps = (np.floor(np.arange(piece.start, piece.stop + 1) * rate + 0.5) for piece in pieces(num))
     return mapped_concatenate((np.diff(step) > 0 for step in steps), num)
 
 
 def _fill_empty(members: _Units, which: np.ndarray, num_parts: int) -> None:
-    """Give a part without rows the smallest unit of the part with the most units."""
+    """Move the smallest unit of the part with the most units into each part without rows."""
     for part in range(num_parts):
         if (which == part).any():
             continue
@@ -144,7 +144,7 @@ def _fill_empty(members: _Units, which: np.ndarray, num_parts: int) -> None:
 
 
 def _keep_rare(members: _Units, strata: np.ndarray, which: np.ndarray) -> None:
-    """Move a unit of a class that train lacks into train, where its part keeps another unit."""
+    """Move a unit of each class that train lacks into train, if its part keeps another unit."""
     lost = np.flatnonzero((_counts(strata) > 0) & ~_in_train(strata, which))
     if not len(lost) or len(lost) > len(members.sizes) / 4:
         return
@@ -155,6 +155,6 @@ def _keep_rare(members: _Units, strata: np.ndarray, which: np.ndarray) -> None:
         holding = np.unique(members.numbers[strata == stratum])
         spare = holding[np.bincount(owners)[owners[holding]] > 1]
         if len(spare):
-            place = int(spare[members.sizes[spare].argmin()])
-            which[members.rows(place)] = 0
-            owners[place] = 0
+            index = int(spare[members.sizes[spare].argmin()])
+            which[members.rows(index)] = 0
+            owners[index] = 0

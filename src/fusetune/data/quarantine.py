@@ -1,4 +1,4 @@
-"""Rows that cannot be used: written down with the reason, counted, and a limit on how many may be."""
+"""Rejected rows: record them with the reason, count them, and refuse to go on where there are too many."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Rejected:
 
     Attributes:
         row: the row's id: 0 is the first row of data.
-        column: the column of the bad cell, or None where the row as a whole cannot be read.
-        value: the cell (or the row's text) as it came.
-        why: what is wrong with it, for people.
+        column: the column of the bad cell, None where the row itself cannot be read.
+        value: the cell (or the row's text) as in the source.
+        why: a readable explanation.
         file: the table that it is in, where there are several.
     """
 
@@ -36,14 +36,14 @@ class Rejected:
 
     @classmethod
     def from_error(cls, error: BadCell) -> Rejected:
-        """Return what a `BadCell` says, without the exception."""
+        """Return the record of a `BadCell`."""
         assert error.row is not None
         return cls(error.row, error.column, error.value, error.why)
 
     def record(self) -> dict[str, Any]:
-        """Return the same as JSON: bytes as their number, text of more than `VALUE_CHARS` characters cut."""
-        place = {} if self.file is None else {"file": self.file}
-        return place | {"row": self.row, "column": self.column, "value": _plain(self.value), "why": self.why}
+        """Return the row as JSON: bytes by their count, text of more than `VALUE_CHARS` characters truncated."""
+        file = {} if self.file is None else {"file": self.file}
+        return file | {"row": self.row, "column": self.column, "value": _plain(self.value), "why": self.why}
 
 
 def _plain(value: Any) -> Any:
@@ -59,10 +59,10 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class RejectedGroup:
-    """Rejected rows with one reason in one column.
+    """Rejected rows that share a column and a reason.
 
     Attributes:
-        column: the column, or None for whole rows.
+        column: the column, None for rows that cannot be read.
         why: the reason; numbers and quoted names that differ between the rows appear as `…`.
         count: how many rows.
         rows: the first few row ids.
@@ -75,7 +75,7 @@ class RejectedGroup:
 
 
 def group_rejected(rejected: Iterable[Rejected], *, num_rows: int = 5) -> list[RejectedGroup]:
-    """Rejected rows by column and reason, most frequent first.
+    """Group rejected rows by column and reason, most frequent first.
 
     Args:
         rejected: in any order; a row with several bad cells is in several groups.
@@ -85,16 +85,16 @@ def group_rejected(rejected: Iterable[Rejected], *, num_rows: int = 5) -> list[R
     for item in rejected:
         alike = re.sub(r"'[^']*'|\"[^\"]*\"|\d[\d,.]*", "…", item.why)
         groups.setdefault((item.column, alike), []).append(item)
-    found = []
+    result = []
     for (column, alike), items in groups.items():
         why = items[0].why if all(item.why == items[0].why for item in items) else alike
         rows = sorted({item.row for item in items})
-        found.append(RejectedGroup(column, why, len(rows), tuple(rows[:num_rows])))
-    return sorted(found, key=lambda group: (-group.count, group.column or "", group.why))
+        result.append(RejectedGroup(column, why, len(rows), tuple(rows[:num_rows])))
+    return sorted(result, key=lambda group: (-group.count, group.column or "", group.why))
 
 
 def write_rejected(rejected: Iterable[Rejected], path: Path) -> None:
-    """Write one JSON object a line (file, row, column, value, why), sorted; the file appears whole or not at all.
+    """Write one JSON object a line (file, row, column, value, why), sorted; the file is replaced atomically.
 
     Raises:
         StorageError: it cannot be written.
@@ -111,16 +111,16 @@ def write_rejected(rejected: Iterable[Rejected], path: Path) -> None:
 
 
 def check_rate(rejected: Sequence[Rejected], rows_in: int, *, limit: float = LIMIT, source: str | None = None) -> None:
-    """Refuse to go on where too many rows are rejected.
+    """Check the share of rejected rows.
 
     Args:
         rejected: all rejected rows; a row with several bad cells counts once.
-        rows_in: the rows that came, used and rejected.
+        rows_in: number of rows in the source, used and rejected.
         limit: the greatest share that may be rejected, 0 to 1.
         source: the table's name for the message.
 
     Raises:
-        TooManyRejected: more than `limit` of the rows are rejected; the message has reasons and rows.
+        TooManyRejected: more than `limit` of the rows are rejected; the message lists reasons and rows.
     """
     num_bad = len({item.row for item in rejected})
     if num_bad <= limit * rows_in:
@@ -128,9 +128,9 @@ def check_rate(rejected: Sequence[Rejected], rows_in: int, *, limit: float = LIM
     groups = group_rejected(rejected)
     lines = []
     for group in groups[:5]:
-        place = f"column {group.column!r}: " if group.column is not None else ""
+        index = f"column {group.column!r}: " if group.column is not None else ""
         rows = ", ".join(map(str, group.rows)) + (", …" if group.count > len(group.rows) else "")
-        lines.append(f"{place}{group.why} ({group.count} row{'s' * (group.count > 1)}: {rows})")
+        lines.append(f"{index}{group.why} ({group.count} row{'s' * (group.count > 1)}: {rows})")
     if len(groups) > 5:
         lines.append(f"and {len(groups) - 5} more reasons")
     raise TooManyRejected(

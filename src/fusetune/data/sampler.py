@@ -1,4 +1,4 @@
-"""Which rows make a batch: shuffled from (seed, epoch), rows of like cost together, shared out over processes."""
+"""Sampling of batches: shuffled by (seed, epoch), bucketed by cost, sharded across processes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ POOL_BATCHES = 50
 class UpdateSampler(Sampler[list[int]]):
     """Yields the micro-batches of each update in turn, `accumulate` of them an update on every process.
 
-    The order depends on (seed, epoch) alone. Within pools of 50 updates rows are sorted by cost, so that
-    little padding is computed; which rows share a pool and the order of updates stay random.
+    The order depends on (seed, epoch) alone. Within pools of 50 updates rows are sorted by cost, which saves padding.
+    The pools' rows and the order of the updates stay random.
     """
 
     def __init__(
@@ -38,31 +38,33 @@ class UpdateSampler(Sampler[list[int]]):
             sizes: each row's cost, aligned with `indices`.
             batch_size: rows an update, over all processes.
             accumulate: micro-batches an update on each process.
-            process: this process's number.
+            seed: of the order.
+            process: rank of this process.
+            num_processes: world size.
             tables: the number of each row's table, aligned with `indices`.
-            mix: rows come from table i with probability p_i ∝ n_i^mix, n_i being its rows: 1 takes every row once an
-                epoch, 0 as many rows of each table (temperature sampling: Arivazhagan et al. 2019,
-                arXiv 1907.05019, with T = 1 / mix). The length of an epoch stays.
+            mix: exponent of temperature sampling: a row comes from table i, of n_i rows, with probability
+                p_i ∝ n_i^mix. 1 takes every row once an epoch, 0 takes equally many rows of each table
+                (Arivazhagan et al. 2019, arXiv 1907.05019, with T = 1 / mix). The length of an epoch is the same.
         """
         self.indices, self.sizes = indices, sizes
         self.batch_size, self.accumulate, self.seed = batch_size, accumulate, seed
         self.process, self.num_processes = process, num_processes
         self.tables = [] if tables is None else [mapped_flatnonzero(tables == code) for code in np.unique(tables)]
-        self.shares = _shares([len(places) for places in self.tables], mix)
+        self.shares = _shares([len(positions) for positions in self.tables], mix)
         self.epoch = 0
 
     @property
     def num_updates(self) -> int:
-        """Updates an epoch."""
+        """Number of updates an epoch."""
         return -(-len(self.indices) // self.batch_size)
 
     def __len__(self) -> int:
         return self.num_updates * self.accumulate
 
     def updates(self) -> Iterator[np.ndarray]:
-        """Yield this epoch's updates: each one's rows, over all processes."""
+        """Yield the rows of each of this epoch's updates, over all processes."""
         generator = np.random.default_rng((self.seed, self.epoch))
-        order = self._drawn()
+        order = self._draw()
         generator.shuffle(order)
         pool = self.batch_size * POOL_BATCHES
         for start in range(0, len(order), pool):
@@ -71,23 +73,23 @@ class UpdateSampler(Sampler[list[int]]):
         for start in generator.permutation(self.num_updates) * self.batch_size:
             yield self.indices[order[start : start + self.batch_size]]
 
-    def _drawn(self) -> np.ndarray:
-        """Return this epoch's rows: each table's share is the next rows of its passes, each of which is reshuffled."""
-        if [len(places) for places in self.tables] == self.shares:
+    def _draw(self) -> np.ndarray:
+        """Return this epoch's rows: each table's share continues its passes, which are reshuffled one by one."""
+        if [len(indices) for indices in self.tables] == self.shares:
             return mapped_arange(len(self.indices))
-        found = []
-        for number, (places, share) in enumerate(zip(self.tables, self.shares, strict=True)):
+        result = []
+        for number, (indices, share) in enumerate(zip(self.tables, self.shares, strict=True)):
             first, last = self.epoch * share, (self.epoch + 1) * share
-            passes = range(first // len(places), -(-last // len(places)))
-            rows = [places[np.random.default_rng((self.seed, number, one)).permutation(len(places))] for one in passes]
-            start = first - passes.start * len(places)
-            found.append(np.concatenate(rows)[start : start + share] if share else places[:0])
-        return np.concatenate(found)
+            passes = range(first // len(indices), -(-last // len(indices)))
+            rows = [indices[np.random.default_rng((self.seed, number, k)).permutation(len(indices))] for k in passes]
+            start = first - passes.start * len(indices)
+            result.append(np.concatenate(rows)[start : start + share] if share else indices[:0])
+        return np.concatenate(result)
 
     def __iter__(self) -> Iterator[list[int]]:
         parts = self.accumulate * self.num_processes
         for update in self.updates():
-            # An update too small for every part leaves some parts with a row that another part has too.
+            # Where an update has fewer rows than parts, some rows are repeated, so that no part is empty.
             shares = (
                 np.array_split(update, parts)
                 if len(update) >= parts

@@ -1,4 +1,4 @@
-"""What a table's columns are (kind) and what they are for (role), with the reason; a file that users edit."""
+"""`Schema`: the kind and the role of every column, with the reason; it is saved as YAML that users can edit."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from fusetune.registry import MODALITIES
 from fusetune.security.untrusted import YAML_BYTES, parse_yaml, read_bytes
 
 ROLES = ("input", "target", "group", "split", "weight", "id", "ignore")
-"""input: the model reads it. target: is predicted. group: rows with equal cells stay on one side of a split.
-split: says train, val or test. weight: the row's weight in the loss. id, ignore: not used."""
+"""input: read by the model. target: predicted. group: rows with equal cells stay in the same split.
+split: names train, val or test. weight: the row's weight in the loss. id, ignore: not used."""
 
 Override: TypeAlias = Union[str, "ColumnSpec", Mapping[str, Any]]
-"""What a user says about a column: a kind, a role, or a mapping with `kind`, `role`, `options` and `read`."""
+"""A user's setting for a column: a kind, a role, or a mapping with `kind`, `role`, `options` and `read`."""
 
 _KEYS = ("kind", "role", "reason", "options", "read")
 _BREAKS = set("\x85\u2028\u2029\ufeff")
@@ -36,9 +36,9 @@ class ColumnSpec:
         name: the column's name.
         kind: a name in `fusetune.registry.MODALITIES`.
         role: one of `ROLES`.
-        reason: why, for people.
-        options: arguments of the kind's modality, as `{"bins": 32}`.
-        read: how the text of its cells is read, as `{decimal: ","}` in YAML.
+        reason: a readable explanation of kind and role.
+        options: arguments of the kind's modality, such as `{"bins": 32}`.
+        read: how the text of its cells is parsed, such as `{decimal: ","}` in YAML.
     """
 
     name: str
@@ -49,7 +49,7 @@ class ColumnSpec:
     read: CellForm = field(default_factory=CellForm)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the name, without what is empty."""
+        """Return the non-empty attributes without the name."""
         made: dict[str, Any] = {"kind": self.kind, "role": self.role}
         if self.reason:
             made["reason"] = self.reason
@@ -66,8 +66,8 @@ class Schema:
 
     Attributes:
         columns: by name.
-        warnings: what a user should know: columns that give the target away, or that may be of another kind.
-        notes: how cells are read that are not written plainly.
+        warnings: for the user: columns that leak the target, or whose kind is doubtful.
+        notes: for the user: how cells with decimal commas, currencies or other notations are parsed.
     """
 
     columns: dict[str, ColumnSpec]
@@ -82,21 +82,21 @@ class Schema:
         overrides: Mapping[str, Override] | None = None,
         read: ReadConfig | None = None,
     ) -> Schema:
-        """Find every column's kind and role.
+        """Detect every column's kind and role.
 
-        Each modality judges a sample of about 1000 cells, and the surest wins. Identifiers, constants and columns
-        that give a target away are not inputs unless an override says `role: input`.
+        Each modality rates a sample of about 1000 cells, and the highest confidence wins. Identifiers, constants and
+        columns that leak a target are not inputs, unless an override sets `role: input`.
 
         Args:
-            table: the table; train rows only, where they are known.
+            table: the table; only its train rows, where they are known.
             targets: the columns to predict.
-            overrides: what the user says about columns, as `{"year": "category", "metascore": {"role": "ignore"}}`.
-            read: how cells are written; what it leaves open is detected.
+            overrides: settings by column, such as `{"year": "category", "metascore": {"role": "ignore"}}`.
+            read: how cells are parsed; unset options are detected.
 
         Raises:
             TableError: a target is not in the table or has no values.
-            SchemaError: an override names no column, kind or role, or two contradict each other; or a column that is
-                to be one of media holds URLs.
+            SchemaError: an override names an unknown column, kind or role, overrides contradict each other, or an
+                image or audio column holds URLs.
         """
         from fusetune.data.detect.columns import detect_schema
 
@@ -104,7 +104,7 @@ class Schema:
         return detect_schema(table, targets, overrides or {}, read)
 
     def forms(self) -> dict[str, CellForm]:
-        """Return how the cells of columns are read that are not written plainly, for `Table.read_as`."""
+        """Return the cell forms that differ from the default, by column, for `Table.read_as`."""
         return {name: spec.read for name, spec in self.columns.items() if spec.read != CellForm()}
 
     def names(self, role: str) -> list[str]:
@@ -113,7 +113,7 @@ class Schema:
 
     @property
     def inputs(self) -> list[str]:
-        """The columns that the model reads."""
+        """The model's input columns."""
         return self.names("input")
 
     @property
@@ -123,21 +123,21 @@ class Schema:
 
     @property
     def group(self) -> str | None:
-        """The column whose equal cells stay on one side of a split."""
+        """The column whose equal cells stay in the same split, or None."""
         return next(iter(self.names("group")), None)
 
     @property
     def split(self) -> str | None:
-        """The column that says train, val or test."""
+        """The column that names train, val or test, or None."""
         return next(iter(self.names("split")), None)
 
     @property
     def weight(self) -> str | None:
-        """The column of the rows' weights."""
+        """The column of row weights, or None."""
         return next(iter(self.names("weight")), None)
 
     def rows(self) -> list[dict[str, str]]:
-        """Return one row a column for a display: column, kind, role, reason."""
+        """Return a mapping for each column, for display: column, kind, role, reason."""
         return [
             {"column": name, "kind": spec.kind, "role": spec.role, "reason": spec.reason}
             for name, spec in self.columns.items()
@@ -148,22 +148,22 @@ class Schema:
 
         Args:
             table: new rows.
-            targets: whether the targets, group, split and weight must be there, as in training.
+            targets: whether targets, group, split and weight are required too, as in training.
 
         Raises:
-            SchemaError: columns are missing; the message has all of them, with the nearest names.
+            SchemaError: columns are missing; the message lists them with the nearest names.
         """
         used = ("input", "target", *_ONCE) if targets else ("input",)
         lost = [name for name, spec in self.columns.items() if spec.role in used and name not in table]
         if not lost:
             return
         free = [name for name in table.column_names if name not in self.columns]
-        told = [
+        missing = [
             f"{name!r} ({self.columns[name].role})" + (f", {hint}" if (hint := nearest(name, free)) else "")
             for name in lost
         ]
         raise SchemaError(
-            f"{len(lost)} column{'s' * (len(lost) > 1)} of the schema missing from the table: {'; '.join(told)}",
+            f"{len(lost)} column{'s' * (len(lost) > 1)} of the schema missing from the table: {'; '.join(missing)}",
             expected=", ".join(name for name, spec in self.columns.items() if spec.role in used),
             came=", ".join(table.column_names),
             do="rename the table's columns, or give a missing one as an empty column",
@@ -171,15 +171,15 @@ class Schema:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the columns as plain values for JSON or YAML; warnings are not kept."""
+        """Return the columns as plain values for JSON or YAML, without warnings and notes."""
         return {"columns": {name: spec.to_dict() for name, spec in self.columns.items()}}
 
     @classmethod
     def from_dict(cls, data: Any, *, source: str = "the schema") -> Schema:
-        """Return what `to_dict` made, possibly edited since.
+        """Return the schema of a mapping as `to_dict` makes it.
 
         Raises:
-            SchemaError: with all problems at once.
+            SchemaError: the mapping is not a schema; the message lists all problems.
         """
         problems: list[str] = []
         if not isinstance(data, Mapping) or not isinstance(data.get("columns"), Mapping):
@@ -209,23 +209,23 @@ class Schema:
         return schema
 
     def to_yaml(self) -> str:
-        """Return the schema as text to edit; `from_yaml` reads it back."""
+        """Return the schema as editable YAML; `from_yaml` parses it."""
         head = (
-            "# What each column is and what it is for. Edit it and give it back.\n"
+            "# The kind and the role of each column. Edit this file and pass it to fit.\n"
             f"# kind: {', '.join(MODALITIES)}\n"
             f"# role: {', '.join(ROLES)}\n"
         )
         data = self.to_dict()
-        # PyYAML writes these line breaks unquoted among other characters and reads them back as spaces.
+        # PyYAML writes these line breaks unquoted and reads them back as spaces.
         readable = not any(_BREAKS & set(text) for text in _strings(data))
         return head + str(yaml.safe_dump(data, sort_keys=False, allow_unicode=readable, width=120))
 
     @classmethod
     def from_yaml(cls, text: str, *, source: str = "the schema") -> Schema:
-        """Return a schema from its text.
+        """Return the schema of a YAML text.
 
         Raises:
-            SchemaError: it is not YAML, or not a schema; with all problems at once.
+            SchemaError: it is not YAML, or not a schema; the message lists all problems.
         """
         try:
             data = parse_yaml(text)
@@ -248,7 +248,7 @@ class Schema:
 
     @classmethod
     def load(cls, path: str | Path) -> Schema:
-        """Read a schema's file.
+        """Read a schema from a file.
 
         Raises:
             SchemaError: it cannot be read, is not YAML, or not a schema.
@@ -261,7 +261,7 @@ class Schema:
 
 
 def _strings(data: Any) -> Iterator[str]:
-    """Yield all strings in nested mappings and lists, keys among them."""
+    """Yield all strings in nested mappings and lists, keys included."""
     if isinstance(data, str):
         yield data
     elif isinstance(data, Mapping):
@@ -276,10 +276,10 @@ def _strings(data: Any) -> Iterator[str]:
 def checked_overrides(
     table: Table, targets: Sequence[str], overrides: Mapping[str, Override]
 ) -> dict[str, dict[str, Any]]:
-    """Overrides in their long form.
+    """Return the overrides as mappings, after checking them.
 
     Raises:
-        SchemaError: with all problems at once.
+        SchemaError: overrides are wrong; the message lists all problems.
     """
     problems: list[str] = []
     made: dict[str, dict[str, Any]] = {}
@@ -297,7 +297,7 @@ def checked_overrides(
 
 
 def _entry(name: str, value: Any, problems: list[str]) -> dict[str, Any]:
-    """Return one column's settings, with everything wrong about them added to `problems`."""
+    """Return one column's settings; append what is wrong with them to `problems`."""
     where = f"column {name!r}: "
     if isinstance(value, ColumnSpec):
         value = value.to_dict()

@@ -1,4 +1,4 @@
-"""Train, validation and test rows: by a column that says it, or by chance with groups kept whole and classes even."""
+"""Train, validation and test rows: from a split column, or by a random, grouped and stratified split."""
 
 from __future__ import annotations
 
@@ -37,48 +37,49 @@ def split_rows(
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
     seed: int,
 ) -> dict[str, np.ndarray]:
-    """Divide a table's rows into train and the wanted splits.
+    """Divide a table's rows into train and other splits.
 
-    A column with the role split decides where there is one; its `options` may say which cells mean what, as
-    `{"test": [5], "val": [4]}`, all others being train. Splits that it does not name are taken from its train rows.
-    Otherwise chance decides: rows of one group, and rows whose texts, images and sounds are all equal, stay
-    together; the first target's classes (or ranges of its numbers) get even shares, and rare classes stay in train.
+    A column with the role split takes precedence. Its `options` may map cells to splits, such as
+    `{"test": [5], "val": [4]}`; all other cells are then train. Splits that it does not name are drawn from its train
+    rows. Without such a column the split is random. Rows of one group stay together, as do rows with equal texts,
+    images and sounds. The split is stratified by the first target's classes, or by quantiles of its numbers, and rare
+    classes stay in train.
 
     Args:
-        table: the rows; those without a target should be out already.
-        schema: gives the columns for split, group and target, and the inputs.
-        wanted: "val", "test" or both; the shares of the others go to the rest in proportion.
+        table: the rows; those without a target should be removed before.
+        schema: names the split, group and target columns and the inputs.
+        wanted: "val", "test" or both; the shares of the others are distributed in proportion.
         fractions: the shares of train, val and test, which sum to 1.
         seed: equal seeds give equal splits.
 
     Returns:
-        `{"train": positions, ...}`, int64 and rising; every row is in exactly one. A share of 0 gives no rows.
+        `{"train": positions, ...}`, int64 and ascending; every row is in exactly one split. A share of 0 gives no rows.
 
     Raises:
-        TableError: there are too few rows or groups, or the split column's cells cannot be understood.
+        TableError: there are too few rows or groups, or a cell of the split column names no split.
     """
     keep = {"train": fractions[0]} | {
         name: share for name, share in zip(SPLITS, fractions, strict=True) if name in wanted
     }
     if schema.split is None:
-        return _by_chance(table, schema, mapped_arange(len(table)), keep, seed)
-    said = read_splits(table, schema)
-    extra = [name for name in said if name not in keep]
+        return _split_randomly(table, schema, mapped_arange(len(table)), keep, seed)
+    named = read_splits(table, schema)
+    extra = [name for name in named if name not in keep]
     if extra:
         raise TableError(
-            f"{len(said[extra[0]])} cells say {extra[0]}, and {extra[0]} rows are given in a table of their own, too",
+            f"{len(named[extra[0]])} cells say {extra[0]}, and {extra[0]} rows are given in a table of their own, too",
             do=f"leave those rows out of the table, or give the column the role ignore, or give no {extra[0]} table",
             file=table.source,
             column=schema.split,
         )
-    rest = {name: share for name, share in keep.items() if name == "train" or name not in said}
+    rest = {name: share for name, share in keep.items() if name == "train" or name not in named}
     if len(rest) == 1:
-        return said
-    return said | _by_chance(table, schema, said["train"], rest, seed)
+        return named
+    return named | _split_randomly(table, schema, named["train"], rest, seed)
 
 
 def carve_val(table: Table, schema: Schema, *, fraction: float = 0.1, seed: int) -> dict[str, np.ndarray]:
-    """Take validation rows out of train rows, where a test table is given and no validation table.
+    """Split validation rows off the train rows, for users who give a test table and no validation table.
 
     Args:
         table: the train rows.
@@ -96,7 +97,7 @@ def carve_val(table: Table, schema: Schema, *, fraction: float = 0.1, seed: int)
 
 
 def read_splits(table: Table, schema: Schema) -> dict[str, np.ndarray]:
-    """Return the rows of each split that the schema's split column names; train is always among them.
+    """Return the rows of each split that the schema's split column names; train is always one of them.
 
     Raises:
         TableError: a cell is missing or names no split, or no row is in train.
@@ -114,8 +115,8 @@ def read_splits(table: Table, schema: Schema) -> dict[str, np.ndarray]:
             column=column,
         )
     means = {_text(cell): name for name in options for cell in _listed(options[name])} if options else SPLIT_WORDS
-    found = np.zeros(len(table), dtype=np.int8)
-    for place, cell in enumerate(table.lazy(column)):
+    numbers = np.zeros(len(table), dtype=np.int8)
+    for index, cell in enumerate(table.lazy(column)):
         split = means.get(_text(cell), "train" if options and "train" not in options else None)
         if split is None or is_missing(cell):
             raise TableError(
@@ -124,14 +125,14 @@ def read_splits(table: Table, schema: Schema) -> dict[str, np.ndarray]:
                 came=shown(cell),
                 do="fill it in, or say which cells mean which split: options: {test: [...], val: [...]}",
                 file=table.source,
-                row=int(table.rows[place]),
+                row=int(table.rows[index]),
                 column=column,
             )
-        found[place] = SPLITS.index(split)
-    said = {name: np.flatnonzero(found == place) for place, name in enumerate(SPLITS) if (found == place).any()}
-    if "train" not in said:
-        raise TableError("the split column has no train row", came=", ".join(said), file=table.source, column=column)
-    return said
+        numbers[index] = SPLITS.index(split)
+    named = {name: np.flatnonzero(numbers == index) for index, name in enumerate(SPLITS) if (numbers == index).any()}
+    if "train" not in named:
+        raise TableError("the split column has no train row", came=", ".join(named), file=table.source, column=column)
+    return named
 
 
 def _text(cell: Any) -> str:
@@ -144,14 +145,14 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _by_chance(
+def _split_randomly(
     table: Table, schema: Schema, rows: np.ndarray, shares: dict[str, float], seed: int
 ) -> dict[str, np.ndarray]:
-    """Return the given rows, divided in proportion to the shares."""
-    whole = sum(shares.values())
+    """Return the rows, divided at random in proportion to the shares."""
+    total = sum(shares.values())
     names = [name for name in SPLITS if shares.get(name, 0) > 0]
     part = table.select(rows)
-    units = whole_units(part, schema)
+    units = indivisible_units(part, schema)
     target = next(iter(schema.targets), None)
     strata = strata_of(part.lazy(target)) if target is not None else mapped_zeros((len(rows),), np.int64)
     if units.max(initial=-1) + 1 < len(names):
@@ -163,13 +164,13 @@ def _by_chance(
             do="give more rows, or tables of their own for validation and test",
             file=table.source,
         )
-    which = partition(strata, units, [shares[name] / whole for name in names], seed)
-    made = {name: mapped_take(rows, mapped_flatnonzero(which == place)) for place, name in enumerate(names)}
+    which = partition(strata, units, [shares[name] / total for name in names], seed)
+    made = {name: mapped_take(rows, mapped_flatnonzero(which == index)) for index, name in enumerate(names)}
     return made | {name: rows[:0] for name in shares if name not in made}
 
 
 def strata_of(cells: Sequence[Any]) -> np.ndarray:
-    """Return (rows,) int64: which class, or which tenth of the range of numbers, each cell is in."""
+    """Return each cell's stratum, (rows,) int64: its class, or its decile where the cells are numbers."""
 
     def texts() -> Iterator[str]:
         return ("" if is_missing(cell) else _text(cell) for cell in cells)
@@ -182,29 +183,29 @@ def strata_of(cells: Sequence[Any]) -> np.ndarray:
     if len(few) > MAX_CLASSES:
         try:
             given = (float(text) if text else np.nan for text in texts())
-            numbers = _laid(given, len(cells), np.float64)
+            numbers = _to_array(given, len(cells), np.float64)
         except ValueError:
             few = set(texts())
         else:
             edges = np.nanquantile(numbers, np.linspace(0, 1, NUM_BINS + 1)[1:-1])
-            # NaN sorts behind the last edge.
+            # NaN sorts after the last edge.
             return mapped_concatenate(
                 (np.searchsorted(edges, numbers[piece]) for piece in pieces(len(numbers))), len(numbers)
             )
-    # Plain dictionaries: a numpy array of strings makes every one as wide as the longest.
-    places = {text: place for place, text in enumerate(sorted(few))}
-    return _laid((places[text] for text in texts()), len(cells), np.int64)
+    # A dictionary, as a numpy array of strings gives every string the width of the longest.
+    indices = {text: index for index, text in enumerate(sorted(few))}
+    return _to_array((indices[text] for text in texts()), len(cells), np.int64)
 
 
-def _laid(values: Iterator[Any], rows: int, dtype: Any) -> np.ndarray:
+def _to_array(values: Iterator[Any], rows: int, dtype: Any) -> np.ndarray:
     return mapped_concatenate((np.fromiter(values, dtype, piece.stop - piece.start) for piece in pieces(rows)), rows)
 
 
-def whole_units(table: Table, schema: Schema) -> np.ndarray:
-    """Return (rows,) int64: rows with equal numbers must stay on one side: one group, or equal texts and media.
+def indivisible_units(table: Table, schema: Schema) -> np.ndarray:
+    """Return each row's unit, (rows,) int64; a unit's rows have one group, or equal texts and media, and stay together.
 
-    Where most rows repeat others, repetition is the nature of the data (a fixed set of questions, say), and only
-    groups count. A row without a group is a group of its own.
+    Where most rows repeat others, repetition is in the nature of the data (a fixed set of questions, for example), and
+    only groups count. A row without a group is a group of its own.
     """
     num = len(table)
     units = mapped_arange(num)
@@ -227,28 +228,28 @@ def whole_units(table: Table, schema: Schema) -> np.ndarray:
 def _numbered(
     table: Table, columns: list[str], key: Callable[[tuple[Any, ...]], bytes], lacks: Callable[[Any], bool]
 ) -> np.ndarray:
-    """Return (rows,) int64: equal numbers, from 0, for rows of equal keys; a row that lacks its cells is like no other.
+    """Number the rows by a key of some cells, (rows,) int64 from 0; a row whose cells are missing has its own number.
 
     Args:
         table: the rows.
-        columns: those of its columns that make the key.
-        key: from a row's cells to what is compared.
-        lacks: from which of a row's cells are missing to whether the row lacks them.
+        columns: those that make up the key.
+        key: maps a row's cells to the bytes that are compared.
+        lacks: maps the flags of a row's missing cells to whether the row has no key: `any` or `all`.
     """
     keys, step = mapped_zeros((len(table), 2), np.uint64), min(HASH_ROWS, *(table.at_once(name) for name in columns))
     for start in range(0, len(table), step):
         rows = range(start, min(start + step, len(table)))
         cells = list(zip(*(table.cells(name, rows) for name in columns), strict=True))
-        lost = [lacks(map(is_missing, row)) for row in cells]
+        keyless = [lacks(map(is_missing, row)) for row in cells]
         keys[start : start + step] = hashed(
-            b"row %d" % place if gone else b"key " + key(row)
-            for place, row, gone in zip(rows, cells, lost, strict=True)
+            b"row %d" % index if gone else b"key " + key(row)
+            for index, row, gone in zip(rows, cells, keyless, strict=True)
         )
     return numbered(keys)[0]
 
 
 def _twins(table: Table, schema: Schema) -> np.ndarray | None:
-    """Numbers of equal content, or None where there is nothing to compare or most rows repeat others."""
+    """Number the rows by their texts, images and sounds; None where there are none or most rows repeat others."""
     columns = [name for name in schema.inputs if schema.columns[name].kind in ("text", "image", "audio")]
     if not columns:
         return None

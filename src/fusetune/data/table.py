@@ -1,4 +1,4 @@
-"""A table: rows of cells with row ids, memory-mapped Arrow behind it."""
+"""`Table`: rows with ids on top of memory-mapped Arrow."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from fusetune.data.quarantine import Rejected
 from fusetune.data.reading.arrow import (
     encode_column,
     from_cells,
-    half_characters,
+    image_to_png,
     is_json,
     is_text,
-    picture_bytes,
+    lone_surrogates,
     time_text,
 )
 from fusetune.data.reading.cell_forms import CellForm
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Source", "Table", "is_missing"]
 
 AT_ONCE = 8 * 2**20
-"""About so many bytes of a column are looked at together."""
+"""Bytes of a column that are processed together, about."""
 
 Source: TypeAlias = Union[str, Path, "pandas.DataFrame", "datasets.Dataset", pa.Table, "Table"]
 
@@ -43,18 +43,18 @@ Source: TypeAlias = Union[str, Path, "pandas.DataFrame", "datasets.Dataset", pa.
 class Table:
     """Rows of a source, in its order, without the rejected ones.
 
-    `len(table) + len(table.rejected)` is the number of rows that came, as long as nothing was selected.
-    Cells are read from the memory-mapped file when asked for; selecting copies nothing.
+    `len(table) + len(table.rejected)` is the number of rows of the source, as long as no rows were selected.
+    Cells are read lazily from the memory-mapped file. `select` copies nothing.
 
     Attributes:
-        source: what it was read from, as errors show it.
-        base_dir: where relative media paths start.
-        rows: (rows,) int64, each row's id: 0 is the first row of data in the source.
-        rejected: rows of the source that are not here, with the reason.
-        notes: what a user should know about how it was read.
-        files: what it was read from, each with its first row's id here; several where tables were joined.
-        keep: what lives as long as it does, as the temporary file that it is mapped from.
-        lone: whether files that its cells name relative to it are out of reach, as it was copied from an address.
+        source: name of the source in error messages.
+        base_dir: folder that relative media paths start from.
+        rows: (rows,) int64 row ids; 0 is the first row of data in the source.
+        rejected: rows of the source that are not in the table, with the reason.
+        notes: remarks for the user on how the source was read.
+        files: the sources with the id of each one's first row; several where tables were joined.
+        keep: an object that must live as long as the table, such as its temporary file.
+        lone: whether relative media paths cannot be resolved, because the table was copied from a remote address.
     """
 
     def __init__(
@@ -72,13 +72,13 @@ class Table:
         """
         Args:
             arrow: the accepted rows.
-            source: what it was read from.
-            base_dir: where relative media paths start.
-            rows: (rows,) ids; from 0 where None.
+            source: see the attributes.
+            base_dir: see the attributes.
+            rows: (rows,) ids, 0, 1, 2, ... where None.
             rejected: the other rows.
-            notes: what a user should know about how it was read.
-            keep: held as long as the table lives, as the temporary file that `arrow` is mapped from.
-            files: as the attribute; the source alone where empty.
+            notes: see the attributes.
+            keep: see the attributes.
+            files: see the attributes; only `source` where empty.
         """
         self.files = list(files) or [(source, 0)]
         self.source, self.base_dir = source, base_dir
@@ -103,16 +103,17 @@ class Table:
         """Read a table.
 
         Args:
-            source: a CSV, TSV, JSONL, Parquet, Arrow or Feather file, a folder of such files of one kind, which are the
-                parts of one table, a pandas DataFrame, a Hugging Face `Dataset`, an Arrow table, or a `Table`, which is
-                returned as it is.
-            base_dir: where relative media paths start; the file's folder, or the current one for objects.
-            cache_dir: keeps the Arrow form of a text or Parquet file there for the next time; where None it lies in
-                a private temporary folder until the table is gone.
-            read: separator, quotes and encoding of text files; what it leaves open is detected.
+            source: a CSV, TSV, JSONL, Parquet, Arrow or Feather file, a folder with the shards of one table in one of
+                these formats, a pandas DataFrame, a Hugging Face `Dataset`, an Arrow table, or a `Table`, which is
+                returned unchanged.
+            base_dir: folder that relative media paths start from. None: the file's folder, or the current one for
+                objects in memory.
+            cache_dir: folder that keeps the Arrow form of a text or Parquet file for the next time. None: a private
+                temporary folder that is deleted with the table.
+            read: separator, quotes and encoding of text files; unset ones are detected.
 
         Raises:
-            TableError: it cannot be read; the message names the file, the place and what to do.
+            TableError: it cannot be read; the message names the file, the position and what to do.
             TooManyRejected: no row, or hardly any, can be used.
         """
         if isinstance(source, Table):
@@ -125,10 +126,10 @@ class Table:
     def from_records(
         cls, records: Iterable[Mapping[str, Any]], *, source: str = "the records", base_dir: str | Path | None = None
     ) -> Table:
-        """Return a table of rows given as mappings; a key that a row lacks is a missing cell.
+        """Return a table of records; a key that a record lacks is a missing cell.
 
         Raises:
-            TableError: there is no row, or a cell is of a type that no column can hold.
+            TableError: there are no records, or a cell has a type that no column can hold.
         """
         rows: Sequence[Mapping[Any, Any]] = list(records)
         rows = [{str(name): cell for name, cell in row.items()} for row in rows]
@@ -140,40 +141,40 @@ class Table:
         try:
             return cls(from_cells(columns, source), source=source, base_dir=home)
         except UnicodeEncodeError:
-            rejected = half_characters(columns)
+            rejected = lone_surrogates(columns)
         lost = {item.row for item in rejected}
-        kept = [place for place in range(len(rows)) if place not in lost]
+        kept = [index for index in range(len(rows)) if index not in lost]
         if not kept or not rejected:
             raise TableError("no row's text can be written as UTF-8", do="decode the text again", file=source)
-        part = {name: [cells[place] for place in kept] for name, cells in columns.items()}
+        part = {name: [cells[index] for index in kept] for name, cells in columns.items()}
         ids = np.asarray(kept, dtype=np.int64)
         return cls(from_cells(part, source), source=source, base_dir=home, rows=ids, rejected=rejected)
 
     def come_from(self, address: str, note: str, *, keep: object, media: bool) -> None:
-        """Say that the table was copied from an address.
+        """Record that the table was copied from a remote address.
 
         Args:
-            address: what it is called from now on.
-            note: what was copied.
-            keep: held as long as the table lives.
-            media: whether the files that its cells name are here.
+            address: the new `source`.
+            note: what was copied, added to `notes`.
+            keep: an object that must live as long as the table.
+            media: whether the files named in its cells were copied too.
         """
         self.source, self.files, self.lone = address, [(address, 0)], not media
         self.notes.append(note)
         self.keep = (self.keep, keep)
 
     def read_as(self, forms: Mapping[str, CellForm]) -> Table:
-        """Return the same rows with the text of some columns' cells read in other forms; nothing is copied.
+        """Return the same rows with some columns' cells parsed in other forms; nothing is copied.
 
         Args:
-            forms: by column; columns that are not there are passed over.
+            forms: by column; columns that the table lacks are ignored.
         """
         table = copy.copy(self)
         table._forms = {name: form for name, form in forms.items() if name in self and form != CellForm()}
         return table
 
     def with_missing(self, columns: Iterable[str]) -> Table:
-        """Return the same rows with further columns, every cell of which is missing; nothing is copied."""
+        """Return the same rows with additional columns whose cells are all missing; nothing is copied."""
         table = copy.copy(self)
         table._ends = {}
         for name in columns:
@@ -190,7 +191,7 @@ class Table:
 
     @property
     def column_names(self) -> list[str]:
-        """The columns in the source's order."""
+        """Column names, in the source's order."""
         return list(self._base.column_names)
 
     def __len__(self) -> int:
@@ -206,7 +207,7 @@ class Table:
         """Check that the table has these columns.
 
         Raises:
-            TableError: some are not there; the message has the nearest names.
+            TableError: columns are missing; the message suggests the nearest names.
         """
         lost = [column for column in columns if column not in self]
         if not lost:
@@ -232,17 +233,17 @@ class Table:
         """
         self.require([column])
         data = self._base.column(column)
-        places = self._places
+        positions = self._places
         if indices is not None:
             wanted = np.asarray(indices, dtype=np.int64)
-            places = wanted if places is None else places[wanted]
-        if places is None:
+            positions = wanted if positions is None else positions[wanted]
+        if positions is None:
             return [cell for chunk in data.iterchunks() for cell in self._cells(column, chunk)]
-        found: list[Any] = [None] * len(places)
-        for group, cells in _parts(data, self._chunk_ends(column), places):
-            for place, cell in zip(group.tolist(), self._cells(column, cells), strict=True):
-                found[place] = cell
-        return found
+        result: list[Any] = [None] * len(positions)
+        for group, cells in _parts(data, self._chunk_ends(column), positions):
+            for index, cell in zip(group.tolist(), self._cells(column, cells), strict=True):
+                result[index] = cell
+        return result
 
     def _cells(self, column: str, array: pa.Array) -> list[Any]:
         """Return an array's cells as Python values, read in the column's form."""
@@ -251,7 +252,7 @@ class Table:
         return cells if form is None else [form.read(cell) for cell in cells]
 
     def lazy(self, column: str, indices: np.ndarray | None = None) -> Cells:
-        """Return a column's cells, or those of some rows, which are read when they are asked for.
+        """Return a lazy sequence of a column's cells, or of those of some rows.
 
         Raises:
             TableError: there is no such column.
@@ -260,8 +261,11 @@ class Table:
         return Cells(self, column, indices)
 
     def distinct(self, column: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return (rows,), which of the column's distinct cells each row has, -1 for missing ones; and (cells,), the
-        first row of each, in order; int32 where that is wide enough.
+        """Return the column's cells as codes, like `pandas.factorize`.
+
+        Returns:
+            (rows,) codes of the distinct cells, -1 for missing ones; and (cells,) the first row of each distinct cell,
+            rising. int32 where that is wide enough, else int64.
 
         Raises:
             TableError: there is no such column.
@@ -270,12 +274,12 @@ class Table:
         return distinct(self._arrays(column), column in self._json, len(self))
 
     def at_once(self, column: str) -> int:
-        """Return how many of a column's cells are about 8 MiB together, 16 to 65,536."""
+        """Return the number of a column's cells that take about 8 MiB, from 16 to 65,536."""
         data = self._base.column(column)
         return int(np.clip(AT_ONCE * len(data) // max(data.nbytes, 1), 16, 65_536))
 
     def _arrays(self, column: str) -> Iterator[pa.Array]:
-        """Yield a column's cells in order, some at a time, read in the column's form."""
+        """Yield a column's cells in order, in chunks, parsed in the column's form."""
         if column not in self._forms:
             yield from self._raw_arrays(column)
             return
@@ -299,13 +303,13 @@ class Table:
                 yield pa.concat_arrays([cells for _, cells in groups]).take(pa.array(np.argsort(order)))
 
     def _chunk_ends(self, column: str) -> np.ndarray:
-        """Return (chunks,) where each of a column's chunks ends."""
+        """Return the exclusive end position of each of a column's chunks, (chunks,)."""
         if column not in self._ends:
             self._ends[column] = np.cumsum([len(chunk) for chunk in self._base.column(column).iterchunks()])
         return self._ends[column]
 
     def is_scalar(self, column: str) -> bool:
-        """Return whether the column's cells are strings, numbers, booleans or JSON, which are cheap to look at."""
+        """Return whether the column's cells are strings, numbers, booleans or JSON, which are cheap to read."""
         kind = self._base.schema.field(column).type
         return not (pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
@@ -316,29 +320,29 @@ class Table:
     def missing(self, column: str) -> np.ndarray:
         """Return (rows,) bool, True where the cell is missing."""
         self.require([column])
-        found, start = mapped_zeros((len(self),), bool), 0
+        result, start = mapped_zeros((len(self),), bool), 0
         for array in self._arrays(column):
-            found[start : start + len(array)] = missing_in(array, column in self._json)
+            result[start : start + len(array)] = missing_in(array, column in self._json)
             start += len(array)
-        return found
+        return result
 
     def parts(self) -> np.ndarray:
-        """Return (rows,) int64, the place in `files` of what each row was read from."""
+        """Return the index in `files` of each row's source, (rows,) int64."""
         return np.searchsorted([first for _, first in self.files], self.rows, side="right") - 1
 
     def file_and_row(self, row: int) -> tuple[str, int]:
-        """Return what a row was read from, and its number there.
+        """Return the source that a row was read from, and its row number there.
 
         Args:
-            row: its id here.
+            row: its id in this table.
         """
-        source, first = next(one for one in reversed(self.files) if one[1] <= row)
+        source, first = next(item for item in reversed(self.files) if item[1] <= row)
         return source, row - first
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Table:
-        """Return the rows at these positions, with their ids, in this order; nothing is copied.
+        """Return the rows at these positions, in this order and with their ids; nothing is copied.
 
-        Rejected rows stay with the table that was read.
+        The result has no rejected rows: they stay with the original table.
 
         Args:
             indices: positions, or a (rows,) bool mask.
@@ -352,24 +356,26 @@ class Table:
         return part
 
 
-def _parts(data: pa.ChunkedArray, ends: np.ndarray, places: np.ndarray) -> Iterator[tuple[np.ndarray, pa.Array]]:
-    """Cells by position; each chunk is visited once, and only its wanted cells are touched: which of the places they
-    are for, and the cells."""
-    if len(places) and (places.min() < 0 or places.max() >= (ends[-1] if len(ends) else 0)):
+def _parts(data: pa.ChunkedArray, ends: np.ndarray, indices: np.ndarray) -> Iterator[tuple[np.ndarray, pa.Array]]:
+    """Yield the cells at some positions, chunk by chunk: indices into `indices`, and these cells.
+
+    Each chunk is visited once, and only the requested cells are read.
+    """
+    if len(indices) and (indices.min() < 0 or indices.max() >= (ends[-1] if len(ends) else 0)):
         raise IndexError(f"row positions lie between 0 and {len(data) - 1}")
-    which = np.searchsorted(ends, places, side="right")
+    which = np.searchsorted(ends, indices, side="right")
     order = np.argsort(which, kind="stable")
     cuts = np.flatnonzero(np.diff(which[order])) + 1
-    for group in np.split(order, cuts) if len(places) else ():
+    for group in np.split(order, cuts) if len(indices) else ():
         number = int(which[group[0]])
         chunk = data.chunk(number)
-        yield group, chunk.take(pa.array(places[group] - (int(ends[number]) - len(chunk))))
+        yield group, chunk.take(pa.array(indices[group] - (int(ends[number]) - len(chunk))))
 
 
 def _python(value: Any) -> Any:
-    """Return a numpy scalar as the Python value it stands for, times as text and durations as seconds."""
+    """Return a value with numpy scalars as Python values, times as text and durations in seconds."""
     value = value.item() if isinstance(value, np.generic) else value
-    if (picture := picture_bytes(value)) is not None:
+    if (picture := image_to_png(value)) is not None:
         return picture
     if isinstance(value, timedelta):
         return value.total_seconds()

@@ -79,8 +79,8 @@ def _as_source(source: Any, columns: Mapping[str, Modality]) -> Source:
         frame: Source = source.assign(**changed) if changed else source
         return frame
     if type(source).__module__.split(".")[0] == "datasets":
-        found: Source = source
-        return found
+        result: Source = source
+        return result
     if isinstance(source, Mapping) or _is_picture(source):
         source = [source]
     if not isinstance(source, list | tuple):

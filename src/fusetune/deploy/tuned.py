@@ -110,8 +110,8 @@ def predict_parts(
     for part in _parts(table, rows):
         examples = read_examples(bundle, part, targets=False, on_bad_cell=on_bad_cell, progress=progress)
         with low:
-            found = _predict(bundle, examples, progress)
-        yield found
+            result = _predict(bundle, examples, progress)
+        yield result
 
 
 def predict_proba(bundle: Bundle, source: Rows, target: str | None, *, missing: Sequence[str] = ()) -> np.ndarray:
@@ -136,15 +136,15 @@ def predict_proba(bundle: Bundle, source: Rows, target: str | None, *, missing: 
         table = read_rows(bundle, source, missing=missing)
     except EmptyTable:
         return np.zeros((0, len(task.labels)))
-    found = []
+    result = []
     for part in _parts(table, PART_ROWS):
         examples = read_examples(bundle, part, targets=False)
-        rows, places = _in_order(part)
-        found.append(np.full((len(rows), len(task.labels)), np.nan))
+        rows, indices = _in_order(part)
+        result.append(np.full((len(rows), len(task.labels)), np.nan))
         if len(examples):
             scores = predict_scores(bundle.model, bundle.targets, examples, stack=bundle.stack)
-            found[-1][places[examples.used]] = scores[name]
-    return np.concatenate(found)
+            result[-1][indices[examples.used]] = scores[name]
+    return np.concatenate(result)
 
 
 def arithmetic(bundle: Bundle, precision: Precision) -> tuple[Bundle, torch.autocast]:
@@ -180,7 +180,7 @@ def _in_int8(model: Family, device: str) -> Family:
             do="take float32 or bf16",
         )
     state = [
-        (one.data_ptr(), _private.num_changes(one)) for encoder in backbones.values() for one in encoder.parameters()
+        (item.data_ptr(), _private.num_changes(item)) for encoder in backbones.values() for item in encoder.parameters()
     ]
     before, view = _low.get(model, ([], None))
     if view is not None and before == state:
@@ -221,10 +221,10 @@ def _row_name(bundle: Bundle) -> str:
 
 def _predict(bundle: Bundle, examples: Examples, progress: Progress | None) -> Predictions:
     table = examples.table
-    rows, places = _in_order(table)
-    used = places[examples.used]
+    rows, indices = _in_order(table)
+    used = indices[examples.used]
     columns: dict[str, Any] = {_row_name(bundle): pa.array(rows)}
-    _add_identifiers(columns, bundle, table, places)
+    _add_identifiers(columns, bundle, table, indices)
     for column, kind, values in OUTPUTS[bundle.model.name].columns(bundle, examples, progress):
         spread: list[Any] = [None] * len(rows)
         for position, value in zip(used, values, strict=True):
@@ -255,30 +255,30 @@ def _free(name: str, taken: dict[str, Any]) -> str:
     return name
 
 
-def _add_identifiers(columns: dict[str, Any], bundle: Bundle, table: Table, places: np.ndarray) -> None:
+def _add_identifiers(columns: dict[str, Any], bundle: Bundle, table: Table, indices: np.ndarray) -> None:
     for name in bundle.schema.names("id"):
         if name in table:
             spread: list[Any] = [None] * (len(table) + len(table.rejected))
-            for place, cell in zip(places, table.cells(name), strict=True):
-                spread[place] = None if cell is None else str(cell)
+            for index, cell in zip(indices, table.cells(name), strict=True):
+                spread[index] = None if cell is None else str(cell)
             columns[_free(name, columns)] = pa.array(spread, type=pa.string())
 
 
 def _errors(examples: Examples, rows: np.ndarray) -> list[str | None]:
-    places: dict[int, list[int]] = {}
-    for place, row in enumerate(rows):
-        places.setdefault(int(row), []).append(place)
+    indices: dict[int, list[int]] = {}
+    for index, row in enumerate(rows):
+        indices.setdefault(int(row), []).append(index)
     notes_at: dict[int, list[str]] = {}
     notes = [(item, "") for item in [*examples.table.rejected, *examples.rejected]]
     notes += [(item, " (predicted without it)") for item in examples.masked]
     without_prediction = {item.row for item in examples.rejected}
     for item, suffix in notes:
         note = _describe(item) + ("" if item.row in without_prediction else suffix)
-        for place in places[item.row]:
-            told = notes_at.setdefault(place, [])
+        for index in indices[item.row]:
+            told = notes_at.setdefault(index, [])
             if note not in told:  # a row that came twice is noted twice
                 told.append(note)
-    return ["; ".join(notes_at[place]) if place in notes_at else None for place in range(len(rows))]
+    return ["; ".join(notes_at[index]) if index in notes_at else None for index in range(len(rows))]
 
 
 def _describe(item: Rejected) -> str:

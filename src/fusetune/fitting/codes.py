@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from sklearn.tree import DecisionTreeRegressor
 
 from fusetune.config.config import Config
-from fusetune.data.detect.columns import evenly
+from fusetune.data.detect.columns import evenly_spaced
 from fusetune.data.detect.roles import is_integer
 from fusetune.data.distinct import is_missing
 from fusetune.data.schema import Schema
@@ -109,7 +109,7 @@ def read_codes(
     Returns:
         The schema, and the names of the columns that became categories.
     """
-    sample = np.asarray(evenly(len(train), MAX_ROWS), dtype=np.int64)
+    sample = np.asarray(evenly_spaced(len(train), MAX_ROWS), dtype=np.int64)
     names = [name for name in _candidates(schema, config) if _may_be_codes(_numbers(train.cells(name, sample)))]
     targets = [rows for task in tasks.values() if names and (rows := _labelled(train, schema, task, config.seed))]
     codes = {name: reason for name in names if (reason := _reason(train, name, targets, config.seed))}
@@ -160,10 +160,10 @@ def _may_be_codes(numbers: np.ndarray | None) -> bool:
 def _labelled(train: Table, schema: Schema, task: TargetTask, seed: int) -> _Labelled | None:
     """Return the rows to judge by; None where the target's form is not known, or nothing can be learned from it."""
     present = np.flatnonzero(~train.missing(task.target))
-    rows = present[evenly(len(present), MAX_ROWS)]
+    rows = present[evenly_spaced(len(present), MAX_ROWS)]
     task = copy.deepcopy(task)
     try:
-        task.fit(train.lazy(task.target, present[evenly(len(present), TARGET_CELLS)]))
+        task.fit(train.lazy(task.target, present[evenly_spaced(len(present), TARGET_CELLS)]))
     except UserError:
         return None  # fitting says it, with the row and what to do
     cells = train.cells(task.target, rows)

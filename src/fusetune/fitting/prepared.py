@@ -17,7 +17,7 @@ from accelerate.utils import set_seed
 from fusetune.config.backbone import BackboneConfig
 from fusetune.config.config import Config
 from fusetune.data.column import Progress
-from fusetune.data.detect.columns import evenly
+from fusetune.data.detect.columns import evenly_spaced
 from fusetune.data.distinct import Cells
 from fusetune.data.examples import Augmentation, Examples
 from fusetune.data.quarantine import write_rejected
@@ -282,4 +282,4 @@ def _some_truth(task: Task, train: Examples, name: str) -> np.ndarray:
 def _sample(table: Table, target: str) -> Cells:
     """The target's cells, or `TASK_SAMPLE` evenly spaced ones that are not missing, to infer its task from."""
     places = np.flatnonzero(~table.missing(target))
-    return table.lazy(target, places[evenly(len(places), TASK_SAMPLE)])
+    return table.lazy(target, places[evenly_spaced(len(places), TASK_SAMPLE)])

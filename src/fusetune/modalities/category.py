@@ -17,7 +17,7 @@ from fusetune.modalities.base import Augmenter, Detection, Modality
 from fusetune.modalities.fixed import FixedFeatures
 from fusetune.modalities.naming import module_name
 from fusetune.modalities.profile import plain, profile_cells
-from fusetune.modalities.text import check_whole
+from fusetune.modalities.text import check_text
 from fusetune.modalities.values import ValueIndex, merged
 
 MAX_CHARS = 1000
@@ -94,7 +94,7 @@ class CategoryModality(Modality):
         if len(name) > MAX_CHARS:
             why, do = f"it has {len(name):,} characters, more than {MAX_CHARS:,}", f"make {self.column!r} a text column"
             raise BadCell(row=row, column=self.column, value=cell, why=why, do=do)
-        check_whole(name, row=row, column=self.column)
+        check_text(name, row=row, column=self.column)
         return name
 
     def fit(self, examples: Sequence[str]) -> None:
@@ -119,10 +119,10 @@ class CategoryModality(Modality):
 
     def collate(self, examples: Sequence[str]) -> dict[str, Tensor]:
         """Return `values` is (examples, 1 + vocabulary) float32, one-hot; the first is "none of the known ones"."""
-        found = [self._index.find(name) for name in examples]
-        places = [OTHER if place is None else place for place in found]
-        values = torch.zeros(len(places), len(self.vocabulary) + 1)
-        values[torch.arange(len(places)), places] = 1
+        result = [self._index.find(name) for name in examples]
+        indices = [OTHER if index is None else index for index in result]
+        values = torch.zeros(len(indices), len(self.vocabulary) + 1)
+        values[torch.arange(len(indices)), indices] = 1
         return {"values": values}
 
     @property

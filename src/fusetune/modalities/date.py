@@ -49,10 +49,10 @@ def seconds_of(cell: Any) -> float | None:
     elif isinstance(cell, time):
         moment = datetime.combine(date(1970, 1, 1), cell)
     elif isinstance(cell, str):
-        found = _from_text(cell.strip())
-        if found is None:
+        result = _from_text(cell.strip())
+        if result is None:
             return None
-        moment = found
+        moment = result
     else:
         return None
     moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
@@ -60,14 +60,14 @@ def seconds_of(cell: Any) -> float | None:
 
 
 def _from_text(text: str) -> datetime | None:
-    found = _ISO.fullmatch(text) if len(text) <= 40 else None
-    if found is None or not (found["date"] or found["time"]):
+    match = _ISO.fullmatch(text) if len(text) <= 40 else None
+    if match is None or not (match["date"] or match["time"]):
         return None
-    year, month, day = (int(found[part] or other) for part, other in (("year", 1970), ("month", 1), ("day", 1)))
-    second = float(found["second"] or 0)
-    zone = found["zone"]
+    year, month, day = (int(match[part] or other) for part, other in (("year", 1970), ("month", 1), ("day", 1)))
+    second = float(match["second"] or 0)
+    zone = match["zone"]
     try:
-        moment = datetime(year, month, day, int(found["hour"] or 0), int(found["minute"] or 0))
+        moment = datetime(year, month, day, int(match["hour"] or 0), int(match["minute"] or 0))
         moment = moment.replace(tzinfo=UTC if zone in (None, "Z") else _zone(zone))
         return moment + timedelta(seconds=second) if second < 61 else None
     except (ValueError, OverflowError):
@@ -105,12 +105,12 @@ class DateModality(Modality):
     @classmethod
     def detect(cls, values: Sequence[Any], *, base_dir: Path) -> Detection:
         """Nearly all cells are dates or times in ISO form."""
-        found = sum(seconds_of(plain(value)) is not None for value in values)
-        share = found / max(len(values), 1)
-        if not found:
+        result = sum(seconds_of(plain(value)) is not None for value in values)
+        share = result / max(len(values), 1)
+        if not result:
             return Detection(0.0, "no cell is a date or time")
         return Detection(
-            0.95 * share if share >= 0.95 else 0.3 * share, f"{found} of {len(values)} cells are dates or times"
+            0.95 * share if share >= 0.95 else 0.3 * share, f"{result} of {len(values)} cells are dates or times"
         )
 
     def decode(self, cell: Any, *, row: int, base_dir: Path) -> float:

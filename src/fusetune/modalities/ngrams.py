@@ -52,10 +52,10 @@ class Ngrams:
         """Learn from train rows' token ids; None where there are too many rows, or no n-gram comes up twice."""
         if len(texts) > MAX_TABLE:
             return None
-        found = [np.unique(ngrams_of(text)) for text in texts]
-        if not found:
+        result = [np.unique(ngrams_of(text)) for text in texts]
+        if not result:
             return None
-        keys, counts = np.unique(np.concatenate(found), return_counts=True)
+        keys, counts = np.unique(np.concatenate(result), return_counts=True)
         often = np.flatnonzero(counts >= MIN_ROWS)
         often = np.sort(often[np.argsort(-counts[often], kind="stable")[:MAX_NGRAMS]])
         return cls(keys[often], counts[often].astype(np.int64), len(texts)) if len(often) else None
@@ -63,20 +63,20 @@ class Ngrams:
     def vector(self, text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return a text's n-grams, int64 places in the vocabulary that rise, and their float32 weights."""
         keys, counts = np.unique(ngrams_of(text), return_counts=True)
-        places = np.searchsorted(self.keys, keys)
-        known = places < len(self.keys)
-        known[known] = self.keys[places[known]] == keys[known]
-        places = places[known]
-        values = (1 + np.log(counts[known])) * self.idf[places]
-        return places.astype(np.int64), (values / max(float(np.sqrt((values**2).sum())), 1e-12)).astype(np.float32)
+        indices = np.searchsorted(self.keys, keys)
+        known = indices < len(self.keys)
+        known[known] = self.keys[indices[known]] == keys[known]
+        indices = indices[known]
+        values = (1 + np.log(counts[known])) * self.idf[indices]
+        return indices.astype(np.int64), (values / max(float(np.sqrt((values**2).sum())), 1e-12)).astype(np.float32)
 
     def matrix(self, texts: Sequence[np.ndarray]) -> csr_matrix:
         """Return the texts' vectors, (texts, ngrams) float32."""
         vectors = [self.vector(text) for text in texts]
-        ends = np.cumsum([0, *(len(places) for places, _ in vectors)])
-        places = np.concatenate([places for places, _ in vectors]) if vectors else np.zeros(0, np.int64)
+        ends = np.cumsum([0, *(len(indices) for indices, _ in vectors)])
+        indices = np.concatenate([indices for indices, _ in vectors]) if vectors else np.zeros(0, np.int64)
         values = np.concatenate([values for _, values in vectors]) if vectors else np.zeros(0, np.float32)
-        return csr_matrix((values, places, ends), shape=(len(vectors), len(self)))
+        return csr_matrix((values, indices, ends), shape=(len(vectors), len(self)))
 
     def state(self) -> dict[str, Any]:
         """Return everything `from_state` needs, as JSON."""

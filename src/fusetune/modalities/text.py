@@ -27,7 +27,7 @@ MAX_CHARS = 2**20
 """Characters of a text that are looked at, for one without words, which a tokenizer takes for very few tokens."""
 
 
-def check_whole(text: str, *, row: int, column: str) -> None:
+def check_text(text: str, *, row: int, column: str) -> None:
     """Refuse text that cannot be written as UTF-8.
 
     Raises:
@@ -89,7 +89,7 @@ class TextModality(BackboneModality):
         if not isinstance(cell, str):
             why = f"it is of type {type(cell).__name__}, not text"
             raise BadCell(row=row, column=self.column, value=cell, why=why, do="give one string")
-        check_whole(cell, row=row, column=self.column)
+        check_text(cell, row=row, column=self.column)
         tokens = self._tokenize(cell)
         if not len(tokens):
             do = "empty the cell if the text is missing"

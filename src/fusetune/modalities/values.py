@@ -58,17 +58,17 @@ class ValueIndex:
             start: the first one's place.
         """
         self._places: dict[str, int] = {}
-        for place, name in enumerate(names, start):
-            self._places.setdefault(canonical(name), place)
+        for index, name in enumerate(names, start):
+            self._places.setdefault(canonical(name), index)
         values = set(self._places)
         if values and any(values <= switch for switch in _SWITCHES):
-            self._places |= {_TWINS[value]: place for value, place in list(self._places.items())}
-        self._places |= {name: place for place, name in enumerate(names, start)}
+            self._places |= {_TWINS[value]: index for value, index in list(self._places.items())}
+        self._places |= {name: index for index, name in enumerate(names, start)}
 
     def find(self, text: str) -> int | None:
         """Return the place of a text's value, or None."""
-        place = self._places.get(text)
-        return self._places.get(canonical(text)) if place is None else place
+        index = self._places.get(text)
+        return self._places.get(canonical(text)) if index is None else index
 
 
 def num_distinct(texts: Iterable[str]) -> int:

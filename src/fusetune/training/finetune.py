@@ -84,7 +84,7 @@ def evaluate_loss(
         rows = examples.labelled(name)
         if not len(rows):
             continue
-        chosen = logits[name][torch.from_numpy(examples.places(rows))]
+        chosen = logits[name][torch.from_numpy(examples.positions(rows))]
         values = examples.targets[name].take(rows)
         weights = torch.from_numpy(examples.weights[rows])
         total += float(task.loss(chosen, task.encode(values), weights)) * (scales[name] if scales else 1)

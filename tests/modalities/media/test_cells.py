@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusetune.data.reading.arrow import picture_bytes
+from fusetune.data.reading.arrow import image_to_png
 from fusetune.data.schema import Schema
 from fusetune.data.table import Table
 from fusetune.errors import BadCell, SchemaError
@@ -86,7 +86,7 @@ def test_pictures_in_memory_are_cells(cell):
     "cell", [np.zeros((3, 4)), np.zeros(5, np.uint8), np.zeros((2, 3, 7), np.uint8), [1, 2], "x", None]
 )
 def test_other_arrays_are_no_pictures(cell):
-    assert picture_bytes(cell) is None
+    assert image_to_png(cell) is None
 
 
 @pytest.mark.parametrize("ending", ["heic", "HEIF", "m4a", "aac", "mp4", "pdf", "svg"])

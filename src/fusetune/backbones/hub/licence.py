@@ -47,8 +47,8 @@ def _of_card(path: Path, *, links: bool = False) -> str:
     text = _text(path, links=links)
     if not text.startswith("---"):
         return ""
-    found = _FIELD.search(text[3:].partition("\n---")[0])
-    return found.group(1).strip()[:MAX_CHARS] if found else ""
+    match = _FIELD.search(text[3:].partition("\n---")[0])
+    return match.group(1).strip()[:MAX_CHARS] if match else ""
 
 
 def _first_line(path: Path) -> str:

@@ -42,19 +42,19 @@ def list_backbones(folders: list[Path] | None = None) -> list[Listed]:
     Args:
         folders: folders of model folders to look into, not deeper.
     """
-    found: list[Listed] = []
+    result: list[Listed] = []
     if embedded.is_installed():
-        found.append(_listed(embedded.NAME, embedded.folder(), "package"))
+        result.append(_listed(embedded.NAME, embedded.folder(), "package"))
     for kind in ("image", "audio"):
         backbone = load_backbone(None, kind)
         size = sum(parameter.numel() for parameter in backbone.parameters())
-        found.append(Listed("", (kind,), backbone.dim, size, "built in", ""))
+        result.append(Listed("", (kind,), backbone.dim, size, "built in", ""))
     for folder in folders or []:
         for path in sorted(child for child in folder.iterdir() if (child / "config.json").is_file()):
-            found += _maybe(str(path), path, "folder")
+            result += _maybe(str(path), path, "folder")
     for name, path in _cached():
-        found += _maybe(name, path, "hub cache")
-    return found
+        result += _maybe(name, path, "hub cache")
+    return result
 
 
 def _maybe(name: str, path: Path, where: str) -> list[Listed]:
@@ -97,14 +97,14 @@ def _cached() -> list[tuple[str, Path]]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     cache = Path(os.environ.get("HF_HUB_CACHE", HF_HUB_CACHE))
-    found = []
+    result = []
     for reference in sorted(cache.glob("models--*/refs/main")):
         home = reference.parent.parent
         revision = reference.read_text(encoding="utf-8").strip() if reference.is_file() else ""
         path = home / "snapshots" / revision
         if revision.isalnum() and (path / "config.json").is_file():
-            found.append((home.name.removeprefix("models--").replace("--", "/"), path))
-    return found
+            result.append((home.name.removeprefix("models--").replace("--", "/"), path))
+    return result
 
 
 def describe(name: str, kind: str | None = None) -> list[dict[str, Any]]:

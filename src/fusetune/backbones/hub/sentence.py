@@ -37,8 +37,8 @@ def stated_pooling(folder: Path) -> Pooling | None:
         BackboneError: it names a pooling, or a module after it, that is not computed here.
     """
     modules = _modules(folder)
-    places = [path for name, path in modules if name == "Pooling"] or ["1_Pooling"]
-    file = folder / places[0] / "config.json"
+    indices = [path for name, path in modules if name == "Pooling"] or ["1_Pooling"]
+    file = folder / indices[0] / "config.json"
     if not file.is_file():
         return None
     if other := [name for name, _ in modules if name not in _KNOWN]:
@@ -64,7 +64,7 @@ def _modules(folder: Path) -> list[tuple[str, str]]:
         return []
     try:
         said: Any = parse_json(read_bytes(file, _BYTES, links=True))
-        modules = [(str(one["type"]).rpartition(".")[2], str(one.get("path", ""))) for one in said]
+        modules = [(str(item["type"]).rpartition(".")[2], str(item.get("path", ""))) for item in said]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BackboneError(f"{MODULES} cannot be read", came=str(error), file=str(file)) from error
     if wrong := [path for _, path in modules if ".." in Path(path).parts or Path(path).is_absolute()]:

@@ -124,12 +124,12 @@ def read_json(path: Path) -> dict[str, Any]:
         BackboneError: the file is missing, no regular one, too large, or holds something else.
     """
     try:
-        found = parse_json(read_bytes(path, MOST, links=True))
+        result = parse_json(read_bytes(path, MOST, links=True))
     except (OSError, ValueError) as error:
         raise BackboneError("a file of the backbone cannot be read", came=str(error), file=str(path)) from error
-    if not isinstance(found, dict):
-        raise BackboneError("expected a JSON object", came=type(found).__name__, file=str(path))
-    return found
+    if not isinstance(result, dict):
+        raise BackboneError("expected a JSON object", came=type(result).__name__, file=str(path))
+    return result
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -234,16 +234,16 @@ def _files(folder: Path) -> list[str]:
     cached = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
     if not cached:
         return [name for name in walk(folder, error=BackboneError) if not name.startswith(GIT)]
-    found = walk(folder, links=folder.parent.parent / "blobs", error=BackboneError)
-    return [name for name in found if any(fnmatch.fnmatch(name, pattern) for pattern in HUB_FILES)]
+    result = walk(folder, links=folder.parent.parent / "blobs", error=BackboneError)
+    return [name for name in result if any(fnmatch.fnmatch(name, pattern) for pattern in HUB_FILES)]
 
 
 def _refuse_pickles(folder: Path, names: list[str]) -> None:
-    found = {name: "" for name in names if "/" not in name and Path(name).suffix.lower() in PICKLED}
-    found |= {name: said for name in names if (said := pickle_like(folder / name, links=True))}
-    if found:
-        name, said = sorted(found.items())[0]
-        others = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    result = {name: "" for name in names if "/" not in name and Path(name).suffix.lower() in PICKLED}
+    result |= {name: said for name in names if (said := pickle_like(folder / name, links=True))}
+    if result:
+        name, said = sorted(result.items())[0]
+        others = f" and {len(result) - 1} more" if len(result) > 1 else ""
         raise BackboneError(
             f"{name}{others} may run code when it is loaded",
             expected="safetensors, JSON and text only",

@@ -102,8 +102,8 @@ def _is_causal(backbone: Backbone) -> bool:
     other = tokens.clone()
     other[0, -1] += 1
     mask = torch.ones_like(tokens)
-    one, two = (backbone.hidden_states(input_ids=ids, attention_mask=mask)[0][0, 0] for ids in (tokens, other))
-    return torch.equal(one, two)
+    first, second = (backbone.hidden_states(input_ids=ids, attention_mask=mask)[0][0, 0] for ids in (tokens, other))
+    return torch.equal(first, second)
 
 
 @torch.no_grad()
@@ -117,9 +117,9 @@ def _reads_padding(backbone: Backbone) -> bool:
     padded["input_ids"][:, len(ids) :] = inputs.filler
     if padded["input_ids"].shape[1] > inputs.max_tokens:
         return False
-    one, two = backbone.hidden_states(**short)[2], backbone.hidden_states(**padded)[2]
-    assert one is not None and two is not None
-    return not torch.allclose(one, two, atol=1e-3)
+    first, second = backbone.hidden_states(**short)[2], backbone.hidden_states(**padded)[2]
+    assert first is not None and second is not None
+    return not torch.allclose(first, second, atol=1e-3)
 
 
 def check_weights(backbone: Backbone, folder: Path) -> None:

@@ -78,10 +78,10 @@ def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
     Together they hold every parameter once. A model without a list of layers is cut into its children.
     """
-    found = layers(model)
-    if found is None:
+    result = layers(model)
+    if result is None:
         return _children(model)
-    path, members = found
+    path, members = result
     before: tuple[list[nn.Module], list[nn.Parameter]] = ([], [])
     after: tuple[list[nn.Module], list[nn.Parameter]] = ([], [])
     module = model
@@ -118,7 +118,7 @@ def patch_grid(model: nn.Module, image_size: tuple[int, int]) -> tuple[int, int]
 
 def reached(output: Tensor) -> set[int]:
     """Return the ids of all tensors with gradients that an output was computed from."""
-    found: set[int] = set()
+    result: set[int] = set()
     seen: set[Any] = set()
     waiting: list[Any] = [output.grad_fn]
     while waiting:
@@ -127,9 +127,9 @@ def reached(output: Tensor) -> set[int]:
             continue
         seen.add(node)
         if hasattr(node, "variable"):
-            found.add(id(node.variable))
+            result.add(id(node.variable))
         waiting.extend(following for following, _ in node.next_functions)
-    return found
+    return result
 
 
 def remove(model: nn.Module, path: str, how: str) -> None:

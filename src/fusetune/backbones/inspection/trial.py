@@ -84,6 +84,6 @@ def _vectors(backbone: Any, cells: list[np.ndarray]) -> Tensor:
 
 
 def _same(wanted: list[Tensor], given: list[Tensor]) -> bool:
-    one, two = torch.cat(wanted), torch.cat(given)
-    scale = float(one.abs().max().clamp(min=1e-6))
-    return bool((one - two).abs().max() <= TOLERANCE * scale)
+    first, second = torch.cat(wanted), torch.cat(given)
+    scale = float(first.abs().max().clamp(min=1e-6))
+    return bool((first - second).abs().max() <= TOLERANCE * scale)

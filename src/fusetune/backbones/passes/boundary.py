@@ -56,10 +56,10 @@ class BoundaryPass(EncoderPass):
 def frozen_layers(backbone: Any) -> int:
     """Return how many first layers have nothing to train, nor has anything before them; 0 where a pass cannot start
     later."""
-    found = structure.layers(backbone.model)
-    if found is None or isinstance(backbone.inputs, AudioInputs) or backbone.separate:
+    result = structure.layers(backbone.model)
+    if result is None or isinstance(backbone.inputs, AudioInputs) or backbone.separate:
         return 0
-    path, members = found
+    path, members = result
     names = [f"{path}.{number}" for number in range(len(members))]
     number = 0
     for name, block in backbone.blocks():
@@ -75,8 +75,8 @@ def run_to(backbone: Any, number: int, tensors: dict[str, Tensor]) -> Tensor:
     Raises:
         LookupError: the pass never came there, or the layer reads no tensor first.
     """
-    found = structure.layers(backbone.model)
-    assert found is not None
+    result = structure.layers(backbone.model)
+    assert result is not None
 
     def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs.get("hidden_states")
@@ -84,7 +84,7 @@ def run_to(backbone: Any, number: int, tensors: dict[str, Tensor]) -> Tensor:
             raise LookupError("the layer reads no tensor first")
         raise _Reached(hidden)
 
-    handle = found[1][number].register_forward_pre_hook(stop, with_kwargs=True)
+    handle = result[1][number].register_forward_pre_hook(stop, with_kwargs=True)
     try:
         with using(backbone, PlainPass()):
             backbone(**tensors)
@@ -105,8 +105,8 @@ def starting_at(backbone: Any, number: int, hidden: Tensor, *, gives_tuples: boo
         hidden: as `run_to` gave it.
         gives_tuples: see `BoundaryPass`.
     """
-    found = structure.layers(backbone.model)
-    assert found is not None
+    result = structure.layers(backbone.model)
+    assert result is not None
 
     def first(*args: Any, **kwargs: Any) -> Any:
         return (hidden,) if gives_tuples else hidden
@@ -115,10 +115,10 @@ def starting_at(backbone: Any, number: int, hidden: Tensor, *, gives_tuples: boo
         passed = args[0] if args else kwargs["hidden_states"]
         return (passed,) if gives_tuples else passed
 
-    skipped = found[1][:number]
+    skipped = result[1][:number]
     compiled = [_private.compiled_call(layer) for layer in skipped]
-    for place, layer in enumerate(skipped):
-        layer.forward = later if place else first
+    for index, layer in enumerate(skipped):
+        layer.forward = later if index else first
         _private.set_compiled_call(layer, None)
     try:
         yield
@@ -143,10 +143,10 @@ def boundary_pass(backbone: Any, number: int, tensors: dict[str, Tensor]) -> Bou
         number: as `frozen_layers` gave it.
         tensors: what a collate method gave of some cells.
     """
-    found = structure.layers(backbone.model)
-    assert found is not None
+    result = structure.layers(backbone.model)
+    assert result is not None
     given: list[Any] = []
-    handle = found[1][number - 1].register_forward_hook(lambda module, args, output: given.append(output))
+    handle = result[1][number - 1].register_forward_hook(lambda module, args, output: given.append(output))
     try:
         plain = backbone(**tensors)
         handle.remove()

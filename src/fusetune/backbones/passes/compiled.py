@@ -121,8 +121,8 @@ def compiling(encoders: Mapping[str, Any]) -> Iterator[list[str]]:
         if why := _why_not(encoder):
             said.append(f"{key} is not compiled: {why}.")
             continue
-        found = structure.layers(encoder.model)
-        changed.append((encoder, list(found[1]) if found else [encoder.model]))
+        result = structure.layers(encoder.model)
+        changed.append((encoder, list(result[1]) if result else [encoder.model]))
     if changed:
         _private.allow_recompilations(MOST)
     with ExitStack() as after:

@@ -90,16 +90,16 @@ class Replays:
         Raises:
             RunError: draws fail after a recording that failed.
         """
-        place, self._turn = self._turn, self._turn + 1
-        kinds = [(name, one.shape, one.dtype, one.requires_grad) for name, one in tensors.items()]
-        key = (place, also, *kinds)
+        index, self._turn = self._turn, self._turn + 1
+        kinds = [(name, item.shape, item.dtype, item.requires_grad) for name, item in tensors.items()]
+        key = (index, also, *kinds)
         if key not in self._graphs:
             if self.failed or len(self._graphs) >= self._most:
                 return None
-            while place >= len(self._pools):
+            while index >= len(self._pools):
                 self._pools.append(new_pool())
             try:
-                self._graphs[key] = recorded(part, list(tensors.values()), self._pools[place])
+                self._graphs[key] = recorded(part, list(tensors.values()), self._pools[index])
             except RunError:
                 raise
             except RuntimeError as error:
@@ -119,8 +119,8 @@ class ReplayedPass(Replays, EncoderPass):
             encoder: a `Backbone`, in training mode, with the parameters trainable that will be.
         """
         super().__init__(name, [parameter for parameter in encoder.parameters() if parameter.requires_grad])
-        found = structure.layers(encoder.model)
-        layers = found[1] if found else [encoder.model]
+        result = structure.layers(encoder.model)
+        layers = result[1] if result else [encoder.model]
         self._layer = max(sum(parameter.numel() for parameter in layer.parameters()) for layer in layers)
 
     def takes(self, encoder: Encoder, inputs: Mapping[str, Tensor]) -> bool:
@@ -185,12 +185,12 @@ def recorded(part: nn.Module, tensors: list[Tensor], pool: Any) -> Callable[...,
     names, num = list(trained), len(tensors)
 
     def over(*given: Tensor) -> tuple[Tensor, ...]:
-        found: tuple[Tensor, ...] = functional_call(part, dict(zip(names, given[num:], strict=True)), given[:num])
-        return found
+        result: tuple[Tensor, ...] = functional_call(part, dict(zip(names, given[num:], strict=True)), given[:num])
+        return result
 
-    copies = [one.detach().clone().requires_grad_(one.requires_grad) for one in tensors]
+    copies = [item.detach().clone().requires_grad_(item.requires_grad) for item in tensors]
     before = _draws()
-    replay = capture(over, [*copies, *(one.detach().requires_grad_() for one in trained.values())], pool)
+    replay = capture(over, [*copies, *(item.detach().requires_grad_() for item in trained.values())], pool)
     if _draws() != before:
         raise RuntimeError("random numbers are drawn outside of the GPU")
     return lambda *given: replay(*given, *trained.values())
@@ -199,8 +199,8 @@ def recorded(part: nn.Module, tensors: list[Tensor], pool: Any) -> Callable[...,
 def _draws() -> tuple[Any, ...]:
     """Return where the generators outside of GPUs stand."""
     numpy: Any = np.random.get_state(legacy=False)
-    keys, place = numpy["state"]["key"], numpy["state"]["pos"]
-    return random.getstate(), keys.tobytes(), place, numpy["has_gauss"], torch.get_rng_state().numpy().tobytes()
+    keys, index = numpy["state"]["key"], numpy["state"]["pos"]
+    return random.getstate(), keys.tobytes(), index, numpy["has_gauss"], torch.get_rng_state().numpy().tobytes()
 
 
 def capture(over: Callable[..., tuple[Tensor, ...]], tensors: list[Tensor], pool: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The schema that a table's names and cells speak for."""
+"""Detection of a table's schema from its column names and cells."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from fusetune.config.read import ReadConfig
 from fusetune.data.detect.dates import guess_dates
 from fusetune.data.detect.forms import FEW, NUMBERS, guess_numbers
-from fusetune.data.detect.giveaway import gives_away
+from fusetune.data.detect.leakage import find_leak
 from fusetune.data.detect.media import MEDIA, refuse_beside, refuse_unread, refuse_urls, unread_files, urls_of_media
 from fusetune.data.detect.roles import find_role, is_integer, looks_like_owners, names_codes, names_things
 from fusetune.data.reading.cell_forms import CellForm, missing_words
@@ -21,15 +21,18 @@ from fusetune.errors import SchemaError, TableError, shown
 from fusetune.registry import MODALITIES
 
 SAMPLE = 1000
-LOOKED_AT = 20_000
+"""Cells of a column that the modalities rate."""
+MAX_CELLS = 20_000
+"""Cells of a scalar column that are read."""
 UNSURE = 0.4
+"""Confidence below which a kind is marked as unsure."""
 TARGET_KINDS = ("number", "category", "text")
 _DATED = ("date",)
 
 
 @dataclass
 class _Column:
-    """What was seen of one column: cells at evenly spaced rows, missing ones among them."""
+    """A column's cells at evenly spaced rows; `present` are those that are not missing."""
 
     cells: list[Any]
     present: list[Any]
@@ -39,7 +42,7 @@ class _Column:
         return len(self.cells) - len(self.present)
 
     def read_as(self, form: CellForm) -> _Column:
-        """Return the column with its cells in their plain form."""
+        """Return the column with its cells parsed in a form."""
         if form == CellForm():
             return self
         cells = [form.read(cell) for cell in self.cells]
@@ -47,11 +50,11 @@ class _Column:
         return _Column(cells, present)
 
     def sample(self) -> list[Any]:
-        """At most `SAMPLE` evenly spaced cells that are not missing."""
-        return [self.present[place] for place in evenly(len(self.present), SAMPLE)]
+        """Return at most `SAMPLE` evenly spaced cells that are not missing."""
+        return [self.present[index] for index in evenly_spaced(len(self.present), SAMPLE)]
 
 
-def evenly(num: int, at_most: int) -> list[int]:
+def evenly_spaced(num: int, at_most: int) -> list[int]:
     """Evenly spaced positions among `num`: all of them where they are few."""
     if num <= at_most:
         return list(range(num))
@@ -61,35 +64,35 @@ def evenly(num: int, at_most: int) -> list[int]:
 def detect_schema(
     table: Table, targets: Sequence[str], overrides: Mapping[str, Override], read: ReadConfig | None = None
 ) -> Schema:
-    """Return what `Schema.detect` does; see there."""
+    """Detect a table's schema; see `Schema.detect`."""
     given = checked_overrides(table, targets, overrides)
     targets = [
         *targets,
         *(name for name, spec in given.items() if spec.get("role") == "target" and name not in targets),
     ]
     table.require(targets)
-    seen = {name: _look(table, name) for name in table.column_names}
+    seen = {name: _sample(table, name) for name in table.column_names}
     schema = Schema({}, [])
-    judge = _Judge(table, schema, given, targets, read or ReadConfig(), seen)
+    detector = _Detector(table, schema, given, targets, read or ReadConfig(), seen)
     for name in table.column_names:
-        schema.columns[name] = judge.column(name)
-    _find_giveaways(schema, seen, given)
-    _one_of_each(schema, given)
+        schema.columns[name] = detector.column(name)
+    _drop_leaks(schema, seen, given)
+    _resolve_unique_roles(schema, given)
     return schema
 
 
-def _look(table: Table, name: str) -> _Column:
+def _sample(table: Table, name: str) -> _Column:
     heavy = not table.is_scalar(name)
-    cells = table.cells(name, evenly(len(table), SAMPLE if heavy else LOOKED_AT))
+    cells = table.cells(name, evenly_spaced(len(table), SAMPLE if heavy else MAX_CELLS))
     present = [cell for cell in cells if not is_missing(cell)]
     if not present and len(cells) < len(table):
-        places = np.flatnonzero(~table.missing(name))[:SAMPLE]
-        present = table.cells(name, places)
+        indices = np.flatnonzero(~table.missing(name))[:SAMPLE]
+        present = table.cells(name, indices)
     return _Column(cells, present)
 
 
-class _Judge:
-    """Finds each column's kind, role and the form of its cells."""
+class _Detector:
+    """Detects the kind, the role and the cell form of each column."""
 
     def __init__(
         self,
@@ -107,21 +110,21 @@ class _Judge:
         self.decimal = "," if marks.count(",") > marks.count(".") else None
 
     def column(self, name: str) -> ColumnSpec:
-        """Return one column's spec; what a user should know about it goes to the schema's notes and warnings."""
+        """Return one column's spec; remarks are appended to the schema's notes and warnings."""
         given, is_target = self.given.get(name, {}), name in self.targets
         form = given["read"] if "read" in given else self._form(name, given.get("kind"), is_target)
         raw = self.seen[name]
         self.seen[name] = column = raw.read_as(form)
-        spec = self._judge(name, column, given, is_target)
+        spec = self._spec(name, column, given, is_target)
         if spec.kind not in ("number", *_DATED) and "read" not in given and form != (words := self._words(raw)):
-            form = words  # only numbers are written in several ways
+            form = words  # other notations concern only numbers and dates
             self.seen[name] = column = raw.read_as(form)
-            spec = self._judge(name, column, given, is_target)
-        self._tell(name, spec, form, raw, column)
+            spec = self._spec(name, column, given, is_target)
+        self._report(name, spec, form, raw, column)
         return replace(spec, read=form, reason=_joined(spec.reason, str(form)))
 
     def _form(self, name: str, kind: str | None, is_target: bool) -> CellForm:
-        """Return the form of the column's cells if it is one of numbers, else of words."""
+        """Return the form of the column's cells as numbers or dates, else as words."""
         column = self.seen[name]
         words = self._words(column)
         if kind not in (None, "number", "date") or not column.present:
@@ -145,13 +148,13 @@ class _Judge:
         return words if guess.form.is_numeric and max(media) >= 0.5 else guess.form  # "12.png" is no amount
 
     def _words(self, column: _Column) -> CellForm:
-        """Return the form in which only the words that the settings name are missing."""
+        """Return the default form with the settings' words for missing cells."""
         if not self.read.missing:
             return CellForm()
         texts = {cell.strip() for cell in column.present if isinstance(cell, str)}
         return CellForm(missing=tuple(sorted(text for text in texts if missing_words(self.read.missing, text))))
 
-    def _tell(self, name: str, spec: ColumnSpec, form: CellForm, raw: _Column, column: _Column) -> None:
+    def _report(self, name: str, spec: ColumnSpec, form: CellForm, raw: _Column, column: _Column) -> None:
         if form != CellForm():
             lost = column.num_missing - raw.num_missing
             share = f" ({lost:,} of {len(raw.cells):,} cells looked at)" if form.missing and lost else ""
@@ -162,7 +165,7 @@ class _Judge:
         if self.given.get(name, {}).get("kind") or not (guess.why_not or guess.share >= 0.5):
             return
         if guess.share >= NUMBERS and not guess.why_not:
-            return  # codes, or amounts that stand for names
+            return  # codes, or amounts that serve as names
         odd = (
             guess.why_not
             or f"{guess.share:.0%} of its cells are numbers, others are not, as {shown(list(guess.others), 80)}"
@@ -172,10 +175,10 @@ class _Judge:
             "data.read.missing=[...] for words that stand for a missing cell"
         )
 
-    def _judge(self, name: str, column: _Column, given: dict[str, Any], is_target: bool) -> ColumnSpec:
+    def _spec(self, name: str, column: _Column, given: dict[str, Any], is_target: bool) -> ColumnSpec:
         role, kind, options = given.get("role"), given.get("kind"), given.get("options", {})
         source = self.table.source
-        told = [f"{key} given" for key in ("kind", "role") if given.get(key)]
+        settings = [f"{key} given" for key in ("kind", "role") if given.get(key)]
         if not column.present:
             if is_target:
                 raise TableError("the target has no cell with a value", file=source, column=name)
@@ -192,7 +195,7 @@ class _Judge:
             if confidence < UNSURE and not is_target:
                 reason += " (unsure: name its kind if this is wrong)"
         if is_target:
-            return ColumnSpec(name, kind, "target", _joined("the target", *told, reason), options)
+            return ColumnSpec(name, kind, "target", _joined("the target", *settings, reason), options)
         if role is None:
             role, reason = self._role(name, kind, column, reason)
         if role == "input":
@@ -200,7 +203,7 @@ class _Judge:
             refuse_urls(name, kind, column.sample(), source)
             if self.table.lone:
                 refuse_beside(name, kind, column.sample(), source)
-        return ColumnSpec(name, kind, role, _joined(*told, reason), options)
+        return ColumnSpec(name, kind, role, _joined(*settings, reason), options)
 
     def _role(self, name: str, kind: str, column: _Column, reason: str) -> tuple[str, str]:
         """Return the column's role and the reason."""
@@ -217,14 +220,14 @@ class _Judge:
                 "fetched while training. Download them and put the paths into the column"
             )
             return "ignore", "addresses of media, which are not fetched: download them and give paths"
-        found = find_role(name, kind, column.present, column.num_missing)
-        if found is None and (num := looks_like_owners(name, column.present)):
+        detected = find_role(name, kind, column.present, column.num_missing)
+        if detected is None and (num := looks_like_owners(name, column.present)):
             self.schema.warnings.append(
                 f"column {name!r} names {num} of what rows belong to, each in many rows. A random split puts rows of "
                 f"each on both sides, so the score says nothing of new ones: columns.{name}=group keeps them apart; "
                 f"columns.{name}=input says that they are known in advance"
             )
-        return (found.role, found.reason) if found else ("input", reason)
+        return (detected.role, detected.reason) if detected else ("input", reason)
 
 
 def _joined(*parts: str) -> str:
@@ -232,13 +235,13 @@ def _joined(*parts: str) -> str:
 
 
 def _kind(table: Table, name: str, column: _Column, kinds: Sequence[str]) -> tuple[str, str, float]:
-    """Return the surest kind, its reason and how sure it is; earlier ones in the registry win ties."""
+    """Return the kind with the highest confidence, its reason and the confidence; ties go to the registry's order."""
     sample = column.sample()
     best, reason, confidence = "category", "", -1.0
     for kind in kinds:
-        found = MODALITIES.get(kind).detect(sample, base_dir=table.base_dir)
-        if found.confidence > confidence:
-            best, reason, confidence = kind, found.reason, found.confidence
+        detection = MODALITIES.get(kind).detect(sample, base_dir=table.base_dir)
+        if detection.confidence > confidence:
+            best, reason, confidence = kind, detection.reason, detection.confidence
     if best == "number" and "category" in kinds and all(is_integer(cell) for cell in sample):
         if names_things(name):
             best, reason = "category", "integers that the column's name calls identifiers"
@@ -247,13 +250,13 @@ def _kind(table: Table, name: str, column: _Column, kinds: Sequence[str]) -> tup
     return best, reason, confidence
 
 
-def _find_giveaways(schema: Schema, seen: dict[str, _Column], given: Mapping[str, dict[str, Any]]) -> None:
+def _drop_leaks(schema: Schema, seen: dict[str, _Column], given: Mapping[str, dict[str, Any]]) -> None:
     for name in schema.inputs:
         spec = schema.columns[name]
         for target in schema.targets:
             if len(seen[name].cells) != len(seen[target].cells):
                 continue
-            how = gives_away(seen[name].cells, seen[target].cells, spec.kind)
+            how = find_leak(seen[name].cells, seen[target].cells, spec.kind)
             if how is None:
                 continue
             if given.get(name, {}).get("role") == "input":
@@ -267,8 +270,8 @@ def _find_giveaways(schema: Schema, seen: dict[str, _Column], given: Mapping[str
             break
 
 
-def _one_of_each(schema: Schema, given: Mapping[str, dict[str, Any]]) -> None:
-    """Of several columns found for a role that only one can have, keep the user's, else the first."""
+def _resolve_unique_roles(schema: Schema, given: Mapping[str, dict[str, Any]]) -> None:
+    """Resolve roles that only one column may have: the user's column keeps the role, else the first one."""
     for role in ("group", "split", "weight"):
         names = schema.names(role)
         chosen = [name for name in names if given.get(name, {}).get("role") == role]

@@ -1,4 +1,4 @@
-"""How a column's dates are written."""
+"""Detection of a column's date format."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _DATE_WORDS = {"date", "day", "time", "timestamp", "datetime", "on", "at", "dob"
 
 @dataclass(frozen=True)
 class DateGuess:
-    """What a column's cells would be as dates.
+    """The detected date format of a column.
 
     Attributes:
-        form: how they are written, with the words that stand for missing ones.
-        other: another format that fits all cells as well, as where no day is above 12; or None.
+        form: the format, with the words that stand for missing cells.
+        other: another format that fits all cells equally well (no day is above 12), or None.
     """
 
     form: CellForm
@@ -38,12 +38,12 @@ class DateGuess:
 
 
 def guess_dates(name: str, cells: Sequence[Any], read: ReadConfig) -> DateGuess | None:
-    """Return how a column's dates are written, or None where they are none.
+    """Return the format of a column's dates, None if its cells are not dates.
 
     Args:
-        name: the column's name; eight digits are a date only where it says so.
-        cells: a sample, none empty.
-        read: the settings; their format goes before all others.
+        name: the column's name; cells of eight digits are dates only if it contains a word such as "date".
+        cells: a sample, none missing.
+        read: the settings; their format takes precedence.
     """
     texts = [cell.strip() for cell in cells if isinstance(cell, str)]
     if len(texts) < len(cells) or any(len(text) > MAX_CHARS for text in texts[:SAMPLE]):
@@ -63,7 +63,7 @@ def guess_dates(name: str, cells: Sequence[Any], read: ReadConfig) -> DateGuess 
         return None
     best = max(share for share, _ in fitting)
     likeliest = [format for share, format in fitting if share == best]
-    # A slash between numbers is more often American; a point or a hyphen never is.
+    # Slashes are more often American (month first); points and hyphens never are.
     chosen = next((format for format in likeliest if format.startswith("%m/")), likeliest[0])
     swapped = [format for format in likeliest if format != chosen and sorted(format) == sorted(chosen)]
     return DateGuess(CellForm(missing=missing, dates=chosen), swapped[0] if swapped else None)

@@ -1,4 +1,4 @@
-"""How a column's numbers and missing cells are written: marks, signs and units, and the usual words for nothing."""
+"""Detection of number formats (decimal mark, separators, currencies, units) and of words for missing cells."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from fusetune.data.reading.cell_forms import CellForm, missing_words
 from fusetune.modalities.profile import NUMBER
 
 NUMBERS = 0.95
-"""So large a share of the cells that are not missing must be numbers."""
+"""Minimum share of numbers among the cells that are not missing."""
 FEW = 20
-"""Up to so many distinct amounts with a unit, as "5 kg", are names of sizes where they repeat."""
+"""Up to this many distinct amounts with a unit, such as "5 kg", are categories of sizes."""
 
 MAX_CHARS = 60
-"""Longer cells are no amounts."""
+"""Maximum length of an amount."""
 
 MISSING_WORDS = frozenset({
     "na", "n/a", "n.a.", "n.a", "<na>", "#n/a", "#na", "#n/a n/a", "nan", "-nan", "null", "(null)", "<null>", "none",
     "nil", "nat", "?", "??", "-", "--", "---", "\u2013", "\u2014", ".", "..", "...", "\\n", "missing", "unknown",
     "not available", "#null!", "#div/0!", "#value!", "#ref!", "#num!", "#name?", "1.#ind", "1.#qnan",
 })  # fmt: skip
-"""Words for a missing cell in a column of numbers, in lower case."""
+"""Words for missing cells in columns of numbers and dates, in lower case."""
 
 _SIGNS = "$¢£¥€₩₪₫₱₹₺₽₿฿₴"
 _CODES = frozenset(re.findall("...", "USDEURGBPJPYCHFCADAUDNZDCNYINRSEKNOKDKKPLNCZKHUFBRLMXNZARKRWSGDHKDTRYRUB"))
@@ -43,15 +43,15 @@ _THREES = re.compile(r"[1-9]\d{0,2}[.,]\d{3}")
 
 @dataclass(frozen=True)
 class NumberGuess:
-    """What a column's cells would be as numbers.
+    """The detected number format of a column.
 
     Attributes:
-        form: how they are written; the plain one where nothing is to be done.
-        share: of the cells that are not missing words, those that are numbers in this form, 0 to 1.
-        missing: how many cells are missing words.
-        others: some cells that are neither.
-        certain: whether the decimal mark shows itself, as in "1.234,5" and not in "1,234".
-        why_not: why amounts are no numbers, as two currencies, or "".
+        form: the format; the default one for plain numbers.
+        share: share of numbers in this form, of the cells that are not words for missing ones, 0 to 1.
+        missing: number of cells that are words for missing ones.
+        others: examples of cells that are neither.
+        certain: whether the decimal mark is unambiguous, as in "1.234,5" but not in "1,234".
+        why_not: why amounts are not read as numbers (two currencies, for example), or "".
     """
 
     form: CellForm
@@ -63,12 +63,12 @@ class NumberGuess:
 
 
 def guess_numbers(cells: Sequence[Any], read: ReadConfig, *, decimal: str | None = None) -> NumberGuess:
-    """Find how a column's numbers are written.
+    """Detect the number format of a column.
 
     Args:
-        cells: a sample, none empty.
-        read: the settings; what they name is not detected.
-        decimal: the decimal mark that other columns of the table show, for numbers such as "1,234".
+        cells: a sample, none missing.
+        read: the settings, which take precedence.
+        decimal: the decimal mark of the table's other columns, which decides about numbers such as "1,234".
     """
     texts = Counter(cell.strip() for cell in cells if isinstance(cell, str))
     plain = sum(isinstance(cell, int | float) and not isinstance(cell, bool) for cell in cells)
@@ -78,7 +78,7 @@ def guess_numbers(cells: Sequence[Any], read: ReadConfig, *, decimal: str | None
     num_missing = sum(texts[word] for word in words)
     if not num or num_missing > len(cells) / 2:
         return NumberGuess(CellForm(), 0.0, num_missing)
-    amounts = {text: found for text in rest if len(text) <= MAX_CHARS and (found := _AMOUNT.fullmatch(text))}
+    amounts = {text: match for text in rest if len(text) <= MAX_CHARS and (match := _AMOUNT.fullmatch(text))}
     affixes, why_not = _affixes(amounts, rest)
     best = (CellForm(), 0.0, False)
     for mark, thousands in _FORMS:
@@ -99,18 +99,18 @@ def _is_missing(text: str, read: ReadConfig) -> bool:
 
 
 def _reads(form: CellForm, text: str) -> bool:
-    """Return whether the form itself reads the text as a number."""
+    """Return whether a text is a number in this form, not a word for a missing one."""
     if not form.is_numeric:
         return NUMBER.fullmatch(text) is not None
     return form.number(text, strict=True) is not None
 
 
 def _affixes(amounts: dict[str, re.Match[str]], rest: dict[str, int]) -> tuple[tuple[str, ...], str]:
-    """Return the sign or unit that amounts have beside them, and why it is not taken."""
+    """Return the amounts' currency or unit, and why amounts are not read as numbers, or ""."""
     money: Counter[str] = Counter()
     units: Counter[str] = Counter()
-    for text, found in amounts.items():
-        for affix in (found["prefix"], found["suffix"]):
+    for text, match in amounts.items():
+        for affix in (match["prefix"], match["suffix"]):
             if affix:
                 (money if affix in _MONEY else units)[affix] += rest[text]
     total = sum(rest.values())
@@ -126,11 +126,11 @@ def _affixes(amounts: dict[str, re.Match[str]], rest: dict[str, int]) -> tuple[t
 def _ambiguous(
     best: tuple[CellForm, float, bool], amounts: dict[str, re.Match[str]], read: ReadConfig, decimal: str | None
 ) -> tuple[CellForm, float, bool]:
-    """Decide whether "1,234" and "1.234" have a decimal mark or groups, where both are possible in all cells."""
+    """Decide between decimal mark and thousands separator if all cells look like "1,234" or "1.234"."""
     form, share, certain = best
     if read.decimal is not None or read.thousands is not None:
         return best
-    cores = [found["core"] for found in amounts.values()]
+    cores = [match["core"] for match in amounts.values()]
     marked = [core for core in cores if "," in core or "." in core]
     if not marked or not all(_THREES.fullmatch(core) for core in marked):
         return best

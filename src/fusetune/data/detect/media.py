@@ -1,4 +1,4 @@
-"""Columns of media that cannot be read: at addresses, beside a table that was copied alone, or in unread formats."""
+"""Media columns that cannot be read: URLs, paths relative to a remote table, or unsupported formats."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _UNREAD = {
     **dict.fromkeys((".mp4", ".mov", ".avi", ".mkv", ".webm"), "their pictures as JPEG, their sound as FLAC"),
     ".pdf": "their pages as PNG",
 }
-"""Endings of files that no library here reads, and what to convert them to."""
+"""File extensions that are not supported, and what to convert such files to."""
 
 _MEDIA_ENDINGS = (
     ".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus",
@@ -23,10 +23,10 @@ _MEDIA_ENDINGS = (
 
 
 def urls_of_media(kind: str | None, sample: Sequence[Any]) -> list[str]:
-    """Return the addresses in a column whose cells mostly are addresses of media, else nothing.
+    """Return the URLs in a column most of whose cells are URLs of media, else an empty list.
 
     Args:
-        kind: its kind, or None where it is not known: then only addresses that end like media files count.
+        kind: the column's kind. None: unknown, so that only URLs with a media file's extension count.
         sample: cells, none missing.
     """
     urls = [
@@ -43,13 +43,13 @@ def refuse_urls(name: str, kind: str, sample: Sequence[Any], source: str) -> Non
     """Refuse a media column whose cells are URLs.
 
     Args:
-        name: the column.
-        kind: its kind.
+        name: of the column.
+        kind: of the column.
         sample: cells, none missing.
         source: the table's name for the message.
 
     Raises:
-        SchemaError: they are.
+        SchemaError: most cells are URLs.
     """
     if kind in MEDIA and (urls := urls_of_media(kind, sample)):
         raise SchemaError(
@@ -63,10 +63,10 @@ def refuse_urls(name: str, kind: str, sample: Sequence[Any], source: str) -> Non
 
 
 def refuse_beside(name: str, kind: str, sample: Sequence[Any], source: str) -> None:
-    """Refuse names of media files that lie beside a table at an address.
+    """Refuse a column of media paths relative to a remote table. The arguments are those of `refuse_urls`.
 
     Raises:
-        SchemaError: the column holds such names.
+        SchemaError: most cells are such paths.
     """
     texts = [cell.split(";")[0].strip() for cell in sample if isinstance(cell, str)]
     paths = [text for text in texts if kind in MEDIA or text.lower().endswith(_MEDIA_ENDINGS)]
@@ -83,7 +83,7 @@ def refuse_beside(name: str, kind: str, sample: Sequence[Any], source: str) -> N
 
 
 def unread_files(sample: Sequence[Any]) -> tuple[str, str, str] | None:
-    """Return the format, an example and what to convert to, where most cells name files of formats that are not read.
+    """Return the format, an example and what to convert to, if most cells name files in unsupported formats, else None.
 
     Args:
         sample: cells, none missing.
@@ -103,16 +103,10 @@ def _path_of(cell: Any) -> str | None:
 
 
 def refuse_unread(name: str, kind: str, sample: Sequence[Any], source: str) -> None:
-    """Refuse a media column in a format that is not read.
-
-    Args:
-        name: the column.
-        kind: its kind.
-        sample: cells, none missing.
-        source: the table's name for the message.
+    """Refuse a media column in an unsupported format. The arguments are those of `refuse_urls`.
 
     Raises:
-        SchemaError: it is.
+        SchemaError: most cells name such files.
     """
     if kind in MEDIA and (unread := unread_files(sample)):
         raise SchemaError(

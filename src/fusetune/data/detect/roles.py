@@ -1,4 +1,4 @@
-"""What a column is for, judged by its name and cells: identifiers, groups, splits, weights, constants."""
+"""Detection of roles by a column's name and cells: identifiers, groups, splits, weights, constants."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MIN_ROWS = 20
 MIN_GROUPS = 10
 UNIQUE = 0.98
 REPEATED = 0.3
-"""Identifiers of things, named as such, repeat less often than values that a model can learn."""
+"""Minimum share of distinct cells in a column that its name calls an identifier."""
 
 SPLIT_NAMES = {"split", "fold", "subset", "partition", "set", "phase", "data_split", "dataset_split"}
 FOLD_NAMES = {"fold", "folds", "cv_fold", "kfold", "fold_id", "cv"}
@@ -31,7 +31,7 @@ SPLIT_WORDS = {
     "eval": "test",
     "evaluation": "test",
 }
-"""What a cell of a split column may say, in lower case, and the split that it names."""
+"""Maps the cells of a split column, in lower case, to splits."""
 
 _ID_WORDS = {"id", "ids", "uuid", "guid", "idx", "index", "rowid", "hash", "md5", "sha1", "sha256", "key", "pk"}
 _OWNERS = {
@@ -39,9 +39,9 @@ _OWNERS = {
     "household", "volunteer", "donor", "respondent", "author", "singer", "actor", "sender", "narrator", "caller",
 }  # fmt: skip
 _SOURCES = {"dialogue", "dialog", "conversation", "session", "document", "doc", "thread", "recording"}
-"""What several rows come from: only with an ending such as "id", as a column `document` may hold the text itself."""
+"""What several rows may come from; they count only with a suffix such as "id", as `document` may hold the text."""
 _ROW_THINGS = {"row", "record", "sample", "utterance", "utt", "message", "turn", "sentence", "segment", "line", "entry"}
-"""What a row is: identifiers of these only number rows, also where they start anew in every document."""
+"""Names of a row: their identifiers only number the rows, even if they restart in every document."""
 _OWNER_ENDINGS = _ID_WORDS | {"no", "nr", "number", "num", "code", "name"}
 _NUMBERED = {
     ("sr", "no"),
@@ -61,16 +61,16 @@ _NUMBERED = {
     ("slno",),
     ("lfd", "nr"),
 }
-"""Names of running numbers."""
+"""Names of row numbers, split into words."""
 _INDEXES = re.compile(
     r"unnamed: ?\d+(\.\d+)*(_level_\d+)?|level_\d+|row[._ ]?names?|__index_level_\d+__|\.{3}1|_c0", re.IGNORECASE
 )
-"""Names that pandas, R and Spark give to an index that they write as a column."""
+"""Names that pandas, R and Spark give to an exported index."""
 _CODES = {
     "zip", "zipcode", "postcode", "postal", "plz", "sku", "dept", "department", "fips", "naics", "sic", "isbn", "ean",
     "upc", "gtin", "msa", "code", "codes", "cd",
 }  # fmt: skip
-"""Words in names of columns whose integers are names of something, without a size or an order."""
+"""Words in the names of columns whose integers are codes, without magnitude or order."""
 FEW_OWNERS = 3
 _THINGS = _OWNERS | {
     "item", "product", "order", "image", "case", "session", "record", "row", "doc", "document", "sample", "account",
@@ -84,15 +84,15 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 @dataclass(frozen=True)
-class Found:
-    """A role that a column has by its looks, and why."""
+class DetectedRole:
+    """A detected role with the reason."""
 
     role: str
     reason: str
 
 
 def words_of(name: str) -> list[str]:
-    """Return a column name's words in lower case: "patientID", "patient_id" and "patientid" are "patient", "id"."""
+    """Split a column name into lower-case words: "patientID", "patient_id" and "patientid" give ["patient", "id"]."""
     spaced = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name)
     words: list[str] = []
     for word in re.split(r"[\W_]+", spaced.lower()):
@@ -102,21 +102,20 @@ def words_of(name: str) -> list[str]:
 
 
 def names_things(name: str) -> bool:
-    """Return whether a column's name says that it holds identifiers."""
+    """Return whether a column is named like an identifier."""
     words = words_of(name)
     return bool(words) and (words[-1] in _ID_WORDS or words[0] in _ID_WORDS)
 
 
 def names_codes(name: str, cells: Sequence[Any]) -> bool:
-    """Return whether integers are codes by their column's name, as postal codes are, and come up twice on average or
-    more."""
+    """Return whether a column is named like a code (a postal code, say) and its values repeat twice on average."""
     return bool(set(words_of(name)) & _CODES) and len({str(cell) for cell in cells}) * 2 <= len(cells)
 
 
 def looks_like_owners(name: str, cells: Sequence[Any]) -> int:
-    """Return how many speakers, patients, users or documents a column names, each in five rows or more; else 0.
+    """Return the number of speakers, patients, users or documents in a column, with at least five rows each; else 0.
 
-    `find_role` makes a column of many such names the group; of few, they may be meant as an input.
+    `find_role` gives a column of many owners the role group. Few of them may be meant as an input.
     """
     num = len({str(cell) for cell in cells})
     if not _names_owners(words_of(name)) or not FEW_OWNERS <= num <= len(cells) / 5:
@@ -131,18 +130,18 @@ def _names_owners(words: list[str]) -> bool:
 
 
 def is_integer(cell: Any) -> bool:
-    """Return whether a cell is a whole number or spells one."""
+    """Return whether a cell is an integer, or text that spells one."""
     return bool(_INTEGER.fullmatch(str(cell).strip()))
 
 
-def find_role(name: str, kind: str, cells: Sequence[Any], num_missing: int) -> Found | None:
+def find_role(name: str, kind: str, cells: Sequence[Any], num_missing: int) -> DetectedRole | None:
     """Return the role of a column that is not a plain input, or None.
 
     Args:
         name: the column's name.
         kind: its kind.
         cells: an evenly spaced sample of its cells, none missing, in the table's order; at least one.
-        num_missing: how many cells beside them were missing.
+        num_missing: number of missing cells at the sampled rows.
     """
     texts = [cell if isinstance(cell, bytes) else str(cell) for cell in cells]
     distinct = set(texts)
@@ -151,18 +150,18 @@ def find_role(name: str, kind: str, cells: Sequence[Any], num_missing: int) -> F
     if plain_name in SPLIT_NAMES and lowered and lowered <= SPLIT_WORDS.keys():
         named = {SPLIT_WORDS[word] for word in lowered}
         if "train" in named and len(named) > 1:
-            return Found("split", f"its cells say {', '.join(sorted(lowered))}")
+            return DetectedRole("split", f"its cells say {', '.join(sorted(lowered))}")
     if len(distinct) == 1 and not num_missing:
-        return Found("ignore", f"constant: all {len(cells)} cells looked at are {_brief(texts[0])}")
+        return DetectedRole("ignore", f"constant: all {len(cells)} cells looked at are {_brief(texts[0])}")
     if plain_name in FOLD_NAMES and lowered and all(_INTEGER.fullmatch(word) for word in lowered):
-        return Found("ignore", f"numbers {len(distinct)} folds; to split by it, name it as the split column")
+        return DetectedRole("ignore", f"numbers {len(distinct)} folds; to split by it, name it as the split column")
     if plain_name in WEIGHT_NAMES and kind == "number" and all(_weight(text) for text in texts):
-        return Found("weight", "the name says that it weighs the rows; no cell is negative")
+        return DetectedRole("weight", "the name says that it weighs the rows; no cell is negative")
     if kind in ("image", "audio", "date"):
         return None
     strings = [text for text in texts if isinstance(text, str)]
     if reason := _index(name, strings):
-        return Found("id", reason)
+        return DetectedRole("id", reason)
     return _group(name, strings) or _identifier(name, kind, strings)
 
 
@@ -176,33 +175,33 @@ def _brief(text: Any) -> str:
 
 
 def _index(name: str, texts: list[str]) -> str | None:
-    """Return why a column is an index or a running number, or None."""
-    words, whole = words_of(name), bool(texts) and all(_INTEGER.fullmatch(text.strip()) for text in texts)
+    """Return the explanation if a column is an index or a row number, else None."""
+    words, integers = words_of(name), bool(texts) and all(_INTEGER.fullmatch(text.strip()) for text in texts)
     distinct = len(set(texts))
-    if _INDEXES.fullmatch(name.strip()) and (whole or distinct >= 0.9 * len(texts)):
+    if _INDEXES.fullmatch(name.strip()) and (integers or distinct >= 0.9 * len(texts)):
         return "an index that another program wrote: it only tells rows apart"
-    if whole and tuple(words) in _NUMBERED and distinct >= REPEATED * len(texts):
+    if integers and tuple(words) in _NUMBERED and distinct >= REPEATED * len(texts):
         return "the name says that it numbers the rows"
-    if whole and len(words) > 1 and words[-1] in _ID_WORDS and words[-2] in _ROW_THINGS and distinct > FEW_OWNERS:
+    if integers and len(words) > 1 and words[-1] in _ID_WORDS and words[-2] in _ROW_THINGS and distinct > FEW_OWNERS:
         return f"the name says that it numbers a {words[-2]}: it only tells rows apart"
     return None
 
 
-def _group(name: str, texts: list[str]) -> Found | None:
-    """Return rows that belong to one person: they must not lie on both sides of a split."""
+def _group(name: str, texts: list[str]) -> DetectedRole | None:
+    """Detect a column whose rows belong to persons or documents and must not be split across train and test."""
     words = words_of(name)
     if not _names_owners(words):
         return None
     counts = Counter(texts)
     if not MIN_GROUPS <= len(counts) <= 0.9 * len(texts) or max(counts.values()) > len(texts) / 3:
         return None
-    return Found(
+    return DetectedRole(
         "group", f"{len(counts)} {words[0]}s in {len(texts)} rows: the rows of one stay on one side of the split"
     )
 
 
-def _identifier(name: str, kind: str, texts: list[str]) -> Found | None:
-    """Values that tell rows apart and nothing else."""
+def _identifier(name: str, kind: str, texts: list[str]) -> DetectedRole | None:
+    """Detect a column whose values only identify rows."""
     num = len(texts)
     share = len(set(texts)) / num
     if num < 2 or share < REPEATED:
@@ -211,9 +210,9 @@ def _identifier(name: str, kind: str, texts: list[str]) -> Found | None:
     spaced = sum(any(char.isspace() for char in text.strip()) for text in texts) / num
     if names_things(name) and spaced < 0.05 and not _fractional(texts):
         if share >= UNIQUE:
-            return Found("id", f"the name and {unique} say that it only tells rows apart")
+            return DetectedRole("id", f"the name and {unique} say that it only tells rows apart")
         if num >= MIN_ROWS:
-            return Found(
+            return DetectedRole(
                 "id",
                 f"the name and {unique} say that it tells things apart; if their rows belong "
                 "together, give it the role group",
@@ -221,7 +220,7 @@ def _identifier(name: str, kind: str, texts: list[str]) -> Found | None:
     if share < UNIQUE or num < MIN_ROWS or set(words_of(name)) & _TIME_WORDS:
         return None
     look = _counting(texts) or _code_like(texts, spaced)
-    return Found("id", f"{unique}, {look}: it only tells rows apart") if look else None
+    return DetectedRole("id", f"{unique}, {look}: it only tells rows apart") if look else None
 
 
 def _fractional(texts: list[str]) -> bool:
@@ -248,7 +247,7 @@ def _code_like(texts: list[str], spaced: float) -> str | None:
     quantities = sum(
         bool(_NUMBER.fullmatch(text.strip())) and not text.strip().lstrip("+-").isdigit() for text in texts
     )
-    if spaced > 0.05 or quantities >= 0.95 * num:  # 1.5e-01 is a number of digits and a letter, and no code
+    if spaced > 0.05 or quantities >= 0.95 * num:  # 1.5e-01 has digits and a letter, but is a number
         return None
     if sum(bool(_HASH.fullmatch(text)) for text in texts) / num >= 0.95:
         return "hexadecimal like hashes"
@@ -257,7 +256,7 @@ def _code_like(texts: list[str], spaced: float) -> str | None:
         shape = re.sub(r"\d", "9", text)
         shapes[shape] = shapes.get(shape, 0) + 1
     shape, count = max(shapes.items(), key=lambda item: item[1])
-    # A unit or a currency beside a number ("12kg") is a quantity; a code is longer or begins with letters.
+    # A number with a unit or a currency ("12kg") is a quantity; a code is longer and begins with letters.
     if count / num >= 0.9 and len(shape) >= 5 and "99" in shape and shape[0].isalpha():
         return f"all of the form {shape!r}"
     mixed = sum(len(text) >= 8 and bool(re.search(r"\d", text)) and bool(re.search("[A-Za-z]", text)) for text in texts)

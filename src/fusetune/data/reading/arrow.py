@@ -1,4 +1,4 @@
-"""Cells in Arrow columns: types that survive as they came, and JSON where a column has several."""
+"""Conversion of cells to Arrow columns: plain types are preserved, mixed types are stored as JSON."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ MARK = {b"fusetune": b"json"}
 
 _UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _FRACTION = (r"(:\d\d)(?:\.0+|(\.\d*[1-9])0*)(Z|[+-][\d:]+)?$", r"\1\2\3")
-"""The fraction of a second at a time's end, and what stays of it: nothing of zeros."""
+"""Pattern and replacement that strip trailing zeros of fractional seconds."""
 _NOT_UTF8 = re.compile(r"UTF8 sequence at string index (\d+)")
 _PLAIN = {"str": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_(), "bytes": pa.binary()}
 
 
 def arrow_type(value: Any) -> str:
-    """Return the sort of a Python cell: a key of the plain types, "null", or "json" for everything else."""
+    """Return the storage type of a Python cell: a key of `_PLAIN`, "null", or "json" for everything else."""
     if value is None:
         return "null"
     name = type(value).__name__
@@ -37,9 +37,9 @@ def arrow_type(value: Any) -> str:
     return name if name in _PLAIN else "json"
 
 
-def field_for(name: str, sorts: set[str]) -> pa.Field:
-    """Return the field of a column whose cells are of these sorts."""
-    kinds = sorts - {"null"}
+def field_for(name: str, types: set[str]) -> pa.Field:
+    """Return the field of a column whose cells have these storage types."""
+    kinds = types - {"null"}
     if not kinds:
         return pa.field(name, pa.null())
     if len(kinds) == 1 and "json" not in kinds:
@@ -58,7 +58,7 @@ def is_text(field: pa.Field) -> bool:
 
 
 def encode_column(values: Sequence[Any], field: pa.Field) -> pa.Array:
-    """Python cells as an Arrow array of this field's type."""
+    """Return Python cells as an Arrow array of the field's type."""
     if is_json(field):
         values = [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
     return pa.array(values, field.type)
@@ -69,7 +69,7 @@ def from_cells(columns: Mapping[str, Sequence[Any]], source: str) -> pa.Table:
 
     Raises:
         TableError: a cell is of a type that no column can hold.
-        UnicodeEncodeError: a text holds half a character; `half_characters` finds it.
+        UnicodeEncodeError: a text holds a lone surrogate; `lone_surrogates` finds it.
     """
     arrays, fields = [], []
     for name, values in columns.items():
@@ -85,11 +85,11 @@ def from_cells(columns: Mapping[str, Sequence[Any]], source: str) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
 
 
-def picture_bytes(cell: Any) -> bytes | None:
-    """Return a picture in memory as the bytes of a PNG file, or None for what is none.
+def image_to_png(cell: Any) -> bytes | None:
+    """Return an in-memory image as the bytes of a PNG file, None for any other cell.
 
     Args:
-        cell: a PIL image, or an array of uint8 of the shape (height, width), or with 3 or 4 channels at its end.
+        cell: a PIL image, or a uint8 array of shape (height, width), (height, width, 3) or (height, width, 4).
     """
     pixels = isinstance(cell, np.ndarray) and cell.dtype == np.uint8 and cell.size > 0
     if pixels and (cell.ndim == 2 or (cell.ndim == 3 and cell.shape[2] in (3, 4))):
@@ -101,8 +101,8 @@ def picture_bytes(cell: Any) -> bytes | None:
     return file.getvalue()
 
 
-def half_characters(columns: Mapping[str, Sequence[Any]]) -> list[Rejected]:
-    """Return the rows with a text that cannot be written as UTF-8, as it holds half a character (a lone surrogate).
+def lone_surrogates(columns: Mapping[str, Sequence[Any]]) -> list[Rejected]:
+    """Return the rows with a text that cannot be encoded as UTF-8 because of a lone surrogate.
 
     Args:
         columns: Python cells by column, all of one length.
@@ -125,7 +125,7 @@ def _has_half(cell: Any) -> bool:
 
 
 def _structured(values: Sequence[Any], name: str, source: str, first: Exception) -> pa.Array:
-    """Lists of bytes or `{"bytes", "path"}` cells, which JSON cannot hold."""
+    """Return an array of lists of bytes or of `{"bytes", "path"}` cells, which JSON cannot represent."""
     try:
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, TypeError) as error:
@@ -141,10 +141,10 @@ def _structured(values: Sequence[Any], name: str, source: str, first: Exception)
 
 
 def normal_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type that cells of a type are kept in; equal where they need no change.
+    """Return the type in which cells of a type are stored; the same type where they need no conversion.
 
-    Dates and times become text, the same in every resolution; durations become seconds; decimals become text because
-    a float would round them.
+    Dates and times become text, independent of their resolution. Durations become seconds. Decimals become text, as a
+    float would round them.
 
     Raises:
         TableError: no column can hold them.
@@ -177,7 +177,7 @@ def normal_type(kind: pa.DataType) -> pa.DataType:
 
 
 def normal_field(field: pa.Field) -> pa.Field:
-    """Return the field that `normal_array` makes arrays for.
+    """Return the field with its type normalised by `normal_type`.
 
     Raises:
         TableError: no column can hold such cells.
@@ -189,10 +189,10 @@ def normal_field(field: pa.Field) -> pa.Field:
 
 
 def normal_array(array: pa.Array, field: pa.Field) -> pa.Array:
-    """Return dates, times and decimals as text, durations as seconds, categoricals as their values, the rest unchanged.
+    """Convert an array to a field's normalised type, see `normal_type`; categoricals become their values.
 
     Raises:
-        TableError: a cell has no such form, as a date after the year 9999.
+        TableError: a cell cannot be converted, such as a date after the year 9999.
     """
     if isinstance(array.type, pa.BaseExtensionType):
         array = array.storage
@@ -220,13 +220,13 @@ def normal_array(array: pa.Array, field: pa.Field) -> pa.Array:
 
 
 def time_text(value: Any) -> str:
-    """Return a date, time of day or both as text: "2020-03-14 08:30:00.5", the same in every resolution."""
+    """Return a date, time or datetime as text, independent of its resolution: "2020-03-14 08:30:00.5"."""
     text = value.isoformat(sep=" ") if isinstance(value, datetime) else value.isoformat()
     return re.sub(_FRACTION[0], _FRACTION[1], text)
 
 
 def _in_type(cell: Any, kind: pa.DataType) -> Any:
-    """Return a Python cell with everything that is to be text as text."""
+    """Convert a Python cell to an Arrow type, recursively."""
     if cell is None:
         return None
     if isinstance(cell, timedelta):
@@ -242,15 +242,15 @@ def _in_type(cell: Any, kind: pa.DataType) -> Any:
     return cell
 
 
-def check_whole(data: pa.RecordBatch | pa.Table, first: int = 0) -> None:
-    """Refuse text that is not UTF-8, and what points outside of the data: Arrow reads both unseen, and may crash.
+def validate_data(data: pa.RecordBatch | pa.Table, first: int = 0) -> None:
+    """Refuse text that is not UTF-8 and offsets beyond the buffers, which Arrow does not check and may crash on.
 
     Args:
-        data: as it was read.
+        data: as read from a file.
         first: the id of its first row.
 
     Raises:
-        TableError: naming the column, and for text the row.
+        TableError: the data is invalid; the error names the column, and the row for text.
     """
     for name, column in zip(data.schema.names, data.columns, strict=True):
         try:
@@ -266,15 +266,15 @@ def check_whole(data: pa.RecordBatch | pa.Table, first: int = 0) -> None:
 
 
 def normal_schema(schema: pa.Schema) -> pa.Schema:
-    """Return `normal_field` of every column; the table's own metadata is dropped."""
+    """Return the schema with `normal_field` applied to every field, without the table's metadata."""
     return pa.schema([normal_field(field) for field in schema])
 
 
 def normal_batches(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterable[pa.RecordBatch]:
-    """Yield the batches, checked, with every column as `schema` (from `normal_schema`) has it."""
+    """Validate the batches and yield them converted to `schema`, which `normal_schema` returned."""
     first = 0
     for batch in batches:
-        check_whole(batch, first)
-        columns = [normal_array(batch.column(place), field) for place, field in enumerate(schema)]
+        validate_data(batch, first)
+        columns = [normal_array(batch.column(index), field) for index, field in enumerate(schema)]
         yield pa.RecordBatch.from_arrays(columns, schema=schema)
         first += len(batch)

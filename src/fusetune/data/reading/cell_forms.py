@@ -158,11 +158,11 @@ def _signed(text: str) -> tuple[str, str]:
 def iso_date(text: str, format: str) -> str | None:
     """Return a date in a format of strptime's as an ISO date, with the time where the format has one, or None."""
     try:
-        found = datetime.strptime(text, format)
+        result = datetime.strptime(text, format)
     except ValueError:
         return None
     timed = any(letter in format for letter in ("%H", "%I", "%M", "%X", "%c"))
-    return found.isoformat(sep=" ") if timed else found.date().isoformat()
+    return result.isoformat(sep=" ") if timed else result.date().isoformat()
 
 
 def missing_words(words: Sequence[Any], text: str) -> bool:

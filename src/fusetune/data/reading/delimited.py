@@ -158,8 +158,8 @@ def _reject_lines(parsed: Parsed, path: Path, lines: _Lines, last: int, why: str
     first = last - len(lines.record) + 1
     for number, line in enumerate(lines.record):
         if line.strip("\r\n"):
-            place = f"line {first}: {why}" if not number else f"swallowed by line {first}, where {why}"
-            parsed.reject(line.rstrip("\r\n"), place, path)
+            index = f"line {first}: {why}" if not number else f"swallowed by line {first}, where {why}"
+            parsed.reject(line.rstrip("\r\n"), index, path)
 
 
 def _string_batch(schema: pa.Schema, rows: list[list[str]]) -> pa.RecordBatch:

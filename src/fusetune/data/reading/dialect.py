@@ -116,7 +116,7 @@ def _first_lines(path: Path, encoding: str) -> list[str]:
 def pick_delimiter(lines: Sequence[str], usual: str) -> str:
     """Return `usual`, unless the first rows agree on another delimiter and not on it."""
     best, best_score, needed = usual, 0.0, 0.5
-    for delimiter in sorted(DELIMITERS, key=lambda one: one != usual):
+    for delimiter in sorted(DELIMITERS, key=lambda item: item != usual):
         records = []
         try:
             for record in csv.reader(lines, delimiter=delimiter):

@@ -43,7 +43,7 @@ def read_jsonl(path: Path, encoding: str | None = None) -> Parsed:
         raise TableError("the file is empty", expected="one JSON object a line", do="write it again", file=str(path))
     check_rate(scout.rejected, scout.rows_in, limit=0.999999, source=str(path))
     check_names(list(types), str(path))
-    parsed = Parsed(pa.schema([field_for(name, found) for name, found in types.items()]), iter(()))
+    parsed = Parsed(pa.schema([field_for(name, result) for name, result in types.items()]), iter(()))
     parsed.batches = _json_batches(parsed, path, encoding)
     return parsed
 
@@ -53,7 +53,7 @@ def _json_batches(parsed: Parsed, path: Path, encoding: str) -> Iterator[pa.Reco
     chars = 0
 
     def batch() -> pa.RecordBatch:
-        columns = [encode_column([row.get(one.name) for row in rows], one) for one in parsed.schema]
+        columns = [encode_column([row.get(item.name) for row in rows], item) for item in parsed.schema]
         return pa.RecordBatch.from_arrays(columns, schema=parsed.schema)
 
     for record in _json_records(path, encoding, parsed):

@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 
 from fusetune.data.reading.arrow import (
-    check_whole,
     from_cells,
-    half_characters,
+    image_to_png,
+    lone_surrogates,
     normal_array,
     normal_field,
     normal_schema,
-    picture_bytes,
     time_text,
+    validate_data,
 )
 from fusetune.data.reading.text_files import check_names
 from fusetune.data.table import Table
@@ -36,7 +36,7 @@ def from_arrow(arrow: pa.Table, source: str, folder: Path) -> Table:
     if arrow.num_rows == 0:
         raise EmptyTable(NO_ROWS, expected="at least one row", do="check how it was made", file=source)
     try:
-        check_whole(arrow)
+        validate_data(arrow)
         schema = normal_schema(arrow.schema)
         return Table(_normal_table(arrow, schema), source=source, base_dir=folder)
     except TableError as error:
@@ -45,8 +45,8 @@ def from_arrow(arrow: pa.Table, source: str, folder: Path) -> Table:
 
 def _normal_table(arrow: pa.Table, schema: pa.Schema) -> pa.Table:
     columns = []
-    for place, field in enumerate(schema):
-        column = arrow.column(place)
+    for index, field in enumerate(schema):
+        column = arrow.column(index)
         changed = column.type != field.type
         chunks = [normal_array(chunk, field) for chunk in column.chunks] if changed else column.chunks
         columns.append(pa.chunked_array(chunks, field.type))
@@ -70,7 +70,7 @@ def from_pandas(frame: Any, folder: Path) -> Table:
     try:
         return Table(_pandas_to_arrow(frame, names, source), source=source, base_dir=folder)
     except UnicodeEncodeError:
-        rejected = half_characters({name: frame.iloc[:, place].tolist() for place, name in enumerate(names)})
+        rejected = lone_surrogates({name: frame.iloc[:, index].tolist() for index, name in enumerate(names)})
     if not rejected or len(rejected) == len(frame):
         raise TableError("no row's text can be written as UTF-8", do="decode the text again", file=source)
     rows = np.delete(np.arange(len(frame)), [item.row for item in rejected])
@@ -80,8 +80,8 @@ def from_pandas(frame: Any, folder: Path) -> Table:
 
 def _pandas_to_arrow(frame: Any, names: list[str], source: str) -> pa.Table:
     arrays, fields = [], []
-    for place, name in enumerate(names):
-        series = frame.iloc[:, place]
+    for index, name in enumerate(names):
+        series = frame.iloc[:, index]
         part = None
         # Arrow would keep periods as numbers, and categories that are intervals as pairs.
         if not str(series.dtype).startswith(("object", "category", "period", "interval")):
@@ -102,7 +102,7 @@ def _cell(value: Any) -> Any:
     """Return an object cell of pandas as plain Python: NaN, NaT and NA as None, numpy values as lists and numbers."""
     if value is None or (isinstance(value, float) and value != value):
         return None
-    if (picture := picture_bytes(value)) is not None:
+    if (picture := image_to_png(value)) is not None:
         return picture
     if isinstance(value, np.ndarray):
         return value.tolist()
@@ -117,7 +117,7 @@ def _cell(value: Any) -> Any:
     if type(value).__name__ in ("Period", "Interval", "Decimal"):
         return str(value)
     if isinstance(value, list | tuple | set | frozenset):
-        return [picture_bytes(part) or part for part in value]
+        return [image_to_png(part) or part for part in value]
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
@@ -139,16 +139,16 @@ def from_hugging_face(data: Any, folder: Path) -> Table:
     if not len(data):
         raise EmptyTable("the Dataset has no rows", expected="at least one row", file=source)
     arrow = data.with_format("arrow")[:]
-    for place, name in enumerate(arrow.column_names):
+    for index, name in enumerate(arrow.column_names):
         feature = data.features[name]
         inner = getattr(feature, "feature", None)  # of a list
         if _is_class_label(feature):
-            labels: list[Any] = [_class_name(feature, cell) for cell in arrow.column(place).to_pylist()]
-            arrow = arrow.set_column(place, name, pa.array(labels, pa.string()))
+            labels: list[Any] = [_class_name(feature, cell) for cell in arrow.column(index).to_pylist()]
+            arrow = arrow.set_column(index, name, pa.array(labels, pa.string()))
         elif _is_class_label(inner):
-            cells = arrow.column(place).to_pylist()
+            cells = arrow.column(index).to_pylist()
             labels = [None if cell is None else [_class_name(inner, part) for part in cell] for cell in cells]
-            arrow = arrow.set_column(place, name, pa.array(labels, pa.list_(pa.string())))
+            arrow = arrow.set_column(index, name, pa.array(labels, pa.list_(pa.string())))
     return from_arrow(arrow, source, folder)
 
 

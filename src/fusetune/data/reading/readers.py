@@ -63,7 +63,7 @@ def read_source(
         path = check_path(name)
         if path.is_dir():
             home = base_dir or path
-            shards = [read_source(one, base_dir=home, cache_dir=cache_dir, read=read) for one in _shards(path)]
+            shards = [read_source(item, base_dir=home, cache_dir=cache_dir, read=read) for item in _shards(path)]
             return concat(shards, source=str(path))
         folder = Path(base_dir) if base_dir is not None else path.parent
         reading = Reading(folder.absolute(), Path(cache_dir) if cache_dir else None, read)
@@ -123,7 +123,7 @@ def _near(path: Path) -> str:
     """Return what to do about a file that is not there."""
     if not path.parent.is_dir():
         return f"the folder {str(path.parent)!r} is not there either"
-    return nearest(path.name, (one.name for one in path.parent.iterdir())) or "check the path"
+    return nearest(path.name, (item.name for item in path.parent.iterdir())) or "check the path"
 
 
 _INSTEAD = {
@@ -145,15 +145,15 @@ def _shards(folder: Path) -> list[Path]:
     Raises:
         TableError: there is none, or they are of several kinds.
     """
-    found = sorted(one for one in folder.iterdir() if one.suffix.lower() in FORMATS and one.is_file())
-    kinds = sorted({one.suffix.lower() for one in found})
+    result = sorted(item for item in folder.iterdir() if item.suffix.lower() in FORMATS and item.is_file())
+    kinds = sorted({item.suffix.lower() for item in result})
     if len(kinds) == 1:
-        return found
+        return result
     raise TableError(
         "the folder's files are not the parts of one table",
         expected="tables of one kind: " + ", ".join(FORMATS),
-        came=", ".join(one.name for one in found[:5]) or "no table at all",
-        do="give one of its files" if found else "give the folder that the tables lie in",
+        came=", ".join(item.name for item in result[:5]) or "no table at all",
+        do="give one of its files" if result else "give the folder that the tables lie in",
         file=str(folder),
     )
 

@@ -142,7 +142,7 @@ def check_names(names: list[str], file: str) -> None:
         raise TableError(
             "there is no column", expected="rows with at least one named value", do="check how it was made", file=file
         )
-    empty = [str(place) for place, name in enumerate(names, start=1) if not name.strip()]
+    empty = [str(index) for index, name in enumerate(names, start=1) if not name.strip()]
     twice = sorted(name for name, count in Counter(names).items() if name.strip() and count > 1)
     if empty:
         raise TableError(

@@ -145,7 +145,7 @@ def _predictions(
     predicted = predict_scores(model, targets, examples, stack=stack, progress=progress)
     for name, task in targets.items():
         if len(rows := examples.labelled(name)):
-            yield task, rows, predicted[name][examples.places(rows)], examples.truth(name, rows)
+            yield task, rows, predicted[name][examples.positions(rows)], examples.truth(name, rows)
 
 
 def _rankings(

@@ -16,7 +16,7 @@ import torch
 
 from fusetune.backbones.hub.licence import stated_licence
 from fusetune.backbones.load import Backbone
-from fusetune.data.detect.giveaway import nearly_gives_away
+from fusetune.data.detect.leakage import suspected_leak
 from fusetune.data.distinct import cell_key, is_missing
 from fusetune.data.examples import Examples
 from fusetune.data.quarantine import Rejected
@@ -174,7 +174,7 @@ def near_leaks(train: Examples, schema: Schema) -> list[str]:
         answers = train.table.cells(train.tasks[target].target, rows)
         for name in train.columns:
             kind = schema.columns[name].kind or ""
-            share = nearly_gives_away(train.table.cells(name, rows), answers, kind)
+            share = suspected_leak(train.table.cells(name, rows), answers, kind)
             if share is not None:
                 messages.append(
                     f"“{name}” alone determines “{target}” in {share:.1%} of the train rows. If its value is not known"

@@ -110,8 +110,8 @@ def _speed(most: float, rate: int) -> Transform:
     def change(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         soxr: Any = optional_import("soxr", "to change the speed of sounds")
         factor = rng.uniform(1 - most, 1 + most)
-        found = soxr.resample(wave, rate * factor, rate) if len(wave) else wave
-        return np.asarray(found, dtype=np.float32)
+        result = soxr.resample(wave, rate * factor, rate) if len(wave) else wave
+        return np.asarray(result, dtype=np.float32)
 
     return change
 
@@ -128,17 +128,17 @@ def _spec(value: Any) -> Transform:
 
     def mask(example: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         patches, frames, filters = example.shape
-        found = example.reshape(patches * frames, filters).copy()
-        mean = found.mean()
+        result = example.reshape(patches * frames, filters).copy()
+        mean = result.mean()
         for _ in range(num):
             for axis, share in ((0, time), (1, frequency)):
-                size = found.shape[axis]
+                size = result.shape[axis]
                 width = int(rng.integers(0, int(share * size) + 1))
                 start = int(rng.integers(0, size - width + 1))
                 if axis == 0:
-                    found[start : start + width] = mean
+                    result[start : start + width] = mean
                 else:
-                    found[:, start : start + width] = mean
-        return found.reshape(example.shape)
+                    result[:, start : start + width] = mean
+        return result.reshape(example.shape)
 
     return mask

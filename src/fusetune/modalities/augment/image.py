@@ -51,13 +51,13 @@ class ImageAugmenter(Augmenter):
 
     def __call__(self, cell: Any, example: Any, rng: np.random.Generator, base_dir: Path) -> Any:
         """See `Augmenter`; an example is a list of (3, height, width) uint8."""
-        found = []
+        result = []
         for picture in example:
             image = Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0)))
             for transform in self.transforms:
                 image = transform(image, rng)
-            found.append(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
-        return found
+            result.append(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)))
+        return result
 
 
 def _flip(rate: float) -> Transform:
@@ -79,8 +79,8 @@ def _crop(least: float) -> Transform:
 
 def _color(size: float) -> Transform:
     def change(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        for place, factor in zip(rng.permutation(3), rng.uniform(1 - size, 1 + size, 3), strict=True):
-            enhance = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[place]
+        for index, factor in zip(rng.permutation(3), rng.uniform(1 - size, 1 + size, 3), strict=True):
+            enhance = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[index]
             image = enhance(image).enhance(float(factor))
         return image
 

@@ -87,33 +87,33 @@ class Paraphrases:
             ) from error
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model.to(device).eval()
-        order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         starts: Iterator[int] = iter(range(0, len(order), BATCH))
         if progress is not None:
             starts = progress(starts, "paraphrasing", -(-len(order) // BATCH))
         made = [""] * len(texts)
         for start in starts:
-            places = order[start : start + BATCH]
-            given = [texts[place] for place in places]
+            indices = order[start : start + BATCH]
+            given = [texts[index] for index in indices]
             inputs = tokenizer(given, return_tensors="pt", padding=True, truncation=True, max_length=self.max_tokens)
             inputs.pop("token_type_ids", None)
             ids = model.generate(**inputs.to(device), num_beams=BEAMS, do_sample=False, max_new_tokens=self.max_tokens)
-            for place, text in zip(places, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
-                made[place] = text.strip() or texts[place]
+            for index, text in zip(indices, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
+                made[index] = text.strip() or texts[index]
         return made
 
 
 def _read(path: Path) -> dict[str, str]:
     """Return what is kept; lines that are broken are left out."""
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 text, said = json.loads(line)
-                found[str(text)] = str(said)
+                result[str(text)] = str(said)
             except (ValueError, TypeError):
                 continue
-    return found
+    return result
 
 
 def _write(path: Path, said: dict[str, str]) -> None:

@@ -49,8 +49,8 @@ class CellAugmenter(Augmenter):
 
     def _swap(self, rate: float) -> Transform:
         def swap(example: Any, rng: np.random.Generator) -> Any:
-            chosen, place = rng.random() < rate, rng.integers(0, max(len(self.pool), 1))
-            return self.pool[int(place)] if chosen and len(self.pool) else example
+            chosen, index = rng.random() < rate, rng.integers(0, max(len(self.pool), 1))
+            return self.pool[int(index)] if chosen and len(self.pool) else example
 
         return swap
 

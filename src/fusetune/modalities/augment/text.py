@@ -97,8 +97,8 @@ def _swap(share: float) -> Transform:
     def swap(text: str, rng: np.random.Generator) -> str:
         words = text.split()
         for _ in range(int(rng.binomial(len(words) // 2, share)) if len(words) > 1 else 0):
-            one, two = rng.choice(len(words), 2, replace=False)
-            words[one], words[two] = words[two], words[one]
+            first, second = rng.choice(len(words), 2, replace=False)
+            words[first], words[second] = words[second], words[first]
         return " ".join(words) if words != text.split() else text
 
     return swap
@@ -116,12 +116,12 @@ def _synonyms(value: Any) -> Transform:
 
     def replace(text: str, rng: np.random.Generator) -> str:
         words = text.split()
-        for place, (word, drawn) in enumerate(zip(words, rng.random(len(words)), strict=True)):
+        for index, (word, drawn) in enumerate(zip(words, rng.random(len(words)), strict=True)):
             core = word.strip(".,;:!?\"'()")
             others = known.get(core.lower(), ())
             if drawn < rate and others:
                 other = others[int(rng.integers(0, len(others)))]
-                words[place] = word.replace(core, other.capitalize() if core[:1].isupper() else other, 1)
+                words[index] = word.replace(core, other.capitalize() if core[:1].isupper() else other, 1)
         return " ".join(words) if words != text.split() else text
 
     return replace
@@ -150,15 +150,15 @@ def read_synonyms(path: Path) -> dict[str, tuple[str, ...]]:
             pairs = [(word.strip(), other.strip()) for word, others in cut for other in others.split(",")]
     except (OSError, UnicodeDecodeError, ValueError, IndexError) as error:
         raise ConfigError(f"synonyms cannot be read: {error}", file=str(path)) from error
-    found: dict[str, dict[str, None]] = {}
+    result: dict[str, dict[str, None]] = {}
     for word, other in pairs:
         if other and other.lower() != word.lower():
-            found.setdefault(word.lower(), {})[other] = None
-    if not found:
+            result.setdefault(word.lower(), {})[other] = None
+    if not result:
         raise ConfigError(
             "there are no synonyms", expected="WordNet's dict folder, or lines WORD<tab>SYNONYM,SYNONYM", file=str(path)
         )
-    return {word: tuple(others) for word, others in found.items()}
+    return {word: tuple(others) for word, others in result.items()}
 
 
 def _synset(line: str) -> list[str]:

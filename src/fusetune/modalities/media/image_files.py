@@ -101,9 +101,9 @@ def _from_jpeg(data: bytes, image: Image.Image) -> Image.Image:
 
 def _only_filled(data: bytes, warning: str) -> bool:
     """Return whether the bytes too many are a filling before the end, one byte repeated, as some cameras write it."""
-    found = _TOO_MANY.search(warning)
+    match = _TOO_MANY.search(warning)
     end = data.rfind(b"\xff\xd9")
-    return found is not None and len(set(data[max(end - int(found[1]), 0) : end])) == 1
+    return match is not None and len(set(data[max(end - int(match[1]), 0) : end])) == 1
 
 
 def _open(data: bytes, place: Place, shown: object) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Columns that give the target away: equal to it, a code for it, or the same number on another scale."""
+"""Target leakage: columns that equal the target, encode it, or are the same number on another scale."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ EXPLAINED = 0.99
 CHANCE = 1e-6
 RANK_CORRELATION = 0.995
 SUSPICIOUS = 0.9
-"""Of the rows that the most frequent label leaves over, so many are decided by a column that may be a leak."""
+"""Error reduction over the most frequent label from which a column is suspected to leak the target."""
 MAX_LABELS = 50
 
 
-def gives_away(cells: Sequence[Any], target: Sequence[Any], kind: str) -> str | None:
-    """Return how a column gives the target away, for people, or None.
+def find_leak(cells: Sequence[Any], target: Sequence[Any], kind: str) -> str | None:
+    """Return a readable explanation of how a column leaks the target, or None.
 
-    A column is judged by the rows that have both. Text that merely holds the label's words is what a model is to
-    read, so text is only compared as a whole; images and sounds are not judged.
+    Only rows that have both cells count. A text that contains the label is legitimate input, so a text must equal the
+    label to be a leak. Images and sounds are not checked.
 
     Args:
         cells: the column's cells.
@@ -46,15 +46,14 @@ def gives_away(cells: Sequence[Any], target: Sequence[Any], kind: str) -> str | 
 
 
 def plain(cell: Any) -> str:
-    """Return a cell as compared: its text without outer white space, whole floats as integers, in lower case."""
+    """Return a cell's text for comparison: stripped, in lower case, integral floats as integers."""
     if isinstance(cell, float) and cell.is_integer():
         cell = int(cell)
     return str(cell).strip().casefold()
 
 
 def _code(pairs: list[tuple[str, str]]) -> str | None:
-    """Return whether each of the column's values goes with one label, far more than the labels' shares and chance
-    allow."""
+    """Return the explanation if each of the column's values goes with one label, beyond chance, else None."""
     num = len(pairs)
     groups: dict[str, Counter[str]] = {}
     for cell, label in pairs:
@@ -78,7 +77,7 @@ def _code(pairs: list[tuple[str, str]]) -> str | None:
 
 
 def _ranks(pairs: list[tuple[str, str]]) -> str | None:
-    """Return whether two columns of numbers have the same order."""
+    """Return the explanation if two columns of numbers have the same order, else None."""
     try:
         numbers = np.array([(float(cell), float(label)) for cell, label in pairs])
     except ValueError:
@@ -93,12 +92,11 @@ def _ranks(pairs: list[tuple[str, str]]) -> str | None:
     return f"its numbers are in the target's order, rank correlation {correlation:.4f}"
 
 
-def nearly_gives_away(cells: Sequence[Any], target: Sequence[Any], kind: str) -> float | None:
-    """Return in which share of rows a column by itself decides the target, where that is suspiciously large.
+def suspected_leak(cells: Sequence[Any], target: Sequence[Any], kind: str) -> float | None:
+    """Return the accuracy of predicting the target from a column alone, if it is suspiciously high.
 
-    The target is predicted by the column alone for rows that it did not learn from: by the most frequent label of equal
-    cells, and for numbers by a small decision tree. Columns of text and media are what models are to read and are not
-    judged, nor are targets with more than `MAX_LABELS` values.
+    Held-out rows are predicted by the most frequent label of equal cells, and for numbers also by a small decision
+    tree. Texts and media are not checked, nor are targets with more than `MAX_LABELS` values.
 
     Args:
         cells: the column's cells.
@@ -106,7 +104,8 @@ def nearly_gives_away(cells: Sequence[Any], target: Sequence[Any], kind: str) ->
         kind: the column's kind.
 
     Returns:
-        The share, or None where it is below `SUSPICIOUS` (over that of the most frequent label) or rows are few.
+        The accuracy, or None where its error reduction over the most frequent label is below `SUSPICIOUS`, or where
+        there are fewer than 100 rows.
     """
     pairs = [
         (plain(cell), plain(label))
@@ -122,7 +121,7 @@ def nearly_gives_away(cells: Sequence[Any], target: Sequence[Any], kind: str) ->
 
 
 def _by_equal_cells(pairs: list[tuple[str, str]]) -> float:
-    """Return the share of rows whose label is the most frequent one of the other rows with an equal cell."""
+    """Return the leave-one-out accuracy of the most frequent label among rows with an equal cell."""
     groups: dict[str, Counter[str]] = {}
     for cell, label in pairs:
         groups.setdefault(cell, Counter())[label] += 1
@@ -135,8 +134,7 @@ def _by_equal_cells(pairs: list[tuple[str, str]]) -> float:
 
 
 def _by_tree(pairs: list[tuple[str, str]]) -> float:
-    """Return the share of rows that a small tree on the column's numbers gets right, each in a fold that it did not
-    see."""
+    """Return the 3-fold cross-validated accuracy of a small decision tree on the column's numbers."""
     try:
         numbers = np.array([[float(cell)] for cell, _ in pairs])
     except ValueError:
