@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.backbones.backbone import Backbone
+from fusetune.backbones.convolutions import unfold_batch_norms
 from fusetune.backbones.hub.source import quiet
 from fusetune.config.adapter import AdapterConfig
 from fusetune.errors import ConfigError
@@ -59,6 +60,7 @@ def adapt(backbone: Backbone, settings: AdapterConfig) -> None:
     fits = KINDS_OF_MODULE.get(settings.name, LORA)
     chosen = target_modules(backbone.model, settings.targets, where=where, fits=fits)
     known = set(backbone.model.state_dict())
+    unfold_batch_norms(backbone)  # what an adapter adds to a convolution's output is read by the norm after it
     _inject(backbone.model, settings, chosen)
     backbone.adapter = settings
     backbone.adapted = chosen

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fusetune import _private
+from fusetune.backbones.convolutions import channels_last, is_convolutional
 from fusetune.backbones.inputs import AudioInputs, ImageInputs, Inputs, SpectrogramInputs, TextInputs
 from fusetune.backbones.inspection import structure
 from fusetune.backbones.passes.base import EncoderPass
@@ -51,6 +52,7 @@ class Backbone(nn.Module):
         normalised: pooled vectors are scaled to length 1, as a sentence encoder's own modules say.
         separate: which cells may share a pass: "" all; "lengths": those of one length; "cells": none, for models whose
             vectors depend on the padding or on the other cells (see `fusetune.backbones.inspection.trial`).
+        channels_last: on a processor, pictures are encoded with their channels innermost, as convolutions do it faster.
         start: the pass that begins at the first trained layer, where one was tried and found right.
         wanted: the pass that is entered with `fusetune.backbones.passes.base.using`.
         notes: what a user should know of this encoder, in sentences.
@@ -98,6 +100,7 @@ class Backbone(nn.Module):
         self.start: EncoderPass | None = None
         self.wanted: EncoderPass | None = None
         self.normalised = False
+        self.channels_last = is_convolutional(model)
         self.notes: list[str] = []
         # Models that hide a random part of their input (ViT-MAE) take the order of the patches as an argument.
         self._orders_patches = "noise" in inspect.signature(getattr(model, method)).parameters
@@ -210,6 +213,8 @@ class Backbone(nn.Module):
             assert size is not None, "a model that hides patches cuts some"
             order = torch.arange(size[0] * size[1], device=pixels.device, dtype=pixels.dtype)
             inputs = {**inputs, "noise": order.expand(len(pixels), -1)}
+        if self.channels_last:
+            inputs = {name: channels_last(tensor) for name, tensor in inputs.items()}
         out = getattr(self.model, self.method)(**inputs)
         values: Tensor = out.last_hidden_state
         if values.ndim == 4:  # (rows, dim, height, width)

@@ -35,7 +35,7 @@ from fusetune.backbones.inputs import (
     token_limit,
 )
 from fusetune.backbones.inspection import structure
-from fusetune.backbones.inspection.pooling import check_weights, settle
+from fusetune.backbones.inspection.pooling import check_weights, fold_norms, settle
 from fusetune.backbones.inspection.trial import try_out
 from fusetune.backbones.spectrogram import FILE as SPECTROGRAM
 from fusetune.backbones.spectrogram import Spectrogram
@@ -123,6 +123,7 @@ def _loaded(
     if lacking:
         raise _lacking(sorted(lacking), result.folder)
     check_weights(backbone, result.folder)
+    fold_norms(backbone)
     try_out(backbone)
     return backbone
 
@@ -217,7 +218,8 @@ def _restore(folder: Path, saved: dict[str, Any], most: int | None) -> Backbone:
     if saved.get("grid") is not None:
         extra, height, width = (int(number) for number in saved["grid"])
         backbone.grid = (extra, height, width)
-    return backbone.eval()
+    fold_norms(backbone.eval())
+    return backbone
 
 
 def _choose(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.backbones.backbone import Backbone
+from fusetune.backbones.convolutions import fold_batch_norms
 from fusetune.backbones.hub.sentence import stated_pooling
-from fusetune.backbones.inputs import AudioInputs, ImageInputs, TextInputs
+from fusetune.backbones.inputs import AudioInputs, ImageInputs, SpectrogramInputs, TextInputs
 from fusetune.backbones.inspection import structure
 from fusetune.errors import BackboneError
 
@@ -52,6 +53,14 @@ def _small_input(backbone: Backbone) -> dict[str, Tensor]:
         return inputs.collate([np.random.default_rng(0).integers(0, 256, (3, *inputs.image_size), dtype=np.uint8)])
     noise = np.random.default_rng(0).normal(0, 0.1, inputs.sampling_rate)
     return inputs.collate([inputs.prepare(noise.astype(np.float32))])
+
+
+def fold_norms(backbone: Backbone) -> None:
+    """Fold frozen batch norms into convolutions, where an encoder of pictures or spectrograms has such."""
+    if isinstance(backbone.inputs, ImageInputs | SpectrogramInputs):
+        inputs = _small_input(backbone)
+        inputs.pop("owner", None)
+        fold_batch_norms(backbone, inputs)
 
 
 def _auto_pool(backbone: Backbone, own: Tensor | None, folder: Path) -> str:

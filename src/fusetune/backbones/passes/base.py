@@ -26,6 +26,7 @@ class Encoder(Protocol):
         separate: "" where rows of any lengths may share a pass; "lengths" where only rows of one length may; "cells"
             where none may.
         grid: how a picture's tokens lie in it, see `Tokens`.
+        channels_last: whether pictures are encoded with their channels innermost.
         start: the pass that begins at the first trained layer, where one was tried and found right.
         wanted: the pass that is entered with `using`.
     """
@@ -36,6 +37,7 @@ class Encoder(Protocol):
     max_tokens: int
     separate: str
     grid: tuple[int, int, int] | None
+    channels_last: bool
     start: EncoderPass | None
     wanted: EncoderPass | None
 

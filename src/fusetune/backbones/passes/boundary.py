@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fusetune import _private
+from fusetune.backbones.convolutions import channels_last
 from fusetune.backbones.inputs import AudioInputs, TextInputs
 from fusetune.backbones.inspection import structure
 from fusetune.backbones.passes.base import BOUNDARY, Encoder, EncoderPass, PlainPass, using
@@ -48,6 +49,7 @@ class BoundaryPass(EncoderPass):
     def __call__(self, encoder: Encoder, inputs: Mapping[str, Tensor]) -> Tokens:
         """See `EncoderPass`."""
         hidden = inputs[BOUNDARY].to(next(encoder.model.parameters()).dtype)
+        hidden = channels_last(hidden) if encoder.channels_last else hidden
         rest = {name: tensor for name, tensor in inputs.items() if name != BOUNDARY}
         with starting_at(encoder, self.layer, hidden, gives_tuples=self.gives_tuples):
             return PlainPass()(encoder, rest)
