@@ -11,6 +11,7 @@ from pathlib import Path
 from fusetune.config import adversarial, attack, backbone, columns, config, data, fusion, read, report, trainer
 from fusetune.models.build import options_of
 from fusetune.registry import FUSIONS, MODALITIES, OBJECTIVES, TASKS, Registry
+from fusetune.tasks.match import MatchTask
 
 PAGE = Path(__file__).with_name("settings.md")
 HEAD = """# Settings
@@ -125,6 +126,8 @@ def parts(title: str, registry: Registry, prefix: str, *taken: str) -> str:
     """The options of every part of a registry."""
     found = [f"## {title}"]
     for name in registry:
+        if issubclass(registry.get(name), MatchTask):  # no column's task, so that no setting names it
+            continue
         rows = options(registry.get(name), prefix, *taken)
         found.append(f"### {name}\n\n" + (table(rows) if rows else "No options."))
     return "\n\n".join(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 
 from fusetune import api
 from fusetune.cli.main import app
-from fusetune.errors import ConfigError, TableError
+from fusetune.errors import ConfigError, TableError, UserError
 
 COLOURS = {
     "red": (220, 30, 20), "green": (20, 200, 40), "blue": (20, 40, 230), "white": (240, 240, 240),
@@ -94,6 +95,50 @@ def test_evaluating_again_gives_the_reports_figures(aligned, pairs):
     measured = api.evaluate(aligned.folder, str(pairs["test"])).metrics()
     for task in aligned.results.tasks:
         assert measured[task.target]["mrr"] == pytest.approx(task.main(task.systems[-1]).value, abs=1e-6)
+
+
+def test_a_folder_that_names_no_task_is_measured_in_every_direction(aligned, pairs, tmp_path):
+    old = tmp_path / "old"
+    shutil.copytree(aligned.folder, old)
+    content = json.loads((old / "bundle.json").read_text())
+    assert sorted(content["tasks"]) == ["image → text", "text → image"]
+    (old / "bundle.json").write_text(json.dumps({**content, "tasks": {}}))  # as version 0.1.0 wrote it
+    loaded = api.load(old)
+    assert loaded.bundle.tasks.keys() == content["tasks"].keys()
+    assert loaded.evaluate(str(pairs["test"])).metrics() == aligned.evaluate(str(pairs["test"])).metrics()
+
+
+def test_a_folder_whose_task_reads_another_column_is_refused(aligned, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(aligned.folder, broken)
+    content = json.loads((broken / "bundle.json").read_text())
+    content["tasks"]["image → text"]["state"]["query"]["columns"] = ["sound"]
+    (broken / "bundle.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="'sound'"):
+        api.load(broken)
+
+
+def test_another_metric_slices_and_weights(pairs, settings, tmp_path, write_csv):
+    more = {
+        "trainer": {"epochs": 0, "head_epochs": 1, "trackers": [], "metric": {"image → text": "median_rank"}},
+        "report": {"bootstrap": 0, "errors": 0, "slices": ["note"]},
+    }
+    found = tune(pairs, settings, tmp_path / "model", **more)
+    there = next(task for task in found.results.tasks if task.target == "image → text")
+    assert (there.metric, there.greater_is_better) == ("median_rank", False) and there.slices
+    with pytest.raises(ConfigError, match="recall@7"):
+        tune(pairs, settings, tmp_path / "m", trainer={"metric": "recall@7"})
+
+
+def test_rows_that_cannot_be_searched_are_not_measured(aligned, pairs, write_csv):
+    lone = write_csv(pairs["test"].parent / "alone.csv", [{"photo": "1.png", "note": "", "tags": ""}] * 3)
+    with pytest.raises(TableError, match="no two rows"):
+        aligned.evaluate(str(lone))
+
+
+def test_no_column_is_a_target_of_retrieval(pairs, settings, tmp_path):
+    with pytest.raises(ConfigError, match="predicts no column"):
+        tune(pairs, settings, tmp_path / "m", target=["note"], tasks={"note": "retrieval"})
 
 
 def test_it_is_where_another_fit_can_start(aligned, shop_tables, quick):
