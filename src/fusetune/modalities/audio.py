@@ -1,4 +1,4 @@
-"""Audio: one sound a cell, for an audio encoder or a spectrogram in front of a vision encoder."""
+"""Audio columns, with one sound a cell, for waveform or spectrogram encoders."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 class AudioModality(BackboneModality):
     """A column of sounds.
 
-    A cell is a path (absolute, or relative to the table's file), bytes, `{"bytes", "path"}`, or a decoded sound
-    `{"array", "sampling_rate"}`. Channels are averaged and the sound is resampled to the backbone's rate. What is
-    beyond `max_seconds` is left out; `num_truncated` counts the sounds that lost something.
+    A cell is a path (absolute, or relative to the table's file), bytes, base64, `{"bytes", "path"}`, or a decoded
+    sound `{"array", "sampling_rate"}`. Channels are averaged, and the sound is resampled to the backbone's rate and
+    truncated to `max_seconds`.
 
     Attributes:
-        max_seconds: seconds of a sound that are used.
-        num_truncated: sounds that were longer, since this object was made.
+        max_seconds: maximum duration of a sound, in seconds.
+        num_truncated: number of sounds that this object truncated.
     """
 
     kind = "audio"
@@ -37,7 +37,7 @@ class AudioModality(BackboneModality):
         Args:
             column: the column's name.
             backbone: the encoder, of kind "audio".
-            max_seconds: seconds of a sound that are used, above 0, at most what the backbone reads; by default that.
+            max_seconds: maximum duration in seconds, above 0 and at most the backbone's, which is the default.
         """
         super().__init__(column, backbone=backbone)
         limit = float(backbone.inputs.max_seconds)
@@ -54,7 +54,7 @@ class AudioModality(BackboneModality):
 
     @classmethod
     def detect(cls, values: Sequence[Any], *, base_dir: Path) -> Detection:
-        """Return the cells' file names end, or their bytes start, as those of sounds do."""
+        """Rate the cells by file extensions and magic numbers of sounds."""
         decoded = sum(isinstance(cell, dict) and cell.get("array") is not None for cell in values)
         if decoded:
             return Detection(0.99 * decoded / len(values), f"{decoded} of {len(values)} cells hold decoded sounds")
@@ -63,41 +63,41 @@ class AudioModality(BackboneModality):
         )
 
     def decode(self, cell: Any, *, row: int, base_dir: Path) -> np.ndarray:
-        """Return the sound as the backbone takes it, float32: a waveform or patches of its spectrogram.
+        """Return the sound as the backbone's input, float32: a waveform or patches of its spectrogram.
 
         Raises:
-            BadCell: it cannot be found or decoded whole, is of no length, or has a value that is not finite.
+            BadCell: it does not exist, cannot be decoded, is empty, or has values that are not finite.
             MissingExtra: the extra `audio` is not installed.
         """
-        samples, truncated = self._samples(cell, cells.Place(row, self.column, base_dir))
+        samples, truncated = self._samples(cell, cells.CellLocation(row, self.column, base_dir))
         self.num_truncated += truncated
         return self.backbone.prepare_audio(samples, self.backbone.sampling_rate)
 
-    def _samples(self, cell: Any, place: cells.Place) -> tuple[np.ndarray, bool]:
-        """Return the sound's samples at the backbone's rate, and whether it is longer than what is read."""
+    def _samples(self, cell: Any, location: cells.CellLocation) -> tuple[np.ndarray, bool]:
+        """Return the samples at the backbone's rate, (samples,) float32, and whether the sound was truncated."""
         if isinstance(cell, dict) and cell.get("array") is not None:
-            samples, rate = audio_files.from_array(cell["array"], cell.get("sampling_rate"), place)
+            samples, rate = audio_files.array_to_mono(cell["array"], cell.get("sampling_rate"), location)
             wanted = max(int(self.max_seconds * rate), 1)
             truncated, samples, shown = len(samples) > wanted, samples[:wanted], f"{len(samples)} samples"
         else:
-            parts = cells.split_cell(cell, place.base_dir)
+            parts = cells.split_cell(cell, location.base_dir)
             if len(parts) != 1:
                 why = f"it names {len(parts)} sounds, not one"
-                raise place.bad(cell, why, "give one sound a cell; put others in columns of their own")
+                raise location.bad(cell, why, "give one sound a cell; put others in columns of their own")
             shown = parts[0] if isinstance(parts[0], str) else "sound in the cell"
-            data = cells.read_part(parts[0], place)
-            samples, rate, truncated = audio_files.read_sound(data, place, shown, max_seconds=self.max_seconds)
-        return audio_files.resample(samples, rate, self.backbone.sampling_rate, place, shown), truncated
+            data = cells.read_part(parts[0], location)
+            samples, rate, truncated = audio_files.decode_audio(data, location, shown, max_seconds=self.max_seconds)
+        return audio_files.resample(samples, rate, self.backbone.sampling_rate, location, shown), truncated
 
     def augmenter(self, **options: Any) -> Augmenter:
-        """See `fusetune.modalities.augment.audio`."""
+        """Return an `AudioAugmenter`."""
         from fusetune.backbones.inputs import SpectrogramInputs
         from fusetune.modalities.augment.audio import AudioAugmenter
 
         rate = self.backbone.sampling_rate
         return AudioAugmenter(
             options,
-            samples=lambda cell, base_dir: self._samples(cell, cells.Place(0, self.column, base_dir))[0],
+            samples=lambda cell, base_dir: self._samples(cell, cells.CellLocation(0, self.column, base_dir))[0],
             prepare=lambda wave: self.backbone.prepare_audio(wave, rate),
             rate=rate,
             spectrogram=isinstance(self.backbone.inputs, SpectrogramInputs),

@@ -1,4 +1,4 @@
-"""The contract of a modality: one kind of column, from cells to tokens."""
+"""`Modality`, the base class of the kinds of columns, and `Augmenter`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from fusetune.modalities.ngrams import Ngrams
 
 @dataclass(frozen=True)
 class Detection:
-    """How sure a modality is that a column is of its kind.
+    """A modality's confidence that a column is of its kind.
 
     Attributes:
-        confidence: 0 (cannot be) to 1 (can be nothing else).
-        reason: what it saw, for people: "all 200 sampled cells parse as numbers".
+        confidence: from 0 (impossible) to 1 (certain).
+        reason: a readable explanation, such as "all 200 sampled cells parse as numbers".
     """
 
     confidence: float
@@ -29,46 +29,47 @@ class Detection:
 
 
 class Augmenter(abc.ABC):
-    """Changes a train row's cell a little, in a way that should not change the row's target."""
+    """Changes a train row's cell at random, in ways that should keep the row's target."""
 
     @abc.abstractmethod
     def __call__(self, cell: Any, example: Any, rng: np.random.Generator, base_dir: Path) -> Any:
-        """Return an example to be used in place of `example`, which is left as it is.
+        """Return the augmented example; `example` itself is not changed.
 
         Args:
-            cell: as the table has it.
-            example: what `Modality.decode` made of it.
-            rng: the only source of chance; made from (seed, epoch, row, column).
-            base_dir: where relative media paths start.
+            cell: the table's cell.
+            example: the cell's example, from `Modality.decode`.
+            rng: the only source of randomness, seeded by (seed, epoch, row, column).
+            base_dir: folder that relative media paths start from.
         """
 
     def prepare(  # noqa: B027  (most need nothing)
         self, cells: Sequence[Any], codes: np.ndarray, example: Callable[[int], Any], *, progress: Any = None
     ) -> None:
-        """Whatever is done once before training.
+        """Prepare for training; called once.
 
         Args:
             cells: the train rows' distinct cells.
-            codes: (rows,) which of them each row has, -1 for none.
-            example: what `Modality.decode` made of a distinct cell.
-            progress: wraps iterators.
+            codes: (rows,) the index in `cells` of each row's cell, -1 where it is missing.
+            example: `example(index)` returns the example of a distinct cell.
+            progress: `progress(iterator, description, total)` wraps an iterator.
         """
 
 
 class Modality(abc.ABC):
-    """One column of one kind: reads its cells, learns what it must from train rows, makes tensors and an encoder.
+    """A column of one kind: decodes its cells, is fitted on train rows, collates batches and builds the encoder.
 
-    The way of a cell: `decode(cell) -> example` (once; may be kept in memory), `collate(examples) -> tensors`
-    (every batch), `encoder(**tensors) -> Tokens` with one row per example. A missing cell never gets here.
-    What `fit` learned and the options travel in `state()`, which is JSON.
+    A cell passes through `decode(cell) -> example` (once; the example may be cached), `collate(examples) -> tensors`
+    (in every batch) and `encoder(**tensors) -> Tokens`, with one row for each example. Missing cells are never passed.
+    The options and what `fit` learned are saved by `state()` as JSON.
 
     Attributes:
-        ngrams: a vocabulary of n-grams of the examples, where they are token ids and it was learned.
+        column: the column's name.
+        ngrams: a fitted vocabulary of n-grams of the examples' token ids, or None.
     """
 
     kind: ClassVar[str]
     needs_backbone: ClassVar[bool] = False
-    """Whether the constructor takes `backbone=`, a `fusetune.backbones.load.Backbone`, which is then the encoder."""
+    """Whether the constructor takes `backbone=`, a `fusetune.backbones.load.Backbone` that is the encoder."""
 
     def __init__(self, column: str) -> None:
         self.column = column
@@ -77,58 +78,66 @@ class Modality(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def detect(cls, values: Sequence[Any], *, base_dir: Path) -> Detection:
-        """Return how well a sample of a column's cells fits this kind.
+        """Rate how well a sample of a column's cells fits this kind.
 
         Args:
-            values: cells that are not missing, as the table has them.
-            base_dir: where relative media paths start.
+            values: cells of the table, none missing.
+            base_dir: folder that relative media paths start from.
         """
 
     @abc.abstractmethod
     def decode(self, cell: Any, *, row: int, base_dir: Path) -> Any:
-        """Return the cell as an example: what is kept and collated. Does not depend on `fit`.
+        """Return the cell's example, which is cached and collated. The result must not depend on `fit`.
+
+        Args:
+            cell: of the table, not missing.
+            row: the row's id, for errors.
+            base_dir: folder that relative media paths start from.
 
         Raises:
             BadCell: the cell cannot be read as this kind.
         """
 
     def fit(self, examples: Sequence[Any]) -> None:  # noqa: B027  (most media learn nothing)
-        """Learn from the decoded examples of the train rows, one for each row that has the column."""
+        """Fit on the examples of the train rows, one for each row that has the column."""
 
     @abc.abstractmethod
     def collate(self, examples: Sequence[Any]) -> dict[str, Tensor]:
-        """At least one example as tensors; the encoder's keyword arguments."""
+        """Return the encoder's keyword arguments for one or more examples."""
 
     @property
     @abc.abstractmethod
     def encoder_key(self) -> str:
-        """Names the encoder: columns with equal keys share one encoder and its weights.
+        """The encoder's name; columns with equal keys share one encoder and its weights.
 
-        Letters, digits and `_` only, as it names a submodule.
+        It names a submodule, so it has letters, digits and `_` only.
         """
 
     @abc.abstractmethod
     def build_encoder(self) -> nn.Module:
-        """Return a module with `forward(**tensors) -> Tokens` (one row per example), the attribute `dim` (its output
-        features) and the attribute `pretrained`: whether its features are of use before any training."""
+        """Return a module with `forward(**tensors) -> Tokens`, one row for each example.
+
+        Its attribute `dim` is the number of features of a token, and `pretrained` says whether they are useful before
+        training.
+        """
 
     @property
     def part_of(self) -> str:
-        """The sort of signal this column belongs to in reports: "text", "image", "audio" or "tabular"."""
+        """The modality of this column in reports: "text", "image", "audio" or "tabular"."""
         return self.kind
 
     def size(self, example: Any) -> int:
-        """Return what an example costs to encode, in this modality's own unit; batches are made of like sizes."""
+        """Return the cost of encoding an example, in a unit of the modality; batches have examples of similar cost."""
         return 1
 
     def augmenter(self, **options: Any) -> Augmenter:
-        """Return what changes this column's cells in training, after `fit`.
+        """Return the augmenter of this column; called after `fit`.
 
         Args:
-            options: what changes and how much; the kind decides which there are.
+            options: the settings of `augment.KIND`.
 
         Raises:
-            ConfigError: an unknown option, one out of range, or the kind cannot be augmented.
+            ConfigError: an option is unknown or out of range, or the kind cannot be augmented.
         """
         raise ConfigError(
             f"columns of kind {self.kind} cannot be augmented",
@@ -138,9 +147,15 @@ class Modality(abc.ABC):
 
     @abc.abstractmethod
     def state(self) -> dict[str, Any]:
-        """Return everything `from_state` needs, as JSON: options and what `fit` learned."""
+        """Return the options and what `fit` learned, as JSON for `from_state`."""
 
     @classmethod
     @abc.abstractmethod
     def from_state(cls, column: str, state: dict[str, Any], backbone: Any = None) -> Modality:
-        """Return the modality that `state()` described; `backbone` is its encoder where the kind needs one."""
+        """Restore a modality.
+
+        Args:
+            column: the column's name.
+            state: from `state()`.
+            backbone: the encoder, for kinds that need one.
+        """

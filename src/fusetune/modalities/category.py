@@ -1,4 +1,4 @@
-"""Categories: one of a set of names."""
+"""Category columns: one-hot vectors over a vocabulary."""
 
 from __future__ import annotations
 
@@ -21,19 +21,18 @@ from fusetune.modalities.text import check_text
 from fusetune.modalities.values import ValueIndex, merged
 
 MAX_CHARS = 1000
-"""Longer values are text, not names."""
+"""Maximum length of a value; longer ones are text."""
 
 OTHER = 0
-"""The index of every value that is not in the vocabulary: rare in train rows or never seen there."""
+"""The feature of all values outside the vocabulary, which are rare or absent in train rows."""
 
 
 class CategoryModality(Modality):
-    """A column of names from a set.
+    """A column of categories.
 
-    The vocabulary is the train rows' values, most frequent first. Rarer ones, and values first met at prediction,
-    share one feature, which the rare values train.
-    White space around a value is dropped. A value is the same in all its forms: 3, 3.0, "3" and "3.0"; True and
-    "true"; and where the values are just 0 and 1, true and false.
+    The vocabulary holds the train rows' values, most frequent first. Rare and unseen values share one feature, which is
+    trained on the rare ones. Surrounding white space is ignored. Equal values in different forms are one category: 3,
+    3.0, "3" and "3.0"; True and "true"; and also 0 and false if the values are only 0 and 1.
     """
 
     kind = "category"
@@ -42,9 +41,9 @@ class CategoryModality(Modality):
         """
         Args:
             column: the column's name.
-            max_size: most values in the vocabulary, 1 or more.
-            min_count: train rows that a value must be in to enter the vocabulary, 1 or more. Where no value is in
-                as many, all enter.
+            max_size: maximum size of the vocabulary, 1 or more.
+            min_count: minimum number of train rows of a value in the vocabulary, 1 or more. If no value reaches it,
+                all values are in the vocabulary.
         """
         super().__init__(column)
         if max_size < 1 or min_count < 1:
@@ -60,7 +59,7 @@ class CategoryModality(Modality):
 
     @classmethod
     def detect(cls, values: Sequence[Any], *, base_dir: Path) -> Detection:
-        """Few distinct short values that repeat."""
+        """Rate the cells: few distinct short values that repeat."""
         seen = profile_cells(values)
         counted = f"{seen.num_distinct} distinct values in {seen.num} cells"
         if seen.scalars < 0.95:
@@ -79,7 +78,7 @@ class CategoryModality(Modality):
         """Return the value's name.
 
         Raises:
-            BadCell: it is bytes, a list or a mapping, only white space, longer than a name, or holds half a character.
+            BadCell: it is bytes, a list or a mapping, blank, longer than `MAX_CHARS`, or holds a lone surrogate.
         """
         cell = plain(cell)
         if not isinstance(cell, str | bool | int | float | Decimal | date | time):
@@ -98,7 +97,7 @@ class CategoryModality(Modality):
         return name
 
     def fit(self, examples: Sequence[str]) -> None:
-        """Learn the vocabulary from train rows; equally frequent values are in the order of their characters."""
+        """Fit the vocabulary on train rows; equally frequent values are in alphabetical order."""
         counts = sorted(merged(Counter(examples)).items(), key=lambda item: (-item[1], item[0]))
         frequent = [name for name, count in counts if count >= self.min_count] or [name for name, _ in counts]
         self._set_vocabulary(frequent[: self.max_size])
@@ -108,19 +107,19 @@ class CategoryModality(Modality):
         self._index = ValueIndex(names, start=OTHER + 1)
 
     def is_known(self, example: str) -> bool:
-        """Return whether the value has a feature of its own."""
+        """Return whether the value is in the vocabulary."""
         return self._index.find(example) is not None
 
     def augmenter(self, **options: Any) -> Augmenter:
-        """See `fusetune.modalities.augment.tabular`."""
+        """Return a `CellAugmenter`."""
         from fusetune.modalities.augment.tabular import CellAugmenter
 
         return CellAugmenter("category", options)
 
     def collate(self, examples: Sequence[str]) -> dict[str, Tensor]:
-        """Return `values` is (examples, 1 + vocabulary) float32, one-hot; the first is "none of the known ones"."""
-        result = [self._index.find(name) for name in examples]
-        indices = [OTHER if index is None else index for index in result]
+        """Return `values`, (examples, 1 + vocabulary) float32, one-hot; the first feature is `OTHER`."""
+        matches = [self._index.find(name) for name in examples]
+        indices = [OTHER if index is None else index for index in matches]
         values = torch.zeros(len(indices), len(self.vocabulary) + 1)
         values[torch.arange(len(indices)), indices] = 1
         return {"values": values}
@@ -131,7 +130,7 @@ class CategoryModality(Modality):
         return module_name(self.kind, self.column)
 
     def build_encoder(self) -> FixedFeatures:
-        """Return the features as they are; call it after `fit`."""
+        """Return `FixedFeatures` of the fitted dimension; call it after `fit`."""
         return FixedFeatures(len(self.vocabulary) + 1)
 
     @property
@@ -140,7 +139,7 @@ class CategoryModality(Modality):
         return "tabular"
 
     def state(self) -> dict[str, Any]:
-        """Options and the vocabulary."""
+        """Return the options and the vocabulary."""
         return {
             "max_size": self.max_size,
             "min_count": self.min_count,

@@ -1,4 +1,4 @@
-"""Dates and times: how much time has passed, and the parts of the calendar that come back."""
+"""Date and time columns: elapsed time and periodic parts of the calendar."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fusetune.modalities.profile import plain
 
 DAY = 86_400.0
 PARTS = ("month", "day", "weekday", "hour")
-"""Parts that come back, in the order of the features; each is used if it differs between train rows."""
+"""Periodic parts of the calendar, in the order of the features; each is used if it varies between train rows."""
 
 _ISO = re.compile(
     r"(?:(?P<date>(?P<year>\d{4})[-/](?P<month>\d{1,2})(?:[-/](?P<day>\d{1,2}))?)(?:[T ]+(?=\d)|$))?"
@@ -32,11 +32,11 @@ _ISO = re.compile(
 
 
 def seconds_of(cell: Any) -> float | None:
-    """Return the seconds since 1970-01-01 00:00 UTC of a date, time or both, or None for what is none.
+    """Return the seconds since 1970-01-01 00:00 UTC of a date, a time or both; None for other cells.
 
     Args:
-        cell: text as "2020-03-14", "2020-03", "2020-03-14 08:30:00+01:00", "08:30"; or a `date`, `datetime` or `time`.
-            Without a zone it is taken as UTC, a time alone as of 1970-01-01.
+        cell: text such as "2020-03-14", "2020-03", "2020-03-14 08:30:00+01:00" or "08:30"; or a `date`, `datetime` or
+            `time`. The default time zone is UTC, and the default date is 1970-01-01.
 
     Example:
         >>> seconds_of("1970-01-02 00:00:01"), seconds_of("00:01"), seconds_of("soon")
@@ -49,10 +49,10 @@ def seconds_of(cell: Any) -> float | None:
     elif isinstance(cell, time):
         moment = datetime.combine(date(1970, 1, 1), cell)
     elif isinstance(cell, str):
-        result = _from_text(cell.strip())
-        if result is None:
+        parsed = _from_text(cell.strip())
+        if parsed is None:
             return None
-        moment = result
+        moment = parsed
     else:
         return None
     moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
@@ -83,11 +83,10 @@ def _zone(text: str) -> timezone:
 class DateModality(Modality):
     """A column of dates, times or both.
 
-    The days that have passed are encoded as a number is. Beside them stand the parts of the calendar that differ
-    between train rows: the month (12 features, one-hot), the weekday (7, one-hot), the day of the month and the hour of
-    the day, each as points on a circle (sine and cosine; for the hour also of twice its angle), so that December is no
-    far from January than May from June and 23:00 is near 1:00. Dates beyond those of the train rows stay at the ends of
-    the number's bins.
+    The elapsed days are encoded like a number. The parts of the calendar that vary between train rows follow: the month
+    (12 features, one-hot), the weekday (7, one-hot), and the day of the month and the hour of the day as points on a
+    circle (sine and cosine, for the hour also of twice the angle), so that 23:00 is near 1:00. The encoding of dates
+    outside the train rows' range stays at the outermost bins of the number.
     """
 
     kind = "date"
@@ -96,7 +95,7 @@ class DateModality(Modality):
         """
         Args:
             column: the column's name.
-            bins: most bins of the encoding of the days that have passed; see `number`.
+            bins: maximum number of bins for the elapsed days; see `NumberModality`.
         """
         super().__init__(column)
         self.elapsed = NumberModality(column, bins=bins)
@@ -104,20 +103,20 @@ class DateModality(Modality):
 
     @classmethod
     def detect(cls, values: Sequence[Any], *, base_dir: Path) -> Detection:
-        """Nearly all cells are dates or times in ISO form."""
-        result = sum(seconds_of(plain(value)) is not None for value in values)
-        share = result / max(len(values), 1)
-        if not result:
+        """Rate the cells: nearly all are dates or times in ISO format."""
+        count = sum(seconds_of(plain(value)) is not None for value in values)
+        share = count / max(len(values), 1)
+        if not count:
             return Detection(0.0, "no cell is a date or time")
         return Detection(
-            0.95 * share if share >= 0.95 else 0.3 * share, f"{result} of {len(values)} cells are dates or times"
+            0.95 * share if share >= 0.95 else 0.3 * share, f"{count} of {len(values)} cells are dates or times"
         )
 
     def decode(self, cell: Any, *, row: int, base_dir: Path) -> float:
         """Return the seconds since 1970-01-01 00:00 UTC.
 
         Raises:
-            BadCell: it is no date and no time.
+            BadCell: it is neither a date nor a time.
         """
         seconds = seconds_of(plain(cell))
         if seconds is None:
@@ -126,7 +125,7 @@ class DateModality(Modality):
         return seconds
 
     def fit(self, examples: Sequence[float]) -> None:
-        """Learn the scale of the days that have passed, and which parts differ, from train rows."""
+        """Fit the encoding of the elapsed days, and find the parts that vary, on train rows."""
         seconds = np.asarray(examples, dtype=np.float64)
         if not len(seconds):
             return
@@ -134,7 +133,7 @@ class DateModality(Modality):
         self.parts = [name for name in PARTS if len(np.unique(_part(name, seconds))) > 1]
 
     def collate(self, examples: Sequence[float]) -> dict[str, Tensor]:
-        """Return `values`, (examples, features) float32: the elapsed days' features, then the parts'."""
+        """Return `values`, (examples, features) float32: features of the elapsed days, then of the parts."""
         seconds = np.asarray(examples, dtype=np.float64)
         features = [self.elapsed.collate((seconds / DAY).tolist())["values"].numpy()]
         features += [_features(name, seconds) for name in self.parts]
@@ -155,7 +154,7 @@ class DateModality(Modality):
         return "tabular"
 
     def state(self) -> dict[str, Any]:
-        """Return the elapsed days' scale and the parts."""
+        """Return the state of the elapsed days' encoding, and the parts."""
         return {"elapsed": self.elapsed.state(), "parts": self.parts}
 
     @classmethod
@@ -167,7 +166,7 @@ class DateModality(Modality):
 
 
 def _part(name: str, seconds: np.ndarray) -> np.ndarray:
-    """Return a part of the calendar as a number from 0 on, (examples,): hours with their fraction, others whole."""
+    """Return a part of the calendar as numbers from 0, (examples,): fractional hours, other parts as integers."""
     days = np.floor(seconds / DAY)
     if name == "hour":
         return np.asarray((seconds - days * DAY) / 3600)

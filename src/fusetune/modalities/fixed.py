@@ -1,4 +1,4 @@
-"""The encoder of columns whose features need no learning: numbers and categories."""
+"""`FixedFeatures`: the encoder of number, date and category columns, which has no parameters."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from fusetune.types import Tokens
 
 
 class FixedFeatures(nn.Module):
-    """Gives each cell's features as its one token. The projection into the fusion is where learning starts."""
+    """Returns each cell's features as a single token; the projection into the fusion is the first trained layer."""
 
     pretrained = True
-    """Its features are as good on the first day as on the last, as a pretrained encoder's are."""
+    """Its features are useful before training, like those of a pretrained encoder."""
 
     def __init__(self, dim: int) -> None:
         """

@@ -1,4 +1,4 @@
-"""Images: one or several pictures a cell, for a vision encoder."""
+"""Image columns, with one or several images a cell."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class ImageModality(BackboneModality):
-    """A column of pictures.
+    """A column of images.
 
-    A cell is a path (absolute, or relative to the table's file), bytes, `{"bytes", "path"}`, or several of these in
-    a list or separated by `;`. The vectors of a cell's pictures are averaged.
+    A cell is a path (absolute, or relative to the table's file), bytes, base64, `{"bytes", "path"}`, or several of
+    these in a list or separated by `;`. The vectors of a cell's images are averaged.
     """
 
     kind = "image"
@@ -33,7 +33,7 @@ class ImageModality(BackboneModality):
         Args:
             column: the column's name.
             backbone: the encoder, of kind "image".
-            max_pictures: most pictures a cell may have, 1 or more; a cell with more is refused, not cut.
+            max_pictures: maximum number of images a cell, 1 or more; a cell with more is refused.
         """
         super().__init__(column, backbone=backbone)
         if max_pictures < 1:
@@ -44,50 +44,52 @@ class ImageModality(BackboneModality):
 
     @classmethod
     def detect(cls, values: Sequence[Any], *, base_dir: Path) -> Detection:
-        """Return the cells' file names end, or their bytes start, as those of pictures do."""
+        """Rate the cells by file extensions and magic numbers of images."""
         return cells.detect_files(
             values, base_dir=base_dir, kind="picture", endings=image_files.ENDINGS, starts=image_files.STARTS
         )
 
     def decode(self, cell: Any, *, row: int, base_dir: Path) -> list[np.ndarray]:
-        """Return the cell's pictures as the backbone takes them, each (3, height, width) uint8.
+        """Return the cell's images, resized and cropped for the backbone, each (3, height, width) uint8.
 
         Raises:
-            BadCell: a picture cannot be found or decoded whole, or the cell has none or too many.
+            BadCell: an image does not exist or cannot be decoded, or the cell has none or too many.
         """
-        place = cells.Place(row, self.column, base_dir)
+        location = cells.CellLocation(row, self.column, base_dir)
         parts = cells.split_cell(cell, base_dir)
         if not parts:
-            raise place.bad(cell, "it names no picture", "give a path, or empty the cell")
+            raise location.bad(cell, "it names no picture", "give a path, or empty the cell")
         if len(parts) > self.max_pictures:
             why = f"it has {len(parts)} pictures, more than max_pictures={self.max_pictures}"
-            raise place.bad(cell, why, "raise max_pictures, or give fewer")
-        return [self._decode_part(part, place) for part in parts]
+            raise location.bad(cell, why, "raise max_pictures, or give fewer")
+        return [self._decode_part(part, location) for part in parts]
 
-    def _decode_part(self, part: Any, place: cells.Place) -> np.ndarray:
+    def _decode_part(self, part: Any, location: cells.CellLocation) -> np.ndarray:
         name = part if isinstance(part, str) else None
-        picture = image_files.read_picture(
-            cells.read_part(part, place), place, name, used_at=max(self.backbone.image_size)
+        picture = image_files.decode_image(
+            cells.read_part(part, location), location, name, used_at=max(self.backbone.image_size)
         )
         return self.backbone.prepare_image(picture)
 
     def augmenter(self, **options: Any) -> Augmenter:
-        """See `fusetune.modalities.augment.image`."""
+        """Return an `ImageAugmenter`."""
         from fusetune.modalities.augment.image import ImageAugmenter
 
         return ImageAugmenter(options)
 
     def size(self, example: list[np.ndarray]) -> int:
-        """Pictures."""
+        """Return the number of images."""
         return len(example)
 
     def collate(self, examples: Sequence[list[np.ndarray]]) -> dict[str, Tensor]:
-        """Return the backbone's `pixel_values` (pictures, 3, height, width), and where not every cell has one, `owner`,
-        (pictures,) int64: whose they are."""
+        """Return `pixel_values`, (images, 3, height, width), and, unless each cell has one image, `owner`, (images,).
+
+        `owner` is int64, the index of each image's cell.
+        """
         owner = [cell for cell, parts in enumerate(examples) for _ in parts]
         tensors = self.backbone.collate_images([picture for parts in examples for picture in parts])
         if len(owner) == len(examples):
-            return tensors  # to join parts, a GPU would have to be waited for
+            return tensors  # joining parts would synchronise with the GPU
         return {**tensors, "owner": torch.tensor(owner, dtype=torch.int64)}
 
     def state(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Names of submodules from names of columns."""
+"""Submodule names from column names."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import re
 
 
 def module_name(kind: str, column: str) -> str:
-    """Return a name of letters, digits and `_` that differs for every column: "number_unit_price_1f0c9a2b".
+    """Return a submodule name that is unique to a column, such as "number_unit_price_1f0c9a2b".
 
     Args:
-        kind: what comes first.
-        column: the column's name, of any characters; a hash of it keeps "a b" and "a_b" apart.
+        kind: the prefix.
+        column: the column's name, with any characters; its hash distinguishes "a b" from "a_b".
     """
     readable = re.sub(r"[^a-zA-Z0-9]+", "_", column).strip("_")[:40]
     digest = hashlib.sha256(column.encode("utf-8", "surrogatepass")).hexdigest()[:8]

@@ -1,7 +1,7 @@
-"""A text column's n-grams: one or two of the backbone's tokens in a row, weighed by tf-idf, sparse, bounded in number.
+"""Sparse tf-idf features of a text column: uni- and bigrams of the backbone's tokens, bounded in number.
 
-Word pieces serve as words and, of rare words, as their parts, in whatever language the tokenizer reads; the special
-tokens at the ends make the first and the last piece of a text n-grams of their own.
+Tokens are words, or the pieces of rare words, in every language that the tokenizer supports. The special tokens at the
+ends of a text give its first and last token bigrams of their own.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 MAX_NGRAMS = 2**14
-"""The n-grams that most rows have are kept."""
+"""Maximum size of the vocabulary, the n-grams with the highest document frequency."""
 MIN_ROWS = 2
-"""Fewest rows that an n-gram must be in."""
+"""Minimum document frequency."""
 MAX_TABLE = 100_000
-"""Rows above which no n-grams are learned: an encoder has examples enough there."""
+"""Number of rows above which no vocabulary is fitted, as an encoder has enough examples there."""
 SECOND = 2**31
-"""A pair of tokens (a, b) has the key (a + 1) · 2^31 + b + 1, a single token its number."""
+"""The bigram (a, b) has the key (a + 1) · 2^31 + b + 1, the unigram a the key a + 1."""
 
 
 class Ngrams:
     """A fitted vocabulary of n-grams with their document frequencies.
 
-    tf-idf as scikit-learn's `TfidfVectorizer(sublinear_tf=True)`: (1 + ln tf) · (1 + ln((1 + rows) / (1 + count))), a
-    text's vector scaled to unit length.
+    The weights are those of scikit-learn's `TfidfVectorizer(sublinear_tf=True)`, (1 + ln tf) · (1 + ln((1 + rows) /
+    (1 + count))), with each text's vector scaled to unit length.
     """
 
     def __init__(self, keys: np.ndarray, counts: np.ndarray, rows: int) -> None:
         """
         Args:
-            keys: (ngrams,) int64, rising; see `SECOND`.
-            counts: (ngrams,) int64, how many of the rows have each.
-            rows: how many there were.
+            keys: (ngrams,) int64, ascending; see `SECOND`.
+            counts: (ngrams,) int64, document frequencies.
+            rows: number of train rows.
 
         Raises:
-            ValueError: the keys do not rise, or the counts are not theirs.
+            ValueError: the keys are not ascending, or the counts do not match.
         """
         if keys.shape != counts.shape or keys.ndim != 1 or (np.diff(keys) <= 0).any() or (counts > rows).any():
             raise ValueError("n-grams that are no vocabulary")
@@ -49,19 +49,19 @@ class Ngrams:
 
     @classmethod
     def fit(cls, texts: Sequence[np.ndarray]) -> Ngrams | None:
-        """Learn from train rows' token ids; None where there are too many rows, or no n-gram comes up twice."""
+        """Fit on train rows' token ids; return None for too many rows, or if no n-gram is in two rows."""
         if len(texts) > MAX_TABLE:
             return None
-        result = [np.unique(ngrams_of(text)) for text in texts]
-        if not result:
+        ngrams = [np.unique(ngrams_of(text)) for text in texts]
+        if not ngrams:
             return None
-        keys, counts = np.unique(np.concatenate(result), return_counts=True)
+        keys, counts = np.unique(np.concatenate(ngrams), return_counts=True)
         often = np.flatnonzero(counts >= MIN_ROWS)
         often = np.sort(often[np.argsort(-counts[often], kind="stable")[:MAX_NGRAMS]])
         return cls(keys[often], counts[often].astype(np.int64), len(texts)) if len(often) else None
 
     def vector(self, text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return a text's n-grams, int64 places in the vocabulary that rise, and their float32 weights."""
+        """Return a text's n-grams, as ascending int64 indices into the vocabulary, and their float32 weights."""
         keys, counts = np.unique(ngrams_of(text), return_counts=True)
         indices = np.searchsorted(self.keys, keys)
         known = indices < len(self.keys)
@@ -71,7 +71,7 @@ class Ngrams:
         return indices.astype(np.int64), (values / max(float(np.sqrt((values**2).sum())), 1e-12)).astype(np.float32)
 
     def matrix(self, texts: Sequence[np.ndarray]) -> csr_matrix:
-        """Return the texts' vectors, (texts, ngrams) float32."""
+        """Return the tf-idf matrix of some texts, (texts, ngrams) float32."""
         vectors = [self.vector(text) for text in texts]
         ends = np.cumsum([0, *(len(indices) for indices, _ in vectors)])
         indices = np.concatenate([indices for indices, _ in vectors]) if vectors else np.zeros(0, np.int64)
@@ -90,6 +90,6 @@ class Ngrams:
 
 
 def ngrams_of(text: np.ndarray) -> np.ndarray:
-    """Return the keys of all single tokens and pairs of neighbours of a text's token ids, int64."""
+    """Return the keys of all uni- and bigrams of a text's token ids, int64."""
     single = np.asarray(text, dtype=np.int64) + 1
     return np.concatenate([single, single[:-1] * SECOND + single[1:]])

@@ -1,4 +1,4 @@
-"""Numbers: standardised, and spread over quantile bins so that a linear layer can bend."""
+"""Number columns: standardised values and their piecewise-linear encoding over quantile bins."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fusetune.modalities.naming import module_name
 from fusetune.modalities.profile import NUMBER, plain, profile_cells
 
 MAX_DEVIATIONS = 8.0
-"""The standardised value is clipped to this many standard deviations, so that one wild cell cannot break a batch."""
+"""Standardised values are clipped to this many standard deviations, so that one outlier cannot break a batch."""
 
 _CURRENCY = re.compile("[$¢£¥€₩₪₫₱₹₺₽₿]")
 _GROUPED = re.compile(r"[+-]?\d{1,3}([,' \u00a0\u2009\u202f]\d{3})+(\.\d+)?", re.ASCII)
@@ -33,10 +33,10 @@ _NOT_FINITE = frozenset({"nan", "inf", "infinity"})
 class NumberModality(Modality):
     """A column of quantities.
 
-    A number becomes its distance from the mean in standard deviations, clipped to ±8, followed by its
-    piecewise-linear encoding: feature t is 0 below bin t, 1 above it, and rises linearly inside it. The bins hold
-    equal shares of the train rows, so a heavy tail is spread out. Outside the outermost bins the encoding stays at
-    0 or 1 (the paper lets it run on), as the first feature carries on there.
+    The first feature is the standardised value, clipped to ±8. It is followed by the piecewise-linear encoding: feature
+    t is 0 below bin t, 1 above it, and linear inside it. The bins hold equal shares of the train rows, which spreads
+    out heavy tails. Outside the outermost bins the encoding stays 0 or 1 (the paper extrapolates), as the first feature
+    covers these values.
 
     Reference: Gorishniy et al., On Embeddings for Numerical Features in Tabular Deep Learning, 2022, arXiv:2203.05556.
     """
@@ -47,7 +47,7 @@ class NumberModality(Modality):
         """
         Args:
             column: the column's name.
-            bins: most bins of the piecewise-linear encoding, 0 or more; 0 leaves only the standardised value.
+            bins: maximum number of bins of the piecewise-linear encoding; 0 uses only the standardised value.
         """
         super().__init__(column)
         if bins < 0:
@@ -63,7 +63,7 @@ class NumberModality(Modality):
 
     @classmethod
     def detect(cls, values: Sequence[Any], *, base_dir: Path) -> Detection:
-        """Nearly all cells are numbers, and none has a zero in front as codes do."""
+        """Rate the cells: nearly all are numbers, and none has a leading zero, as codes have."""
         seen = profile_cells(values)
         share = f"{seen.numbers:.0%} of {seen.num} cells are numbers"
         if not seen.numbers:
@@ -79,10 +79,10 @@ class NumberModality(Modality):
         return Detection(0.9 * seen.numbers if seen.numeric else 0.45 * seen.numbers, share)
 
     def decode(self, cell: Any, *, row: int, base_dir: Path) -> float:
-        """Return the number as a float; integers beyond 2^53 are rounded to the nearest one.
+        """Return the number as a float; integers beyond 2^53 are rounded.
 
         Raises:
-            BadCell: it is not one plain finite number, such as "1,234", "12 %", "2007–2019" or "nan".
+            BadCell: it is not a plain finite number; examples are "1,234", "12 %", "2007–2019" and "nan".
         """
         cell = plain(cell)
         if isinstance(cell, bool | int | float | Decimal):
@@ -104,11 +104,11 @@ class NumberModality(Modality):
         return value
 
     def fit(self, examples: Sequence[float]) -> None:
-        """Learn the mean, the standard deviation and the bins' edges from train rows."""
+        """Fit the mean, the standard deviation and the bins' edges on train rows."""
         values = np.asarray(examples, dtype=np.float64)
         if not len(values):
             return
-        # Divided first, so that neither the sum nor the squares of huge values overflow.
+        # Scaled first, so that neither the sum nor the squares of huge values overflow.
         scale = float(np.abs(values).max()) or 1.0
         self.mean = float((values / scale).mean() * scale)
         std = float((values / scale - self.mean / scale).std() * scale)
@@ -118,7 +118,7 @@ class NumberModality(Modality):
 
     def _features(self, examples: Sequence[float]) -> np.ndarray:
         values = np.asarray(examples, dtype=np.float64)[:, None]  # (examples, 1)
-        # Halved first: the difference of two finite floats may overflow. What a quotient overflows to is clipped.
+        # Halved first, as the difference of two finite floats may overflow; a quotient that overflows is clipped.
         with np.errstate(over="ignore"):
             scaled = np.clip((values / 2 - self.mean / 2) / (self.std / 2), -MAX_DEVIATIONS, MAX_DEVIATIONS)
             if len(self.edges):
@@ -128,13 +128,13 @@ class NumberModality(Modality):
         return scaled.astype(np.float32)
 
     def augmenter(self, **options: Any) -> Augmenter:
-        """See `fusetune.modalities.augment.tabular`."""
+        """Return a `CellAugmenter`."""
         from fusetune.modalities.augment.tabular import CellAugmenter
 
         return CellAugmenter("number", options, std=lambda: self.std)
 
     def collate(self, examples: Sequence[float]) -> dict[str, Tensor]:
-        """Return `values` is (examples, 1 + bins used) float32: standardised value, then piecewise-linear encoding."""
+        """Return `values`, (examples, 1 + bins used) float32: standardised value, then piecewise-linear encoding."""
         return {"values": torch.from_numpy(self._features(examples))}
 
     @property
@@ -143,7 +143,7 @@ class NumberModality(Modality):
         return module_name(self.kind, self.column)
 
     def build_encoder(self) -> FixedFeatures:
-        """Return the features as they are; call it after `fit`."""
+        """Return `FixedFeatures` of the fitted dimension; call it after `fit`."""
         return FixedFeatures(1 + max(len(self.edges) - 1, 0))
 
     @property
@@ -152,7 +152,7 @@ class NumberModality(Modality):
         return "tabular"
 
     def state(self) -> dict[str, Any]:
-        """Options, mean, standard deviation and edges."""
+        """Return the options, the mean, the standard deviation and the edges."""
         return {
             "bins": self.bins,
             "mean": self.mean,
@@ -170,7 +170,7 @@ class NumberModality(Modality):
 
 
 def _bin_edges(values: np.ndarray, bins: int) -> np.ndarray:
-    """Increasing edges of at most `bins` bins with like shares of the values; empty where there is nothing to bin."""
+    """Return ascending edges of at most `bins` quantile bins, (bins used + 1,); empty without distinct values."""
     distinct = np.unique(values)
     if bins == 0 or len(distinct) < 2:
         return np.zeros(0)
@@ -178,14 +178,14 @@ def _bin_edges(values: np.ndarray, bins: int) -> np.ndarray:
         edges = distinct
     else:
         edges = np.unique(np.quantile(values, np.linspace(0, 1, bins + 1), method="nearest"))
-    # Neighbours nearer than floats can divide by would give infinite slopes.
+    # Bins narrower than the smallest normal floats would have infinite slopes.
     wide = np.diff(edges) > np.finfo(np.float64).tiny * 4
     edges = edges[np.concatenate([[True], wide])]
     return edges if len(edges) > 1 else np.zeros(0)
 
 
 def _why_not(text: str) -> str:
-    """Return why a string is not a plain number, as precisely as its form shows."""
+    """Return a precise explanation of why a string is not a plain number."""
     if text.lower().lstrip("+-") in _NOT_FINITE:
         return "it spells a value that is not a finite number"
     if "\u2212" in text or "\ufe63" in text or "\uff0d" in text:

@@ -1,4 +1,4 @@
-"""What the modalities share whose encoder is a backbone: text, images and sounds."""
+"""`BackboneModality`: the base class of text, image and audio columns, whose encoder is a backbone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class BackboneModality(Modality):
-    """A column that a pretrained encoder reads; nothing is learned from train rows before tuning."""
+    """A column that a backbone encodes; there is nothing to fit before training."""
 
     needs_backbone = True
 
@@ -30,7 +30,7 @@ class BackboneModality(Modality):
 
     @property
     def encoder_key(self) -> str:
-        """The backbone's key: columns with one backbone share it."""
+        """The backbone's key, which columns with the same backbone share."""
         return self.backbone.key
 
     def build_encoder(self) -> nn.Module:
@@ -38,7 +38,7 @@ class BackboneModality(Modality):
         return self.backbone
 
     def state(self) -> dict[str, Any]:
-        """Return the options; the backbone holds its own."""
+        """Return no options: they belong to the backbone."""
         return {}
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What a sample of a column's cells looks like: the evidence that the kinds judge by."""
+"""Statistics of a sample of cells, on which the modalities base their detection."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 """A plain decimal number: optional sign, digits, a point as the decimal mark, an optional exponent."""
 
-_CODE = re.compile(r"[+-]?0\d+", re.ASCII)  # 00501: the zeros in front are lost when it becomes a number
+_CODE = re.compile(r"[+-]?0\d+", re.ASCII)  # 00501: a number would lose the leading zeros
 _UNSPACED = re.compile("[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")  # scripts that write few spaces
-_CHARS_LOOKED_AT = 2000
+_MAX_CHARS = 2000
 _EXACT_INTEGER = 2**53
 
 
@@ -23,15 +23,15 @@ class CellProfile:
     """Counts and shares of a sample of cells.
 
     Attributes:
-        num: cells looked at.
-        num_distinct: distinct ones, after stripping white space.
-        scalars: share that is a string, number or boolean, 0 to 1.
-        booleans: share that is a boolean, 0 to 1.
-        numbers: share that is a number or a string that spells one, 0 to 1.
-        codes: share of digit strings with a zero in front, such as 00501, 0 to 1.
-        num_inexact: integers beyond 2^53, which a float cannot tell from their neighbours.
-        words: mean words a cell; two characters of a script without spaces count as one.
-        chars: mean characters a cell.
+        num: number of cells.
+        num_distinct: number of distinct cells, after stripping white space.
+        scalars: share of strings, numbers and booleans, 0 to 1.
+        booleans: share of booleans, 0 to 1.
+        numbers: share of numbers and of strings that spell a number, 0 to 1.
+        codes: share of digit strings with a leading zero, such as 00501, 0 to 1.
+        num_inexact: number of integers beyond 2^53, which a float cannot represent exactly.
+        words: mean number of words a cell; in scripts without spaces, two characters count as one word.
+        chars: mean number of characters a cell.
     """
 
     num: int
@@ -51,10 +51,7 @@ class CellProfile:
 
     @property
     def repeats(self) -> bool:
-        """Whether the cells come from a small set of short values.
-
-        The longer the values, the more often they must repeat: sentences from a form repeat, messages do not.
-        """
+        """Whether the cells come from a small set of short values; longer values must repeat more often."""
         if not self.num or self.chars > 100 or (self.words > 12 and self.num_distinct > 30):
             return False
         return (
@@ -65,19 +62,19 @@ class CellProfile:
 
     @property
     def numeric(self) -> bool:
-        """Whether nearly all cells are numbers that are meant as quantities."""
+        """Whether nearly all cells are numbers, and none is a code or a boolean."""
         return self.numbers >= 0.95 and self.codes == 0 and self.booleans < 0.5
 
 
 def plain(cell: Any) -> Any:
-    """Return a numpy scalar as the Python value that it stands for; anything else, and times, as it is."""
+    """Convert a numpy scalar to a Python value; return other objects, and numpy times, unchanged."""
     return cell.item() if isinstance(cell, np.generic) and cell.dtype.kind in "biufcU" else cell
 
 
 def profile_cells(values: Sequence[Any]) -> CellProfile:
-    """Look at a sample of cells, none of them missing."""
+    """Return the profile of a sample of cells, none of which is missing."""
     scalars = [value for value in values if isinstance(value, str | bool | int | float | np.generic)]
-    texts = [str(value)[:_CHARS_LOOKED_AT].strip() for value in scalars]
+    texts = [str(value)[:_MAX_CHARS].strip() for value in scalars]
     spelled = [text for text in texts if NUMBER.fullmatch(text)]
     num = len(values)
     return CellProfile(
@@ -97,5 +94,5 @@ def _num_words(text: str) -> float:
     return len(text.split()) + len(_UNSPACED.findall(text)) / 2
 
 
-def _share(part: float, whole: int) -> float:
-    return part / whole if whole else 0.0
+def _share(part: float, total: int) -> float:
+    return part / total if total else 0.0

@@ -1,4 +1,4 @@
-"""Text: token ids for a language encoder."""
+"""Text columns: token ids for a language encoder."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from fusetune.backbones.load import Backbone
 
 CHARS_PER_TOKEN = 20
-"""Characters a token that a long text is first cut to: several times what any language needs on average."""
+"""Characters a token that a long text is first truncated to, several times the average of any language."""
 
 MAX_CHARS = 2**20
-"""Characters of a text that are looked at, for one without words, which a tokenizer takes for very few tokens."""
+"""Characters of a text that are tokenised at most; it bounds the time for texts with very few tokens."""
 
 
 def check_text(text: str, *, row: int, column: str) -> None:
-    """Refuse text that cannot be written as UTF-8.
+    """Refuse text that cannot be encoded as UTF-8.
 
     Raises:
-        BadCell: it holds half of a character (a lone surrogate).
+        BadCell: it holds a lone surrogate.
     """
     try:
         text.encode()
@@ -42,13 +42,12 @@ def check_text(text: str, *, row: int, column: str) -> None:
 
 
 class TextModality(BackboneModality):
-    """A column of writing in any language.
+    """A column of text in any language.
 
-    The text goes to the backbone's tokenizer as it is: nothing is lower-cased, stripped or replaced here. What is
-    beyond the backbone's `max_tokens` is left out; `num_truncated` counts the texts that filled it.
+    The text goes to the backbone's tokenizer unchanged and is truncated to the backbone's `max_tokens`.
 
     Attributes:
-        num_truncated: texts of as many tokens as the backbone reads, or more, since this object was made.
+        num_truncated: number of texts with at least `max_tokens` tokens that this object tokenised.
     """
 
     kind = "text"
@@ -64,7 +63,7 @@ class TextModality(BackboneModality):
 
     @classmethod
     def detect(cls, values: Sequence[Any], *, base_dir: Path) -> Detection:
-        """Strings of several words that hardly repeat."""
+        """Rate the cells: strings of several words that rarely repeat."""
         seen = profile_cells(values)
         seen_as = f"{seen.num_distinct} distinct values in {seen.num} cells, {seen.words:.1f} words each"
         if seen.scalars < 0.95:
@@ -81,7 +80,7 @@ class TextModality(BackboneModality):
         """Return the token ids, (tokens,) int32, special tokens included.
 
         Raises:
-            BadCell: it is not text, holds half a character, or the tokenizer finds nothing in it.
+            BadCell: it is not text, holds a lone surrogate, or has no tokens.
         """
         cell = plain(cell)
         if isinstance(cell, bool | int | float | Decimal | date | time):
@@ -97,10 +96,10 @@ class TextModality(BackboneModality):
         return tokens
 
     def _tokenize(self, text: str) -> np.ndarray:
-        """Return the tokens of as much of the text as the backbone reads, in time that grows with what it reads.
+        """Tokenise as much of a text as the backbone reads, in time proportional to `max_tokens`.
 
-        A long text is cut at white space, generously. Where the cut is too short after all (a page of spaces), it
-        is doubled, so the tokens are the same as of the text's first `MAX_CHARS` characters.
+        A long text is first truncated generously at white space. If that leaves too few tokens (a page of spaces), the
+        limit is doubled, so that the tokens are those of the text's first `MAX_CHARS` characters.
         """
         cut_off, text = len(text) > MAX_CHARS, text[:MAX_CHARS]
         max_tokens = self.backbone.max_tokens
@@ -118,21 +117,21 @@ class TextModality(BackboneModality):
         return np.asarray(tokens, dtype=np.int32)
 
     def augmenter(self, **options: Any) -> Augmenter:
-        """See `fusetune.modalities.augment.text`."""
+        """Return a `TextAugmenter`."""
         from fusetune.modalities.augment.text import TextAugmenter
 
         return TextAugmenter(options, tokenize=self.backbone.tokenize)
 
     def size(self, example: np.ndarray) -> int:
-        """Tokens."""
+        """Return the number of tokens."""
         return len(example)
 
     def learn_ngrams(self, examples: Sequence[np.ndarray]) -> None:
-        """Learn the n-grams of the train rows' examples."""
+        """Fit the vocabulary of n-grams on the train rows' examples."""
         self.ngrams = Ngrams.fit(examples)
 
     def state(self) -> dict[str, Any]:
-        """Return the n-grams, where there are any; the backbone holds its own options."""
+        """Return the vocabulary of n-grams, if there is one."""
         return {} if self.ngrams is None else {"ngrams": self.ngrams.state()}
 
     @classmethod

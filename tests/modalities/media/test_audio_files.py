@@ -25,7 +25,7 @@ def encoded(samples, rate=8000, fmt="WAV", subtype=None):
 
 @pytest.fixture
 def place(tmp_path):
-    return cells.Place(9, "call", tmp_path)
+    return cells.CellLocation(9, "call", tmp_path)
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def modality():
 
 
 def read(data, place, max_seconds=30.0):
-    return audio_files.read_sound(data, place, max_seconds=max_seconds)
+    return audio_files.decode_audio(data, place, max_seconds=max_seconds)
 
 
 FORMATS = {"WAV": None, "FLAC": None, "OGG": "VORBIS", "MP3": None, "AIFF": None}
@@ -249,7 +249,7 @@ def test_mutated_bytes_are_a_sound_or_a_bad_cell(data, changes, length, tmp_path
         mutated[at % len(data) : at % len(data) + len(new)] = new
     kept = bytes(mutated[: length if length % 3 else len(mutated)])
     try:
-        samples, rate, _ = read(kept, cells.Place(0, "call", tmp_path_factory.getbasetemp()), max_seconds=1.0)
+        samples, rate, _ = read(kept, cells.CellLocation(0, "call", tmp_path_factory.getbasetemp()), max_seconds=1.0)
     except BadCell as error:
         assert error.why
     else:

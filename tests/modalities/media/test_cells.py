@@ -12,7 +12,7 @@ from fusetune.data.schema import Schema
 from fusetune.data.table import Table
 from fusetune.errors import BadCell, SchemaError
 from fusetune.evaluation.report.cells import show_cell
-from fusetune.modalities.media.cells import Place, embedded, read_part
+from fusetune.modalities.media.cells import CellLocation, decode_base64, read_part
 from fusetune.registry import MODALITIES
 from fusetune.testing.modalities import png_bytes, tone, wav_bytes
 
@@ -34,8 +34,8 @@ def forms(data, mime):
 @pytest.mark.parametrize(("kind", "data"), [("image", PICTURE), ("audio", wav_bytes(tone(300)))])
 def test_files_in_text_are_found_and_read(form, kind, data, tmp_path):
     cell = forms(data, "image/png" if kind == "image" else "audio/wav")[form]
-    assert embedded(cell) == data
-    assert read_part(cell, Place(0, "c", tmp_path)) == data
+    assert decode_base64(cell) == data
+    assert read_part(cell, CellLocation(0, "c", tmp_path)) == data
     found = {name: MODALITIES.get(name).detect([cell] * 30, base_dir=tmp_path).confidence for name in MODALITIES}
     assert max(found, key=found.get) == kind
 
@@ -48,15 +48,15 @@ def test_they_are_shown_in_the_report(tmp_path):
 @pytest.mark.parametrize("cell", ["data:text/plain,hello", "data:image/png;base64,###", "data:"])
 def test_data_urls_that_hold_no_base64_are_refused(cell, tmp_path):
     with pytest.raises(BadCell, match="not in base64"):
-        read_part(cell, Place(0, "c", tmp_path))
+        read_part(cell, CellLocation(0, "c", tmp_path))
 
 
 def test_long_names_of_files_are_no_base64(tmp_path):
     name = "a" * 80
     (tmp_path / name).write_bytes(PICTURE)
-    assert read_part(name, Place(0, "c", tmp_path)) == PICTURE
+    assert read_part(name, CellLocation(0, "c", tmp_path)) == PICTURE
     with pytest.raises(BadCell, match="no such file"):
-        read_part("pictures/" + "b" * 70 + ".png", Place(0, "c", tmp_path))
+        read_part("pictures/" + "b" * 70 + ".png", CellLocation(0, "c", tmp_path))
 
 
 def test_text_of_one_long_word_is_no_picture(tmp_path):

@@ -38,7 +38,7 @@ def noise(size=(64, 48)):
 
 @pytest.fixture
 def place(tmp_path):
-    return cells.Place(5, "photo", tmp_path)
+    return cells.CellLocation(5, "photo", tmp_path)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def modality():
 
 
 def pixels(data, place):
-    picture = image_files.read_picture(data, place)
+    picture = image_files.decode_image(data, place)
     assert picture.mode == "RGB"
     return np.asarray(picture).astype(int)
 
@@ -138,7 +138,7 @@ def test_broken_exif_does_not_lose_the_picture(place):
 def test_cut_off_is_refused_never_half_grey(fmt, part, place):
     data = saved(noise(), fmt)
     with pytest.raises(BadCell, match=r"cut off|corrupt") as caught:
-        image_files.read_picture(data[: int(len(data) * part)], place)
+        image_files.decode_image(data[: int(len(data) * part)], place)
     assert (caught.value.row, caught.value.column) == (5, "photo")
 
 
@@ -146,14 +146,14 @@ def test_cut_off_is_refused_though_another_library_allowed_it(place, monkeypatch
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     data = saved(noise(), "JPEG")
     with pytest.raises(BadCell, match="cut off"):
-        image_files.read_picture(data[: len(data) // 2], place)
+        image_files.decode_image(data[: len(data) // 2], place)
 
 
 def test_a_flipped_bit_in_a_png_is_noticed(place):
     data = bytearray(saved(noise(), compress_level=0))
     data[len(data) // 2] ^= 4
     with pytest.raises(BadCell, match="corrupt"):
-        image_files.read_picture(bytes(data), place)
+        image_files.decode_image(bytes(data), place)
 
 
 def damaged(data, length=300):
@@ -167,10 +167,10 @@ def damaged(data, length=300):
 def test_damage_inside_a_jpeg_is_noticed(options, mode, used_at, place):
     pytest.importorskip("simplejpeg")
     whole = saved(noise((120, 90)).convert(mode), "JPEG", **options)
-    assert image_files.read_picture(whole, place, used_at=used_at).mode == "RGB"
+    assert image_files.decode_image(whole, place, used_at=used_at).mode == "RGB"
     Image.open(io.BytesIO(damaged(whole))).load()  # Pillow keeps quiet
     with pytest.raises(BadCell, match=r"JPEG picture of .* is corrupt or cut off: Corrupt JPEG data"):
-        image_files.read_picture(damaged(whole), place, used_at=used_at)
+        image_files.decode_image(damaged(whole), place, used_at=used_at)
 
 
 def test_a_filling_before_a_jpegs_end_is_no_damage(place):
@@ -190,10 +190,10 @@ def test_both_jpeg_decoders_give_the_same_pixels(mode, size, options, place, mon
     exif[0x0112] = 6
     data = saved(noise(size).convert(mode), "JPEG", exif=exif, **options)
     for used_at in (None, 5, 9, 16):
-        found = np.asarray(image_files.read_picture(data, place, used_at=used_at))
+        found = np.asarray(image_files.decode_image(data, place, used_at=used_at))
         with monkeypatch.context() as without:
             without.setitem(__import__("sys").modules, "simplejpeg", None)
-            plain = np.asarray(image_files.read_picture(data, place, used_at=used_at))
+            plain = np.asarray(image_files.decode_image(data, place, used_at=used_at))
         assert np.array_equal(found, plain)
 
 
@@ -211,18 +211,18 @@ def png_that_claims(width, height):
 @pytest.mark.parametrize(("width", "height"), [(8001, 8000), (50_000, 50_000)])
 def test_decompression_bomb_is_refused_by_its_header(width, height, place):
     with pytest.raises(BadCell, match="decompression bomb"):
-        image_files.read_picture(png_that_claims(width, height), place)
+        image_files.decode_image(png_that_claims(width, height), place)
 
 
 def test_extreme_aspect_is_refused(place):
     with pytest.raises(BadCell, match="one side is more than"):
-        image_files.read_picture(png_bytes(RED, (1, 500)), place)
+        image_files.decode_image(png_bytes(RED, (1, 500)), place)
 
 
 @pytest.mark.parametrize("data", [b"not a picture", b"%PDF-1.7 ...", b"<svg xmlns='http://www.w3.org/2000/svg'/>"])
 def test_other_formats_are_refused(data, place):
     with pytest.raises(BadCell, match="not a picture of a known format"):
-        image_files.read_picture(data, place)
+        image_files.decode_image(data, place)
 
 
 PNG, JPEG = saved(noise((12, 9))), saved(noise((12, 9)), "JPEG")
@@ -241,7 +241,7 @@ def test_mutated_bytes_are_a_picture_or_a_bad_cell(data, changes, length, tmp_pa
         mutated[at % len(data) : at % len(data) + len(new)] = new
     kept = bytes(mutated[: length if length % 3 else len(mutated)])
     try:
-        found = image_files.read_picture(kept, cells.Place(0, "photo", tmp_path_factory.getbasetemp()))
+        found = image_files.decode_image(kept, cells.CellLocation(0, "photo", tmp_path_factory.getbasetemp()))
     except BadCell as error:
         assert error.why
     else:
@@ -258,7 +258,7 @@ def test_jpeg_decoded_near_its_used_size_is_the_same_picture(mode, exif, place):
     tags[0x0112] = exif
     image = Image.fromarray(levels.clip(0, 255).astype(np.uint8)).convert(mode)
     data = saved(image, "JPEG", quality=90, exif=tags)
-    whole, near_size = image_files.read_picture(data, place), image_files.read_picture(data, place, used_at=64)
+    whole, near_size = image_files.decode_image(data, place), image_files.decode_image(data, place, used_at=64)
     assert near_size.size == tuple(side // 4 for side in whole.size)
     small, smaller = (
         np.asarray(one.resize((64, 64), Image.Resampling.BICUBIC)).astype(int) for one in (whole, near_size)
@@ -269,15 +269,15 @@ def test_jpeg_decoded_near_its_used_size_is_the_same_picture(mode, exif, place):
 
 def test_jpeg_is_never_decoded_below_three_times_its_used_size(place):
     data = saved(noise((400, 300)), "JPEG")
-    assert image_files.read_picture(data, place, used_at=101).size == (400, 300)
-    assert image_files.read_picture(data, place, used_at=50).size == (200, 150)
-    assert image_files.read_picture(saved(noise((400, 300))), place, used_at=10).size == (400, 300)
+    assert image_files.decode_image(data, place, used_at=101).size == (400, 300)
+    assert image_files.decode_image(data, place, used_at=50).size == (200, 150)
+    assert image_files.decode_image(saved(noise((400, 300))), place, used_at=10).size == (400, 300)
 
 
 def test_a_cut_off_jpeg_is_noticed_at_a_smaller_size_too(place):
     data = saved(noise((400, 300)), "JPEG")
     with pytest.raises(BadCell, match="cut off"):
-        image_files.read_picture(data[: len(data) * 9 // 10], place, used_at=10)
+        image_files.decode_image(data[: len(data) * 9 // 10], place, used_at=10)
 
 
 def test_cells_may_name_or_hold_pictures(tmp_path, modality):

@@ -24,7 +24,7 @@ def some_files(name, pattern, num=60):
 )
 def test_pictures_are_read(name, pattern):
     for file in some_files(name, pattern):
-        picture = image_files.read_picture(file.read_bytes(), cells.Place(0, name, DATA), str(file), used_at=32)
+        picture = image_files.decode_image(file.read_bytes(), cells.CellLocation(0, name, DATA), str(file), used_at=32)
         assert picture.mode == "RGB" and min(picture.size) > 32
 
 
@@ -33,7 +33,7 @@ def test_pictures_are_read(name, pattern):
 def test_sounds_are_read(name, pattern):
     pytest.importorskip("soundfile")
     for file in some_files(name, pattern):
-        samples, rate, cut = audio_files.read_sound(
-            file.read_bytes(), cells.Place(0, name, DATA), str(file), max_seconds=30.0
+        samples, rate, cut = audio_files.decode_audio(
+            file.read_bytes(), cells.CellLocation(0, name, DATA), str(file), max_seconds=30.0
         )
         assert len(samples) > 0.1 * rate and not cut

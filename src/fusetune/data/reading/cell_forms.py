@@ -1,4 +1,4 @@
-"""How people write numbers, dates and missing cells as text, and the plain form that everything else reads."""
+"""Notations of numbers, dates and missing cells in text, and their conversion to a canonical form."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _APOSTROPHES = "'\u2019"
 
 @dataclass(frozen=True)
 class CellForm:
-    """How the text of one column's cells is read.
+    """How the text cells of a column are parsed.
 
     Attributes:
-        missing: words that stand for a missing cell.
+        missing: words for a missing cell.
         decimal: the decimal mark, "." or ",".
-        thousands: between groups of digits: "", ",", ".", " " (any kind of space), "'" or "_".
-        affixes: signs and units beside the number that are left out, as "$", "%" or "kg".
-        dates: strptime's format of dates, which become ISO dates; None where they are none, or ISO already.
+        thousands: the thousands separator: "", ",", ".", " " (any kind of space), "'" or "_".
+        affixes: currencies and units before or after the number that are removed, such as "$", "%" or "kg".
+        dates: the strptime format of dates, which become ISO dates; None if cells are no dates or ISO dates already.
 
     Example:
         >>> form = CellForm(missing=("NA",), decimal=",", thousands=".", affixes=("€",))
@@ -41,11 +41,11 @@ class CellForm:
 
     @property
     def is_numeric(self) -> bool:
-        """Whether numbers are written in another way than -1234.5."""
+        """Whether numbers have another notation than -1234.5."""
         return self.decimal != "." or bool(self.thousands or self.affixes)
 
     def read(self, cell: Any) -> Any:
-        """Return the cell in its plain form: None for a missing one, "1234.5", "2020-03-14"; others unchanged."""
+        """Return the cell in canonical form: None (missing), "1234.5" or "2020-03-14"; other cells unchanged."""
         if not isinstance(cell, str):
             return cell
         text = cell.strip()
@@ -58,11 +58,11 @@ class CellForm:
         return cell
 
     def number(self, text: str, *, strict: bool = False) -> str | None:
-        """Return the text as a plain number, "-1234.5", or None where it is none.
+        """Return the text as a canonical number, "-1234.5", or None if it is not a number.
 
         Args:
             text: the cell.
-            strict: whether a plain number that this form does not write, as "1.5" with a decimal comma, is none.
+            strict: refuse numbers in another notation, such as "1.5" where the decimal mark is a comma.
         """
         text = text.translate(dict.fromkeys(map(ord, _MINUS), "-")).strip()
         negative = text.startswith("(") and text.endswith(")")
@@ -87,21 +87,21 @@ class CellForm:
         return text
 
     def _digits(self, text: str) -> str | None:
-        """Return digits grouped and marked as this form says with a point and no groups, or None."""
-        whole, mark, rest = text.partition(self.decimal)
-        number = whole
+        """Return a number in this notation with a decimal point and without separators, or None."""
+        integer, mark, fraction = text.partition(self.decimal)
+        number = integer
         if self.thousands:
             separators = {" ": SPACES, "'": _APOSTROPHES}.get(self.thousands, self.thousands)
-            if any(character in separators for character in whole):
+            if any(character in separators for character in integer):
                 groups = rf"\d{{1,3}}([{re.escape(separators)}]\d{{2,3}})*[{re.escape(separators)}]\d{{3}}"
-                if not re.fullmatch(groups, whole):
+                if not re.fullmatch(groups, integer):
                     return None
-                number = re.sub(r"\D", "", whole)
-        plain = number + ("." + rest if mark else "")
+                number = re.sub(r"\D", "", integer)
+        plain = number + ("." + fraction if mark else "")
         return plain if NUMBER.fullmatch(plain) else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what differs from the default, as JSON."""
+        """Return the attributes that differ from the default, as JSON."""
         values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
         return {
             name: list(value) if isinstance(value, tuple) else value
@@ -135,7 +135,7 @@ class CellForm:
         return form
 
     def __str__(self) -> str:
-        """Return what it means, for people: "'NA' is missing, ',' is the decimal mark"."""
+        """Return a readable description, such as "'NA' is missing, ',' is the decimal mark"."""
         parts = []
         if self.missing:
             words = ", ".join(map(repr, self.missing))
@@ -156,13 +156,13 @@ def _signed(text: str) -> tuple[str, str]:
 
 
 def iso_date(text: str, format: str) -> str | None:
-    """Return a date in a format of strptime's as an ISO date, with the time where the format has one, or None."""
+    """Return a date in a strptime format as an ISO date, with the time if the format has one; None if it differs."""
     try:
-        result = datetime.strptime(text, format)
+        moment = datetime.strptime(text, format)
     except ValueError:
         return None
-    timed = any(letter in format for letter in ("%H", "%I", "%M", "%X", "%c"))
-    return result.isoformat(sep=" ") if timed else result.date().isoformat()
+    has_time = any(letter in format for letter in ("%H", "%I", "%M", "%X", "%c"))
+    return moment.isoformat(sep=" ") if has_time else moment.date().isoformat()
 
 
 def missing_words(words: Sequence[Any], text: str) -> bool:

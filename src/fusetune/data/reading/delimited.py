@@ -1,7 +1,7 @@
-"""CSV and TSV files to Arrow record batches, every cell as it was written.
+"""Reader of CSV and TSV files, which yields Arrow record batches of unchanged strings.
 
-Python's `csv` does the parsing: it tells a closed quote from one that is not, and never turns "NA" or "00501" into
-something else. Memory stays at one batch, however long the file is.
+Python's `csv` does the parsing: it reports quotes that are not closed, and never converts "NA" or "00501". Only one
+batch is in memory at a time.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from fusetune.data.reading.text_files import (
 from fusetune.errors import TableError, shown
 
 UNNAMED = "Unnamed: 0"
-"""What pandas calls a first column without a name, which it writes for its index."""
+"""The name that pandas gives to a first column without a name, which is usually an exported index."""
 
 
 class _Lines:
-    """The lines of a file, remembering those of the record being read."""
+    """Iterator over a file's lines that records those of the current record."""
 
     def __init__(self, handle: io.TextIOBase) -> None:
         self.handle = handle
@@ -47,15 +47,15 @@ class _Lines:
 
 
 def read_delimited(path: Path, usual: str, read: ReadConfig) -> Parsed:
-    """Read a CSV or TSV file. Blank lines are no rows; a row with a field too many or too few is rejected.
+    """Read a CSV or TSV file. Blank lines are skipped; rows with too many or too few fields are rejected.
 
     Args:
         path: the file.
-        usual: the separator that its extension stands for.
+        usual: the separator of its extension.
         read: the settings.
 
     Raises:
-        TableError: it is empty, has only a header, names that clash, or is not in its encoding.
+        TableError: it is empty, has only a header, has invalid column names, or is not in its encoding.
     """
     dialect = find_dialect(path, usual, read)
     handle = path.open(encoding=dialect.encoding, newline="")
@@ -94,7 +94,7 @@ def _header(path: Path, lines: _Lines, reader: Any, dialect: Dialect) -> list[st
             do="put the quotes of the first line right, or set data.read.quote=none if quotes are text",
             file=str(path),
         ) from error
-    names[0] = names[0].lstrip("\ufeff")  # a second byte order mark, as of files written one after the other
+    names[0] = names[0].lstrip("\ufeff")  # a second byte order mark, from concatenated files
     if len(names) > 1 and not names[0].strip() and UNNAMED not in names:
         names[0] = UNNAMED
     check_names(names, str(path))
@@ -154,12 +154,12 @@ def _quote_fault(error: csv.Error) -> str:
 
 
 def _reject_lines(parsed: Parsed, path: Path, lines: _Lines, last: int, why: str) -> None:
-    """Reject every line that a quote has swallowed as a row: none is lost uncounted, none is guessed."""
+    """Reject each line of a record that a stray quote joined, so that every row is counted and none is guessed."""
     first = last - len(lines.record) + 1
     for number, line in enumerate(lines.record):
         if line.strip("\r\n"):
-            index = f"line {first}: {why}" if not number else f"swallowed by line {first}, where {why}"
-            parsed.reject(line.rstrip("\r\n"), index, path)
+            reason = f"line {first}: {why}" if not number else f"swallowed by line {first}, where {why}"
+            parsed.reject(line.rstrip("\r\n"), reason, path)
 
 
 def _string_batch(schema: pa.Schema, rows: list[list[str]]) -> pa.RecordBatch:

@@ -1,4 +1,4 @@
-"""The dialect of a delimited text file: its separator, how quotes are meant, and a line that only names the former."""
+"""The dialect of a delimited text file: encoding, separator, quoting, and lines before the header."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from fusetune.errors import shown
 
 CELL_CHARS = 1 << 28
 DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
-LOOKED_AT = 4 << 20
-"""Characters at a file's start that its quotes are judged by."""
+SNIFFED_CHARS = 4 << 20
+"""Characters at the start of a file from which its dialect is detected."""
 
 _SEPARATOR_LINE = re.compile(r"\ufeff?\"?sep=(.)\"?\r?\n?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a delimited text file is read.
+    """How a delimited text file is parsed.
 
     Attributes:
-        encoding: Python's name of it.
+        encoding: a codec of Python.
         separator: one character.
-        quote: one character, or "" where quotes are characters like any other.
-        header_line: lines before the header, which are skipped.
-        trust: how sure it is that quotes enclose cells: 0 where nothing shows it, 1 where a cell in quotes holds a
-            separator or a quote, 2 where the header is in quotes or the settings say so.
-        notes: what a user should know about what was detected.
+        quote: one character, or "" if quotes are ordinary text.
+        header_line: number of lines before the header, which are skipped.
+        trust: confidence that quotes enclose cells: 0 without evidence, 1 if a quoted cell holds a separator or a
+            quote, 2 if the header is quoted or the settings name the quote.
+        notes: remarks for the user on what was detected.
     """
 
     encoding: str
@@ -44,29 +44,28 @@ class Dialect:
     notes: tuple[str, ...] = ()
 
     def reader(self, lines: Any) -> Any:
-        """Return a `csv.reader` that raises `csv.Error` on quotes that do not match."""
+        """Return a strict `csv.reader`, which raises `csv.Error` on unmatched quotes."""
         if not self.quote:
             return csv.reader(lines, delimiter=self.separator, quoting=csv.QUOTE_NONE, quotechar=None, strict=True)
         return csv.reader(lines, delimiter=self.separator, quotechar=self.quote, strict=True)
 
     def quoted(self, cell: str) -> str:
-        """Return a cell as a writer puts it in quotes."""
+        """Return a cell in quotes, with the quotes inside doubled."""
         return self.quote + cell.replace(self.quote, self.quote * 2) + self.quote
 
     def joins_rows(self, lines: Sequence[str], width: int) -> bool:
-        """Return whether a record's lines are each a row of `width` cells if their quotes are text."""
+        """Return whether each of a record's lines would be a row of `width` cells if quotes were text."""
         some = [line for line in lines if line.strip("\r\n")]
         return len(some) > 1 and width > 1 and all(line.count(self.separator) == width - 1 for line in some)
 
     def refuses(self, lines: Sequence[str]) -> bool:
-        """Return whether a record of lines that are each a row is more likely a stray quote than a cell with line
-        breaks."""
+        """Return whether such a record more likely has a stray quote than a cell with line breaks."""
         return self.trust == 0 or (self.trust == 1 and len(lines) > 2)
 
 
 @contextmanager
 def long_cells() -> Iterator[None]:
-    """Let `csv` read cells of up to `CELL_CHARS` characters, its own limit being 131,072."""
+    """Raise the limit of `csv` on a cell's length from 131,072 to `CELL_CHARS` characters."""
     before = csv.field_size_limit(CELL_CHARS)
     try:
         yield
@@ -75,15 +74,15 @@ def long_cells() -> Iterator[None]:
 
 
 def find_dialect(path: Path, usual: str, read: ReadConfig) -> Dialect:
-    """Return the dialect that the settings name, and detect what they leave open.
+    """Return the dialect of a file: the settings, completed by detection.
 
     Args:
         path: the file.
-        usual: the separator that the file's extension stands for.
+        usual: the separator of the file's extension.
         read: the settings.
 
     Raises:
-        TableError: the encoding cannot be told, or the file is no text.
+        TableError: the encoding cannot be detected, or the file is not text.
     """
     encoding = encoding_of(path, read.encoding)
     lines = _first_lines(path, encoding)
@@ -107,14 +106,14 @@ def find_dialect(path: Path, usual: str, read: ReadConfig) -> Dialect:
 def _first_lines(path: Path, encoding: str) -> list[str]:
     lines, chars = [], 0
     with path.open(encoding=encoding, newline="", errors="replace") as handle:
-        while chars < LOOKED_AT and (line := handle.readline(1 << 20)):
+        while chars < SNIFFED_CHARS and (line := handle.readline(1 << 20)):
             lines.append(line)
             chars += len(line)
     return lines
 
 
 def pick_delimiter(lines: Sequence[str], usual: str) -> str:
-    """Return `usual`, unless the first rows agree on another delimiter and not on it."""
+    """Return `usual`, unless the first rows have equal numbers of fields only with another delimiter."""
     best, best_score, needed = usual, 0.0, 0.5
     for delimiter in sorted(DELIMITERS, key=lambda item: item != usual):
         records = []
@@ -137,17 +136,17 @@ def pick_delimiter(lines: Sequence[str], usual: str) -> str:
 
 
 def _judge_quotes(dialect: Dialect, lines: list[str], name: str) -> tuple[Dialect, list[str]]:
-    """Tell quotes that enclose cells from quotes that are text.
+    """Decide whether quotes enclose cells or are text.
 
-    A quote that encloses a separator or another quote within one line proves that quotes enclose cells. Where none
-    does, and lines that quotes would join are each a whole row by themselves, tab-separated quotes are text, as in
-    tables of sentences; elsewhere such lines are rejected by the reader, as either could be meant.
+    A quote that encloses a separator or another quote within a line proves that quotes enclose cells. Without such
+    proof, if quotes would join lines that are complete rows, quotes in tab-separated files are text, as in tables of
+    sentences. In other files the reader rejects such lines as ambiguous.
     """
-    width, trust, joined = _look_at_records(dialect, lines)
+    width, trust, joined = _scan_records(dialect, lines)
     if trust or not joined:
         return replace(dialect, trust=trust), []
-    whole = [line for line in lines[:-1] or lines if line.strip("\r\n")]
-    if dialect.separator == "\t" and all(line.count("\t") == width - 1 for line in whole):
+    complete = [line for line in lines[:-1] or lines if line.strip("\r\n")]
+    if dialect.separator == "\t" and all(line.count("\t") == width - 1 for line in complete):
         note = (
             f"{name}: quotation marks are read as part of the text: they would join lines that are each a row of "
             f"{width} cells, such as line {joined}; data.read.quote=double reads them as quotes around cells"
@@ -156,9 +155,8 @@ def _judge_quotes(dialect: Dialect, lines: list[str], name: str) -> tuple[Dialec
     return replace(dialect, trust=0), []
 
 
-def _look_at_records(dialect: Dialect, lines: list[str]) -> tuple[int, int, int]:
-    """Return the header's width, the trust in quotes, and the first line of a record whose lines are each a row, 0
-    where there is none."""
+def _scan_records(dialect: Dialect, lines: list[str]) -> tuple[int, int, int]:
+    """Return the header's width, the trust in quotes, and the first line of a record that joins rows (0: none)."""
     record: list[str] = []
 
     def remembered() -> Iterator[str]:

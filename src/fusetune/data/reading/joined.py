@@ -1,4 +1,4 @@
-"""Several tables as one: the rows of one after those of the other, under the union of their columns."""
+"""Concatenation of tables over the union of their columns."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from fusetune.data.storage.mapped import mapped_concatenate
 from fusetune.data.table import Table
 
 PROBED = 500
-"""So many cells of a text column are looked at for the names of files."""
+"""Cells of a text column that are checked for file names."""
 
 
 def concat(tables: Sequence[Table], source: str | None = None) -> Table:
-    """Return one table of all rows.
+    """Concatenate tables.
 
-    A column that a table lacks is missing in its rows. Row ids go on from table to table, rejected rows counted;
-    `Table.where` leads back. Where the tables lie in several folders, relative paths of files are made absolute.
+    A column that a table lacks is missing in its rows. Row ids continue from table to table, rejected rows included;
+    `Table.file_and_row` maps them back. If the tables are in several folders, relative file paths become absolute.
 
     Args:
-        tables: one or more; one alone is returned as it is.
-        source: what they are called together; else their names.
+        tables: one or more; a single table is returned unchanged.
+        source: name of the result; None joins the tables' names.
 
     Raises:
-        TableError: a column's cells in one table cannot stand in one column with those in another.
+        TableError: a column's cells in two tables have incompatible types.
     """
     if len(tables) == 1:
         return tables[0]
@@ -61,7 +61,7 @@ def concat(tables: Sequence[Table], source: str | None = None) -> Table:
 
 
 def _joined(name: str, tables: Sequence[Table]) -> tuple[pa.Field, pa.ChunkedArray]:
-    """Return a column of all tables."""
+    """Return a column over all tables."""
     apart = len({table.base_dir.resolve() for table in tables}) > 1
     parts = [_column(table, name, apart=apart) for table in tables]
     fields = [field for field, _ in parts if not pa.types.is_null(field.type)]
@@ -70,20 +70,20 @@ def _joined(name: str, tables: Sequence[Table]) -> tuple[pa.Field, pa.ChunkedArr
     if len(kinds) > 1 and marks == {False}:
         if all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in kinds):
             field = pa.field(name, pa.float64())
-        elif all(_plain(kind) for kind in kinds):  # as a text file would have them
+        elif all(_plain(kind) for kind in kinds):  # the same cells as from a text file
             field = pa.field(name, pa.string())
         else:
             marks = {True, False}
     if len(marks) > 1:
-        whole = from_cells({name: [cell for table in tables for cell in _cells(table, name)]}, tables[0].source)
-        return whole.schema.field(0), whole.column(0)
+        column = from_cells({name: [cell for table in tables for cell in _cells(table, name)]}, tables[0].source)
+        return column.schema.field(0), column.column(0)
     chunks = [chunk for _, data in parts for chunk in _cast(data, field.type).chunks]
     return field, pa.chunked_array(chunks, field.type)
 
 
 def _cast(data: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     number = pa.types.is_integer(data.type) or pa.types.is_floating(data.type) or pa.types.is_boolean(data.type)
-    if number and pa.types.is_string(kind):  # as Python and pandas write them
+    if number and pa.types.is_string(kind):  # in Python's notation, not Arrow's
         return pa.chunked_array([pa.array([None if cell is None else str(cell) for cell in data.to_pylist()], kind)])
     return data.cast(kind)
 
@@ -103,7 +103,7 @@ def _cells(table: Table, name: str) -> list[Any]:
 
 
 def _column(table: Table, name: str, *, apart: bool) -> tuple[pa.Field, pa.ChunkedArray]:
-    """Return a table's column; names of files, where tables lie apart, with their folder."""
+    """Return a table's column; with `apart`, relative paths of files become absolute."""
     if name not in table:
         return pa.field(name, pa.null()), pa.chunked_array([pa.nulls(len(table))])
     arrow = table.arrow

@@ -1,4 +1,4 @@
-"""JSONL files to Arrow record batches, every cell as it was written: integers exact, types mixed."""
+"""Reader of JSONL files, which yields Arrow record batches; integers stay exact and columns may mix types."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ MAX_COLUMNS = 20_000
 
 
 def read_jsonl(path: Path, encoding: str | None = None) -> Parsed:
-    """Read a file of one JSON object a line. Blank lines are no rows; a key that an object lacks is a missing cell.
+    """Read a file of one JSON object a line. Blank lines are skipped; a key that an object lacks is a missing cell.
 
-    A line that is not an object, or has a key twice, is rejected. A column keeps its Arrow type where all its cells
-    have one; otherwise, and for lists and objects, its cells are kept as JSON.
+    A line that is not an object, or has a key twice, is rejected. A column whose cells share a scalar type has the
+    matching Arrow type; all other columns are stored as JSON.
 
     Raises:
-        TableError: it is empty, holds one JSON array, has no rows, or is not UTF-8.
+        TableError: it is empty, holds one JSON array, has no rows, or is not in its encoding.
     """
     encoding = encoding_of(path, encoding)
     types: dict[str, set[str]] = {}
@@ -43,7 +43,7 @@ def read_jsonl(path: Path, encoding: str | None = None) -> Parsed:
         raise TableError("the file is empty", expected="one JSON object a line", do="write it again", file=str(path))
     check_rate(scout.rejected, scout.rows_in, limit=0.999999, source=str(path))
     check_names(list(types), str(path))
-    parsed = Parsed(pa.schema([field_for(name, result) for name, result in types.items()]), iter(()))
+    parsed = Parsed(pa.schema([field_for(name, kinds) for name, kinds in types.items()]), iter(()))
     parsed.batches = _json_batches(parsed, path, encoding)
     return parsed
 
@@ -53,7 +53,7 @@ def _json_batches(parsed: Parsed, path: Path, encoding: str) -> Iterator[pa.Reco
     chars = 0
 
     def batch() -> pa.RecordBatch:
-        columns = [encode_column([row.get(item.name) for row in rows], item) for item in parsed.schema]
+        columns = [encode_column([row.get(field.name) for row in rows], field) for field in parsed.schema]
         return pa.RecordBatch.from_arrays(columns, schema=parsed.schema)
 
     for record in _json_records(path, encoding, parsed):
@@ -66,7 +66,7 @@ def _json_batches(parsed: Parsed, path: Path, encoding: str) -> Iterator[pa.Reco
         yield batch()
 
 
-class _Twice(ValueError):
+class _DuplicateKey(ValueError):
     pass
 
 
@@ -74,7 +74,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
         names = [name for name, _ in pairs]
-        raise _Twice(f"the key {next(name for name in names if names.count(name) > 1)!r} appears twice")
+        raise _DuplicateKey(f"the key {next(name for name in names if names.count(name) > 1)!r} appears twice")
     return made
 
 

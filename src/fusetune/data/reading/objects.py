@@ -1,4 +1,4 @@
-"""Objects in memory as tables: Arrow tables, pandas DataFrames and Hugging Face datasets."""
+"""Tables from objects in memory: Arrow tables, pandas DataFrames and Hugging Face datasets."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ NO_ROWS = "the table has no rows"
 
 
 def from_arrow(arrow: pa.Table, source: str, folder: Path) -> Table:
-    """Return an Arrow table; columns that need no change are not copied.
+    """Return the table of an Arrow table; columns that need no conversion are not copied.
 
     Raises:
-        TableError: it has no rows, column names that clash, or cells that are broken or of no type that is read.
+        TableError: it has no rows, invalid column names, broken cells, or cells of an unsupported type.
     """
     check_names([str(name) for name in arrow.column_names], source)
     if arrow.num_rows == 0:
@@ -54,13 +54,13 @@ def _normal_table(arrow: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def from_pandas(frame: Any, folder: Path) -> Table:
-    """Return a pandas DataFrame; its index is not a column.
+    """Return the table of a pandas DataFrame, without its index.
 
-    Integers stay integers, NaN and NaT are missing, text stays text, also beside numbers in one column. A row with half
-    a character in a text is rejected.
+    Integers stay integers, NaN and NaT are missing, and columns may mix text and numbers. Rows whose text has a lone
+    surrogate are rejected.
 
     Raises:
-        TableError: it has no rows, column names that clash, or cells that cannot be kept.
+        TableError: it has no rows, invalid column names, or cells of an unsupported type.
     """
     source = "the DataFrame"
     names = [str(name) for name in frame.columns]
@@ -83,7 +83,7 @@ def _pandas_to_arrow(frame: Any, names: list[str], source: str) -> pa.Table:
     for index, name in enumerate(names):
         series = frame.iloc[:, index]
         part = None
-        # Arrow would keep periods as numbers, and categories that are intervals as pairs.
+        # Arrow would store periods as numbers and intervals as pairs.
         if not str(series.dtype).startswith(("object", "category", "period", "interval")):
             try:
                 part = pa.table({name: pa.array(series, from_pandas=True)})
@@ -122,16 +122,16 @@ def _cell(value: Any) -> Any:
 
 
 def from_hugging_face(data: Any, folder: Path) -> Table:
-    """Return a Hugging Face `Dataset`: media undecoded, class labels as their names (-1, "none", as missing).
+    """Return the table of a Hugging Face `Dataset`; media stay encoded, class labels become names (-1 is missing).
 
     Raises:
-        TableError: it is a dictionary of splits, is streamed, has no rows, or column names that clash.
+        TableError: it is a dictionary of splits, is streamed, has no rows, or has invalid column names.
     """
-    sort = type(data).__name__
-    if sort != "Dataset":
+    name = type(data).__name__
+    if name != "Dataset":
         splits = ", ".join(map(repr, data)) if isinstance(data, dict) else ""
         raise TableError(
-            f"a datasets.{sort} is not one table",
+            f"a datasets.{name} is not one table",
             expected="a datasets.Dataset",
             do=f"choose a split: data[name], of {splits}" if splits else "load it without streaming=True",
         )

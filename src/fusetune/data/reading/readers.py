@@ -1,4 +1,4 @@
-"""Every source that `Table.read` takes, each turned into a `Table`."""
+"""`read_source` reads every kind of source that `Table.read` accepts."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from fusetune.data.table import Source, Table
 from fusetune.errors import StorageError, TableError, UserError, nearest
 
 READ_BYTES = 2**20
-"""Of a Parquet column that are read at a time."""
+"""Bytes of a Parquet column that are read at a time."""
 FORMAT = 2
-"""Counts changes of the cached form, so that an older cache is not read as a newer one."""
+"""Version of the cached form; caches of other versions are ignored."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a file becomes a table.
+    """Options of reading a file.
 
     Attributes:
-        folder: where relative media paths start.
-        cache_dir: where the Arrow form of text and Parquet files is kept; None: in a temporary folder.
+        folder: folder that relative media paths start from.
+        cache_dir: folder that keeps the Arrow form of text and Parquet files; None for a temporary one.
         read: the settings of text files.
     """
 
@@ -54,7 +54,7 @@ class Reading:
 def read_source(
     source: Source, *, base_dir: str | Path | None, cache_dir: str | Path | None, read: ReadConfig | None = None
 ) -> Table:
-    """Return what `Table.read` does; see there."""
+    """Read a table; see `Table.read`."""
     read = read or ReadConfig()
     if isinstance(source, str | Path):
         name = local_path(str(source)) or str(source)
@@ -63,7 +63,7 @@ def read_source(
         path = check_path(name)
         if path.is_dir():
             home = base_dir or path
-            shards = [read_source(item, base_dir=home, cache_dir=cache_dir, read=read) for item in _shards(path)]
+            shards = [read_source(file, base_dir=home, cache_dir=cache_dir, read=read) for file in _shards(path)]
             return concat(shards, source=str(path))
         folder = Path(base_dir) if base_dir is not None else path.parent
         reading = Reading(folder.absolute(), Path(cache_dir) if cache_dir else None, read)
@@ -87,19 +87,19 @@ def check_path(name: str) -> Path:
     """Return the path of a table's file, or of a folder of such files.
 
     Raises:
-        TableError: it is not there, or has an extension that is not read.
+        TableError: it does not exist, is empty, or has an unsupported extension.
     """
     try:
         path = Path(name).expanduser()
-        sort = stat.S_IFMT(path.stat().st_mode)
+        file_type = stat.S_IFMT(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
         raise TableError("the file is not there", came=str(path.absolute()), do=_near(path), file=name) from None
     except (OSError, ValueError, RuntimeError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise TableError(f"the file is not there: {why}", do="check the path", file=name) from error
-    if sort == stat.S_IFDIR:
+    if file_type == stat.S_IFDIR:
         return path
-    if sort != stat.S_IFREG:
+    if file_type != stat.S_IFREG:
         raise TableError(
             "it is a device or a pipe, not a file",
             do="write what comes out of it to a file, as a table is read more than once",
@@ -120,10 +120,10 @@ def check_path(name: str) -> Path:
 
 
 def _near(path: Path) -> str:
-    """Return what to do about a file that is not there."""
+    """Return advice about a missing file."""
     if not path.parent.is_dir():
         return f"the folder {str(path.parent)!r} is not there either"
-    return nearest(path.name, (item.name for item in path.parent.iterdir())) or "check the path"
+    return nearest(path.name, (file.name for file in path.parent.iterdir())) or "check the path"
 
 
 _INSTEAD = {
@@ -140,30 +140,29 @@ _INSTEAD = {
 
 
 def _shards(folder: Path) -> list[Path]:
-    """Return a folder's tables, by name: parts of one table, all of one kind.
+    """Return the table files of a folder, the shards of one table, sorted by name.
 
     Raises:
-        TableError: there is none, or they are of several kinds.
+        TableError: there are none, or they have different formats.
     """
-    result = sorted(item for item in folder.iterdir() if item.suffix.lower() in FORMATS and item.is_file())
-    kinds = sorted({item.suffix.lower() for item in result})
-    if len(kinds) == 1:
-        return result
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in FORMATS and file.is_file())
+    if len({file.suffix.lower() for file in files}) == 1:
+        return files
     raise TableError(
         "the folder's files are not the parts of one table",
         expected="tables of one kind: " + ", ".join(FORMATS),
-        came=", ".join(item.name for item in result[:5]) or "no table at all",
-        do="give one of its files" if result else "give the folder that the tables lie in",
+        came=", ".join(file.name for file in files[:5]) or "no table at all",
+        do="give one of its files" if files else "give the folder that the tables lie in",
         file=str(folder),
     )
 
 
 def _at_address(address: str, base_dir: str | Path | None, read: ReadConfig) -> Table:
-    """Return the table at an address, copied; what it holds may change there, so its SHA-256 is in the notes.
+    """Copy and read the table at a remote address. Its content may change there, so its SHA-256 is in the notes.
 
-    A copy of text or Parquet is deleted once its Arrow form is there.
+    The copy of a text or Parquet file is deleted after it is converted to Arrow.
     """
-    kept = _Kept()
+    kept = _TemporaryFolder()
     home, tables = Path(base_dir).absolute() if base_dir is not None else kept.folder, []
     for part in copied(address, kept.folder, FORMATS):
         try:
@@ -178,8 +177,8 @@ def _at_address(address: str, base_dir: str | Path | None, read: ReadConfig) -> 
     return concat(tables, source=address)
 
 
-class _Kept:
-    """A temporary folder that is removed when the last table that is mapped from it is gone, at exit at the latest."""
+class _TemporaryFolder:
+    """A temporary folder that is removed with the last table that is mapped from it, at exit at the latest."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="fusetune-table-"))
@@ -192,33 +191,33 @@ def _remove(folder: str, process: int) -> None:
 
 
 def _converted(path: Path, reading: Reading, parse: Callable[[], Parsed]) -> Table:
-    """Return the file's rows through an Arrow file on disk, from `cache_dir` where it is already there."""
+    """Convert a file to an Arrow file, or reuse the one in `cache_dir`, and return its memory-mapped table."""
     cache_dir = reading.cache_dir
-    keep = None if cache_dir is not None else _Kept()
+    keep = None if cache_dir is not None else _TemporaryFolder()
     home = cache_dir if cache_dir is not None else keep.folder  # type: ignore[union-attr]
     state = path.stat()
     read = reading.read.model_dump(include={"separator", "quote", "encoding"})
     key = json.dumps([FORMAT, pa.__version__, str(path.absolute()), state.st_size, state.st_mtime_ns, read])
     name = f"{path.stem[:40]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    data, told = home / f"{name}.arrow", home / f"{name}.json"
-    if not (data.exists() and told.exists()):
+    data, metadata = home / f"{name}.arrow", home / f"{name}.json"
+    if not (data.exists() and metadata.exists()):
         parsed = parse()
         try:
             home.mkdir(parents=True, exist_ok=True)
-            _write(parsed, data, told)
+            _write(parsed, data, metadata)
         except OSError as error:
             raise StorageError(
                 f"{data}: the table cannot be written there ({error}); it needs about as much space as {path} has. "
                 f"Free some, or set TMPDIR or the cache folder to another disk"
             ) from error
-    with told.open(encoding="utf-8") as handle:
-        story = json.load(handle)
-    rejected = [Rejected(**item) for item in story["rejected"]]
-    if len(rejected) == story["rows_in"]:
-        check_rate(rejected, story["rows_in"], source=str(path))
+    with metadata.open(encoding="utf-8") as handle:
+        content = json.load(handle)
+    rejected = [Rejected(**item) for item in content["rejected"]]
+    if len(rejected) == content["rows_in"]:
+        check_rate(rejected, content["rows_in"], source=str(path))
     with pa.memory_map(str(data)) as mapped:
         arrow = pa.ipc.open_file(mapped).read_all()
-    rows = mapped_arange(story["rows_in"])
+    rows = mapped_arange(content["rows_in"])
     if rejected:
         accepted = mapped_full(len(rows), True, bool)
         accepted[[item.row for item in rejected]] = False
@@ -229,26 +228,26 @@ def _converted(path: Path, reading: Reading, parse: Callable[[], Parsed]) -> Tab
         base_dir=reading.folder,
         rows=rows,
         rejected=rejected,
-        notes=story["notes"],
+        notes=content["notes"],
         keep=keep,
     )
 
 
-def _write(parsed: Parsed, data: Path, told: Path) -> None:
-    """Both files appear under their names when they are complete, the data last."""
+def _write(parsed: Parsed, data: Path, metadata: Path) -> None:
+    """Write the rows and their metadata, atomically; the data file gets its name last."""
     partial = data.with_name(f"{data.name}.{os.getpid()}.partial")
     try:
         with pa.ipc.new_file(str(partial), parsed.schema) as writer:
             for batch in parsed.batches:
                 writer.write_batch(batch)
-        story = {
+        content = {
             "rows_in": parsed.rows_in,
             "rejected": [item.record() for item in parsed.rejected],
             "notes": parsed.notes,
         }
-        partial_told = told.with_name(f"{told.name}.{os.getpid()}.partial")
-        partial_told.write_text(json.dumps(story), encoding="utf-8")
-        partial_told.replace(told)
+        partial_metadata = metadata.with_name(f"{metadata.name}.{os.getpid()}.partial")
+        partial_metadata.write_text(json.dumps(content), encoding="utf-8")
+        partial_metadata.replace(metadata)
         partial.replace(data)
     finally:
         partial.unlink(missing_ok=True)
@@ -271,7 +270,7 @@ def _parquet(path: Path, reading: Reading) -> Table:
 
     def parse() -> Parsed:
         with _reading(path, "Parquet"):
-            # A row group may be as large as memory.
+            # Pages are read one by one, as a row group may be as large as the memory.
             file = pq.ParquetFile(path, page_checksum_verification=True, buffer_size=READ_BYTES)
             check_names(list(file.schema_arrow.names), str(path))
             schema = normal_schema(file.schema_arrow)
@@ -311,7 +310,7 @@ def _ipc(path: Path, reading: Reading) -> Table:
 
 @contextmanager
 def _reading(path: Path, form: str) -> Iterator[None]:
-    """Whatever Arrow raises on a broken file as a `TableError` that names the file."""
+    """Raise Arrow's errors about a broken file as `TableError`, with the file's name."""
     try:
         yield
     except TableError as error:
@@ -342,4 +341,4 @@ FORMATS: dict[str, Callable[[Path, Reading], Table]] = {
 }
 
 MAPPED = (".arrow", ".feather")
-"""Files that a table is mapped from as they are."""
+"""Extensions of files that are memory-mapped directly."""

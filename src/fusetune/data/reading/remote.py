@@ -1,4 +1,4 @@
-"""Tables at an address (s3://, gs://, hf://, https://, ...): copied here through fsspec, and known by their content."""
+"""Tables at remote addresses (s3://, gs://, hf://, https://, ...), copied through fsspec and hashed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ PIECE = 8 * 2**20
 
 @dataclass
 class Copied:
-    """A file that was copied from an address.
+    """A file that was copied from a remote address.
 
     Attributes:
-        address: where it was.
-        path: where it is.
-        note: its size and SHA-256, for people.
+        address: of the original.
+        path: of the copy.
+        note: a readable description with size and SHA-256.
     """
 
     address: str
@@ -31,30 +31,30 @@ class Copied:
 
 
 def is_address(name: str) -> bool:
-    """Return whether a table's name is an address, not a path."""
+    """Return whether a table's name is a URL, not a path."""
     return "://" in name
 
 
 def local_path(address: str) -> str | None:
-    """Return the path that a file:// address stands for; None for any other."""
+    """Return the path of a file:// URL; None for any other URL."""
     parts = urlsplit(address)
     return unquote(parts.path) if parts.scheme == "file" and parts.netloc in ("", "localhost") else None
 
 
 def copied(address: str, home: Path, endings: Collection[str]) -> Iterator[Copied]:
-    """Yield the file at an address, or the parts of the table that a folder there holds, one after another by name.
+    """Copy the file at an address, or the shards of a table in a folder there, and yield the copies by name.
 
     Args:
-        address: with a scheme that fsspec knows.
-        home: the folder to copy into; the caller may delete a copy before the next is made.
-        endings: of the names of files that hold tables, in lower case.
+        address: a URL with a scheme that fsspec knows.
+        home: the folder to copy into; the caller may delete a copy before the next one is made.
+        endings: extensions of table files, in lower case.
 
     Raises:
-        MissingExtra: the package that reads such addresses is not installed.
-        TableError: it cannot be read, or holds no table.
+        MissingExtra: the package for such addresses is not installed.
+        TableError: it cannot be read, or there is no table.
         StorageError: there is no space for the copy.
     """
-    files, root = _found(address)
+    files, root = _open_filesystem(address)
     names = [root]
     try:
         if files.isdir(root):
@@ -79,7 +79,7 @@ def copied(address: str, home: Path, endings: Collection[str]) -> Iterator[Copie
         yield _copy(files, name, where, home / _local_name(name))
 
 
-def _found(address: str) -> tuple[Any, str]:
+def _open_filesystem(address: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs  # 0.1 s to import
 
     try:
@@ -117,7 +117,7 @@ def _copy(files: Any, name: str, address: str, path: Path) -> Copied:
 
 
 def _parts(files: Any, name: str, address: str) -> Iterator[bytes]:
-    """Yield a file's content, some at a time."""
+    """Yield a file's content in chunks of `PIECE` bytes."""
     try:
         with files.open(name, "rb") as source:
             while part := source.read(PIECE):

@@ -1,4 +1,4 @@
-"""What all text files share: encodings, names of columns, and rows on their way to Arrow record batches."""
+"""Shared parts of the readers of text files: encodings, column names, and the rows that were parsed and rejected."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BATCH_ROWS = 16_384
 BATCH_CHARS = 16_000_000
 VALUE_CHARS = 500
 HOPELESS = 10_000
-"""After so many rejected rows, a file of which most rows are rejected is not read to its end."""
+"""Number of rejected rows after which reading stops if most rows are rejected."""
 
 _STARTS = {
     b"PK\x03\x04": "a ZIP archive or an Excel workbook",
@@ -30,19 +30,19 @@ _STARTS = {
     b"\xd0\xcf\x11\xe0": "an old Excel workbook",
     b"%PDF-": "a PDF",
 }
-"""What files that are no text start with."""
+"""Magic numbers of common binary formats."""
 
 
 @dataclass
 class Parsed:
-    """A text file being read: complete once `batches` is exhausted.
+    """A file that is being read; `rejected` and `rows_in` are complete once `batches` is exhausted.
 
     Attributes:
         schema: the columns.
         batches: the accepted rows.
-        rejected: the others.
-        rows_in: rows so far, accepted and rejected.
-        notes: what a user should know about how it was read.
+        rejected: the rejected rows.
+        rows_in: number of rows so far, accepted and rejected.
+        notes: remarks for the user on how it was read.
     """
 
     schema: pa.Schema
@@ -52,7 +52,7 @@ class Parsed:
     notes: list[str] = field(default_factory=list)
 
     def reject(self, value: Any, why: str, path: Path) -> None:
-        """Set the next row aside."""
+        """Reject the next row."""
         text = value if isinstance(value, str) else str(value)
         self.rejected.append(Rejected(self.rows_in, None, text[:VALUE_CHARS], why))
         self.rows_in += 1
@@ -61,10 +61,10 @@ class Parsed:
 
 
 def encoding_of(path: Path, given: str | None = None) -> str:
-    """Return the encoding that a byte order mark tells, else the given one, else UTF-8.
+    """Return the encoding of a file's byte order mark, else the given one, else UTF-8.
 
     Raises:
-        TableError: UTF-16 or UTF-32 that cannot be told apart safely, or a file that is no text.
+        TableError: the file is UTF-32, UTF-16 without a byte order mark, or not text.
     """
     with path.open("rb") as handle:
         head = handle.read(64)
@@ -105,7 +105,7 @@ def wrong_encoding(path: Path, encoding: str) -> TableError:
     with path.open("rb") as handle:
         big = handle.read(2) == codecs.BOM_UTF16_BE
         handle.seek(0)
-        # The mark is decoded as a character, so that offsets count it.
+        # These codecs decode the mark as a character, so that offsets include it.
         plain = "utf-8" if encoding != "utf-16" else "utf-16-be" if big else "utf-16-le"
         decoder = codecs.getincrementaldecoder(plain)("strict")
         while error is None:
@@ -133,10 +133,10 @@ def wrong_encoding(path: Path, encoding: str) -> TableError:
 
 
 def check_names(names: list[str], file: str) -> None:
-    """Refuse no column, and column names that are empty or appear twice.
+    """Check that there are columns, and that their names are non-empty and unique.
 
     Raises:
-        TableError: with all of them.
+        TableError: names are invalid; the message lists all of them.
     """
     if not names:
         raise TableError(
@@ -163,7 +163,7 @@ def check_names(names: list[str], file: str) -> None:
 
 
 def header_only(path: Path) -> TableError:
-    """Return the error for a table of no rows."""
+    """Return the error for a table without rows."""
     return EmptyTable(
         "there is a header and no row", expected="at least one row", do="check how it was written", file=str(path)
     )

@@ -16,7 +16,7 @@ from fusetune._optional import optional_import
 from fusetune.errors import UserError
 from fusetune.evaluation.results import Shown
 from fusetune.modalities.media import audio_files, image_files
-from fusetune.modalities.media.cells import embedded, split_cell, starts_embedded
+from fusetune.modalities.media.cells import decode_base64, holds_base64, split_cell
 
 MAX_TEXT = 400
 THUMBNAIL = 192
@@ -58,10 +58,8 @@ def _open(cell: Any, base_dir: Path) -> io.BytesIO:
     """Return the content of a media cell: a path, bytes, or Parquet's {"bytes", "path"}."""
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
-    if isinstance(cell, str) and any(
-        starts_embedded(cell, starts) for starts in (image_files.STARTS, audio_files.STARTS)
-    ):
-        cell = embedded(cell)
+    if isinstance(cell, str) and any(holds_base64(cell, starts) for starts in (image_files.STARTS, audio_files.STARTS)):
+        cell = decode_base64(cell)
     if isinstance(cell, bytes | bytearray | memoryview):
         return io.BytesIO(bytes(cell))
     return io.BytesIO((base_dir / str(cell).strip()).read_bytes())

@@ -1,4 +1,4 @@
-"""Augmentation of sounds: of the samples, before the backbone's own processor, and of its spectrogram."""
+"""Augmentation of sounds: of the waveform, before the backbone's processor, and of its spectrogram."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from fusetune.modalities.base import Augmenter
 
 SPEC = {"time": 0.2, "frequency": 0.2, "num": 2}
 QUIETEST_NOISE = 40.0
-"""dB: signal-to-noise ratios are drawn between the setting and this."""
+"""Highest signal-to-noise ratio that is drawn, in dB; the lowest one is the setting."""
 Samples = Callable[[Any, Path], np.ndarray]
 
 
 class AudioAugmenter(Augmenter):
-    """Transforms of a sound; those of samples read it from its file again.
+    """Augmentation of sounds. Transforms of the waveform decode the file again.
 
-    speed   faster or slower by up to this share, the pitch moving along (Ko et al. 2015).
-    shift   earlier or later by up to this share of its length, silence coming in.
-    noise   white noise at a signal-to-noise ratio in dB between this and 40.
-    gain    louder or quieter by up to this many dB.
-    spec    SpecAugment (Park et al. 2019, arXiv 1904.08779), for backbones that read spectrograms: `num` bands of up to
-            the share `time` of the frames, and as many of up to `frequency` of the filters, become their mean.
+    speed   changes speed and pitch by up to this share (Ko et al. 2015).
+    shift   shifts the sound in time by up to this share of its length and pads with silence.
+    noise   adds white noise with a signal-to-noise ratio between this and 40 dB.
+    gain    changes the volume by up to this many dB.
+    spec    SpecAugment (Park et al. 2019, arXiv 1904.08779), for backbones that read spectrograms: `num` time bands of
+            up to the share `time` of the frames and `num` frequency bands of up to the share `frequency` of the filters
+            are replaced by the mean.
     """
 
     def __init__(
@@ -41,14 +42,14 @@ class AudioAugmenter(Augmenter):
     ) -> None:
         """
         Args:
-            options: see the class.
-            samples: a cell's samples at the backbone's rate.
-            prepare: from samples to an example.
-            rate: samples a second.
-            spectrogram: whether examples are (patches, frames, filters) of a spectrogram.
+            options: values of the transforms by name.
+            samples: `samples(cell, base_dir)` returns the waveform at the backbone's rate, (samples,) float32.
+            prepare: makes an example from a waveform.
+            rate: the backbone's sampling rate in Hz.
+            spectrogram: whether examples are spectrograms, (patches, frames, filters).
 
         Raises:
-            ConfigError: an unknown option, one out of range, or `spec` where there is no spectrogram.
+            ConfigError: an option is unknown or out of range, or `spec` is set and examples are no spectrograms.
         """
         if options.get("spec") and not spectrogram:
             raise ConfigError(
@@ -110,8 +111,8 @@ def _speed(most: float, rate: int) -> Transform:
     def change(wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         soxr: Any = optional_import("soxr", "to change the speed of sounds")
         factor = rng.uniform(1 - most, 1 + most)
-        result = soxr.resample(wave, rate * factor, rate) if len(wave) else wave
-        return np.asarray(result, dtype=np.float32)
+        changed = soxr.resample(wave, rate * factor, rate) if len(wave) else wave
+        return np.asarray(changed, dtype=np.float32)
 
     return change
 

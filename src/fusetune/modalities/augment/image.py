@@ -1,4 +1,4 @@
-"""Augmentation of pictures, after they were brought to the size that the backbone reads."""
+"""Augmentation of images, after they are resized for the backbone."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from fusetune.modalities.base import Augmenter
 
 RAND = {"num": 2, "magnitude": 9}
 BINS = 30
-"""Magnitudes of RandAugment and TrivialAugment run from 0 to this."""
+"""Highest magnitude of RandAugment and TrivialAugment."""
 Operation = Callable[[Image.Image, float], Image.Image]
 
 
 class ImageAugmenter(Augmenter):
-    """Transforms of each of a cell's pictures.
+    """Augmentation of each of a cell's images.
 
-    flip      mirrored left to right with this probability.
-    crop      a part of an area between this share and all of it, of aspect ¾ to 4/3, resized back.
-    color     brightness, contrast and saturation, each times 1 ± up to this.
-    rand      `num` random operations, each of `magnitude` of 30 (RandAugment: Cubuk et al. 2019, arXiv 1909.13719).
-    trivial   one random operation of a random magnitude (TrivialAugment Wide: Müller, Hutter 2021, arXiv 2103.10158).
-    erasing   with this probability a rectangle of 2 to 33 % becomes noise (Zhong et al. 2017, arXiv 1708.04896).
+    flip      horizontal flip with this probability.
+    crop      random crop of an area between this share and 1, with an aspect ratio of 3/4 to 4/3, resized back.
+    color     colour jitter: brightness, contrast and saturation, each multiplied by 1 ± up to this.
+    rand      `num` random operations of `magnitude` out of 30 (RandAugment: Cubuk et al. 2019, arXiv 1909.13719).
+    trivial   one random operation of random magnitude (TrivialAugment Wide: Müller, Hutter 2021, arXiv 2103.10158).
+    erasing   random erasing with this probability: a rectangle of 2 to 33 % of the area is replaced by noise (Zhong et
+              al. 2017, arXiv 1708.04896).
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         """
         Args:
-            options: see the class.
+            options: values of the transforms by name.
 
         Raises:
-            ConfigError: an unknown option, or one out of range.
+            ConfigError: an option is unknown or out of range.
         """
         known = {
             "crop": Option(_crop, 0.5, 0.01, 1),
@@ -115,16 +116,16 @@ def _enhance(kind: Any, most: float) -> Operation:
 
 
 def _operations(wide: bool) -> dict[str, tuple[Operation, bool]]:
-    """By name: what it does at a level, and whether the level has a sign. Levels run from 0 (nothing) to ±1."""
-    shear, turn, enhance, bits = (0.99, 135.0, 0.99, 6) if wide else (0.3, 30.0, 0.9, 4)
-    shift = 32 / 224 if wide else 150 / 331
+    """Return the operations by name, each with whether its level is signed; levels range from 0 (identity) to ±1."""
+    shear, degrees, enhance, bits = (0.99, 135.0, 0.99, 6) if wide else (0.3, 30.0, 0.9, 4)
+    translate = 32 / 224 if wide else 150 / 331
     return {
         "identity": (lambda image, level: image, False),
         "shear_x": (_affine(lambda size: (1, size, 0, 0, 1, 0), shear), True),
         "shear_y": (_affine(lambda size: (1, 0, 0, size, 1, 0), shear), True),
-        "translate_x": (lambda image, level: _moved(image, level * shift * image.width, 0), True),
-        "translate_y": (lambda image, level: _moved(image, 0, level * shift * image.height), True),
-        "rotate": (lambda image, level: image.rotate(level * turn, fillcolor=(128, 128, 128)), True),
+        "translate_x": (lambda image, level: _translate(image, level * translate * image.width, 0), True),
+        "translate_y": (lambda image, level: _translate(image, 0, level * translate * image.height), True),
+        "rotate": (lambda image, level: image.rotate(level * degrees, fillcolor=(128, 128, 128)), True),
         "brightness": (_enhance(ImageEnhance.Brightness, enhance), True),
         "color": (_enhance(ImageEnhance.Color, enhance), True),
         "contrast": (_enhance(ImageEnhance.Contrast, enhance), True),
@@ -136,19 +137,21 @@ def _operations(wide: bool) -> dict[str, tuple[Operation, bool]]:
     }
 
 
-def _moved(image: Image.Image, right: float, down: float) -> Image.Image:
+def _translate(image: Image.Image, right: float, down: float) -> Image.Image:
     data = (1, 0, -right, 0, 1, -down)
     return image.transform(image.size, Image.Transform.AFFINE, data, fillcolor=(128, 128, 128))
 
 
-def _one(image: Image.Image, operations: dict[str, tuple[Operation, bool]], level: float, rng: Any) -> Image.Image:
+def _apply_random(
+    image: Image.Image, operations: dict[str, tuple[Operation, bool]], level: float, rng: Any
+) -> Image.Image:
     operation, signed = operations[list(operations)[int(rng.integers(0, len(operations)))]]
     sign = -1 if rng.random() < 0.5 and signed else 1
     return operation(image, sign * level)
 
 
 def _trivial(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    return _one(image, _operations(True), int(rng.integers(0, BINS + 1)) / BINS, rng)
+    return _apply_random(image, _operations(True), int(rng.integers(0, BINS + 1)) / BINS, rng)
 
 
 def _rand(value: Any) -> Transform:
@@ -163,7 +166,7 @@ def _rand(value: Any) -> Transform:
 
     def apply(image: Image.Image, rng: np.random.Generator) -> Image.Image:
         for _ in range(num):
-            image = _one(image, _operations(False), magnitude / BINS, rng)
+            image = _apply_random(image, _operations(False), magnitude / BINS, rng)
         return image
 
     return apply

@@ -1,4 +1,4 @@
-"""What the augmentations of all kinds of columns share: options by name, and transforms one after the other."""
+"""Shared parts of the augmenters: parsing of options into a list of transforms."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy as np
 from fusetune.errors import ConfigError, nearest, shown
 
 Transform = Callable[[Any, np.random.Generator], Any]
-"""From an example (or what it is made of) to another one; what comes is left as it is."""
+"""`transform(example, rng)` returns a changed example (or text, waveform, image) and leaves its argument unchanged."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """One setting of `augment.KIND`.
+    """A setting of `augment.KIND`.
 
     Attributes:
-        build: from the setting's value to a transform.
-        default: the value where the setting is given by its name alone.
-        low, high: the range of a value that is a number; None where it is none.
+        build: makes a transform from the setting's value.
+        default: the value for `true`.
+        low, high: the range of a numeric value, both ends included; None for other values.
     """
 
     build: Callable[[Any], Transform]
@@ -31,15 +31,15 @@ class Option:
 
 
 def transforms(kind: str, options: Mapping[str, Any], known: Mapping[str, Option]) -> list[Transform]:
-    """Return the transforms that a kind's settings name, in the order of `known`.
+    """Build the transforms of a kind's settings, in the order of `known`.
 
     Args:
-        kind: names the setting in errors.
-        options: per name its value; True for the default, None or False for none.
-        known: the settings there are.
+        kind: of the columns, for errors.
+        options: values by name; True is the default value, None and False turn the option off.
+        known: the available settings.
 
     Raises:
-        ConfigError: an unknown name, or a value out of range.
+        ConfigError: a name is unknown, or a value is out of range.
     """
     for name, value in options.items():
         if name not in known:
@@ -61,10 +61,10 @@ def _check(where: str, value: Any, option: Option) -> None:
 
 
 def settings(where: str, value: Any, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a mapping's settings over their defaults.
+    """Return a mapping of settings, completed by the defaults in `known`.
 
     Raises:
-        ConfigError: it is no mapping, or has a key that is not known.
+        ConfigError: it is not a mapping, or has an unknown key.
     """
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where} takes settings of its own", expected=", ".join(known), came=shown(value))

@@ -1,4 +1,4 @@
-"""Texts as other models say them: paraphrase and back-translation, made once and kept on disk."""
+"""Paraphrases and back-translations by seq2seq models, generated once and cached on disk."""
 
 from __future__ import annotations
 
@@ -27,45 +27,45 @@ def cache_folder() -> Path:
 
 
 class Paraphrases:
-    """What a chain of seq2seq models makes of texts, by beam search, so the same every time."""
+    """Paraphrases by a chain of seq2seq models, with deterministic beam search."""
 
     def __init__(self, models: Sequence[str], *, max_tokens: int) -> None:
         """
         Args:
-            models: folders or hub ids, the first one reads the text, each next one what the last one wrote.
-            max_tokens: of what is read and written.
+            models: folders or hub ids; each model reads the output of the one before it.
+            max_tokens: limit on the input and on the output, in tokens.
         """
         self.models, self.max_tokens = list(models), max_tokens
-        self._said: dict[str, str] = {}
+        self._paraphrases: dict[str, str] = {}
 
     def of(self, text: str) -> str:
-        """Return the text in other words; itself where none were made."""
-        return self._said.get(text) or text
+        """Return a text's paraphrase, or the text itself if there is none."""
+        return self._paraphrases.get(text) or text
 
     def fill(self, texts: Sequence[str], progress: Any = None) -> None:
-        """Have texts said in other words, but for those that were before.
+        """Generate the paraphrases that are not cached.
 
         Args:
-            texts: distinct ones.
-            progress: wraps iterators.
+            texts: distinct texts.
+            progress: `progress(iterator, description, total)` wraps an iterator.
 
         Raises:
-            BackboneError: a model cannot be found, is not safe to load, or is no seq2seq model.
-            StorageError: what was made cannot be kept.
+            BackboneError: a model does not exist, is not safe to load, or is not a seq2seq model.
+            StorageError: the cache cannot be written.
         """
         folders = [find(source).folder for source in self.models]
         prints = [fingerprint(weight_files(folder)) for folder in folders]
         name = hashlib.sha256(json.dumps([prints, self.max_tokens, BEAMS]).encode()).hexdigest()[:16]
         path = cache_folder() / "paraphrases" / f"{name}.jsonl"
-        self._said = _read(path)
-        missing = [text for text in texts if text not in self._said]
+        self._paraphrases = _read(path)
+        missing = [text for text in texts if text not in self._paraphrases]
         if not missing:
             return
         made = missing
         for folder in folders:
             made = self._through(folder, made, progress)
-        self._said |= dict(zip(missing, made, strict=True))
-        _write(path, self._said)
+        self._paraphrases |= dict(zip(missing, made, strict=True))
+        _write(path, self._paraphrases)
 
     @torch.no_grad()
     def _through(self, folder: Path, texts: Sequence[str], progress: Any) -> list[str]:
@@ -104,24 +104,24 @@ class Paraphrases:
 
 
 def _read(path: Path) -> dict[str, str]:
-    """Return what is kept; lines that are broken are left out."""
+    """Read the cache; broken lines are ignored."""
     result: dict[str, str] = {}
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                text, said = json.loads(line)
-                result[str(text)] = str(said)
+                text, paraphrase = json.loads(line)
+                result[str(text)] = str(paraphrase)
             except (ValueError, TypeError):
                 continue
     return result
 
 
-def _write(path: Path, said: dict[str, str]) -> None:
-    """Keep all of it, whole or not at all."""
+def _write(path: Path, paraphrases: dict[str, str]) -> None:
+    """Write the cache atomically."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text("".join(json.dumps(pair) + "\n" for pair in said.items()), encoding="utf-8")
+        partial.write_text("".join(json.dumps(pair) + "\n" for pair in paraphrases.items()), encoding="utf-8")
         partial.replace(path)
     except OSError as error:
         raise StorageError(

@@ -13,21 +13,21 @@ from fusetune.modalities.base import Augmenter
 
 
 class CellAugmenter(Augmenter):
-    """Transforms of a number or a category.
+    """Augmentation of numbers and categories.
 
-    noise   x + σ·std·N(0, 1), numbers only.
-    swap    with probability p, the column's cell of another train row (swap noise: Yoon et al. 2020, "VIME").
+    noise   adds Gaussian noise with this share of the column's standard deviation; numbers only.
+    swap    replaces the cell with this probability by that of a random train row (swap noise: Yoon et al. 2020, VIME).
     """
 
     def __init__(self, kind: str, options: Mapping[str, Any], *, std: Callable[[], float] | None = None) -> None:
         """
         Args:
-            kind: number or category.
-            options: see the class.
-            std: the column's standard deviation, once known; None for categories.
+            kind: "number" or "category".
+            options: values of the transforms by name.
+            std: returns the fitted standard deviation; None for categories.
 
         Raises:
-            ConfigError: an unknown option, or one out of range.
+            ConfigError: an option is unknown or out of range.
         """
         self.pool: Sequence[Any] = ()
         known = {"swap": Option(self._swap, 0.1, 0, 1)}
@@ -38,7 +38,7 @@ class CellAugmenter(Augmenter):
     def prepare(
         self, cells: Sequence[Any], codes: np.ndarray, example: Callable[[int], Any], *, progress: Any = None
     ) -> None:
-        """Remember the train rows' cells, which are swapped in."""
+        """Collect the train rows' examples for `swap`."""
         self.pool = [example(int(code)) for code in codes[codes >= 0]]
 
     def __call__(self, cell: Any, example: Any, rng: np.random.Generator, base_dir: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Augmentation of texts, word by word, by synonyms, or by another model's words."""
+"""Augmentation of texts: word dropout, swaps, synonyms and paraphrases."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ PARAPHRASE = {"model": None, "rate": 0.5, "max_tokens": 128}
 
 
 class TextAugmenter(Augmenter):
-    """Transforms of the words between white space; a text that none of them changes stays as it is to the letter.
+    """Augmentation of texts, whose words are separated by white space. Texts without a change keep their exact form.
 
-    paraphrase     with probability `rate`, the text as one seq2seq model, or a chain of them, says it (back-
-                   translation: Sennrich et al. 2016, arXiv 1511.06709); once for every distinct text, and kept on disk.
-    synonyms       each word with synonyms becomes one of them with probability `rate` (EDA).
-    swap           about this share of the words change places, two by two (EDA).
-    word_dropout   each word is left out with this probability; one stays (EDA: Wei and Zou 2019, arXiv 1901.11196).
+    paraphrase     replaces the text with probability `rate` by the output of a seq2seq model or a chain of them (back-
+                   translation: Sennrich et al. 2016, arXiv 1511.06709), generated once a distinct text and cached.
+    synonyms       replaces each word that has synonyms by one of them with probability `rate` (EDA).
+    swap           swaps random pairs of words, about this share of all words (EDA).
+    word_dropout   drops each word with this probability, but never all (EDA: Wei and Zou 2019, arXiv 1901.11196).
     """
 
     def __init__(self, options: Mapping[str, Any], *, tokenize: Callable[[str], np.ndarray]) -> None:
         """
         Args:
-            options: see the class.
-            tokenize: from a text to an example.
+            options: values of the transforms by name.
+            tokenize: makes an example from a text.
 
         Raises:
-            ConfigError: an unknown option, or one out of range.
+            ConfigError: an option is unknown or out of range.
         """
         self.tokenize = tokenize
         self.paraphrases: Paraphrases | None = None
@@ -50,18 +50,18 @@ class TextAugmenter(Augmenter):
     def prepare(
         self, cells: Sequence[Any], codes: np.ndarray, example: Callable[[int], Any], *, progress: Any = None
     ) -> None:
-        """Have the train rows' texts paraphrased, as far as that was not done before."""
+        """Generate the paraphrases of the train rows' texts that are not cached."""
         if self.paraphrases is not None:
             self.paraphrases.fill([str(cells[code]) for code in np.unique(codes[codes >= 0])], progress)
 
     def __call__(self, cell: Any, example: Any, rng: np.random.Generator, base_dir: Path) -> Any:
         """See `Augmenter`."""
-        text = said = str(cell)
+        text = augmented = str(cell)
         for transform in self.transforms:
-            said = transform(said, rng)
-        if said == text or not said.strip():
+            augmented = transform(augmented, rng)
+        if augmented == text or not augmented.strip():
             return example
-        tokens = self.tokenize(said)
+        tokens = self.tokenize(augmented)
         return tokens if len(tokens) else example
 
     def _paraphrase(self, value: Any) -> Transform:
@@ -70,8 +70,8 @@ class TextAugmenter(Augmenter):
         if not models:
             raise ConfigError("augment.text.paraphrase must name a seq2seq model", expected="model: FOLDER or hub id")
         rate = _rate("paraphrase", chosen["rate"])
-        kept = self.paraphrases = Paraphrases(models, max_tokens=int(chosen["max_tokens"]))
-        return lambda text, rng: kept.of(text) if rng.random() < rate else text
+        paraphrases = self.paraphrases = Paraphrases(models, max_tokens=int(chosen["max_tokens"]))
+        return lambda text, rng: paraphrases.of(text) if rng.random() < rate else text
 
 
 def _rate(name: str, value: Any) -> float:
@@ -83,12 +83,12 @@ def _rate(name: str, value: Any) -> float:
 def _dropout(rate: float) -> Transform:
     def drop(text: str, rng: np.random.Generator) -> str:
         words = text.split()
-        keep = rng.random(len(words)) >= rate
-        if keep.all() or not words:
+        mask = rng.random(len(words)) >= rate
+        if mask.all() or not words:
             return text
-        if not keep.any():
-            keep[rng.integers(0, len(words))] = True
-        return " ".join(word for word, kept in zip(words, keep, strict=True) if kept)
+        if not mask.any():
+            mask[rng.integers(0, len(words))] = True
+        return " ".join(word for word, keep in zip(words, mask, strict=True) if keep)
 
     return drop
 
@@ -128,10 +128,10 @@ def _synonyms(value: Any) -> Transform:
 
 
 def read_synonyms(path: Path) -> dict[str, tuple[str, ...]]:
-    """Per word, in lower case, its synonyms.
+    """Return the synonyms of each word, in lower case.
 
     Args:
-        path: the `dict` folder of WordNet (its files `data.noun`, `data.verb`, `data.adj`, `data.adv`: words of one
+        path: the `dict` folder of WordNet (files `data.noun`, `data.verb`, `data.adj`, `data.adv`; the words of a
             synset are synonyms), or a text file of lines WORD<tab>SYNONYM,SYNONYM.
 
     Raises:
@@ -162,7 +162,7 @@ def read_synonyms(path: Path) -> dict[str, tuple[str, ...]]:
 
 
 def _synset(line: str) -> list[str]:
-    """Return a synset's words from a line of WordNet: offset, lexicographer file, type, count (hexadecimal), words."""
+    """Parse a synset's words from a line of WordNet: offset, lexicographer file, type, count (hexadecimal), words."""
     fields = line.split()
     words = fields[4 : 4 + 2 * int(fields[3], 16) : 2]
     return [word.partition("(")[0].replace("_", " ") for word in words]
