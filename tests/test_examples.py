@@ -11,7 +11,7 @@ from fusetune.registry import FUSIONS, OBJECTIVES, TASKS
 SECTIONS = {
     "fusion": ("Args", "Inputs", "Requires", "Relations", "Example", "Reference"),
     "objective": ("Args", "Inputs", "Requires", "Relations", "Example", "Reference"),
-    "task": ("Loss", "Answers", "Requires", "Relations", "Example", "Reference"),
+    "task": ("Args", "Loss", "Answers", "Requires", "Relations", "Example", "Reference"),
 }
 PARTS = [
     pytest.param(table, name, id=f"{table.kind} {name}") for table in (FUSIONS, OBJECTIVES, TASKS) for name in table

@@ -72,7 +72,7 @@ def parsed(html: str) -> Page:
     ("kind", "classes", "words"),
     [
         ("binary", 2, ["Reliability", "ROC", "Confusion matrix"]),
-        ("multiclass", 10, ["Reliability", "ROC", "Most frequent mix-ups"]),
+        ("multiclass", 10, ["Reliability", "ROC", "Most frequent confusions"]),
         ("multiclass", 31, ["The 15 classes with the lowest F1, of 31", "31 classes in the order"]),
         ("multilabel", 5, ["Reliability", "Precision and recall"]),
         ("ordinal", 5, ["Confusion matrix"]),

@@ -78,7 +78,7 @@ HOT = [[1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 1.0, 0.0]]
 def test_lists_of_zeros_and_ones_name_their_places(form):
     cells = [form(cell) for cell in HOT] * 5
     name, reason = infer_task(cells)
-    assert name == "multilabel" and "3 places" in reason
+    assert name == "multilabel" and "3 labels" in reason
     task = MultilabelTask("y")
     task.fit(cells)
     assert task.labels == ["0", "1", "2"]

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from fusetune.errors import BadCell, ConfigError, TableError
 from fusetune.tasks.regression import RegressionTask
-from fusetune.tasks.transforms import TRANSFORMS, Transform, yeo_johnson, yeo_johnson_back
+from fusetune.tasks.transforms import TRANSFORMS, Transform, inverse_yeo_johnson, yeo_johnson
 
 PRICES = ["1.5", "2", "-3e0", "10", " 4 "]
 
@@ -44,7 +44,7 @@ def test_every_scale_leads_back(name, values):
     transform.fit(numbers, "price")
     spread = float(np.ptp(numbers))
     # float64 resolves the learned scale to about 1e-16 of its own range, which a steep curve widens
-    assert np.allclose(transform.back(transform.forward(numbers)), numbers, rtol=1e-6, atol=1e-6 * spread + 1e-9)
+    assert np.allclose(transform.inverse(transform.forward(numbers)), numbers, rtol=1e-6, atol=1e-6 * spread + 1e-9)
 
 
 def test_quantiles_lead_back_and_are_normal():
@@ -54,10 +54,10 @@ def test_quantiles_lead_back_and_are_normal():
     learned = transform.forward(numbers)
     assert abs(((learned - learned.mean()) ** 3).mean()) < 0.05  # no skew is left
     inside = (numbers > np.quantile(numbers, 0.002)) & (numbers < np.quantile(numbers, 0.998))
-    assert np.allclose(transform.back(learned)[inside], numbers[inside], rtol=1e-3)
+    assert np.allclose(transform.inverse(learned)[inside], numbers[inside], rtol=1e-3)
     ties = Transform("quantile")
     ties.fit(np.array([0.0] * 50 + [1.0, 2.0, 3.0]), "price")
-    assert ties.back(ties.forward(np.array([0.0, 2.0]))) == pytest.approx([0.0, 2.0], abs=1e-6)
+    assert ties.inverse(ties.forward(np.array([0.0, 2.0]))) == pytest.approx([0.0, 2.0], abs=1e-6)
 
 
 @pytest.mark.parametrize("power", [-1.5, 0.0, 0.7, 2.0, 3.1])
@@ -66,7 +66,7 @@ def test_yeo_johnson_is_scikit_learns(power):
     oracle = PowerTransformer(standardize=False).fit(numbers[:, None])
     oracle.lambdas_ = np.array([power])
     assert np.allclose(yeo_johnson(numbers, power), oracle.transform(numbers[:, None])[:, 0])
-    assert np.allclose(yeo_johnson_back(yeo_johnson(numbers, power), power), numbers)
+    assert np.allclose(inverse_yeo_johnson(yeo_johnson(numbers, power), power), numbers)
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
@@ -74,7 +74,7 @@ def test_wild_predictions_stay_finite_and_curved_scales_near_the_range(name):
     numbers = np.random.default_rng(0).lognormal(sigma=2, size=300)
     transform = Transform(name)
     transform.fit(numbers, "price")
-    back = transform.back(np.array([-1e6, -10, 0, 10, 1e6]))
+    back = transform.inverse(np.array([-1e6, -10, 0, 10, 1e6]))
     assert np.isfinite(back).all() and (np.diff(back) >= 0).all()
     if transform.name not in ("none", "standard"):
         room = np.ptp(numbers) * 0.1001

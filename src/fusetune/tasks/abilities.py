@@ -117,7 +117,7 @@ class Boosted(Ability):
 
     @property
     def trees_per_round(self) -> int:
-        """The number of trees that a booster grows per round: one, or one per class."""
+        """The number of trees that a booster grows per round: 1, or the number of classes."""
         return 1
 
     @abc.abstractmethod

@@ -1,4 +1,4 @@
-"""Classification: one label of two, or of several."""
+"""Classification: one of two or more labels."""
 
 from __future__ import annotations
 
@@ -19,37 +19,35 @@ from fusetune.tasks.abilities import Boosted, Divergent, Probed
 from fusetune.tasks.base import LinearModel, Metric
 from fusetune.tasks.cells import is_whole, label_text, named_label, named_labels, sorted_labels
 from fusetune.tasks.divergence import softmax_divergence
-from fusetune.tasks.focal import check_focal, focused
+from fusetune.tasks.focal import check_focal, focal_loss
 from fusetune.tasks.labels import LabelTask
 from fusetune.tasks.linear import fit_logistic, one_hot
 from fusetune.types import Target
 
 TRUE_WORDS = frozenset({"1", "true", "yes", "y", "t", "positive", "pos", "+", "on"})
-"""Labels taken as the positive class of two, in any case of letters."""
+"""Labels that are taken as the positive class of two, ignoring case."""
 
 ClassWeights = Literal["balanced"] | Mapping[str, float] | None
 
 
 class ClassificationTask(LabelTask, Probed, Divergent, Boosted):
-    """One label of several: softmax and cross-entropy. `binary` and `multiclass` differ in labels and metrics."""
+    """Predict one label, by softmax and cross-entropy: the base class of `binary` and `multiclass`.
+
+    Args:
+        target: the target column's name.
+        label_smoothing: share in [0, 1) of each target that is spread evenly over all classes.
+        class_weights: "balanced", or a positive weight per label, 1 for labels that are not named.
+        focal: γ of the focal loss, 0 or more.
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
 
     main = Metric("accuracy")
 
     def __init__(
         self, target: str, *, label_smoothing: float = 0.0, class_weights: ClassWeights = None, focal: float = 0.0
     ) -> None:
-        """
-        Args:
-            target: the target column's name.
-            label_smoothing: share in [0, 1) of each target that is spread evenly over all classes.
-            class_weights: "balanced" (rows / (classes · rows of the class)), or a positive weight per label, 1 for
-                labels left out; they multiply the loss, never the metrics.
-            focal: γ of the focal loss (arXiv 1708.02002), 0 or more: rows answered well count (1 − p)^γ as much. It
-                makes probabilities less sure than they should be.
-
-        Raises:
-            ConfigError: a setting is out of range.
-        """
         super().__init__(target)
         if not 0 <= label_smoothing < 1:
             raise ConfigError("label_smoothing is out of range", expected="0 <= value < 1", came=str(label_smoothing))
@@ -79,7 +77,10 @@ class ClassificationTask(LabelTask, Probed, Divergent, Boosted):
         return sorted_labels(counts)
 
     def build_head(self, dim: int) -> nn.Module:
-        """(batch, dim) to (batch, classes), its bias starting at the classes' log rates unless they are weighted."""
+        """Build a module from (batch, dim) to (batch, classes).
+
+        Its bias starts at the log rates, or 0 with class weights.
+        """
         head = nn.Linear(dim, len(self.classes))
         with torch.no_grad():
             rates = torch.tensor(self.counts, dtype=head.bias.dtype).clamp(min=1)
@@ -87,15 +88,15 @@ class ClassificationTask(LabelTask, Probed, Divergent, Boosted):
         return head
 
     def main_value(self, scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
-        """Accuracy; a subclass's own main metric."""
+        """Return the main metric only; accuracy is computed without the other metrics."""
         if self.main.name != "accuracy":
             return super().main_value(scores, truth, weights)
-        right = (scores.argmax(1) == truth).astype(float)
-        empty = len(right) == 0 or (weights is not None and not weights.sum() > 0)
-        return float("nan") if empty else float(np.average(right, weights=weights))
+        correct = (scores.argmax(1) == truth).astype(float)
+        empty = len(correct) == 0 or (weights is not None and not weights.sum() > 0)
+        return float("nan") if empty else float(np.average(correct, weights=weights))
 
     def _class_weights(self, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        """(classes,) weights of the loss, or None where all are 1."""
+        """Return the class weights of the loss, (classes,), or None if all are 1."""
         if self.class_weights is None:
             return None
         if self.class_weights == "balanced":
@@ -106,13 +107,13 @@ class ClassificationTask(LabelTask, Probed, Divergent, Boosted):
         return torch.tensor(weights, dtype=dtype, device=device)
 
     def encode(self, values: Sequence[Any]) -> Target:
-        """Class indices; a row's size is its class's weight."""
+        """Return class indices, (rows,) int64; a row's size is its class's weight."""
         target = super().encode(values)
         classes = self._class_weights(torch.float32, target.values.device)
         return target if classes is None else Target(target.values, target.labelled, classes[target.values])
 
     def terms(self, logits: Tensor, target: Target) -> Tensor:
-        """Each row's cross-entropy times its class's weight, with torch's label smoothing, (batch,).
+        """Return each row's cross-entropy times its class's weight, with torch's label smoothing, (batch,).
 
         Args:
             logits: (batch, classes).
@@ -122,15 +123,15 @@ class ClassificationTask(LabelTask, Probed, Divergent, Boosted):
         losses = F.cross_entropy(
             logits, target.values, weight=classes, label_smoothing=self.label_smoothing, reduction="none"
         )
-        right = logits.softmax(1).gather(1, target.values.unsqueeze(1)).squeeze(1)
-        return focused(losses, right, self.focal)
+        correct = logits.softmax(1).gather(1, target.values.unsqueeze(1)).squeeze(1)
+        return focal_loss(losses, correct, self.focal)
 
     def divergence(self, logits: Tensor, other: Tensor) -> Tensor:
-        """KL(softmax(logits) || softmax(other)) in nats, (batch,), of (batch, classes)."""
+        """Return KL(softmax(logits) || softmax(other)) in nats, (batch,), for (batch, classes) logits."""
         return softmax_divergence(logits, other)
 
     def answers(self, logits: Tensor) -> np.ndarray:
-        """(rows, classes) probabilities."""
+        """Return probabilities, (rows, classes)."""
         return logits.detach().double().softmax(1).cpu().numpy()
 
     def linear(
@@ -141,10 +142,10 @@ class ClassificationTask(LabelTask, Probed, Divergent, Boosted):
         val_truth: np.ndarray,
         weights: np.ndarray | None = None,
     ) -> LinearModel:
-        """Multinomial logistic regression, its penalty chosen by log loss (ties: accuracy) on validation rows."""
+        """Fit a multinomial logistic regression, its penalty chosen by log loss on validation rows (ties: accuracy)."""
 
         def judge(scores: np.ndarray) -> tuple[float, float]:
-            # Accuracy on a few hundred rows is too coarse to choose by: its best of many is often luck.
+            # On a few hundred rows accuracy is too coarse: the best of many penalties is often best by chance.
             return -measures.log_loss(scores, val_truth), float(np.mean(scores.argmax(1) == val_truth))
 
         targets = one_hot(truth, len(self.classes))
@@ -155,25 +156,27 @@ class ClassificationTask(LabelTask, Probed, Divergent, Boosted):
 
     @property
     def num_boosters(self) -> int:
-        """One, with a tree a class where there are more than two."""
+        """1: a single booster grows one tree a class and round, if there are more than two classes."""
         return 1
 
     @property
     def trees_per_round(self) -> int:
-        """One tree for two classes, else one a class."""
+        """1 for two classes, else the number of classes."""
         return len(self.classes) if len(self.classes) > 2 else 1
 
     def boosting(self, truth: np.ndarray, booster: int) -> tuple[dict[str, Any], np.ndarray]:
-        """Log loss of the second of two classes, or softmax cross-entropy."""
-        many = self.trees_per_round
-        return ({"objective": "multiclass", "num_class": many} if many > 1 else {"objective": "binary"}), truth
+        """Return the binary log loss, of the second class, for two classes; else softmax cross-entropy."""
+        num_trees = self.trees_per_round
+        return (
+            {"objective": "multiclass", "num_class": num_trees} if num_trees > 1 else {"objective": "binary"}
+        ), truth
 
     def boosted_logits(self, raw: Sequence[np.ndarray]) -> np.ndarray:
-        """(rows, classes); of two classes 0 and the second one's log odds."""
+        """Return logits, (rows, classes); with two classes 0 and the second one's log odds."""
         return raw[0] if raw[0].ndim == 2 else np.stack([np.zeros_like(raw[0]), raw[0]], axis=1)
 
     def state(self) -> dict[str, Any]:
-        """Options, labels and counts."""
+        """Return options, labels and counts as JSON data."""
         return {
             "label_smoothing": self.label_smoothing,
             "class_weights": self.class_weights,
@@ -184,7 +187,7 @@ class ClassificationTask(LabelTask, Probed, Divergent, Boosted):
 
     @classmethod
     def from_state(cls, target: str, state: dict[str, Any]) -> ClassificationTask:
-        """The task that `state()` described."""
+        """Restore a task from its `state()`."""
         options = {name: value for name, value in state.items() if name not in ("classes", "counts")}
         task = cls(target, **options)
         task.classes, task.counts = list(state["classes"]), list(state["counts"])
@@ -192,18 +195,26 @@ class ClassificationTask(LabelTask, Probed, Divergent, Boosted):
 
 
 class MulticlassTask(ClassificationTask):
-    """Predict one label of several, by softmax. Main metric: accuracy.
+    """Predict one of several labels, by softmax. Main metric: accuracy.
 
-    Labels are text exactly as in the table, in order of value where all are whole numbers, else of their characters.
+    Labels are the table's text, ordered by value if all are whole numbers, else alphabetically.
 
-    Loss: cross-entropy, with label smoothing, class weights and focal loss where asked for.
+    Args:
+        target: the target column's name.
+        label_smoothing: share in [0, 1) of each target that is spread evenly over all classes.
+        class_weights: "balanced" (rows / (classes · rows of the class)), or a positive weight per label, 1 for labels
+            that are not named. They multiply the loss, never the metrics.
+        focal: γ of the focal loss (arXiv 1708.02002), 0 or more: rows predicted well are weighted by (1 − p)^γ. It
+            makes the probabilities less confident.
+
+    Loss: cross-entropy, with optional label smoothing, class weights and focal loss.
 
     Answers: (rows, classes) probabilities.
 
     Requires: two labels or more in the train rows.
 
-    Relations: `binary` has a positive class and its metrics; `ordinal` uses an order of the labels; `multilabel` gives
-    any number of them.
+    Relations: `binary` has a positive class and its metrics; `ordinal` uses an order of the labels; `multilabel`
+    predicts any number of labels.
 
     Example:
         >>> task = MulticlassTask("animal")
@@ -221,18 +232,18 @@ class MulticlassTask(ClassificationTask):
 
     @classmethod
     def detect(cls, values: Sequence[Any]) -> Detection:
-        """Sure of repeated text labels and of few distinct whole numbers."""
+        """Return high confidence for repeated text labels and for few distinct whole numbers."""
         if any(isinstance(value, list | tuple | np.ndarray | dict) for value in values):
             return Detection(0.0, "cells are lists")
         labels = merged(Counter(label_text(value) for value in values), numbers=True)
         rows, distinct = len(values), len(labels)
         if distinct < 3:
             return Detection(0.1, f"{distinct} distinct values")
-        whole = all(is_whole(label) for label in labels)
+        all_whole = all(is_whole(label) for label in labels)
         repeats = rows / distinct
-        if whole and distinct <= 10 and repeats >= 3:
+        if all_whole and distinct <= 10 and repeats >= 3:
             return Detection(0.85, f"whole numbers with only {distinct} distinct values in {rows} rows")
-        if whole:
+        if all_whole:
             return Detection(0.3, f"whole numbers with {distinct} distinct values in {rows} rows")
         if repeats >= 2 or (distinct <= 20 and repeats > 1):
             return Detection(0.7, f"{distinct} distinct labels in {rows} rows")
@@ -244,19 +255,28 @@ class MulticlassTask(ClassificationTask):
 
 
 class BinaryTask(ClassificationTask):
-    """Predict one label of two. Main metric: accuracy.
+    """Predict one of two labels. Main metric: accuracy.
 
-    The positive class, to which `f1`, `precision`, `recall`, `roc_auc` and `average_precision` refer, is the one named
-    by `positive`; else the one label that reads as true (1, true, yes, y, t, positive, pos, +, on); else the last in
-    order. It is the second of `labels`.
+    `f1`, `precision`, `recall`, `roc_auc` and `average_precision` are those of the positive class: the label that
+    `positive` names; else the only label that means true (1, true, yes, y, t, positive, pos, +, on); else the last
+    label in order. It is the second of `labels`.
 
-    Loss: cross-entropy, with label smoothing, class weights and focal loss where asked for.
+    Args:
+        target: the target column's name.
+        positive: the positive class's label. None: the only label that means true, else the last in order.
+        label_smoothing: share in [0, 1) of each target that is spread evenly over both classes.
+        class_weights: "balanced" (rows / (2 · rows of the class)), or a positive weight per label, 1 for labels that
+            are not named. They multiply the loss, never the metrics.
+        focal: γ of the focal loss (arXiv 1708.02002), 0 or more: rows predicted well are weighted by (1 − p)^γ. It
+            makes the probabilities less confident.
+
+    Loss: cross-entropy, with optional label smoothing, class weights and focal loss.
 
     Answers: (rows, 2) probabilities.
 
     Requires: exactly two labels in the train rows.
 
-    Relations: `multiclass` of two labels, with a positive class and its metrics.
+    Relations: `multiclass` with two labels, plus a positive class and its metrics.
 
     Example:
         >>> task = BinaryTask("churned", positive="yes")
@@ -281,21 +301,12 @@ class BinaryTask(ClassificationTask):
         class_weights: ClassWeights = None,
         focal: float = 0.0,
     ) -> None:
-        """
-        Args:
-            target: the target column's name.
-            positive: the positive class's label; where None, the one label that reads as true, else the last in order.
-            label_smoothing: share in [0, 1) of each target that is spread evenly over both classes.
-            class_weights: "balanced" (rows / (2 · rows of the class)), or a positive weight per label, 1 for labels
-                left out; they multiply the loss, never the metrics.
-            focal: γ of the focal loss (arXiv 1708.02002), 0 or more: rows answered well count (1 − p)^γ as much.
-        """
         super().__init__(target, label_smoothing=label_smoothing, class_weights=class_weights, focal=focal)
         self.positive = positive
 
     @classmethod
     def detect(cls, values: Sequence[Any]) -> Detection:
-        """Sure of exactly two distinct values."""
+        """Return high confidence for exactly two distinct values."""
         if any(isinstance(value, list | tuple | np.ndarray | dict) for value in values):
             return Detection(0.0, "cells are lists")
         labels = sorted_labels(merged(Counter(label_text(value) for value in values), numbers=True))
@@ -327,7 +338,7 @@ class BinaryTask(ClassificationTask):
         return sorted(labels, key=lambda label: label in true) if len(true) == 1 else labels
 
     def metrics(self, scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
-        """See `fusetune.tasks.metrics.classification`, with a positive class."""
+        """See `fusetune.tasks.metrics.classification`; the positive class is the second."""
         return measures.classification(scores, truth, weights, positive=1)
 
     def probabilities(self, answers: np.ndarray) -> np.ndarray:
@@ -335,5 +346,5 @@ class BinaryTask(ClassificationTask):
         return np.asarray(answers[:, 1])
 
     def state(self) -> dict[str, Any]:
-        """Options, labels and counts."""
+        """Return options, labels and counts as JSON data."""
         return {"positive": self.positive, **super().state()}

@@ -1,4 +1,4 @@
-"""How far two predictions for the same rows are apart: what `TargetTask.divergence` is made of."""
+"""Divergences between two predictions for the same rows, for `Divergent.divergence`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,22 @@ from torch.nn import functional as F
 
 
 def softmax_divergence(logits: Tensor, other: Tensor) -> Tensor:
-    """KL(softmax(logits) || softmax(other)) in nats, (rows,) float32 or wider, of (rows, classes)."""
+    """Return each row's KL(softmax(logits) || softmax(other)) in nats, (rows,) float32 or wider.
+
+    Args:
+        logits, other: (rows, classes) each.
+    """
     first, second = _wide(logits).log_softmax(1), _wide(other).log_softmax(1)
     return (first.exp() * (first - second)).sum(1)
 
 
 def bernoulli_divergence(logits: Tensor, other: Tensor) -> Tensor:
-    """The mean over the second dimension of KL(sigmoid(logits) || sigmoid(other)) in nats, (rows,) of (rows, labels).
+    """Return each row's mean over labels of KL(sigmoid(logits) || sigmoid(other)) in nats, (rows,).
 
-    The mean, not the sum, as the losses of several yes-or-no questions a row are means too.
+    It is the mean, not the sum, to match the losses of tasks with several binary decisions a row.
+
+    Args:
+        logits, other: (rows, labels) each.
     """
     logits, other = _wide(logits), _wide(other)
     yes = logits.sigmoid() * (F.logsigmoid(logits) - F.logsigmoid(other))
@@ -25,7 +32,7 @@ def bernoulli_divergence(logits: Tensor, other: Tensor) -> Tensor:
 
 
 def squared_difference(logits: Tensor, other: Tensor) -> Tensor:
-    """(logits - other)², (rows,) of (rows,)."""
+    """Return (logits - other)², (rows,), for (rows,) arguments."""
     return (_wide(logits) - _wide(other)).square()
 
 

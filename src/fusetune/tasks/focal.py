@@ -1,4 +1,4 @@
-"""Focal loss: what is answered well already counts less. Lin et al. 2017, arXiv 1708.02002."""
+"""Focal loss: give less weight to rows that are already predicted well (Lin et al. 2017, arXiv 1708.02002)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fusetune.errors import ConfigError, shown
 
 
 def check_focal(value: Any) -> float:
-    """γ, refused unless it is a number of 0 or more.
+    """Return γ as a float, if it is a finite number of 0 or more.
 
     Raises:
         ConfigError: it is not.
@@ -23,12 +23,13 @@ def check_focal(value: Any) -> float:
     return float(value)
 
 
-def focused(losses: Tensor, right: Tensor, gamma: float) -> Tensor:
-    """(1 − p)^γ · loss, of the same shape.
+def focal_loss(losses: Tensor, true_probability: Tensor, gamma: float) -> Tensor:
+    """Return (1 − p)^γ · loss, of the same shape as the losses.
 
     Args:
-        losses: of single answers.
-        right: p, the probability given to the right answer; gradients flow through it, as in the paper.
-        gamma: γ; 0 leaves the losses as they are.
+        losses: (...) cross-entropies.
+        true_probability: (...) p, the predicted probability of the true class. Gradients flow through it, as in the
+            paper.
+        gamma: γ; 0 returns the losses unchanged.
     """
-    return losses if gamma == 0 else (1 - right).clamp(min=0) ** gamma * losses
+    return losses if gamma == 0 else (1 - true_probability).clamp(min=0) ** gamma * losses

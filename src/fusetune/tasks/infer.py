@@ -10,16 +10,16 @@ from fusetune.errors import TableError, shown
 from fusetune.registry import TASKS
 from fusetune.tasks.base import TargetTask
 
-LEAST_CONFIDENCE = 0.15
-"""The smallest confidence with which a task is chosen."""
+MIN_CONFIDENCE = 0.15
+"""Lowest confidence at which a task is chosen."""
 
 
 def infer_task(values: Sequence[Any], column: str | None = None) -> tuple[str, str]:
     """Return the registered task with the highest confidence for the target's cells, and the reason.
 
     Args:
-        values: a sample of the target's cells, or all; missing ones are skipped.
-        column: the target's name, for errors.
+        values: the target's cells, or a sample of them; missing ones are skipped.
+        column: the target's name, for error messages.
 
     Returns:
         The task's name, and the reason as text.
@@ -33,7 +33,7 @@ def infer_task(values: Sequence[Any], column: str | None = None) -> tuple[str, s
     tasks = {name: TASKS.get(name) for name in TASKS}
     detections = {name: task.detect(cells) for name, task in tasks.items() if issubclass(task, TargetTask)}
     name = max(detections, key=lambda name: detections[name].confidence)
-    if detections[name].confidence < LEAST_CONFIDENCE:
+    if detections[name].confidence < MIN_CONFIDENCE:
         raise TableError(
             "no task fits the target column",
             expected="labels that repeat, lists of labels, or numbers",

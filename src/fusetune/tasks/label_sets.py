@@ -130,5 +130,5 @@ def find_separator(cells: Sequence[str]) -> tuple[str, str] | None:
         varied = separator == "|" or (mixed and len({len(parts) for parts in split}) > 1)
         plausible = all(len(part) <= MAX_LABEL_CHARS and part.count("(") == part.count(")") for part in counts)
         if counts and plausible and varied and fits and counts.total() >= 2 * len(counts):
-            return separator, f"{several} of {len(split)} cells hold labels set apart by {separator!r}"
+            return separator, f"{several} of {len(split)} cells hold labels separated by {separator!r}"
     return None

@@ -1,4 +1,4 @@
-"""The base of tasks whose target is one of several labels."""
+"""The base class of tasks whose target is one of several labels."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TINY = 1e-12
 
 
 class LabelTask(Labelled):
-    """Base of tasks whose target is one of several labels: class indices, output columns and panels."""
+    """Base class of tasks whose target is one of several labels: class indices, output columns and panels."""
 
     def __init__(self, target: str) -> None:
         super().__init__(target)

@@ -1,7 +1,7 @@
-"""Regularised linear models on fixed features: the "before" that tuning is measured against.
+"""Regularised linear models on fixed features: the linear probes that tuning starts from and is compared with.
 
-The penalty sees all features alike: the caller puts them on comparable scales. It is chosen on the validation
-rows from a log grid, from strong to weak, each fit starting from the last one; the stronger one wins a tie.
+All features share one penalty, so the caller brings them to comparable scales. The penalty is chosen on the validation
+rows from a logarithmic grid, from strong to weak, with warm starts; the stronger one wins a tie.
 """
 
 from __future__ import annotations
@@ -16,41 +16,41 @@ from fusetune.data.storage.mapped import mapped_zeros, pieces
 from fusetune.tasks.base import LinearModel
 
 PENALTIES = tuple(float(10.0**power) for power in np.arange(-0.5, -7, -0.5))
-"""Penalties on half the squared weights, beside the mean loss a row: scikit-learn's 1 / (C · rows)."""
+"""Factors of |weights|² / 2, added to the mean loss of a row; scikit-learn's 1 / (C · rows)."""
 
 RIDGE_PENALTIES = tuple(float(power) for power in 10.0 ** np.arange(3, -7.5, -0.5))
-"""Penalties on the squared weights, beside the mean squared error: scikit-learn's alpha / rows."""
+"""Factors of |weights|², added to the mean squared error; scikit-learn's alpha / rows."""
 
 
 class LinearScores(LinearModel):
-    """scores = finish((features - mean) @ weight + bias)."""
+    """A linear model: scores = finish((features - mean) @ weight + bias).
+
+    Args:
+        mean: (features,) mean of the train rows, subtracted so that the bias is not penalised.
+        weight: (features, outputs).
+        bias: (outputs,).
+        finish: maps (rows, outputs) to the task's answers.
+    """
 
     def __init__(
         self, mean: np.ndarray, weight: np.ndarray, bias: np.ndarray, finish: Callable[[np.ndarray], np.ndarray]
     ) -> None:
-        """
-        Args:
-            mean: (features,) of the train rows; taken off, so that the bias need not be penalised.
-            weight: (features, outputs).
-            bias: (outputs,).
-            finish: from (rows, outputs) to the task's scores.
-        """
         self.mean, self.weight, self.bias, self.finish = mean, weight, bias, finish
 
     def scores(self, features: np.ndarray) -> np.ndarray:
-        """Scores as `TargetTask.answers` gives them, for (rows, features)."""
+        """Return the task's answers for (rows, features)."""
         parts = [features[piece] for piece in pieces(len(features))]
         return np.concatenate(
             [self.finish(((part - self.mean) @ self.weight + self.bias).astype(np.float64)) for part in parts]
         )
 
     def coefficients(self) -> tuple[np.ndarray, np.ndarray]:
-        """Weight (features, outputs) and bias (outputs,) on the features as they come."""
+        """Return weight, (features, outputs), and bias, (outputs,), for features that are not centred."""
         return self.weight, self.bias - self.mean @ self.weight
 
 
-def normal_weights(weights: np.ndarray | None, rows: int) -> np.ndarray:
-    """(rows,) float32 weights with mean 1; all 1 where none are given or all are 0."""
+def mean_one_weights(weights: np.ndarray | None, rows: int) -> np.ndarray:
+    """Return (rows,) float32 weights scaled to mean 1; all 1 if none are given or all are 0."""
     if weights is None or not weights.sum() > 0:
         return np.ones(rows, dtype=np.float32)
     return np.asarray(weights / weights.mean(), dtype=np.float32)
@@ -66,27 +66,27 @@ def solve_logistic(
     weights: np.ndarray | None = None,
     steps: int = 200,
 ) -> np.ndarray:
-    """The minimum of mean cross-entropy + penalty / 2 · |weights|², by L-BFGS; the bias is not penalised.
+    """Minimise mean cross-entropy + penalty / 2 · |weights|² by L-BFGS; the bias is not penalised.
 
     Args:
         features: (rows, features) float32, centred.
         targets: (rows, outputs) of 0 and 1.
-        penalty: more than 0.
-        start: (features + 1, outputs), weights with the bias as the last row.
-        exclusive: whether exactly one output is true (softmax), or each by itself (sigmoid).
-        weights: (rows,) in the mean.
-        steps: the most iterations.
+        penalty: above 0.
+        start: (features + 1, outputs), the initial weights, with the bias as the last row.
+        exclusive: True for a softmax over the outputs, False for a sigmoid each.
+        weights: (rows,) row weights, or None.
+        steps: maximum number of iterations.
 
     Returns:
-        (features + 1, outputs) float32.
+        (features + 1, outputs) float32, in the form of `start`.
     """
     rows, shape = len(features), start.shape
-    row_weights = normal_weights(weights, rows)[:, None]
+    row_weights = mean_one_weights(weights, rows)[:, None]
 
     def part(both: np.ndarray, piece: slice) -> tuple[float, np.ndarray]:
-        """Some rows' share of the cost and of its slope, times all rows."""
-        some, true = features[piece], targets[piece].astype(np.float32)
-        logits = some @ both[:-1].astype(np.float32) + both[-1].astype(np.float32)  # (rows, outputs)
+        """Return the summed cost of some rows, and its gradient."""
+        inputs, true = features[piece], targets[piece].astype(np.float32)
+        logits = inputs @ both[:-1].astype(np.float32) + both[-1].astype(np.float32)  # (rows, outputs)
         if exclusive:
             top = logits.max(1, keepdims=True)
             raised = np.exp(logits - top)
@@ -98,7 +98,7 @@ def solve_logistic(
             error = expit(logits) - true
         cost = float((row_weights[piece] * losses).sum(dtype=np.float64))
         error = error * row_weights[piece]
-        return cost, np.concatenate([some.T @ error, error.sum(0, keepdims=True)]).astype(np.float64)
+        return cost, np.concatenate([inputs.T @ error, error.sum(0, keepdims=True)]).astype(np.float64)
 
     def value(flat: np.ndarray) -> tuple[float, np.ndarray]:
         both = flat.reshape(shape)
@@ -107,21 +107,21 @@ def solve_logistic(
         slope[:-1] += penalty * both[:-1]
         return sum(cost for cost, _ in parts) / rows + penalty / 2 * float((both[:-1] ** 2).sum()), slope.ravel()
 
-    found = minimize(
+    solution = minimize(
         value, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": steps, "gtol": 1e-5, "ftol": 1e-7}
     )
-    return np.asarray(found.x, dtype=np.float32).reshape(shape)
+    return np.asarray(solution.x, dtype=np.float32).reshape(shape)
 
 
 def one_hot(classes: np.ndarray, num: int) -> np.ndarray:
-    """Class indices as (rows, num) float32 of 0 and 1."""
+    """Return class indices as (rows, num) float32, one-hot."""
     made = mapped_zeros((len(classes), num))
     made[np.arange(len(classes)), classes] = 1
     return made
 
 
 def weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The mean of (rows, outputs) under (rows,) weights, as `numpy.average` has it."""
+    """Return the mean of (rows, outputs) under (rows,) weights, as `numpy.average` computes it, piece by piece."""
     each = weights[:, None]
     dtype = np.result_type(values.dtype, weights.dtype, *([np.float64] if values.dtype.kind in "biu" else []))
     sums = [np.multiply(values[piece], each[piece], dtype=dtype).sum(0) for piece in pieces(len(values))]
@@ -129,9 +129,9 @@ def weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _rotation(features: np.ndarray) -> np.ndarray | None:
-    """An orthonormal basis of the rows where there are fewer rows than features, (features, rows), else None.
+    """Return an orthonormal basis of the rows' span, (features, rows), or None without fewer rows than features.
 
-    The penalty does not see a rotation and the minimum lies in the span of the rows, so solving there is exact.
+    The solution lies in that span, and the penalty is invariant to rotations, so solving in the basis is exact.
     """
     rows, width = features.shape
     return np.linalg.svd(features, full_matrices=False)[2].T if rows < width else None
@@ -147,16 +147,16 @@ def fit_logistic(
     finish: Callable[[np.ndarray], np.ndarray] | None = None,
     weights: np.ndarray | None = None,
 ) -> LinearScores:
-    """Logistic regression, its penalty chosen on the validation rows.
+    """Fit a logistic regression, with the penalty chosen on the validation rows.
 
     Args:
         features: (rows, features) of the train rows.
         targets: (rows, outputs) of 0 and 1.
-        val_features: (rows, features) of the validation rows; with none, the middle penalty is taken.
-        judge: validation scores to what is to be large, the second number breaking ties of the first.
-        exclusive: softmax over the outputs, or a sigmoid each.
-        finish: from (rows, outputs) logits to the task's scores, where that is more than softmax or sigmoid.
-        weights: (rows,) of the train rows.
+        val_features: (rows, features) of the validation rows; without any, the middle penalty is used.
+        judge: maps the answers for the validation rows to a value to maximise and one that breaks ties.
+        exclusive: True for a softmax over the outputs, False for a sigmoid each.
+        finish: maps (rows, outputs) logits to the task's answers; softmax or sigmoid by default.
+        weights: (rows,) weights of the train rows, or None.
     """
     finish = finish or (softmax_scores if exclusive else expit)
     mean = features.mean(0)
@@ -165,7 +165,7 @@ def fit_logistic(
     rotation = _rotation(scaled)
     inside = scaled if rotation is None else scaled @ rotation
     rates = np.clip(
-        weighted_mean(targets, normal_weights(weights, len(targets))),
+        weighted_mean(targets, mean_one_weights(weights, len(targets))),
         0.5 / len(targets),
         1 - 0.5 / len(targets),
     )
@@ -188,7 +188,7 @@ def fit_logistic(
 
 
 def softmax_scores(logits: np.ndarray) -> np.ndarray:
-    """(rows, classes) logits as probabilities."""
+    """Return (rows, classes) logits as probabilities."""
     return np.asarray(softmax(logits, axis=1))
 
 
@@ -201,17 +201,17 @@ def fit_ridge(
     *,
     weights: np.ndarray | None = None,
 ) -> LinearScores:
-    """Ridge regression: one eigendecomposition serves every penalty.
+    """Fit a ridge regression; one eigendecomposition serves every penalty.
 
     Args:
         features: (rows, features) of the train rows.
         targets: (rows,) float.
-        val_features: (rows, features) of the validation rows; with none, the penalty 1 is taken.
-        judge: validation scores to what is to be large, the second number breaking ties of the first.
-        finish: from (rows, 1) predictions to the task's scores.
-        weights: (rows,) of the train rows.
+        val_features: (rows, features) of the validation rows; without any, the penalty 1 is used.
+        judge: maps the answers for the validation rows to a value to maximise and one that breaks ties.
+        finish: maps (rows, 1) predictions to the task's answers.
+        weights: (rows,) weights of the train rows, or None.
     """
-    row_weights = normal_weights(weights, len(features)).astype(np.float64)
+    row_weights = mean_one_weights(weights, len(features)).astype(np.float64)
     rows, width = features.shape
     mean = weighted_mean(features, row_weights)
     scaled = mapped_zeros((rows, width), np.float64)
@@ -233,4 +233,4 @@ def fit_ridge(
         return model(1.0)
     candidates = [model(penalty) for penalty in RIDGE_PENALTIES]
     judged = [judge(candidate.scores(val_features)) for candidate in candidates]
-    return candidates[max(range(len(judged)), key=lambda place: (judged[place], -place))]
+    return candidates[max(range(len(judged)), key=lambda index: (judged[index], -index))]

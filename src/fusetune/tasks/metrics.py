@@ -1,8 +1,8 @@
-"""The field's metrics under scikit-learn's names, in numpy: fast enough to be computed thousands of times.
+"""Metrics under scikit-learn's names, in numpy: fast enough to be computed thousands of times for a bootstrap.
 
-Legend: rows, classes, labels as in the tasks. `weights` is (rows,) float, ones where None. A metric that is undefined
-(a rank metric with one class only, a correlation with a constant) is nan; nothing warns. Where scikit-learn defines
-the value of a division by zero as 0 (precision, recall, F1, MCC), so does this.
+Legend: rows = evaluated rows, classes = classes of the target, labels = labels of a multi-label target. `weights` is
+(rows,) float or None, for all 1. An undefined metric (a rank metric with a single class, a correlation with a constant)
+is NaN, without a warning. A division by zero is 0 where scikit-learn defines it so (precision, recall, F1, MCC).
 """
 
 from __future__ import annotations
@@ -39,34 +39,34 @@ MEANINGS = {
     "recall@10": "share of queries with a right answer among the first 10",
     "median_rank": "median rank of the right answer",
 }
-"""What metrics are in plain words."""
+"""Explanations of the metrics in plain words, by name."""
 
 CUTOFFS = (10, 1, 5)
 """The k of recall@k."""
 
 LOWER_IS_BETTER = frozenset({"log_loss", "hamming_loss", "mae", "rmse", "brier", "median_rank"})
-"""Names of metrics of which less is better; of all others more is."""
+"""The metrics of which lower values are better; for all others higher ones are."""
 
 
 def _ratio(top: np.ndarray, bottom: np.ndarray, empty: float = 0.0) -> np.ndarray:
-    """top / bottom, `empty` where bottom is 0."""
+    """Return top / bottom, and `empty` where bottom is 0."""
     result = np.full(np.shape(bottom), empty, dtype=float)
     np.divide(top, bottom, out=result, where=np.asarray(bottom) != 0)
     return result
 
 
-def _ones(weights: np.ndarray | None, rows: int) -> np.ndarray:
+def _row_weights(weights: np.ndarray | None, rows: int) -> np.ndarray:
     return np.ones(rows) if weights is None else np.asarray(weights, dtype=float)
 
 
 def _mean(values: np.ndarray) -> float:
-    """The mean of what is defined, nan where nothing is."""
+    """Return the mean of the values that are not NaN; NaN if there is none."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if len(defined) else float("nan")
 
 
 def _steps(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weights of true and of false positives at each distinct score, taken as the threshold, from high to low."""
+    """Return the weights of true and of false positives at each distinct score as threshold, from high to low."""
     order = np.argsort(-scores, kind="stable")
     scores, truth, weights = scores[order], truth[order].astype(bool), weights[order]
     last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)  # the last row of each group of equal scores
@@ -74,16 +74,16 @@ def _steps(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> tuple[
 
 
 def roc_auc(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Area under the ROC curve; nan where one of the two classes has no row.
+    """Return the area under the ROC curve; NaN if one of the two classes has no rows.
 
     Args:
-        scores: (rows,), more is more positive.
+        scores: (rows,), higher for the positive class.
         truth: (rows,) of 0 and 1.
         weights: (rows,).
     """
     if not len(scores):
         return float("nan")
-    true, false = _steps(scores, truth, _ones(weights, len(scores)))
+    true, false = _steps(scores, truth, _row_weights(weights, len(scores)))
     if true[-1] <= 0 or false[-1] <= 0:
         return float("nan")
     true, false = np.append(0.0, true), np.append(0.0, false)
@@ -91,16 +91,16 @@ def roc_auc(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = 
 
 
 def average_precision(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """The precision at each threshold weighted by the recall it adds; nan where no row is positive.
+    """Return the mean of the precision at each threshold, weighted by the recall it adds; NaN without positive rows.
 
     Args:
-        scores: (rows,), more is more positive.
+        scores: (rows,), higher for the positive class.
         truth: (rows,) of 0 and 1.
         weights: (rows,).
     """
     if not len(scores):
         return float("nan")
-    true, false = _steps(scores, truth, _ones(weights, len(scores)))
+    true, false = _steps(scores, truth, _row_weights(weights, len(scores)))
     if true[-1] <= 0:
         return float("nan")
     precision = _ratio(true, true + false)
@@ -108,17 +108,24 @@ def average_precision(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray
 
 
 def confusion(decided: np.ndarray, truth: np.ndarray, classes: int, weights: np.ndarray | None = None) -> np.ndarray:
-    """(classes, classes) float: the weight of rows of class i (first axis) that were decided as j."""
+    """Return the confusion matrix, (classes, classes) float: the weight of rows of class i that are predicted as j.
+
+    Args:
+        decided: (rows,) predicted class indices.
+        truth: (rows,) true class indices.
+        classes: number of classes.
+        weights: (rows,) or None.
+    """
     flat = np.asarray(truth, dtype=np.int64) * classes + np.asarray(decided, dtype=np.int64)
-    counts = np.bincount(flat, weights=_ones(weights, len(flat)), minlength=classes**2)
+    counts = np.bincount(flat, weights=_row_weights(weights, len(flat)), minlength=classes**2)
     return counts.reshape(classes, classes)
 
 
 def log_loss(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """The mean negative logarithm of the true class's probability, clipped away from 0 by float64's epsilon."""
+    """Return the mean negative log probability of the true class, with probabilities clipped by float64's epsilon."""
     if not len(truth):
         return float("nan")
-    weights = _ones(weights, len(truth))
+    weights = _row_weights(weights, len(truth))
     probabilities = scores / scores.sum(axis=1, keepdims=True)
     chosen = probabilities[np.arange(len(truth)), truth]
     epsilon = np.finfo(np.float64).eps
@@ -127,7 +134,7 @@ def log_loss(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None =
 
 
 def _mcc(table: np.ndarray) -> float:
-    """Matthews' correlation of a confusion matrix (Gorodkin 2004 for several classes)."""
+    """Return Matthews' correlation coefficient of a confusion matrix (Gorodkin 2004 for several classes)."""
     total, right = table.sum(), np.trace(table)
     true, decided = table.sum(1), table.sum(0)
     spread = (total**2 - decided @ decided) * (total**2 - true @ true)
@@ -137,21 +144,21 @@ def _mcc(table: np.ndarray) -> float:
 def classification(
     scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None, *, positive: int | None = None
 ) -> dict[str, float]:
-    """accuracy, balanced_accuracy, f1_macro, f1_weighted, roc_auc, average_precision, log_loss, mcc, and more.
+    """Return accuracy, balanced_accuracy, f1_macro, f1_weighted, mcc, log_loss, roc_auc, average_precision and brier.
 
-    With a positive class, `f1`, `precision`, `recall`, `roc_auc` and `average_precision` are that class's; otherwise
-    `roc_auc` (one class against the rest) and `average_precision` are means over the classes that have rows, and
-    `f1_micro` is there, which equals accuracy. `brier` is the mean squared error of the positive class's
-    probability, or summed over classes where there is none.
+    With a positive class, `roc_auc` and `average_precision` are that class's, as are `f1`, `precision` and `recall`,
+    which are added; `brier` is the mean squared error of its probability. Otherwise `roc_auc` (one class against the
+    rest) and `average_precision` are means over the classes that have rows, `brier` is summed over classes, and
+    `f1_micro`, which equals accuracy, is added.
 
     Args:
         scores: (rows, classes) probabilities.
         truth: (rows,) class indices.
-        weights: (rows,).
-        positive: the index of the positive class of two.
+        weights: (rows,) or None.
+        positive: index of the positive class, if there are two classes and one is positive.
     """
     scores = np.asarray(scores, dtype=float)
-    weights = _ones(weights, len(truth))
+    weights = _row_weights(weights, len(truth))
     classes = scores.shape[1]
     table = confusion(scores.argmax(1), truth, classes, weights)
     hits, true, decided = np.diag(table), table.sum(1), table.sum(0)
@@ -186,10 +193,10 @@ def classification(
 def multilabel(
     scores: np.ndarray, decided: np.ndarray, truth: np.ndarray, weights: np.ndarray | None
 ) -> dict[str, float]:
-    """map_macro, map_micro, f1_macro, f1_micro, f1_samples, subset_accuracy, hamming_loss, roc_auc_macro.
+    """Return map_macro, map_micro, f1_macro, f1_micro, f1_samples, subset_accuracy, hamming_loss and roc_auc_macro.
 
-    `map_macro` is the mean of average precision over the labels that a row has, `roc_auc_macro` over the labels that
-    some rows have and others lack, `f1_macro` over all labels.
+    `map_macro` is the mean average precision of the labels that at least one row has, `roc_auc_macro` a mean over the
+    labels that some rows have and others lack, `f1_macro` a mean over all labels.
 
     Args:
         scores: (rows, labels) probabilities.
@@ -197,7 +204,7 @@ def multilabel(
         truth: (rows, labels) of 0 and 1.
         weights: (rows,).
     """
-    sizes, truth = _ones(weights, len(truth)), truth.astype(bool)
+    sizes, truth = _row_weights(weights, len(truth)), truth.astype(bool)
     labels = truth.shape[1]
     spread = np.repeat(sizes, labels)
     return {
@@ -209,21 +216,22 @@ def multilabel(
 
 
 def label_sets(decided: np.ndarray, truth: np.ndarray, weights: np.ndarray | None) -> dict[str, float]:
-    """The metrics of `multilabel` that depend on decisions: f1_macro, f1_micro, f1_samples, subset_accuracy and
-    hamming_loss.
+    """Return the metrics of `multilabel` that depend on predicted labels only.
+
+    They are f1_macro, f1_micro, f1_samples, subset_accuracy and hamming_loss.
 
     Args:
         decided: (rows, labels) of 0 and 1.
         truth: (rows, labels) of 0 and 1.
         weights: (rows,).
     """
-    sizes, truth, decided = _ones(weights, len(truth)), truth.astype(bool), decided.astype(bool)
-    hits, said, real = sizes @ (decided & truth), sizes @ decided, sizes @ truth
+    sizes, truth, decided = _row_weights(weights, len(truth)), truth.astype(bool), decided.astype(bool)
+    hits, predicted, real = sizes @ (decided & truth), sizes @ decided, sizes @ truth
     total = float(sizes.sum())
     each = _ratio(2.0 * (decided & truth).sum(1), (decided.sum(1) + truth.sum(1)).astype(float))
     return {
-        "f1_macro": float(_ratio(2 * hits, said + real).mean()),
-        "f1_micro": float(_ratio(2 * hits.sum(), np.asarray(said.sum() + real.sum()))),
+        "f1_macro": float(_ratio(2 * hits, predicted + real).mean()),
+        "f1_micro": float(_ratio(2 * hits.sum(), np.asarray(predicted.sum() + real.sum()))),
         "f1_samples": float(each @ sizes / total) if total else float("nan"),
         "subset_accuracy": float((decided == truth).all(1) @ sizes / total) if total else float("nan"),
         "hamming_loss": float((decided != truth).mean(1) @ sizes / total) if total else float("nan"),
@@ -235,17 +243,17 @@ def ranks(values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
 
     Args:
         values: (rows,).
-        weights: (rows,) or None; a row of weight 2 takes two ranks, one of weight 0 none.
+        weights: (rows,) or None. A row of weight 2 takes two ranks, a row of weight 0 none.
     """
     _, inverse = np.unique(values, return_inverse=True)
-    counts = np.bincount(inverse, weights=_ones(weights, len(values)))
+    counts = np.bincount(inverse, weights=_row_weights(weights, len(values)))
     ends = np.cumsum(counts)
     return np.asarray((ends - (counts - 1) / 2)[inverse], dtype=float)
 
 
 def pearson(first: np.ndarray, second: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Pearson's correlation of two (rows,) arrays; nan where one is constant."""
-    sizes = _ones(weights, len(first))
+    """Return Pearson's correlation of two (rows,) arrays; NaN if one of them is constant."""
+    sizes = _row_weights(weights, len(first))
     used = sizes > 0
     first, second, sizes = first[used], second[used], sizes[used]
     if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
@@ -257,15 +265,15 @@ def pearson(first: np.ndarray, second: np.ndarray, weights: np.ndarray | None = 
 
 
 def regression(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None) -> dict[str, float]:
-    """r2, rmse, mae, pearson, spearman; r2 is nan where the truth does not vary.
+    """Return r2, rmse, mae, pearson and spearman; r2 is NaN if the truth is constant.
 
     Args:
         scores: (rows,) predictions in the target's unit.
         truth: (rows,).
-        weights: (rows,); Spearman's ranks are taken without them.
+        weights: (rows,) or None; see `ranks` for those of Spearman's correlation.
     """
     names = ("r2", "rmse", "mae", "pearson", "spearman")
-    sizes = _ones(weights, len(truth))
+    sizes = _row_weights(weights, len(truth))
     if not sizes.sum() > 0:
         return dict.fromkeys(names, float("nan"))
     scores, truth = np.asarray(scores, dtype=float), np.asarray(truth, dtype=float)
@@ -282,7 +290,14 @@ def regression(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None
 
 
 def quadratic_kappa(decided: np.ndarray, truth: np.ndarray, levels: int, weights: np.ndarray | None = None) -> float:
-    """Cohen's kappa with squared distances between levels; nan where all are of, and decided as, one level."""
+    """Return Cohen's kappa with quadratic weights; NaN if all rows have, and are predicted as, one level.
+
+    Args:
+        decided: (rows,) predicted level indices.
+        truth: (rows,) true level indices.
+        levels: number of levels.
+        weights: (rows,) or None.
+    """
     table = confusion(decided, truth, levels, weights)
     distance = np.subtract.outer(np.arange(levels), np.arange(levels)) ** 2
     chance = float((distance * np.outer(table.sum(1), table.sum(0))).sum())
@@ -290,13 +305,13 @@ def quadratic_kappa(decided: np.ndarray, truth: np.ndarray, levels: int, weights
 
 
 def weighted_median(values: np.ndarray, weights: np.ndarray | None = None) -> float:
-    """Return the median of (rows,) values, the mean of the two middle ones where there are two; nan without rows.
+    """Return the weighted median, the mean of the two middle values if there are two; NaN without rows.
 
     Args:
         values: (rows,).
-        weights: (rows,) or None; a row of weight 2 counts as two rows.
+        weights: (rows,) or None. A row of weight 2 counts as two rows.
     """
-    sizes = _ones(weights, len(values))
+    sizes = _row_weights(weights, len(values))
     order = np.argsort(values[sizes > 0], kind="stable")
     values, reached = values[sizes > 0][order], np.cumsum(sizes[sizes > 0][order])
     if not len(values):
@@ -307,11 +322,11 @@ def weighted_median(values: np.ndarray, weights: np.ndarray | None = None) -> fl
 
 
 def retrieval(ranks: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
-    """mrr, recall@k (the share of queries with a right answer among the first k) and median_rank.
+    """Return mrr, recall@k (the share of queries with a right answer among the first k) and median_rank.
 
     Args:
-        ranks: (queries,) of the nearest right answer, from 1; may be half a rank higher where answers are tied.
-        weights: (queries,).
+        ranks: (queries,) rank of the first right answer, from 1; ties may add half a rank.
+        weights: (queries,) or None.
     """
     names = ("mrr", *(f"recall@{k}" for k in CUTOFFS), "median_rank")
     if not len(ranks) or (weights is not None and not weights.sum() > 0):
@@ -322,7 +337,7 @@ def retrieval(ranks: np.ndarray, weights: np.ndarray | None = None) -> dict[str,
 
 
 def better(name: str, new: float, old: float) -> bool:
-    """Whether a metric's new value is better than its old one; anything is better than nan, nan than nothing."""
+    """Return whether a metric's new value is better than its old one. Any number is better than NaN."""
     if np.isnan(new):
         return False
     return bool(np.isnan(old) or (new < old if name in LOWER_IS_BETTER else new > old))

@@ -1,4 +1,4 @@
-"""Multi-label classification: any number of labels a row."""
+"""Multi-label classification: any number of labels in a row."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fusetune.tasks.abilities import Boosted, Divergent, Labelled, Probed, Thres
 from fusetune.tasks.base import LinearModel, Metric
 from fusetune.tasks.cells import label_text, named_labels, present_cells, sorted_labels
 from fusetune.tasks.divergence import bernoulli_divergence
-from fusetune.tasks.focal import check_focal, focused
+from fusetune.tasks.focal import check_focal, focal_loss
 from fusetune.tasks.label_sets import find_separator, hot_labels, is_list, multi_hot_width, split_labels
 from fusetune.tasks.labels import MAX_WRITTEN_CLASSES, TINY
 from fusetune.tasks.linear import fit_logistic
@@ -54,15 +54,34 @@ FITTED = ("classes", "counts", "rows", "left_out", "multi_hot", "thresholds", "t
 
 
 class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
-    """Predict any number of labels a row, by a sigmoid each. Main metric: map_macro.
+    """Predict any number of labels in a row, by a sigmoid for each label. Main metric: map_macro.
 
-    Cells are `a|b`, JSON lists, or lists; "[]" (or an empty list) has none of the labels, an empty cell is unlabelled.
-    Labels of fewer than `min_count` train rows are neither predicted nor counted in metrics (`left_out`).
+    Cells are text such as `a|b`, JSON lists, or lists. An empty list, or the text "[]", is a row without any of the
+    labels; an empty cell is an unlabelled row. Labels of fewer than `min_count` train rows are left out of predictions
+    and metrics (`left_out`).
 
-    Loss: binary cross-entropy, the mean over labels.
-    Answers: (rows, labels) probabilities. A label is given from its threshold on.
-    Requires: a label that some train rows have and some have not.
-    Relations: `multiclass` gives exactly one label a row.
+    Args:
+        target: the target column's name.
+        separator: the text between labels in a cell; " " is any white space. None: detected from the cells.
+        min_count: minimum number of train rows of a label, 1 or more.
+        positive_weights: factor of the loss of rows that have the label: "balanced" (rows without it / rows with it),
+            or a positive weight per label, 1 for labels that are not named.
+        threshold: a label is predicted if its probability reaches this value in (0, 1). "tuned": for each label, the
+            value with the best F1 on validation rows. "auto": the same for labels that at least 10 validation rows
+            have; for the other labels, the value with the best F1 over all labels.
+        focal: γ of the focal loss (arXiv 1708.02002), 0 or more: labels predicted well are weighted by (1 − p)^γ.
+        names: the labels of the positions of multi-hot lists such as [1, 0, 1]. None: "0", "1", ...
+
+    Raises:
+        ConfigError: a setting is out of range.
+
+    Loss: the mean over labels of the binary cross-entropy.
+
+    Answers: (rows, labels) probabilities. A label is predicted if its probability reaches the label's threshold.
+
+    Requires: a label that some train rows have and others do not.
+
+    Relations: `multiclass` predicts exactly one label in a row.
 
     Example:
         >>> task = MultilabelTask("genres")
@@ -72,7 +91,8 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         >>> task.columns(task.answers(torch.tensor([[2.0, 0.5, -3.0]])))["genres"]
         ['comedy|drama']
 
-    Reference: Read et al. 2011, "Classifier chains for multi-label classification", for one binary classifier a label.
+    Reference: Read et al. 2011, "Classifier chains for multi-label classification", for one binary classifier per
+    label.
     """
 
     name = "multilabel"
@@ -89,23 +109,6 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         focal: float = 0.0,
         names: Sequence[Any] | None = None,
     ) -> None:
-        """
-        Args:
-            target: the target column's name.
-            separator: between labels in text cells; " " is any white space. Found from the cells where None.
-            min_count: the fewest train rows that a label must have, 1 or more.
-            positive_weights: how much more a row counts that has the label: "balanced" (rows without it / rows with
-                it), or a positive weight per label, 1 for labels left out.
-            threshold: the probability in (0, 1) from which on a label is given; "tuned": per label the one with the
-                best F1 on validation rows; "auto": the same for labels that at least 10 validation rows have, for the
-                others the one with the best F1 over all labels.
-            focal: γ of the focal loss (arXiv 1708.02002), 0 or more: labels answered well count (1 − p)^γ as much.
-            names: the labels that the places of multi-hot lists, as [1, 0, 1], stand for; where None, their numbers
-                from "0" on.
-
-        Raises:
-            ConfigError: a setting is out of range.
-        """
         super().__init__(target)
         if min_count < 1:
             raise ConfigError("min_count is out of range", expected="1 or more", came=str(min_count))
@@ -130,31 +133,35 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
 
     @property
     def labels(self) -> list[str]:
-        """Label names in the order of the scores' columns."""
+        """The label names in the order of the answers' columns."""
         return self.classes
 
     @classmethod
     def detect(cls, values: Sequence[Any]) -> Detection:
-        """Sure of lists, and of a separator with repeating parts."""
+        """Return high confidence for lists, and for a separator with repeating parts."""
         lists = sum(map(is_list, values))
         if width := multi_hot_width(values):
-            return Detection(0.97, f"lists of 0 and 1, whose {width} places are labels; names gives them names")
+            return Detection(0.97, f"lists of 0 and 1 for {width} labels, which the option names can name")
         if lists and lists >= 0.9 * len(values):
             return Detection(0.97, f"{lists} of {len(values)} cells are lists")
-        found = find_separator([value for value in values if isinstance(value, str)])
-        return Detection(0.95, found[1]) if found else Detection(0.0, "cells hold no separator with repeating parts")
+        separator = find_separator([value for value in values if isinstance(value, str)])
+        return (
+            Detection(0.95, separator[1])
+            if separator
+            else Detection(0.0, "cells hold no separator with repeating parts")
+        )
 
     def fit(self, values: Sequence[Any]) -> None:
-        """Learn the separator and the labels from the train rows' cells; unreadable ones are left to `check`.
+        """Learn the separator and the labels from the train rows' cells; cells that `check` refuses are skipped.
 
         Raises:
-            TableError: no label has rows enough, or one label is in every row.
+            TableError: no label has enough rows, or the only label is in every row.
             ConfigError: positive_weights names a label that is not learned.
         """
         cells = present_cells(values, self.target)
         if self.separator is None:
-            found = find_separator([cell for cell in cells if isinstance(cell, str)])
-            self.separator = found[0] if found else "|"
+            separator = find_separator([cell for cell in cells if isinstance(cell, str)])
+            self.separator = separator[0] if separator else "|"
         self._find_multi_hot(cells)
         counts: Counter[str] = Counter()
         self.rows = 0
@@ -164,11 +171,11 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
                 self.rows += 1
             except ValueError:
                 continue
-        kept = {label for label, count in counts.items() if count >= self.min_count}
-        self.classes = sorted_labels(kept)
+        learned = {label for label, count in counts.items() if count >= self.min_count}
+        self.classes = sorted_labels(learned)
         self.counts = [counts[label] for label in self.classes]
-        self.left_out = {label: counts[label] for label in sorted_labels(set(counts) - kept)}
-        if not kept or (len(kept) == 1 and self.counts[0] == self.rows):
+        self.left_out = {label: counts[label] for label in sorted_labels(set(counts) - learned)}
+        if not learned or (len(learned) == 1 and self.counts[0] == self.rows):
             raise TableError(
                 "there is nothing to learn from the target's labels",
                 expected=f"a label that {self.min_count} or more train rows have and others lack",
@@ -182,16 +189,22 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
             self.positive_weights = named_labels(self.positive_weights, self.classes, where="positive_weights")
 
     def _find_multi_hot(self, cells: Sequence[Any]) -> None:
-        """Whether the cells are lists of 0 and 1, whose places are the labels."""
+        """Set `multi_hot` if the cells are lists of 0 and 1, one position a label.
+
+        Raises:
+            ConfigError: `names` does not have one label for each position.
+        """
         width = multi_hot_width(cells)
         if self.names is not None and len(self.names) != width:
             raise ConfigError(
                 f"names has {len(self.names)} labels",
-                expected=f"as many as the lists of 0 and 1 have places: {width}" if width else "a target of such lists",
+                expected=f"as many as the lists of 0 and 1 have elements: {width}"
+                if width
+                else "a target of such lists",
             )
         self.multi_hot = width > 0
         if self.multi_hot and self.names is None:
-            self.names = [str(place) for place in range(width)]
+            self.names = [str(index) for index in range(width)]
 
     def _labels_of(self, cell: Any) -> list[str]:
         if self.multi_hot and len(cell):  # an empty list is a row without labels
@@ -202,7 +215,7 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         """Refuse a cell that cannot be read as labels.
 
         Raises:
-            BadCell: it cannot.
+            BadCell: it cannot be read.
         """
         try:
             self._labels_of(value)
@@ -210,23 +223,26 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
             raise BadCell(row=row, column=self.target, value=value, why=str(error)) from None
 
     def truth(self, values: Sequence[Any]) -> np.ndarray:
-        """(rows, labels) int8 of 0 and 1."""
-        places = {label: place for place, label in enumerate(self.classes)}
+        """Return a multi-hot matrix, (rows, labels) int8."""
+        indices = {label: index for index, label in enumerate(self.classes)}
         matrix = np.zeros((len(values), len(self.classes)), dtype=np.int8)
         for row, value in enumerate(values):
             for label in self._labels_of(value):
-                if label in places:
-                    matrix[row, places[label]] = 1
+                if label in indices:
+                    matrix[row, indices[label]] = 1
         return matrix
 
     def encode(self, values: Sequence[Any]) -> Target:
-        """(rows, labels) float32 of 0 and 1; zeros where unlabelled."""
+        """Return a multi-hot matrix, (rows, labels) float32; zeros for unlabelled rows."""
         labelled = [not is_missing(value) for value in values]
         matrix = self.truth([value if known else [] for value, known in zip(values, labelled, strict=True)])
         return Target(torch.from_numpy(matrix.astype(np.float32)), torch.tensor(labelled, dtype=torch.bool))
 
     def build_head(self, dim: int) -> nn.Module:
-        """(batch, dim) to (batch, labels), its bias starting at the log odds of each label's rate unless weighted."""
+        """Build a module from (batch, dim) to (batch, labels).
+
+        Its bias starts at the log odds of each label's rate, or at 0 with positive weights.
+        """
         head = nn.Linear(dim, len(self.classes))
         with torch.no_grad():
             rates = (torch.tensor(self.counts, dtype=head.bias.dtype) + 0.5) / (self.rows + 1)
@@ -244,7 +260,7 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         return torch.tensor(weights, dtype=like.dtype, device=like.device)
 
     def terms(self, logits: Tensor, target: Target) -> Tensor:
-        """Each row's mean binary cross-entropy over labels, (batch,).
+        """Return each row's mean binary cross-entropy over labels, (batch,).
 
         Args:
             logits: (batch, labels).
@@ -254,18 +270,18 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
             logits, target.values.to(logits.dtype), pos_weight=self._positive_weights(logits), reduction="none"
         )
         likely = logits.sigmoid()
-        return focused(losses, torch.where(target.values > 0, likely, 1 - likely), self.focal).mean(1)
+        return focal_loss(losses, torch.where(target.values > 0, likely, 1 - likely), self.focal).mean(1)
 
     def divergence(self, logits: Tensor, other: Tensor) -> Tensor:
-        """The mean over labels of KL(sigmoid(logits) || sigmoid(other)) in nats, (batch,), of (batch, labels)."""
+        """Return the mean over labels of KL(sigmoid(logits) || sigmoid(other)) in nats, (batch,)."""
         return bernoulli_divergence(logits, other)
 
     def answers(self, logits: Tensor) -> np.ndarray:
-        """(rows, labels) probabilities."""
+        """Return probabilities, (rows, labels)."""
         return logits.detach().double().sigmoid().cpu().numpy()
 
     def decide(self, scores: np.ndarray) -> np.ndarray:
-        """(rows, labels) int8: 1 where the probability reaches the label's threshold."""
+        """Return predicted labels, (rows, labels) int8: 1 if the probability reaches the label's threshold."""
         return (scores >= np.asarray(self.thresholds)).astype(np.int8)
 
     def tune(self, scores: np.ndarray, truth: np.ndarray) -> None:
@@ -276,11 +292,11 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         self.thresholds, self.threshold_sources = thresholds.values, thresholds.sources
 
     def measured(self, scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
-        """(rows, 2 · labels): the probabilities, then the decisions."""
+        """Return the probabilities, then the predicted labels, (rows, 2 · labels)."""
         return np.concatenate([scores, self.decide(scores)], axis=1)
 
     def metrics(self, measured: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
-        """See `fusetune.tasks.metrics.multilabel`; F1, subset accuracy and Hamming loss compare the decisions."""
+        """See `fusetune.tasks.metrics.multilabel`; F1, subset accuracy and Hamming loss use the predicted labels."""
         scores, decided = np.split(measured, 2, axis=1)
         return measures.multilabel(scores, decided.astype(np.int8), truth, weights)
 
@@ -290,11 +306,11 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         return truth, decided.astype(np.int8) if metric.response_method == "predict" else scores
 
     def warnings(self, scores: np.ndarray, truth: np.ndarray) -> list[str]:
-        """Whether most labels are predicted for no row."""
+        """Return a warning if most labels are predicted for no row."""
         return unpredicted(self.target, self.decide(scores), truth)
 
     def constant(self, truth: np.ndarray, rows: int) -> np.ndarray:
-        """Each label's rate in `truth`, the same for every row."""
+        """Return each label's rate in `truth` for every row."""
         return np.tile(truth.mean(0, dtype=float), (rows, 1))
 
     def linear(
@@ -305,27 +321,28 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         val_truth: np.ndarray,
         weights: np.ndarray | None = None,
     ) -> LinearModel:
-        """Logistic regression a label, one penalty for all, chosen by map_macro on validation rows."""
+        """Fit a logistic regression per label, with one penalty, chosen by map_macro on validation rows."""
 
         def judge(scores: np.ndarray) -> tuple[float, float]:
-            found = [measures.average_precision(s, t) for s, t in zip(scores.T, val_truth.T, strict=True)]
-            real = [value for value in found if not np.isnan(value)]
-            return float(np.mean(real)) if real else 0.0, 0.0
+            precisions = [measures.average_precision(s, t) for s, t in zip(scores.T, val_truth.T, strict=True)]
+            defined = [value for value in precisions if not np.isnan(value)]
+            return float(np.mean(defined)) if defined else 0.0, 0.0
 
         return fit_logistic(features, truth, val_features, judge, exclusive=False, weights=weights)
 
     def columns(self, scores: np.ndarray) -> dict[str, list[Any]]:
-        """The labels under the target's name, written as the train rows write them, and up to 20 probabilities.
+        """Return the labels under the target's name, in the train rows' format, and up to 20 labels' probabilities.
 
-        A row without labels has "[]".
+        A row without labels is written as "[]".
         """
         given = [
-            [label for label, there in zip(self.classes, row, strict=True) if there] for row in self.decide(scores)
+            [label for label, has_label in zip(self.classes, row, strict=True) if has_label]
+            for row in self.decide(scores)
         ]
         result: dict[str, list[Any]] = {self.target: [self._written(labels) for labels in given]}
         if len(self.classes) <= MAX_WRITTEN_CLASSES:
-            for place, label in enumerate(self.classes):
-                result[f"{self.target}:{label}"] = scores[:, place].astype(float).tolist()
+            for index, label in enumerate(self.classes):
+                result[f"{self.target}:{label}"] = scores[:, index].astype(float).tolist()
         return result
 
     def _written(self, labels: list[str]) -> str:
@@ -334,7 +351,7 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         return str(self.separator).join(labels)
 
     def panels(self, evidence: Evidence) -> list[Section]:
-        """By label with its threshold, curves and calibration."""
+        """Return the panels by label with the thresholds, the curves and the calibration."""
         scores, truth, labels = evidence.answers, evidence.truth, self.labels
         decided = self.decide(scores)
         given = decided.sum(0)
@@ -352,11 +369,11 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         ]
 
     def target_panels(self, truths: Mapping[str, np.ndarray]) -> list[Panel]:
-        """The rows of each label by split."""
+        """Return a panel of each label's rows by split."""
         return [balance_panel({split: truth.sum(0) for split, truth in truths.items()}, self.labels)]
 
     def worst(self, answers: np.ndarray, truth: np.ndarray, num: int) -> WorstRows:
-        """Rows with a wrong label by mean log loss, spread over the label that costs most."""
+        """Return wrongly predicted rows with the highest log loss, spread over the label with the highest loss."""
         decided, losses = self.decide(answers), self.row_losses(answers, truth)
         likely = np.clip(np.where(truth > 0, answers, 1 - answers), TINY, 1)
         rows = [
@@ -367,33 +384,33 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
 
     @property
     def num_boosters(self) -> int:
-        """One a label."""
+        """The number of labels."""
         return len(self.classes)
 
     def boosting(self, truth: np.ndarray, booster: int) -> tuple[dict[str, Any], np.ndarray]:
-        """Log loss of one label."""
+        """Return the log loss of one label."""
         return {"objective": "binary"}, truth[:, booster].astype(float)
 
     def boosted_logits(self, raw: Sequence[np.ndarray]) -> np.ndarray:
-        """(rows, labels)."""
+        """Return logits, (rows, labels)."""
         return np.stack(raw, axis=1)
 
     def row_losses(self, scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
-        """Each row's mean log loss over labels in nats, (rows,), of (rows, labels) probabilities."""
+        """Return each row's mean log loss over labels in nats, (rows,)."""
         given = np.clip(scores, TINY, 1 - TINY)
         return np.asarray(-np.where(truth > 0, np.log(given), np.log1p(-given)).mean(1))
 
     def state(self) -> dict[str, Any]:
-        """Options, labels, counts and thresholds."""
+        """Return options, labels, counts and thresholds as JSON data."""
         options = {name: getattr(self, name) for name in OPTIONS}
         return {"options": options, **{name: getattr(self, name) for name in FITTED}}
 
     @classmethod
     def from_state(cls, target: str, state: dict[str, Any]) -> MultilabelTask:
-        """The task that `state()` described."""
+        """Restore a task from its `state()`."""
         task = cls(target, **state["options"])
         for name in FITTED:
             setattr(task, name, copy(state.get(name, getattr(task, name))))
-        if "threshold_sources" not in state:  # such a state knows "tuned" and fixed thresholds only
+        if "threshold_sources" not in state:  # saved by a version with tuned and fixed thresholds only
             task.threshold_sources = ["own" if task.threshold == "tuned" else "fixed"] * len(task.thresholds)
         return task

@@ -1,4 +1,4 @@
-"""Ordinal regression: one of several levels that have an order."""
+"""Ordinal regression: one of several ordered levels."""
 
 from __future__ import annotations
 
@@ -24,17 +24,16 @@ from fusetune.types import Target
 
 
 class CumulativeHead(nn.Module):
-    """(batch, dim) to (batch, levels - 1): logits of "above level k", never increasing in k.
+    """Map (batch, dim) to (batch, levels - 1), the logits of "above level k", which never increase with k.
 
-    logit_k = w · x + b_k, with b_{k+1} = b_k - softplus(g_k), so that the levels' probabilities are never negative.
+    logit_k = w · x + b_k, with b_{k+1} = b_k - softplus(g_k), so the levels' probabilities are never negative.
+
+    Args:
+        dim: features of x.
+        rates: (levels - 1,) the share of train rows above each level, decreasing, in (0, 1). b starts at their logits.
     """
 
     def __init__(self, dim: int, rates: Tensor) -> None:
-        """
-        Args:
-            dim: features of x.
-            rates: (levels - 1,) the share of train rows above each level, decreasing, in (0, 1): where b starts.
-        """
         super().__init__()
         self.slope = nn.Linear(dim, 1, bias=False)
         bias = rates.logit()
@@ -43,7 +42,7 @@ class CumulativeHead(nn.Module):
         self.gaps = nn.Parameter(gaps.expm1().log()) if len(gaps) else None
 
     def forward(self, features: Tensor) -> Tensor:
-        """See the class."""
+        """Return the logits, (batch, levels - 1), for (batch, dim) features."""
         bias: Tensor = self.first
         if self.gaps is not None:
             bias = torch.cat([bias, bias - F.softplus(self.gaps).cumsum(0)])
@@ -52,41 +51,40 @@ class CumulativeHead(nn.Module):
 
 
 class OrdinalTask(LabelTask, Probed, Divergent, Boosted):
-    """Predict one of several levels in order, by a cumulative-logit model with CORAL's loss. Main metric: qwk.
+    """Predict one of several ordered levels, by a cumulative-logit model with CORAL's loss. Main metric: qwk.
 
-    Loss: the mean binary cross-entropy of "is the level above k?" over the thresholds k, all of which share one
-    direction.
+    Args:
+        target: the target column's name.
+        order: the levels from lowest to highest. None: by value, if all levels are numbers.
 
-    Answers: (rows, levels) probabilities. The decision is the median level: the number of thresholds passed with a
-    probability above one half.
+    Raises:
+        ConfigError: a level is named twice, or there are fewer than two.
 
-    Requires: two levels or more; numbers are ordered by value, other levels by `order`.
+    Loss: the mean over thresholds k of the binary cross-entropy of "the level is above k". All thresholds share the
+    head's weights w and differ by their biases.
 
-    Relations: `multiclass` ignores the order, `regression` takes equal distances between levels.
+    Answers: (rows, levels) probabilities. The predicted level is the median: the number of thresholds that are exceeded
+    with a probability above one half.
+
+    Requires: two or more levels; levels that are not numbers need `order`.
+
+    Relations: `multiclass` ignores the order; `regression` assumes equal distances between levels.
 
     Example:
         >>> task = OrdinalTask("size", order=["small", "medium", "large"])
         >>> task.fit(["small", "large", "medium", "small"])
-        >>> answers = task.answers(torch.tensor([[3.0, -2.0]]))  # above small: likely; above medium: not
+        >>> answers = task.answers(torch.tensor([[3.0, -2.0]]))  # likely above small, unlikely above medium
         >>> task.columns(answers)["size"]
         ['medium']
 
-    Reference: Cao et al. 2020, "Rank consistent ordinal regression for neural networks" (arXiv 1901.07884). There, the
-    order of the thresholds holds at the optimum; here it holds always.
+    Reference: Cao et al. 2020, "Rank consistent ordinal regression for neural networks" (arXiv 1901.07884). There,
+    the biases are ordered at the optimum; here they are always ordered.
     """
 
     name = "ordinal"
     main = Metric("qwk")
 
     def __init__(self, target: str, *, order: Sequence[Any] | None = None) -> None:
-        """
-        Args:
-            target: the target column's name.
-            order: the levels from lowest to highest; by value where None, which takes numbers only.
-
-        Raises:
-            ConfigError: a level is named twice, or there are fewer than two.
-        """
         super().__init__(target)
         self.order = None if order is None else list(order)
         if self.order is not None and (
@@ -96,7 +94,7 @@ class OrdinalTask(LabelTask, Probed, Divergent, Boosted):
 
     @classmethod
     def detect(cls, values: Sequence[Any]) -> Detection:
-        """Never sure: that labels have an order cannot be seen in them."""
+        """Return no confidence, because an order cannot be seen in the labels."""
         return Detection(0.0, "an order of labels must be asked for")
 
     def fit(self, values: Sequence[Any]) -> None:
@@ -121,13 +119,13 @@ class OrdinalTask(LabelTask, Probed, Divergent, Boosted):
             )
 
     def build_head(self, dim: int) -> nn.Module:
-        """(batch, dim) to (batch, levels - 1), starting at the train rows' rates."""
+        """Build a `CumulativeHead`, whose biases start at the train rows' rates."""
         counts = torch.tensor(self.counts, dtype=torch.get_default_dtype()) + 0.5
         above = counts.flip(0).cumsum(0).flip(0)[1:]
         return CumulativeHead(dim, above / counts.sum())
 
     def terms(self, logits: Tensor, target: Target) -> Tensor:
-        """Each row's mean binary cross-entropy over thresholds, (batch,).
+        """Return each row's mean binary cross-entropy over thresholds, (batch,).
 
         Args:
             logits: (batch, levels - 1).
@@ -138,20 +136,20 @@ class OrdinalTask(LabelTask, Probed, Divergent, Boosted):
         return F.binary_cross_entropy_with_logits(logits, above, reduction="none").mean(1)
 
     def divergence(self, logits: Tensor, other: Tensor) -> Tensor:
-        """The mean over thresholds of KL(sigmoid(logits) || sigmoid(other)), (batch,), of (batch, levels - 1)."""
+        """Return the mean over thresholds of KL(sigmoid(logits) || sigmoid(other)) in nats, (batch,)."""
         return bernoulli_divergence(logits, other)
 
     def answers(self, logits: Tensor) -> np.ndarray:
-        """(rows, levels) probabilities."""
+        """Return probabilities, (rows, levels)."""
         return level_probabilities(logits.detach().double().cpu().numpy())
 
     def decide(self, scores: np.ndarray) -> np.ndarray:
-        """The median level's index, (rows,)."""
+        """Return the index of the median level, (rows,)."""
         above = 1 - np.cumsum(scores[:, :-1], axis=1)
         return np.asarray((above > 0.5).sum(1))
 
     def metrics(self, scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
-        """qwk, accuracy, balanced_accuracy, mae (in levels), spearman (of the expected level), log_loss."""
+        """Return qwk, accuracy, balanced_accuracy, mae (in levels), spearman (of the expected level) and log_loss."""
         decided = self.decide(scores)
         expected = scores @ np.arange(scores.shape[1])
         table = measures.confusion(decided, truth, scores.shape[1], weights)
@@ -174,7 +172,7 @@ class OrdinalTask(LabelTask, Probed, Divergent, Boosted):
         val_truth: np.ndarray,
         weights: np.ndarray | None = None,
     ) -> LinearModel:
-        """A logistic regression a threshold (Frank and Hall 2001), one penalty for all, chosen by validation qwk."""
+        """Fit a logistic regression a threshold (Frank and Hall 2001), with one penalty, chosen by validation qwk."""
 
         def judge(scores: np.ndarray) -> tuple[float, float]:
             kappa = measures.quadratic_kappa(self.decide(scores), val_truth, len(self.classes))
@@ -187,38 +185,38 @@ class OrdinalTask(LabelTask, Probed, Divergent, Boosted):
 
     @property
     def num_boosters(self) -> int:
-        """One for each "above level k" (Frank and Hall 2001)."""
+        """One for each threshold (Frank and Hall 2001)."""
         return len(self.classes) - 1
 
     def boosting(self, truth: np.ndarray, booster: int) -> tuple[dict[str, Any], np.ndarray]:
-        """Log loss of "above level k"."""
+        """Return the log loss of "above level k", with k the booster's index."""
         return {"objective": "binary"}, (truth > booster).astype(float)
 
     def boosted_logits(self, raw: Sequence[np.ndarray]) -> np.ndarray:
-        """(rows, levels - 1)."""
+        """Return the logits of the thresholds, (rows, levels - 1)."""
         return np.stack(raw, axis=1)
 
     def state(self) -> dict[str, Any]:
-        """Order, levels and counts."""
+        """Return order, levels and counts as JSON data."""
         return {"order": self.order, "classes": self.classes, "counts": self.counts}
 
     @classmethod
     def from_state(cls, target: str, state: dict[str, Any]) -> OrdinalTask:
-        """The task that `state()` described."""
+        """Restore a task from its `state()`."""
         task = cls(target, order=state["order"])
         task.classes, task.counts = list(state["classes"]), list(state["counts"])
         return task
 
 
 def level_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Logits of "above level k" as probabilities of the levels.
+    """Convert logits of "above level k" to probabilities of the levels.
 
     Args:
-        logits: (rows, levels - 1); where one is above its left neighbour, as can happen when each threshold has its
-            own model, the neighbour's is taken.
+        logits: (rows, levels - 1). A logit above its left neighbour, possible if each threshold has its own model, is
+            replaced by the neighbour.
 
     Returns:
-        (rows, levels), none negative, each row with sum 1.
+        (rows, levels) probabilities, 0 or more, which sum to 1 in each row.
     """
     above = expit(np.minimum.accumulate(logits, axis=1))
     ends = np.ones((len(above), 1))
@@ -226,7 +224,11 @@ def level_probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def _by_value(labels: Iterable[str], target: str) -> list[str]:
-    """Labels that are numbers, from low to high."""
+    """Sort labels that are numbers, from low to high.
+
+    Raises:
+        ConfigError: a label is not a number.
+    """
     try:
         return sorted(labels, key=lambda label: (float(label), label))
     except ValueError:

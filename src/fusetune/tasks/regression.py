@@ -1,4 +1,4 @@
-"""Regression: one number."""
+"""Regression: a number."""
 
 from __future__ import annotations
 
@@ -30,26 +30,38 @@ from fusetune.types import Target
 
 LOSSES = ("mse", "huber", "mae")
 BOOSTED_LOSSES = {"mse": "regression", "huber": "huber", "mae": "regression_l1"}
-"""LightGBM's names of the losses."""
+"""LightGBM's names for the losses."""
 
 
 class _NumberHead(nn.Linear):
-    """(batch, dim) to (batch,)."""
+    """Map (batch, dim) to (batch,)."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input).squeeze(-1)
 
 
 class RegressionTask(Probed, Divergent, Boosted):
-    """Predict one number, learned on a transformed scale and answered in the target's unit. Main metric: r2.
+    """Predict a number, trained on a transformed scale and answered in the target's unit. Main metric: r2.
 
-    Loss: squared, Huber's or absolute error, on the scale of `transform`.
+    Args:
+        target: the target column's name.
+        transform: the transform of the target: "none", "standard", "log1p", "yeo-johnson", "quantile", or "auto":
+            "log1p" if no number is negative and the skewness is above 2, else "standard".
+        loss: "mse", "huber" or "mae", on the transformed scale.
+        delta: the error at which Huber's loss turns from quadratic to linear, in standard deviations, above 0.
+        clip: whether to clip predictions to the train rows' range. Predictions of a nonlinear transform are always
+            clipped to that range, extended by a tenth at both ends.
 
-    Answers: (rows,), in the target's unit.
+    Raises:
+        ConfigError: a setting is unknown or out of range.
 
-    Requires: cells that are numbers, of two values or more in the train rows.
+    Loss: squared, Huber's or absolute error, on the transformed scale.
 
-    Relations: few whole numbers in order, such as stars, are an `ordinal` target; codes are a `multiclass` one.
+    Answers: (rows,) numbers in the target's unit.
+
+    Requires: cells that are numbers, with two or more distinct values in the train rows.
+
+    Relations: `ordinal` suits a few ordered whole numbers, such as stars; `multiclass` suits codes.
 
     Example:
         >>> task = RegressionTask("price", transform="log1p")
@@ -75,19 +87,6 @@ class RegressionTask(Probed, Divergent, Boosted):
         delta: float = 1.0,
         clip: bool = False,
     ) -> None:
-        """
-        Args:
-            target: the target column's name.
-            transform: the scale on which is learned: "none", "standard", "log1p", "yeo-johnson", "quantile", or "auto":
-                "log1p" where no number is negative and their skewness is above 2, else "standard".
-            loss: "mse", "huber" or "mae", on the transformed scale.
-            delta: where Huber's loss turns from square to straight, in standard deviations, above 0.
-            clip: keep predictions within the train rows' range. Whatever it says, the inverse of a curved
-                transform is not followed further than a tenth of that range outside.
-
-        Raises:
-            ConfigError: a setting is unknown or out of range.
-        """
         super().__init__(target)
         if loss not in LOSSES:
             raise ConfigError(f"there is no loss called {loss!r} for regression", expected=", ".join(LOSSES))
@@ -99,7 +98,7 @@ class RegressionTask(Probed, Divergent, Boosted):
 
     @classmethod
     def detect(cls, values: Sequence[Any]) -> Detection:
-        """Sure of cells that are numbers, less so of few distinct whole ones."""
+        """Return high confidence for cells that are numbers, unless they have leading zeros or at most two values."""
         readable = [_number(value) for value in values]
         share = sum(number is not None for number in readable) / max(len(values), 1)
         if share < 0.95:
@@ -108,15 +107,15 @@ class RegressionTask(Probed, Divergent, Boosted):
         if any(value.isdigit() and len(value) > 1 for value in codes):
             return Detection(0.1, "numbers with leading zeros are codes")
         distinct = len(set(readable))
-        whole = all(is_whole(canonical(label_text(value))) for value in values)
-        kind = "whole numbers" if whole else "numbers"
+        all_whole = all(is_whole(canonical(label_text(value))) for value in values)
+        kind = "whole numbers" if all_whole else "numbers"
         return Detection(0.8 if distinct > 2 else 0.2, f"{kind} with {distinct} distinct values in {len(values)} rows")
 
     def fit(self, values: Sequence[Any]) -> None:
-        """Learn scale and range from the train rows' cells; cells that are not numbers are left to `check`.
+        """Learn scale and range from the train rows' cells; cells that `check` refuses are skipped.
 
         Raises:
-            TableError: no cell has a number, or all have the same.
+            TableError: no cell is a number, or all numbers are equal.
         """
         cells = present_cells(values, self.target)
         read = [number for number in map(_number, cells) if number is not None]
@@ -152,13 +151,13 @@ class RegressionTask(Probed, Divergent, Boosted):
             raise BadCell(row=row, column=self.target, value=value, why=error.why, do=do) from None
 
     def truth(self, values: Sequence[Any]) -> np.ndarray:
-        """Numbers in the target's unit, (rows,) float64."""
+        """Return numbers in the target's unit, (rows,) float64."""
         numbers = [_number(value) for value in values]
         assert None not in numbers, "a cell was not checked"
         return np.asarray(numbers, dtype=np.float64)
 
     def encode(self, values: Sequence[Any]) -> Target:
-        """Numbers on the learned scale, (rows,) float32; 0 where unlabelled."""
+        """Return numbers on the transformed scale, (rows,) float32; 0 for unlabelled rows."""
         labelled = np.asarray([not is_missing(value) for value in values], dtype=bool)
         encoded = np.zeros(len(values))
         known = self.truth([value for value in values if not is_missing(value)])
@@ -166,37 +165,37 @@ class RegressionTask(Probed, Divergent, Boosted):
         return Target(torch.tensor(encoded, dtype=torch.float32), torch.from_numpy(labelled))
 
     def build_head(self, dim: int) -> nn.Module:
-        """(batch, dim) to (batch,), its bias starting at the train rows' mean."""
+        """Build a module from (batch, dim) to (batch,), whose bias starts at the train rows' mean."""
         head = _NumberHead(dim, 1)
         with torch.no_grad():
-            # every scale but "none" has zero mean
+            # All transforms except "none" have zero mean.
             head.bias.fill_(0.0 if self.transform.name != "none" else self.mean)
         return head
 
     def terms(self, logits: Tensor, target: Target) -> Tensor:
-        """Each row's loss on the transformed scale, (batch,).
+        """Return each row's loss on the transformed scale, (batch,).
 
         Args:
-            logits: (batch,).
-            target: numbers on the learned scale, (batch,).
+            logits: (batch,) predictions.
+            target: numbers on the transformed scale, (batch,).
         """
-        wanted = target.values.to(logits.dtype)
+        targets = target.values.to(logits.dtype)
         if self.loss_name == "mse":
-            return F.mse_loss(logits, wanted, reduction="none")
+            return F.mse_loss(logits, targets, reduction="none")
         if self.loss_name == "huber":
-            return F.huber_loss(logits, wanted, reduction="none", delta=self.delta)
-        return F.l1_loss(logits, wanted, reduction="none")
+            return F.huber_loss(logits, targets, reduction="none", delta=self.delta)
+        return F.l1_loss(logits, targets, reduction="none")
 
     def divergence(self, logits: Tensor, other: Tensor) -> Tensor:
-        """The squared difference on the learned scale, (batch,), of (batch,)."""
+        """Return the squared difference on the transformed scale, (batch,)."""
         return squared_difference(logits, other)
 
     def answers(self, logits: Tensor) -> np.ndarray:
-        """(rows,) numbers in the target's unit."""
+        """Return numbers in the target's unit, (rows,)."""
         return self._finish(logits.detach().double().cpu().numpy())
 
     def _finish(self, learned: np.ndarray) -> np.ndarray:
-        numbers = self.transform.back(learned.reshape(len(learned)))
+        numbers = self.transform.inverse(learned.reshape(len(learned)))
         return np.clip(numbers, self.low, self.high) if self.clip else numbers
 
     def metrics(self, measured: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
@@ -204,15 +203,15 @@ class RegressionTask(Probed, Divergent, Boosted):
         return measures.regression(measured.reshape(len(truth)), truth, weights)
 
     def panels(self, evidence: Evidence) -> list[Section]:
-        """Predicted against true, errors and their spread."""
+        """Return the panels of predicted against true numbers, of errors and of their spread."""
         return [number_section(evidence.answers, evidence.truth, self.target, seed=evidence.seed)]
 
     def target_panels(self, truths: Mapping[str, np.ndarray]) -> list[Panel]:
-        """The target's range by split."""
+        """Return a panel of the target's range by split."""
         return [range_panel(truths)]
 
     def worst(self, answers: np.ndarray, truth: np.ndarray, num: int) -> WorstRows:
-        """The largest errors, from above and below."""
+        """Return the rows with the largest errors, taken in turn from too high and too low predictions."""
         errors = answers - truth
         rows = [
             WrongRow(
@@ -227,7 +226,7 @@ class RegressionTask(Probed, Divergent, Boosted):
         return WorstRows("rows with the largest error, from above and below", rows)
 
     def constant(self, truth: np.ndarray, rows: int) -> np.ndarray:
-        """The mean of `truth` for every row."""
+        """Return the mean of `truth` for every row."""
         return np.full(rows, truth.mean())
 
     def linear(
@@ -238,7 +237,7 @@ class RegressionTask(Probed, Divergent, Boosted):
         val_truth: np.ndarray,
         weights: np.ndarray | None = None,
     ) -> LinearModel:
-        """Ridge regression on the learned scale, its penalty chosen by squared error in the target's unit."""
+        """Fit a ridge regression on the transformed scale, its penalty chosen by squared error in the target's unit."""
 
         def judge(scores: np.ndarray) -> tuple[float, float]:
             return -float(np.mean((scores - val_truth) ** 2)), -float(np.mean(np.abs(scores - val_truth)))
@@ -246,29 +245,29 @@ class RegressionTask(Probed, Divergent, Boosted):
         return fit_ridge(features, self.transform.forward(truth), val_features, judge, self._finish, weights=weights)
 
     def columns(self, scores: np.ndarray) -> dict[str, list[Any]]:
-        """The number under the target's name."""
+        """Return the numbers under the target's name."""
         return {self.target: scores.astype(float).tolist()}
 
     @property
     def num_boosters(self) -> int:
-        """One."""
+        """Always 1."""
         return 1
 
     def boosting(self, truth: np.ndarray, booster: int) -> tuple[dict[str, Any], np.ndarray]:
-        """The task's loss on the learned scale."""
+        """Return the task's loss, on the transformed scale."""
         labels = self.transform.forward(truth) if len(truth) else truth
         return {"objective": BOOSTED_LOSSES[self.loss_name], "alpha": self.delta}, labels
 
     def boosted_logits(self, raw: Sequence[np.ndarray]) -> np.ndarray:
-        """(rows,) on the learned scale."""
+        """Return numbers on the transformed scale, (rows,)."""
         return raw[0]
 
     def row_losses(self, scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
-        """Squared errors in the target's unit, (rows,)."""
+        """Return squared errors in the target's unit, (rows,)."""
         return np.asarray((scores - truth) ** 2)
 
     def state(self) -> dict[str, Any]:
-        """Options, scale and range."""
+        """Return options, transform and range as JSON data."""
         return {
             "transform": self.transform.state(),
             "loss": self.loss_name,
@@ -280,7 +279,7 @@ class RegressionTask(Probed, Divergent, Boosted):
 
     @classmethod
     def from_state(cls, target: str, state: dict[str, Any]) -> RegressionTask:
-        """The task that `state()` described."""
+        """Restore a task from its `state()`."""
         task = cls(target, loss=state["loss"], delta=state["delta"], clip=state["clip"])
         task.transform = Transform.from_state(state["transform"])
         task.low, task.high = map(float, state["range"])
@@ -289,16 +288,16 @@ class RegressionTask(Probed, Divergent, Boosted):
 
 
 def _read(value: Any, *, row: int, column: str) -> float:
-    """The cell's number, read as a number column's cells are.
+    """Return a cell's number, read as in a number column.
 
     Raises:
-        BadCell: it is not one.
+        BadCell: the cell is not a number.
     """
     return NumberModality(column).decode(value, row=row, base_dir=Path())
 
 
 def _number(value: Any) -> float | None:
-    """The cell's number, or None where it is not one."""
+    """Return a cell's number, or None if it is not a number."""
     try:
         return _read(value, row=0, column="")
     except BadCell:

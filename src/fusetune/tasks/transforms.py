@@ -1,4 +1,4 @@
-"""Scales on which a number is learned: fitted on train rows, and back again."""
+"""Invertible transforms of a numeric target, fitted on train rows."""
 
 from __future__ import annotations
 
@@ -12,24 +12,29 @@ from fusetune.errors import ConfigError, TableError, nearest
 TRANSFORMS = ("auto", "none", "standard", "log1p", "yeo-johnson", "quantile")
 
 SKEWED = 2.0
-"""With "auto", numbers of 0 or more whose skewness is above this are learned as log(1 + y)."""
+"""With "auto", non-negative numbers whose skewness is above this are transformed by log1p."""
 
 QUANTILES = 1000
-"""The most reference points of the quantile transform."""
+"""Maximum number of reference points of the quantile transform."""
 
 MARGIN = 0.1
-"""A curved scale's inverse is followed at most this share of the train range outside of it, in the target's unit."""
+"""Predictions of a nonlinear transform are clipped to the train range, extended by this share of it at both ends."""
 
 
 def skewness(values: np.ndarray) -> float:
-    """The third standardised moment, 0 where nothing varies."""
+    """Return the third standardised moment; 0 if all values are equal."""
     centred = values - values.mean()
     spread = centred.std()
     return float(((centred / spread) ** 3).mean()) if spread > 0 else 0.0
 
 
 def yeo_johnson(values: np.ndarray, power: float) -> np.ndarray:
-    """The power transform for numbers of either sign (Yeo and Johnson 2000, Biometrika 87)."""
+    """Return the power transform for numbers of either sign (Yeo and Johnson 2000, Biometrika 87).
+
+    Args:
+        values: (rows,) float.
+        power: λ of the paper.
+    """
     result = np.empty_like(values)
     upper = values >= 0
     high, low = values[upper], -values[~upper]
@@ -39,8 +44,8 @@ def yeo_johnson(values: np.ndarray, power: float) -> np.ndarray:
     return result
 
 
-def yeo_johnson_back(values: np.ndarray, power: float) -> np.ndarray:
-    """The inverse of `yeo_johnson`; beyond its range, the end of it."""
+def inverse_yeo_johnson(values: np.ndarray, power: float) -> np.ndarray:
+    """Return the inverse of `yeo_johnson`; values outside its range are clipped to it."""
     result = np.empty_like(values)
     upper = values >= 0
     high, low = values[upper], -values[~upper]
@@ -52,19 +57,18 @@ def yeo_johnson_back(values: np.ndarray, power: float) -> np.ndarray:
 
 
 class Transform:
-    """A target's scale: bend (log, power of the standardised numbers, or quantiles), then zero mean and unit variance.
+    """Transform a target by a monotonic curve (log1p, Yeo-Johnson or quantiles), then standardise it.
 
-    `forward` and `back` take and give (rows,) float64.
+    `forward` and `inverse` map (rows,) to (rows,) float64.
+
+    Args:
+        name: one of `TRANSFORMS`. "auto" becomes "log1p" for skewed non-negative numbers, else "standard".
+
+    Raises:
+        ConfigError: the name is unknown.
     """
 
     def __init__(self, name: str) -> None:
-        """
-        Args:
-            name: one of `TRANSFORMS`. "auto" is "log1p" for skewed numbers of 0 or more, else "standard".
-
-        Raises:
-            ConfigError: the name is unknown.
-        """
         if name not in TRANSFORMS:
             raise ConfigError(
                 f"there is no target transform called {name!r}",
@@ -72,17 +76,21 @@ class Transform:
                 do=nearest(name, TRANSFORMS),
             )
         self.name = name
-        self.power, self.shift, self.width = 1.0, 0.0, 1.0
+        self.power, self.center, self.spread = 1.0, 0.0, 1.0
         self.points: np.ndarray = np.zeros(0)
         self.mean, self.scale = 0.0, 1.0
         self.low, self.high = -np.inf, np.inf
-        """The range that the inverse of a curved scale is kept in, on the learned scale."""
+        """The range of the transformed values that a nonlinear inverse is clipped to."""
 
     def fit(self, values: np.ndarray, column: str) -> None:
-        """Learn from the train rows' numbers.
+        """Fit the transform to the train rows' numbers.
+
+        Args:
+            values: (rows,) float64.
+            column: the target's name, for error messages.
 
         Raises:
-            TableError: "log1p" was asked for and a number is -1 or less.
+            TableError: the transform is "log1p" and a number is -1 or less.
         """
         if self.name == "auto":
             skewed = values.min() >= 0 and skewness(values) > SKEWED
@@ -95,52 +103,52 @@ class Transform:
                 column=column,
             )
         if self.name == "yeo-johnson":
-            # far from zero the likeliest power is so extreme that its inverse loses all digits
-            self.shift, self.width = float(values.mean()), float(values.std()) or 1.0
-            self.power = _best_power((values - self.shift) / self.width)
+            # Without standardising, data far from zero would get a power so extreme that the inverse loses all digits.
+            self.center, self.spread = float(values.mean()), float(values.std()) or 1.0
+            self.power = _best_power((values - self.center) / self.spread)
         if self.name == "quantile":
             self.points = np.quantile(values, np.linspace(0, 1, min(QUANTILES, len(values))))
-        bent = self._bend(values)
+        curved = self._curve(values)
         if self.name != "none":
-            self.mean, self.scale = float(bent.mean()), float(bent.std()) or 1.0
-        room = MARGIN * np.ptp(values)
-        ends = self.forward(np.array([values.min() - room, values.max() + room]))
-        self.low, self.high = float(ends[0]), float(ends[1])
+            self.mean, self.scale = float(curved.mean()), float(curved.std()) or 1.0
+        margin = MARGIN * np.ptp(values)
+        limits = self.forward(np.array([values.min() - margin, values.max() + margin]))
+        self.low, self.high = float(limits[0]), float(limits[1])
 
     def forward(self, values: np.ndarray) -> np.ndarray:
-        """Numbers in the target's unit on the learned scale."""
-        return (self._bend(np.asarray(values, dtype=np.float64)) - self.mean) / self.scale
+        """Map numbers in the target's unit to the transformed scale."""
+        return (self._curve(np.asarray(values, dtype=np.float64)) - self.mean) / self.scale
 
-    def back(self, values: np.ndarray) -> np.ndarray:
-        """Numbers on the learned scale in the target's unit, always finite for finite input."""
+    def inverse(self, values: np.ndarray) -> np.ndarray:
+        """Map transformed numbers to the target's unit; the result is finite for finite input."""
         values = np.asarray(values, dtype=np.float64)
         if self.name in ("none", "standard"):
             return values * self.scale + self.mean
-        bent = np.clip(values, self.low, self.high) * self.scale + self.mean
+        curved = np.clip(values, self.low, self.high) * self.scale + self.mean
         if self.name == "log1p":
-            return np.asarray(np.expm1(bent))
+            return np.asarray(np.expm1(curved))
         if self.name == "yeo-johnson":
-            return yeo_johnson_back(bent, self.power) * self.width + self.shift
-        return np.asarray(np.interp(ndtr(bent), np.linspace(0, 1, len(self.points)), self.points))
+            return inverse_yeo_johnson(curved, self.power) * self.spread + self.center
+        return np.asarray(np.interp(ndtr(curved), np.linspace(0, 1, len(self.points)), self.points))
 
-    def _bend(self, values: np.ndarray) -> np.ndarray:
+    def _curve(self, values: np.ndarray) -> np.ndarray:
         if self.name == "log1p":
             return np.asarray(np.log1p(np.maximum(values, np.nextafter(-1, 0))))
         if self.name == "yeo-johnson":
-            return yeo_johnson((values - self.shift) / self.width, self.power)
+            return yeo_johnson((values - self.center) / self.spread, self.power)
         if self.name == "quantile":
-            places = np.linspace(0, 1, len(self.points))
-            # equal reference points share the middle of their places: the mean of reading from either end
-            up = np.interp(values, self.points, places)
-            down = np.interp(-values, -self.points[::-1], -places[::-1])
+            quantiles = np.linspace(0, 1, len(self.points))
+            # Interpolating from both ends gives equal reference points the middle of their quantiles.
+            up = np.interp(values, self.points, quantiles)
+            down = np.interp(-values, -self.points[::-1], -quantiles[::-1])
             return np.asarray(ndtri(np.clip((up - down) / 2, 1e-3, 1 - 1e-3)))
         return values
 
     def state(self) -> dict[str, Any]:
-        """Everything `from_state` needs, as JSON."""
+        """Return the fitted transform as JSON data."""
         return {
             "name": self.name,
-            "power": [self.power, self.shift, self.width],
+            "power": [self.power, self.center, self.spread],
             "points": self.points.tolist(),
             "mean": self.mean,
             "scale": self.scale,
@@ -149,9 +157,9 @@ class Transform:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Transform:
-        """The transform that `state()` described."""
+        """Restore a transform from its `state()`."""
         transform = cls(state["name"])
-        transform.power, transform.shift, transform.width = map(float, state["power"])
+        transform.power, transform.center, transform.spread = map(float, state["power"])
         transform.points = np.asarray(state["points"], dtype=np.float64)
         transform.mean, transform.scale = float(state["mean"]), float(state["scale"])
         if state["range"] is not None:
@@ -160,7 +168,7 @@ class Transform:
 
 
 def _best_power(values: np.ndarray) -> float:
-    """The likeliest power of Yeo and Johnson's transform, as scikit-learn finds it."""
+    """Return the maximum-likelihood power of the Yeo-Johnson transform; 1 if all values are equal."""
     from sklearn.preprocessing import PowerTransformer
 
     if np.ptp(values) == 0:

@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say: reliability, calibration error, Brier score, temperature.
+"""Calibration of predicted probabilities: reliability, calibration error, Brier score, temperature scaling.
 
 Legend: rows = evaluated rows, classes = labels of the task.
 """
@@ -14,24 +14,24 @@ from scipy.optimize import minimize_scalar
 from fusetune.tasks.panels.kinds import Cell, Head, Panel, ReliabilityBin, ReliabilityPanel, Section, TablePanel
 
 TINY = 1e-12
-NEAR = 0.05
-"""A temperature nearer to 1 changes nothing to speak of."""
+NEUTRAL = 0.05
+"""A temperature that differs less from 1 counts as 1."""
 MIN_GAIN = 0.002
-"""A smaller change of the calibration error is none."""
+"""A smaller change of the calibration error counts as none."""
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray, *, num_bins: int = 10) -> list[ReliabilityBin]:
-    """Equal-width bins over [0, 1]; the last one holds 1 as well. Empty bins are left out.
+    """Return the non-empty ones of `num_bins` equal-width bins over [0, 1].
 
     Args:
-        confidence: (rows,) 0 to 1.
-        correct: (rows,) bool or 0/1: whether what was claimed with this confidence is so.
+        confidence: (rows,) in [0, 1]; 1 belongs to the last bin.
+        correct: (rows,) bool or 0/1, whether the prediction with this confidence is true.
         num_bins: at least 1.
     """
-    which = np.minimum((confidence * num_bins).astype(np.int64), num_bins - 1)
+    bin_of = np.minimum((confidence * num_bins).astype(np.int64), num_bins - 1)
     bins = []
-    for index in np.unique(which):
-        inside = which == index
+    for index in np.unique(bin_of):
+        inside = bin_of == index
         bins.append(
             ReliabilityBin(
                 float(index / num_bins),
@@ -45,13 +45,19 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, *, num_bins: int = 
 
 
 def calibration_error(bins: list[ReliabilityBin]) -> float:
-    """ECE: the mean gap between confidence and accuracy, bins weighted by rows (Naeini et al. 2015); nan if empty."""
-    rows = sum(one.rows for one in bins)
-    return sum(one.rows * abs(one.confidence - one.accuracy) for one in bins) / rows if rows else math.nan
+    """Return the expected calibration error (ECE, Naeini et al. 2015), 0 to 1; NaN without rows.
+
+    It is the mean gap between confidence and accuracy, with bins weighted by their rows.
+    """
+    rows = sum(bin.rows for bin in bins)
+    return sum(bin.rows * abs(bin.confidence - bin.accuracy) for bin in bins) / rows if rows else math.nan
 
 
 def adaptive_error(confidence: np.ndarray, correct: np.ndarray, *, num_bins: int = 10) -> float:
-    """The calibration error over bins of equally many rows (Nixon et al. 2019, arXiv:1904.01685); nan if empty."""
+    """Return the calibration error over bins of equally many rows; NaN without rows.
+
+    Reference: Nixon et al. 2019, "Measuring Calibration in Deep Learning" (arXiv 1904.01685).
+    """
     if len(confidence) == 0:
         return math.nan
     order = np.argsort(confidence, kind="stable")
@@ -61,14 +67,15 @@ def adaptive_error(confidence: np.ndarray, correct: np.ndarray, *, num_bins: int
 
 
 def brier(probabilities: np.ndarray, truth: np.ndarray) -> float:
-    """The Brier score, lower is better.
+    """Return the Brier score, lower is better; NaN without rows.
 
     Args:
         probabilities: (rows, classes).
         truth: (rows,) class indices, or (rows, classes) 0/1.
 
     Returns:
-        Two classes: of the positive class alone, 0 to 1. More: summed over classes, 0 to 2. Multi-label: the mean.
+        For two classes that of the positive class, 0 to 1; for more the sum over classes, 0 to 2; for multi-label
+        targets the mean over labels, 0 to 1.
     """
     if len(truth) == 0:
         return math.nan
@@ -81,9 +88,10 @@ def brier(probabilities: np.ndarray, truth: np.ndarray) -> float:
 
 
 def claims(probabilities: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What was claimed with which confidence, and whether it is so: `(confidence, correct)`, flat.
+    """Return confidences and whether they came true, `(confidence, correct)`, both one-dimensional.
 
-    Two classes: the positive class's probability. More: the most probable class's. Multi-label: every label's.
+    For two classes the confidence is the positive class's probability, for more the most probable class's; for
+    multi-label targets every label's probability is a confidence.
     """
     if truth.ndim == 2:
         return probabilities.ravel(), truth.ravel().astype(bool)
@@ -100,13 +108,13 @@ def calibration_section(
     validation: tuple[np.ndarray, np.ndarray] | None = None,
     num_bins: int = 10,
 ) -> Section:
-    """Return whether one task's probabilities mean what they say.
+    """Return the report's section on the calibration of a task's probabilities.
 
     Args:
         probabilities: (rows, classes).
         truth: (rows,) class indices, or (rows, classes) 0/1 for multi-label.
         labels: class names.
-        validation: the same two for the validation rows, on which the temperature is fitted.
+        validation: probabilities and truth of the validation rows, on which the temperature is fitted.
         num_bins: at least 1.
     """
     confidence, correct = claims(probabilities, truth)
@@ -130,11 +138,11 @@ def calibration_section(
 
 
 def section_of(measures: str, bins: list[ReliabilityBin], figures: dict[str, float]) -> Section:
-    """Return the section from figures that are known.
+    """Return the calibration section from its figures.
 
     Args:
-        measures: what a claim is, for people.
-        bins: filled ones.
+        measures: what the confidences are, such as "probability of each label".
+        bins: the non-empty bins.
         figures: "ece" (expected calibration error, 0 to 1; Naeini et al. 2015), "adaptive_ece" (over bins of equal
             rows; Nixon et al. 2019, arXiv:1904.01685), "brier", "temperature" (by which validation rows'
             log-probabilities are best divided; above 1, the model is overconfident) and "ece_scaled" (`ece` after
@@ -162,22 +170,24 @@ def section_of(measures: str, bins: list[ReliabilityBin], figures: dict[str, flo
 def _temperature_note(temperature: float, before: float, after: float) -> str:
     kind = (
         "The model is overconfident"
-        if temperature > 1 + NEAR
+        if temperature > 1 + NEUTRAL
         else "The model is underconfident"
-        if temperature < 1 - NEAR
+        if temperature < 1 - NEUTRAL
         else "Its confidence is about right"
     )
-    told = f"{kind} on the validation rows."
-    if abs(temperature - 1) <= NEAR:
-        return told
+    diagnosis = f"{kind} on the validation rows."
+    if abs(temperature - 1) <= NEUTRAL:
+        return diagnosis
     if after < before - MIN_GAIN:
-        return f"{told} Dividing log-probabilities by {temperature:.2f} lowers the error to {100 * after:.1f} points."
+        return (
+            f"{diagnosis} Dividing log-probabilities by {temperature:.2f} lowers the error to {100 * after:.1f} points."
+        )
     change = "raises" if after > before + MIN_GAIN else "hardly changes"
-    return f"{told} Dividing log-probabilities by {temperature:.2f} does not help here: it {change} the error."
+    return f"{diagnosis} Dividing log-probabilities by {temperature:.2f} does not help here: it {change} the error."
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float, *, multilabel: bool = False) -> np.ndarray:
-    """Probabilities with their logits divided by `temperature` (above 0), (rows, classes) to the same."""
+    """Return probabilities, (rows, classes), with their logits divided by `temperature`, which is above 0."""
     logs = np.log(np.clip(probabilities, TINY, 1))
     if multilabel:
         logits = logs - np.log(np.clip(1 - probabilities, TINY, 1))
@@ -189,12 +199,13 @@ def apply_temperature(probabilities: np.ndarray, temperature: float, *, multilab
 
 
 def fit_temperature(probabilities: np.ndarray, truth: np.ndarray) -> float:
-    """The temperature, 0.05 to 20, with the least log loss on these rows (Guo et al. 2017, arXiv:1706.04599).
+    """Return the temperature, 0.05 to 20, with the lowest log loss on these rows (Guo et al. 2017, arXiv 1706.04599).
 
-    Fit it on validation rows, never on test rows. It changes no ranking within a row, so no predicted label.
+    Fit it on validation rows, never on test rows. It does not change the ranking of classes within a row, so it changes
+    no predicted label.
 
     Args:
-        probabilities: (rows, classes), rows at least 1.
+        probabilities: (rows, classes), at least one row.
         truth: (rows,) class indices, or (rows, classes) 0/1 for multi-label.
     """
 
@@ -204,5 +215,5 @@ def fit_temperature(probabilities: np.ndarray, truth: np.ndarray) -> float:
             return float(-np.mean(np.log(np.clip(np.where(truth > 0, scaled, 1 - scaled), TINY, 1))))
         return float(-np.mean(np.log(np.clip(scaled[np.arange(len(truth)), truth], TINY, 1))))
 
-    found = minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded")
-    return float(math.exp(found.x))
+    solution = minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded")
+    return float(math.exp(solution.x))

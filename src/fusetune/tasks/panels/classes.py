@@ -20,9 +20,9 @@ from fusetune.tasks.panels.kinds import Cell, CurvePanel, Head, HeatmapPanel, Li
 MAX_CURVES = 10
 MAX_POINTS = 120
 MIN_CURVE_ROWS = 10
-"""A class that fewer rows have, or lack, gets no curve: it would be of a few steps."""
+"""Minimum number of rows with a class, and without it, for a curve; with fewer it would have a few steps only."""
 MAX_CLASSES = 25
-"""Of more classes, those with the lowest F1 are shown and the others folded."""
+"""With more classes, those with the lowest F1 are shown and the others are collapsed."""
 NUM_LOWEST = 15
 MAX_PAIRS = 15
 
@@ -38,7 +38,7 @@ CLASS_HEADS = [
 
 
 def as_matrix(truth: np.ndarray, num_classes: int) -> np.ndarray:
-    """Class indices as a (rows, classes) 0/1 matrix; such a matrix as it is."""
+    """Return class indices as a one-hot (rows, classes) matrix; return a matrix unchanged."""
     matrix: np.ndarray = truth if truth.ndim == 2 else np.eye(num_classes, dtype=np.int64)[truth]
     return matrix
 
@@ -50,15 +50,15 @@ def class_rows(
     labels: Sequence[str],
     weights: np.ndarray | None = None,
 ) -> list[list[Cell]]:
-    """Return a row of `CLASS_HEADS` a class, in the order of `labels`.
+    """Return a table row with the columns `CLASS_HEADS` for each class, in the order of `labels`.
 
-    Without a row of the class, recall and average precision are nan; without a prediction of it, precision is nan.
+    Recall and average precision are NaN for a class without rows, precision for a class that is never predicted.
 
     Args:
         scores: (rows, classes) probabilities.
         decided, truth: (rows,) class indices, or (rows, classes) 0/1.
         labels: class names.
-        weights: (rows,) as in the task's metrics; the support counts rows whatever they weigh.
+        weights: (rows,) as in the task's metrics; the column "rows" ignores them.
     """
     actual, guess = as_matrix(truth, len(labels)), as_matrix(decided, len(labels))
     precision, recall, f1, _ = precision_recall_fscore_support(
@@ -66,23 +66,23 @@ def class_rows(
     )
     support = actual.sum(axis=0)
     weight = support if weights is None else weights @ actual
-    found: list[list[Cell]] = []
+    rows: list[list[Cell]] = []
     for index, label in enumerate(labels):
         area = math.nan
         if weight[index] > 0:
             area = float(average_precision_score(actual[:, index], scores[:, index], sample_weight=weights))
         figures = [float(precision[index]), float(recall[index]), float(f1[index])]
-        found.append([label, int(support[index]), *figures, figures[2], area])
-    return found
+        rows.append([label, int(support[index]), *figures, figures[2], area])
+    return rows
 
 
 def class_section(rows: list[list[Cell]], heads: list[Head] | None = None, notes: Sequence[str] = ()) -> Section:
     """Return the section by class.
 
     Args:
-        rows: as `class_rows` gives them, perhaps with further columns.
-        heads: of the rows.
-        notes: below the table.
+        rows: from `class_rows`, with or without further columns.
+        heads: the columns of the rows; `CLASS_HEADS` by default.
+        notes: shown below the table.
     """
     heads = heads or CLASS_HEADS
     panels = [TablePanel(heads, rows)]
@@ -101,7 +101,7 @@ def _f1(row: list[Cell]) -> float:
 
 
 def confusion_cells(decided: np.ndarray, truth: np.ndarray) -> list[list[int]]:
-    """Count pairs of (truth, decision): `[true index, decided index, rows]`, those above 0, in order.
+    """Return the non-zero cells of the confusion matrix, sorted: `[true index, predicted index, rows]`.
 
     Args:
         decided, truth: (rows,) class indices.
@@ -111,7 +111,7 @@ def confusion_cells(decided: np.ndarray, truth: np.ndarray) -> list[list[int]]:
 
 
 def confused_pairs(cells: Sequence[Sequence[int]], labels: Sequence[str]) -> list[list[Cell]]:
-    """Return the most frequent mix-ups: true label, predicted label, rows, share of the true label's rows."""
+    """Return the most frequent confusions: true label, predicted label, rows, share of the true label's rows."""
     support: Counter[int] = Counter()
     for true, _, rows in cells:
         support[true] += rows
@@ -120,10 +120,10 @@ def confused_pairs(cells: Sequence[Sequence[int]], labels: Sequence[str]) -> lis
 
 
 def confusion_section(cells: list[list[int]], labels: list[str]) -> Section:
-    """Return the confusion matrix and its most frequent mix-ups.
+    """Return the section of the confusion matrix and its most frequent confusions.
 
     Args:
-        cells: as `confusion_cells` gives them.
+        cells: from `confusion_cells`.
         labels: class names.
     """
     pairs = confused_pairs(cells, labels)
@@ -133,7 +133,7 @@ def confusion_section(cells: list[list[int]], labels: list[str]) -> Section:
         notes.insert(0, "No row is predicted as another class.")
     if len(labels) > 30:
         notes.append(f"{len(labels)} classes in the order of the labels; point at a cell for its names.")
-    table = [TablePanel(heads, pairs, caption="Most frequent mix-ups")] if pairs else []
+    table = [TablePanel(heads, pairs, caption="Most frequent confusions")] if pairs else []
     return Section("confusion", "Confusion matrix", [HeatmapPanel(labels, cells), *table], notes)
 
 
@@ -142,8 +142,8 @@ def curves(
 ) -> tuple[list[tuple[Line, float]], list[tuple[Line, float]]]:
     """Return ROC and precision-recall curves, each with the share of rows that have the class.
 
-    They are of the second class for two classes, else of the (at most 10) most frequent classes; a class that fewer
-    than `MIN_CURVE_ROWS` rows have or lack is left out.
+    With two classes they are the second one's, else those of the (at most 10) most frequent classes. A class that fewer
+    than `MIN_CURVE_ROWS` rows have, or do not have, is left out.
 
     Args:
         scores: (rows, classes) probabilities.
@@ -168,7 +168,7 @@ def curves(
 
 
 def _thinned(label: str, x: np.ndarray, y: np.ndarray, area: float) -> Line:
-    """The curve with at most `MAX_POINTS` of its points, evenly spaced along its length."""
+    """Return the curve with at most `MAX_POINTS` of its points, evenly spaced along its length."""
     if len(x) > MAX_POINTS:
         along = np.concatenate([[0.0], np.cumsum(np.hypot(np.diff(x), np.diff(y)))])
         chosen = np.unique(np.searchsorted(along, np.linspace(0, along[-1], MAX_POINTS)).clip(0, len(x) - 1))
@@ -179,7 +179,7 @@ def _thinned(label: str, x: np.ndarray, y: np.ndarray, area: float) -> Line:
 def curve_section(
     roc: Sequence[tuple[Line, float]], pr: Sequence[tuple[Line, float]], num_classes: int
 ) -> list[Section]:
-    """Return the section of ROC and precision-recall curves; none where there is no curve."""
+    """Return the section of ROC and precision-recall curves, or an empty list if there is no curve."""
     if not roc:
         return []
     level = pr[0][1] if len(pr) == 1 else math.nan
@@ -206,10 +206,10 @@ def curve_section(
 
 
 def balance_panel(counts: Mapping[str, np.ndarray], labels: Sequence[str]) -> TablePanel:
-    """Return how many rows of each split have each class.
+    """Return a table of each class's rows by split.
 
     Args:
-        counts: per split (classes,) rows.
+        counts: by split, (classes,) numbers of rows.
         labels: class names.
     """
     rows: list[list[Cell]] = []
@@ -245,5 +245,10 @@ def unpredicted(target: str, decided: np.ndarray, truth: np.ndarray) -> list[str
 
 
 def names(labels: Sequence[str], has: np.ndarray) -> str:
-    """The labels that a row has, (labels,) 0/1, for people."""
-    return ", ".join(label for label, there in zip(labels, has, strict=True) if there) or "(none)"
+    """Return the names of a row's labels, separated by commas.
+
+    Args:
+        labels: all label names.
+        has: (labels,) 0/1.
+    """
+    return ", ".join(label for label, is_set in zip(labels, has, strict=True) if is_set) or "(none)"

@@ -1,15 +1,15 @@
 """The kinds of panels that a report can draw, as plain data.
 
-A task describes what is to be seen of its answers by these; the report knows the kinds and no task.
+A task returns these to describe its answers; the report draws the kinds and knows no tasks.
 
-    Section                 a heading, its panels side by side, notes, figures for machines
-    ├── TablePanel          heads and rows; a bar beside a share
-    ├── HeatmapPanel        counts of (down, across), as a confusion matrix
-    ├── CurvePanel          lines over two axes, as ROC
+    Section                 a heading, panels side by side, notes, figures for machines
+    ├── TablePanel          column heads and rows, with optional bars
+    ├── HeatmapPanel        counts of pairs, such as a confusion matrix
+    ├── CurvePanel          lines over two axes, such as ROC curves
     ├── HistogramPanel      counts between edges
     ├── ScatterPanel        points
-    ├── SpreadPanel         a median and two percentiles at each place
-    └── ReliabilityPanel    how often claims of each confidence came true
+    ├── SpreadPanel         a median and two percentiles at each position
+    └── ReliabilityPanel    how often predictions of each confidence came true
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
-"""A float where null stands for nan."""
+"""A float; null in JSON is NaN."""
 
 Cell = str | int | float | None
-"""A cell of a table; nan and None are drawn as a dash."""
+"""A cell of a table; NaN and None are drawn as a dash."""
 
 
 @dataclass
 class Head:
-    """A column's heading, and how its cells are written: a share is a percentage, a bar is drawn from 0 to 1."""
+    """A column's heading and the format of its cells: a share is a percentage, a bar is drawn from 0 to 1."""
 
     name: str
     format: Literal["text", "count", "number", "share", "bar"] = "text"
@@ -41,10 +41,10 @@ class TablePanel:
     """A table.
 
     Attributes:
-        heads: one a column.
-        rows: a cell a head each.
-        caption: above it.
-        folded: where given, the table is closed, and this is the line that opens it.
+        heads: one per column.
+        rows: lists with one cell per head.
+        caption: shown above the table.
+        folded: if given, the table is collapsed, and this is the line that opens it.
     """
 
     heads: list[Head]
@@ -56,12 +56,12 @@ class TablePanel:
 
 @dataclass
 class HeatmapPanel:
-    """Counts of pairs of labels; those on the diagonal are right.
+    """Counts of pairs of labels; the diagonal holds the correct ones.
 
     Attributes:
         labels: of both axes.
-        cells: `[place down, place across, rows]`, those above 0 alone.
-        down, across: what the axes are.
+        cells: the non-zero cells, `[index down, index across, rows]`.
+        down, across: titles of the axes.
     """
 
     labels: list[str]
@@ -86,9 +86,9 @@ class CurvePanel:
     """Lines over two axes that run from 0 to 1.
 
     Attributes:
-        values: what the lines' values are, above the legend.
-        diagonal: what a straight line from corner to corner stands for; "" draws none.
-        level: a dashed line across at this height; nan draws none.
+        values: title of the lines' values, above the legend.
+        diagonal: meaning of the diagonal; "" draws none.
+        level: height of a dashed horizontal line; NaN draws none.
     """
 
     title: str
@@ -103,7 +103,7 @@ class CurvePanel:
 
 @dataclass
 class HistogramPanel:
-    """Counts between edges, one more edge than counts."""
+    """Counts between edges; there is one more edge than counts."""
 
     title: str
     x_label: str
@@ -115,7 +115,7 @@ class HistogramPanel:
 
 @dataclass
 class ScatterPanel:
-    """Points on two axes of one scale; `diagonal` says what points on it are."""
+    """Points on two axes of the same scale; `diagonal` is the meaning of the diagonal."""
 
     title: str
     x_label: str
@@ -128,7 +128,7 @@ class ScatterPanel:
 
 @dataclass
 class SpreadPoint:
-    """The 10th, 50th and 90th percentile of some rows' figures, drawn at `x`."""
+    """The 10th, 50th and 90th percentile of a group of rows, drawn at `x`."""
 
     x: Number
     low: Number
@@ -139,7 +139,7 @@ class SpreadPoint:
 
 @dataclass
 class SpreadPanel:
-    """Percentiles at several places, and a line at 0."""
+    """Percentiles at several positions, and a line at 0."""
 
     title: str
     x_label: str
@@ -150,7 +150,7 @@ class SpreadPanel:
 
 @dataclass
 class ReliabilityBin:
-    """Rows whose confidence lies in [low, high): their mean confidence, and how often they were right."""
+    """Rows with a confidence in [low, high): their mean confidence, and the share that came true."""
 
     low: Number
     high: Number
@@ -161,7 +161,7 @@ class ReliabilityBin:
 
 @dataclass
 class ReliabilityPanel:
-    """How often claims of each confidence came true; `measures` says what a claim is."""
+    """How often predictions of each confidence came true; `measures` names what the confidence is of."""
 
     measures: str
     bins: list[ReliabilityBin]
@@ -179,11 +179,11 @@ class Section:
     """Panels that belong together under a heading.
 
     Attributes:
-        key: for machines: "classes", "calibration".
-        title: for people.
-        panels: side by side.
+        key: an identifier for programs, such as "classes".
+        title: the heading.
+        panels: drawn side by side.
         notes: sentences below the panels.
-        figures: by name, for machines.
+        figures: numbers for programs, by name.
     """
 
     key: str
@@ -195,13 +195,13 @@ class Section:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What panels are drawn from: a model's answers on the evaluated rows.
+    """The data that panels are drawn from: a model's answers on the evaluated rows.
 
     Attributes:
-        answers, truth: (rows, ...) as the task gives them; at least one row.
+        answers, truth: (rows, ...) in the task's form; at least one row.
         weights: (rows,) as in the metrics, or None.
         validation: answers and truth of the validation rows, or None.
-        seed: of what is drawn at random.
+        seed: for rows that are chosen at random.
     """
 
     answers: np.ndarray
@@ -213,13 +213,13 @@ class Evidence:
 
 @dataclass
 class WrongRow:
-    """A row to be shown among the worst errors.
+    """A row to show among the worst errors.
 
     Attributes:
-        at: its place among the evaluated rows.
-        truth, prediction: for people.
-        probability: that was given to the prediction; nan where there is none.
-        loss: what ranked it.
+        at: index among the evaluated rows.
+        truth, prediction: as shown to the reader.
+        probability: of the prediction; NaN if there is none.
+        loss: the value by which rows are ranked.
     """
 
     at: int
@@ -231,29 +231,29 @@ class WrongRow:
 
 @dataclass
 class WorstRows:
-    """The worst errors, and in a few words which rows they are: "rows with the largest error"."""
+    """The worst errors, with a description of these rows such as "rows with the largest error"."""
 
     what: str
     rows: list[WrongRow]
 
 
 def ranked(loss: np.ndarray, kinds: np.ndarray, num: int, *, among: np.ndarray | None = None) -> list[int]:
-    """Places of the rows to show: the highest losses, spread over kinds of error.
+    """Return the indices of the rows with the highest losses, taken in turn from the kinds of error.
 
-    Every kind gives its worst row before any gives its second, kinds with the higher loss first.
+    The worst row of every kind comes before the second worst of any; kinds with a higher loss come first.
 
     Args:
-        loss: (rows,) what the row cost; rows whose loss is nan are left out.
-        kinds: (rows,) the kind of error a row is of, such as its true class.
-        num: at most so many.
-        among: (rows,) bool, the rows that can be chosen.
+        loss: (rows,) the rows' losses; rows whose loss is not finite are left out.
+        kinds: (rows,) each row's kind of error, such as its true class.
+        num: maximum number of rows.
+        among: (rows,) bool, the rows to choose from; None: all.
     """
     allowed = np.isfinite(loss) if among is None else np.isfinite(loss) & among
     order = [int(row) for row in np.argsort(-loss, kind="stable") if allowed[row]]
     turn: dict[object, int] = {}
-    placed = []
+    ranking = []
     for position, row in enumerate(order):
         kind = kinds[row].item()
-        placed.append((turn.get(kind, 0), position, row))
+        ranking.append((turn.get(kind, 0), position, row))
         turn[kind] = turn.get(kind, 0) + 1
-    return [row for _, _, row in sorted(placed)[:num]]
+    return [row for _, _, row in sorted(ranking)[:num]]

@@ -1,4 +1,4 @@
-"""Panels of tasks that answer with a number: predicted against true, errors, their spread."""
+"""Panels of tasks that predict a number: predicted against true, errors and their spread."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ MAX_SCATTER = 1000
 
 
 def number_section(predicted: np.ndarray, truth: np.ndarray, target: str, *, seed: int = 0) -> Section:
-    """Return how a regression's predictions lie to the truth; at most 1000 rows are drawn as points.
+    """Return the section that compares a regression's predictions with the truth.
+
+    At most `MAX_SCATTER` rows, chosen at random, are drawn as points.
 
     Args:
         predicted, truth: (rows,) each.
-        target: its name.
-        seed: of the choice of points.
+        target: the target's name.
+        seed: for the choice of points.
     """
     rows = len(truth)
-    some = np.arange(rows)
+    drawn = np.arange(rows)
     if rows > MAX_SCATTER:
-        some = np.sort(np.random.default_rng(seed).choice(rows, MAX_SCATTER, replace=False))
+        drawn = np.sort(np.random.default_rng(seed).choice(rows, MAX_SCATTER, replace=False))
     errors = predicted - truth
     counts, edges = np.histogram(errors, bins=int(np.clip(np.sqrt(rows), 5, 40)))
     points = []
@@ -40,8 +42,8 @@ def number_section(predicted: np.ndarray, truth: np.ndarray, target: str, *, see
         low, middle, high = np.quantile(errors[part], [0.1, 0.5, 0.9])
         points.append(SpreadPoint(float(predicted[part].mean()), float(low), float(middle), float(high), len(part)))
     return section_of(
-        [float(value) for value in truth[some]],
-        [float(value) for value in predicted[some]],
+        [float(value) for value in truth[drawn]],
+        [float(value) for value in predicted[drawn]],
         ([float(value) for value in edges], [int(value) for value in counts]),
         points,
         target,
@@ -57,14 +59,14 @@ def section_of(
     target: str,
     rows: int,
 ) -> Section:
-    """Return the section from what is drawn.
+    """Return the section from the points and counts to draw.
 
     Args:
-        truth, predicted: of the rows that are points.
+        truth, predicted: of the rows that are drawn as points.
         errors: edges and counts of the histogram of prediction - truth over all rows.
-        points: by tenths of the prediction, lowest first.
-        target: its name.
-        rows: how many there are.
+        points: the spread of errors by tenths of the prediction, lowest first.
+        target: the target's name.
+        rows: number of all rows.
     """
     scatter = ScatterPanel(
         "Predicted against true", f"true {target}", f"predicted {target}", truth, predicted, "predicted = true"
@@ -83,11 +85,11 @@ def section_of(
 
 
 def range_panel(truths: Mapping[str, np.ndarray]) -> TablePanel:
-    """Return the target's least, quarters and greatest by split."""
+    """Return a table of the target's minimum, quartiles and maximum by split."""
     rows: list[list[Cell]] = [
         [split, len(values), *(map(float, np.quantile(values, [0, 0.25, 0.5, 0.75, 1])))]
         for split, values in truths.items()
         if len(values)
     ]
-    figures = [Head(name, "number") for name in ("least", "first quarter", "median", "third quarter", "greatest")]
+    figures = [Head(name, "number") for name in ("minimum", "first quartile", "median", "third quartile", "maximum")]
     return TablePanel([Head("split"), Head("rows", "count"), *figures], rows, caption="The target by split.")
