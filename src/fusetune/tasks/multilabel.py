@@ -91,8 +91,7 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         >>> task.columns(task.answers(torch.tensor([[2.0, 0.5, -3.0]])))["genres"]
         ['comedy|drama']
 
-    Reference: Read et al. 2011, "Classifier chains for multi-label classification", for one binary classifier per
-    label.
+    Reference: Read et al. 2011, "Classifier chains for multi-label classification", on binary relevance.
     """
 
     name = "multilabel"
@@ -144,12 +143,8 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
             return Detection(0.97, f"lists of 0 and 1 for {width} labels, which the option names can name")
         if lists and lists >= 0.9 * len(values):
             return Detection(0.97, f"{lists} of {len(values)} cells are lists")
-        separator = find_separator([value for value in values if isinstance(value, str)])
-        return (
-            Detection(0.95, separator[1])
-            if separator
-            else Detection(0.0, "cells hold no separator with repeating parts")
-        )
+        split = find_separator([value for value in values if isinstance(value, str)])
+        return Detection(0.95, split[1]) if split else Detection(0.0, "cells hold no separator with repeating parts")
 
     def fit(self, values: Sequence[Any]) -> None:
         """Learn the separator and the labels from the train rows' cells; cells that `check` refuses are skipped.
@@ -189,18 +184,12 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
             self.positive_weights = named_labels(self.positive_weights, self.classes, where="positive_weights")
 
     def _find_multi_hot(self, cells: Sequence[Any]) -> None:
-        """Set `multi_hot` if the cells are lists of 0 and 1, one position a label.
-
-        Raises:
-            ConfigError: `names` does not have one label for each position.
-        """
+        """Set `multi_hot` if the cells are lists of 0 and 1, one position a label."""
         width = multi_hot_width(cells)
         if self.names is not None and len(self.names) != width:
             raise ConfigError(
                 f"names has {len(self.names)} labels",
-                expected=f"as many as the lists of 0 and 1 have elements: {width}"
-                if width
-                else "a target of such lists",
+                expected=f"{width}, as the lists of 0 and 1 have elements" if width else "a target of such lists",
             )
         self.multi_hot = width > 0
         if self.multi_hot and self.names is None:
@@ -239,10 +228,7 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         return Target(torch.from_numpy(matrix.astype(np.float32)), torch.tensor(labelled, dtype=torch.bool))
 
     def build_head(self, dim: int) -> nn.Module:
-        """Build a module from (batch, dim) to (batch, labels).
-
-        Its bias starts at the log odds of each label's rate, or at 0 with positive weights.
-        """
+        """Build a linear head; its bias starts at the labels' log odds, or at 0 with positive weights."""
         head = nn.Linear(dim, len(self.classes))
         with torch.no_grad():
             rates = (torch.tensor(self.counts, dtype=head.bias.dtype) + 0.5) / (self.rows + 1)
@@ -301,7 +287,7 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         return measures.multilabel(scores, decided.astype(np.int8), truth, weights)
 
     def compared(self, metric: Metric, measured: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The 0/1 matrix of the labels, and decisions or probabilities, (rows, labels) each."""
+        """Return the true labels, and the predicted ones or their probabilities, (rows, labels) each."""
         scores, decided = np.split(measured, 2, axis=1)
         return truth, decided.astype(np.int8) if metric.response_method == "predict" else scores
 
@@ -331,10 +317,7 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         return fit_logistic(features, truth, val_features, judge, exclusive=False, weights=weights)
 
     def columns(self, scores: np.ndarray) -> dict[str, list[Any]]:
-        """Return the labels under the target's name, in the train rows' format, and up to 20 labels' probabilities.
-
-        A row without labels is written as "[]".
-        """
+        """Return the labels in the train rows' format ("[]" for none), and the probabilities of up to 20 labels."""
         given = [
             [label for label, has_label in zip(self.classes, row, strict=True) if has_label]
             for row in self.decide(scores)

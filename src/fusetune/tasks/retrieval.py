@@ -52,7 +52,13 @@ class RetrievalTask(MatchTask):
     Args:
         query, answer: the two sides.
 
-    Relations to others: both directions between two sides are two tasks, see `alignment_tasks`.
+    Loss: none of its own; an objective such as `contrastive` trains the vectors.
+
+    Answers: (queries,) of `ANSWER`: the rank of the first right answer, and the answer on top.
+
+    Requires: two or more rows that have both sides.
+
+    Relations: the two directions between two sides are two tasks, see `alignment_tasks`.
 
     Example:
         >>> task = RetrievalTask(Side("image", ("photo",)), Side("text", ("note",)))
