@@ -17,7 +17,7 @@ from fusetune.data.table import Source, Table
 from fusetune.deploy.bundle import Bundle, load_bundle, merge_adapters, move, save_bundle, write_metrics
 from fusetune.deploy.card import write_card
 from fusetune.deploy.predictions import Predictions, write
-from fusetune.deploy.rows import Rows
+from fusetune.deploy.rows import Rows, reading_of
 from fusetune.deploy.tuned import (
     Precision,
     arithmetic,
@@ -33,7 +33,7 @@ from fusetune.evaluation.results import RunResults, read_results
 from fusetune.fitting.arguments import names_table, read_settings, resolve_arguments, target_names
 from fusetune.fitting.estimate import Estimate, estimate_fit
 from fusetune.fitting.fit import run_fit
-from fusetune.fitting.own_metrics import attach, check_functions, take_functions
+from fusetune.fitting.own_metrics import attach
 from fusetune.fitting.prepared import RunSettings
 from fusetune.fitting.run_folder import RunFolder, interrupted
 from fusetune.fitting.saved import reporting
@@ -99,6 +99,20 @@ class FineTuned:
             missing=missing_columns,
             progress=track if progress else None,
         )
+
+    def read(self, source: Source, *, media: Sequence[str] = ()) -> Table:
+        """Read a table as the model's were read, for `predict`, `predict_to`, `predict_proba` and `evaluate`.
+
+        Args:
+            source: a file, DataFrame, `Dataset` or `Table`.
+            media: protocols of addresses in cells of pictures and sounds that are fetched, as `["https"]`. Without it
+                none is, whatever the settings say that the model was tuned with.
+
+        Raises:
+            TableError: the table cannot be read.
+            ConfigError: a protocol is unknown.
+        """
+        return Table.read(source, read=reading_of(self.bundle, media))
 
     def predict_proba(
         self, source: Rows, target: str | None = None, *, missing_columns: Sequence[str] = ()
@@ -253,7 +267,7 @@ def fit(
     """
     start = time.monotonic()
     given = {"train": train, "val": val, "test": test}
-    asked, functions = _settings_of(config, overrides)
+    asked, functions = read_settings(config, overrides)
     settings, sources = resolve_arguments(given, target, asked, out)
     folder = Path(settings.out) if settings.out else Path(tempfile.mkdtemp(prefix="fusetune-"))
     settings = settings.with_absolute_paths()  # the saved config.yaml means the same wherever it is read
@@ -275,16 +289,6 @@ def fit(
     return tuned
 
 
-def _settings_of(
-    config: Config | Mapping[str, Any] | str | Path | None, overrides: Sequence[str] | Mapping[str, Any]
-) -> tuple[Config, dict[str, Metric]]:
-    """Return the settings, and the functions among them by the name that the settings have for them."""
-    functions: dict[str, Metric] = {}
-    settings = read_settings(take_functions(config, functions), take_functions(overrides, functions))
-    check_functions(settings, functions)
-    return settings, functions
-
-
 def dry_run(
     train: Source | list[Source] | None = None,
     target: str | Sequence[str] | None = None,
@@ -303,7 +307,7 @@ def dry_run(
         UserError: something in the table or the settings has to be put right; see `fusetune.errors`.
     """
     given = {"train": train, "val": val, "test": test}
-    asked, functions = _settings_of(config, overrides)
+    asked, functions = read_settings(config, overrides)
     settings, sources = resolve_arguments(given, target, asked, None)
     settings = settings.with_overrides({"data": {"cache": "none"}}).with_absolute_paths()
     choose_threads()

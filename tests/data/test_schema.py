@@ -182,7 +182,7 @@ def test_a_column_of_urls_is_left_out_and_the_others_are_shown():
     table = table_of(photo=[f"https://example.org/{place}.jpg" for place in range(30)], label=labels()[:30])
     schema = Schema.detect(table, ["label"])
     assert roles(schema) == {"photo": "ignore", "label": "target"}
-    assert "'photo'" in schema.warnings[0] and "Download" in schema.warnings[0]
+    assert "'photo'" in schema.warnings[0] and "data.read.media=[https]" in schema.warnings[0]
 
 
 def test_cells_that_no_kind_reads_are_left_out():

@@ -78,7 +78,7 @@ def test_missing_files_are_named_in_the_reason(tmp_path):
 
 def test_urls_are_named_in_the_reason(tmp_path):
     found = MODALITIES.get("audio").detect(["http://example.org/a.wav"], base_dir=tmp_path)
-    assert "URLs, which are refused" in found.reason
+    assert "1 are URLs" in found.reason
 
 
 def test_identifiers_beyond_a_float_are_no_numbers(tmp_path):

@@ -57,6 +57,10 @@ MissingColumns = Annotated[
     list[str] | None,
     typer.Option("--missing-columns", help="Input column that the table may lack; give it again for several."),
 ]
+Media = Annotated[
+    list[str] | None,
+    typer.Option("--media", help="Protocol of addresses of media that are fetched, as https; again for several."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a finished model in the folder.")]
 Precision = Annotated[
     Literal["float32", "bf16", "int8"],

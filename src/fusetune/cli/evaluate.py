@@ -18,6 +18,7 @@ def evaluate(
     slices: common.Slices = None,
     precision: common.Precision = "float32",
     missing_columns: common.MissingColumns = None,
+    media: common.Media = None,
     as_json: common.Json = False,
 ) -> None:
     """Measure a tuned model on labelled rows.
@@ -38,13 +39,14 @@ def evaluate(
         "missing_columns": missing_columns or [],
         "progress": common.shows_progress(as_json),
     }
-    evaluation = tuned.evaluate(table, slices=slices or [], precision=precision, **options)
+    source = tuned.read(table, media=media) if media else table
+    evaluation = tuned.evaluate(source, slices=slices or [], precision=precision, **options)
     if as_json:
         common.print_json(evaluation.to_json())
         return
     common.console().print(str(evaluation))
     if precision != "float32":
-        whole = tuned.evaluate(table, **options)
+        whole = tuned.evaluate(source, **options)
         for low, full in zip(evaluation.tasks, whole.tasks, strict=True):
             values = [task.systems[0].metrics[task.metric].value for task in (full, low)]
             common.console().print(

@@ -32,6 +32,7 @@ def predict(
     ] = "mask",
     precision: common.Precision = "float32",
     missing_columns: common.MissingColumns = None,
+    media: common.Media = None,
     as_json: common.Json = False,
 ) -> None:
     """Predict the rows of a table with a tuned model.
@@ -56,7 +57,7 @@ def predict(
     with tempfile.TemporaryDirectory() as spare:
         file = out or Path(spare) / ("rows.jsonl" if as_json else "rows.csv")
         rows, failed = tuned.predict_to(
-            table,
+            tuned.read(table, media=media) if media else table,
             file,
             on_bad_cell=on_bad_cell,
             precision=precision,

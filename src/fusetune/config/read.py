@@ -5,9 +5,10 @@ from __future__ import annotations
 import codecs
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from fusetune.config.section import Section
+from fusetune.config.section import Section, StrList
+from fusetune.errors import nearest
 
 _SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "bar": "|", "space": " "}
 _QUOTES = {"double": '"', "single": "'", "none": ""}
@@ -43,6 +44,13 @@ class ReadConfig(Section):
     """Between groups of three digits; `none` for none, `space` for any kind of space."""
     dates: str | None = None
     """The format of dates in strptime's letters, as `%d/%m/%Y`. ISO dates are always read."""
+    media: StrList = []
+    """Protocols of addresses in cells of pictures and sounds that are fetched, as `[https, s3]`, by fsspec and the
+    packages that it names. A saved model does not fetch unless it is told so again. []: none."""
+    media_mib: Annotated[float, Field(gt=0)] = 50.0
+    """The most MiB that a fetched file may have."""
+    media_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """The most seconds that fetching a file may take."""
 
     @field_validator("separator", "quote")
     @classmethod
@@ -57,6 +65,21 @@ class ReadConfig(Section):
         if value == "":
             raise ValueError("it is one character")
         return value
+
+    @field_validator("media")
+    @classmethod
+    def _fetched(cls, value: list[str]) -> list[str]:
+        if not value:
+            return value
+        from fsspec import available_protocols  # 0.1 s to import
+
+        names = [name.strip().lower().removesuffix("://") for name in value]
+        known = sorted(set(available_protocols()) - {"file", "local"})
+        if lost := [name for name in names if name not in known]:
+            raise ValueError(
+                f"addresses of {lost[0]!r} cannot be fetched; {nearest(lost[0], known) or ', '.join(known)}"
+            )
+        return names
 
     @field_validator("encoding")
     @classmethod

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusetune.data.detect.media import MEDIA
 from fusetune.data.distinct import Cells
+from fusetune.data.reading.fetch import protocol
 from fusetune.data.storage.mapped import (
     index_type,
     mapped_argsort,
@@ -63,6 +65,7 @@ class Column:
             rows: positions of rows, each of which gets a cell of its own; None takes the distinct cells of all rows.
         """
         self.modality, self.base_dir = modality, table.base_dir
+        self._fetcher = table.fetcher if modality.kind in MEDIA else None
         if rows is None:
             self.codes, self._first = table.distinct(name)
         else:
@@ -116,7 +119,34 @@ class Column:
             return error
 
     def _decode(self, index: int, cell: Any) -> Any:
-        return self.modality.decode(cell, row=int(self._rows[self._first[index]]), base_dir=self.base_dir)
+        row = int(self._rows[self._first[index]])
+        here = self._here(cell, row)
+        try:
+            return self.modality.decode(here, row=row, base_dir=self.base_dir)
+        except BadCell as error:
+            if here is cell:
+                raise
+            raise BadCell(row=row, column=error.column or "", value=cell, why=error.why, do=error.do) from None
+
+    def _here(self, cell: Any, row: int) -> Any:
+        """Return a cell with files on this machine in the place of addresses that are fetched."""
+        return cell if self._fetcher is None else self._fetcher.local(cell, row=row, column=self.modality.column)
+
+    def local(self, indices: Sequence[int] | np.ndarray) -> list[Any]:
+        """Return some distinct cells, with files on this machine in the place of addresses that are fetched."""
+        cells = self.cells.take(indices)
+        if self._fetcher is None:
+            return cells
+        rows = self._rows[self._first[np.asarray(indices, dtype=np.int64)]]
+        return [self._here(cell, int(row)) for cell, row in zip(cells, rows, strict=True)]
+
+    def fetched(self) -> tuple[str, str] | None:
+        """Return a sentence on the column's media that were fetched and a digest of them; None where none were."""
+        if self._fetcher is None:
+            return None
+        cells = [cell for cell in self.cells if protocol(cell) or not isinstance(cell, str)]
+        note = self._fetcher.note(self.modality.column, cells)
+        return None if note is None else (note, self._fetcher.digest(cells))
 
     def example(self, index: int) -> Any:
         """Return a distinct cell's example, cached or decoded again."""

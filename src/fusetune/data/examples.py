@@ -137,7 +137,7 @@ class Examples:
         """Return the augmented examples of some rows in an epoch; every one of these rows has the column's cell."""
         column, augmenter = self.columns[name], self.augmentation.augmenters[name]
         codes, examples = column.codes[indices], []
-        for index, cell, example in zip(indices, column.cells.take(codes), column.examples(codes), strict=True):
+        for index, cell, example in zip(indices, column.local(codes), column.examples(codes), strict=True):
             draws = _cell_rng(self.augmentation.seed, epoch, int(self.rows[index]), name)
             examples.append(augmenter(cell, example, draws, column.base_dir))
         return examples

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import pandas
 
     from fusetune.config.read import ReadConfig
+    from fusetune.data.reading.fetch import MediaFetcher
 
 __all__ = ["Source", "Table", "is_missing"]
 
@@ -55,6 +56,7 @@ class Table:
         files: the sources with the id of each one's first row; several where tables were joined.
         keep: an object that must live as long as the table, such as its temporary file.
         lone: whether relative media paths cannot be resolved, because the table was copied from a remote address.
+        fetcher: fetches media at addresses, if that was asked for; else None.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Table:
         self.rejected, self.notes = list(rejected), list(notes)
         self._base, self.keep = arrow, keep
         self.lone = False
+        self.fetcher: MediaFetcher | None = None
         self._places: np.ndarray | None = None
         self._json = {field.name for field in arrow.schema if is_json(field)}
         self._ends: dict[str, np.ndarray] = {}
@@ -110,17 +113,25 @@ class Table:
                 objects in memory.
             cache_dir: folder that keeps the Arrow form of a text or Parquet file for the next time. None: a private
                 temporary folder that is deleted with the table.
-            read: separator, quotes and encoding of text files; unset ones are detected.
+            read: separator, quotes and encoding of text files; unset ones are detected. Also which media
+                are fetched from addresses.
 
         Raises:
             TableError: it cannot be read; the message names the file, the position and what to do.
             TooManyRejected: no row, or hardly any, can be used.
         """
-        if isinstance(source, Table):
-            return source
+        from fusetune.data.reading.fetch import MediaFetcher
         from fusetune.data.reading.readers import read_source
 
-        return read_source(source, base_dir=base_dir, cache_dir=cache_dir, read=read)
+        fetcher = MediaFetcher.of(read)
+        if isinstance(source, Table):
+            if fetcher is None or source.fetcher is not None:
+                return source
+            table = copy.copy(source)
+        else:
+            table = read_source(source, base_dir=base_dir, cache_dir=cache_dir, read=read)
+        table.fetcher = fetcher
+        return table
 
     @classmethod
     def from_records(
@@ -351,7 +362,8 @@ class Table:
         wanted = mapped_flatnonzero(wanted) if wanted.dtype == bool else mapped_narrow(wanted, len(self))
         rows = mapped_take(self.rows, wanted)
         part = Table(self._base, source=self.source, base_dir=self.base_dir, rows=rows, keep=self.keep)
-        part.files, part.lone, part._ends, part._forms = self.files, self.lone, self._ends, self._forms
+        part.files, part.lone, part.fetcher = self.files, self.lone, self.fetcher
+        part._ends, part._forms = self._ends, self._forms
         part._places = wanted if self._places is None else mapped_take(self._places, wanted)
         return part
 

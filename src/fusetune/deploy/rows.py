@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fusetune.config.config import Config
+from fusetune.config.read import ReadConfig
 from fusetune.data.table import Source, Table
 from fusetune.deploy.bundle import Bundle
 from fusetune.errors import ConfigError, TableError, nearest
@@ -38,7 +40,7 @@ def read_rows(bundle: Bundle, source: Rows, *, missing: Iterable[str] = ()) -> T
             expected=", ".join(bundle.modalities),
             do=nearest(lost[0], bundle.modalities),
         )
-    table = Table.read(_as_source(source, bundle.modalities), read=bundle.config.data.read)
+    table = Table.read(_as_source(source, bundle.modalities), read=reading_of(bundle))
     table = table.read_as(bundle.schema.forms())
     table = table.with_missing(name for name in missing if name not in table)
     try:
@@ -53,6 +55,12 @@ def read_rows(bundle: Bundle, source: Rows, *, missing: Iterable[str] = ()) -> T
             file=error.file,
         ) from None
     return table
+
+
+def reading_of(bundle: Bundle, media: Sequence[str] = ()) -> ReadConfig:
+    """Return how a model's tables are read; whoever asks says which media are fetched, never the model's folder."""
+    asked = Config.build({"data": {"read": {"media": list(media)}}}, origin="media")
+    return bundle.config.data.read.model_copy(update={"media": asked.data.read.media})
 
 
 def index_of(source: Any) -> Any:

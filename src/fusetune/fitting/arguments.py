@@ -10,6 +10,8 @@ from fusetune.config.config import Config
 from fusetune.data.table import Source
 from fusetune.errors import ConfigError, shown
 from fusetune.fitting.check import check_settings
+from fusetune.fitting.own_metrics import check_functions, take_functions
+from fusetune.tasks.main_metric import Metric
 
 
 def resolve_arguments(
@@ -66,8 +68,21 @@ def target_names(target: Any, source: Any) -> list[str]:
 
 def read_settings(
     config: Config | Mapping[str, Any] | str | Path | None, overrides: Sequence[str] | Mapping[str, Any]
+) -> tuple[Config, dict[str, Metric]]:
+    """Return the settings of a mapping, file or `Config`, with the overrides on top; and the functions among them.
+
+    Raises:
+        ConfigError: something in them has to be put right, or they name a function that is not there.
+    """
+    functions: dict[str, Metric] = {}
+    settings = _settings(take_functions(config, functions), take_functions(overrides, functions))
+    check_functions(settings, functions)
+    return settings, functions
+
+
+def _settings(
+    config: Config | Mapping[str, Any] | str | Path | None, overrides: Sequence[str] | Mapping[str, Any]
 ) -> Config:
-    """Return the settings of a mapping, file or `Config`, with the overrides on top."""
     if config is None:
         settings = Config()
     elif isinstance(config, Config):

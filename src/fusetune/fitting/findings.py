@@ -209,11 +209,14 @@ class Findings:
     def shown(self, index: int) -> list[Shown]:
         """A test row's cells, for people."""
         fit = self.fit
-        table = fit.examples["test"].table
-        return [
-            show_cell(name, modality.kind, table.cells(name, [index])[0], base_dir=table.base_dir)
-            for name, modality in fit.modalities.items()
-        ]
+        examples = fit.examples["test"]
+        table, shown = examples.table, []
+        for name, modality in fit.modalities.items():
+            column = examples.columns[name]
+            code = int(column.codes[index])
+            cell = column.local([code])[0] if code >= 0 else table.cells(name, [index])[0]
+            shown.append(show_cell(name, modality.kind, cell, base_dir=table.base_dir))
+        return shown
 
     def run_results(self, tasks: list[TaskResult], title: str) -> RunResults:
         """All that the report says, from how tuning went and what was measured."""
@@ -239,6 +242,7 @@ class Findings:
             warnings=[
                 *self._suspicions(),
                 *fit.tables.notes,
+                *describe.fetched(fit.examples),
                 *describe.warnings(fit.schema, fit.examples),
                 *history.warnings,
                 *describe.kept_before_tuning(history),

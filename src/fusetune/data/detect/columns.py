@@ -12,7 +12,15 @@ from fusetune.config.read import ReadConfig
 from fusetune.data.detect.dates import guess_dates
 from fusetune.data.detect.forms import FEW, NUMBERS, guess_numbers
 from fusetune.data.detect.leakage import find_leak
-from fusetune.data.detect.media import MEDIA, refuse_beside, refuse_unread, refuse_urls, unread_files, urls_of_media
+from fusetune.data.detect.media import (
+    MEDIA,
+    how_to_fetch,
+    refuse_beside,
+    refuse_unread,
+    refuse_urls,
+    unread_files,
+    urls_of_media,
+)
 from fusetune.data.detect.roles import find_role, is_integer, looks_like_owners, names_codes, names_things
 from fusetune.data.reading.cell_forms import CellForm, missing_words
 from fusetune.data.schema import ColumnSpec, Override, Schema, checked_overrides
@@ -105,6 +113,7 @@ class _Detector:
     ) -> None:
         self.table, self.schema, self.given, self.targets, self.read = table, schema, given, targets, read
         self.seen = seen
+        self._fetched = frozenset(table.fetcher.protocols if table.fetcher is not None else ())
         self.numbers = {name: guess_numbers(column.sample(), read) for name, column in seen.items() if column.present}
         marks = [guess.form.decimal for guess in self.numbers.values() if guess.certain and guess.share >= NUMBERS]
         self.decimal = "," if marks.count(",") > marks.count(".") else None
@@ -200,7 +209,7 @@ class _Detector:
             role, reason = self._role(name, kind, column, reason)
         if role == "input":
             refuse_unread(name, kind, column.sample(), source)
-            refuse_urls(name, kind, column.sample(), source)
+            refuse_urls(name, kind, column.sample(), source, self._fetched)
             if self.table.lone:
                 refuse_beside(name, kind, column.sample(), source)
         return ColumnSpec(name, kind, role, _joined(*settings, reason), options)
@@ -214,12 +223,12 @@ class _Detector:
                 f"not read. Convert them ({unread[2]}) and name the new files"
             )
             return "ignore", f"{unread[0]} files, which are not read"
-        if not chosen and (urls := urls_of_media(kind, column.sample())):
+        if not chosen and (urls := urls_of_media(kind, column.sample(), self._fetched)):
             self.schema.warnings.append(
-                f"column {name!r} is left out: its cells are addresses, as {shown(urls[0], 80)}, and media are not "
-                "fetched while training. Download them and put the paths into the column"
+                f"column {name!r} is left out: its cells are addresses, as {shown(urls[0], 80)}, which are not fetched "
+                f"unless it is asked for. {how_to_fetch(urls[0])}; or download them and put the paths into the column"
             )
-            return "ignore", "addresses of media, which are not fetched: download them and give paths"
+            return "ignore", f"addresses of media, which are not fetched: {how_to_fetch(urls[0])}"
         detected = find_role(name, kind, column.present, column.num_missing)
         if detected is None and (num := looks_like_owners(name, column.present)):
             self.schema.warnings.append(

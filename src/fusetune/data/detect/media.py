@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,41 +22,50 @@ _MEDIA_ENDINGS = (
 )  # fmt: skip
 
 
-def urls_of_media(kind: str | None, sample: Sequence[Any]) -> list[str]:
-    """Return the URLs in a column most of whose cells are URLs of media, else an empty list.
+def urls_of_media(kind: str | None, sample: Sequence[Any], fetched: Collection[str] = ()) -> list[str]:
+    """Return the URLs in a column most of whose cells are URLs of media that are not fetched, else an empty list.
 
     Args:
         kind: the column's kind. None: unknown, so that only URLs with a media file's extension count.
         sample: cells, none missing.
+        fetched: protocols of addresses that are fetched.
     """
     urls = [
         cell
         for cell in sample
         if isinstance(cell, str)
         and "://" in cell[:12]
+        and cell.split("://")[0].strip().lower() not in fetched
         and (kind in MEDIA or cell.split("?")[0].split("#")[0].lower().endswith(_MEDIA_ENDINGS))
     ]
     return urls if len(urls) * 2 > len(sample) else []
 
 
-def refuse_urls(name: str, kind: str, sample: Sequence[Any], source: str) -> None:
-    """Refuse a media column whose cells are URLs.
+def how_to_fetch(url: str) -> str:
+    """Return what to do about addresses that are not fetched."""
+    return f"data.read.media=[{url.split('://')[0].strip().lower()}] fetches them"
+
+
+def refuse_urls(name: str, kind: str, sample: Sequence[Any], source: str, fetched: Collection[str] = ()) -> None:
+    """Refuse a media column whose cells are URLs that are not fetched.
 
     Args:
         name: of the column.
         kind: of the column.
         sample: cells, none missing.
         source: the table's name for the message.
+        fetched: protocols of addresses that are fetched.
 
     Raises:
         SchemaError: most cells are URLs.
     """
-    if kind in MEDIA and (urls := urls_of_media(kind, sample)):
+    if kind in MEDIA and (urls := urls_of_media(kind, sample, fetched)):
         raise SchemaError(
-            "the cells are URLs, and media are not fetched while training: what a URL gives can change or vanish",
+            "the cells are URLs, which are not fetched unless it is asked for: what a URL gives can change or vanish",
             expected="paths (absolute, or relative to the table's file), or bytes in a Parquet file",
             came=shown(urls[0]),
-            do=f"download them and put the paths into the column, or leave it out: role of {name!r}: ignore",
+            do=f"{how_to_fetch(urls[0])}; or download them and put the paths into the column, or leave it out: role of "
+            f"{name!r}: ignore",
             file=source,
             column=name,
         )

@@ -57,6 +57,7 @@ def concat(tables: Sequence[Table], source: str | None = None) -> Table:
         files=files,
     )
     made.lone = any(table.lone for table in tables)
+    made.fetcher = next((table.fetcher for table in tables if table.fetcher is not None), None)
     return made
 
 

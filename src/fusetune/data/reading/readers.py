@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import stat
-import tempfile
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +24,7 @@ from fusetune.data.reading.objects import NO_ROWS, from_arrow, from_hugging_face
 from fusetune.data.reading.remote import copied, is_address, local_path
 from fusetune.data.reading.text_files import BATCH_ROWS, Parsed, check_names
 from fusetune.data.storage.mapped import mapped_arange, mapped_flatnonzero, mapped_full, mapped_take
+from fusetune.data.storage.temporary import TemporaryFolder
 from fusetune.data.table import Source, Table
 from fusetune.errors import StorageError, TableError, UserError, nearest
 
@@ -162,7 +160,7 @@ def _at_address(address: str, base_dir: str | Path | None, read: ReadConfig) -> 
 
     The copy of a text or Parquet file is deleted after it is converted to Arrow.
     """
-    kept = _TemporaryFolder()
+    kept = TemporaryFolder()
     home, tables = Path(base_dir).absolute() if base_dir is not None else kept.folder, []
     for part in copied(address, kept.folder, FORMATS):
         try:
@@ -177,23 +175,10 @@ def _at_address(address: str, base_dir: str | Path | None, read: ReadConfig) -> 
     return concat(tables, source=address)
 
 
-class _TemporaryFolder:
-    """A temporary folder that is removed with the last table that is mapped from it, at exit at the latest."""
-
-    def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="fusetune-table-"))
-        weakref.finalize(self, _remove, str(self.folder), os.getpid())
-
-
-def _remove(folder: str, process: int) -> None:
-    if os.getpid() == process:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _converted(path: Path, reading: Reading, parse: Callable[[], Parsed]) -> Table:
     """Convert a file to an Arrow file, or reuse the one in `cache_dir`, and return its memory-mapped table."""
     cache_dir = reading.cache_dir
-    keep = None if cache_dir is not None else _TemporaryFolder()
+    keep = None if cache_dir is not None else TemporaryFolder()
     home = cache_dir if cache_dir is not None else keep.folder  # type: ignore[union-attr]
     state = path.stat()
     read = reading.read.model_dump(include={"separator", "quote", "encoding"})

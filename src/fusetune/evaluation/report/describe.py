@@ -212,6 +212,12 @@ def weights_used(model: Family) -> dict[str, str]:
     }
 
 
+def fetched(examples: Mapping[str, Examples]) -> list[str]:
+    """Return a sentence for each column of each split whose media were fetched from addresses."""
+    found = [(split, column.fetched()) for split, part in examples.items() for column in part.columns.values()]
+    return [f"{split} rows, {note[0]}" for split, note in found if note is not None]
+
+
 def fingerprint(examples: Examples) -> str:
     """Return the SHA-256 of the training data: inputs and targets of the used rows, in order."""
     digest = hashlib.sha256()
@@ -220,4 +226,6 @@ def fingerprint(examples: Examples) -> str:
         digest.update(name.encode("utf-8", "surrogatepass"))
         for cell in examples.table.lazy(name, examples.used):
             digest.update(repr(None if is_missing(cell) else cell_key(cell)).encode("utf-8", "surrogatepass"))
+        if name in examples.columns and (fetched := examples.columns[name].fetched()) is not None:
+            digest.update(fetched[1].encode())  # what addresses gave may be something else another time
     return digest.hexdigest()

@@ -142,7 +142,7 @@ def _read_path(name: str, location: CellLocation) -> bytes:
 
 def _read_file(name: str, location: CellLocation) -> bytes:
     if is_url(name):
-        do = "download the file and give its path: fusetune never fetches what a table names"
+        do = "download the file and give its path, or ask for it: data.read.media=[https], --media https"
         raise location.bad(name, "it is a URL, not a file", do)
     if name.startswith("file:"):
         raise location.bad(name, "it is a file: URL, not a path", "give the path alone, without 'file://'")
@@ -216,7 +216,7 @@ def detect_files(
     reason = f"{share:.0%} of {len(values)} cells {'name' if named else 'hold'} {kind} files"
     urls = sum(map(is_url, named))
     if urls:
-        reason += f"; {urls} are URLs, which are refused: download the files first"
+        reason += f"; {urls} are URLs"
     checked = [part for part in named if not is_url(part)][:_MAX_FILES_CHECKED]
     missing = [part for part in checked if not _exists(base_dir / part)]
     if missing:
