@@ -84,3 +84,20 @@ def test_one_table_or_a_mix_of_one_change_nothing() -> None:
     assert plain == list(UpdateSampler(np.arange(90), sizes, batch_size=8, tables=tables, mix=1))
     assert plain == list(UpdateSampler(np.arange(90), sizes, batch_size=8, tables=np.zeros(90), mix=0.3))
     assert plain != list(UpdateSampler(np.arange(90), sizes, batch_size=8, tables=tables, mix=0.3))
+
+
+def test_rows_without_a_target_are_drawn_in_their_share_and_in_turn() -> None:
+    unlabelled = np.arange(100) % 5 > 0  # 20 rows with a target, 80 without
+    sizes, options = np.random.default_rng(0).integers(1, 9, 100), {"batch_size": 7, "unlabelled": unlabelled}
+    part, again = UpdateSampler(np.arange(100), sizes, **options), UpdateSampler(np.arange(100), sizes, **options)
+    drawn: Counter[int] = Counter()
+    for epoch in range(4):
+        part.epoch = again.epoch = epoch
+        rows = [row for batch in part for row in batch]
+        assert rows == [row for batch in again for row in batch] and part.num_updates == -(-40 // 7)
+        assert len(rows) == len(set(rows)) == 40 and set(np.flatnonzero(~unlabelled)) <= set(rows)
+        drawn.update(rows)
+    assert all(drawn[row] == 1 for row in np.flatnonzero(unlabelled)), "four epochs see each of the others once"
+    for ratio, share in ((0.0, 0), (2.5, 50), (9.0, 80)):
+        rows = [row for batch in UpdateSampler(np.arange(100), sizes, ratio=ratio, **options) for row in batch]
+        assert unlabelled[rows].sum() == share and (~unlabelled[rows]).sum() == 20

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from fusetune.data.partition import partition
 from fusetune.data.schema import ColumnSpec, Schema
-from fusetune.data.splits import carve_val, read_splits, split_rows, strata_of
+from fusetune.data.splits import carve_val, may_train, read_splits, split_rows, strata_of
 from fusetune.data.table import Table
 from fusetune.errors import TableError
 
@@ -177,3 +177,19 @@ def test_more_rows_than_a_piece_are_split_alike(monkeypatch):
     monkeypatch.setattr("fusetune.data.storage.mapped.PIECE_ROWS", 7)
     monkeypatch.setattr("fusetune.data.storage.mapped.LARGE", 1)
     assert split() == whole
+
+
+def test_rows_without_a_target_train_unless_another_split_has_them_or_their_group():
+    rows = [
+        {"x": "a", "who": "ann", "split": "train"},
+        {"x": "b", "who": "bob", "split": "train"},
+        {"x": "c", "who": None, "split": "test"},
+        {"x": "d", "who": None, "split": "train"},
+        {"x": "e", "who": "ann", "split": None},
+    ]
+    table, held = Table.from_records(rows), Table.from_records([{"x": "z", "who": "bob", "split": "test"}])
+    columns = {"x": ColumnSpec("x", "text", "input"), "who": ColumnSpec("who", "category", "group")}
+    by_group = may_train(table, Schema(columns), [held])
+    assert by_group.tolist() == [True, False, True, True, True]
+    by_both = may_train(table, Schema(columns | {"split": ColumnSpec("split", "category", "split")}), [held])
+    assert by_both.tolist() == [True, False, False, True, False]

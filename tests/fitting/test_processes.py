@@ -37,7 +37,8 @@ def given(tiny, shop, write_csv, tmp_path_factory):
     for place, row in enumerate(rows):
         row["weight"] = round(float(rng.uniform(0.1, 3)), 2)
         row["note"] = "" if place % 6 == 0 else row["note"]
-        row["plan"] = "" if place % 5 == 0 else row["plan"]
+        row["plan"] = "" if place % 5 == 0 or place % 6 == 3 else row["plan"]
+        row["label"] = "" if place % 6 == 3 else row["label"]  # neither target: only contrastive learns from the row
     write_csv(home / "t.csv", rows)
     settings = {
         "train": "t.csv",

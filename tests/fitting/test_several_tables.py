@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 import fusetune
 from fusetune.cli.main import app
-from fusetune.training import loop
+from fusetune.data import examples
 
 
 @pytest.fixture
@@ -28,12 +28,12 @@ def two(shop, write_csv, tmp_path):
 def test_a_fit_on_two_tables_with_a_target_each(two, quick, tmp_path, tiny, monkeypatch):
     shares = []
 
-    class Watched(loop.UpdateSampler):
+    class Watched(examples.UpdateSampler):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
-            shares.append((list(map(len, self.tables)), self.shares))
+            shares.append((list(map(len, self.strata)), self.shares))
 
-    monkeypatch.setattr(loop, "UpdateSampler", Watched)
+    monkeypatch.setattr(examples, "UpdateSampler", Watched)
     settings = quick | {"text": tiny("bert"), "columns": {"price": "number"}, "data": {"mix": 0.0}}
     held = tmp_path / "held.csv"
     tuned = fusetune.fit(

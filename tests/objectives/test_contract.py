@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fusetune.objectives.base import BatchObjective, Objective
+from fusetune.objectives.unimodal import Unimodal
 from fusetune.registry import OBJECTIVES
 from fusetune.testing.objectives import ObjectiveContract, check_objective
 from fusetune.testing.rules import broken_rules, rules_of
@@ -165,6 +166,12 @@ class ByBatch(Compared):
         return {**found, "v": found["v"] - found["v"][here].mean(0)}
 
 
+class ClaimsToNeedNone(Unimodal):
+    """Says that it needs no target, and reads them."""
+
+    needs_target = False
+
+
 def missing_sum(target):
     return target.values[~target.labelled].sum()
 
@@ -195,6 +202,7 @@ FAULTS = [
     (Plain16, "bf16_autocast_agrees_with_float32"),
     (Ordered, "the_order_of_rows_does_not_matter"),
     (ByBatch, "vectors_made_in_parts_give_the_same_loss"),
+    (ClaimsToNeedNone, "it_reads_no_target_where_it_says_so"),
 ]  # fmt: skip
 
 

@@ -123,13 +123,15 @@ def test_an_update_is_the_optimizers_on_the_whole_batch():
 
 
 def test_shares_sum_to_one_by_task():
-    _, examples = make(weighted=True)
-    shares = loss_shares([examples.batch([0, 1, 2]), examples.batch([3, 4]), examples.batch([5])], Accelerator())
+    learner, examples = make(weighted=True)
+    parts = [examples.batch([0, 1, 2]), examples.batch([3, 4]), examples.batch([5])]
+    shares = loss_shares(learner, parts, Accelerator())
     for name in ("k", "y", ""):
         assert sum(share[name] for share in shares) == pytest.approx(1)
     weights = examples.weights[:6]
     assert shares[0][""] == pytest.approx(weights[:3].sum() / weights.sum())
-    assert loss_shares([examples.batch([0]), examples.batch([3])], Accelerator())[0]["y"] == 0.0  # neither row has it
+    neither = loss_shares(learner, [examples.batch([0]), examples.batch([3])], Accelerator())
+    assert neither[0]["y"] == 0.0, "neither row has it"
 
 
 def test_clipping_bounds_an_update():

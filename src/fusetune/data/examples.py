@@ -15,6 +15,7 @@ from torch import Tensor
 from fusetune.data.column import Column, Progress
 from fusetune.data.distinct import is_missing
 from fusetune.data.quarantine import Rejected
+from fusetune.data.sampler import UpdateSampler
 from fusetune.data.storage.mapped import (
     mapped_arange,
     mapped_concatenate,
@@ -71,6 +72,7 @@ class Examples:
         always: whether a batch whose rows all lack a column holds some cell of it, so that its encoder runs on every
             process.
         mix: exponent of temperature sampling over joined tables, see `UpdateSampler`.
+        ratio: of train rows without a target to those with one, see `UpdateSampler`.
     """
 
     def __init__(
@@ -96,7 +98,7 @@ class Examples:
         self.used = mapped_arange(len(table))
         self.augmentation = Augmentation()
         self.views: Mapping[str, Sequence[Column]] = {}
-        self.mix = 1.0
+        self.mix, self.ratio = 1.0, 1.0
         self.always = False
 
     def prepare(self, *, on_bad_cell: str, memory: float = 4.0, progress: Progress | None = None) -> None:
@@ -207,6 +209,7 @@ class Examples:
         views: Mapping[str, Sequence[Column]] | None = None,
         augmentation: Augmentation | None = None,
         mix: float | None = None,
+        ratio: float | None = None,
         always: bool | None = None,
     ) -> Examples:
         """Return a view whose batches use other features, views or augmentation; None leaves an aspect unchanged.
@@ -217,7 +220,7 @@ class Examples:
             trunks: by column, `trunk(cells)` returns the encoder's input where its first layers ran before.
             views: by augmented column, its views, which are added to the present ones.
             augmentation: of train rows.
-            mix: see `UpdateSampler`.
+            mix, ratio: see `UpdateSampler`.
             always: see the attributes.
         """
         view = copy.copy(self)
@@ -231,8 +234,50 @@ class Examples:
             view.views = {**view.views, **views}
         view.augmentation = self.augmentation if augmentation is None else augmentation
         view.mix = self.mix if mix is None else mix
+        view.ratio = self.ratio if ratio is None else ratio
         view.always = self.always if always is None else always
         return view
+
+    def unlabelled(self) -> np.ndarray:
+        """Return which of the used rows have no target at all, (used,) bool; none where nothing is predicted."""
+        found = mapped_full(len(self.used), bool(self.tasks), bool)
+        for missing in self._missing.values():
+            np.logical_and(found, mapped_take(missing, self.used), out=found)
+        return found
+
+    def with_target(self) -> Examples:
+        """Return these rows without those that have no target at all."""
+        unlabelled = self.unlabelled()
+        if not unlabelled.any():
+            return self
+        view = copy.copy(self)
+        view.used = mapped_take(self.used, mapped_flatnonzero(np.logical_not(unlabelled, out=unlabelled)))
+        return view
+
+    def sampler(
+        self, *, batch_size: int, accumulate: int = 1, seed: int = 0, process: int = 0, num_processes: int = 1
+    ) -> UpdateSampler:
+        """Return the sampler of these rows; see `UpdateSampler`."""
+        unlabelled = self.unlabelled()
+        return UpdateSampler(
+            self.used,
+            self.sizes(self.used),
+            batch_size=batch_size,
+            accumulate=accumulate,
+            seed=seed,
+            process=process,
+            num_processes=num_processes,
+            tables=self.table.parts()[self.used] if self.mix != 1 else None,
+            mix=self.mix,
+            unlabelled=unlabelled if unlabelled.any() else None,
+            ratio=self.ratio,
+        )
+
+    @property
+    def num_drawn(self) -> int:
+        """The number of rows that an epoch of training draws."""
+        num = int(np.count_nonzero(self.unlabelled()))
+        return len(self.used) - num + min(num, round(self.ratio * (len(self.used) - num)))
 
     def labelled(self, task: str) -> np.ndarray:
         """Return the positions in the table of the used rows that have the task's target, ascending."""

@@ -31,6 +31,8 @@ class UpdateSampler(Sampler[list[int]]):
         num_processes: int = 1,
         tables: np.ndarray | None = None,
         mix: float = 1.0,
+        unlabelled: np.ndarray | None = None,
+        ratio: float = 1.0,
     ) -> None:
         """
         Args:
@@ -45,18 +47,20 @@ class UpdateSampler(Sampler[list[int]]):
             mix: exponent of temperature sampling: a row comes from table i, of n_i rows, with probability
                 p_i ∝ n_i^mix. 1 takes every row once an epoch, 0 takes equally many rows of each table
                 (Arivazhagan et al. 2019, arXiv 1907.05019, with T = 1 / mix). The length of an epoch is the same.
+            unlabelled: whether each row lacks a target, aligned with `indices`. None: all have one.
+            ratio: rows without a target that an epoch takes for each row with one, at most. If there are more, the
+                next epoch goes on with the others.
         """
         self.indices, self.sizes = indices, sizes
         self.batch_size, self.accumulate, self.seed = batch_size, accumulate, seed
         self.process, self.num_processes = process, num_processes
-        self.tables = [] if tables is None else [mapped_flatnonzero(tables == code) for code in np.unique(tables)]
-        self.shares = _shares([len(positions) for positions in self.tables], mix)
+        self.strata, self.shares = _strata(len(indices), tables, mix, unlabelled, ratio)
         self.epoch = 0
 
     @property
     def num_updates(self) -> int:
         """Number of updates an epoch."""
-        return -(-len(self.indices) // self.batch_size)
+        return -(-sum(self.shares) // self.batch_size)
 
     def __len__(self) -> int:
         return self.num_updates * self.accumulate
@@ -74,11 +78,11 @@ class UpdateSampler(Sampler[list[int]]):
             yield self.indices[order[start : start + self.batch_size]]
 
     def _draw(self) -> np.ndarray:
-        """Return this epoch's rows: each table's share continues its passes, which are reshuffled one by one."""
-        if [len(indices) for indices in self.tables] == self.shares:
+        """Return this epoch's rows: each stratum's share continues its passes, which are reshuffled one by one."""
+        if sum(self.shares) == len(self.indices) and all(map(_is_complete, self.strata, self.shares)):
             return mapped_arange(len(self.indices))
         result = []
-        for number, (indices, share) in enumerate(zip(self.tables, self.shares, strict=True)):
+        for number, (indices, share) in enumerate(zip(self.strata, self.shares, strict=True)):
             first, last = self.epoch * share, (self.epoch + 1) * share
             passes = range(first // len(indices), -(-last // len(indices)))
             rows = [indices[np.random.default_rng((self.seed, number, k)).permutation(len(indices))] for k in passes]
@@ -97,6 +101,29 @@ class UpdateSampler(Sampler[list[int]]):
             )
             for micro in shares[self.process * self.accumulate : (self.process + 1) * self.accumulate]:
                 yield [int(index) for index in micro]
+
+
+def _is_complete(positions: np.ndarray, share: int) -> bool:
+    return len(positions) == share
+
+
+def _strata(
+    num_rows: int, tables: np.ndarray | None, mix: float, unlabelled: np.ndarray | None, ratio: float
+) -> tuple[list[np.ndarray], list[int]]:
+    """Return the positions of each table's rows, then of those without a target, and how many an epoch draws."""
+    if tables is None and unlabelled is None:
+        return [], [num_rows]
+    labelled = mapped_arange(num_rows) if unlabelled is None else mapped_flatnonzero(~unlabelled)
+    if tables is None:
+        strata = [labelled]
+    else:
+        own = tables[labelled]
+        strata = [labelled[mapped_flatnonzero(own == code)] for code in np.unique(own)]
+    shares = _shares([len(positions) for positions in strata], mix)
+    if unlabelled is not None:
+        strata.append(mapped_flatnonzero(unlabelled))
+        shares.append(min(len(strata[-1]), round(ratio * len(labelled))))
+    return strata, shares
 
 
 def _shares(counts: list[int], mix: float) -> list[int]:

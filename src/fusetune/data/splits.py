@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from fusetune.data.storage.mapped import (
     mapped_arange,
     mapped_concatenate,
     mapped_flatnonzero,
+    mapped_full,
     mapped_take,
     mapped_zeros,
     pieces,
@@ -114,10 +115,10 @@ def read_splits(table: Table, schema: Schema) -> dict[str, np.ndarray]:
             file=table.source,
             column=column,
         )
-    means = {_text(cell): name for name in options for cell in _listed(options[name])} if options else SPLIT_WORDS
+    means, rest = _meanings(options)
     numbers = np.zeros(len(table), dtype=np.int8)
     for index, cell in enumerate(table.lazy(column)):
-        split = means.get(_text(cell), "train" if options and "train" not in options else None)
+        split = means.get(_text(cell), rest)
         if split is None or is_missing(cell):
             raise TableError(
                 "the cell is missing" if is_missing(cell) else "the cell names no split",
@@ -133,6 +134,36 @@ def read_splits(table: Table, schema: Schema) -> dict[str, np.ndarray]:
     if "train" not in named:
         raise TableError("the split column has no train row", came=", ".join(named), file=table.source, column=column)
     return named
+
+
+def may_train(table: Table, schema: Schema, held_out: Sequence[Table]) -> np.ndarray:
+    """Return which rows without a target may be train rows, (rows,) bool.
+
+    A row whose split column names another split may not, nor may a row of a group that other splits have.
+
+    Args:
+        table: the rows.
+        schema: gives the columns for split and group.
+        held_out: the tables of the other splits.
+    """
+    allowed = mapped_full(len(table), True, bool)
+    if schema.split is not None and schema.split in table:
+        means, rest = _meanings(schema.columns[schema.split].options)
+        for index, cell in enumerate(table.lazy(schema.split)):
+            allowed[index] = not is_missing(cell) and means.get(_text(cell), rest) == "train"
+    if (group := schema.group) is not None:
+        taken = {str(cell) for part in held_out if group in part for cell in part.lazy(group) if not is_missing(cell)}
+        for index, cell in enumerate(table.lazy(group)):
+            allowed[index] &= is_missing(cell) or str(cell) not in taken
+    return allowed
+
+
+def _meanings(options: Mapping[str, Any]) -> tuple[Mapping[str, str], str | None]:
+    """Return the split that each cell of a split column means, and that of any other cell."""
+    if not options:
+        return SPLIT_WORDS, None
+    means = {_text(cell): name for name in options for cell in _listed(options[name])}
+    return means, None if "train" in options else "train"
 
 
 def _text(cell: Any) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+
 from fusetune.backbones.backbone import Backbone
 from fusetune.data.examples import Examples
 from fusetune.data.schema import Schema
@@ -40,9 +42,14 @@ def announcement(
     unused = [name for role in ("id", "ignore") for name in schema.names(role)]
     if unused:
         lines.append(f"unused   {_names(unused)}")
-    counts = [f"{len(rows):,} {split}" for split, rows in examples.items()]
+    counts = [_count(split, rows) for split, rows in examples.items()]
     rejected = sum(len(rows.rejected) for rows in examples.values())
     return [*lines, f"rows     {', '.join(counts)}{f'; {rejected:,} rejected' if rejected else ''}"]
+
+
+def _count(split: str, rows: Examples) -> str:
+    without = int(np.count_nonzero(rows.unlabelled()))
+    return f"{len(rows):,} {split}" + (f" ({without:,} of them without a target)" if without else "")
 
 
 def _task(task: Task) -> str:

@@ -14,7 +14,6 @@ import torch
 
 from fusetune.data.column import Column
 from fusetune.data.examples import Examples
-from fusetune.data.sampler import UpdateSampler
 from fusetune.fitting.announce import announcement
 from fusetune.fitting.choose import start_fusion
 from fusetune.fitting.prepared import Prepared, RunSettings, prepare
@@ -102,8 +101,9 @@ def estimate_fit(asked: RunSettings) -> Estimate:
     model = build(fit, start_fusion(fit))
     features, encoding = _encoding(fit, model)
     train, val = fit.examples["train"], fit.examples["val"]
-    rows = TrainingRows(train, val, features["train"], features["val"])
     objectives = build_objectives(model, fit.targets, fit.config.objectives)
+    rows = TrainingRows(train, val, features["train"], features["val"]).for_objectives(objectives)
+    train = rows.train
     settings = fit.config.trainer
     balance = build_balance(settings.balance, model, fit.targets, train)
     own, augmented = rules(fit, fit.modalities), train.augmentation.augmenters
@@ -116,7 +116,7 @@ def estimate_fit(asked: RunSettings) -> Estimate:
     notes: list[str] = []
     if settings.head_epochs != 0:
         given = train.given(features=rows.train_features), val.given(features=rows.val_features)
-        stages.append(_stage(recipe.head_stage(len(train)), learner, *given, accelerator, notes))
+        stages.append(_stage(recipe.head_stage(train.num_drawn), learner, *given, accelerator, notes))
     if recipe.tunes():
         tune = recipe.tune_stage()
         still = [name for name, key in model.routes.items() if key not in recipe.moving()]
@@ -168,7 +168,7 @@ def _stage(
     """Run an update of the rows that cost most, time some others and a check, and scale them up."""
     sizes = train.sizes(train.used)
     options: dict[str, Any] = {"batch_size": stage.batch_size, "accumulate": stage.accumulate, "seed": stage.seed}
-    sampler = UpdateSampler(train.used, sizes, **options)
+    sampler = train.sampler(**options)
     learner.train()
     if stage.fits_memory and (text := fit_micro_batches(learner, train, sampler, accelerator, stage.gradients)):
         notes.append(text)

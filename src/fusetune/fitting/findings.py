@@ -182,7 +182,7 @@ class Findings:
         if split not in self._shared:
             examples = self.fit.examples[split]
             also = np.zeros(len(examples.table), dtype=bool)
-            also[examples.used[overlapping(self.fit.examples["train"], examples)]] = True
+            also[examples.used[overlapping(self.fit.examples["train"].with_target(), examples)]] = True
             self._shared[split] = also
         return np.asarray(self._shared[split][indices])
 

@@ -34,7 +34,7 @@ from fusetune.fitting.run_folder import RunFolder
 from fusetune.fitting.tables import SPLITS, Tables, check_rows
 from fusetune.modalities.base import Modality
 from fusetune.models.build import Backbones, build_modalities, build_task
-from fusetune.objectives.total import aligned_columns
+from fusetune.objectives.total import aligned_columns, learning_without_target
 from fusetune.tasks.abilities import Probed
 from fusetune.tasks.base import TargetTask, Task, target_tasks
 from fusetune.tasks.infer import infer_task
@@ -180,7 +180,7 @@ def prepare(asked: RunSettings) -> Prepared:
         try:
             examples["train"].fit()
             if config.trainer.probe == "auto" and any(isinstance(task, Probed) for task in targets.values()):
-                examples["train"].learn_ngrams()
+                examples["train"].with_target().learn_ngrams()
         except UserError as error:
             raise error.in_file(tables.splits["train"].source) from None
         for rows in examples.values():
@@ -190,11 +190,16 @@ def prepare(asked: RunSettings) -> Prepared:
         truths = {name: _some_truth(task, examples["train"], name) for name, task in tasks.items()}
         choose_metrics(config.trainer.metric, tasks, truths, asked.functions)
         examples["test"].table.require(config.report.slices)
+        if num := int(np.count_nonzero(examples["train"].unlabelled())):
+            names = ", ".join(learning_without_target(config.objectives))
+            tables.notes.append(f"{num:,} train rows without a target train {names}, and nothing else.")
         augmentation = _augmentation(config, modalities, examples["train"], track if show else None)
         if show:
             for line in announcement(tables.schema, tasks, modalities, examples, codes):
                 print_line(line)
-        examples["train"] = examples["train"].given(augmentation=augmentation, mix=config.data.mix)
+        examples["train"] = examples["train"].given(
+            augmentation=augmentation, mix=config.data.mix, ratio=config.data.unlabelled
+        )
     cache = FeatureCache.of(config.data.cache, config.data.cache_gib)
     return Prepared(
         config, asked.run, tables, tasks, modalities, examples, cache, phases, show, deadline=asked.deadline

@@ -79,7 +79,7 @@ class Growing:
         settings = fit.config.fusion
         assert isinstance(settings, StackConfig)
         self.fit, self.model, self.rows, self.settings = fit, model, fit.rows, settings
-        self.view = View.fit(fit.examples["train"], fit.features["train"], components=settings.components)
+        self.view = View.fit(fit.examples["train"].with_target(), fit.features["train"], components=settings.components)
         self.frozen = {key: encoder for key, encoder in before.items() if _moved(encoder, model.encoders[key])}
         still = [name for name, key in model.routes.items() if key not in history.moved]
         self.known = {name: known for name, known in fit.features["val"].items() if name in still}

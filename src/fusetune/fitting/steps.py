@@ -57,7 +57,7 @@ def encode(fit: Prepared, model: Family) -> Prepared:
         for split, examples in fit.examples.items()
     }
     rows = {
-        name: {split: SplitRows.of(name, fit.examples[split], features[split]) for split in SPLITS}
+        name: {split: SplitRows.of(name, fit.examples[split].with_target(), features[split]) for split in SPLITS}
         for name in fit.targets
     }
     return replace(fit, fingerprints=fingerprints, features=features, rows=rows)

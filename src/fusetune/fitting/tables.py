@@ -13,11 +13,12 @@ from fusetune.data.examples import Examples
 from fusetune.data.quarantine import Rejected, check_rate
 from fusetune.data.reading.joined import concat
 from fusetune.data.schema import Schema
-from fusetune.data.splits import split_rows
+from fusetune.data.splits import may_train, split_rows
 from fusetune.data.table import Table
 from fusetune.errors import TableError
 from fusetune.evaluation.results import TableUsed
-from fusetune.objectives.total import standalone_objective
+from fusetune.objectives.total import learning_without_target, standalone_objective
+from fusetune.registry import OBJECTIVES
 
 SPLITS = ("train", "val", "test")
 
@@ -27,9 +28,10 @@ class Tables:
 
     Attributes:
         schema: detected on the train table.
-        splits: the rows with at least one target, under "train", "val" and "test".
+        splits: the rows with at least one target, under "train", "val" and "test"; train has the rows without any, too,
+            where an objective learns from them.
         files: by split with a table of its own, (file, number of rows in it).
-        unlabelled: by split, the number of rows without any target.
+        unlabelled: by split, the number of rows without any target that are left out.
         rejected: by split, the rows that could not be read.
         notes: sentences for the user on how the tables were read.
     """
@@ -76,19 +78,49 @@ class Tables:
             self.schema.validate(table, targets=split == "train")
             table.require(self.schema.targets)
         labelled = {split: self._labelled(split, table) for split, table in given.items()}
-        return self._split(labelled)
+        splits = self._split({split: given[split].select(has) for split, has in labelled.items()})
+        if self.schema.names("target"):
+            splits["train"] = self._with_unlabelled(given["train"], labelled["train"], splits)
+            self._note_unlabelled()
+        return splits
 
-    def _labelled(self, split: str, table: Table) -> Table:
-        """The rows that have at least one target; all where nothing is predicted."""
+    def _labelled(self, split: str, table: Table) -> np.ndarray:
+        """Return which rows have at least one target, (rows,) bool; all where nothing is predicted."""
         if not self.schema.names("target"):
-            return table
+            return np.ones(len(table), dtype=bool)
         has = ~np.all([table.missing(target) for target in self.schema.names("target")], axis=0)
         self.unlabelled[split] = int((~has).sum())
         if not has.any():
             raise TableError(
                 "no row has a target", file=table.source, expected=f"values in {self.schema.names('target')}"
             )
-        return table.select(has)
+        return np.asarray(has)
+
+    def _with_unlabelled(self, given: Table, has: np.ndarray, splits: Mapping[str, Table]) -> Table:
+        """Return the train rows with the rows without a target that may train, if an objective learns from them."""
+        if not (self.config.data.unlabelled and learning_without_target(self.config.objectives)):
+            return splits["train"]
+        if not len(positions := np.flatnonzero(~has)):
+            return splits["train"]
+        held_out = [table for split, table in splits.items() if split != "train"]
+        positions = positions[may_train(given.select(positions), self.schema, held_out)]
+        self.unlabelled["train"] -= len(positions)
+        rows = np.isin(given.rows, splits["train"].rows)
+        rows[positions] = True
+        return given.select(rows)
+
+    def _note_unlabelled(self) -> None:
+        if not (num := self.unlabelled["train"]):
+            return
+        able = [name for name in OBJECTIVES if not OBJECTIVES.get(name).needs_target]
+        used = learning_without_target(self.config.objectives)
+        if not used:
+            why = f"no objective learns from them ({', '.join(able)} would)"
+        elif not self.config.data.unlabelled:
+            why = "data.unlabelled=0"
+        else:
+            why = "they belong to another split, or to a group of which another split has rows"
+        self.notes.append(f"{num:,} train rows without a target are left out: {why}.")
 
     def _split(self, given: dict[str, Table]) -> dict[str, Table]:
         """Train, validation and test rows: those given, the others split off from train."""
@@ -133,7 +165,8 @@ class Tables:
             rejected = {item.row for item in [*self.rejected[split], *rows.rejected]}
             file, _ = self.files.get(split, (f"{self.files['train'][0]} (split off)", 0))
             rows_in = len(rows.rows) + len({item.row for item in self.rejected[split]}) + self.unlabelled[split]
-            used.append(TableUsed(split, file, rows_in, rows_in - len(rejected), len(rejected), self.unlabelled[split]))
+            unlabelled = self.unlabelled[split] + int(np.count_nonzero(rows.unlabelled()))
+            used.append(TableUsed(split, file, rows_in, rows_in - len(rejected), len(rejected), unlabelled))
         return used
 
 

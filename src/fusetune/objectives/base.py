@@ -29,6 +29,11 @@ def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
     return (losses * weights).sum() / total.clamp(min=torch.finfo(total.dtype).tiny)
 
 
+def labelled_weights(batch: Batch) -> Tensor:
+    """Return the weights of the rows that have a target, (batch,); 0 for the others."""
+    return batch.weights * torch.stack([target.labelled for target in batch.targets.values()]).any(0)
+
+
 class Objective(nn.Module, abc.ABC):
     """A term of the total loss, Σ task losses + Σ weight · objective.
 
@@ -41,6 +46,7 @@ class Objective(nn.Module, abc.ABC):
     - The batch and the outputs are not changed. The objective does not register the model's parameters as its own.
     - A single row, rows that all lack a column, and rows without targets give a finite loss. Values of missing targets
       are not read. bf16 autocast works.
+    - With `needs_target` False, no target is read: rows with and without a target enter alike.
 
     Args:
         model: the model to be trained. The constructor reads its columns and sizes; it keeps no parameter of it.
@@ -59,6 +65,9 @@ class Objective(nn.Module, abc.ABC):
     name: ClassVar[str]
     standalone: ClassVar[bool] = False
     """Whether the objective can be minimised without any task."""
+    needs_target: ClassVar[bool] = True
+    """Whether only rows with a target enter the losses. Train rows without any target are used if some objective needs
+    none."""
 
     def __init__(self, model: Family, tasks: Mapping[str, TargetTask], *, weight: float = 1.0) -> None:
         super().__init__()
@@ -80,6 +89,15 @@ class Objective(nn.Module, abc.ABC):
             batch: the rows, not to be changed.
             outputs: the model's outputs for these rows, not to be changed.
         """
+
+    def counts(self, batch: Batch) -> Tensor:
+        """Return each row's term in the denominator of the losses, (batch,).
+
+        The means of an update's micro-batches are combined by it to the mean over all of its rows, so it is known
+        before the forward pass. The default is the rows' weights; an objective that averages over rows with a target
+        takes `labelled_weights`.
+        """
+        return batch.weights
 
 
 class BatchObjective(Objective):

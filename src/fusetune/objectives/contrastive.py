@@ -128,6 +128,7 @@ class ContrastiveObjective(BatchObjective):
 
     name = "contrastive"
     standalone = True
+    needs_target = False
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.errors import ConfigError
-from fusetune.objectives.base import Objective
+from fusetune.objectives.base import Objective, labelled_weights
 from fusetune.tasks.base import TargetTask
 from fusetune.types import Batch, Outputs
 
@@ -63,6 +63,10 @@ class Mixup(Objective):
         if not alpha > 0:
             raise ConfigError("objectives.mixup.alpha is out of range", expected="above 0", came=str(alpha))
         self.tasks, self.alpha = dict(tasks), alpha
+
+    def counts(self, batch: Batch) -> Tensor:
+        """Count rows that have a target."""
+        return labelled_weights(batch)
 
     def forward(self, model: nn.Module, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
         """Return the mean loss over pairs of rows, summed over tasks."""

@@ -54,6 +54,7 @@ class RDrop(Objective):
     """
 
     name = "rdrop"
+    needs_target = False
 
     def __init__(self, model: Family, tasks: Mapping[str, TargetTask], *, weight: float = 1.0) -> None:
         super().__init__(model, tasks, weight=weight)

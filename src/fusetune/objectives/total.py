@@ -31,6 +31,11 @@ def standalone_objective(settings: Mapping[str, Mapping[str, Any]]) -> str | Non
     return next((name for name in settings if OBJECTIVES.get(name).standalone), None)
 
 
+def learning_without_target(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the objectives that learn from rows without a target."""
+    return [name for name in settings if not OBJECTIVES.get(name).needs_target]
+
+
 def aligned_columns(settings: Mapping[str, Mapping[str, Any]], inputs: list[str]) -> list[str]:
     """Return the input columns that a fit without a target aligns: all, or those that the objective's options name.
 

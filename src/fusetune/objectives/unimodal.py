@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.errors import ConfigError
-from fusetune.objectives.base import Objective
+from fusetune.objectives.base import Objective, labelled_weights
 from fusetune.tasks.base import TargetTask
 from fusetune.types import Batch, Outputs
 
@@ -64,6 +64,10 @@ class Unimodal(Objective):
         self.heads = nn.ModuleList(
             nn.ModuleList(task.build_head(model.dim) for task in tasks.values()) for _ in self.columns
         )
+
+    def counts(self, batch: Batch) -> Tensor:
+        """Count rows that have a target."""
+        return labelled_weights(batch)
 
     def forward(self, model: nn.Module, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
         """Return the mean loss over columns, summed over tasks."""

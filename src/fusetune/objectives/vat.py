@@ -61,6 +61,7 @@ class VirtualAdversarial(Objective):
     """
 
     name = "vat"
+    needs_target = False
 
     def __init__(
         self,

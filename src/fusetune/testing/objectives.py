@@ -225,6 +225,22 @@ class ObjectiveContract(Contract):
             target.labelled = torch.zeros_like(target.labelled)
         _finite(objective, model, batch)
 
+    def test_it_reads_no_target_where_it_says_so(self, make: MakeObjective) -> None:
+        """With `needs_target` False, rows without a target count as those with one: none is read."""
+        objective, model, batch = _built(make)
+        if objective.needs_target:
+            raise unittest.SkipTest("it needs a target")
+        plain = _loss(objective, model, batch).detach()
+        for target in batch.targets.values():
+            target.labelled = torch.zeros_like(target.labelled)
+        without = _loss(objective, model, batch)
+        assert torch.allclose(plain, without.detach(), rtol=1e-5, atol=1e-7), (
+            f"without any target the loss is {without}, not {plain}"
+        )
+        torch.autograd.backward(without)
+        reached = [p.grad for p in model.parameters() if p.grad is not None]
+        assert any(grad.abs().max() > 1e-8 for grad in reached), "rows without a target give no gradient"
+
     def test_bf16_autocast_agrees_with_float32(self, make: MakeObjective) -> None:
         """Under bf16 autocast the loss is about the same, and its gradient finite."""
         objective, model, batch = _built(make)

@@ -132,9 +132,10 @@ def finetune(
         RunError: the training failed; see `run_stage`.
     """
     start, context = start or Start(), context or RunContext()
-    manager, train = context.manager, rows.train
-    error = ScoreError(context.seed)
+    manager, error = context.manager, ScoreError(context.seed)
     objectives = build_objectives(model, goal.tasks, goal.objectives)
+    rows = rows.for_objectives(objectives)
+    train = rows.train
     balance = build_balance(settings.balance, model, goal.tasks, train)
     recipe = Recipe(
         model,
@@ -149,7 +150,7 @@ def finetune(
     )
     _check(recipe, manager)
     learner = Learner(model, Total(goal.tasks, objectives, balance))
-    _install(model, column_scales(train, rows.train_features), start)
+    _install(model, column_scales(train.with_target(), rows.train_features), start)
     if (ended := manager.pop(END)) is not None:
         return _ended(learner, ended, manager)
     saved = manager.saved
@@ -216,10 +217,10 @@ def _install(model: Family, scales: Mapping[str, tuple[Tensor, Tensor]], start: 
 def precision_of(recipe: Recipe, learner: Learner, rows: TrainingRows) -> str:
     """Return the precision of the last stage; all processes take the first one's."""
     train = rows.train
-    stage = recipe.tune_stage() if recipe.tunes() else recipe.head_stage(len(train))
+    stage = recipe.tune_stage() if recipe.tunes() else recipe.head_stage(train.num_drawn)
     trained = [parameter for group in stage.groups for parameter in group["params"]]
     still = {column for column, key in recipe.model.routes.items() if key not in recipe.moving()}
-    updates = round(stage.epochs * len(train) / stage.batch_size)
+    updates = round(stage.epochs * train.num_drawn / stage.batch_size)
     tried, _ = rows.given(still, augmented=bool(train.augmentation.num_views))
     choice = [
         choose_precision(
@@ -244,7 +245,7 @@ def _stages(
     context: RunContext,
 ) -> set[str]:
     """The head stage, then the tune stage, each left at the best step so far; gives the encoders that were trained."""
-    settings, model, manager, num_rows = recipe.settings, recipe.model, context.manager, len(rows.train)
+    settings, model, manager, num_rows = recipe.settings, recipe.model, context.manager, rows.train.num_drawn
     last = "tune" if recipe.tunes() else "head"
     kept = BestSteps(learner, last, settings.soup, best.error) if settings.soup is not None else None
     callbacks = [best, *others, *([kept] if kept is not None else [])]

@@ -337,14 +337,10 @@ class _StageRun:
 
 def _sampler(stage: Stage, train: Examples, accelerator: Accelerator) -> UpdateSampler:
     """Return the sampler of this process's rows."""
-    return UpdateSampler(
-        train.used,
-        train.sizes(train.used),
+    return train.sampler(
         batch_size=stage.batch_size,
         accumulate=stage.accumulate,
         seed=stage.seed,
         process=accelerator.process_index,
         num_processes=accelerator.num_processes,
-        tables=train.table.parts()[train.used] if train.mix != 1 else None,
-        mix=train.mix,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,12 @@ class TrainingRows:
     val: Examples
     train_features: Mapping[str, Tokens]
     val_features: Mapping[str, Tokens]
+
+    def for_objectives(self, objectives: Sequence[Objective]) -> TrainingRows:
+        """Return these rows without train rows that have no target, unless an objective learns from such rows."""
+        if all(objective.needs_target for objective in objectives):
+            return replace(self, train=self.train.with_target())
+        return self
 
     def given(self, columns: Collection[str], *, augmented: bool) -> tuple[Examples, Examples]:
         """Return train and validation rows with the features of some columns; their other cells are encoded anew.

@@ -287,6 +287,7 @@ def test_low_precision_and_checkpointing_give_nearly_the_same(tiny, settings):
     class Half:
         device, scaler, num_processes = torch.device("cpu"), None, 1
         no_sync, backward = staticmethod(CPU.no_sync), staticmethod(CPU.backward)
+        unwrap_model = staticmethod(CPU.unwrap_model)
 
         def autocast(self):
             return torch.autocast("cpu", dtype=torch.bfloat16)

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from fusetune.objectives.base import Objective, weighted_mean
+from fusetune.objectives.base import Objective, labelled_weights, weighted_mean
 from fusetune.objectives.total import Total
 from fusetune.tasks.classification import BinaryTask, MulticlassTask
 from fusetune.tasks.multilabel import MultilabelTask
@@ -126,3 +126,25 @@ def test_an_objectives_weighted_mean_is_the_same_over_micro_batches():
         for cuts in ([], [3, 9, 20])
     ]
     assert float(losses[1]["objective/spread"]) == pytest.approx(float(losses[0]["objective/spread"]), rel=1e-6)
+
+
+class SpreadOfLabelled(Spread):
+    """The same of the rows with a target."""
+
+    def forward(self, model, batch, outputs):
+        return {self.name: weighted_mean(outputs.logits["y"].square().mean(1), self.counts(batch))}
+
+    def counts(self, batch):
+        return labelled_weights(batch)
+
+
+def test_an_objectives_mean_over_labelled_rows_is_the_same_over_micro_batches():
+    task, cells = TASKS["binary"]
+    task.fit(cells)
+    model = Head(task)
+    learner = Learner(model, Total({"y": task}, [SpreadOfLabelled(model, {"y": task})])).double()
+    found = [
+        gradient(learner, batches(task, cells, weighted=True, missing=True, cuts=cuts), Accelerator(cpu=True))[1]
+        for cuts in ([], [3, 9, 20])
+    ]
+    assert torch.allclose(found[0], found[1], rtol=1e-6, atol=1e-9)

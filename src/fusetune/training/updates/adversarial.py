@@ -90,7 +90,7 @@ class Adversarial:
     ) -> dict[str, Tensor]:
         """See `Gradients`. Losses at perturbed inputs are "adversarial/NAME"; those of freelb keep their names."""
         totals: dict[str, Tensor] = {}
-        counts = loss_shares(micro_batches, accelerator)
+        counts = loss_shares(learner, micro_batches, accelerator)
         for position, (batch, shares) in enumerate(zip(micro_batches, counts, strict=True)):
             ball = Ball(self.model, batch.to(accelerator.device), self.columns)
             deltas = ball.uniform(self.ascent.epsilon) if self.random_start else ball.zeros()

@@ -45,7 +45,9 @@ def cached(learner: nn.Module, micro_batches: Sequence[Batch], accelerator: Acce
         totals |= losses
         for index, gradient in enumerate(gradients):
             at_vectors[index][objective.name] = gradient
-    for index, (batch, shares) in enumerate(zip(micro_batches, loss_shares(micro_batches, accelerator), strict=True)):
+    for index, (batch, shares) in enumerate(
+        zip(micro_batches, loss_shares(learner, micro_batches, accelerator), strict=True)
+    ):
         last = index == len(micro_batches) - 1
         rng_states[index].restore()
         with nullcontext() if last else accelerator.no_sync(learner), accelerator.autocast():

@@ -98,7 +98,7 @@ class Surgery:
         parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
         rows: list[Row] = [[None] * len(parameters) for _ in range(len(self.balance.names) + 1)]
         totals: dict[str, Tensor] = {}
-        for batch, shares in zip(micro_batches, loss_shares(micro_batches, accelerator), strict=True):
+        for batch, shares in zip(micro_batches, loss_shares(learner, micro_batches, accelerator), strict=True):
             with accelerator.no_sync(learner), accelerator.autocast():
                 _, parts, _ = learner(batch.to(accelerator.device))
             parts = scale_losses(parts, shares)

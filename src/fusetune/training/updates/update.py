@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fusetune import _private
 from fusetune.errors import NonFiniteLoss
+from fusetune.objectives.base import Objective
 from fusetune.training.hardware.dtensor import clip as scale_down
 from fusetune.training.hardware.dtensor import gradient_norm, is_sharded
 from fusetune.training.hardware.shard import clear_absent_gradients
@@ -77,18 +78,26 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def loss_shares(micro_batches: Sequence[Batch], accelerator: Accelerator) -> list[Shares]:
+def loss_shares(learner: nn.Module, micro_batches: Sequence[Batch], accelerator: Accelerator) -> list[Shares]:
     """Return the factors by which micro-batches' mean losses sum to the mean loss over all rows of the update.
 
     Several processes have different rows of the update, and gradients are averaged over them: a share is relative to
     the mean of the processes' totals. It is then a scalar tensor on the device, so that the host need not wait for it.
 
+    Args:
+        learner: whose objectives' losses are scaled too; possibly wrapped.
+        micro_batches: the update's rows.
+        accelerator: knows the other processes.
+
     Returns:
-        Per micro-batch, by a task's name: its share of the loss's denominator (`Target.counts`) in the update. Under
-        "": its share of the rows' weights, for the losses of objectives.
+        Per micro-batch, by a task's name: its share of the loss's denominator (`Target.counts`) in the update. By
+        "objective/NAME": its share of an objective's (`Objective.counts`). Under "": its share of the rows' weights.
     """
+    objective = getattr(accelerator.unwrap_model(learner), "objective", None)
+    objectives = [part for part in getattr(objective, "objectives", ()) if isinstance(part, Objective)]
     sizes = [
         {name: float(target.counts(batch.weights).sum()) for name, target in batch.targets.items()}
+        | {f"objective/{part.name}": float(part.counts(batch).sum()) for part in objectives}
         | {"": float(batch.weights.sum())}
         for batch in micro_batches
     ]
@@ -104,7 +113,12 @@ def loss_shares(micro_batches: Sequence[Batch], accelerator: Accelerator) -> lis
 
 def scale_losses(parts: dict[str, Tensor], shares: Shares) -> dict[str, Tensor]:
     """Multiply a micro-batch's losses by their shares; see `loss_shares`."""
-    return {name: part * shares.get(name, shares[""]) for name, part in parts.items()}
+
+    def share(name: str) -> float | Tensor:
+        objective = "/".join(name.split("/")[:2])  # an objective's losses are called objective/NAME or .../NAME/PART
+        return shares[name] if name in shares else shares.get(objective, shares[""])
+
+    return {name: part * share(name) for name, part in parts.items()}
 
 
 def accumulate_losses(totals: dict[str, Tensor], parts: dict[str, Tensor]) -> None:
@@ -116,7 +130,7 @@ def accumulate_losses(totals: dict[str, Tensor], parts: dict[str, Tensor]) -> No
 def plain(learner: nn.Module, micro_batches: Sequence[Batch], accelerator: Accelerator) -> dict[str, Tensor]:
     """Run one forward and backward pass a micro-batch; a `Gradients`."""
     totals: dict[str, Tensor] = {}
-    counts = loss_shares(micro_batches, accelerator)
+    counts = loss_shares(learner, micro_batches, accelerator)
     for position, (batch, shares) in enumerate(zip(micro_batches, counts, strict=True)):
         last = position == len(micro_batches) - 1
         with nullcontext() if last else accelerator.no_sync(learner), accelerator.autocast():
