@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from fusetune import api
+from fusetune.data.folds import fold_of
 from fusetune.errors import FolderError, MissingExtra
 from fusetune.evaluation.decisions import StackUsed
-from fusetune.fitting.stack import fold_of, mean, weigh
+from fusetune.fitting.stack import mean, weigh
 from fusetune.tasks.classification import BinaryTask, MulticlassTask
 from fusetune.tasks.multilabel import MultilabelTask
 from fusetune.tasks.regression import RegressionTask
@@ -200,15 +201,6 @@ def test_tuned_encoders_are_kept_as_they_were_for_the_trees(adapter, tiny, shop_
         merged = api.load(fresh.merge().save(tmp_path / "merged")).predict(given["test"])
         probabilities = [name for name in merged.table.column_names if name.startswith("label:")]
         assert all(np.allclose(merged[name], tuned.predict(given["test"])[name], atol=1e-5) for name in probabilities)
-
-
-def test_no_row_of_a_group_is_in_two_folds():
-    groups = np.asarray([0, 0, 1, 1, 1, -1, -1, 2, 3, 4, 4, -1])
-    parts = fold_of(groups, 4, seed=0)
-    for group in range(5):
-        assert len(set(parts[groups == group])) == 1
-    assert set(parts) == {0, 1, 2, 3} and np.array_equal(parts, fold_of(groups, 4, seed=0))
-    assert set(fold_of(np.asarray([-1, -1]), 9, seed=0)) == {0, 1}
 
 
 @pytest.fixture

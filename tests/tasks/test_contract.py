@@ -165,8 +165,8 @@ class Forgetful(RegressionTask):
 
 
 class Blind(MulticlassTask):
-    def linear(self, features, truth, val_features, val_truth, weights=None):
-        return super().linear(features * 0, truth, val_features * 0, val_truth, weights)
+    def linear_path(self, features, truth, weights=None):
+        return super().linear_path(features * 0, truth, weights)
 
 
 class Doubled(LinearModel):
@@ -196,8 +196,8 @@ class NeedsValidation(MulticlassTask):
 
 
 class LinearIgnoresWeights(MulticlassTask):
-    def linear(self, features, truth, val_features, val_truth, weights=None):
-        return super().linear(features, truth, val_features, val_truth)
+    def linear_path(self, features, truth, weights=None):
+        return super().linear_path(features, truth)
 
 
 class DivergesByBatch(MulticlassTask):

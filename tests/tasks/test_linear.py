@@ -3,7 +3,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
-from fusetune.tasks.linear import PENALTIES, fit_logistic, fit_ridge, softmax_scores, solve_logistic
+from fusetune.tasks.linear import PENALTIES, RIDGE_PENALTIES, logistic_path, ridge_path, softmax_scores, solve_logistic
 
 
 def data(rows, width, outputs, seed=0):
@@ -37,15 +37,8 @@ def test_sigmoid_regression_is_scikit_learns_one_label_at_a_time():
 def test_ridge_is_scikit_learns(rows, width):
     features, logits = data(rows, width, 1)
     targets = logits[:, 0]
-    chosen = []
-
-    def judge(scores):
-        chosen.append(scores)
-        return (1.0, 0.0) if len(chosen) == 9 else (0.0, 0.0)
-
-    model = fit_ridge(features, targets, features, judge, lambda out: out[:, 0])
-    penalty = 10.0 ** (3 - 0.5 * 8)  # the ninth of the grid
-    oracle = Ridge(alpha=penalty * rows).fit(features, targets)
+    model = ridge_path(features, targets, lambda out: out[:, 0]).at(8)
+    oracle = Ridge(alpha=RIDGE_PENALTIES[8] * rows).fit(features, targets)
     expected = oracle.predict(features)
     assert np.allclose(model.scores(features), expected, atol=1e-4)
 
@@ -53,7 +46,8 @@ def test_ridge_is_scikit_learns(rows, width):
 def test_more_features_than_rows_give_the_same_as_the_plain_problem():
     features, logits = data(40, 100, 2)
     truth = np.eye(2)[logits.argmax(1)]
-    model = fit_logistic(features, truth, features[:0], lambda scores: (0.0, 0.0), exclusive=True)
+    path = logistic_path(features, truth, exclusive=True)
+    model = path.at(path.default)
     scaled = features - features.mean(0)
     middle = PENALTIES[len(PENALTIES) // 2]
     plain = solve_logistic(scaled, truth, middle, np.zeros((101, 2)), exclusive=True, steps=1000)
@@ -67,11 +61,11 @@ def test_the_penalty_is_chosen_on_validation_rows():
     noise[:, 0] += truth  # one weak signal among fifty columns of noise
     seen = []
 
-    def judge(scores):
-        seen.append(-float(np.mean((scores[:, 1] - truth[30:]) ** 2)))
+    def score(model):
+        seen.append(-float(np.mean((model.scores(noise[30:])[:, 1] - truth[30:]) ** 2)))
         return seen[-1], 0.0
 
-    model = fit_logistic(noise[:30], np.eye(2)[truth[:30]], noise[30:], judge, exclusive=True)
+    model = logistic_path(noise[:30], np.eye(2)[truth[:30]], exclusive=True).best(score)
     reached = -float(np.mean((model.scores(noise[30:])[:, 1] - truth[30:]) ** 2))
     assert reached == max(seen) and len(set(seen)) > 2
 
@@ -80,9 +74,8 @@ def test_a_constant_feature_and_an_absent_class_do_no_harm():
     features, logits = data(80, 4, 3)
     features[:, 2] = 7.0
     truth = np.minimum(logits.argmax(1), 1)  # class 2 has no row
-    model = fit_logistic(
-        features, np.eye(3)[truth], features, lambda s: (float((s.argmax(1) == truth).mean()), 0.0), exclusive=True
-    )
+    path = logistic_path(features, np.eye(3)[truth], exclusive=True)
+    model = path.best(lambda model: (float((model.scores(features).argmax(1) == truth).mean()), 0.0))
     scores = model.scores(features + np.array([0, 0, 1e6, 0], dtype=np.float32))
     assert np.isfinite(scores).all() and scores[:, 2].max() < 0.05
     assert (scores.argmax(1) == truth).mean() > 0.7
@@ -93,10 +86,9 @@ def test_a_row_of_weight_three_counts_as_three_rows():
     counts = np.random.default_rng(1).integers(1, 4, 60)
     many = np.repeat(np.arange(60), counts)
     truth = np.eye(2)[logits.argmax(1)]
-    none = features[:0]
     for fit, targets in (
-        (lambda x, y, w: fit_logistic(x, y, none, lambda s: (0.0, 0.0), exclusive=True, weights=w), truth),
-        (lambda x, y, w: fit_ridge(x, y, none, lambda s: (0.0, 0.0), lambda out: out[:, 0], weights=w), logits[:, 0]),
+        (lambda x, y, w: logistic_path(x, y, exclusive=True, weights=w).at(6), truth),
+        (lambda x, y, w: ridge_path(x, y, lambda out: out[:, 0], weights=w).at(6), logits[:, 0]),
     ):
         weighed, repeated = fit(features, targets, counts.astype(float)), fit(features[many], targets[many], None)
         assert np.allclose(weighed.scores(features), repeated.scores(features), atol=2e-3)

@@ -18,6 +18,7 @@ from torch import nn
 from fusetune.backbones.load import Backbone
 from fusetune.config.config import Config
 from fusetune.config.fusion import StackConfig
+from fusetune.data.folds import fold_of
 from fusetune.evaluation.decisions import StackUsed
 from fusetune.evaluation.measure import systems
 from fusetune.fitting.prepared import Prepared
@@ -154,23 +155,6 @@ class Growing:
             logits[inside] = found
         assert logits is not None
         return logits
-
-
-def fold_of(groups: np.ndarray, folds: int, *, seed: int) -> np.ndarray:
-    """Which fold each row is in: at random, folds of like size, rows of one group in one fold.
-
-    Args:
-        groups: (rows,) int64, -1 for a row of none.
-        folds: at most so many; as many as there are rows or groups where there are fewer, and at least 2.
-        seed: of the draw.
-
-    Returns:
-        (rows,) int64.
-    """
-    own = np.where(groups < 0, -1 - np.arange(len(groups)), groups)
-    units, unit_of = np.unique(own, return_inverse=True)
-    parts = np.arange(len(units)) % max(2, min(folds, len(units)))
-    return np.asarray(np.random.default_rng(seed).permutation(parts)[unit_of])
 
 
 def weigh(task: Boosted, network: np.ndarray, trees: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> StackUsed:

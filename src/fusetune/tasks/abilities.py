@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from fusetune.errors import ConfigError
-from fusetune.tasks.base import LinearModel, TargetTask
+from fusetune.tasks.base import LinearModel, LinearPath, TargetTask
 
 
 class Ability(TargetTask):
@@ -41,6 +41,24 @@ class Probed(Ability):
     ability = "a linear model on fixed features"
 
     @abc.abstractmethod
+    def linear_path(self, features: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> LinearPath:
+        """Return linear models on fixed features under the same penalties for all rows, from strong to weak.
+
+        Args:
+            features: (rows, features), on comparable scales.
+            truth: (rows, ...) as `TargetTask.truth` returns it.
+            weights: (rows,) of the rows, 0 or more.
+        """
+
+    @abc.abstractmethod
+    def linear_score(self, scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+        """Return what the penalty is chosen by on held-out rows, larger is better; the second number breaks ties.
+
+        Args:
+            scores: (rows, ...) as `TargetTask.answers` returns them.
+            truth: (rows, ...) as `TargetTask.truth` returns it.
+        """
+
     def linear(
         self,
         features: np.ndarray,
@@ -57,6 +75,10 @@ class Probed(Ability):
             val_features, val_truth: the same for the validation rows; may be empty.
             weights: (rows,) weights of the train rows, 0 or more.
         """
+        path = self.linear_path(features, truth, weights)
+        if not len(val_truth):
+            return path.at(path.default)
+        return path.best(lambda model: self.linear_score(model.scores(val_features), val_truth))
 
 
 class Divergent(Ability):

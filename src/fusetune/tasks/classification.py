@@ -16,12 +16,12 @@ from fusetune.modalities.base import Detection
 from fusetune.modalities.values import merged
 from fusetune.tasks import metrics as measures
 from fusetune.tasks.abilities import Boosted, Divergent, Probed
-from fusetune.tasks.base import LinearModel, Metric
+from fusetune.tasks.base import LinearPath, Metric
 from fusetune.tasks.cells import is_whole, label_text, named_label, named_labels, sorted_labels
 from fusetune.tasks.divergence import softmax_divergence
 from fusetune.tasks.focal import check_focal, focal_loss
 from fusetune.tasks.labels import LabelTask
-from fusetune.tasks.linear import fit_logistic, one_hot
+from fusetune.tasks.linear import logistic_path, one_hot
 from fusetune.types import Target
 
 TRUE_WORDS = frozenset({"1", "true", "yes", "y", "t", "positive", "pos", "+", "on"})
@@ -134,25 +134,17 @@ class ClassificationTask(LabelTask, Probed, Divergent, Boosted):
         """Return probabilities, (rows, classes)."""
         return logits.detach().double().softmax(1).cpu().numpy()
 
-    def linear(
-        self,
-        features: np.ndarray,
-        truth: np.ndarray,
-        val_features: np.ndarray,
-        val_truth: np.ndarray,
-        weights: np.ndarray | None = None,
-    ) -> LinearModel:
-        """Fit a multinomial logistic regression, its penalty chosen by log loss on validation rows (ties: accuracy)."""
-
-        def judge(scores: np.ndarray) -> tuple[float, float]:
-            # On a few hundred rows accuracy is too coarse: the best of many penalties is often best by chance.
-            return -measures.log_loss(scores, val_truth), float(np.mean(scores.argmax(1) == val_truth))
-
+    def linear_path(self, features: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> LinearPath:
+        """Return multinomial logistic regressions."""
         targets = one_hot(truth, len(self.classes))
         class_weights = self._class_weights(torch.float32, torch.device("cpu"))
         if class_weights is not None:
             weights = class_weights.numpy()[truth] * (1.0 if weights is None else weights)
-        return fit_logistic(features, targets, val_features, judge, exclusive=True, weights=weights)
+        return logistic_path(features, targets, exclusive=True, weights=weights)
+
+    def linear_score(self, scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+        """Return the negative log loss, then accuracy, whose best of many on a few hundred rows is often luck."""
+        return -measures.log_loss(scores, truth), float(np.mean(scores.argmax(1) == truth))
 
     @property
     def num_boosters(self) -> int:

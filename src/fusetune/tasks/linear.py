@@ -1,19 +1,19 @@
 """Regularised linear models on fixed features: the linear probes that tuning starts from and is compared with.
 
-All features share one penalty, so the caller brings them to comparable scales. The penalty is chosen on the validation
-rows from a logarithmic grid, from strong to weak, with warm starts; the stronger one wins a tie.
+The penalty sees all features alike: the caller puts them on comparable scales. A path goes through a log grid of
+penalties from strong to weak, each logistic fit starting from the last one; held-out rows choose among its models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, softmax
 
 from fusetune.data.storage.mapped import mapped_zeros, pieces
-from fusetune.tasks.base import LinearModel
+from fusetune.tasks.base import LinearModel, LinearPath
 
 PENALTIES = tuple(float(10.0**power) for power in np.arange(-0.5, -7, -0.5))
 """Factors of |weights|² / 2, added to the mean loss of a row; scikit-learn's 1 / (C · rows)."""
@@ -137,26 +137,22 @@ def _rotation(features: np.ndarray) -> np.ndarray | None:
     return np.linalg.svd(features, full_matrices=False)[2].T if rows < width else None
 
 
-def fit_logistic(
+def logistic_path(
     features: np.ndarray,
     targets: np.ndarray,
-    val_features: np.ndarray,
-    judge: Callable[[np.ndarray], tuple[float, float]],
     *,
     exclusive: bool,
     finish: Callable[[np.ndarray], np.ndarray] | None = None,
     weights: np.ndarray | None = None,
-) -> LinearScores:
-    """Fit a logistic regression, with the penalty chosen on the validation rows.
+) -> LinearPath:
+    """Return logistic regressions under `PENALTIES`; without rows to choose by, the middle one is taken.
 
     Args:
-        features: (rows, features) of the train rows.
+        features: (rows, features).
         targets: (rows, outputs) of 0 and 1.
-        val_features: (rows, features) of the validation rows; without any, the middle penalty is used.
-        judge: maps the answers for the validation rows to a value to maximise and one that breaks ties.
-        exclusive: True for a softmax over the outputs, False for a sigmoid each.
-        finish: maps (rows, outputs) logits to the task's answers; softmax or sigmoid by default.
-        weights: (rows,) weights of the train rows, or None.
+        exclusive: softmax over the outputs, or a sigmoid each.
+        finish: from (rows, outputs) logits to the task's scores, where that is more than softmax or sigmoid.
+        weights: (rows,) of the rows.
     """
     finish = finish or (softmax_scores if exclusive else expit)
     mean = features.mean(0)
@@ -169,22 +165,16 @@ def fit_logistic(
         0.5 / len(targets),
         1 - 0.5 / len(targets),
     )
-    both = np.zeros((inside.shape[1] + 1, targets.shape[1]))
-    both[-1] = np.log(rates) if exclusive else np.log(rates / (1 - rates))
+    start = np.zeros((inside.shape[1] + 1, targets.shape[1]))
+    start[-1] = np.log(rates) if exclusive else np.log(rates / (1 - rates))
 
-    def model(both: np.ndarray) -> LinearScores:
-        weight = both[:-1] if rotation is None else rotation @ both[:-1]
-        return LinearScores(mean, weight, both[-1], finish)
+    def models(both: np.ndarray) -> Iterator[LinearScores]:
+        for penalty in PENALTIES:
+            both = solve_logistic(inside, targets, penalty, both, exclusive=exclusive, weights=weights)
+            weight = both[:-1] if rotation is None else rotation @ both[:-1]
+            yield LinearScores(mean, weight, both[-1], finish)
 
-    best, best_value = None, (-np.inf, -np.inf)
-    for penalty in PENALTIES if len(val_features) else PENALTIES[len(PENALTIES) // 2 :][:1]:
-        both = solve_logistic(inside, targets, penalty, both, exclusive=exclusive, weights=weights)
-        candidate = model(both)
-        value = judge(candidate.scores(val_features)) if len(val_features) else (0.0, 0.0)
-        if best is None or value > best_value:
-            best, best_value = candidate, value
-    assert best is not None
-    return best
+    return LinearPath(models(start), default=len(PENALTIES) // 2)
 
 
 def softmax_scores(logits: np.ndarray) -> np.ndarray:
@@ -192,24 +182,21 @@ def softmax_scores(logits: np.ndarray) -> np.ndarray:
     return np.asarray(softmax(logits, axis=1))
 
 
-def fit_ridge(
+def ridge_path(
     features: np.ndarray,
     targets: np.ndarray,
-    val_features: np.ndarray,
-    judge: Callable[[np.ndarray], tuple[float, float]],
     finish: Callable[[np.ndarray], np.ndarray],
     *,
     weights: np.ndarray | None = None,
-) -> LinearScores:
-    """Fit a ridge regression; one eigendecomposition serves every penalty.
+) -> LinearPath:
+    """Return ridge regressions under `RIDGE_PENALTIES`, from one eigendecomposition; without rows to choose by, the
+    penalty 1 is taken.
 
     Args:
-        features: (rows, features) of the train rows.
+        features: (rows, features).
         targets: (rows,) float.
-        val_features: (rows, features) of the validation rows; without any, the penalty 1 is used.
-        judge: maps the answers for the validation rows to a value to maximise and one that breaks ties.
-        finish: maps (rows, 1) predictions to the task's answers.
-        weights: (rows,) weights of the train rows, or None.
+        finish: from (rows, 1) predictions to the task's scores.
+        weights: (rows,) of the rows.
     """
     row_weights = mean_one_weights(weights, len(features)).astype(np.float64)
     rows, width = features.shape
@@ -229,8 +216,4 @@ def fit_ridge(
         weight = solved if tall else scaled.T @ solved
         return LinearScores(mean, weight[:, None], bias, finish)
 
-    if not len(val_features):
-        return model(1.0)
-    candidates = [model(penalty) for penalty in RIDGE_PENALTIES]
-    judged = [judge(candidate.scores(val_features)) for candidate in candidates]
-    return candidates[max(range(len(judged)), key=lambda index: (judged[index], -index))]
+    return LinearPath(map(model, RIDGE_PENALTIES), default=RIDGE_PENALTIES.index(1.0))

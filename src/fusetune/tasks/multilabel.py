@@ -19,13 +19,13 @@ from fusetune.errors import BadCell, ConfigError, TableError, shown
 from fusetune.modalities.base import Detection
 from fusetune.tasks import metrics as measures
 from fusetune.tasks.abilities import Boosted, Divergent, Labelled, Probed, Thresholded
-from fusetune.tasks.base import LinearModel, Metric
+from fusetune.tasks.base import LinearPath, Metric
 from fusetune.tasks.cells import label_text, named_labels, present_cells, sorted_labels
 from fusetune.tasks.divergence import bernoulli_divergence
 from fusetune.tasks.focal import check_focal, focal_loss
 from fusetune.tasks.label_sets import find_separator, hot_labels, is_list, multi_hot_width, split_labels
 from fusetune.tasks.labels import MAX_WRITTEN_CLASSES, TINY
-from fusetune.tasks.linear import fit_logistic
+from fusetune.tasks.linear import logistic_path
 from fusetune.tasks.panels.calibration import calibration_section
 from fusetune.tasks.panels.classes import (
     CLASS_HEADS,
@@ -299,22 +299,15 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         """Return each label's rate in `truth` for every row."""
         return np.tile(truth.mean(0, dtype=float), (rows, 1))
 
-    def linear(
-        self,
-        features: np.ndarray,
-        truth: np.ndarray,
-        val_features: np.ndarray,
-        val_truth: np.ndarray,
-        weights: np.ndarray | None = None,
-    ) -> LinearModel:
-        """Fit a logistic regression per label, with one penalty, chosen by map_macro on validation rows."""
+    def linear_path(self, features: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> LinearPath:
+        """Return a logistic regression per label, with one penalty for all."""
+        return logistic_path(features, truth, exclusive=False, weights=weights)
 
-        def judge(scores: np.ndarray) -> tuple[float, float]:
-            precisions = [measures.average_precision(s, t) for s, t in zip(scores.T, val_truth.T, strict=True)]
-            defined = [value for value in precisions if not np.isnan(value)]
-            return float(np.mean(defined)) if defined else 0.0, 0.0
-
-        return fit_logistic(features, truth, val_features, judge, exclusive=False, weights=weights)
+    def linear_score(self, scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+        """Return map_macro."""
+        found = [measures.average_precision(s, t) for s, t in zip(scores.T, truth.T, strict=True)]
+        real = [value for value in found if not np.isnan(value)]
+        return float(np.mean(real)) if real else 0.0, 0.0
 
     def columns(self, scores: np.ndarray) -> dict[str, list[Any]]:
         """Return the labels in the train rows' format ("[]" for none), and the probabilities of up to 20 labels."""

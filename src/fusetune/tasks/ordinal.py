@@ -15,11 +15,11 @@ from fusetune.errors import ConfigError, TableError, shown
 from fusetune.modalities.base import Detection
 from fusetune.tasks import metrics as measures
 from fusetune.tasks.abilities import Boosted, Divergent, Probed
-from fusetune.tasks.base import LinearModel, Metric
+from fusetune.tasks.base import LinearPath, Metric
 from fusetune.tasks.cells import label_text, named_label
 from fusetune.tasks.divergence import bernoulli_divergence
 from fusetune.tasks.labels import LabelTask
-from fusetune.tasks.linear import fit_logistic
+from fusetune.tasks.linear import logistic_path
 from fusetune.types import Target
 
 
@@ -164,24 +164,15 @@ class OrdinalTask(LabelTask, Probed, Divergent, Boosted):
             "log_loss": measures.log_loss(scores, truth, weights),
         }
 
-    def linear(
-        self,
-        features: np.ndarray,
-        truth: np.ndarray,
-        val_features: np.ndarray,
-        val_truth: np.ndarray,
-        weights: np.ndarray | None = None,
-    ) -> LinearModel:
-        """Fit a logistic regression a threshold (Frank and Hall 2001), with one penalty, chosen by validation qwk."""
-
-        def judge(scores: np.ndarray) -> tuple[float, float]:
-            kappa = measures.quadratic_kappa(self.decide(scores), val_truth, len(self.classes))
-            return (-1.0 if np.isnan(kappa) else kappa), -measures.log_loss(scores, val_truth)
-
+    def linear_path(self, features: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> LinearPath:
+        """Return a logistic regression per threshold (Frank and Hall 2001), with one penalty for all."""
         above = (truth[:, None] > np.arange(len(self.classes) - 1)).astype(np.int8)
-        return fit_logistic(
-            features, above, val_features, judge, exclusive=False, finish=level_probabilities, weights=weights
-        )
+        return logistic_path(features, above, exclusive=False, finish=level_probabilities, weights=weights)
+
+    def linear_score(self, scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+        """Return quadratic weighted kappa, then the negative log loss."""
+        kappa = measures.quadratic_kappa(self.decide(scores), truth, len(self.classes))
+        return (-1.0 if np.isnan(kappa) else kappa), -measures.log_loss(scores, truth)
 
     @property
     def num_boosters(self) -> int:

@@ -19,10 +19,10 @@ from fusetune.modalities.number import NumberModality
 from fusetune.modalities.values import canonical
 from fusetune.tasks import metrics as measures
 from fusetune.tasks.abilities import Boosted, Divergent, Probed
-from fusetune.tasks.base import LinearModel, Metric
+from fusetune.tasks.base import LinearPath, Metric
 from fusetune.tasks.cells import is_whole, label_text, present_cells
 from fusetune.tasks.divergence import squared_difference
-from fusetune.tasks.linear import fit_ridge
+from fusetune.tasks.linear import ridge_path
 from fusetune.tasks.panels.kinds import Evidence, Panel, Section, WorstRows, WrongRow, ranked
 from fusetune.tasks.panels.numbers import number_section, range_panel
 from fusetune.tasks.transforms import Transform
@@ -229,20 +229,13 @@ class RegressionTask(Probed, Divergent, Boosted):
         """Return the mean of `truth` for every row."""
         return np.full(rows, truth.mean())
 
-    def linear(
-        self,
-        features: np.ndarray,
-        truth: np.ndarray,
-        val_features: np.ndarray,
-        val_truth: np.ndarray,
-        weights: np.ndarray | None = None,
-    ) -> LinearModel:
-        """Fit a ridge regression on the transformed scale, its penalty chosen by squared error in the target's unit."""
+    def linear_path(self, features: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> LinearPath:
+        """Return ridge regressions on the transformed scale."""
+        return ridge_path(features, self.transform.forward(truth), self._finish, weights=weights)
 
-        def judge(scores: np.ndarray) -> tuple[float, float]:
-            return -float(np.mean((scores - val_truth) ** 2)), -float(np.mean(np.abs(scores - val_truth)))
-
-        return fit_ridge(features, self.transform.forward(truth), val_features, judge, self._finish, weights=weights)
+    def linear_score(self, scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+        """Return the negative mean squared error in the target's unit, then the negative mean absolute error."""
+        return -float(np.mean((scores - truth) ** 2)), -float(np.mean(np.abs(scores - truth)))
 
     def columns(self, scores: np.ndarray) -> dict[str, list[Any]]:
         """Return the numbers under the target's name."""

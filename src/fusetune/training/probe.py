@@ -8,6 +8,7 @@ mean (zeros), and each column has a 0/1 feature more that says whether it is abs
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -22,7 +23,9 @@ from fusetune.models.family import Family
 from fusetune.models.understand import Understand
 from fusetune.tasks.abilities import Probed
 from fusetune.tasks.base import LinearModel
+from fusetune.training.cross_validation import MAX_ROWS, Pool, best_penalty, joined
 from fusetune.training.extra_blocks import Key, NgramBlock, PairBlock, compared_columns
+from fusetune.training.selection import as_numbers, column_weights
 from fusetune.training.selection import select as select_blocks
 from fusetune.types import Tokens
 
@@ -30,10 +33,6 @@ Features = Mapping[str, Tokens]
 K = TypeVar("K", bound=Hashable)
 
 LEAST_SPREAD = 0.1
-MIN_SHARE = 0.05
-MAX_ROWS = 4000
-"""Evenly spaced train rows that say how much a column tells by itself."""
-LOO_PENALTIES = tuple(float(10.0**power) for power in np.arange(0, -6, -1))
 
 
 @dataclass
@@ -120,47 +119,63 @@ class Probe:
     def fit(
         cls, task: Probed, train: SplitRows, val: SplitRows, columns: Collection[str], *, select: bool = False
     ) -> Probe:
-        """Learn from train rows; the strength of the penalty is chosen on validation rows.
+        """Learn from train rows.
+
+        The penalty is chosen on validation rows. If `select` is set and train and validation rows are fewer than
+        `cross_validation.MAX_ROWS`, penalty, blocks and weights are chosen by cross-validation over both, and the
+        linear model with these choices is fitted on the train rows.
 
         Args:
             task: fitted.
             train, val: labelled rows.
             columns: that have features.
             select: also offer n-grams and comparisons, and leave out what does not help (see
-                `fusetune.training.selection`), unless validation rows prefer the columns alone.
+                `fusetune.training.selection`), unless held-out rows prefer the columns alone.
         """
-        plain = cls._fit(task, train, val, columns, select=False)
+        small = select and len(train.indices) + len(val.indices) < MAX_ROWS
+        pool = Pool.of([train, val] if small else [train])
+        plain, before = cls._fit(task, pool, val, columns, select=False)
         if not select:
             return plain
-        found = cls._fit(task, train, val, columns, select=True)
-        if not len(val.indices) or (not found.extras and all(found.weights.values())):
+        found, after = cls._fit(task, pool, val, columns, select=True)
+        if math.isnan(before) or (not found.extras and all(found.weights.values())):
             return plain
-        sign = 1.0 if task.main.greater_is_better else -1.0
-        gain = sign * (_main(task, found.scores(val), val) - _main(task, plain.scores(val), val))
-        return found if gain >= 0 else plain
+        return found if after >= before else plain
 
     @classmethod
-    def _fit(cls, task: Probed, train: SplitRows, val: SplitRows, columns: Collection[str], *, select: bool) -> Probe:
-        """The probe with or without the selection."""
+    def _fit(
+        cls, task: Probed, pool: Pool[SplitRows], val: SplitRows, columns: Collection[str], *, select: bool
+    ) -> tuple[Probe, float]:
+        """Return the probe with or without the selection, and how well it predicts held-out rows (nan: there are
+        none)."""
+        train = pool.splits[0]
         scales = column_scales(train.examples, {name: train.features[name] for name in columns})
-        own = {name: block(train, name, scale) for name, scale in scales.items()}
-        extras = _extras(train, own) if select else []
-        blocks: dict[Key, np.ndarray] = {name: values for name, values in own.items()}
-        blocks.update({extra.key: _values(extra, train, own) for extra in extras})
-        weights = column_weights(blocks, train.truth, len(task.labels))
+        probe = cls(scales, dict.fromkeys(scales, 1.0), _NONE)
         if select:
-            weights = select_blocks(blocks, weights, as_numbers(train.truth, len(task.labels)))
-            blocks = {key: values for key, values in blocks.items() if weights[key]}
-            extras = [extra for extra in extras if weights[extra.key]]
-        probe = cls(scales, weights, _NONE, extras)
-        probe.linear = task.linear(
-            side_by_side(blocks, weights),
-            train.truth,
-            side_by_side(probe._blocks(val), weights),
-            val.truth,
-            mapped_take(train.examples.weights, train.indices),
-        )
-        return probe
+            probe.extras = _extras(train, {name: block(train, name, scale) for name, scale in scales.items()})
+        parts = [probe._blocks(split) for split in pool.splits]
+        blocks = {key: joined([part[key] for part in parts]) for key in parts[0]}
+
+        def choose(rows: slice | np.ndarray) -> dict[Key, float]:
+            some, truth = {key: values[rows] for key, values in blocks.items()}, pool.truth[rows]
+            together = None if pool.held_together is None else pool.held_together[rows]
+            weights = column_weights(some, truth, len(task.labels), together)
+            return select_blocks(some, weights, as_numbers(truth, len(task.labels)), together) if select else weights
+
+        probe.weights = choose(slice(None))
+        probe.extras = [extra for extra in probe.extras if probe.weights[extra.key]]
+        weights = [mapped_take(split.examples.weights, split.indices) for split in pool.splits]
+        learned = side_by_side({key: values[: len(train.indices)] for key, values in blocks.items()}, probe.weights)
+        if len(pool.splits) > 1:
+            place, value = best_penalty(
+                task, lambda rows: side_by_side(blocks, choose(rows)), pool.truth, joined(weights), pool.folds
+            )
+            probe.linear = task.linear_path(learned, train.truth, weights[0]).at(place)
+            return probe, value
+        held = side_by_side(probe._blocks(val), probe.weights)
+        probe.linear = task.linear(learned, train.truth, held, val.truth, weights[0])
+        sign = 1.0 if task.main.greater_is_better else -1.0
+        return probe, sign * _main(task, probe.scores(val), val) if len(val.indices) else math.nan
 
     def _blocks(self, split: SplitRows) -> dict[Key, np.ndarray]:
         """The blocks that the linear model reads."""
@@ -273,76 +288,10 @@ def block(split: SplitRows, name: str, scale: tuple[Tensor, Tensor]) -> np.ndarr
 
 
 def side_by_side(blocks: Mapping[K, np.ndarray], weights: Mapping[K, float]) -> np.ndarray:
-    """The blocks, each times its weight, as one (rows, features) float32 matrix."""
+    """The blocks that weigh more than 0, each times its weight, as one (rows, features) float32 matrix."""
+    blocks = {key: values for key, values in blocks.items() if weights[key]}
     widths = [values.shape[1] for values in blocks.values()]
     made = mapped_zeros((len(next(iter(blocks.values()))), sum(widths)))
     for (name, values), end, width in zip(blocks.items(), np.cumsum(widths), widths, strict=True):
         np.multiply(values, np.float32(weights[name]), out=made[:, end - width : end])
     return made
-
-
-def as_numbers(truth: np.ndarray, num_labels: int) -> np.ndarray:
-    """Truth as (rows, outputs) numbers: one-hot classes, 0/1 labels, or the numbers themselves."""
-    if truth.ndim == 2:
-        return truth.astype(np.float64)
-    if num_labels:
-        return np.asarray(np.eye(num_labels)[truth])
-    return truth.astype(np.float64)[:, None]
-
-
-def column_weights(blocks: Mapping[K, np.ndarray], truth: np.ndarray, num_labels: int) -> dict[K, float]:
-    """How much each column's block weighs: the root of its leave-one-out R² by itself, relative to the best column's.
-
-    The weights' mean square is 1; no column weighs less than `sqrt(MIN_SHARE)` of the best.
-
-    Args:
-        blocks: per column, (rows, features).
-        truth: of the train rows.
-        num_labels: as in `as_numbers`.
-    """
-    chosen = np.unique(np.linspace(0, len(truth) - 1, min(len(truth), MAX_ROWS)).astype(np.int64))
-    targets = as_numbers(truth[chosen], num_labels)
-    telling = {name: loo_r2(values[chosen], targets) for name, values in blocks.items()}
-    best = max(telling.values())
-    if best <= 0:
-        return dict.fromkeys(blocks, 1.0)
-    shares = {name: max(value / best, MIN_SHARE) for name, value in telling.items()}
-    mean = sum(shares.values()) / len(shares)
-    return {name: (share / mean) ** 0.5 for name, share in shares.items()}
-
-
-def loo_r2(features: np.ndarray, targets: np.ndarray) -> float:
-    """The best R² over ridge penalties when each row is predicted from all others, mean over outputs that vary.
-
-    In closed form: the residual of a left-out row is its residual in the fit over (1 - its leverage), so one
-    eigendecomposition serves all penalties (Golub, Heath and Wahba 1979, "Generalized Cross-Validation", eq. 1.2).
-
-    Args:
-        features: (rows, features).
-        targets: (rows, outputs).
-    """
-    x = features.astype(np.float64)
-    y = targets - targets.mean(0)
-    x -= x.mean(0)
-    varies = (y**2).sum(0) > 0
-    if not varies.any() or len(x) < 3:
-        return 0.0
-    y = y[:, varies]
-    left, values, _ = np.linalg.svd(x, full_matrices=False) if x.shape[0] < x.shape[1] else _thin_svd(x)
-    projected = left.T @ y  # (components, outputs)
-    best = 0.0
-    for penalty in LOO_PENALTIES:
-        shrink = values**2 / (values**2 + penalty * len(x))
-        residual = y - left @ (shrink[:, None] * projected)
-        leverage = 1 / len(x) + (left**2) @ shrink  # the mean's share counts too
-        loo = residual / np.maximum(1 - leverage, 1e-6)[:, None]
-        best = max(best, float(np.mean(1 - (loo**2).sum(0) / (y**2).sum(0))))
-    return best
-
-
-def _thin_svd(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, None]:
-    """Left vectors and singular values of a tall matrix, by its small Gram matrix."""
-    squares, vectors = np.linalg.eigh(x.T @ x)
-    kept = squares > 1e-10 * max(float(squares[-1]), 1e-300)
-    values = np.sqrt(squares[kept])
-    return x @ vectors[:, kept] / values, values, None

@@ -31,7 +31,7 @@ from fusetune.data.storage.mapped import (
 )
 from fusetune.data.table import Table
 from fusetune.errors import StorageError
-from fusetune.tasks.linear import fit_logistic, fit_ridge
+from fusetune.tasks.linear import logistic_path, ridge_path
 
 
 def test_a_large_array_lies_in_a_file_without_a_name(monkeypatch, tmp_path):
@@ -68,10 +68,8 @@ def test_linear_models_in_pieces_are_those_of_all_rows_at_once(monkeypatch):
     label, weights = np.eye(2, dtype=np.float32)[(y > 0).astype(int)], rng.uniform(0.5, 2, 200).astype(np.float32)
 
     def fitted():
-        logistic = fit_logistic(
-            x, label, x[:50], lambda s: (float((np.log(s) * label[:50]).sum()), 0.0), exclusive=True, weights=weights
-        )
-        ridge = fit_ridge(x, y, x[:50], lambda s: (-float(((s - y[:50]) ** 2).sum()), 0.0), np.ravel, weights=weights)
+        logistic = logistic_path(x, label, exclusive=True, weights=weights).at(6)
+        ridge = ridge_path(x, y, np.ravel, weights=weights).at(10)
         return [*logistic.coefficients(), *ridge.coefficients(), logistic.scores(x), ridge.scores(x)]
 
     whole = fitted()
