@@ -19,7 +19,7 @@ from fusetune.tasks.regression import RegressionTask
 from fusetune.training import probe as probes
 from fusetune.training.cross_validation import FOLDS, Pool, best_penalty
 from fusetune.training.probe import Probe, SplitRows
-from fusetune.training.selection import block_r2, held_out_errors
+from fusetune.training.selection import _WeightedRidge, block_r2, held_out_errors
 
 WIDTH, TRAIN, VAL = 12, 60, 10
 
@@ -101,9 +101,22 @@ def test_held_out_errors_are_those_of_fitting_without_the_rows(folds):
         # As in the closed form, all rows set the weight of the penalty; the mean is that of the rows that are learned.
         model = Ridge(0.01 * 40).fit(x[inside], y[inside])
         wanted[~inside] = (y[~inside] - model.predict(x[~inside])) ** 2
-    found = held_out_errors(x @ x.T, y, 0.01, folds)
+    found = held_out_errors(np.linalg.inv(x @ x.T + 0.01 * 40 * np.eye(40)), y, 0.01, folds)
     np.testing.assert_allclose(found, (wanted / (y**2).sum(0)).mean(1), rtol=1e-4)
     assert block_r2(x, y, folds) >= 1 - found.sum() - 1e-6
+
+
+def test_another_weight_is_tried_as_if_the_ridge_were_fitted_anew():
+    rng = np.random.default_rng(0)
+    blocks = {name: rng.normal(size=(40, width)) for name, width in (("narrow", 3), ("wide", 30))}
+    blocks = {name: values - values.mean(0) for name, values in blocks.items()}
+    y = blocks["narrow"].sum(1, keepdims=True) + rng.normal(size=(40, 1))
+    y -= y.mean(0)
+    ridge = _WeightedRidge(blocks, {"narrow": 1.0, "wide": 0.5}, y, None)
+    for name, weight in (("narrow", 0.0), ("narrow", 2.0), ("wide", 0.0), ("wide", 1.0)):
+        gram = sum((weight if key == name else ridge.weights[key]) ** 2 * x @ x.T for key, x in blocks.items())
+        wanted = held_out_errors(np.linalg.inv(gram + ridge.penalty * 40 * np.eye(40)), y, ridge.penalty)
+        np.testing.assert_allclose(ridge.tried(name, weight), wanted, rtol=1e-6)
 
 
 def test_groups_that_hold_copies_do_not_look_told():

@@ -1,14 +1,14 @@
 """Which blocks of features a linear probe reads, and how much each weighs: decided by held-out R² in closed form.
 
 Ridge regression on weighted blocks depends on the rows' Gram matrix alone, a sum over blocks. So leaving a block out,
-or weighing it otherwise, costs one eigendecomposition of a (rows, rows) matrix, and every row is held out once: alone,
-or with the rows of its fold where rows belong to groups.
+or weighing it otherwise, costs one inverse of a (rows, rows) matrix at most, and every row is held out once: alone, or
+with the rows of its fold where rows belong to groups.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -76,18 +76,18 @@ def held_out_r2(
 
 
 def held_out_errors(
-    gram: np.ndarray, targets: np.ndarray, penalty: float, folds: np.ndarray | None = None
+    inverse: np.ndarray, targets: np.ndarray, penalty: float, folds: np.ndarray | None = None
 ) -> np.ndarray:
     """Return each row's share of 1 - R² when it is held out, (rows,), in the closed form of `held_out_r2`.
 
     Args:
-        gram: (rows, rows), inner products of the rows' centred features.
+        inverse: (rows, rows), of the Gram matrix of the rows' centred features + penalty * rows * I.
         targets: (rows, outputs), centred, each of which varies.
         penalty: on the squared weights, beside the mean squared error.
         folds: as in `held_out_r2`.
     """
-    rows = len(gram)
-    share = penalty * rows * np.linalg.inv(gram + penalty * rows * np.eye(rows))  # I - H, but for the mean's part
+    rows = len(inverse)
+    share = penalty * rows * inverse  # I - H, but for the mean's part
     residual = share @ targets
     if folds is None:
         residual /= np.maximum(np.diag(share) - 1 / rows, 1e-6)[:, None]
@@ -99,13 +99,65 @@ def held_out_errors(
     return np.asarray((residual**2 / (targets**2).sum(0)).mean(1))
 
 
-def lowest_errors(
-    gram: np.ndarray, targets: np.ndarray, folds: np.ndarray | None, places: Iterable[int]
-) -> tuple[np.ndarray, int]:
-    """Return `held_out_errors` under the best of some penalties, and its place in `PENALTIES`."""
-    errors = {place: held_out_errors(gram, targets, PENALTIES[place], folds) for place in places}
-    best = min(errors, key=lambda place: float(errors[place].sum()))
-    return errors[best], best
+class _WeightedRidge(Generic[K]):
+    """Ridge regression on weighted blocks, with the held-out errors of the present weights.
+
+    Attributes:
+        weights: per key, what the block is multiplied by; 0: it is left out.
+        errors: (rows,), see `held_out_errors`, under the best of `PENALTIES`.
+    """
+
+    def __init__(
+        self,
+        blocks: Mapping[K, np.ndarray],
+        weights: Mapping[K, float],
+        targets: np.ndarray,
+        folds: np.ndarray | None,
+    ) -> None:
+        """
+        Args:
+            blocks: per key, (rows, features) float64, centred.
+            weights: the first ones.
+            targets, folds: as in `held_out_errors`.
+        """
+        self.blocks, self.weights, self.targets, self.folds = blocks, dict(weights), targets, folds
+        self.gram = np.zeros((len(targets), len(targets)))
+        for key, weight in weights.items():
+            self.gram += weight**2 * self._product(key)
+        self._settle(range(len(PENALTIES)))
+
+    def _product(self, key: K) -> np.ndarray:
+        return np.asarray(self.blocks[key] @ self.blocks[key].T)
+
+    def _inverse(self, gram: np.ndarray) -> np.ndarray:
+        return np.asarray(np.linalg.inv(gram + self.penalty * len(gram) * np.eye(len(gram))))
+
+    def _settle(self, places: Iterable[int]) -> None:
+        """Take the best of some penalties."""
+        best = np.inf
+        for place in places:
+            self.penalty = PENALTIES[place]
+            inverse = self._inverse(self.gram)
+            errors = held_out_errors(inverse, self.targets, self.penalty, self.folds)
+            if errors.sum() < best:
+                best, self.place, self.inverse, self.errors = errors.sum(), place, inverse, errors
+        self.penalty = PENALTIES[self.place]
+
+    def tried(self, key: K, weight: float) -> np.ndarray:
+        """Return the held-out errors with another weight of a block, under the present penalty."""
+        factor, block = weight**2 - self.weights[key] ** 2, self.blocks[key]
+        if block.shape[1] > len(block) // 4:
+            inverse = self._inverse(self.gram + factor * self._product(key))
+        else:  # a change of low rank (Woodbury 1950)
+            half = self.inverse @ block
+            inverse = self.inverse - half @ np.linalg.solve(np.eye(block.shape[1]) / factor + block.T @ half, half.T)
+        return held_out_errors(inverse, self.targets, self.penalty, self.folds)
+
+    def accept(self, key: K, weight: float) -> None:
+        """Give a block another weight."""
+        self.gram += (weight**2 - self.weights[key] ** 2) * self._product(key)
+        self.weights[key] = weight
+        self._settle(range(max(self.place - 1, 0), min(self.place + 2, len(PENALTIES))))
 
 
 def column_weights(
@@ -160,35 +212,29 @@ def select(
     if not 1 < len(blocks) <= MAX_BLOCKS:
         return dict(weights)
     chosen = np.unique(np.linspace(0, len(targets) - 1, min(len(targets), ROWS)).astype(np.int64))
-    grams = {}
-    for key, values in blocks.items():
-        x = np.asarray(values[chosen], dtype=np.float64)
-        x -= x.mean(0)
-        grams[key] = x @ x.T
-    found, folds = dict(weights), None if folds is None else folds[chosen]
     y = targets[chosen] - targets[chosen].mean(0)
     y = y[:, (y**2).sum(0) > 0]
     if not y.shape[1]:
-        return found
-    total = sum((found[key] ** 2 * gram for key, gram in grams.items()), np.zeros((len(chosen), len(chosen))))
-    errors, place = lowest_errors(total, y, folds, range(len(PENALTIES)))
-    if errors.sum() >= 1:
-        return found
+        return dict(weights)
+    centred = {}
+    for key, values in blocks.items():
+        x = np.asarray(values[chosen], dtype=np.float64)
+        centred[key] = x - x.mean(0)
+    ridge = _WeightedRidge(centred, weights, y, None if folds is None else folds[chosen])
+    if ridge.errors.sum() >= 1:
+        return dict(weights)
     for key in sorted(blocks, key=lambda key: weights[key]):
-        others, before = total - found[key] ** 2 * grams[key], found[key]
-        for factor in (0.0, *FACTORS):
-            if not factor and sum(weight > 0 for weight in found.values()) < 2:
-                continue
-            tried = others + (factor * before) ** 2 * grams[key]
-            near = range(max(place - 1, 0), min(place + 2, len(PENALTIES)))
-            tried_errors, tried_place = lowest_errors(tried, y, folds, near)
-            gain = errors - tried_errors
-            least = max(MIN_GAIN, MIN_ERRORS * float(gain.std()) * len(gain) ** 0.5) if factor else 0.0
-            if gain.sum() >= least:
-                found[key], total, errors, place = factor * before, tried, tried_errors, tried_place
-                if not factor:
-                    break
-    return found
+        last = sum(weight > 0 for weight in ridge.weights.values()) == 1
+        if not last and ridge.tried(key, 0.0).sum() <= ridge.errors.sum():
+            ridge.accept(key, 0.0)
+            continue
+        before = ridge.weights[key]
+        for factor in FACTORS:
+            gain = ridge.errors - ridge.tried(key, factor * before)
+            if gain.sum() > max(MIN_GAIN, MIN_ERRORS * float(gain.std()) * len(gain) ** 0.5):
+                ridge.accept(key, factor * before)
+                break
+    return ridge.weights
 
 
 def _thin_svd(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, None]:
