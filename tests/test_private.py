@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import gc
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import wraps
 from importlib.metadata import version
@@ -58,6 +60,23 @@ class TwoNames(nn.Module):
 def test_children() -> None:
     module = TwoNames()
     assert _private.children(module) == {"first": module.first, "second": module.first, "third": None}
+
+
+IMPORTED = """
+import multiprocessing
+from fusetune import _private
+print(_private.imports_main(), flush=True)
+if multiprocessing.parent_process() is None:
+    process = multiprocessing.get_context("spawn").Process(target=print)
+    process.start(), process.join()
+"""
+
+
+@canary("imports_main", "pytest", "the error of scripts without a main guard")
+def test_imports_main(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(IMPORTED)
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=100)
+    assert done.stdout.split() == ["False", "True"], done.stderr
 
 
 @canary("shallow_copy", "torch", "8-bit encoders and trees beside a network")

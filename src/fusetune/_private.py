@@ -7,6 +7,7 @@ one does the same.
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -15,6 +16,14 @@ import torch
 from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
+
+# ---- Python
+
+
+def imports_main() -> bool:
+    """Return whether this process was spawned and is running the main script's code to import it."""
+    return bool(getattr(multiprocessing.current_process(), "_inheriting", False))
+
 
 # ---- torch: modules and tensors
 

@@ -31,6 +31,7 @@ from fusetune.evaluation.measure.evaluate import Evaluation, measure
 from fusetune.evaluation.report.write import write_report
 from fusetune.evaluation.results import RunResults, read_results
 from fusetune.fitting.arguments import names_table, read_settings, resolve_arguments, target_names
+from fusetune.fitting.check import check_process
 from fusetune.fitting.estimate import Estimate, estimate_fit
 from fusetune.fitting.fit import run_fit
 from fusetune.fitting.own_metrics import attach
@@ -266,6 +267,7 @@ def fit(
         Interrupted: a signal came while it was training; a checkpoint was written.
     """
     start = time.monotonic()
+    check_process()
     given = {"train": train, "val": val, "test": test}
     asked, functions = read_settings(config, overrides)
     settings, sources = resolve_arguments(given, target, asked, out)

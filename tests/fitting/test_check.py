@@ -32,3 +32,10 @@ def test_right_settings_pass(fusion):
 def test_a_single_problem_is_told_as_it_is():
     with pytest.raises(ConfigError, match=r"^fusion \(attention\) has no setting 'dpth'"):
         check_settings(Config.build({"fusion": {"dpth": 2}}))
+
+
+def test_a_worker_that_imports_the_script_does_not_fit(monkeypatch):
+    """Without a main guard each spawned worker would train a model of its own first."""
+    monkeypatch.setattr("fusetune.fitting.check.imports_main", lambda: True)
+    with pytest.raises(ConfigError, match="__main__"):
+        api.fit("none.csv", "y")

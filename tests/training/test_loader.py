@@ -17,7 +17,8 @@ import torch
 from fusetune.backbones.passes.graphs import alone
 from fusetune.data.sampler import UpdateSampler
 from fusetune.errors import BadCell, RunError
-from fusetune.training.loader import PREFETCH, BatchLoader
+from fusetune.training.loader import PAGE, PREFETCH, BatchLoader, free_bytes, shared_bytes
+from fusetune.types import Target
 
 
 class Rows:
@@ -152,6 +153,31 @@ def test_a_daemonic_process_makes_batches_itself():
     assert (made, workers, len(told)) == (3, 0, 1)
 
 
+class Tensors(Rows):
+    def batch(self, places, *, epoch):
+        return {"values": torch.zeros(len(places), 1000), "rows": [torch.tensor(places)]}, epoch
+
+
+@pytest.mark.parametrize(("free", "workers"), [(10_000, 0), (10**6, 2), (None, 2)])
+def test_little_shared_memory_is_told_and_batches_are_made_here(free, workers, monkeypatch):
+    """A worker whose batches do not fit into it would be killed by a bus error."""
+    monkeypatch.setattr("fusetune.training.loader.free_bytes", lambda folder: free)
+    loader = BatchLoader(Tensors(23), sampler(), 5, workers=2)
+    with warnings.catch_warnings(record=True) as told, loader:
+        warnings.simplefilter("always")
+        made = [[batch["rows"][0].tolist() for batch, _ in update] for update in loader]
+    assert loader.workers == workers
+    assert len([warning for warning in told if "shm-size" in str(warning.message)]) == (workers == 0)
+    with BatchLoader(Tensors(23), sampler(), 5) as plain:
+        assert made == [[batch["rows"][0].tolist() for batch, _ in update] for update in plain]
+
+
+def test_bytes_of_a_batch():
+    assert shared_bytes({"a": [torch.zeros(3), (torch.zeros(PAGE),)], "b": "text"}) == 6 * PAGE
+    assert shared_bytes(Target(torch.zeros(4), torch.zeros(4, dtype=torch.bool))) == 2 * PAGE
+    assert free_bytes(Path("/no/such/folder")) is None
+
+
 UNGUARDED = """
 import multiprocessing
 import sys
@@ -170,3 +196,4 @@ def test_spawned_workers_without_a_main_guard_fail_in_seconds(tmp_path):
     done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=100)
     assert done.returncode == 1
     assert "RunError: a process that makes batches was killed" in done.stderr
+    assert 'if __name__ == "__main__"' in done.stderr

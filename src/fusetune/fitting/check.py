@@ -5,12 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
+from fusetune._private import imports_main
 from fusetune.config.config import Config
 from fusetune.config.fusion import AutoConfig, neural
 from fusetune.errors import ConfigError, all_at_once, nearest
 from fusetune.models.build import check_fusion, check_task
 from fusetune.objectives.total import check_objective
 from fusetune.training.hardware.devices import check_trackers
+
+
+def check_process() -> None:
+    """Refuse to fit in a worker process that only imports the main script.
+
+    Raises:
+        ConfigError: the script has no main guard.
+    """
+    if imports_main():
+        raise ConfigError(
+            "fit was called by a worker process, which runs the main script to import it",
+            expected='a script whose code stands under `if __name__ == "__main__":`',
+            do="put it there, or take trainer.workers=0",
+        )
 
 
 def check_settings(config: Config) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import shutil
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import is_dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +28,13 @@ from fusetune.types import Batch
 
 PREFETCH = 4
 """Micro-batches that are made in advance."""
+SHARED_MEMORY = Path("/dev/shm")
+"""Where worker processes lay batches for the main process, on Linux."""
+AMPLE = 2 * 2**30
+"""Bytes of free shared memory above which it is not asked how large a batch is."""
+PAGE = 4096
+IN_FLIGHT = 4
+"""Micro-batches of a worker that may lie in shared memory: two in advance, one in the making, one being read."""
 WORKER_TIMEOUT = 60
 """Seconds after which a worker process that returns no batch is reported as hanging."""
 
@@ -96,6 +106,8 @@ class BatchLoader:
             raise self._worker_error(str(error)) from None
 
     def __iter__(self) -> Iterator[list[Batch]]:
+        if self.workers and self._lacks_shared_memory():
+            self.workers = 0
         batches = self._by_processes() if self.workers else self._by_thread()
         for _ in range(self.first, self.num_updates):
             start = time.perf_counter()
@@ -158,15 +170,59 @@ class BatchLoader:
                     raise batch
                 yield self._pin(batch)
 
+    def _lacks_shared_memory(self) -> bool:
+        """Return whether there is too little shared memory for the workers' batches, who would be killed; warn then."""
+        free = free_bytes(SHARED_MEMORY)
+        if free is None or free >= AMPLE:
+            return False
+        epoch, micro_batches = next(self._epochs())
+        largest = max(micro_batches, key=len, default=[])
+        needed = IN_FLIGHT * self.workers * shared_bytes(self.train.batch(largest, epoch=epoch))
+        if needed > free:
+            warnings.warn(
+                f"{SHARED_MEMORY} has {free / 2**20:.0f} MiB free, and batches of {self.workers} processes take about "
+                f"{needed / 2**20:.0f} MiB there: trainer.workers=0 is taken. In a container --shm-size=2g gives more",
+                stacklevel=2,
+            )
+        return needed > free
+
     def _worker_error(self, why: str) -> RunError:
         """Return the error for a worker process that died or hangs."""
         ids = [int(self.train.rows[position]) for position in self._requested]
+        do = "trainer.workers=0 makes batches in the main process; look at these rows' cells; a killed process "
+        do += "often means that memory ran out"
+        if "shm" in why or "Bus error" in why:
+            do += f"; {SHARED_MEMORY} was full: in a container --shm-size=2g gives more"
+        if multiprocessing.get_start_method() != "fork":
+            do += '; processes that are spawned import your script: put its code under `if __name__ == "__main__":`'
         return RunError(
             f"a process that makes batches was killed or does not answer; rows last requested: {ids[:64]}\n"
             f"  torch says: {why.splitlines()[0]}\n"
-            "  Do: trainer.workers=0 makes batches in the main process; look at these rows' cells; a killed process "
-            "often means that memory ran out"
+            f"  Do: {do}"
         )
+
+
+def free_bytes(folder: Path) -> int | None:
+    """Return the free bytes of the file system that a folder is on, or None where there is no such folder."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
+
+
+def shared_bytes(value: Any) -> int:
+    """Return the bytes of shared memory that a batch takes, in whole pages for each tensor.
+
+    Args:
+        value: a batch, or mappings, sequences and dataclasses of tensors.
+    """
+    if isinstance(value, torch.Tensor):
+        return (value.nbytes // PAGE + 1) * PAGE
+    if isinstance(value, Mapping):
+        return sum(map(shared_bytes, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(shared_bytes, value))
+    return sum(map(shared_bytes, vars(value).values())) if is_dataclass(value) else 0
 
 
 def _collate_rows(train: Examples, positions: Sequence[int], *, epoch: int) -> Batch | UserError:
