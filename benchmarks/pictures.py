@@ -25,7 +25,7 @@ from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.convolutions import unfold_batch_norms
 from fusetune.backbones.freeze import freeze
 from fusetune.backbones.load import load_backbone
-from fusetune.backbones.passes.boundary import boundary_pass, frozen_layers, run_to, stand_in
+from fusetune.backbones.passes.boundary import boundary_pass, frozen_layers, placeholder_inputs, run_to
 from fusetune.inference.memory import retain_freed_memory
 
 MOBILENET = Path(__file__).parents[2] / "shared" / "models" / "mobilenet-v2"
@@ -95,7 +95,7 @@ def frozen(backbone: Backbone, inputs: Inputs, rounds: int) -> None:
             with torch.no_grad():
                 backbone.start = boundary_pass(backbone, layer, inputs)
                 hidden = run_to(backbone, layer, inputs)
-            given, kept = {**stand_in(backbone, inputs), "boundary": hidden}, hidden[0].numel() * 4 // 1024
+            given, kept = {**placeholder_inputs(backbone, inputs), "boundary": hidden}, hidden[0].numel() * 4 // 1024
         with retain_freed_memory():
             spent = [seconds(backbone, given, train=True, bf16=False) for _ in range(rounds + 1)][1:]
         print(f"| {count} of {parts} | {1000 * statistics.median(spent) / rows:.1f} | {kept} |")

@@ -8,7 +8,16 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from fusetune import api
-from fusetune.backbones.adapters import KINDS_OF_MODULE, RATE, RATES, adapt, brought_state, merge, rate, target_modules
+from fusetune.backbones.adapters import (
+    KINDS_OF_MODULE,
+    RATE,
+    RATES,
+    adapt,
+    adapter_state_dict,
+    merge,
+    rate,
+    target_modules,
+)
 from fusetune.backbones.freeze import freeze
 from fusetune.backbones.load import load_backbone
 from fusetune.config.adapter import ADAPTERS, AdapterConfig
@@ -61,7 +70,7 @@ def test_it_starts_as_the_model_is_all_that_is_trained_and_merges(tiny, name, mo
     assert torch.allclose(backbone.eval()(**given).values, plain, atol=1e-5)
     freeze(backbone, "none")
     trained = {n for n, p in backbone.model.named_parameters() if p.requires_grad}
-    assert trained and trained <= backbone.brought
+    assert trained and trained <= backbone.adapter_tensors
     share = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
     assert share < sum(p.numel() for p in backbone.parameters()) / 2
     backbone.train()(**given).values.square().sum().backward()
@@ -82,7 +91,7 @@ def test_it_starts_as_the_model_is_all_that_is_trained_and_merges(tiny, name, mo
         assert torch.allclose(backbone(**given).values, tuned, atol=1e-5)
     assert not any(isinstance(m, BaseTunerLayer) for m in backbone.modules())
     assert backbone.model.state_dict().keys() == base.keys() and all(p.requires_grad for p in backbone.parameters())
-    assert backbone.adapter is None and not backbone.brought
+    assert backbone.adapter is None and not backbone.adapter_tensors
 
 
 def test_the_difference_of_lora_is_the_papers(tiny):
@@ -151,7 +160,7 @@ def test_rules_keep_to_the_adapter_and_rates_are_higher(tiny):
     assert rate(backbone) == RATE
     freeze(backbone, "bottom:2")  # embeddings and the first layer
     trained = [n for n, p in backbone.model.named_parameters() if p.requires_grad]
-    assert trained and all(n in backbone.brought and "layer.0." not in n for n in trained)
+    assert trained and all(n in backbone.adapter_tensors and "layer.0." not in n for n in trained)
     freeze(backbone, "all")
     assert not any(p.requires_grad for p in backbone.parameters())
     other = load(tiny, "bert")
@@ -162,8 +171,8 @@ def test_rules_keep_to_the_adapter_and_rates_are_higher(tiny):
 def test_shared_projections_are_kept_once(tiny):
     backbone = load(tiny, "bert")
     adapt(backbone, AdapterConfig(name="vera"))
-    names = [name for name in brought_state(backbone) if "vera_A" in name]
-    assert len(names) == 1 and sum("vera_A" in name for name in backbone.brought) > 1
+    names = [name for name in adapter_state_dict(backbone) if "vera_A" in name]
+    assert len(names) == 1 and sum("vera_A" in name for name in backbone.adapter_tensors) > 1
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fusetune.backbones import int8
-from fusetune.backbones.int8 import Int8Linear, in_int8, num_linear, rounded
+from fusetune.backbones.int8 import Int8Linear, in_int8, num_linear, quantise
 from fusetune.backbones.load import load_backbone
 
 pytestmark = pytest.mark.skipif(not int8.has_int8(), reason="the processor has no AVX512-VNNI")
@@ -33,7 +33,7 @@ def test_near_the_layer_it_stands_for(num_in: int, num_out: int, bias: bool) -> 
 
 @pytest.mark.parametrize(("num_in", "num_out"), [(1, 1), (40, 24), (64, 17), (384, 96), (1536, 384)])
 def test_a_token_does_not_depend_on_the_others(monkeypatch: pytest.MonkeyPatch, num_in: int, num_out: int) -> None:
-    monkeypatch.setattr(int8, "CHUNK", 4 * num_in)  # so that rows are rounded in several steps
+    monkeypatch.setattr(int8, "CHUNK", 4 * num_in)  # so that rows are quantise in several steps
     found, values = Int8Linear(layer(num_in, num_out)), torch.randn(35, num_in) * torch.arange(1, 36).unsqueeze(1)
     together = found(values)
     for size in (1, 2, 7, 16, 33):
@@ -75,7 +75,7 @@ class Attention(nn.Module):
 
 def test_what_an_attention_reads_is_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     exact, counted = Attention().requires_grad_(False), []
-    monkeypatch.setattr(int8, "rounded", lambda values: counted.append(1) or rounded(values))
+    monkeypatch.setattr(int8, "quantise", lambda values: counted.append(1) or quantise(values))
     low, values, other = in_int8(exact), torch.randn(3, 5, 8), torch.randn(3, 5, 8)
     by_itself = {name: Int8Linear(layer) for name, layer in exact.named_children()}
     wanted = {name: layer(values) for name, layer in by_itself.items()}

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fusetune.backbones.load import load_backbone
-from fusetune.backbones.word_embeddings import encode, word_embeddings
+from fusetune.backbones.word_embeddings import run_encoder, word_embeddings
 from fusetune.config.section import NamedConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
@@ -133,7 +133,7 @@ def test_a_shift_of_text_is_that_of_its_input_embeddings(tiny, tmp_path):
     delta = ball.uniform(0.3)["m"].detach()
     encoder, tensors = model.encoders[model.routes["m"]], batch.inputs["m"]
     shifted = ball.perturbed({"m": delta}).inputs["m"]
-    got = encode(encoder, shifted).values
+    got = run_encoder(encoder, shifted).values
     embeds = encoder.model.embeddings.word_embeddings(tensors["input_ids"])
     unit = embeds[tensors["attention_mask"].bool()].square().mean().sqrt().detach()
     assert ball.units["m"] == pytest.approx(float(unit), rel=1e-5)
@@ -141,7 +141,7 @@ def test_a_shift_of_text_is_that_of_its_input_embeddings(tiny, tmp_path):
     weight = tensors["attention_mask"].unsqueeze(-1).float()
     wanted = (out.last_hidden_state * weight).sum(1) / weight.sum(1)
     torch.testing.assert_close(got[:, 0], wanted)
-    torch.testing.assert_close(encode(encoder, tensors).values, encoder(**tensors).values)  # no hook stays behind
+    torch.testing.assert_close(run_encoder(encoder, tensors).values, encoder(**tensors).values)  # no hook stays behind
     assert not torch.allclose(got, encoder(**tensors).values)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from fusetune.backbones.passes.graphs import alone
+from fusetune.backbones.passes.graphs import capture_lock
 from fusetune.data.sampler import UpdateSampler
 from fusetune.errors import BadCell, RunError
 from fusetune.training.loader import PAGE, PREFETCH, BatchLoader, free_bytes, shared_bytes
@@ -64,7 +64,7 @@ def test_memory_that_a_gpu_reads_is_asked_for_while_no_pass_is_captured():
     class Packed:
         def packed(self, *, pin):
             assert pin
-            return alone.locked()
+            return capture_lock.locked()
 
     rows = Rows(23)
     rows.batch = lambda places, *, epoch: Packed()

@@ -1,1 +1,1 @@
-"""Pretrained encoders of text, images and audio: found, loaded, frozen, saved."""
+"""Pretrained encoders of text, images and audio: load, freeze, adapt, save."""

@@ -1,4 +1,4 @@
-"""Parameter-efficient tuning: a backbone's weights stay, and few new ones beside them are trained, through peft.
+"""Parameter-efficient fine-tuning through peft: the pretrained weights are frozen, and few new ones are trained.
 
     lora    W + (α/r) B A                          Hu et al. 2021, arXiv 2106.09685
     rslora  W + (α/√r) B A                         Kalajdzievski 2023, arXiv 2312.03732
@@ -7,7 +7,7 @@
     vera    W + diag(b) B diag(d) A, A and B fixed, random and shared      Kopiczko et al. 2023, arXiv 2310.11454
     oft     R W, R orthogonal and block-diagonal   Qiu et al. 2023, arXiv 2306.07280
 
-Each starts as the pretrained model itself. Which modules get one is found by looking at the model (`target_modules`).
+Each adapter is initialised to compute the pretrained model. `target_modules` chooses the adapted modules by inspection.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from fusetune.config.adapter import AdapterConfig
 from fusetune.errors import ConfigError
 
 RANKS = {"lora": 8, "rslora": 8, "dora": 8, "vera": 64, "oft": 16}
-"""By default: of the products, of the shared projections, and the size of a block of R."""
+"""Default ranks; of VeRA the rank of the shared projections, of OFT the size of a block of R."""
 RATES = {"ia3": 50.0, "vera": 50.0}
 RATE = 10.0
-"""Learning rates, in units of what full tuning would take: few weights that start at nothing move further."""
+"""Learning rates relative to full fine-tuning; few weights that start at zero need larger steps."""
 LORA = ("Linear", "Conv1D", "Conv2d", "Conv1d")
 KINDS_OF_MODULE = {"ia3": ("Linear", "Conv1D", "Conv2d"), "vera": ("Linear", "Conv1D"), "oft": ("Linear",)}
-"""What peft can give each adapter to, where it is not all of `LORA`. `Conv1D` is GPT-2's transposed linear map."""
+"""Module classes that peft supports for each adapter, if not all of `LORA`. `Conv1D` is GPT-2's linear layer."""
 ATTENTION = re.compile(r"att(entio)?n", re.IGNORECASE)
 
 
 def rate(backbone: Backbone) -> float:
-    """Return what the learning rate of full tuning is multiplied by for this backbone: 1 without an adapter."""
+    """Return the factor on the learning rate of full fine-tuning for a backbone; 1 without an adapter."""
     return 1.0 if backbone.adapter is None else RATES.get(backbone.adapter.name, RATE)
 
 
 def adapt(backbone: Backbone, settings: AdapterConfig) -> None:
-    """Give a pretrained backbone an adapter; only the adapter's weights can be trained from then on.
+    """Add an adapter to a pretrained backbone and freeze all other weights.
 
     Raises:
         ConfigError: the encoder is not pretrained, has an adapter, or has no module that fits.
@@ -64,23 +64,25 @@ def adapt(backbone: Backbone, settings: AdapterConfig) -> None:
     _inject(backbone.model, settings, chosen)
     backbone.adapter = settings
     backbone.adapted = chosen
-    backbone.brought = {name for name in backbone.model.state_dict() if name.replace(".base_layer.", ".") not in known}
+    backbone.adapter_tensors = {
+        name for name in backbone.model.state_dict() if name.replace(".base_layer.", ".") not in known
+    }
     freeze_base(backbone)
 
 
 def target_modules(model: nn.Module, how: str, *, where: str = "adapter", fits: Sequence[str] = LORA) -> list[str]:
-    """Return the paths of the modules that get an adapter.
+    """Return the paths of the modules to adapt.
 
     Args:
         model: the encoder.
-        how: `attention`: linear maps inside attention modules. `linear`: all linear maps. `conv`: all convolutions that
-            mix features (not the depthwise ones). `auto`: the first of these that there are. Else a regular expression,
-            of which a module's path must have a match.
-        where: names the setting in an error.
-        fits: the classes of modules that can have one.
+        how: `attention`: linear layers inside attention modules. `linear`: all linear layers. `conv`: all convolutions
+            except depthwise ones. `auto`: the first of these that exist. Anything else is a regular expression that is
+            searched in module paths.
+        where: name of the setting in errors.
+        fits: names of the module classes that can be adapted.
 
     Raises:
-        ConfigError: there is none, or the pattern is no regular expression.
+        ConfigError: no module fits, or the regular expression is invalid.
     """
     known = {path: type(module).__name__ for path, module in model.named_modules() if _fits(module, fits)}
     linear = [path for path, name in known.items() if name in ("Linear", "Conv1D")]
@@ -108,7 +110,7 @@ def target_modules(model: nn.Module, how: str, *, where: str = "adapter", fits: 
 
 
 def _fits(module: nn.Module, kinds: Sequence[str]) -> bool:
-    """Return whether a module is of one of the kinds, and mixes all features: a depthwise convolution does not."""
+    """Return whether a module is of one of these classes and not a grouped convolution."""
     return type(module).__name__ in kinds and getattr(module, "groups", 1) == 1
 
 
@@ -150,18 +152,18 @@ def _inject(model: nn.Module, settings: AdapterConfig, chosen: list[str]) -> Non
 
 
 def freeze_base(backbone: Backbone) -> None:
-    """Keep everything but the adapter's weights from being trained; what is frozen of these stays so."""
+    """Freeze all weights but the adapter's; adapter weights that are already frozen stay frozen."""
     for name, parameter in backbone.model.named_parameters():
-        if name not in backbone.brought or name.rpartition(".")[0].endswith(("vera_A", "vera_B")):
+        if name not in backbone.adapter_tensors or name.rpartition(".")[0].endswith(("vera_A", "vera_B")):
             parameter.requires_grad_(False)
 
 
-def brought_state(backbone: Backbone) -> dict[str, Tensor]:
-    """Return the adapter's tensors by their names in `backbone.model`, each once where modules share it."""
+def adapter_state_dict(backbone: Backbone) -> dict[str, Tensor]:
+    """Return the adapter's tensors by their names in `backbone.model`; shared tensors appear once."""
     result: dict[str, Tensor] = {}
     seen: set[tuple[int, torch.Size]] = set()
     for name, value in backbone.model.state_dict().items():
-        if name in backbone.brought and (value.data_ptr(), value.shape) not in seen:
+        if name in backbone.adapter_tensors and (value.data_ptr(), value.shape) not in seen:
             seen.add((value.data_ptr(), value.shape))
             result[name] = value
     return result
@@ -169,9 +171,9 @@ def brought_state(backbone: Backbone) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def merge(backbone: Backbone) -> None:
-    """Work the adapter into the weights: the same function by a model of the original shape. All of it can be trained.
+    """Merge the adapter into the weights, which restores the original architecture and makes all weights trainable.
 
-    Does nothing where there is no adapter.
+    Does nothing without an adapter.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -183,5 +185,5 @@ def merge(backbone: Backbone) -> None:
         layer.merge()
         owner, _, name = path.rpartition(".")
         setattr(backbone.model.get_submodule(owner), name, layer.get_base_layer())
-    backbone.adapter, backbone.adapted, backbone.brought = None, [], set()
+    backbone.adapter, backbone.adapted, backbone.adapter_tensors = None, [], set()
     backbone.requires_grad_(True)

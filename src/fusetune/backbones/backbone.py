@@ -1,4 +1,4 @@
-"""A pretrained encoder with its own processor: cells in, `Tokens` out."""
+"""`Backbone`: an encoder with its processor, from cells to `Tokens`."""
 
 from __future__ import annotations
 
@@ -30,32 +30,35 @@ POOLS = ("mean", "cls", "last", "own", "none")
 
 
 class Backbone(nn.Module):
-    """One encoder, for one kind of cell.
+    """An encoder for one kind of cell.
 
     Attributes:
         kind: "text", "image" or "audio".
-        source: what the user named: "minilm", a folder or a hub id; "image_small" and "audio_small" for the small ones.
+        source: the user's name for it: "minilm", a folder or a hub id; "image_small" or "audio_small" for the small
+            encoders.
         fingerprint: SHA-256 of the weights as loaded.
-        key: names it among a model's encoders; letters, digits and `_`.
+        key: its name among a model's encoders; letters, digits and `_`.
         pretrained: whether the weights come from pretraining.
-        pool: "mean" of the real tokens, "cls" (the first token), "last" (real token), "own" (the vector that the model
-            makes of a cell itself, such as a projection shared with another kind) or "none" (every token).
+        pool: "mean" over the real tokens, "cls" (the first token), "last" (the last real token), "own" (the model's own
+            vector of a cell, such as a projection into a space shared with another modality) or "none" (all tokens).
         dim: features of a token.
         processor: the tokenizer, image processor, feature extractor or `Spectrogram`.
-        max_tokens: tokens of a text that are read; 0 for other kinds.
-        sampling_rate: samples a second that a sound must have; 0 for other kinds.
-        image_size: (height, width) of the pictures that are read, in pixels; (0, 0) for other kinds.
-        norm_eval: keep the running statistics of batch normalisation in training, as small batches would spoil them.
-        grid: with pool "none", how a picture's tokens lie in it, where they do (see `Tokens`).
-        adapter: the adapter's settings, where the encoder has one (`fusetune.backbones.adapters`): `adapted` has the
-            paths of the modules in `model` that it sits on, `brought` the names of the tensors that it added.
-        normalised: pooled vectors are scaled to length 1, as a sentence encoder's own modules say.
-        separate: which cells may share a pass: "" all; "lengths": those of one length; "cells": none, for models whose
-            vectors depend on the padding or on the other cells (see `fusetune.backbones.inspection.trial`).
-        channels_last: on a processor, pictures are encoded with their channels innermost, as convolutions do it faster.
-        start: the pass that begins at the first trained layer, where one was tried and found right.
-        wanted: the pass that is entered with `fusetune.backbones.passes.base.using`.
-        notes: what a user should know of this encoder, in sentences.
+        max_tokens: maximum number of tokens of a text; 0 for other kinds.
+        sampling_rate: required sampling rate of sounds, in Hz; 0 for other kinds.
+        image_size: (height, width) of the input images, in pixels; (0, 0) for other kinds.
+        norm_eval: keep the running statistics of batch normalisation in training, as small batches would distort them.
+        grid: with pool "none", the grid of an image's tokens, if they form one (see `Tokens`).
+        adapter: the adapter's settings, None without one (see `fusetune.backbones.adapters`).
+        adapted: paths in `model` of the modules that have the adapter.
+        adapter_tensors: names in `model.state_dict()` of the adapter's tensors.
+        normalised: whether pooled vectors are scaled to unit length, as a sentence encoder's modules state.
+        separate: which cells may share a pass: "" all, "lengths" only those of equal length, "cells" none; for models
+            whose vectors depend on the padding or on other cells (see `fusetune.backbones.inspection.trial`).
+        channels_last: whether images are encoded in the memory format channels-last on a CPU, where convolutions are
+            faster with it.
+        start: the pass that starts at the first trained layer, if there is one that was verified.
+        wanted: the pass that `fusetune.backbones.passes.base.using` set.
+        notes: remarks for the user, in sentences.
     """
 
     dim: int
@@ -78,12 +81,12 @@ class Backbone(nn.Module):
     ) -> None:
         """
         Args:
-            model: the encoder; `method` of it returns `last_hidden_state` and perhaps `pooler_output`.
-            inputs: what it reads.
-            method: the method that encodes.
-            config: the transformers config that the model is built from, None for the small encoders.
+            model: the encoder; its `method` returns `last_hidden_state` and possibly `pooler_output`.
+            inputs: prepares and collates its inputs.
+            method: name of the method that encodes.
+            config: the transformers config of the model, None for the small encoders.
 
-        The other arguments are described with the attributes.
+        For the other arguments see the attributes.
         """
         super().__init__()
         self.model, self.inputs, self.method, self.config = model, inputs, method, config
@@ -96,15 +99,15 @@ class Backbone(nn.Module):
         self.removed: list[tuple[str, str]] = []
         self.adapter: AdapterConfig | None = None
         self.adapted: list[str] = []
-        self.brought: set[str] = set()
+        self.adapter_tensors: set[str] = set()
         self.start: EncoderPass | None = None
         self.wanted: EncoderPass | None = None
         self.normalised = False
         self.channels_last = is_convolutional(model)
         self.notes: list[str] = []
-        # Models that hide a random part of their input (ViT-MAE) take the order of the patches as an argument.
+        # Models that mask random patches (ViT-MAE) take the order of the patches as an argument.
         self._orders_patches = "noise" in inspect.signature(getattr(model, method)).parameters
-        # Group normalisation over time would see the padding, and such an encoder was trained without a mask.
+        # Group normalisation over time includes the padding, and such encoders were trained without a mask.
         self._normalises_time = isinstance(inputs, AudioInputs) and any(
             isinstance(module, nn.GroupNorm) for module in model.modules()
         )
@@ -113,8 +116,7 @@ class Backbone(nn.Module):
     # ---- from cells to tensors
 
     def prepare_image(self, image: Image.Image) -> np.ndarray:
-        """Return (3, height, width) uint8 of an RGB picture, resized and cropped exactly as the model's processor does
-        it."""
+        """Resize and crop an RGB image by the model's processor, to (3, height, width) uint8."""
         assert isinstance(self.inputs, ImageInputs)
         return self.inputs.prepare(image)
 
@@ -124,14 +126,14 @@ class Backbone(nn.Module):
         return self.inputs.collate(images)
 
     def prepare_audio(self, waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
-        """Return what is kept of a sound, (samples,) float; its first dimension is its length.
+        """Return the example of a sound, (length, ...) float: a waveform, or patches of its spectrogram.
 
         Args:
             waveform: (samples,) float, from -1 to 1; may be empty.
-            sampling_rate: must be `self.sampling_rate`.
+            sampling_rate: in Hz, must equal `self.sampling_rate`.
 
         Raises:
-            BackboneError: the sound has another rate.
+            BackboneError: the sampling rate is wrong.
         """
         assert isinstance(self.inputs, AudioInputs | SpectrogramInputs)
         if sampling_rate != self.sampling_rate:
@@ -150,7 +152,7 @@ class Backbone(nn.Module):
         return self.inputs.collate(cells)
 
     def tokenize(self, text: str) -> np.ndarray:
-        """Return (tokens,) int32, special tokens included, cut to `max_tokens`; at least one."""
+        """Return a text's token ids, (tokens,) int32, special tokens included, from 1 to `max_tokens`."""
         assert isinstance(self.inputs, TextInputs)
         return self.inputs.prepare(text)
 
@@ -165,10 +167,10 @@ class Backbone(nn.Module):
         """Encode, by the pass that `fusetune.backbones.passes.choice.choose` returns.
 
         Args:
-            owner: (parts,) int64 from 0 up without gaps, where a cell may have several parts: which cell each
-                belongs to. Their vectors are averaged; with pool "none" their tokens follow one another.
-            inputs: what a collate method gave; perhaps `boundary`, what the first trained layer reads of these cells
-                (see `fusetune.backbones.passes.boundary`).
+            owner: (parts,) int64 from 0 without gaps, the cell of each part, if cells may have several parts. Vectors of
+                parts are averaged; with pool "none" their tokens are concatenated.
+            inputs: tensors of a collate method; possibly with `boundary`, the input of the first trained layer for
+                these cells (see `fusetune.backbones.passes.boundary`).
 
         Returns:
             (cells, 1, dim), or (cells, tokens, dim) with pool "none".
@@ -180,15 +182,15 @@ class Backbone(nn.Module):
         """Run the model once.
 
         Returns:
-            (rows, tokens, dim); (rows, tokens) bool, which tokens are real; the model's own (rows, dim), if it makes
-            one.
+            The tokens, (rows, tokens, dim); their mask, (rows, tokens) bool; and the model's own vector, (rows, dim) or
+            None.
         """
         if lengths is not None and not cast(AudioInputs, self.inputs).makes_features:
             return self._encode_waveforms(next(iter(inputs.values())), lengths, next(iter(inputs)))
         values, own = self._call(inputs)
         if "attention_mask" in inputs:
             mask = inputs["attention_mask"].bool()
-            if mask.shape[1] != values.shape[1]:  # frames that the model reads several of at a time
+            if mask.shape[1] != values.shape[1]:  # the model downsamples frames
                 real = (mask.sum(1) * values.shape[1] / mask.shape[1]).ceil().clamp(min=1)
                 mask = torch.arange(values.shape[1], device=values.device) < real[:, None]
         elif lengths is not None and values.shape[1] > 1:
@@ -223,7 +225,7 @@ class Backbone(nn.Module):
         return values, None if own is None else own.flatten(1)
 
     def as_tokens(self, values: Tensor, mask: Tensor, own: Tensor | None) -> Tokens:
-        """Pool what `hidden_states` returned: (rows, 1, dim), or (rows, tokens, dim) with pool "none"."""
+        """Pool the results of `hidden_states` to (rows, 1, dim), or (rows, tokens, dim) with pool "none"."""
         if self.pool == "none":
             return Tokens(values, mask, self.grid)
         if self.pool == "own":
@@ -242,11 +244,11 @@ class Backbone(nn.Module):
     # ---- training
 
     def blocks(self) -> list[tuple[str, nn.Module]]:
-        """Return the encoder cut from input to output; together the blocks hold every parameter once."""
+        """Return the blocks from input to output by name; they partition the parameters."""
         return structure.blocks(self.model)
 
     def train(self, mode: bool = True) -> Backbone:
-        """Set training mode: blocks without a trainable parameter, and batch normalisation, stay in evaluation mode."""
+        """Set training mode; frozen blocks and, with `norm_eval`, batch normalisation stay in evaluation mode."""
         super().train(mode)
         if not mode:
             return self
@@ -263,7 +265,7 @@ class Backbone(nn.Module):
         return self
 
     def enable_checkpointing(self) -> bool:
-        """Recompute activations in the backward pass instead of keeping them; False where the model cannot."""
+        """Enable activation checkpointing; return False if the model does not support it."""
         if not getattr(self.model, "supports_gradient_checkpointing", False):
             return False
         options = {"use_reentrant": False}
@@ -277,12 +279,12 @@ class Backbone(nn.Module):
     # ---- files
 
     def _origin(self) -> str:
-        """Return where the pretrained weights come from; a folder's absolute path where the model needs it later."""
+        """Return the source of the pretrained weights; a folder's absolute path if an adapter needs it later."""
         folder = Path(self.source).expanduser()
         return os.path.abspath(folder) if self.adapter is not None and folder.is_dir() else self.source
 
     def save(self, folder: Path) -> None:
-        """Write config, processor and `backbone.json` into a folder; the weights go with the whole model's."""
+        """Write config, processor and `backbone.json` into a folder; the weights are saved with the model."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.config is not None:
             self.config.save_pretrained(str(folder))
@@ -290,7 +292,7 @@ class Backbone(nn.Module):
         (folder / FILE).write_text(json.dumps(self.describe(), indent=2) + "\n", encoding="utf-8")
 
     def describe(self) -> dict[str, Any]:
-        """Return what `restore_backbone` needs beside config and processor, as JSON."""
+        """Return the attributes that `restore_backbone` needs besides config and processor, as JSON."""
         return {
             "small": self.config is None,
             "kind": self.kind,

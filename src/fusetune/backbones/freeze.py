@@ -1,14 +1,14 @@
-"""Which weights of a model are trained, and how fast each layer of an encoder is.
+"""Freezing of parameters and layer-wise learning rates.
 
 A rule is one of:
 
-    none              nothing is frozen: everything is trained
-    all               every encoder is frozen, trained from scratch or not; the rest of the model is trained
-    only:heads        the same for pretrained encoders only: what was not pretrained is trained
-    only:bias         of pretrained encoders only the biases are trained (BitFit: Ben Zaken et al., arXiv 2106.10199)
-    only:norm         of pretrained encoders only normalisation layers are trained (Frankle et al., arXiv 2003.00152)
-    bottom:K          the first K blocks of every pretrained encoder are frozen; block 0 is the embeddings
-    regex:PATTERN     parameters whose name has a match of the pattern are frozen
+    none              freeze nothing
+    all               freeze every encoder, pretrained or not
+    only:heads        freeze every pretrained encoder
+    only:bias         freeze pretrained encoders except their biases (BitFit: Ben Zaken et al., arXiv 2106.10199)
+    only:norm         freeze pretrained encoders except their normalisation layers (Frankle et al., arXiv 2003.00152)
+    bottom:K          freeze the first K blocks of every pretrained encoder; block 0 is the embeddings
+    regex:PATTERN     freeze parameters in whose names the regular expression is found
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RULES = ("none", "all", "only:heads", "only:bias", "only:norm", "bottom:K", "reg
 
 @dataclass(frozen=True)
 class Trainable:
-    """How many of a model's weights are trained."""
+    """Numbers of trainable and of all weights of a model."""
 
     trainable: int
     total: int
@@ -67,21 +67,19 @@ def check_rule(rule: str) -> tuple[str, str]:
 
 
 def freeze(model: nn.Module, rule: str) -> Trainable:
-    """Set which parameters of a model are trained; what an earlier call froze is trained again first.
+    """Freeze parameters of a model by a rule; all others become trainable, whatever an earlier call froze.
 
-    Blocks that are frozen as a whole also stay in evaluation mode in training, without dropout: `Backbone.train` sees
-    to that, so call `model.train()` after this.
+    Call `model.train()` afterwards: `Backbone.train` keeps fully frozen blocks in evaluation mode, without dropout.
 
     Args:
         model: a `Backbone`, or a module that holds some.
         rule: see this module.
 
     Returns:
-        How many weights are trained.
+        The numbers of trainable and of all weights.
 
     Raises:
-        ConfigError: the rule is wrong, K is more than an encoder has blocks, a pattern matches no parameter, or the
-            rule would leave nothing to train in a model that is more than an encoder.
+        ConfigError: the rule is invalid, K is larger than an encoder's number of blocks, or a pattern matches nothing.
     """
     name, argument = check_rule(rule)
     if name.startswith("only:"):
@@ -122,28 +120,28 @@ def _freeze_bottom(encoders: list[Backbone], count: int, rule: str) -> None:
             block.requires_grad_(False)
 
 
-def _freeze_all_but(encoder: Backbone, kept: str) -> None:
-    """Freeze an encoder but for its biases ("bias"), its normalisation layers ("norm") or nothing ("heads")."""
+def _freeze_all_but(encoder: Backbone, trained: str) -> None:
+    """Freeze an encoder except its biases ("bias"), its normalisation layers ("norm") or nothing ("heads")."""
     encoder.requires_grad_(False)
-    result = False
+    matched = False
     for module in encoder.modules():
         norm = "norm" in type(module).__name__.lower()
         for name, parameter in module.named_parameters(recurse=False):
-            if (kept == "bias" and name == "bias") or (kept == "norm" and norm):
+            if (trained == "bias" and name == "bias") or (trained == "norm" and norm):
                 parameter.requires_grad_(True)
-                result = True
-    if not result and kept != "heads":
+                matched = True
+    if not matched and trained != "heads":
         raise ConfigError(
-            f"freeze: the encoder {encoder.key!r} has no {'biases' if kept == 'bias' else 'normalisation layers'}",
-            came=f"only:{kept}",
+            f"freeze: the encoder {encoder.key!r} has no {'biases' if trained == 'bias' else 'normalisation layers'}",
+            came=f"only:{trained}",
             do="take another rule, or an adapter",
         )
 
 
 def _freeze_matches(model: nn.Module, pattern: str) -> None:
-    result = re.compile(pattern)
+    regex = re.compile(pattern)
     names = [name for name, _ in model.named_parameters()]
-    if not any(result.search(name) for name in names):
+    if not any(regex.search(name) for name in names):
         word = max(re.findall(r"\w+", pattern), key=len, default="")
         near = [name for name in names if word and word in name] or difflib.get_close_matches(pattern, names, 3, 0.3)
         raise ConfigError(
@@ -152,23 +150,23 @@ def _freeze_matches(model: nn.Module, pattern: str) -> None:
             do="correct the pattern; it may match anywhere in the name",
         )
     for name, parameter in model.named_parameters():
-        if result.search(name):
+        if regex.search(name):
             parameter.requires_grad_(False)
 
 
 def lr_scales(backbone: Backbone, decay: float) -> list[tuple[float, list[tuple[str, nn.Parameter]]]]:
-    """Learning rates by depth: the last block has the full rate, each block before it `decay` times the next one's.
+    """Return layer-wise learning rate factors: 1 for the last block, `decay` times the next block's for the others.
 
     Args:
         backbone: the encoder.
-        decay: above 0, at most 1; 1 gives every block the full rate.
+        decay: above 0, at most 1; 1 gives all blocks the same rate.
 
     Returns:
-        For each block from input to output its factor and its trainable parameters, named as in
-        `backbone.named_parameters()`; blocks that are frozen are left out.
+        The factor and the named trainable parameters (as in `backbone.named_parameters()`) of each block, from input
+        to output, without frozen blocks.
 
     Raises:
-        ConfigError: decay is out of range.
+        ConfigError: `decay` is out of range.
 
     Reference: Howard and Ruder, arXiv:1801.06146 (discriminative fine-tuning).
     """

@@ -1,7 +1,7 @@
-"""What a backbone reads: from a decoded cell to its tensors, by the model's own processor.
+"""Preparation and collation of a backbone's inputs, by the model's own processor.
 
-Each class here has `prepare` (one cell, once), `collate` (a batch) and `save`. Legend: cells = examples of a batch,
-parts = pieces of cells (patches of a sound), height and width in pixels, samples = a sound's values.
+Each class has `prepare` (a cell, once), `collate` (a batch) and `save`. Legend: cells = examples of a batch, parts =
+chunks or patches of a sound, height and width in pixels, samples = values of a waveform.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class TextInputs:
         """
         Args:
             tokenizer: a fast tokenizer of transformers.
-            max_tokens: longer texts are cut to so many tokens, special ones included.
+            max_tokens: maximum number of tokens, special ones included; longer texts are truncated.
         """
         if not getattr(tokenizer, "is_fast", False):
             raise BackboneError(
@@ -50,26 +50,31 @@ class TextInputs:
         self.filler = next(token for token in known if token is not None)
 
     def prepare(self, text: str) -> np.ndarray:
-        """Return (tokens,) int32: the text's tokens with the special ones, at least one and at most `max_tokens`."""
+        """Return the token ids, special ones included, (tokens,) int32 with 1 to `max_tokens` tokens."""
         try:
             ids = self._encode(text)
-        except (TypeError, UnicodeError):  # half of a surrogate pair, which the tokenizer refuses
+        except (TypeError, UnicodeError):  # a lone surrogate, which the tokenizer refuses
             ids = self._encode(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
         return np.asarray(ids or [self.filler], dtype=np.int32)
 
     def _encode(self, text: str) -> list[int]:
-        # What is beneath the processor gives the same in half the time, once the processor has told it where to cut.
-        beneath = self.processor.backend_tokenizer
-        cut = beneath.truncation
-        if cut is None or cut["max_length"] != self.max_tokens or cut["stride"] or beneath.padding is not None:
+        # The backend gives the same ids in half the time, once the processor has set its truncation.
+        backend = self.processor.backend_tokenizer
+        truncation = backend.truncation
+        if (
+            truncation is None
+            or truncation["max_length"] != self.max_tokens
+            or truncation["stride"]
+            or backend.padding is not None
+        ):
             self.processor("", truncation=True, max_length=self.max_tokens, padding=False, verbose=False)
-        return list(beneath.encode(text).ids)
+        return list(backend.encode(text).ids)
 
     def collate(self, cells: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """Return `input_ids` and `attention_mask`, (cells, longest) int64.
 
-        With `whole_length` every text is padded to `max_tokens` and the padding counts as real, for models that were
-        trained so.
+        With `whole_length` every text is padded to `max_tokens` and the padding is unmasked, for models that were
+        trained on it.
         """
         longest = self.max_tokens if self.whole_length else max(len(ids) for ids in cells)
         ids = torch.full((len(cells), longest), self.filler, dtype=torch.int64)
@@ -87,10 +92,10 @@ class TextInputs:
 
 
 class ImageInputs:
-    """Pixels by a Pil image processor: resized and cropped as bytes once, rescaled and normalised in the batch.
+    """Pixels by a Pil image processor: resized and cropped as uint8 once, rescaled and normalised in the batch.
 
-    The arithmetic after the crop is found by asking the processor what it makes of black and of white, so that a
-    processor with an arithmetic of its own is followed too; a random picture then checks it.
+    The affine map after the crop is inferred from the processor's outputs for black and for white images, which works
+    for all processors alike; a random image verifies it.
     """
 
     def __init__(self, processor: Any) -> None:
@@ -123,13 +128,13 @@ class ImageInputs:
         return np.asarray(self.processor(image, return_tensors="np")["pixel_values"][0])
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """Return (3, height, width) uint8: the picture resized and cropped as the model's processor does it.
+        """Resize and crop an image by the model's processor, to (3, height, width) uint8.
 
         Args:
-            image: in mode RGB, of any size from 1 by 1.
+            image: in mode RGB, at least 1 by 1.
         """
-        made = self.processor(image, return_tensors="np", **self.no_arithmetic)
-        pixels: np.ndarray = np.asarray(made["pixel_values"][0])
+        processed = self.processor(image, return_tensors="np", **self.no_arithmetic)
+        pixels: np.ndarray = np.asarray(processed["pixel_values"][0])
         if not self.fixed:
             pixels = _centre(pixels, *self.image_size)
         if pixels.dtype != np.uint8:
@@ -148,7 +153,7 @@ class ImageInputs:
 
 
 def _keeps_aspect(processor: Any) -> bool:
-    """Return whether the processor's pictures differ in size by their aspect."""
+    """Return whether the size of the processor's output depends on the image's aspect ratio."""
     size = getattr(processor, "size", None)
     names = {name for name, value in dict(size or {}).items() if value is not None}
     return bool(getattr(processor, "do_resize", False)) and not {"height", "width"} <= names
@@ -165,13 +170,13 @@ def _centre(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 class SpectrogramInputs:
-    """Patches of a log-mel spectrogram, as one-channel pictures."""
+    """Patches of a log-mel spectrogram, as one-channel images."""
 
     def __init__(self, spectrogram: Spectrogram, max_seconds: float = MAX_SECONDS) -> None:
         """
         Args:
             spectrogram: its settings.
-            max_seconds: what a sound has beyond is not read.
+            max_seconds: maximum duration in seconds; longer sounds are truncated.
         """
         self.processor = spectrogram
         self.sampling_rate = spectrogram.sampling_rate
@@ -193,17 +198,17 @@ class SpectrogramInputs:
 
 
 class AudioInputs:
-    """Waveforms or features by a model's own feature extractor; a long sound becomes several chunks.
+    """Waveforms or features by a model's feature extractor; a long sound is split into chunks.
 
-    `prepare` keeps the waveform, cut and normalised as the extractor does it; features that the extractor computes are
-    made in the batch, as they take more memory than the sound itself.
+    `prepare` returns the waveform, normalised by the extractor. Spectral features are computed in the batch, as they
+    take more memory than the waveform.
     """
 
     def __init__(self, extractor: Any, max_seconds: float = MAX_SECONDS) -> None:
         """
         Args:
             extractor: a feature extractor of transformers with a `sampling_rate`.
-            max_seconds: what a sound has beyond is not read.
+            max_seconds: maximum duration in seconds; longer sounds are truncated.
         """
         self.processor = extractor
         self.sampling_rate = int(extractor.sampling_rate)
@@ -215,14 +220,14 @@ class AudioInputs:
         self.chunk = self._chunk_samples()
         shape = np.asarray(probe[self.name][0]).shape
         half = self._extract(noise[: self.sampling_rate // 2]) if self.makes_features else probe
-        self.own_length = np.asarray(half[self.name][0]).shape != shape  # features as long as the sound, not padded
+        self.own_length = np.asarray(half[self.name][0]).shape != shape  # the extractor does not pad to a fixed length
 
     def _extract(self, waveform: np.ndarray) -> Any:
         with quiet():
             return self.processor(waveform, sampling_rate=self.sampling_rate, return_tensors="np")
 
     def _chunk_samples(self) -> int:
-        """Return the samples that the extractor takes at once."""
+        """Return the number of samples that the extractor accepts at a time."""
         for name in ("n_samples", "nb_max_samples"):
             if getattr(self.processor, name, None):
                 return int(getattr(self.processor, name))
@@ -232,7 +237,7 @@ class AudioInputs:
 
     @property
     def minimum(self) -> int:
-        """Samples that a shorter sound is padded to: 0.1 s, which every encoder's convolutions have room for."""
+        """Minimum number of samples, 0.1 s, to which shorter sounds are padded for the encoder's convolutions."""
         return self.sampling_rate // 10
 
     def prepare(self, waveform: np.ndarray) -> np.ndarray:
@@ -251,9 +256,9 @@ class AudioInputs:
         owner: list[int] = []
         for number, cell in enumerate(cells):
             pieces = [cell[start : start + self.chunk] for start in range(0, len(cell), self.chunk)]
-            kept = [piece for piece in pieces if len(piece) >= self.minimum]
-            parts += kept
-            owner += [number] * len(kept)
+            pieces = [piece for piece in pieces if len(piece) >= self.minimum]
+            parts += pieces
+            owner += [number] * len(pieces)
         inputs = self._features(parts) if self.makes_features else self._padded(parts)
         inputs["lengths"] = torch.tensor([len(part) for part in parts])
         inputs["owner"] = torch.tensor(owner)
@@ -285,16 +290,16 @@ Inputs = TextInputs | ImageInputs | SpectrogramInputs | AudioInputs
 
 
 def token_limit(tokenizer: Any, positions: int | None, wanted: int | None, usual: int) -> int:
-    """Return how many tokens of a text are read.
+    """Return the maximum number of tokens of a text.
 
     Args:
-        tokenizer: says how many its model takes, where it knows.
-        positions: how many positions the model has, None for no limit.
-        wanted: what the user asked for, None for the usual.
-        usual: the number where the user asked for none, if the model takes that many.
+        tokenizer: its `model_max_length` is a limit, if it is set.
+        positions: number of the model's positions, None for no limit.
+        wanted: the user's setting, None for the default.
+        usual: the default, if the model allows it.
 
     Raises:
-        BackboneError: the model takes fewer than `wanted`.
+        BackboneError: the model has fewer positions than `wanted`.
     """
     limits = [limit for limit in (tokenizer.model_max_length, positions) if limit and limit < _UNBOUNDED]
     limit = min(limits) if limits else _UNBOUNDED

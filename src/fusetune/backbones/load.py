@@ -1,4 +1,4 @@
-"""From a name, hub id or folder to a `Backbone`, and back from a saved folder."""
+"""Load a `Backbone` by name, hub id or folder, and restore one from a saved folder."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from fusetune.backbones.adapters import adapt
 from fusetune.backbones.backbone import FILE, KINDS, POOLS, Backbone
 from fusetune.backbones.hub import embedded
 from fusetune.backbones.hub.source import (
-    Found,
+    ResolvedSource,
     check_files,
     check_safe,
     count_weights,
-    find,
     fingerprint,
     quiet,
     read_json,
+    resolve,
     weight_files,
 )
 from fusetune.backbones.inputs import (
@@ -35,8 +35,8 @@ from fusetune.backbones.inputs import (
     token_limit,
 )
 from fusetune.backbones.inspection import structure
-from fusetune.backbones.inspection.pooling import check_weights, fold_norms, settle
-from fusetune.backbones.inspection.trial import try_out
+from fusetune.backbones.inspection.pooling import check_weights, finalize, fold_norms
+from fusetune.backbones.inspection.trial import check_vectors
 from fusetune.backbones.spectrogram import FILE as SPECTROGRAM
 from fusetune.backbones.spectrogram import Spectrogram
 from fusetune.backbones.tuned import is_tuned, load_tuned
@@ -48,11 +48,11 @@ __all__ = ["Backbone", "load_backbone", "restore_backbone"]
 
 USUAL_TOKENS = 512
 VOCABULARIES = ("tokenizer.json", "tekken.json", "*vocab*", "*.model", "*.tiktoken", "*.bpe", "*.spm")
-"""Files that hold a tokenizer's vocabulary."""
+"""Patterns of files with a tokenizer's vocabulary."""
 MOST_RANK = 8192
 CHECK = "check that config.json belongs to the weights and that the files are whole"
 _restoring: ContextVar[tuple[Path, ...]] = ContextVar("restoring", default=())
-"""Folders that are being restored: an adapter's backbone may be a tuned model with an adapter."""
+"""Folders that are being restored, to detect cycles: an adapter's backbone may be a tuned model with an adapter."""
 
 
 def load_backbone(
@@ -64,24 +64,24 @@ def load_backbone(
     max_seconds: float = MAX_SECONDS,
     norm_eval: bool = True,
 ) -> Backbone:
-    """Load a pretrained encoder for one kind of cell; safetensors only, and no code from its folder is run.
+    """Load a pretrained encoder for one kind of cell, from safetensors only and without running code of its folder.
 
     Args:
         source: "minilm" (embedded, text), a folder, the folder of a tuned model, or a hub id "owner/name" or
-            "owner/name@revision". None for the default: "minilm" for text, a small encoder without pretraining for
-            images and audio.
+            "owner/name@revision". None is "minilm" for text, and a small encoder without pretraining for images and
+            audio.
         kind: "text", "image" or "audio".
-        pool: see `Backbone`; "auto" takes what the model was made for.
-        max_tokens: tokens of a text that are read; None for what the model was made for, at most 512.
-        max_seconds: seconds of a sound that are read; above 0.
+        pool: see `Backbone`; "auto" is the pooling that the model was trained with.
+        max_tokens: maximum number of tokens of a text; None for the model's default, at most 512.
+        max_seconds: maximum duration of a sound in seconds, above 0.
         norm_eval: keep the running statistics of batch normalisation in training.
 
     Returns:
         The encoder in evaluation mode, float32, on the CPU.
 
     Raises:
-        BackboneError: it cannot be found, is not safe to load, lacks weights, or cannot encode this kind.
-        MissingExtra: the embedded encoder is asked for, is not installed and the hub has it not.
+        BackboneError: it does not exist, is not safe to load, lacks weights, or cannot encode this kind.
+        MissingExtra: the embedded encoder is neither installed nor in the hub's cache.
     """
     _choose("kind", kind, KINDS)
     _choose("pool", pool, ("auto", *POOLS))
@@ -89,42 +89,42 @@ def load_backbone(
         return load_tuned(source, kind, pool=pool, restore=restore_backbone)
     if source in (None, small.KEYS.get(kind)) and kind != "text":
         return small.build(kind, pool=pool, max_seconds=max_seconds)
-    result = find(source or embedded.NAME)
-    with reading("the backbone cannot be loaded", file=result.folder, do=CHECK, error=BackboneError):
-        return _loaded(result, kind, pool=pool, max_tokens=max_tokens, max_seconds=max_seconds, norm_eval=norm_eval)
+    resolved = resolve(source or embedded.NAME)
+    with reading("the backbone cannot be loaded", file=resolved.folder, do=CHECK, error=BackboneError):
+        return _loaded(resolved, kind, pool=pool, max_tokens=max_tokens, max_seconds=max_seconds, norm_eval=norm_eval)
 
 
 def _loaded(
-    result: Found, kind: str, *, pool: str, max_tokens: int | None, max_seconds: float, norm_eval: bool
+    resolved: ResolvedSource, kind: str, *, pool: str, max_tokens: int | None, max_seconds: float, norm_eval: bool
 ) -> Backbone:
-    config = check_safe(result.folder)
-    files = weight_files(result.folder)
-    spectrogram = kind == "audio" and (result.folder / SPECTROGRAM).is_file()
-    model, missing = _load(result.folder, config, count_weights(files))
+    config = check_safe(resolved.folder)
+    files = weight_files(resolved.folder)
+    spectrogram = kind == "audio" and (resolved.folder / SPECTROGRAM).is_file()
+    model, missing = _load(resolved.folder, config, count_weights(files))
     names = {id(tensor): name for name, tensor in model.named_parameters()}
     part, method = structure.narrow(model, kind, spectrogram=spectrogram)
-    inputs = _inputs(result.folder, kind, part, model.config, max_tokens=max_tokens, max_seconds=max_seconds)
-    print_ = fingerprint(files)
+    inputs = _inputs(resolved.folder, kind, part, model.config, max_tokens=max_tokens, max_seconds=max_seconds)
+    weights_sha256 = fingerprint(files)
     backbone = Backbone(
         part,
         inputs=inputs,
         kind=kind,
         pool="mean" if pool == "auto" else pool,
-        source=result.source,
-        key="_".join([kind, result.name, print_[:8], *([] if pool == "auto" else [pool])]),
-        fingerprint=print_,
+        source=resolved.source,
+        key="_".join([kind, resolved.name, weights_sha256[:8], *([] if pool == "auto" else [pool])]),
+        fingerprint=weights_sha256,
         pretrained=True,
         method=method,
         config=model.config,
         norm_eval=norm_eval,
     )
-    settle(backbone, pool, result.folder)
+    finalize(backbone, pool, resolved.folder)
     lacking = [names[id(p)] for p in backbone.parameters() if names.get(id(p)) in missing]
     if lacking:
-        raise _lacking(sorted(lacking), result.folder)
-    check_weights(backbone, result.folder)
+        raise _lacking(sorted(lacking), resolved.folder)
+    check_weights(backbone, resolved.folder)
     fold_norms(backbone)
-    try_out(backbone)
+    check_vectors(backbone)
     return backbone
 
 
@@ -139,19 +139,19 @@ def _lacking(names: list[str], folder: Path) -> BackboneError:
 
 
 def restore_backbone(folder: Path, *, most: int | None = None) -> Backbone:
-    """Return the encoder that `Backbone.save` described, its weights random: load the model's over them.
+    """Restore an encoder from a folder of `Backbone.save`, with random weights that the model's are loaded over.
 
     Args:
-        folder: of its description.
-        most: figures in the file with the weights that will be loaded; a larger encoder is refused.
+        folder: with `backbone.json`.
+        most: number of values in the weights' file; a much larger encoder is refused.
 
     Raises:
-        FolderError: the folder lacks a file, or a file is broken or would run code.
+        FolderError: the folder lacks a file, or a file is broken or unsafe.
     """
-    index = folder.resolve()
-    if index in _restoring.get():
+    resolved = folder.resolve()
+    if resolved in _restoring.get():
         raise FolderError("the encoder has an adapter to itself", do="name another backbone", file=str(folder))
-    token = _restoring.set((*_restoring.get(), index))
+    token = _restoring.set((*_restoring.get(), resolved))
     try:
         with reading("the encoder cannot be restored", file=folder / FILE, do="save the model again"):
             check_files(folder)
@@ -169,8 +169,7 @@ def restore_backbone(folder: Path, *, most: int | None = None) -> Backbone:
 
 
 def _adapted(saved: dict[str, Any]) -> Backbone:
-    """Return a backbone with an adapter: the pretrained weights come from where they came from, the adapter's are
-    random."""
+    """Restore a backbone with an adapter: pretrained weights from their source, adapter weights at random."""
     backbone = load_backbone(
         saved["source"],
         saved["kind"],
@@ -232,7 +231,7 @@ _DRAWS = (("apply_spec_augment", False), ("layerdrop", 0.0), ("encoder_layerdrop
 
 
 def _steady(config: Any) -> Any:
-    """Return the config without what draws from the global random generator and what hides a part of the input."""
+    """Turn off a config's random masking and layer dropout, which draw from the global random generator."""
     for name, value in _DRAWS:
         if hasattr(config, name):
             setattr(config, name, value)
@@ -240,7 +239,13 @@ def _steady(config: Any) -> Any:
 
 
 def _load(folder: Path, raw: dict[str, Any], most: int) -> tuple[Any, set[str]]:
-    """Return the model of a folder and the names of the parameters that its checkpoint of so many figures lacks."""
+    """Load the model of a folder; return it with the names of the parameters that its checkpoint lacks.
+
+    Args:
+        folder: of the model.
+        raw: its config.json.
+        most: number of values in the checkpoint.
+    """
     from transformers import AutoConfig, AutoModel
 
     what = f"transformers cannot load this model (model_type {raw.get('model_type')!r})"
@@ -262,7 +267,7 @@ def _load(folder: Path, raw: dict[str, Any], most: int) -> tuple[Any, set[str]]:
 def _inputs(
     folder: Path, kind: str, model: nn.Module, config: Any, *, max_tokens: int | None, max_seconds: float
 ) -> Inputs:
-    """Return what the model reads, by the processor files in its folder."""
+    """Return the inputs of a model, by the processor files in its folder."""
     if kind == "audio" and (folder / SPECTROGRAM).is_file():
         return SpectrogramInputs(Spectrogram.read(folder), max_seconds)
     if kind == "text":
@@ -289,7 +294,7 @@ def _tokenizer(folder: Path) -> Any:
     """Return the folder's tokenizer.
 
     Raises:
-        BackboneError: no file of the folder holds a vocabulary, or it is empty.
+        BackboneError: the folder has no vocabulary, or it is empty.
     """
     names = [path.name for path in folder.iterdir()]
     do = "copy the tokenizer's files from where the model comes from; model.save_pretrained alone writes none"

@@ -1,4 +1,4 @@
-"""Small encoders without pretraining, for images and audio where no pretrained one is at hand."""
+"""Small encoders without pretraining, the defaults for images and audio."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ SPECTROGRAM = Spectrogram(
     num_mel_filters=64,
     min_frequency=60.0,
     max_frequency=7600.0,
-    log_offset=1e-2,  # a high floor, so that the edge of padded silence does not outshine the sound
+    log_offset=1e-2,  # a high floor, so that the edge of padded silence does not dominate the sound
     patch_frames=96,
     patch_hop_frames=72,
 )
 
 
 class Encoded:
-    """What the small encoders return, named as transformers' models name it."""
+    """The output of the small encoders, with the names of transformers' model outputs."""
 
     def __init__(self, last_hidden_state: Tensor, pooler_output: Tensor) -> None:
         """
@@ -44,9 +44,9 @@ class Encoded:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 by 3 convolutions beside a short cut; halves height and width.
+    """Two 3 by 3 convolutions with a residual connection; halves height and width.
 
-    Group normalisation, as batch normalisation would mix the rows of a small batch.
+    It uses group normalisation, whose statistics do not depend on the other rows of a batch.
     Reference: He et al., arXiv:1603.05027; Wu and He, arXiv:1803.08494.
     """
 
@@ -66,11 +66,11 @@ class ResidualBlock(nn.Module):
 
 
 class _Convolutions(nn.Module):
-    """A stem and three residual blocks: sides are divided by 16. Two more channels say where a pixel is."""
+    """A stem and three residual blocks, which divide height and width by 16, with pixel coordinates as two channels."""
 
     def __init__(self, channels_in: int, widths: tuple[int, int, int, int]) -> None:
         super().__init__()
-        # Position as a channel: averaged features alone could not tell where in the picture something is (1807.03247).
+        # CoordConv (arXiv 1807.03247): without coordinates, averaged features lose all positions.
         self.stem = nn.Conv2d(channels_in + 2, widths[0], 3, stride=2, padding=1, bias=False)
         self.norm = nn.GroupNorm(widths[0] // 8, widths[0])
         self.layers = nn.ModuleList(ResidualBlock(*pair) for pair in pairwise(widths))
@@ -87,7 +87,7 @@ class _Convolutions(nn.Module):
 
 
 class SmallImageEncoder(nn.Module):
-    """A convolutional encoder of 80 by 80 pictures with 0.3 million weights, pooled by mean and maximum."""
+    """A convolutional encoder of 80 by 80 images with 0.3 million weights, pooled by mean and maximum."""
 
     main_input_name = "pixel_values"
 
@@ -102,7 +102,7 @@ class SmallImageEncoder(nn.Module):
 
 
 class SmallAudioEncoder(nn.Module):
-    """A convolutional encoder of log-mel patches, pooled over time by mean and maximum with pitch kept apart."""
+    """A convolutional encoder of log-mel patches, pooled over time, but not over frequency, by mean and maximum."""
 
     main_input_name = "pixel_values"
 
@@ -118,12 +118,12 @@ class SmallAudioEncoder(nn.Module):
 
 
 def build(kind: str, *, pool: str = "auto", max_seconds: float = MAX_SECONDS) -> Backbone:
-    """Return the small encoder of a kind, its weights drawn from torch's global generator.
+    """Build the small encoder of a kind, with weights drawn from torch's global generator.
 
     Args:
         kind: "image" or "audio".
-        pool: "auto" and "own" for mean and maximum, "mean" or "none" (see `Backbone`).
-        max_seconds: seconds of a sound that are read.
+        pool: "auto" or "own" for mean and maximum, "mean" or "none" (see `Backbone`).
+        max_seconds: maximum duration of a sound, in seconds.
     """
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -136,7 +136,7 @@ def build(kind: str, *, pool: str = "auto", max_seconds: float = MAX_SECONDS) ->
 
 
 def restore(saved: dict[str, Any], folder: Path) -> Backbone:
-    """Return the small encoder that a folder's `backbone.json` describes, its weights random."""
+    """Restore the small encoder that `backbone.json` describes, with random weights."""
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
     if saved["kind"] == "image":

@@ -1,4 +1,4 @@
-"""Log-mel spectrograms cut into patches, which an image encoder reads as one-channel pictures."""
+"""Log-mel spectrograms in patches, for image encoders with one input channel."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ MOST = 1_000_000
 
 
 def hz_to_mel(frequency: np.ndarray | float) -> np.ndarray:
-    """Frequency in Hz on the mel scale of HTK: 2595 log10(1 + f / 700)."""
+    """Convert a frequency in Hz to HTK's mel scale: 2595 log10(1 + f / 700)."""
     return np.asarray(2595.0 * np.log10(1.0 + np.asarray(frequency, dtype=np.float64) / 700.0))
 
 
 def mel_to_hz(mels: np.ndarray) -> np.ndarray:
-    """Return the inverse of `hz_to_mel`."""
+    """Convert HTK's mel scale to Hz, the inverse of `hz_to_mel`."""
     return np.asarray(700.0 * (10.0 ** (mels / 2595.0) - 1.0))
 
 
 @dataclass(frozen=True)
 class Spectrogram:
-    """How a sound becomes patches of (patch_frames, num_mel_filters) log-mel energies; the text of `spectrogram.json`.
+    """Settings of log-mel spectrograms in patches of (patch_frames, num_mel_filters), saved as `spectrogram.json`.
 
-    Frames start every `hop_length` samples and are not centred: the first covers samples 0 to `window_length`.
+    Frames start every `hop_length` samples and are not centred: the first one covers samples 0 to `window_length`.
 
     Attributes:
-        sampling_rate: samples a second that the sound must have.
-        window_length: samples of a frame, under a periodic Hann window.
-        hop_length: samples from one frame to the next.
-        fft_length: points of the transform, at least `window_length`; frames are padded with zeros at the end.
-        num_mel_filters: triangular filters on the HTK mel scale.
-        min_frequency: Hz, where the lowest filter starts.
-        max_frequency: Hz, where the highest filter ends; at most half the sampling rate.
+        sampling_rate: required sampling rate in Hz.
+        window_length: length of a frame in samples, under a periodic Hann window.
+        hop_length: samples between the starts of frames.
+        fft_length: points of the FFT, at least `window_length`; frames are padded with zeros at the end.
+        num_mel_filters: number of triangular filters on the HTK mel scale.
+        min_frequency: lower edge of the lowest filter, in Hz.
+        max_frequency: upper edge of the highest filter, in Hz; at most half the sampling rate.
         log_offset: added to the mel energies before the natural logarithm; above 0.
         patch_frames: frames of a patch.
-        patch_hop_frames: frames from the start of one patch to the next.
+        patch_hop_frames: frames between the starts of patches.
         power: 1.0 for magnitudes, 2.0 for powers.
         window: "hann".
         mel_scale: "htk".
@@ -89,7 +89,7 @@ class Spectrogram:
 
     @classmethod
     def read(cls, folder: Path) -> Spectrogram:
-        """Return the settings in a folder's `spectrogram.json`.
+        """Read the settings from a folder's `spectrogram.json`.
 
         Raises:
             BackboneError: the file is not a JSON object of exactly these settings.
@@ -97,14 +97,14 @@ class Spectrogram:
         path = folder / FILE
         known = [field.name for field in fields(cls)]
         try:
-            result = read_json(path, links=True)
-            unknown = sorted(set(result) - set(known))
+            settings = read_json(path, links=True)
+            unknown = sorted(set(settings) - set(known))
             if unknown:
                 hint = nearest(unknown[0], known)
                 raise BackboneError(
                     f"unknown setting {unknown[0]!r}", expected=", ".join(known), do=hint, file=str(path)
                 )
-            return cls(**result)
+            return cls(**settings)
         except (OSError, ValueError, TypeError) as error:
             if isinstance(error, BackboneError):
                 raise
@@ -139,7 +139,7 @@ class Spectrogram:
         return np.asarray(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(self.window_length) / self.window_length))
 
     def log_mel(self, waveform: np.ndarray) -> np.ndarray:
-        """Return the log-mel energies of every whole frame: (frames, num_mel_filters) float32.
+        """Return the log-mel energies of all complete frames, (frames, num_mel_filters) float32.
 
         Args:
             waveform: (samples,) float at `sampling_rate`, at least `window_length` samples.
@@ -150,9 +150,9 @@ class Spectrogram:
         return np.asarray(np.log(energy @ self.mel_filters + self.log_offset), dtype=np.float32)
 
     def patches(self, waveform: np.ndarray) -> np.ndarray:
-        """Return the sound as patches: (patches, patch_frames, num_mel_filters) float32, at least one.
+        """Return the patches of a sound, (patches, patch_frames, num_mel_filters) float32, at least one.
 
-        The sound is padded with silence at its end until the last patch is full, so that every sample is seen.
+        The end is padded with silence until the last patch is complete, so that all samples are used.
 
         Args:
             waveform: (samples,) float at `sampling_rate`; may be empty.

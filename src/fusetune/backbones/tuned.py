@@ -1,4 +1,4 @@
-"""The encoders of a tuned model's folder, as backbones of another fit, which starts from what was learned there."""
+"""Encoders of a tuned model as backbones of another fit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from fusetune.backbones.adapters import brought_state, merge
+from fusetune.backbones.adapters import adapter_state_dict, merge
 from fusetune.backbones.backbone import FILE, Backbone
 from fusetune.backbones.hub.source import count_weights, fingerprint, read_json, short_name
 from fusetune.errors import BackboneError
@@ -19,17 +19,17 @@ def is_tuned(source: str | None) -> bool:
 
 
 def load_tuned(source: str, kind: str, *, pool: str, restore: Callable[..., Backbone]) -> Backbone:
-    """Return the encoder of one kind of cell, with the weights it was left with.
+    """Load the encoder for one kind of cell, with its tuned weights; an adapter is merged.
 
     Args:
         source: the folder of a tuned model.
         kind: "text", "image" or "audio".
-        pool: "auto", or the one that the encoder was tuned with.
-        restore: makes an encoder of random weights from its folder.
+        pool: "auto", or the pooling that the encoder was tuned with.
+        restore: restores an encoder with random weights from its folder.
 
     Raises:
-        FolderError: the folder's files are not those that were saved, or may run code.
-        BackboneError: the model has no encoder of this kind, several, or one that cannot be taken over as it is.
+        FolderError: the folder's files were changed, or are unsafe.
+        BackboneError: the model has no encoder or several encoders of this kind, or the encoder has another pooling.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -48,7 +48,9 @@ def load_tuned(source: str, kind: str, *, pool: str, restore: Callable[..., Back
         )
     backbone = restore(mine[0], most=most)
     prefix = f"encoders.{mine[0].name}."
-    wanted = {f"model.{name}" for name in brought_state(backbone)} if backbone.adapter else {*backbone.state_dict()}
+    wanted = (
+        {f"model.{name}" for name in adapter_state_dict(backbone)} if backbone.adapter else {*backbone.state_dict()}
+    )
     try:
         with safe_open(str(folder / WEIGHTS), framework="pt") as weights:
             there = {name.removeprefix(prefix) for name in weights.keys() if name.startswith(prefix)}  # noqa: SIM118

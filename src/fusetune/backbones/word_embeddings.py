@@ -1,4 +1,4 @@
-"""Encoders whose input is changed in a forward pass: word embeddings with something added to them."""
+"""Perturbation of an encoder's word embeddings in a forward pass."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ from fusetune.backbones.passes.base import PlainPass, using
 from fusetune.errors import BackboneError
 from fusetune.types import Tokens
 
-SHIFT = "shift"
-"""The input under which a batch brings what is added to its cells' word embeddings, (cells, tokens, features)."""
+PERTURBATION = "perturbation"
+"""Name of the input that is added to the word embeddings of a batch's cells, (cells, tokens, features)."""
 
 
 def word_embeddings(encoder: nn.Module) -> nn.Embedding:
-    """Return what turns token ids into vectors: what the model says itself, else the embedding of the most entries.
+    """Return an encoder's word embeddings: `get_input_embeddings()`, else the largest embedding table.
 
     Raises:
-        BackboneError: there is none.
+        BackboneError: it has no embedding table.
     """
     inner: Any = getattr(encoder, "model", encoder)
     try:
-        said = inner.get_input_embeddings()
+        embeddings = inner.get_input_embeddings()
     except (AttributeError, NotImplementedError):
-        said = None
-    if isinstance(said, nn.Embedding):
-        return said
+        embeddings = None
+    if isinstance(embeddings, nn.Embedding):
+        return embeddings
     tables = [module for module in encoder.modules() if isinstance(module, nn.Embedding)]
-    result = max(tables, key=lambda table: table.num_embeddings, default=None)
-    if result is None:
+    largest = max(tables, key=lambda table: table.num_embeddings, default=None)
+    if largest is None:
         raise BackboneError(
             f"{type(inner).__name__} looks up no word embeddings that could be perturbed",
             do="name other columns in the attack's `columns`",
         )
-    return result
+    return largest
 
 
-def encode(encoder: nn.Module, tensors: dict[str, Tensor]) -> Tokens:
-    """Return the encoder's tokens, its word embeddings shifted by the tensor under `SHIFT` where there is one.
+def run_encoder(encoder: nn.Module, tensors: dict[str, Tensor]) -> Tokens:
+    """Run an encoder, adding the tensor under `PERTURBATION`, if there is one, to its word embeddings.
 
-    The tensors may take gradients.
+    The tensors may require gradients.
     """
     rest = dict(tensors)
-    shift = rest.pop(SHIFT, None)
+    perturbation = rest.pop(PERTURBATION, None)
     with ExitStack() as after:
-        if shift is not None:
+        if perturbation is not None:
             table = word_embeddings(encoder)
-            handle = table.register_forward_hook(lambda module, args, output: output + shift.to(output.dtype))
+            handle = table.register_forward_hook(lambda module, args, output: output + perturbation.to(output.dtype))
             after.callback(handle.remove)
             after.enter_context(using(encoder, PlainPass()))
         elif any(tensor.requires_grad for tensor in rest.values()):

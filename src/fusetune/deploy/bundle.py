@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor
 
-from fusetune.backbones.adapters import brought_state, merge
+from fusetune.backbones.adapters import adapter_state_dict, merge
 from fusetune.backbones.load import Backbone, restore_backbone
 from fusetune.config.config import Config
 from fusetune.config.fusion import neural
@@ -189,7 +189,7 @@ def _own_state(model: Family) -> dict[str, Tensor]:
     """Return every tensor but those that a backbone with an adapter has from its source."""
     state: dict[str, Tensor] = dict(model.state_dict())
     for start, encoder in _adapted(model).items():
-        brought = {f"{start}model.{name}" for name in brought_state(encoder)}
+        brought = {f"{start}model.{name}" for name in adapter_state_dict(encoder)}
         state = {name: value for name, value in state.items() if not name.startswith(start) or name in brought}
     return state
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.backbones.inputs import AudioInputs, TextInputs
-from fusetune.backbones.word_embeddings import SHIFT, word_embeddings
+from fusetune.backbones.word_embeddings import PERTURBATION, word_embeddings
 from fusetune.errors import ConfigError, nearest
 from fusetune.modalities.fixed import FixedFeatures
 from fusetune.models.reader import FEATURES, REAL, Projection
@@ -43,7 +43,7 @@ class Site:
     """Where one column's cells are perturbed in one batch.
 
     Attributes:
-        name: of the perturbed input tensor; `SHIFT` for the output of the word embeddings.
+        name: of the perturbed input tensor; `PERTURBATION` for the output of the word embeddings.
         values: (parts, ...), the unperturbed values, on the scale on which sizes are measured.
         real: bool, broadcastable to `values`; False at padding.
         owner: (parts,) int64, the cell of each part.
@@ -81,7 +81,7 @@ def find_site(model: Family, column: str, tensors: Mapping[str, Tensor]) -> Site
         BackboneError: the column's encoder reads token ids, but has no embedding table for them.
     """
     encoder = model.encoders[model.routes[column]]
-    floating = [name for name, tensor in tensors.items() if tensor.is_floating_point() and name != SHIFT]
+    floating = [name for name, tensor in tensors.items() if tensor.is_floating_point() and name != PERTURBATION]
     if FEATURES in tensors or isinstance(encoder, FixedFeatures):
         name = FEATURES if FEATURES in tensors else floating[0]
         projection = model.projection(column)
@@ -99,7 +99,7 @@ def find_site(model: Family, column: str, tensors: Mapping[str, Tensor]) -> Site
     with torch.no_grad():
         values = table(ids).float()  # (cells, tokens, features)
     real = _real_tokens(encoder, ids, tensors.get("attention_mask"))
-    return Site(SHIFT, values, real.unsqueeze(-1), _owner(values, tensors), values.new_ones(()))
+    return Site(PERTURBATION, values, real.unsqueeze(-1), _owner(values, tensors), values.new_ones(()))
 
 
 def _owner(values: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:

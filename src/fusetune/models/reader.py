@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from fusetune.backbones.word_embeddings import encode
+from fusetune.backbones.word_embeddings import run_encoder
 from fusetune.types import Tokens
 
 FEATURES = "features"
@@ -97,7 +97,7 @@ class Reader(nn.Module):
         if FEATURES in tensors:
             grid = getattr(self.encoders[self.routes[column]], "grid", None)
             return Tokens(tensors[FEATURES], tensors[REAL], grid)
-        return encode(self.encoders[self.routes[column]], tensors)
+        return run_encoder(self.encoders[self.routes[column]], tensors)
 
     def standardise(self, column: str, encoded: Tokens) -> Tokens:
         """Standardise a column's encoded cells, (cells, tokens, encoder dim), for its projection."""

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fusetune.backbones.passes.graphs import alone
+from fusetune.backbones.passes.graphs import capture_lock
 from fusetune.data.examples import Examples
 from fusetune.data.sampler import UpdateSampler
 from fusetune.errors import RunError, UserError
@@ -146,7 +146,7 @@ class BatchLoader:
     def _pin(self, batch: Batch) -> Batch:
         if not self.pin:
             return batch
-        with alone:
+        with capture_lock:
             return batch.packed(pin=True)
 
     def _by_processes(self) -> Iterator[Batch]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.inputs import TextInputs
 from fusetune.backbones.passes.base import BOUNDARY
-from fusetune.backbones.passes.boundary import boundary_pass, frozen_layers, run_to, stand_in
+from fusetune.backbones.passes.boundary import boundary_pass, frozen_layers, placeholder_inputs, run_to
 from fusetune.data.column import Column, Progress
 from fusetune.data.examples import Examples
 from fusetune.data.storage.feature_cache import FeatureCache, FeatureStore
@@ -39,7 +39,7 @@ class Trunk:
 
     def __init__(self, column: Column, store: FeatureStore, digests: np.ndarray, backbone: Backbone) -> None:
         self.column, self.store, self.digests, self.backbone = column, store, digests, backbone
-        self._stand_in: dict[str, Tensor] = {}
+        self._placeholders: dict[str, Tensor] = {}
 
     def __call__(self, cells: np.ndarray) -> dict[str, Tensor]:
         """Return the encoder's input tensors for cells.
@@ -52,9 +52,11 @@ class Trunk:
         if isinstance(self.backbone.inputs, TextInputs):
             tensors = column.modality.collate(column.examples(cells))
             return {**tensors, BOUNDARY: torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)}
-        if not self._stand_in:
-            self._stand_in = stand_in(self.backbone, column.modality.collate([column.example(int(cells[0]))]))
-        tensors = {**self._stand_in, BOUNDARY: torch.cat(parts)}
+        if not self._placeholders:
+            self._placeholders = placeholder_inputs(
+                self.backbone, column.modality.collate([column.example(int(cells[0]))])
+            )
+        tensors = {**self._placeholders, BOUNDARY: torch.cat(parts)}
         if len(tensors[BOUNDARY]) > len(parts):
             counts = torch.tensor([len(part) for part in parts])
             tensors["owner"] = torch.arange(len(parts)).repeat_interleave(counts)

@@ -13,9 +13,9 @@ from PIL import Image
 
 from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.inspection import structure
-from fusetune.backbones.inspection.trial import try_out
+from fusetune.backbones.inspection.trial import check_vectors
 from fusetune.backbones.load import load_backbone, restore_backbone
-from fusetune.backbones.passes.graphs import why_not
+from fusetune.backbones.passes.graphs import why_not_replayed
 from fusetune.errors import BackboneError
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -58,7 +58,7 @@ def test_a_text_encoder_that_reads_padding_takes_one_length_at_a_time(tmp_path, 
     assert backbone.separate == "lengths" and backbone.source in backbone.notes[0]
     alone = torch.cat([vectors(backbone, [text]) for text in TEXTS])
     torch.testing.assert_close(vectors(backbone, TEXTS), alone, rtol=0, atol=1e-5)
-    assert why_not(backbone)
+    assert why_not_replayed(backbone)
     backbone.save(tmp_path / "saved")
     assert restore_backbone(tmp_path / "saved").separate == "lengths"
     backbone.separate = ""  # the test can fail
@@ -162,9 +162,9 @@ def test_a_model_is_refused_or_run_cell_by_cell(tiny, fault, said) -> None:
     backbone = Backbone(Stub(fault), inputs=usual.inputs, **named).eval()
     if said:
         with pytest.raises(BackboneError, match=said):
-            try_out(backbone)
+            check_vectors(backbone)
         return
-    try_out(backbone)
+    check_vectors(backbone)
     assert backbone.separate == "cells" and "one cell" in backbone.notes[0]
     alone = torch.cat([vectors(backbone, [text]) for text in TEXTS])
     torch.testing.assert_close(vectors(backbone, TEXTS), alone)

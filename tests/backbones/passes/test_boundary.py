@@ -9,7 +9,7 @@ import torch
 from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.freeze import freeze
 from fusetune.backbones.load import load_backbone
-from fusetune.backbones.passes.boundary import boundary_pass, frozen_layers, run_to, stand_in, starting_at
+from fusetune.backbones.passes.boundary import boundary_pass, frozen_layers, placeholder_inputs, run_to, starting_at
 
 TEXT = ["bert", "roberta", "llama", "gpt2", "clip"]
 IMAGE = ["vit", "dinov2", "mobilenet", "clip", "siglip"]
@@ -52,7 +52,7 @@ def test_equal_with_gradients(tiny, name: str, kind: str, pool: str | None) -> N
     hidden = run_to(backbone, number, tensors).detach()
     live = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     found = []
-    for inputs in (tensors, {**stand_in(backbone, tensors), "boundary": hidden}):
+    for inputs in (tensors, {**placeholder_inputs(backbone, tensors), "boundary": hidden}):
         tokens = backbone(**inputs)
         weight = torch.linspace(0, 1, tokens.values.numel()).view_as(tokens.values) * tokens.mask.unsqueeze(-1)
         gradients = torch.autograd.grad((tokens.values * weight).sum(), live, allow_unused=True)

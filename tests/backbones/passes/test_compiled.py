@@ -14,7 +14,7 @@ import fusetune
 from fusetune.backbones.adapters import adapt
 from fusetune.backbones.load import load_backbone
 from fusetune.backbones.passes import compiled
-from fusetune.backbones.passes.boundary import boundary_pass, frozen_layers, run_to, stand_in
+from fusetune.backbones.passes.boundary import boundary_pass, frozen_layers, placeholder_inputs, run_to
 from fusetune.backbones.passes.compiled import bucket, bucketed, check_compiler, compiling
 from fusetune.config.adapter import AdapterConfig
 from fusetune.errors import ConfigError, RunError
@@ -100,7 +100,7 @@ def test_a_pass_that_starts_later_is_padded_too(tiny, as_it_is, kind):
         hidden, plain = run_to(backbone, number, tensors), backbone(**tensors)
         backbone.start = boundary_pass(backbone, number, tensors)
     with compiling({"e": backbone}):
-        found = backbone(**stand_in(backbone, tensors), boundary=hidden)
+        found = backbone(**placeholder_inputs(backbone, tensors), boundary=hidden)
     torch.testing.assert_close(found.values, plain.values, atol=1e-5, rtol=0)
 
 

@@ -16,7 +16,7 @@ import torch
 from fusetune.backbones.load import load_backbone
 from fusetune.backbones.passes import compiled, graphs
 from fusetune.backbones.passes.base import using
-from fusetune.backbones.passes.graphs import ReplayedPass, why_not
+from fusetune.backbones.passes.graphs import ReplayedPass, why_not_replayed
 from fusetune.errors import RunError
 
 
@@ -156,9 +156,9 @@ def test_a_generator_that_a_capture_broke_ends_the_run(text, captured, monkeypat
 
 
 def test_what_is_never_captured(tiny):
-    assert "too many lengths" in why_not(load_backbone(tiny("wav2vec2"), "audio"))
-    assert "batch norm" in why_not(load_backbone(tiny("mobilenet"), "image", norm_eval=False))
-    assert why_not(load_backbone(tiny("bert"), "text")) == ""
+    assert "too many lengths" in why_not_replayed(load_backbone(tiny("wav2vec2"), "audio"))
+    assert "batch norm" in why_not_replayed(load_backbone(tiny("mobilenet"), "image", norm_eval=False))
+    assert why_not_replayed(load_backbone(tiny("bert"), "text")) == ""
 
 
 @pytest.mark.parametrize("draw", [lambda: torch.rand(()), np.random.rand, random.random])

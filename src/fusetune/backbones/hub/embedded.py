@@ -1,4 +1,4 @@
-"""The text encoder that a machine without a hub still has: all-MiniLM-L6-v2, from a package of PyPI."""
+"""The embedded text encoder, all-MiniLM-L6-v2 from a PyPI package, for machines without access to the hub."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _hashes: dict[tuple[str, int, int], str] = {}
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal; remembered in this process by its path, size and time of change."""
+    """Return the hexadecimal SHA-256 of a file, cached in this process by path, size and modification time."""
     real = path.resolve()
     stat = real.stat()
     key = (str(real), stat.st_size, stat.st_mtime_ns)
@@ -34,7 +34,7 @@ def is_installed() -> bool:
 
 
 def folder() -> Path:
-    """Return the embedded encoder's folder, its weights checked.
+    """Return the embedded encoder's folder after verifying its weights.
 
     Raises:
         MissingExtra: the package is not installed.

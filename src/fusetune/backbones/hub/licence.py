@@ -15,10 +15,10 @@ MAX_CHARS = 60
 
 
 def stated_licence(source: str) -> str:
-    """Return the licence that a backbone's source states, "" where it states none.
+    """Return the licence that a backbone's source states, or "".
 
-    It is looked for in the model card's front matter (`license: apache-2.0`), then in the first line of a LICENSE file;
-    of a hub id, in the card if the hub's cache has it.
+    It is read from the model card's front matter (`license: apache-2.0`), else from the first line of a LICENSE file;
+    for a hub id, from the card in the hub's cache.
 
     Args:
         source: a folder, a hub id ("owner/name" or "owner/name@revision") or "minilm".

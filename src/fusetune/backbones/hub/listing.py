@@ -1,4 +1,4 @@
-"""Which encoders are at hand on this machine, and what one of them is."""
+"""The encoders that are available on this machine, and the description of one of them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _DIMS = ("hidden_size", "d_model", "n_embd", "projection_dim")
 
 @dataclass(frozen=True)
 class Listed:
-    """An encoder at hand.
+    """An available encoder.
 
     Attributes:
-        name: what to write as a column's backbone; "" for the small encoders, which are taken where none is named.
-        kinds: the kinds of column that it can encode.
-        dim: features of its output, None where only loading it would tell.
-        parameters: how many weights its files hold.
+        name: its name as a setting; "" for the small encoders, which are the defaults.
+        kinds: the kinds of columns that it can encode.
+        dim: features of its output, None if it must be loaded to find out.
+        parameters: number of weights in its files.
         where: "package", "folder", "hub cache" or "built in".
-        path: its folder, "" where it has none.
+        path: its folder, "" for the small encoders.
     """
 
     name: str
@@ -37,10 +37,10 @@ class Listed:
 
 
 def list_backbones(folders: list[Path] | None = None) -> list[Listed]:
-    """Return the encoders that load without asking a hub: embedded, small, in the hub's cache and in these folders.
+    """Return the encoders that load offline: embedded, small, in the hub's cache and in these folders.
 
     Args:
-        folders: folders of model folders to look into, not deeper.
+        folders: folders whose direct subfolders are models.
     """
     result: list[Listed] = []
     if embedded.is_installed():
@@ -58,7 +58,7 @@ def list_backbones(folders: list[Path] | None = None) -> list[Listed]:
 
 
 def _maybe(name: str, path: Path, where: str) -> list[Listed]:
-    """Return the encoder in a folder, or nothing where the folder cannot be loaded as one."""
+    """Return the encoder in a folder, or an empty list if the folder cannot be loaded."""
     try:
         listed = _listed(name, path, where)
     except (FusetuneError, OSError):
@@ -76,7 +76,7 @@ def _listed(name: str, path: Path, where: str) -> Listed:
 
 
 def kinds_of(path: Path, config: dict[str, Any]) -> tuple[str, ...]:
-    """Return the kinds of column that a model folder can encode, by its config and the processor files beside it."""
+    """Return the kinds of columns that a model folder can encode, by its config and its processor files."""
     from transformers import CONFIG_MAPPING, MODEL_MAPPING
 
     model: Any = MODEL_MAPPING.get(CONFIG_MAPPING[config["model_type"]], None)
@@ -93,7 +93,7 @@ def kinds_of(path: Path, config: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _cached() -> list[tuple[str, Path]]:
-    """Hub ids in the local cache with the folder of the revision that "main" names."""
+    """Return the hub ids in the local cache, each with the folder of its revision "main"."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     cache = Path(os.environ.get("HF_HUB_CACHE", HF_HUB_CACHE))
@@ -108,23 +108,23 @@ def _cached() -> list[tuple[str, Path]]:
 
 
 def describe(name: str, kind: str | None = None) -> list[dict[str, Any]]:
-    """Return what an encoder is, for each kind of column it serves: loaded, so that nothing is guessed.
+    """Load an encoder and describe it for each kind of column that it can encode.
 
     Args:
-        name: what `load_backbone` takes, or "" for the small encoders.
-        kind: only this kind; None for all it serves.
+        name: a source for `load_backbone`, or "" for the small encoders.
+        kind: only this kind; None for all kinds.
 
     Returns:
-        For each kind: name, kind, key, dim, pool, parameters, fingerprint, pretrained, blocks (name and weights of
-        each, input to output), and max_tokens, sampling_rate (Hz) or image_size (pixels).
+        For each kind: name, kind, key, dim, pool, parameters, fingerprint, pretrained, blocks (names and numbers of
+        weights, from input to output), and max_tokens, sampling_rate (Hz) or image_size (pixels).
 
     Raises:
-        BackboneError: it cannot be found or loaded, or encodes nothing.
+        BackboneError: it does not exist, cannot be loaded, or encodes none of these kinds.
     """
     if not name:
         kinds: tuple[str, ...] = ("image", "audio")
     else:
-        folder = source.find(name).folder
+        folder = source.resolve(name).folder
         kinds = kinds_of(folder, source.check_safe(folder))
     chosen = [each for each in kinds if kind in (None, each)] or ([kind] if kind else [])
     if not chosen:

@@ -1,4 +1,4 @@
-"""A sentence encoder's own pooling and normalisation, as sentence-transformers saves them."""
+"""Pooling and normalisation of a sentence encoder, in the format of sentence-transformers."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from fusetune.security.untrusted import parse_json, read_bytes
 
 MODULES = "modules.json"
 _MODES = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls", "lasttoken": "last"}
-"""Poolings that are computed here, by the names of sentence-transformers (`pooling_mode`, `pooling_mode_...`)."""
+"""Supported poolings by their names in sentence-transformers (`pooling_mode`, `pooling_mode_...`)."""
 _KNOWN = {"Transformer", "Pooling", "Normalize", "Dropout"}
 _BYTES = 2**20
 
 
 @dataclass(frozen=True)
 class Pooling:
-    """How a sentence encoder makes its vector.
+    """The pooling of a sentence encoder.
 
     Attributes:
         pool: "mean", "cls" or "last".
-        normalised: the vector is scaled to length 1.
+        normalised: whether vectors are scaled to unit length.
     """
 
     pool: str
@@ -31,24 +31,24 @@ class Pooling:
 
 
 def stated_pooling(folder: Path) -> Pooling | None:
-    """Return what a folder of sentence-transformers says, None where it says nothing.
+    """Return the pooling that a folder of sentence-transformers states, or None.
 
     Raises:
-        BackboneError: it names a pooling, or a module after it, that is not computed here.
+        BackboneError: the pooling, or a module after it, is not supported.
     """
     modules = _modules(folder)
-    indices = [path for name, path in modules if name == "Pooling"] or ["1_Pooling"]
-    file = folder / indices[0] / "config.json"
+    paths = [path for name, path in modules if name == "Pooling"] or ["1_Pooling"]
+    file = folder / paths[0] / "config.json"
     if not file.is_file():
         return None
     if other := [name for name, _ in modules if name not in _KNOWN]:
         raise _refused(folder, f"a module {other[0]} after its pooling")
-    said = read_json(file)
-    mode = said.get("pooling_mode")
+    config = read_json(file)
+    mode = config.get("pooling_mode")
     if mode is not None:
         modes = list(mode) if isinstance(mode, list | tuple) else str(mode).split("+")
     else:
-        flags = (key for key, value in said.items() if key.startswith("pooling_mode_") and value is True)
+        flags = (key for key, value in config.items() if key.startswith("pooling_mode_") and value is True)
         modes = [key.removeprefix("pooling_mode_") for key in flags]
     if not modes:
         return None
@@ -63,8 +63,8 @@ def _modules(folder: Path) -> list[tuple[str, str]]:
     if not file.is_file():
         return []
     try:
-        said: Any = parse_json(read_bytes(file, _BYTES, links=True))
-        modules = [(str(item["type"]).rpartition(".")[2], str(item.get("path", ""))) for item in said]
+        entries: Any = parse_json(read_bytes(file, _BYTES, links=True))
+        modules = [(str(entry["type"]).rpartition(".")[2], str(entry.get("path", ""))) for entry in entries]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BackboneError(f"{MODULES} cannot be read", came=str(error), file=str(file)) from error
     if wrong := [path for _, path in modules if ".." in Path(path).parts or Path(path).is_absolute()]:

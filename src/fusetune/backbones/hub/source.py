@@ -1,4 +1,4 @@
-"""From what the user names to a folder that is safe to load: hub ids, folders and the checks on them."""
+"""Resolution of hub ids and folders to local folders, and the checks that a folder is safe to load."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ SHARDS = "model.safetensors.index.json"
 HUB_FILES = ["*.json", "1_Pooling/*", "model*.safetensors", "*.txt", "*.model", "*.jinja"]
 _OTHER_WEIGHTS = (*PICKLED, ".h5", ".msgpack")
 _NOT_LOOKED_INTO = {"tokenizer.json", "vocab.json", SHARDS}
-"""JSON of many words and names, among which a key of transformers may be."""
+"""JSON files with vocabularies or tensor names, which may happen to equal a checked key."""
 GIT = ".git/"
-"""Where git keeps its own objects, compressed, which nothing reads here."""
+"""Git's folder of compressed objects, which is never read."""
 _MOST_LAYERS, _MOST_SIDE = 1000, 8192
 _HUB_ID = re.compile(r"^[\w][\w.-]*(/[\w][\w.-]*)?(@[\w./-]+)?$")
 
 
 @dataclass(frozen=True)
-class Found:
-    """A backbone's folder.
+class ResolvedSource:
+    """A backbone's local folder.
 
     Attributes:
-        folder: where its files are.
-        source: what the user named.
-        name: short, for keys: letters, digits and `_`.
+        folder: with its files.
+        source: the user's name for it.
+        name: a short name for keys; letters, digits and `_`.
     """
 
     folder: Path
@@ -46,33 +46,34 @@ class Found:
 
 
 def offline() -> bool:
-    """Return whether the hub must not be asked (HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set)."""
+    """Return whether HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE forbids access to the hub."""
     truths = {"1", "on", "yes", "true"}
     return any(os.environ.get(name, "").lower() in truths for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
 
 
 def short_name(text: str) -> str:
-    """Return the text as part of a key: its letters, digits and `_`, in lower case."""
+    """Return a text as part of a key: lower-case letters, digits and `_`, up to 40 characters."""
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:40] or "model"
 
 
-def find(source: str) -> Found:
-    """Return the folder of a source: "minilm", a folder, or a hub id ("owner/name" or "owner/name@revision").
+def resolve(source: str) -> ResolvedSource:
+    """Resolve a source: "minilm", a folder, or a hub id ("owner/name" or "owner/name@revision").
 
     Raises:
-        BackboneError: there is no such folder, the id is unknown, or it is not cached and the hub cannot be reached.
+        BackboneError: the folder does not exist, the id is unknown, or it is not cached and the hub cannot be reached.
+        MissingExtra: "minilm" is neither installed nor in the hub's cache.
     """
     if source == embedded.NAME:
         try:
-            return Found(embedded.folder(), source, embedded.NAME)
+            return ResolvedSource(embedded.folder(), source, embedded.NAME)
         except MissingExtra as error:
             try:
-                return Found(_from_hub(embedded.HUB_ID), source, embedded.NAME)
+                return ResolvedSource(_from_hub(embedded.HUB_ID), source, embedded.NAME)
             except BackboneError:
                 raise error from None
     path = Path(os.path.expanduser(source))
     if path.is_dir():
-        return Found(path, source, short_name(path.resolve().name))
+        return ResolvedSource(path, source, short_name(path.resolve().name))
     if path.is_file():
         raise BackboneError(
             "a backbone is a folder, not a file",
@@ -86,11 +87,11 @@ def find(source: str) -> Found:
             expected="an existing folder, a hub id such as 'google/vit-base-patch16-224' or 'minilm'",
             do="check the path; relative ones start at the current folder",
         )
-    return Found(_from_hub(source), source, short_name(source.split("@")[0].rpartition("/")[2]))
+    return ResolvedSource(_from_hub(source), source, short_name(source.split("@")[0].rpartition("/")[2]))
 
 
 def _from_hub(source: str) -> Path:
-    """Return the folder of a hub id in the local cache, downloaded where allowed."""
+    """Return the folder of a hub id in the local cache, downloading it if that is allowed."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -118,25 +119,25 @@ def _from_hub(source: str) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
-        BackboneError: the file is missing, no regular one, too large, or holds something else.
+        BackboneError: the file is missing, not a regular file, too large, or not a JSON object.
     """
     try:
-        result = parse_json(read_bytes(path, MOST, links=True))
+        content = parse_json(read_bytes(path, MOST, links=True))
     except (OSError, ValueError) as error:
         raise BackboneError("a file of the backbone cannot be read", came=str(error), file=str(path)) from error
-    if not isinstance(result, dict):
-        raise BackboneError("expected a JSON object", came=type(result).__name__, file=str(path))
-    return result
+    if not isinstance(content, dict):
+        raise BackboneError("expected a JSON object", came=type(content).__name__, file=str(path))
+    return content
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files with a folder's weights, in order of name.
+    """Return a folder's safetensors files, sorted by name.
 
     Raises:
-        BackboneError: there are none, or a shard is missing; the message says what is there instead.
+        BackboneError: there are none, or a shard is missing.
     """
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
@@ -161,10 +162,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def count_weights(files: list[Path]) -> int:
-    """Return how many numbers safetensors files hold, by their headers, which are checked.
+    """Return the number of values in safetensors files, from their validated headers.
 
     Raises:
-        BackboneError: a file is not what it says.
+        BackboneError: a file is invalid.
     """
     try:
         return sum(math.prod(shape) for file in files for _, shape in tensors_of(file, links=True).values())
@@ -183,8 +184,8 @@ def check_safe(folder: Path) -> dict[str, Any]:
     elsewhere.
 
     Raises:
-        BackboneError: config.json is missing, a file may run code or leads out of the folder, or the model needs code
-            of its own or an adapter's base.
+        BackboneError: config.json is missing, a file may run code or points outside the folder, or the model type is
+            not supported.
     """
     from transformers import CONFIG_MAPPING
 
@@ -215,10 +216,10 @@ def check_safe(folder: Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path) -> list[str]:
-    """Return the paths in a folder of the files that may be read, all looked at.
+    """Check all files of a folder that may be read, and return their relative paths.
 
     Raises:
-        BackboneError: a file may run code, leads out of the folder, or has a setting that does.
+        BackboneError: a file may run code, points outside the folder, or has a setting that does.
     """
     names = _files(folder)
     _refuse_pickles(folder, names)
@@ -239,15 +240,15 @@ def _files(folder: Path) -> list[str]:
 
 
 def _refuse_pickles(folder: Path, names: list[str]) -> None:
-    result = {name: "" for name in names if "/" not in name and Path(name).suffix.lower() in PICKLED}
-    result |= {name: said for name in names if (said := pickle_like(folder / name, links=True))}
-    if result:
-        name, said = sorted(result.items())[0]
-        others = f" and {len(result) - 1} more" if len(result) > 1 else ""
+    pickles = {name: "" for name in names if "/" not in name and Path(name).suffix.lower() in PICKLED}
+    pickles |= {name: evidence for name in names if (evidence := pickle_like(folder / name, links=True))}
+    if pickles:
+        name, evidence = sorted(pickles.items())[0]
+        others = f" and {len(pickles) - 1} more" if len(pickles) > 1 else ""
         raise BackboneError(
             f"{name}{others} may run code when it is loaded",
             expected="safetensors, JSON and text only",
-            came=f"{name}, {said or 'of a sort that holds pickles'}",
+            came=f"{name}, {evidence or 'of a sort that holds pickles'}",
             do=f"move such files out of the folder, they are not needed beside {WEIGHTS}; where there is none, convert "
             "the model where you trust it: model.save_pretrained(folder)",
             file=str(folder),
@@ -255,7 +256,7 @@ def _refuse_pickles(folder: Path, names: list[str]) -> None:
 
 
 def _check_settings(path: Path) -> None:
-    """Refuse settings that transformers would take for code, for files elsewhere, or for sizes beyond all measure."""
+    """Refuse settings that name code or other files, or that have extreme sizes."""
     try:
         waiting: list[Any] = [parse_json(read_bytes(path, MOST, links=True))]
     except (OSError, ValueError) as error:
@@ -278,7 +279,7 @@ def _check_settings(path: Path) -> None:
 
 
 def _refused(key: str, value: Any) -> str | None:
-    """Return why a setting is refused, None for any other."""
+    """Return why a setting is refused, or None."""
     if key == "auto_map" or (key == "trust_remote_code" and value):
         return "names code of its own folder, which is never run"
     if key in ("configuration_files", "fast_tokenizer_files"):
@@ -302,14 +303,14 @@ def _is_rate(value: Any) -> bool:
 
 
 def fingerprint(files: list[Path]) -> str:
-    """Return SHA-256 over the weights: of the file where there is one, else of the files' own hashes in order."""
+    """Return the SHA-256 of the weights: of a single file, or of the concatenated hashes of several files."""
     hashes = [embedded.file_sha256(path) for path in files]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' and the hub's progress bars and load reports; what was set before comes back."""
+    """Silence the progress bars and load reports of transformers and the hub inside the context."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging as their_logging
 

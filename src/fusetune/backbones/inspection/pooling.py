@@ -1,4 +1,4 @@
-"""What is learned of a loaded encoder by running it: its pooling, what it does not need, its width, its grid."""
+"""Completion of a loaded encoder by running it: pooling, unused parts, output dimension, grid of tokens."""
 
 from __future__ import annotations
 
@@ -16,11 +16,20 @@ from fusetune.backbones.inspection import structure
 from fusetune.errors import BackboneError
 
 MOST_EXTRA = 16
-"""Class and register tokens before a picture's patches; more would say that the patches were counted wrongly."""
+"""Maximum number of class and register tokens before an image's patches; more mean that the grid is wrong."""
 
 
-def settle(backbone: Backbone, pool: str, folder: Path) -> None:
-    """Find the pooling, take out what the pooled output does not depend on, and learn `dim`."""
+def finalize(backbone: Backbone, pool: str, folder: Path) -> None:
+    """Choose the pooling, remove the parts that the pooled output does not depend on, and set `dim` and `grid`.
+
+    Args:
+        backbone: changed in place.
+        pool: see `Backbone`, or "auto".
+        folder: of the model, which may state a pooling.
+
+    Raises:
+        BackboneError: the model has no vector of its own, or states a pooling that is not supported.
+    """
     backbone.eval()
     inputs = _small_input(backbone)
     inputs.pop("owner", None)
@@ -56,7 +65,7 @@ def _small_input(backbone: Backbone) -> dict[str, Tensor]:
 
 
 def fold_norms(backbone: Backbone) -> None:
-    """Fold frozen batch norms into convolutions, where an encoder of pictures or spectrograms has such."""
+    """Fold the frozen batch norms of an image or spectrogram encoder into its convolutions."""
     if isinstance(backbone.inputs, ImageInputs | SpectrogramInputs):
         inputs = _small_input(backbone)
         inputs.pop("owner", None)
@@ -64,7 +73,7 @@ def fold_norms(backbone: Backbone) -> None:
 
 
 def _auto_pool(backbone: Backbone, own: Tensor | None, folder: Path) -> str:
-    """Return the pooling that a model was made for."""
+    """Return the pooling that a model was trained with."""
     if backbone.method != "forward":
         return "own"
     if backbone.kind == "text":
@@ -85,7 +94,7 @@ def _auto_pool(backbone: Backbone, own: Tensor | None, folder: Path) -> str:
 
 
 def _map_size(backbone: Backbone) -> tuple[int, int] | None:
-    """Return (height, width) where the model is convolutional: its last hidden state is (rows, dim, height, width)."""
+    """Return the (height, width) of a convolutional model's feature map; None for other models."""
     inputs = _small_input(backbone)
     inputs.pop("owner", None)
     inputs.pop("lengths", None)
@@ -106,7 +115,7 @@ def _grid(backbone: Backbone, num_tokens: int) -> tuple[int, int, int] | None:
 
 @torch.no_grad()
 def _is_causal(backbone: Backbone) -> bool:
-    """Return whether a token is blind to those after it: the first one's output stays when the last one changes."""
+    """Return whether attention is causal: changing the last token does not change the first one's output."""
     tokens = torch.arange(8).unsqueeze(0) + 1
     other = tokens.clone()
     other[0, -1] += 1
@@ -132,7 +141,7 @@ def _reads_padding(backbone: Backbone) -> bool:
 
 
 def check_weights(backbone: Backbone, folder: Path) -> None:
-    """Refuse weights that are all zero, and note matrices that are: a file that was only reserved or half written."""
+    """Refuse a model whose weight matrices are all zero, and note single ones that are: signs of an incomplete file."""
     matrices = {name: weight for name, weight in backbone.model.named_parameters() if weight.ndim > 1}
     zero = sorted(name for name, weight in matrices.items() if not bool(weight.any()))
     if matrices and len(zero) == len(matrices):

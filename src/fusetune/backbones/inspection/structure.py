@@ -1,4 +1,4 @@
-"""How a model is built, found by looking at it: its parts in order, what its output depends on, what it reads."""
+"""Inspection of a model's structure: its blocks in order, the parts that its output depends on, its inputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ INPUT_NAMES = {"text": ("input_ids",), "image": ("pixel_values",), "audio": ("in
 
 
 class Part(nn.Module):
-    """Modules and parameters that stand together before or after the layers; a view, which owns nothing."""
+    """A view of the modules and parameters before or after the layers."""
 
     def __init__(self, modules: Sequence[nn.Module], parameters: Sequence[nn.Parameter]) -> None:
         super().__init__()
@@ -24,12 +24,12 @@ class Part(nn.Module):
 
 
 def narrow(model: nn.Module, kind: str, *, spectrogram: bool = False) -> tuple[nn.Module, str]:
-    """Return the part of a model that encodes one kind of cell, and the method that does it.
+    """Return the part of a model that encodes one kind of cell, and the name of the method that does it.
 
     Args:
-        model: what `AutoModel` made.
+        model: from `AutoModel`.
         kind: "text", "image" or "audio".
-        spectrogram: the sound comes as pictures.
+        spectrogram: whether sounds are encoded as images of their spectrograms.
 
     Raises:
         BackboneError: the model encodes something else.
@@ -59,8 +59,7 @@ def _wrong_kind(kind: str, came: str) -> BackboneError:
 
 
 def layers(model: nn.Module) -> tuple[str, Sequence[nn.Module]] | None:
-    """Return the list of equal layers that holds the most parameters, the outermost of several: its path and its
-    layers."""
+    """Return path and members of the list of equal layers with the most parameters (ties: the outermost), or None."""
     best: tuple[int, str, nn.Module] | None = None
     for path, module in model.named_modules():
         if not isinstance(module, nn.ModuleList | nn.Sequential) or len(module) < 2:
@@ -74,9 +73,9 @@ def layers(model: nn.Module) -> tuple[str, Sequence[nn.Module]] | None:
 
 
 def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the model cut from input to output: "embeddings", then each layer by its path, then "final".
+    """Split a model, from input to output, into "embeddings", each layer by its path, and "final".
 
-    Together they hold every parameter once. A model without a list of layers is cut into its children.
+    The blocks partition the parameters. A model without a list of layers is split into its children.
     """
     result = layers(model)
     if result is None:
@@ -106,9 +105,9 @@ def _children(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def patch_grid(model: nn.Module, image_size: tuple[int, int]) -> tuple[int, int] | None:
-    """Return (height, width) in patches of a picture of (height, width) pixels; None where the model cuts none.
+    """Return the (height, width) in patches of an image of (height, width) pixels; None if the model has no patches.
 
-    Patches are cut by the first convolution, whose windows then do not overlap.
+    The first convolution extracts patches if its windows do not overlap.
     """
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     if first is None or first.kernel_size != first.stride:
@@ -117,7 +116,7 @@ def patch_grid(model: nn.Module, image_size: tuple[int, int]) -> tuple[int, int]
 
 
 def reached(output: Tensor) -> set[int]:
-    """Return the ids of all tensors with gradients that an output was computed from."""
+    """Return the ids of all leaf tensors with gradients that an output depends on."""
     result: set[int] = set()
     seen: set[Any] = set()
     waiting: list[Any] = [output.grad_fn]
@@ -133,7 +132,7 @@ def reached(output: Tensor) -> set[int]:
 
 
 def remove(model: nn.Module, path: str, how: str) -> None:
-    """Take out a module or parameter: "none" and "identity" put that in its place, "buffer" makes it a constant."""
+    """Remove a module or parameter: "none" and "identity" replace it, "buffer" turns it into a constant."""
     owner_path, _, name = path.rpartition(".")
     owner = model.get_submodule(owner_path)
     if how == "identity":
@@ -147,14 +146,14 @@ def remove(model: nn.Module, path: str, how: str) -> None:
 
 
 def prune(model: nn.Module, probe: Callable[[], Tensor]) -> list[tuple[str, str]]:
-    """Take out what the output does not depend on: poolers, the other tower, mask embeddings.
+    """Remove modules and parameters that the output does not depend on: poolers, the other tower, mask embeddings.
 
     Args:
         model: changed in place.
         probe: runs the model with gradients on a small input and returns its output.
 
     Returns:
-        What was taken out and how, for `remove` on a fresh model.
+        The (path, how) of each removal, for `remove` on a new model.
     """
     output = probe()
     alive = reached(output)
@@ -173,7 +172,7 @@ def prune(model: nn.Module, probe: Callable[[], Tensor]) -> list[tuple[str, str]
 
 
 def _dead(model: nn.Module, alive: set[int]) -> list[str]:
-    """Paths of the outermost modules, and of single parameters, none of which is alive."""
+    """Return the paths of the outermost modules, and of single parameters, without a parameter in `alive`."""
     paths: list[str] = []
     for path, module in model.named_modules(remove_duplicate=False):
         if any(path.startswith(above + ".") for above in paths):
@@ -189,9 +188,9 @@ def _dead(model: nn.Module, alive: set[int]) -> list[str]:
 
 
 def _try(model: nn.Module, path: str, how: str, probe: Callable[[], Tensor], output: Tensor) -> bool:
-    """Return whether the output stays the same when the module or parameter is taken out so."""
+    """Return whether the output stays the same if the module or parameter is removed this way."""
     if how == "buffer":
-        return True  # a constant computes the same
+        return True  # a constant has the same value
     owner_path, _, name = path.rpartition(".")
     owner = model.get_submodule(owner_path)
     is_parameter = isinstance(getattr(owner, name), nn.Parameter)
@@ -209,7 +208,7 @@ def _try(model: nn.Module, path: str, how: str, probe: Callable[[], Tensor], out
 
 
 def num_positions(model: nn.Module, config: Any) -> int | None:
-    """Return how many tokens a text model has positions for, None where it has no limit."""
+    """Return the number of positions of a text model, None if it has no limit."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and "position" in name and "relative" not in name:
             start = 0 if module.padding_idx is None else module.padding_idx + 1
@@ -219,24 +218,24 @@ def num_positions(model: nn.Module, config: Any) -> int | None:
 
 
 def has_class_token(model: nn.Module) -> bool:
-    """Return whether the first token of an image or spectrogram transformer stands for the whole."""
+    """Return whether an image or spectrogram transformer has a class token."""
     names = {name.rpartition(".")[2] for name, _ in model.named_parameters()}
     return bool(names & {"cls_token", "class_embedding"})
 
 
 SLACK = 2**26
-"""Figures beyond those in its files that a model may have: buffers, and parts that a checkpoint leaves out."""
+"""Number of values that a model may have beyond its checkpoint: buffers, and parts that the checkpoint lacks."""
 
 
 def check_size(config: Any, most: int) -> None:
-    """Refuse a description of a model that is far larger than its weights: making it would take all memory.
+    """Refuse a config whose model is far larger than its checkpoint, as building it could exhaust the memory.
 
     Args:
-        config: transformers' settings of the model.
-        most: figures in the weights' files.
+        config: the transformers config.
+        most: number of values in the checkpoint.
 
     Raises:
-        BackboneError: it is.
+        BackboneError: the model is more than twice as large, apart from `SLACK`.
     """
     from transformers import AutoModel
 
@@ -252,10 +251,10 @@ def check_size(config: Any, most: int) -> None:
 
 
 def check_words(model: nn.Module, last: int) -> None:
-    """Refuse a tokenizer with ids, up to `last`, that the model has no vectors for.
+    """Check that a model has embeddings for all token ids up to `last`.
 
     Raises:
-        BackboneError: so it is.
+        BackboneError: its largest embedding table is smaller.
     """
     tables = [module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)]
     if tables and last >= max(tables):

@@ -1,7 +1,7 @@
-"""A trial of a loaded encoder on fixed cells: finite vectors, the same in every pass, alone and in a batch.
+"""Check of a loaded encoder on fixed cells: its vectors must be finite, deterministic and independent of the batch.
 
-Transformers without an attention mask (FNet) and convolutions over tokens (ConvBERT, Wav2Vec2-BERT) read the padding of
-a batch. Such encoders take cells of one length at a time, or one cell at a time where that does not help.
+Transformers without an attention mask (FNet) and convolutions over tokens (ConvBERT, Wav2Vec2-BERT) depend on the
+padding. Such encoders encode cells of equal length together, or cell by cell if that does not help.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ TOLERANCE = 1e-4
 
 
 @torch.no_grad()
-def try_out(backbone: Any) -> None:
-    """Encode fixed cells alone, twice and together; choose how batches are encoded.
+def check_vectors(backbone: Any) -> None:
+    """Encode fixed cells one by one, again, and in a batch; choose how batches are encoded.
 
-    Sets `backbone.separate` and appends to `backbone.notes` where batches cannot be encoded in one pass.
+    Sets `backbone.separate`, and appends to `backbone.notes` if batches cannot be encoded in one pass.
 
     Args:
         backbone: a `Backbone` in evaluation mode, on the CPU.
 
     Raises:
-        BackboneError: vectors are not finite, differ from pass to pass, or depend on other cells in every way tried.
+        BackboneError: vectors are not finite, differ between passes, or depend on other cells in all strategies.
     """
     cells = _cells(backbone)
-    alone = [_vectors(backbone, [cell]) for cell in cells]
+    single = [_vectors(backbone, [cell]) for cell in cells]
     name = type(backbone.model).__name__
-    if not all(bool(values.isfinite().all()) for values in alone):
+    if not all(bool(values.isfinite().all()) for values in single):
         raise BackboneError(f"{name} gives vectors that are not finite", do="check its weights, or name another model")
     again = [_vectors(backbone, [cell]) for cell in cells]
-    if not _same(alone, again):
+    if not _same(single, again):
         raise BackboneError(
             f"{name} gives another vector of the same cell in each pass, as it draws random numbers",
             expected="the same vector in every pass of evaluation",
@@ -46,8 +46,7 @@ def try_out(backbone: Any) -> None:
     ways = ("", "lengths", "cells")
     for separate in ways[ways.index(backbone.separate) :]:
         backbone.separate = separate
-        together = _vectors(backbone, cells)
-        if _same(alone, [together]):
+        if _same(single, [_vectors(backbone, cells)]):
             break
     else:
         raise BackboneError(
@@ -63,7 +62,7 @@ def try_out(backbone: Any) -> None:
 
 
 def _cells(backbone: Any) -> list[np.ndarray]:
-    """Return three prepared cells; the second has another length where cells have one."""
+    """Return three prepared cells; the second one has another length, for kinds with variable length."""
     inputs, random = backbone.inputs, np.random.default_rng(0)
     if isinstance(inputs, TextInputs):
         short, long = "a small text", "another one, which has more words than the first"
@@ -78,7 +77,7 @@ def _cells(backbone: Any) -> list[np.ndarray]:
 
 
 def _vectors(backbone: Any, cells: list[np.ndarray]) -> Tensor:
-    """Return (cells, dim): pooled, or the mean of the real tokens."""
+    """Return the cells' vectors, (cells, dim): pooled, or the mean of the real tokens."""
     vectors: Tensor = backbone(**backbone.inputs.collate(cells)).mean()
     return vectors
 

@@ -1,1 +1,1 @@
-"""The ways in which an encoder's pass over a batch is computed, and the choice among them."""
+"""Strategies of computing an encoder's forward pass over a batch, and the choice among them."""

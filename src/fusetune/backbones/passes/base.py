@@ -1,4 +1,4 @@
-"""What a pass of an encoder is: a batch's tensors in, `Tokens` out; and the plain one."""
+"""`EncoderPass`, a strategy of computing an encoder's forward pass, and `PlainPass`."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from torch import Tensor, nn
 from fusetune.types import Tokens
 
 BOUNDARY = "boundary"
-"""The input under which a batch brings what the first trained layer reads, (rows or parts, ...)."""
+"""Name of the batch input with the input of the first trained layer, (rows or parts, ...)."""
 
 
 class Encoder(Protocol):
-    """What a pass needs of an encoder; `fusetune.backbones.backbone.Backbone` has it.
+    """The interface of an encoder that passes use; `fusetune.backbones.backbone.Backbone` implements it.
 
     Attributes:
         model: the wrapped model.
-        inputs: what it reads.
-        pool: how its tokens are pooled.
-        max_tokens: tokens of a text that are read; 0 for other kinds.
-        separate: "" where rows of any lengths may share a pass; "lengths" where only rows of one length may; "cells"
-            where none may.
-        grid: how a picture's tokens lie in it, see `Tokens`.
-        channels_last: whether pictures are encoded with their channels innermost.
-        start: the pass that begins at the first trained layer, where one was tried and found right.
-        wanted: the pass that is entered with `using`.
+        inputs: prepares and collates its inputs.
+        pool: pooling of its tokens.
+        max_tokens: maximum number of tokens of a text; 0 for other kinds.
+        separate: "" if all rows may share a pass, "lengths" if only rows of equal length may, "cells" if none may.
+        grid: the grid of an image's tokens, see `Tokens`.
+        channels_last: whether images are encoded in the memory format channels-last.
+        start: the pass that starts at the first trained layer, if there is one that was verified.
+        wanted: the pass that `using` set.
     """
 
     model: nn.Module
@@ -42,19 +41,19 @@ class Encoder(Protocol):
     wanted: EncoderPass | None
 
     def hidden_states(self, **inputs: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Run the model once: (rows, tokens, dim), (rows, tokens) bool and its own (rows, dim), if it makes one."""
+        """Run the model: values (rows, tokens, dim), mask (rows, tokens), and its own vector (rows, dim) or None."""
         ...
 
     def as_tokens(self, values: Tensor, mask: Tensor, own: Tensor | None) -> Tokens:
-        """Pool what `hidden_states` returned."""
+        """Pool the results of `hidden_states`."""
         ...
 
 
 class EncoderPass(ABC):
-    """One way to compute an encoder's tokens. Every way returns the same tokens, up to rounding."""
+    """A strategy of computing an encoder's tokens. All strategies return the same tokens up to rounding."""
 
     def takes(self, encoder: Encoder, inputs: Mapping[str, Tensor]) -> bool:
-        """Return whether these inputs can be computed this way; where not, the usual pass is chosen."""
+        """Return whether the strategy supports these inputs; if not, another one is chosen."""
         return True
 
     @abstractmethod
@@ -62,8 +61,8 @@ class EncoderPass(ABC):
         """Encode.
 
         Args:
-            encoder: computes.
-            inputs: what a collate method returned without `owner`, first dimension rows or parts; perhaps `BOUNDARY`.
+            encoder: to run.
+            inputs: tensors of a collate method without `owner`, (rows or parts, ...); possibly with `BOUNDARY`.
 
         Returns:
             (rows, 1, dim), or (rows, tokens, dim) with pool "none".
@@ -71,10 +70,10 @@ class EncoderPass(ABC):
 
 
 class PlainPass(EncoderPass):
-    """All rows at once, padded to the longest."""
+    """Encode all rows at once, padded to the longest one."""
 
     def takes(self, encoder: Encoder, inputs: Mapping[str, Tensor]) -> bool:
-        """Return whether rows may share a pass that starts at the first layer."""
+        """Return whether the rows may share a pass that starts at the first layer."""
         return not encoder.separate and BOUNDARY not in inputs
 
     def __call__(self, encoder: Encoder, inputs: Mapping[str, Tensor]) -> Tokens:
@@ -83,10 +82,10 @@ class PlainPass(EncoderPass):
 
 
 def single_pass(encoder: Encoder, inputs: Mapping[str, Tensor]) -> EncoderPass:
-    """Return the way to compute rows that share one pass: from the boundary if the inputs bring it, else plain.
+    """Return the strategy for rows that share a pass: from the boundary if the inputs have one, else plain.
 
     Raises:
-        LookupError: the inputs bring a boundary, but no layer was found that passes may start at.
+        LookupError: the inputs have a boundary, but the encoder has no verified pass from one.
     """
     if BOUNDARY not in inputs:
         return PlainPass()
@@ -97,11 +96,11 @@ def single_pass(encoder: Encoder, inputs: Mapping[str, Tensor]) -> EncoderPass:
 
 @contextmanager
 def using(encoder: Any, wanted: EncoderPass) -> Iterator[None]:
-    """Inside, an encoder computes this way wherever the way takes the inputs.
+    """Prefer a strategy inside the context, for all inputs that it supports.
 
     Args:
-        encoder: any module; one that is no `Encoder` has one way only and stays as it is.
-        wanted: the way; the innermost counts.
+        encoder: any module; one that is not an `Encoder` has only one strategy, and nothing changes.
+        wanted: the strategy; the innermost context counts.
     """
     if not hasattr(encoder, "wanted"):
         yield

@@ -1,7 +1,7 @@
-"""Frozen first layers of an encoder, run once: what the first trained layer reads is kept, and passes start there.
+"""Passes that start at the first trained layer, from cached activations of the frozen layers before it.
 
-Nothing is known of the model but its list of equal layers. The first of them that is trained is stopped at, to learn
-what it reads; later the frozen ones are passed over. Whether a model bears that is tried out, not assumed.
+They need only the model's list of equal layers: a pass is stopped at the first trained layer to record its input, and
+later passes skip the frozen layers. `boundary_pass` verifies that a model supports this.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TOLERANCE = 1e-4
 
 
 class _Reached(Exception):
-    """The pass came to the first trained layer."""
+    """Raised to stop a pass at the first trained layer."""
 
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()
@@ -32,18 +32,18 @@ class _Reached(Exception):
 
 
 class BoundaryPass(EncoderPass):
-    """A pass that starts at the first trained layer, with what the inputs bring under `BOUNDARY`."""
+    """Start at the first trained layer, whose input is the batch's `BOUNDARY`."""
 
     def __init__(self, layer: int, *, gives_tuples: bool) -> None:
         """
         Args:
-            layer: the number of the first layer that runs, see `frozen_layers`.
-            gives_tuples: whether the layers before it return a tuple of one tensor instead of a tensor.
+            layer: index of the first layer that runs, see `frozen_layers`.
+            gives_tuples: whether the skipped layers return a tuple of one tensor instead of a tensor.
         """
         self.layer, self.gives_tuples = layer, gives_tuples
 
     def takes(self, encoder: Encoder, inputs: Mapping[str, Tensor]) -> bool:
-        """Return whether the inputs bring a boundary."""
+        """Return whether the inputs have a boundary."""
         return BOUNDARY in inputs
 
     def __call__(self, encoder: Encoder, inputs: Mapping[str, Tensor]) -> Tokens:
@@ -56,8 +56,7 @@ class BoundaryPass(EncoderPass):
 
 
 def frozen_layers(backbone: Any) -> int:
-    """Return how many first layers have nothing to train, nor has anything before them; 0 where a pass cannot start
-    later."""
+    """Return the number of leading layers that, with all before them, are frozen; 0 if passes cannot skip layers."""
     result = structure.layers(backbone.model)
     if result is None or isinstance(backbone.inputs, AudioInputs) or backbone.separate:
         return 0
@@ -72,10 +71,10 @@ def frozen_layers(backbone: Any) -> int:
 
 
 def run_to(backbone: Any, number: int, tensors: dict[str, Tensor]) -> Tensor:
-    """Return what layer `number` reads of these cells, (rows or parts, ...).
+    """Return the input of layer `number` for these cells, (rows or parts, ...).
 
     Raises:
-        LookupError: the pass never came there, or the layer reads no tensor first.
+        LookupError: the pass does not reach the layer, or the layer's first argument is not a tensor.
     """
     result = structure.layers(backbone.model)
     assert result is not None
@@ -99,12 +98,12 @@ def run_to(backbone: Any, number: int, tensors: dict[str, Tensor]) -> Tensor:
 
 @contextmanager
 def starting_at(backbone: Any, number: int, hidden: Tensor, *, gives_tuples: bool = False) -> Iterator[None]:
-    """Passes inside skip the first `number` layers, the next one reads `hidden`.
+    """Skip the first `number` layers in passes inside the context; the next layer reads `hidden`.
 
     Args:
         backbone: the encoder.
-        number: as `frozen_layers` gave it.
-        hidden: as `run_to` gave it.
+        number: from `frozen_layers`.
+        hidden: from `run_to`.
         gives_tuples: see `BoundaryPass`.
     """
     result = structure.layers(backbone.model)
@@ -130,7 +129,7 @@ def starting_at(backbone: Any, number: int, hidden: Tensor, *, gives_tuples: boo
             _private.set_compiled_call(layer, before)
 
 
-def stand_in(backbone: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def placeholder_inputs(backbone: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors that accompany the boundary: texts' tensors unchanged, one black image for all images."""
     if isinstance(backbone.inputs, TextInputs):
         return tensors
@@ -138,12 +137,12 @@ def stand_in(backbone: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def boundary_pass(backbone: Any, number: int, tensors: dict[str, Tensor]) -> BoundaryPass | None:
-    """Return the pass that starts at a layer; None where it does not give what a plain pass gives within `TOLERANCE`.
+    """Return the pass that starts at a layer, or None if it differs from a plain pass by more than `TOLERANCE`.
 
     Args:
         backbone: in evaluation mode.
-        number: as `frozen_layers` gave it.
-        tensors: what a collate method gave of some cells.
+        number: from `frozen_layers`.
+        tensors: collated tensors of some cells.
     """
     result = structure.layers(backbone.model)
     assert result is not None
@@ -159,7 +158,7 @@ def boundary_pass(backbone: Any, number: int, tensors: dict[str, Tensor]) -> Bou
         if isinstance(backbone.inputs, TextInputs) and hidden.shape[:2] != tensors["input_ids"].shape:
             return None
         with using(backbone, tried):
-            again = backbone(**stand_in(backbone, tensors), boundary=hidden)
+            again = backbone(**placeholder_inputs(backbone, tensors), boundary=hidden)
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError):
         return None
     finally:

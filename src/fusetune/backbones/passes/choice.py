@@ -1,4 +1,4 @@
-"""The choice of an encoder's pass."""
+"""The choice of a strategy for an encoder's forward pass."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from fusetune.backbones.passes.grouping import ExactPass, GroupedPass, PicturesP
 
 
 def choose(encoder: Encoder, inputs: Mapping[str, Tensor]) -> EncoderPass:
-    """Return the way to encode a batch.
+    """Return the strategy for encoding a batch.
 
-    The way that `using` asks for comes first, then what the result depends on (the boundary, rows that may not share a
-    pass), then what saves time or memory.
+    The strategy that `using` set takes precedence, then those that correctness requires (the boundary, rows that may
+    not share a pass), then those that save time or memory.
 
     Args:
-        encoder: will compute.
+        encoder: to run.
         inputs: see `EncoderPass`.
     """
     if encoder.wanted is not None and encoder.wanted.takes(encoder, inputs):

@@ -1,7 +1,7 @@
-"""Encoders compiled by torch.compile: their equal layers one by one, so that one compilation serves them all.
+"""Encoders compiled by torch.compile, layer by layer, so that all equal layers share a compilation.
 
-What is compiled holds for one shape. Batches are therefore padded to a few sizes, in texts and in tokens: rows that are
-added repeat the last one, tokens that are added are masked, and both are cut off again.
+Compilation is for static shapes. Batches are therefore padded to a few sizes: added rows repeat the last one, added
+tokens are masked, and both are removed from the output.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from fusetune.errors import ConfigError, RunError
 from fusetune.types import Tokens
 
 FINEST, FINEST_ROWS = 16, 4
-"""Sizes are multiples of this; numbers of rows, where padding costs time."""
+"""Sizes are multiples of `FINEST`; if padding is costly, numbers of rows are multiples of `FINEST_ROWS`."""
 MOST = 256
-"""Compilations of one function, after which torch would go on without compiling and hardly say so."""
+"""Limit on the recompilations of a function, after which torch silently stops compiling it."""
 WITHOUT = "trainer.compile=false goes without"
 
 
 class CompiledPass(EncoderPass):
-    """A pass over a batch padded to the sizes of `bucket`, for layers that are compiled."""
+    """Encode a batch padded to the sizes of `bucket`, for compiled layers."""
 
     def __call__(self, encoder: Encoder, inputs: Mapping[str, Tensor]) -> Tokens:
         """See `EncoderPass`.
@@ -45,13 +45,13 @@ class CompiledPass(EncoderPass):
 def padded_pass(
     encoder: Encoder, inputs: Mapping[str, Tensor], *, fine: bool, run: Callable[[dict[str, Tensor]], Tokens]
 ) -> Tokens:
-    """Return an encoder's tokens, computed of padded inputs, without those of the padding.
+    """Run an encoder on padded inputs and remove the padding from its tokens.
 
     Args:
-        encoder: whose tokens they are.
+        encoder: to run.
         inputs: see `EncoderPass`.
         fine: see `bucketed`.
-        run: computes.
+        run: computes the tokens of padded inputs.
 
     Raises:
         RunError: a layer cannot be compiled.
@@ -64,20 +64,20 @@ def padded_pass(
 
 
 def bucket(size: int) -> int:
-    """Return the next of the sizes 16, 32, 48, 64, 96, 128, 192, 256, ...: beyond 32 at most half as much again."""
+    """Return the next of the sizes 16, 32, 48, 64, 96, 128, 192, 256, ...; steps from 32 on are at most 50 %."""
     return -(-size // (step := max(FINEST, 1 << max((size - 1).bit_length() - 2, 0)))) * step
 
 
 def bucketed(inputs: Mapping[str, Tensor], most: int, *, fine: bool = False) -> tuple[dict[str, Tensor], int, int]:
-    """Return an encoder's tensors, padded to sizes of `bucket`.
+    """Pad an encoder's tensors to sizes of `bucket`.
 
     Args:
-        inputs: of some cells; the one with the most rows says how many rows there are.
-        most: tokens that the encoder takes, which a longer text is not padded beyond.
-        fine: pad tokens to multiples of `FINEST` instead, and rows to multiples of `FINEST_ROWS`.
+        inputs: of some cells; the longest tensor has the number of rows.
+        most: the encoder's maximum number of tokens, beyond which nothing is padded.
+        fine: pad tokens to multiples of `FINEST` and rows to multiples of `FINEST_ROWS` instead.
 
     Returns:
-        The tensors; the rows there were; the tokens there were, 0 where the encoder reads no tokens.
+        The padded tensors, the original number of rows, and the original number of tokens (0 without tokens).
     """
     rows = max(len(tensor) for tensor in inputs.values())
     tokens = inputs["attention_mask"].shape[1] if "attention_mask" in inputs else 0
@@ -95,10 +95,10 @@ def bucketed(inputs: Mapping[str, Tensor], most: int, *, fine: bool = False) -> 
 
 
 def check_compiler() -> None:
-    """Refuse to compile where there is nothing to do it with.
+    """Check that the compiler's dependencies are installed.
 
     Raises:
-        ConfigError: so it is.
+        ConfigError: Triton (GPU) or a C++ compiler (CPU) is missing.
     """
     if torch.cuda.is_available():
         if not _private.has_triton():
@@ -112,14 +112,14 @@ def check_compiler() -> None:
 
 @contextmanager
 def compiling(encoders: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Inside, these backbones compute by compiled layers; gives what could not be compiled, in sentences.
+    """Compile the layers of these backbones inside the context; yield notes on those that cannot be compiled.
 
-    The names of parameters stay, and nothing of it is left after.
+    Names of parameters do not change, and the layers are restored on exit.
     """
-    said, changed = [], []
+    notes, changed = [], []
     for key, encoder in encoders.items():
         if why := _why_not(encoder):
-            said.append(f"{key} is not compiled: {why}.")
+            notes.append(f"{key} is not compiled: {why}.")
             continue
         result = structure.layers(encoder.model)
         changed.append((encoder, list(result[1]) if result else [encoder.model]))
@@ -131,7 +131,7 @@ def compiling(encoders: Mapping[str, Any]) -> Iterator[list[str]]:
             for part in parts:
                 part.compile(dynamic=False)
                 after.callback(_private.set_compiled_call, part, None)
-        yield said
+        yield notes
 
 
 def _why_not(encoder: Any) -> str:
@@ -143,17 +143,17 @@ def _why_not(encoder: Any) -> str:
 
 
 def learns_from_padding(encoder: Any) -> bool:
-    """Return whether rows that are added to a batch would change what an encoder's batch normalisation learns."""
+    """Return whether padding rows would change the running statistics of an encoder's batch normalisation."""
     norms = any(isinstance(module, structure.BATCH_NORMS) for module in encoder.modules())
     return norms and not (encoder.norm_eval and encoder.pretrained)
 
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """What compiling fails with is said as an error of the run.
+    """Raise the compiler's errors as `RunError`.
 
     Raises:
-        RunError: so it did.
+        RunError: compilation failed.
     """
     try:
         yield

@@ -1,9 +1,9 @@
-"""Passes of a model's parts replayed from CUDA graphs, so that a GPU does not wait for single launches.
+"""Replay of passes from CUDA graphs, which removes the overhead of launching kernels one by one.
 
-A pass of a small encoder, or of a fusion, is some hundred kernels that take microseconds each and that Python launches
-in milliseconds. Captured once, forward and backward, they are launched as one. A graph holds for one shape, so batches
-are padded to a few sizes as for compiled layers, and for one use an update: its results lie where the next replay
-writes them.
+A pass of a small encoder or a fusion consists of some hundred kernels that take microseconds each, but milliseconds to
+launch from Python. Forward and backward are captured once and then launched together. A graph is for static shapes, so
+batches are padded to a few sizes as for compiled layers. A graph can be used once an update, as the next replay
+overwrites its results.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from fusetune.errors import RunError
 from fusetune.types import Tokens
 
 LAYER_WORK, PADDED_WORK = 2e12, 1e11
-"""Operations of a layer's pass, forward and backward, beside which the time of launching it is nothing; and up to which
-the time of computing padding is nothing beside that of launching it."""
+"""Floating-point operations of a layer, forward and backward: above the first, launching costs nothing in comparison;
+below the second, computing padding costs nothing in comparison with launching."""
 MOST = 64
-"""Graphs a part may have."""
+"""Maximum number of graphs of a part."""
 SHARE = 8
-"""The graphs' gradients, which each has of its own, may take one part in so many of the GPU's memory."""
-alone = threading.Lock()
-"""Held while a pass is captured, in which no other thread may ask CUDA for memory."""
+"""The graphs, each of which has its own gradients, may use 1 / `SHARE` of the GPU's memory for them."""
+capture_lock = threading.Lock()
+"""Held during a capture, in which no other thread may allocate CUDA memory."""
 
 
-def why_not(encoder: Any) -> str:
-    """Return why an encoder's passes cannot be replayed; empty where they can."""
+def why_not_replayed(encoder: Any) -> str:
+    """Return why an encoder's passes cannot be replayed, or ""."""
     if encoder.kind == "audio":
         return "sounds have too many lengths"
     if encoder.separate:
@@ -49,8 +49,8 @@ class Replays:
     """Captured passes of one part of a model.
 
     Attributes:
-        name: of the part, as shown.
-        failed: why there will be no more of them, in one line; empty while there may be.
+        name: of the part, for display.
+        failed: why no more passes are captured, in one line; "" if there was no failure.
     """
 
     def __init__(self, name: str, trained: Sequence[Tensor]) -> None:
@@ -67,28 +67,28 @@ class Replays:
         self._most = min(MOST, memory(trained[0].device) // SHARE // size) if trained else 0
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of graphs."""
         return len(self._graphs)
 
     def begin(self) -> None:
-        """An update begins: every graph may be used again."""
+        """Begin an update, in which every graph may be used again."""
         self._turn = 0
 
     def forget(self) -> None:
-        """Let go of all graphs and their memory."""
+        """Release all graphs and their memory."""
         self._graphs.clear()
         self._pools.clear()
 
     def run(self, part: nn.Module, tensors: Mapping[str, Tensor], also: Hashable = ()) -> tuple[Tensor, ...] | None:
-        """Return the results of a pass over tensors, which take gradients; None where it is to be computed as else.
+        """Run a pass by replay, with gradients; return None if it must be computed without a graph.
 
         Args:
-            part: makes the pass: it has the trained parameters and takes these tensors, in this order.
+            part: the module to run, with the trained parameters; it takes the tensors in this order.
             tensors: by name.
-            also: what the pass depends on besides their names, shapes and kinds.
+            also: anything else that the pass depends on, besides the tensors' names, shapes and dtypes.
 
         Raises:
-            RunError: draws fail after a recording that failed.
+            RunError: the random generator is unusable after a failed capture.
         """
         index, self._turn = self._turn, self._turn + 1
         kinds = [(name, item.shape, item.dtype, item.requires_grad) for name, item in tensors.items()]
@@ -110,13 +110,13 @@ class Replays:
 
 
 class ReplayedPass(Replays, EncoderPass):
-    """An encoder's passes, replayed; what is not worth a replay, or cannot be captured, is computed as usual."""
+    """Replay an encoder's passes; large passes, and those that cannot be captured, are computed without a graph."""
 
     def __init__(self, name: str, encoder: Any) -> None:
         """
         Args:
             name: see `Replays`.
-            encoder: a `Backbone`, in training mode, with the parameters trainable that will be.
+            encoder: a `Backbone` in training mode, after freezing.
         """
         super().__init__(name, [parameter for parameter in encoder.parameters() if parameter.requires_grad])
         result = structure.layers(encoder.model)
@@ -124,7 +124,7 @@ class ReplayedPass(Replays, EncoderPass):
         self._layer = max(sum(parameter.numel() for parameter in layer.parameters()) for layer in layers)
 
     def takes(self, encoder: Encoder, inputs: Mapping[str, Tensor]) -> bool:
-        """Return whether a pass over these inputs is to be replayed."""
+        """Return whether a pass over these inputs should be replayed."""
         return not self.failed and torch.is_grad_enabled() and self._work(inputs) < LAYER_WORK
 
     def __call__(self, encoder: Encoder, inputs: Mapping[str, Tensor]) -> Tokens:
@@ -139,11 +139,11 @@ class ReplayedPass(Replays, EncoderPass):
         return padded_pass(encoder, inputs, fine=self._is_fine(inputs), run=replay)
 
     def _is_fine(self, inputs: Mapping[str, Tensor]) -> bool:
-        """Return whether a pass is large enough for padding to cost time; one over pictures may be."""
+        """Return whether a pass is large enough that padding costs time; passes over images are assumed to be."""
         return "attention_mask" not in inputs or self._work(inputs) > PADDED_WORK
 
     def _work(self, inputs: Mapping[str, Tensor]) -> float:
-        """Return a layer's operations, of texts; 0 for pictures."""
+        """Return the floating-point operations of a layer for texts; 0 for images."""
         mask = inputs.get("attention_mask")
         return 0.0 if mask is None else 6.0 * self._layer * mask.numel()
 
@@ -163,23 +163,23 @@ class _Encoding(nn.Module):
 
 
 def memory(device: torch.device) -> int:
-    """Bytes of a GPU."""
+    """Return a GPU's memory in bytes."""
     return int(torch.cuda.get_device_properties(device).total_memory)
 
 
 def new_pool() -> Any:
-    """Memory that graphs share which are not under way at the same time."""
+    """Return a memory pool for graphs that are never in use at the same time."""
     return torch.cuda.graph_pool_handle()
 
 
 def recorded(part: nn.Module, tensors: list[Tensor], pool: Any) -> Callable[..., tuple[Tensor, ...]]:
-    """Return a module's pass, captured; it takes other tensors of these shapes, and gives its results with gradients.
+    """Capture a module's pass; the result takes tensors of the same shapes and returns outputs with gradients.
 
-    What is captured are not the parameters themselves but others in the same memory: what sums up a parameter's
-    gradient would wait for the stream in which it was made, and a capture may wait for none.
+    The capture uses copies of the parameters in the same memory. The accumulation of the parameters' own gradients
+    would synchronise with the stream in which they were created, which is not allowed during a capture.
 
     Raises:
-        RuntimeError: see `capture`; or the pass draws what a replay would not draw anew.
+        RuntimeError: see `capture`; or the pass draws random numbers on the CPU, which a replay would not repeat.
     """
     trained = {name: parameter for name, parameter in part.named_parameters() if parameter.requires_grad}
     names, num = list(trained), len(tensors)
@@ -197,36 +197,36 @@ def recorded(part: nn.Module, tensors: list[Tensor], pool: Any) -> Callable[...,
 
 
 def _draws() -> tuple[Any, ...]:
-    """Return where the generators outside of GPUs stand."""
+    """Return the states of the CPU's random generators."""
     numpy: Any = np.random.get_state(legacy=False)
     keys, index = numpy["state"]["key"], numpy["state"]["pos"]
     return random.getstate(), keys.tobytes(), index, numpy["has_gauss"], torch.get_rng_state().numpy().tobytes()
 
 
 def capture(over: Callable[..., tuple[Tensor, ...]], tensors: list[Tensor], pool: Any) -> Any:
-    """Record a pass forward and backward; draws of dropout go on as if nothing had been.
+    """Capture a pass forward and backward, without advancing the random generator.
 
     Args:
         over: the pass.
-        tensors: what it is recorded with, and what later ones are copied into.
-        pool: where its memory comes from.
+        tensors: its static inputs, into which later inputs are copied.
+        pool: a memory pool.
 
     Returns:
-        What replays it.
+        A callable that replays the pass.
 
     Raises:
-        RunError: draws fail after a recording that failed.
-        RuntimeError: memory is short, or something in it cannot be recorded.
+        RunError: the random generator is unusable after a failed capture.
+        RuntimeError: there is too little memory, or an operation cannot be captured.
     """
     device, dtype = tensors[0].device, torch.get_autocast_dtype("cuda")
     low = torch.is_autocast_enabled("cuda")
     drawn, stream = torch.cuda.get_rng_state(device), torch.cuda.current_stream(device)
     try:
-        # A capture that fails leaves its own stream the current one, hence the outer one.
-        with alone, torch.cuda.stream(stream), torch.autocast("cuda", dtype, enabled=low, cache_enabled=False):
+        # A failed capture leaves its stream the current one; the outer context restores it.
+        with capture_lock, torch.cuda.stream(stream), torch.autocast("cuda", dtype, enabled=low, cache_enabled=False):
             return torch.cuda.make_graphed_callables(over, tuple(tensors), allow_unused_input=True, pool=pool)
     except RuntimeError as error:
-        # It also leaves the generator as if it went on.
+        # It also leaves the generator in capture mode.
         _private.end_failed_capture(device)
         try:
             torch.rand(1, device=device)

@@ -1,5 +1,4 @@
-"""A batch in several passes: texts by length, where that saves more than a pass costs; rows that may not share a pass;
-many pictures, where one pass would only take memory."""
+"""Strategies that split a batch into several passes: texts by length, rows that may not share a pass, many images."""
 
 from __future__ import annotations
 
@@ -15,13 +14,13 @@ from fusetune.backbones.passes.base import Encoder, EncoderPass, PlainPass
 from fusetune.types import Tokens
 
 PASS_TOKENS = 64
-"""Tokens that may be computed in the time that one more pass takes beside its arithmetic."""
+"""The overhead of a pass, in tokens that could be computed in that time."""
 PICTURES = 64
-"""Pictures of a pass without gradients on a processor."""
+"""Images of a pass without gradients on a CPU."""
 
 
 class GroupedPass(EncoderPass):
-    """Texts in groups of similar length, a pass for each, padded to the group's longest; for pooled encoders."""
+    """Encode texts in groups of similar length, each padded to its longest one; for pooled encoders."""
 
     def __init__(self, groups: Sequence[Tensor]) -> None:
         """
@@ -43,9 +42,10 @@ class GroupedPass(EncoderPass):
 
 
 class ExactPass(EncoderPass):
-    """Rows of one length at a time, or each row by itself, without padding: for models whose vectors depend on it.
+    """Encode rows of equal length together, or each row alone, without padding.
 
-    It costs as many passes as a batch has lengths, or rows.
+    For models whose vectors depend on the padding or on other rows. It takes as many passes as a batch has lengths, or
+    rows.
     """
 
     def __call__(self, encoder: Encoder, inputs: Mapping[str, Tensor]) -> Tokens:
@@ -68,7 +68,7 @@ class ExactPass(EncoderPass):
 
 
 class PicturesPass(EncoderPass):
-    """Pictures in pieces of `PICTURES`: on a processor a larger pass takes more memory and is no faster."""
+    """Encode images in chunks of `PICTURES`; on a CPU larger passes take more memory and are not faster."""
 
     def __call__(self, encoder: Encoder, inputs: Mapping[str, Tensor]) -> Tokens:
         """See `EncoderPass`."""
@@ -78,15 +78,15 @@ class PicturesPass(EncoderPass):
 
 
 def _cut(inputs: Mapping[str, Tensor], rows: Tensor, width: int, longest: int) -> dict[str, Tensor]:
-    """Return some rows, what is `width` long cut to `longest`."""
+    """Return some rows, with tensors of length `width` truncated to `longest`."""
     some = {name: tensor[rows.to(tensor.device)] for name, tensor in inputs.items()}
     return {name: part[:, :longest] if part.shape[1:2] == (width,) else part for name, part in some.items()}
 
 
 def length_groups(encoder: Encoder, inputs: Mapping[str, Tensor]) -> list[Tensor]:
-    """Return the rows of texts in groups of similar length where that saves computing, else an empty list.
+    """Return the rows of texts in groups of similar length, or an empty list if one pass is faster.
 
-    On a GPU another pass costs more than padding, and reading the lengths would make it wait.
+    On a GPU another pass costs more than padding, and reading the lengths would synchronise.
     """
     mask = inputs.get("attention_mask")
     if mask is None or encoder.pool == "none" or mask.device.type != "cpu":
@@ -97,13 +97,13 @@ def length_groups(encoder: Encoder, inputs: Mapping[str, Tensor]) -> list[Tensor
 
 
 def length_cuts(lengths: np.ndarray) -> list[int]:
-    """Return where to cut texts, sorted by length, into groups that are padded each by itself.
+    """Return the positions at which to split texts, sorted by length, into groups that are padded separately.
 
     Args:
-        lengths: (texts,) tokens, rising.
+        lengths: (texts,) numbers of tokens, ascending.
 
     Returns:
-        Positions between 0 and the number of texts, rising; each cut saves `PASS_TOKENS` or more.
+        Ascending positions between 0 and the number of texts; each split saves at least `PASS_TOKENS`.
     """
     num = len(lengths)
     if num < 2:
@@ -117,7 +117,7 @@ def length_cuts(lengths: np.ndarray) -> list[int]:
 
 
 def is_many_pictures(encoder: Encoder, inputs: Mapping[str, Tensor]) -> bool:
-    """Return whether a batch has more than `PICTURES` pictures, on a processor and without gradients."""
+    """Return whether a batch has more than `PICTURES` images, on a CPU and without gradients."""
     pixels = next(iter(inputs.values()))
     return (
         isinstance(encoder.inputs, ImageInputs)
@@ -128,6 +128,6 @@ def is_many_pictures(encoder: Encoder, inputs: Mapping[str, Tensor]) -> bool:
 
 
 def concatenated(parts: Sequence[Tokens]) -> Tokens:
-    """Return the cells of several passes, each (cells, tokens, dim) with as many tokens, as those of one."""
+    """Concatenate the cells of several passes, each (cells, tokens, dim) with equal numbers of tokens."""
     values, mask = torch.cat([part.values for part in parts]), torch.cat([part.mask for part in parts])
     return Tokens(values, mask, parts[0].grid)

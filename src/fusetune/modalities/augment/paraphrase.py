@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fusetune.backbones.hub.source import check_safe, find, fingerprint, quiet, weight_files
+from fusetune.backbones.hub.source import check_safe, fingerprint, quiet, resolve, weight_files
 from fusetune.config.paths import user_cache
 from fusetune.errors import BackboneError, StorageError
 
@@ -53,7 +53,7 @@ class Paraphrases:
             BackboneError: a model does not exist, is not safe to load, or is not a seq2seq model.
             StorageError: the cache cannot be written.
         """
-        folders = [find(source).folder for source in self.models]
+        folders = [resolve(source).folder for source in self.models]
         prints = [fingerprint(weight_files(folder)) for folder in folders]
         name = hashlib.sha256(json.dumps([prints, self.max_tokens, BEAMS]).encode()).hexdigest()[:16]
         path = cache_folder() / "paraphrases" / f"{name}.jsonl"

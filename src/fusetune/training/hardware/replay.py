@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.passes.base import using
 from fusetune.backbones.passes.compiled import CompiledPass
-from fusetune.backbones.passes.graphs import ReplayedPass, Replays, why_not
+from fusetune.backbones.passes.graphs import ReplayedPass, Replays, why_not_replayed
 from fusetune.models.family import Family
 from fusetune.models.replays import FusionReplays
 from fusetune.training.recipe import Recipe
@@ -44,7 +44,7 @@ class Replayed:
             for key in sorted(keys)
             if isinstance(encoder := model.encoders[key], Backbone)
             and not isinstance(encoder.wanted, CompiledPass)
-            and not why_not(encoder)
+            and not why_not_replayed(encoder)
         }
 
     def all(self) -> list[Replays]:
