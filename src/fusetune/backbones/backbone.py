@@ -167,8 +167,8 @@ class Backbone(nn.Module):
         """Encode, by the pass that `fusetune.backbones.passes.choice.choose` returns.
 
         Args:
-            owner: (parts,) int64 from 0 without gaps, the cell of each part, if cells may have several parts. Vectors of
-                parts are averaged; with pool "none" their tokens are concatenated.
+            owner: (parts,) int64 from 0 without gaps, the cell of each part, if cells may have several parts. Vectors
+                of parts are averaged; with pool "none" their tokens are concatenated.
             inputs: tensors of a collate method; possibly with `boundary`, the input of the first trained layer for
                 these cells (see `fusetune.backbones.passes.boundary`).
 
