@@ -180,12 +180,18 @@ class Outputs:
     Attributes:
         logits: by task, (batch, ...) from its head; empty for a family without heads.
         columns: by column, the projected tokens, (batch, tokens, dim); a row without the column has no real token.
+        sides: by side, its vector as one token, (batch, 1, dim); empty in a family that fuses no sides.
         pooled: (batch, dim), the fused representation that the heads read; None for a family without a fusion.
     """
 
     logits: dict[str, Tensor]
     columns: dict[str, Tokens]
     pooled: Tensor | None = None
+    sides: dict[str, Tokens] = field(default_factory=dict)
+
+    def compared(self, name: str) -> Tokens:
+        """Return what is compared with others: a side's vector, in a family without sides a column's tokens."""
+        return (self.sides or self.columns)[name]
 
     @property
     def fused(self) -> Tensor:

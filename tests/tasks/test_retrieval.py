@@ -12,7 +12,7 @@ from torchmetrics.retrieval import RetrievalMRR, RetrievalRecall
 from fusetune.evaluation.measure.judge import Candidate, EvaluatedRows, judge
 from fusetune.tasks.metrics import retrieval, weighted_median
 from fusetune.tasks.panels.kinds import Evidence
-from fusetune.tasks.retrieval import RetrievalTask, Side, alignment_tasks
+from fusetune.tasks.retrieval import RetrievalTask, Side, alignment_tasks, pair_tasks
 
 IMAGE, TEXT = Side("image", ("photo",)), Side("text", ("note",))
 THERE, BACK = RetrievalTask(IMAGE, TEXT), RetrievalTask(TEXT, IMAGE)
@@ -160,3 +160,15 @@ def test_panels_of_the_smallest_catalogue():
 def test_the_state_is_json():
     again = RetrievalTask.from_state("", json.loads(json.dumps(THERE.state())))
     assert (again.target, again.query, again.answer) == (THERE.target, IMAGE, TEXT)
+
+
+def test_the_catalogue_of_pairs_holds_answers_that_no_row_asks_for():
+    (there, back) = pair_tasks(["q"], ["d"]).values()
+    codes = {"q": np.array([0, 0, 1, -1, -1, 2]), "d": np.array([0, 1, 2, 3, 2, -1])}
+    search, other = (task.search(codes, ids=np.arange(6)) for task in (there, back))
+    assert search.rows.tolist() == [0, 1, 2] and search.answer_ids.tolist() == [0, 1, 2, 3]
+    assert search.right.toarray().astype(int).tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0]]
+    assert other.rows.tolist() == [0, 1, 2] and other.answer_ids.tolist() == [0, 2, 5]
+    vectors = {"query": np.eye(6, 4), "document": unit(np.eye(6, 4) + 1e-3)}
+    assert there.answers(vectors, search)["catalogue"].tolist() == [4, 4, 4]
+    assert RetrievalTask.from_state("", there.state()).sides == {"query": ("q",), "document": ("d",)}

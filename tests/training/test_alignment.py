@@ -138,3 +138,24 @@ def test_a_model_that_starts_from_it_gives_its_vectors(monkeypatch, power):
         expected = torch.nn.functional.normalize(views.mapped(found, name), dim=1)
         assert torch.allclose(vectors[name][there], expected[there], atol=1e-5)
         assert float(vectors[name][~there].abs().sum()) == 0
+
+
+def test_columns_of_one_side_count_as_one_set():
+    views = Views()
+    found = align(
+        views.examples,
+        views.features,
+        views.scales,
+        2,
+        score=lambda alignment: -alignment.penalty,
+        sides={"left": ["a", "b"], "right": ["c"], "unread": ["d"]},
+    )
+    assert found.maps.keys() == set("abc")
+    there = torch.from_numpy(views.examples.columns["c"].codes >= 0)
+    left = views.mapped(found, "a") + views.mapped(found, "b")
+    left, right = (torch.nn.functional.normalize(side[there], dim=1) for side in (left, views.mapped(found, "c")))
+    assert float((left * right).sum(1).mean()) > 0.9
+    one_side = align(
+        views.examples, views.features, views.scales, 2, score=lambda _: 0.0, sides={"left": ["a", "b", "c"]}
+    )
+    assert one_side is None

@@ -30,6 +30,12 @@ def fit(
         typer.Argument(metavar="KEY=VALUE|TABLE", help="Settings, as trainer.epochs=5; more tables."),
     ] = None,
     target: common.Target = None,
+    query: Annotated[
+        str | None, typer.Option(help="Columns of one side of pairs: title,description. In place of --target.")
+    ] = None,
+    document: Annotated[
+        str | None, typer.Option(help="Columns of the other side, which queries should find: photo.")
+    ] = None,
     val: Annotated[str | None, typer.Option(help="Table to choose the best step on; else split off.")] = None,
     test: Annotated[str | None, typer.Option(help="Table the report is made on; else split off.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write; runs/TARGET if not given.")] = None,
@@ -61,6 +67,7 @@ def fit(
       fusetune fit runs/rating/config.yaml trainer.epochs=10 --out runs/longer
       fusetune fit films.csv books.csv -t rating data.mix=0.5
       fusetune fit pairs.csv --objective contrastive --out runs/aligned
+      fusetune fit pairs.csv --query title,description --document photo --out runs/photos
       fusetune fit runs/rating --resume
       fusetune fit train.csv --target rating --dry-run
     """
@@ -84,6 +91,9 @@ def fit(
     )
     if objective:
         chosen = chosen.with_overrides({"objectives": {name: {} for name in objective}})
+    if query or document:
+        sides = {"query": query, "document": document}
+        chosen = chosen.with_overrides({side: _names(names) for side, names in sides.items() if names})
     if schema is not None:
         chosen = chosen.with_overrides({"schema_file": schema})
     if dry_run:
@@ -100,13 +110,18 @@ def fit(
         target=target,
         val=val,
         test=test,
-        out=out or chosen.out or _folder_for(target or chosen.target),
+        out=out or chosen.out or _folder_for(target or chosen.target or [*chosen.query, *chosen.document]),
         config=chosen,
         resume=resume,
         overwrite=overwrite,
         progress=common.shows_progress(as_json),
     )
     show(tuned, as_json=as_json)
+
+
+def _names(columns: str) -> list[str]:
+    """Return columns that are separated by commas."""
+    return [name.strip() for name in columns.split(",") if name.strip()]
 
 
 def _folder_for(targets: list[str]) -> Path:

@@ -41,6 +41,10 @@ class Config(Section):
     """Rows the report is made on; they choose nothing. None: split off from `train`."""
     target: StrList = []
     """The column, or columns, to predict."""
+    query: StrList = []
+    """The columns of one side of pairs, in place of a target; see `document`."""
+    document: StrList = []
+    """The columns of the other side: each row's document is what its query should find."""
     out: str | None = None
     """The folder for the tuned model and the report. None: a temporary one."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -83,6 +87,9 @@ class Config(Section):
         overrides: dict[str, Any] = {}
         if self.schema_file is not None:
             overrides = dict(read_yaml(self.schema_file).get("columns") or {})
+        for name in (*self.query, *self.document):  # to name a column is to insist on it
+            before = overrides.get(name)
+            overrides[name] = {"role": "input", **(before if isinstance(before, Mapping) else {})}
         for name, column in self.columns.items():
             said = column.model_dump(exclude_none=True, exclude={"augment"})
             entry = {key: said.pop(key) for key in ("kind", "role", "read") if key in said}

@@ -36,6 +36,7 @@ def split_rows(
     *,
     wanted: Collection[str] = ("val", "test"),
     fractions: Sequence[float] = (0.8, 0.1, 0.1),
+    sides: Sequence[Sequence[str]] = (),
     seed: int,
 ) -> dict[str, np.ndarray]:
     """Divide a table's rows into train and other splits.
@@ -51,6 +52,7 @@ def split_rows(
         schema: names the split, group and target columns and the inputs.
         wanted: "val", "test" or both; the shares of the others are distributed in proportion.
         fractions: the shares of train, val and test, which sum to 1.
+        sides: the columns of each side of pairs; see `indivisible_units`.
         seed: equal seeds give equal splits.
 
     Returns:
@@ -63,7 +65,7 @@ def split_rows(
         name: share for name, share in zip(SPLITS, fractions, strict=True) if name in wanted
     }
     if schema.split is None:
-        return _split_randomly(table, schema, mapped_arange(len(table)), keep, seed)
+        return _split_randomly(table, schema, mapped_arange(len(table)), keep, sides, seed)
     named = read_splits(table, schema)
     extra = [name for name in named if name not in keep]
     if extra:
@@ -76,7 +78,7 @@ def split_rows(
     rest = {name: share for name, share in keep.items() if name == "train" or name not in named}
     if len(rest) == 1:
         return named
-    return named | _split_randomly(table, schema, named["train"], rest, seed)
+    return named | _split_randomly(table, schema, named["train"], rest, sides, seed)
 
 
 def carve_val(table: Table, schema: Schema, *, fraction: float = 0.1, seed: int) -> dict[str, np.ndarray]:
@@ -177,13 +179,18 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _split_randomly(
-    table: Table, schema: Schema, rows: np.ndarray, shares: dict[str, float], seed: int
+    table: Table,
+    schema: Schema,
+    rows: np.ndarray,
+    shares: dict[str, float],
+    sides: Sequence[Sequence[str]],
+    seed: int,
 ) -> dict[str, np.ndarray]:
     """Return the rows, divided at random in proportion to the shares."""
     total = sum(shares.values())
     names = [name for name in SPLITS if shares.get(name, 0) > 0]
     part = table.select(rows)
-    units = indivisible_units(part, schema)
+    units = indivisible_units(part, schema, sides)
     target = next(iter(schema.targets), None)
     strata = strata_of(part.lazy(target)) if target is not None else mapped_zeros((len(rows),), np.int64)
     if units.max(initial=-1) + 1 < len(names):
@@ -232,12 +239,27 @@ def _to_array(values: Iterator[Any], rows: int, dtype: Any) -> np.ndarray:
     return mapped_concatenate((np.fromiter(values, dtype, piece.stop - piece.start) for piece in pieces(rows)), rows)
 
 
-def indivisible_units(table: Table, schema: Schema) -> np.ndarray:
+def indivisible_units(table: Table, schema: Schema, sides: Sequence[Sequence[str]] = ()) -> np.ndarray:
     """Return each row's unit, (rows,) int64; a unit's rows have one group, or equal texts and media, and stay together.
 
     Where most rows repeat others, repetition is in the nature of the data (a fixed set of questions, for example), and
     only groups count. A row without a group is a group of its own.
+
+    Args:
+        table: the rows.
+        schema: names the group column and the inputs.
+        sides: the columns of each side of pairs. Rows that share a side's cells stay together, also over several rows,
+            unless that ties more than half of the rows to each other.
     """
+    units = _rows_or_groups(table, schema)
+    for side in sides:
+        joined = _joined(units, _numbered(table, list(side), _digest, all))
+        units = joined if np.bincount(joined).max(initial=0) <= len(table) / 2 else units
+    return units
+
+
+def _rows_or_groups(table: Table, schema: Schema) -> np.ndarray:
+    """Return the units of rows that have one group, or equal texts and media."""
     num = len(table)
     units = mapped_arange(num)
     if schema.group is not None:
@@ -245,15 +267,19 @@ def indivisible_units(table: Table, schema: Schema) -> np.ndarray:
     twins = _twins(table, schema)
     if twins is None:
         return units
-    if schema.group is None:
-        return twins
+    return twins if schema.group is None else _joined(units, twins)
+
+
+def _joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return units of rows that are linked by a unit of either numbering, (rows,) int64 from 0."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    size = int(units.max()) + int(twins.max()) + 2
-    links = coo_array((np.ones(num, dtype=np.int8), (units, twins + int(units.max()) + 1)), shape=(size, size))
+    size = int(first.max(initial=-1)) + int(second.max(initial=-1)) + 2
+    ones = np.ones(len(first), dtype=np.int8)
+    links = coo_array((ones, (first, second + int(first.max(initial=-1)) + 1)), shape=(size, size))
     _, component = connected_components(links, directed=False)
-    return np.asarray(np.unique(component[units], return_inverse=True)[1], dtype=np.int64)
+    return np.asarray(np.unique(component[first], return_inverse=True)[1], dtype=np.int64)
 
 
 def _numbered(

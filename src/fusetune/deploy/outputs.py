@@ -6,6 +6,7 @@ import abc
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -75,25 +76,33 @@ class TargetColumns(Output):
 
 
 class VectorColumns(Output):
-    """A vector per input column, in the common space."""
+    """A vector per input column, or per side, in the common space."""
 
     def title(self, bundle: Bundle) -> str:
         """See `Output.title`."""
-        return f"Aligns {', '.join(cell_text(name) for name in bundle.modalities)}"
+        sides = bundle.model.compared
+        if sides.keys() == bundle.modalities.keys():
+            return f"Aligns {', '.join(cell_text(name) for name in sides)}"
+        shown = (", ".join(map(cell_text, columns)) for columns in sides.values())
+        return f"Matches {' with '.join(shown)}"
 
     def details(self, bundle: Bundle) -> list[str]:
         """See `Output.details`."""
-        return [f"- a vector of {bundle.model.dim} numbers for each column, near where cells belong together"]
+        dim = bundle.model.dim
+        return [
+            f"- `{name}_vector`, {dim} numbers from {', '.join(map(cell_text, columns))}, near what belongs to it"
+            for name, columns in bundle.model.compared.items()
+        ]
 
     def columns(self, bundle: Bundle, examples: Examples | None, progress: Progress | None) -> Iterator[OutputColumn]:
         """See `Output.columns`."""
         kind = pa.list_(pa.float32())
         if examples is None or not len(examples):
-            yield from ((f"{name}_vector", kind, []) for name in bundle.model.columns)
+            yield from ((f"{name}_vector", kind, []) for name in bundle.model.compared)
             return
         vectors = row_vectors(bundle.model, examples, examples.used)
-        for name in bundle.model.columns:
-            present = examples.columns[name].codes[examples.used] >= 0
+        for name, columns in bundle.model.compared.items():
+            present = np.any([examples.columns[column].codes[examples.used] >= 0 for column in columns], axis=0)
             values = [
                 vector.tolist() if has else None for vector, has in zip(vectors[name].numpy(), present, strict=True)
             ]

@@ -11,6 +11,7 @@ from fusetune.data.table import Source
 from fusetune.errors import ConfigError, shown
 from fusetune.fitting.check import check_settings
 from fusetune.fitting.own_metrics import check_functions, take_functions
+from fusetune.objectives.total import standalone_objective
 from fusetune.tasks.main_metric import Metric
 
 
@@ -37,6 +38,8 @@ def resolve_arguments(
     if not names_table(sources["train"]):
         raise ConfigError("there is no table to learn from", do="name one: fusetune fit TABLE --target COLUMN")
     check_settings(settings)
+    if settings.query and standalone_objective(settings.objectives) is None:
+        settings = settings.with_overrides({"objectives": {**settings.objectives, "contrastive": {}}})
     return settings, sources
 
 

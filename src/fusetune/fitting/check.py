@@ -7,10 +7,11 @@ from functools import partial
 
 from fusetune._private import imports_main
 from fusetune.config.config import Config
-from fusetune.config.fusion import AutoConfig, neural
+from fusetune.config.fusion import AutoConfig, StackConfig, neural
 from fusetune.errors import ConfigError, all_at_once, nearest
 from fusetune.models.build import check_fusion, check_task
 from fusetune.objectives.total import check_objective
+from fusetune.registry import FUSIONS
 from fusetune.training.hardware.devices import check_trackers
 
 
@@ -46,10 +47,39 @@ def _checks(config: Config) -> Iterator[Callable[[], object]]:
             yield partial(_check_target, target, config)
         if task.name is not None:
             yield partial(check_task, target, task.name, task.options)
+    if config.query or config.document:
+        yield partial(_check_sides, config)
     for name, options in config.objectives.items():
         yield partial(check_objective, name, options)
     if config.trainer.trackers != type(config.trainer)().trackers:
         yield partial(check_trackers, config.trainer.trackers)
+
+
+def _check_sides(config: Config) -> None:
+    """Refuse pairs of which a side is missing, shares a column with the other, or is beside a target.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    if not config.query or not config.document:
+        lost = "document" if config.query else "query"
+        raise ConfigError(f"pairs have two sides, and {lost} is not given", do=f"name its columns: --{lost} COLUMN")
+    sides = [*config.query, *config.document]
+    if twice := sorted({name for name in sides if sides.count(name) > 1}):
+        raise ConfigError(f"{twice[0]!r} is named twice in query and document", expected="each column on one side")
+    if config.target:
+        raise ConfigError(
+            "there are a target and pairs",
+            expected="--target, or --query and --document",
+            came=f"target {', '.join(config.target)}",
+            do="leave the target out, or fit two models",
+        )
+    if isinstance(config.fusion, AutoConfig | StackConfig):
+        raise ConfigError(
+            f"fusion={config.fusion.name} needs a target",
+            expected=", ".join(name for name in FUSIONS),
+            do="name one of these for both sides, or leave fusion out",
+        )
 
 
 def _check_target(name: str, config: Config) -> None:

@@ -12,7 +12,9 @@ from accelerate.utils import set_seed
 
 from fusetune.config.fusion import neural
 from fusetune.data.examples import Examples
+from fusetune.data.overlap import overlapping
 from fusetune.deploy.bundle import Bundle
+from fusetune.deploy.outputs import OUTPUTS
 from fusetune.errors import TableError
 from fusetune.evaluation.measure.judge import Candidate, EvaluatedRows, judge
 from fusetune.evaluation.results import RunResults, TaskResult
@@ -93,8 +95,24 @@ class Aligning:
             systems = self._systems((start, before) if start is not None else None, after)
             findings = Findings(fit, trained)
             tasks = [self._judge(task, search, systems, findings) for task, search in self.searches["test"].values()]
-            title = f"Alignment of {', '.join(fit.modalities)}"
-        return trained.bundle, findings.run_results(tasks, title)
+            title = OUTPUTS[model.name].title(trained.bundle)
+            results = findings.run_results(tasks, title)
+            results.warnings[:0] = self._known_sides()
+        return trained.bundle, results
+
+    def _known_sides(self) -> list[str]:
+        """Return a warning for each side of pairs whose cells some test rows share with train rows."""
+        train, test = (self.fit.examples[split] for split in ("train", "test"))
+        sides = {name: columns for task, _ in self.searches["test"].values() for name, columns in task.sides.items()}
+        warnings = []
+        for name, columns in sides.items():
+            seen = overlapping(train.restrict(columns), test.restrict(columns))
+            if count := int(np.sum(seen)):
+                warnings.append(
+                    f"{count:,} of {len(seen):,} test rows have a {name} that train rows have too: how well a new"
+                    f" {name} is found may be lower."
+                )
+        return warnings
 
     def _start(self, model: Family) -> Alignment | None:
         """Return the best closed-form alignment of the columns with pretrained encoders, chosen on validation rows."""
@@ -107,7 +125,8 @@ class Aligning:
             candidate.install(model)
             return self._val_score(self._vectors(model, "val", fit.features["val"]))[0]
 
-        return align(fit.examples["train"], fit.features["train"], scales, model.dim, val_score)
+        features = fit.features["train"]
+        return align(fit.examples["train"], features, scales, model.dim, val_score, sides=model.compared)
 
     def _vectors(self, model: Family, split: str, known: Mapping[str, Tokens]) -> Vectors:
         return used_vectors(model, encoded(model, self.fit.examples[split], known))

@@ -39,7 +39,7 @@ from fusetune.tasks.abilities import Probed
 from fusetune.tasks.base import TargetTask, Task, target_tasks
 from fusetune.tasks.infer import infer_task
 from fusetune.tasks.main_metric import Metric
-from fusetune.tasks.retrieval import alignment_tasks
+from fusetune.tasks.retrieval import alignment_tasks, pair_tasks
 from fusetune.training.deadline import Deadline
 from fusetune.training.hardware.devices import processes
 from fusetune.training.probe import Probe, SplitRows
@@ -168,8 +168,7 @@ def prepare(asked: RunSettings) -> Prepared:
     with timed(phases, "read cells", show=show):
         set_seed(config.seed)
         modalities = build_modalities(_columns(config, tables.schema), backbones_of(config))
-        parts = {name: modality.part_of for name, modality in modalities.items()}
-        tasks: Mapping[str, Task] = targets or alignment_tasks(parts)
+        tasks = targets or _match_tasks(config, modalities)
         examples = {}
         for split, table in tables.splits.items():
             examples[split] = Examples(
@@ -224,6 +223,13 @@ def _make_tasks(config: Config, schema: Schema, train: Table) -> dict[str, Targe
     return tasks
 
 
+def _match_tasks(config: Config, modalities: Mapping[str, Modality]) -> Mapping[str, Task]:
+    """Return the tasks of a fit without a target: retrieval between the sides of pairs, or between all columns."""
+    if config.query:
+        return pair_tasks(config.query, config.document)
+    return alignment_tasks({name: modality.part_of for name, modality in modalities.items()})
+
+
 def _columns(config: Config, schema: Schema) -> dict[str, tuple[str, Mapping[str, Any]]]:
     """Per input column its kind and options."""
     names = schema.names("input")
@@ -236,7 +242,7 @@ def _columns(config: Config, schema: Schema) -> dict[str, tuple[str, Mapping[str
             do="insist on one with columns.NAME.role=input",
         )
     if not schema.names("target"):
-        names = aligned_columns(config.objectives, names)
+        names = [*config.query, *config.document] or aligned_columns(config.objectives, names)
     return {name: (schema.columns[name].kind, schema.columns[name].options) for name in names}
 
 

@@ -129,7 +129,12 @@ class Tables:
         if wanted:
             train = given["train"]
             rows = split_rows(
-                train, self.schema, wanted=wanted, fractions=self.config.data.split, seed=self.config.seed
+                train,
+                self.schema,
+                wanted=wanted,
+                fractions=self.config.data.split,
+                sides=[side for side in (self.config.query, self.config.document) if side],
+                seed=self.config.seed,
             )
             for split, indices in rows.items():
                 if len(indices):

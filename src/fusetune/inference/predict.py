@@ -246,7 +246,7 @@ def _add_to_store(
 
 
 def row_vectors(model: Family, examples: Examples, indices: np.ndarray, *, batch_size: int = 256) -> dict[str, Tensor]:
-    """Compute each column's vectors in the common space.
+    """Compute the vectors of each column, or of each side, in the common space.
 
     Args:
         model: in any mode and on any device.
@@ -255,13 +255,13 @@ def row_vectors(model: Family, examples: Examples, indices: np.ndarray, *, batch
         batch_size: rows per batch.
 
     Returns:
-        By column, (rows, dim) float32 of unit length on the CPU; zeros for a row without the column.
+        By name in `model.compared`, (rows, dim) float32 of unit length on the CPU; zeros for a row without it.
     """
     device = model_device(model)
-    parts: dict[str, list[Tensor]] = {column: [] for column in model.columns}
+    parts: dict[str, list[Tensor]] = {name: [] for name in model.compared}
     with evaluating(model):
         for start in range(0, len(indices), batch_size):
             outputs = model(examples.batch(indices[start : start + batch_size]).to(device))
-            for column, tokens in outputs.columns.items():
-                parts[column].append(F.normalize(tokens.mean().float(), dim=1).cpu())
-    return {column: torch.cat(chunks) for column, chunks in parts.items()}
+            for name, chunks in parts.items():
+                chunks.append(F.normalize(outputs.compared(name).mean().float(), dim=1).cpu())
+    return {name: torch.cat(chunks) for name, chunks in parts.items()}

@@ -158,7 +158,12 @@ def _build_match(parts: _ReaderParts, tasks: Mapping[str, Task], fusion: NamedCo
         assert isinstance(task, MatchTask)
         if unknown := [name for name in task.columns if name not in parts.routes]:
             raise ConfigError(f"{task.target} reads {unknown[0]!r}, which is no input column")
-    return Match(parts.encoders, parts.routes, parts.dim, dropout=parts.dropout)
+    sides: dict[str, Fusion] = {}
+    for task in tasks.values():
+        for name, columns in task.sides.items() if isinstance(task, MatchTask) else ():
+            if name not in sides:
+                sides[name] = build_fusion(columns, parts.dim, fusion)
+    return Match(parts.encoders, parts.routes, parts.dim, sides=sides, dropout=parts.dropout)
 
 
 FAMILIES: dict[str, Callable[[_ReaderParts, Mapping[str, Task], NamedConfig], Family]] = {

@@ -51,6 +51,11 @@ class Family(Reader, abc.ABC):
     def after_encoders(self) -> list[nn.Module]:
         """Return the modules that `combine` runs."""
 
+    @property
+    def compared(self) -> dict[str, tuple[str, ...]]:
+        """What is compared with others, by name the columns that it is computed from: each column, or each side."""
+        return {column: (column,) for column in self.columns}
+
     def linear_part(self) -> nn.Module | None:
         """Return the linear layers that can be initialised from a linear probe, or None if the family has none."""
         return None

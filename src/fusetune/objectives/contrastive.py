@@ -23,6 +23,7 @@ from fusetune.objectives.contrastive_parts import (
     check_number,
     collapse_warnings,
     projection_head,
+    row_codes,
     unit,
 )
 from fusetune.objectives.gather import COUNTS
@@ -88,7 +89,7 @@ class ContrastiveObjective(BatchObjective):
         form: infonce, decoupled, sigmoid, supcon or align_uniform.
         lam: λ in [0, 1], the weight of L_s; in a config also `lambda`.
         columns: the columns to compare. By default, with a task, the columns with a text, image or audio encoder if
-            there are two or more; otherwise all columns.
+            there are two or more; otherwise all columns, or both sides.
         anchor: a column to compare each of the others with; by default every pair of columns is compared.
         within: whether cells of other rows in the anchor's own column are negatives too; for infonce (default false)
             and decoupled (default true) only.
@@ -153,6 +154,7 @@ class ContrastiveObjective(BatchObjective):
         self.lam = check_number(f"{where}.lambda", lam, 0, 1)
         self.within = self._within(within)
         self.columns = self._columns(model, bool(tasks), columns, anchor)
+        self.parts = {name: model.compared[name] for name in self.columns}
         self.pairs = [
             (first, second)
             for first, second in itertools.combinations(self.columns, 2)
@@ -186,15 +188,15 @@ class ContrastiveObjective(BatchObjective):
         named = [columns] if isinstance(columns, str) else list(columns or ())
         if not named:
             read = [name for name, key in model.routes.items() if isinstance(model.encoders[key], Backbone)]
-            named = read if has_task and len(read) > 1 else list(model.columns)
+            named = read if has_task and len(read) > 1 else list(model.compared)
         if anchor is not None and anchor not in named:
             named.insert(0, anchor)
         for name in named:
-            if name not in model.columns:
+            if name not in model.compared:
                 raise ConfigError(
                     f"objectives.{self.name} names {name!r}, which is no input column",
-                    expected=", ".join(model.columns),
-                    do=nearest(name, model.columns),
+                    expected=", ".join(model.compared),
+                    do=nearest(name, model.compared),
                 )
         named = list(dict.fromkeys(named))
         if len(named) < 2:
@@ -232,9 +234,10 @@ class ContrastiveObjective(BatchObjective):
         nothing = torch.full_like(batch.rows, -1)
         tensors = {GROUP: nothing if batch.groups is None else batch.groups, WEIGHT: batch.weights}
         for column, head in zip(self.columns, self.heads, strict=True):
-            tokens = outputs.columns[column]
+            tokens = outputs.compared(column)
             tensors[VECTOR + column] = unit(head(tokens.mean()))
-            tensors[CODE + column] = torch.where(tokens.mask.any(1), batch.codes.get(column, nothing), -1)
+            codes = row_codes([batch.codes.get(name, nothing) for name in self.parts[column]])
+            tensors[CODE + column] = torch.where(tokens.mask.any(1), codes, -1)
         return tensors
 
     def of_vectors(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from fusetune.errors import ConfigError, nearest, shown
 
 DIM = 128
 MAX_LOG_SCALE = math.log(100)
+HASH_FACTOR = 0x27D4EB2F165667C5
 PROJECTIONS = ("linear", "mlp", "none")
 MIN_COSINE = 0.5
 """Warn if a collapse costs less than matches that do not reach this mean cosine."""
@@ -82,6 +83,25 @@ def unit(vectors: Tensor) -> Tensor:
     if vectors.dtype in (torch.float16, torch.bfloat16):
         vectors = vectors.float()
     return F.normalize(vectors, dim=1, eps=1e-6)
+
+
+def row_codes(codes: Sequence[Tensor]) -> Tensor:
+    """Return (rows,) int64 codes that are equal where all of a row's codes are; -1 where all are -1.
+
+    Codes of several columns are hashed to 63 bits: different rows have equal codes with a probability of about 1e-19 a
+    pair.
+
+    Args:
+        codes: per column, (rows,) int64, -1 for a missing cell.
+    """
+    if len(codes) == 1:
+        return codes[0]
+    mixed = torch.zeros_like(codes[0])
+    for column in codes:
+        mixed = (mixed ^ (column + 1)) * HASH_FACTOR  # wraps at 64 bits
+        mixed = mixed ^ (mixed >> 29)
+    absent = torch.stack([column < 0 for column in codes]).all(0)
+    return torch.where(absent, -1, mixed & (2**63 - 1))
 
 
 def check_number(setting: str, value: Any, low: float, high: float) -> float:

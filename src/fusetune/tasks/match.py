@@ -45,6 +45,11 @@ class MatchTask(Task):
     def columns(self) -> tuple[str, ...]:
         """The columns whose vectors are compared."""
 
+    @property
+    def sides(self) -> dict[str, tuple[str, ...]]:
+        """The columns that the model fuses to one vector each, by the vector's name; empty if it fuses none."""
+        return {}
+
     @abc.abstractmethod
     def search(
         self, codes: Mapping[str, np.ndarray], *, ids: np.ndarray, groups: np.ndarray | None = None
@@ -62,7 +67,7 @@ class MatchTask(Task):
         """Return an answer per query, (queries,).
 
         Args:
-            vectors: per column, (rows, dim) of unit length, zeros for a row without the column.
+            vectors: per column, or per side of `sides`, (rows, dim) of unit length, zeros for a row without it.
             search: of the same rows.
         """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,22 +26,26 @@ MAX_BINS = 20
 
 @dataclass(frozen=True)
 class Side:
-    """The columns of a query or an answer. The vectors of several columns are averaged.
+    """The columns of a query or an answer.
 
     Attributes:
         name: the name shown in the report: "image", "text".
         columns: the columns' names.
+        fused: whether the model has one vector for the side; otherwise the vectors of its columns are averaged.
     """
 
     name: str
     columns: tuple[str, ...]
+    fused: bool = False
 
     def vectors(self, vectors: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return the side's vectors, (rows, dim): the normalised mean of its columns', zeros where it is absent.
 
         Args:
-            vectors: per column, (rows, dim) of unit length, zeros where the column is absent.
+            vectors: per column, or per fused side, (rows, dim) of unit length, zeros where it is absent.
         """
+        if self.fused:
+            return vectors[self.name]
         total = sum((vectors[name] for name in self.columns), np.zeros_like(vectors[self.columns[0]]))
         return np.asarray(total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12))
 
@@ -81,26 +85,36 @@ class RetrievalTask(MatchTask):
         """The columns of both sides."""
         return (*self.query.columns, *self.answer.columns)
 
+    @property
+    def sides(self) -> dict[str, tuple[str, ...]]:
+        """See `MatchTask.sides`."""
+        return {side.name: side.columns for side in (self.query, self.answer) if side.fused}
+
     def search(
         self, codes: Mapping[str, np.ndarray], *, ids: np.ndarray, groups: np.ndarray | None = None
     ) -> Search | None:
         """Return the search of some rows. Every row with both sides is a query; None if there are fewer than two.
 
+        The catalogue is the distinct answers of the queries; if the answer's side is fused, also those of rows without
+        a query.
+
         Args:
             codes, ids, groups: see `MatchTask.search`.
         """
         queries, answers = (np.stack([codes[name] for name in side.columns], 1) for side in (self.query, self.answer))
-        rows = np.flatnonzero((queries >= 0).any(1) & (answers >= 0).any(1))
+        answered = (answers >= 0).any(1)
+        rows = np.flatnonzero((queries >= 0).any(1) & answered)
         if len(rows) < 2:
             return None
-        _, first, owner = np.unique(answers[rows], axis=0, return_index=True, return_inverse=True)
-        owner = owner.reshape(-1)
+        listed = np.flatnonzero(answered) if self.answer.fused else rows
+        _, first, owner = np.unique(answers[listed], axis=0, return_index=True, return_inverse=True)
+        owner = owner.reshape(-1)[np.searchsorted(listed, rows)]
         _, same = np.unique(queries[rows], axis=0, return_inverse=True)
-        right = _right(same.reshape(-1), owner, np.arange(len(rows)))
+        right = _right(same.reshape(-1), owner, np.arange(len(rows)), len(first))
         if groups is not None and len(grouped := np.flatnonzero(groups[rows] >= 0)):
             _, together = np.unique(groups[rows], return_inverse=True)
-            right = right + _right(together, owner, grouped)
-        return Search(rows, ids[rows], rows[first], ids[rows[first]], sparse.csr_array(right > 0))
+            right = right + _right(together, owner, grouped, len(first))
+        return Search(rows, ids[rows], listed[first], ids[listed[first]], sparse.csr_array(right > 0))
 
     def answers(self, vectors: Mapping[str, np.ndarray], search: Search) -> np.ndarray:
         """Return an `ANSWER` per query, (queries,).
@@ -178,7 +192,7 @@ class RetrievalTask(MatchTask):
     def state(self) -> dict[str, Any]:
         """Return the sides."""
         return {
-            key: {"name": side.name, "columns": list(side.columns)}
+            key: {"name": side.name, "columns": list(side.columns), "fused": side.fused}
             for key, side in (("query", self.query), ("answer", self.answer))
         }
 
@@ -186,7 +200,8 @@ class RetrievalTask(MatchTask):
     def from_state(cls, target: str, state: dict[str, Any]) -> RetrievalTask:
         """Restore a task from its `state()`."""
         query, answer = (
-            Side(str(state[key]["name"]), tuple(map(str, state[key]["columns"]))) for key in ("query", "answer")
+            Side(str(state[key]["name"]), tuple(map(str, state[key]["columns"])), bool(state[key].get("fused", False)))
+            for key in ("query", "answer")
         )
         return cls(query, answer)
 
@@ -208,15 +223,27 @@ def alignment_tasks(parts: Mapping[str, str]) -> dict[str, RetrievalTask]:
     return {task.target: task for task in tasks}
 
 
-def _right(ids: np.ndarray, owner: np.ndarray, rows: np.ndarray) -> sparse.csr_array:
+def pair_tasks(query: Sequence[str], document: Sequence[str]) -> dict[str, RetrievalTask]:
+    """Return retrieval of documents by queries, and of queries by documents, each side fused to one vector.
+
+    Args:
+        query, document: the columns of each side.
+    """
+    sides = Side("query", tuple(query), fused=True), Side("document", tuple(document), fused=True)
+    tasks = RetrievalTask(*sides), RetrievalTask(*reversed(sides))
+    return {task.target: task for task in tasks}
+
+
+def _right(ids: np.ndarray, owner: np.ndarray, rows: np.ndarray, num_answers: int) -> sparse.csr_array:
     """Return how often rows with equal ids have each answer, (queries, answers); zeros for queries not in `rows`.
 
     Args:
         ids: (queries,) from 0.
         owner: (queries,) the index of each query's own answer.
         rows: the queries to relate.
+        num_answers: the size of the catalogue.
     """
     shape, ones = (len(ids), int(ids.max()) + 1), np.ones(len(rows), np.int64)
     members = sparse.csr_array((ones, (rows, ids[rows])), shape=shape)
-    owned = sparse.csr_array((ones, (ids[rows], owner[rows])), shape=(shape[1], int(owner.max()) + 1))
+    owned = sparse.csr_array((ones, (ids[rows], owner[rows])), shape=(shape[1], num_answers))
     return members @ owned

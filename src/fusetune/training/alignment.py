@@ -10,7 +10,7 @@ the directions count on which the columns agree.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +59,8 @@ def align(
     scales: Mapping[str, tuple[Tensor, Tensor]],
     dim: int,
     score: Callable[[Alignment], float],
+    *,
+    sides: Mapping[str, Sequence[str]] | None = None,
 ) -> Alignment | None:
     """Return the best-scoring alignment of a grid of penalties and powers; a tie takes the stronger penalty.
 
@@ -68,13 +70,17 @@ def align(
         scales: per column, the (shift, scale) that standardise its features, each (features,).
         dim: of the common space; dimensions beyond the number of rows are zeros.
         score: evaluates an alignment on validation rows; more is better.
+        sides: by name, the columns whose features count as one set; a row's are mapped to the sum of theirs. None: each
+            column is a set.
 
     Returns:
-        The alignment, or None if fewer than two columns have features, or no row has two of them.
+        The alignment, or None if fewer than two sets have features, or no row has two of them.
     """
     chosen = np.unique(np.linspace(0, len(examples.used) - 1, min(len(examples.used), MAX_ROWS)).astype(np.int64))
     rows = examples.used[chosen]
-    blocks = {name: _block(examples, rows, name, table, scales[name]) for name, table in features.items()}
+    columns = {name: _block(examples, rows, name, table, scales[name]) for name, table in features.items()}
+    sides = {name: (name,) for name in features} if sides is None else _with_features(sides, features)
+    blocks = {side: _joined([columns[name] for name in names]) for side, names in sides.items()}
     several = (
         sum((present.double() for _, present in blocks.values()), torch.zeros(len(rows), dtype=torch.float64)) >= 2
     )
@@ -86,13 +92,31 @@ def align(
         common, values = _common(blocks, penalty, dim)
         solved = {name: _maps(x, present, common, penalty) for name, (x, present) in blocks.items()}
         for power in POWERS:
-            maps = {name: (weight * values**power).float() for name, weight in solved.items()}
+            maps: dict[str, Tensor] = {}
+            for side, names in sides.items():
+                weight = (solved[side] * values**power).float()
+                parts = torch.split(weight, [columns[name][0].shape[1] for name in names])
+                maps |= dict(zip(names, parts, strict=True))
             alignment = Alignment(maps, penalty, power)
             value = score(alignment)
             if best is None or value > best[0]:
                 best = value, alignment
     assert best is not None
     return best[1]
+
+
+def _with_features(sides: Mapping[str, Sequence[str]], features: Mapping[str, Tokens]) -> dict[str, tuple[str, ...]]:
+    """Return the columns of each side that have features, without sides that have none."""
+    known = {side: tuple(name for name in names if name in features) for side, names in sides.items()}
+    return {side: names for side, names in known.items() if names}
+
+
+def _joined(blocks: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return several columns' features side by side, and the mask of rows that have one of them, (rows,)."""
+    if len(blocks) == 1:
+        return blocks[0]
+    present = torch.stack([present for _, present in blocks]).any(0)
+    return torch.cat([values for values, _ in blocks], 1), present
 
 
 def _block(
