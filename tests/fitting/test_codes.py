@@ -123,7 +123,7 @@ def test_a_fit_saves_the_kind_and_predicts_unseen_codes(write_csv, quick, tmp_pa
     config = Config.build(quick)
     source = str(write_csv(tmp_path / "t.csv", rows))
     tuned = api.fit(source, target="price", out=tmp_path / "m", config=config, progress=True)
-    assert "codes    area: whole numbers that tell" in capsys.readouterr().err
+    assert "codes    area: whole numbers that predict" in capsys.readouterr().err
     used = {column.column: column for column in tuned.results.columns}
     assert used["area"].kind == "category" and "R²" in used["area"].reason and used["year"].kind == "number"
     saved = Schema.load(tmp_path / "m" / "schema.yaml")

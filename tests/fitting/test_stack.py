@@ -12,11 +12,11 @@ from fusetune import api
 from fusetune.data.folds import fold_of
 from fusetune.errors import FolderError, MissingExtra
 from fusetune.evaluation.decisions import StackUsed
-from fusetune.fitting.stack import mean, weigh
+from fusetune.fitting.stack import choose_weight, mean
 from fusetune.tasks.classification import BinaryTask, MulticlassTask
 from fusetune.tasks.multilabel import MultilabelTask
 from fusetune.tasks.regression import RegressionTask
-from fusetune.trees.text import check_trees, lightgbm
+from fusetune.trees.text import check_booster, lightgbm
 
 pytest.importorskip("lightgbm")
 
@@ -177,7 +177,7 @@ def test_tuned_encoders_are_kept_as_they_were_for_the_trees(adapter, tiny, shop_
     }
     given = {"val": str(shop_tables["val"]), "test": str(shop_tables["test"])}
     with pytest.MonkeyPatch.context() as patch:  # whatever the validation rows say, so that there is a stack to look at
-        patch.setattr("fusetune.fitting.stack.weigh", lambda *_: StackUsed(0.5, "accuracy"))
+        patch.setattr("fusetune.fitting.stack.choose_weight", lambda *_: StackUsed(0.5, "accuracy"))
         patch.setattr("fusetune.training.callbacks.better", lambda new, old, margin=0.0: True)
         tuned = api.fit(
             str(shop_tables["train"]), target="label", out=tmp_path, config=settings, progress=False, **given
@@ -261,22 +261,22 @@ def test_the_weight_is_of_the_smallest_loss_that_costs_no_metric():
     def sure(p):
         return np.stack([np.where(truth == 0, p, 1 - p), np.where(truth == 1, p, 1 - p)], axis=1)
 
-    assert weigh(task, sure(0.6), sure(0.9), truth, rows).weight == 1
-    assert weigh(task, sure(0.9), sure(0.6), truth, rows).weight == 0
+    assert choose_weight(task, sure(0.6), sure(0.9), truth, rows).weight == 1
+    assert choose_weight(task, sure(0.9), sure(0.6), truth, rows).weight == 0
     half = sure(0.9)
     half[:100] = 0.5, 0.5
     other = sure(0.9)
     other[100:200] = 0.5, 0.5
-    assert 0.3 < weigh(task, half, other, truth, rows).weight < 0.7
+    assert 0.3 < choose_weight(task, half, other, truth, rows).weight < 0.7
     few = slice(80, 120)  # the same gain, but on so few rows it may be chance
-    assert weigh(task, half[few], other[few], truth[few], rows[few]).weight == 0
+    assert choose_weight(task, half[few], other[few], truth[few], rows[few]).weight == 0
     better_loss = sure(0.9)
     better_loss[0] = 0.45, 0.55  # one row is lost where the trees count much
-    chosen = weigh(task, sure(0.52), better_loss, truth, rows)
+    chosen = choose_weight(task, sure(0.52), better_loss, truth, rows)
     assert 0 < chosen.weight < 0.5 and chosen.together == chosen.network == 1.0
     only = np.asarray([1.0] * 200 + [0.0] * 200)  # rows that do not count
     wrong = np.concatenate([sure(0.9)[:200], sure(0.1)[200:]])
-    assert weigh(task, sure(0.6), wrong, truth, only).weight == 1
+    assert choose_weight(task, sure(0.6), wrong, truth, only).weight == 1
 
 
 def test_losses_are_those_of_scikit_learn():
@@ -332,16 +332,16 @@ def swap(text, name, value):
 
 @pytest.mark.parametrize("how", BREAKS)
 def test_text_that_would_lead_lightgbm_astray_is_refused(text, how):
-    check_trees(text, 2)
+    check_booster(text, 2)
     with pytest.raises((ValueError, KeyError)):
-        check_trees(BREAKS[how](text), 2)
+        check_booster(BREAKS[how](text), 2)
     with pytest.raises(ValueError, match="features"):
-        check_trees(text, 3)
+        check_booster(text, 3)
 
 
 def test_a_changed_number_that_fits_is_still_read(text):
     assert swap(text, "leaf_value", "0.125") != text
-    check_trees(swap(text, "leaf_value", "0.125"), 2)
+    check_booster(swap(text, "leaf_value", "0.125"), 2)
 
 
 def test_a_number_s_scale_is_the_task_s():
@@ -374,5 +374,5 @@ def test_whatever_lightgbm_writes_is_read(goal, rows):
         options = {"verbosity": -1, "min_data_per_group": 2, "min_data_in_leaf": 2, "deterministic": True} | goal
         data = lightgbm().Dataset(x, y, categorical_feature=[1], params={"verbosity": -1})
         text = lightgbm().train(options, data, 12).model_to_string()
-        check_trees(text, 6, many)
-        check_trees(lightgbm().Booster(model_str=text).model_to_string(), 6, many)
+        check_booster(text, 6, many)
+        check_booster(lightgbm().Booster(model_str=text).model_to_string(), 6, many)

@@ -1,4 +1,4 @@
-"""What a fit inferred, told before it trains: tasks, columns, backbones and rows."""
+"""What a fit inferred, printed before it trains: tasks, columns, backbones and rows."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from fusetune.data.schema import Schema
 from fusetune.modalities.base import Modality
 from fusetune.tasks.base import Task, target_tasks
 
-MOST = 12
-"""Columns named in a line; of more, the number is told."""
+MAX_NAMES = 12
+"""Maximum number of columns named in a line; the others are counted."""
 
 
 def announcement(
@@ -23,10 +23,10 @@ def announcement(
     examples: Mapping[str, Examples],
     codes: Iterable[str] = (),
 ) -> list[str]:
-    """Return lines that tell what will be trained on what.
+    """Return lines that describe the tasks, columns and rows of a fit.
 
     Args:
-        schema: of the train table.
+        schema: the train table's schema.
         tasks: fitted, by name.
         modalities: of the input columns.
         examples: the prepared rows of each split.
@@ -64,5 +64,5 @@ def _kind(modality: Modality) -> str:
 
 def _names(names: Iterable[str]) -> str:
     names = list(names)
-    more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
-    return ", ".join(names[:MOST]) + more
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more

@@ -1,4 +1,4 @@
-"""What `api.fit` is called with, resolved to settings and tables."""
+"""Resolve the arguments of `api.fit` to settings and tables."""
 
 from __future__ import annotations
 
@@ -18,10 +18,16 @@ from fusetune.tasks.main_metric import Metric
 def resolve_arguments(
     given: Mapping[str, Any], target: str | Sequence[str] | None, settings: Config, out: str | Path | None
 ) -> tuple[Config, dict[str, Any]]:
-    """Return the settings with what is given beside them, and the tables by split.
+    """Return the complete settings, and the tables by split.
+
+    Args:
+        given: the tables under "train", "val" and "test", None if not given; they take precedence over the settings.
+        target: the target column or columns; takes precedence as well.
+        settings: the settings.
+        out: the folder for the model; takes precedence as well.
 
     Raises:
-        ConfigError: there is no table to learn from, or something in the settings has to be put right.
+        ConfigError: there is no train table, or the settings are invalid.
     """
     explicit: dict[str, Any] = {}
     if target is not None and target != []:
@@ -29,8 +35,8 @@ def resolve_arguments(
     for name, source in given.items():
         if source is not None and isinstance(source, str | Path):
             explicit[name] = str(source)
-        elif isinstance(source, list) and all(isinstance(one, str | Path) for one in source):
-            explicit[name] = [str(one) for one in source]
+        elif isinstance(source, list) and all(isinstance(part, str | Path) for part in source):
+            explicit[name] = [str(part) for part in source]
     if out is not None:
         explicit["out"] = str(out)
     settings = settings.with_overrides(explicit) if explicit else settings
@@ -44,7 +50,7 @@ def resolve_arguments(
 
 
 def names_table(train: Any) -> bool:
-    """Return whether there is a table to learn from."""
+    """Return whether a train table is given."""
     return train is not None and not (isinstance(train, list) and not train)
 
 
@@ -56,10 +62,14 @@ def _given(train: Source | list[Source] | None, val: Source | None, test: Source
 
 
 def target_names(target: Any, source: Any) -> list[str]:
-    """Return the targets as tables name them: columns of a DataFrame may be called by numbers and tuples.
+    """Return the targets' names as text; columns of a DataFrame may be named by numbers and tuples.
+
+    Args:
+        target: a name, or several.
+        source: the train table.
 
     Raises:
-        ConfigError: it is no name and no sequence of names.
+        ConfigError: the target is neither a name nor a sequence of names.
     """
     known = getattr(source, "columns", ())
     if isinstance(target, str | int) or (isinstance(target, tuple) and target in list(known)):
@@ -72,10 +82,10 @@ def target_names(target: Any, source: Any) -> list[str]:
 def read_settings(
     config: Config | Mapping[str, Any] | str | Path | None, overrides: Sequence[str] | Mapping[str, Any]
 ) -> tuple[Config, dict[str, Metric]]:
-    """Return the settings of a mapping, file or `Config`, with the overrides on top; and the functions among them.
+    """Return the settings of a mapping, file or `Config` with the overrides applied, and the metric functions in them.
 
     Raises:
-        ConfigError: something in them has to be put right, or they name a function that is not there.
+        ConfigError: the settings are invalid, or name a function that is not given.
     """
     functions: dict[str, Metric] = {}
     settings = _settings(take_functions(config, functions), take_functions(overrides, functions))
@@ -86,6 +96,7 @@ def read_settings(
 def _settings(
     config: Config | Mapping[str, Any] | str | Path | None, overrides: Sequence[str] | Mapping[str, Any]
 ) -> Config:
+    """Return the settings of a mapping, file or `Config`, with the overrides applied."""
     if config is None:
         settings = Config()
     elif isinstance(config, Config):

@@ -1,4 +1,4 @@
-"""What can be wrong with a run's settings, told all at once, before any table is read."""
+"""Check a run's settings before any table is read, and report all problems at once."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def check_process() -> None:
 
 
 def check_settings(config: Config) -> None:
-    """Refuse parts, options and trackers that do not exist or cannot be what was set.
+    """Refuse parts, options and trackers that do not exist, and values out of range.
 
     Raises:
-        ConfigError: with all problems at once.
+        ConfigError: something is invalid; the message lists all problems.
     """
     all_at_once(_checks(config))
 

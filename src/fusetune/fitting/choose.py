@@ -1,12 +1,12 @@
-"""`fusion: auto`: candidates learn on the frozen features, and the validation rows choose one.
+"""`fusion: auto`: train candidate fusions on the frozen features, and choose one on validation rows.
 
-Each candidate gets what the fit's head stage would give it: the same start from the linear probes, the same updates,
-the best step by validation rows. Encoders that are trained from scratch are copied for each. The fusion is then built
-and tuned as if it had been named.
+Each candidate is trained as in the fit's head stage: initialised from the linear probes, with the same updates, and
+scored at its best step on validation rows. Encoders without pretrained weights are copied for each candidate. The
+chosen fusion is then built and tuned as if the settings had named it.
 
-The rule is that of one standard error (Breiman et al. 1984, "Classification and Regression Trees", §3.4.3): the best of
-many scores on few rows is often luck, so among those within the metric's standard error of the best score the default
-is taken, or, where that is not among them, the fusion with the fewest parameters.
+The choice follows the one-standard-error rule (Breiman et al. 1984, "Classification and Regression Trees", §3.4.3),
+because the best of many scores on few rows is often best by chance. Of the fusions within the metric's standard error
+of the best score, it takes the default, or if that is not among them the one with the fewest parameters.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ FEW_COLUMNS = ("attention", "concat", "gated", "low_rank", "mixture", "film", "b
 ONE_COLUMN = ("attention", "concat", "mixture")
 MANY_COLUMNS = ("attention", "concat", "gated", "mixture", "film", "bottleneck")
 MANY = 8
-"""With more columns, a product over all of them and attention between each pair are left out."""
+"""With more columns, products of all columns and attention between each pair are not tried."""
 
 
 def candidates_of(settings: AutoConfig, columns: int) -> dict[str, NamedConfig]:
-    """The fusions to try, in order, each with the options that it takes.
+    """Return the fusions to try, in order, each with those of the options that it has.
 
     Args:
-        settings: what the user says.
-        columns: how many input columns there are.
+        settings: the section `fusion`.
+        columns: number of input columns.
 
     Raises:
-        ConfigError: an option that no candidate takes.
+        ConfigError: no candidate has one of the options.
     """
     usual = ONE_COLUMN if columns == 1 else FEW_COLUMNS if columns <= MANY else MANY_COLUMNS
     names = settings.candidates or list(usual)
@@ -72,42 +72,42 @@ def candidates_of(settings: AutoConfig, columns: int) -> dict[str, NamedConfig]:
 
 
 def start_fusion(fit: Prepared) -> NamedConfig:
-    """The fusion that a fit's model is first built with: the one named, or the first candidate.
+    """Return the fusion that the model is first built with: the one in the settings, or the first candidate.
 
     Raises:
-        ConfigError: a candidate cannot be made with these settings.
+        ConfigError: a candidate cannot be built with these settings.
     """
     settings = neural(fit.config.fusion)
     if not isinstance(settings, AutoConfig):
         return settings
     candidates = list(candidates_of(settings, len(fit.modalities)).values())
-    for candidate in candidates:  # all of them before anything is trained
+    for candidate in candidates:  # checks all of them before training
         build(fit, candidate)
     return candidates[0]
 
 
 def choose_fusion(fit: Prepared, *, clock: Clock = time.perf_counter) -> tuple[FusionChoice, NamedConfig]:
-    """Try the candidates until the budget is spent, and choose.
+    """Try the candidates until the time budget is spent, and choose one.
 
     Args:
-        fit: with its cells read, features computed and probes fitted.
-        clock: seconds.
+        fit: with features and probes.
+        clock: returns seconds.
 
     Returns:
-        How it was chosen, and the fusion with its options.
+        The record of the choice, and the fusion with its options.
     """
     settings = neural(fit.config.fusion)
     assert isinstance(settings, AutoConfig)
     candidates = candidates_of(settings, len(fit.modalities))
-    if (kept := fit.run.recall("fusion")) is not None:
+    if (stored := fit.run.load_decision("fusion")) is not None:
         with reading("what the run decided does not fit it", file=fit.folder, do="begin anew with --no-resume"):
-            choice = FusionChoice(**{**kept, "candidates": [FusionTried(**one) for one in kept["candidates"]]})
+            choice = FusionChoice(**{**stored, "candidates": [FusionTried(**item) for item in stored["candidates"]]})
             return choice, candidates[choice.chosen]
     tried: list[FusionTried] = []
     start, spent, margin = clock(), False, 0.0
     for name, candidate in candidates.items():
         model = build(fit, candidate)
-        one = FusionTried(name, sum(parameter.numel() for parameter in model.get_submodule("fusion").parameters()))
+        result = FusionTried(name, sum(parameter.numel() for parameter in model.get_submodule("fusion").parameters()))
         if not spent:
             begun = clock()
             score, error = _score(fit, model)
@@ -115,45 +115,45 @@ def choose_fusion(fit: Prepared, *, clock: Clock = time.perf_counter) -> tuple[F
             ended = clock()
             late = fit.deadline.part(CHOOSING).passed()
             score, spent = _of_main(score, late or ended - start >= 60 * settings.minutes)
-            one = replace(one, score=score, seconds=ended - begun, tried=True)
-        tried.append(one)
+            result = replace(result, score=score, seconds=ended - begun, tried=True)
+        tried.append(result)
     margin, _ = _of_main(margin, spent)
     mains = list(dict.fromkeys(task.main.name for task in fit.targets.values()))
     metric = f"validation {mains[0]}" if len(mains) == 1 else "mean of the validation metrics"
     choice = choose(tried, metric, margin=margin, minutes=settings.minutes, limited=fit.deadline.minutes is not None)
-    fit.run.remember("fusion", asdict(choice))
+    fit.run.save_decision("fusion", asdict(choice))
     return choice, candidates[choice.chosen]
 
 
 def choose(
     tried: list[FusionTried], metric: str, *, margin: float, minutes: float, limited: bool = False
 ) -> FusionChoice:
-    """The best of the scores, unless a simpler fusion is as good within the margin.
+    """Return the choice: the fusion with the best score, unless the default or a smaller one is within the margin.
 
     Args:
-        tried: the candidates; the first was tried.
-        metric: what the scores are, in words; more is better.
+        tried: the candidates, of which at least the first was trained.
+        metric: a description of the scores; higher is better.
         margin: the scores' standard error, in their unit.
-        minutes: the budget.
-        limited: whether the whole fit has a budget of its own.
+        minutes: the time budget.
+        limited: whether the whole fit has a time budget too.
     """
-    known = [one for one in tried if one.tried and not math.isnan(one.score)]
-    best = max(known, key=lambda one: one.score, default=tried[0])
-    near = [one for one in known if one.score >= best.score - margin] or [best]
-    chosen = min(near, key=lambda one: (one.name != DEFAULT, one.parameters))
-    said = _said(chosen, best, tried, known, metric, margin)
-    left = [one.name for one in tried if not one.tried]
+    known = [item for item in tried if item.tried and not math.isnan(item.score)]
+    best = max(known, key=lambda item: item.score, default=tried[0])
+    near = [item for item in known if item.score >= best.score - margin] or [best]
+    chosen = min(near, key=lambda item: (item.name != DEFAULT, item.parameters))
+    reason = _reason(chosen, best, tried, known, metric, margin)
+    left = [item.name for item in tried if not item.tried]
     if left:
         budget = f"The budget of {minutes:g} minutes{' or that of the whole fit' if limited else ''}"
         more = "fusion.minutes and trainer.minutes" if limited else "fusion.minutes"
-        said += (
+        reason += (
             f" {budget} was spent before {', '.join(left)} could be tried, so another run may choose otherwise; give"
             f" more with {more}."
         )
-    return FusionChoice(chosen.name, metric, margin, minutes, tried, said)
+    return FusionChoice(chosen.name, metric, margin, minutes, tried, reason)
 
 
-def _said(
+def _reason(
     chosen: FusionTried,
     best: FusionTried,
     tried: list[FusionTried],
@@ -163,7 +163,7 @@ def _said(
 ) -> str:
     if not known:
         return f"{chosen.name} was taken, as no validation row has a target to choose by."
-    if len([one for one in tried if one.tried]) == 1:
+    if len([item for item in tried if item.tried]) == 1:
         return f"{chosen.name} was taken, as it is the only one that was tried."
     chance = f"(differences up to {margin:.3f} count as chance)"
     if chosen.name != best.name:
@@ -172,7 +172,7 @@ def _said(
             f"{chosen.name} was chosen: {metric} {chosen.score:.3f}, no worse than the best, {best.name} with"
             f" {best.score:.3f} {chance}, and {why}."
         )
-    default = next((one for one in known if one.name == DEFAULT and one is not chosen), None)
+    default = next((item for item in known if item.name == DEFAULT and item is not chosen), None)
     beside = f"; the default, {DEFAULT}, reaches {default.score:.3f}" if default else ""
     return f"{chosen.name} was chosen: it has the best {metric}, {best.score:.3f}{beside} {chance}."
 
@@ -180,7 +180,7 @@ def _said(
 def _score(fit: Prepared, model: Family) -> tuple[float, float]:
     """Return a candidate's mean main metric on validation rows at its best step, and its standard error."""
     for key, encoder in model.encoders.items():
-        if not encoder.pretrained:  # it learns, and the next candidate has to start where this one did
+        if not encoder.pretrained:  # it is trained, but the next candidate must start from its initial weights
             model.encoders[key] = copy.deepcopy(encoder)
     settings = fit.config.trainer
     head = settings.head_epochs if settings.head_epochs != 0 else None
@@ -198,7 +198,7 @@ def _score(fit: Prepared, model: Family) -> tuple[float, float]:
 
 
 def _of_main(score: float, spent: bool) -> tuple[float, bool]:
-    """What the main process measured, so that all processes go on alike."""
+    """Return the main process's values, so that all processes continue alike."""
     if processes().num_processes == 1:
         return score, spent
     values: list[float | bool] = [score, spent]

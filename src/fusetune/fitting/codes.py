@@ -1,4 +1,4 @@
-"""Integers that behave as codes: number columns that tell the target better by name than by size."""
+"""Integers that behave as codes: number columns that predict the target better as categories than as numbers."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ from fusetune.training.hardware.devices import processes
 from fusetune.types import Target
 
 MIN_ROWS, MAX_ROWS = 100, 2000
-"""Train rows that a column is judged by; of more, evenly spaced ones."""
+"""Minimum and maximum number of train rows for judging a column; of more rows, evenly spaced ones are used."""
 
 TARGET_CELLS = 200_000
-"""Cells of a target that its labels or scale are learned from."""
+"""Maximum number of a target's cells from which its labels or scale are learned."""
 
 MIN_DISTINCT, ROWS_PER_CODE = 3, 5
-"""A code column has at least so many values, and so many rows a value on average."""
+"""Minimum number of distinct values of a code column, and of rows per value on average."""
 
 FOLDS = 5
 
 MIN_ERRORS, MIN_GAIN, MAX_SHARE = 2.0, 0.02, 0.9
-"""Codes must gain more than so many standard errors and at least so much R²; numbers may tell at most such a share of
-what codes tell, else the order is what matters."""
+"""Codes must raise R² by more than this number of standard errors and by at least this amount; and the R² of numbers
+must be at most this share of theirs, otherwise the order of the values matters."""
 
 MAX_OUTPUTS = 20
-"""Classes or labels that are told apart: the most frequent."""
+"""Maximum number of classes or labels that are predicted, the most frequent ones."""
 
 PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0, 10_000.0)
-"""Of the squared weights, beside the sum of squared errors."""
+"""Factors of the squared weights, added to the sum of squared errors."""
 
 LEAVES, WINDOWS = 8, (1, 2, 4)
-"""Of a tree on the size, and of means over neighbouring values."""
+"""Leaves of the regression tree, and numbers of neighbouring values on each side."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How well a target is told on held-out rows.
+    """How well a target is predicted on held-out rows.
 
     Attributes:
-        codes: R² of the values taken as codes.
-        number: R² of the best reading of the values as numbers; 0 where none is better than the mean.
-        error: the standard error of their difference.
+        codes: R² of the values as codes.
+        number: R² of the best model of the values as numbers; 0 if none is better than the mean.
+        error: standard error of the difference.
     """
 
     codes: float
@@ -65,25 +65,25 @@ class Comparison:
 
     @property
     def favours_codes(self) -> bool:
-        """Whether codes are better, by more than noise and by enough to matter."""
+        """Whether codes are better, significantly and by a relevant amount."""
         gain = self.codes - self.number
         matters = gain >= MIN_GAIN and self.number <= MAX_SHARE * self.codes
         return matters and gain > MIN_ERRORS * self.error
 
     @property
     def favours_numbers(self) -> bool:
-        """Whether numbers are better, by more than noise."""
+        """Whether numbers are significantly better."""
         return self.number - self.codes > MIN_ERRORS * self.error
 
 
 @dataclass(frozen=True)
 class _Labelled:
-    """The rows of a target that columns are judged by.
+    """The labelled rows of a target for judging columns.
 
     Attributes:
         rows: (rows,) positions in the train table.
         values: (rows, outputs) the target: a number on the task's scale, or 0 and 1 for each class or label.
-        folds: (rows,) from 0 to `FOLDS` - 1; the rows of a group are in one.
+        folds: (rows,) from 0 to `FOLDS` - 1; the rows of a group are in one fold.
     """
 
     rows: np.ndarray
@@ -94,17 +94,17 @@ class _Labelled:
 def read_codes(
     train: Table, schema: Schema, tasks: Mapping[str, TargetTask], config: Config
 ) -> tuple[Schema, list[str]]:
-    """Make number columns whose whole numbers behave as codes categories.
+    """Turn number columns whose values behave as codes into categories.
 
-    A column of whole numbers that repeat is judged by cross-validation inside the train rows. It becomes a category
-    where its codes tell some target better than its size does, and its size tells no target better. The same seed
-    gives the same schema, in every process.
+    A column of repeated whole numbers is judged by cross-validation within the train rows. It becomes a category if its
+    codes predict some target better than its numbers, and its numbers predict no target better. The same seed gives the
+    same schema, in every process.
 
     Args:
         train: the train rows.
-        schema: as detected; it stays as it is.
-        tasks: not fitted, by target; they stay so.
-        config: a column for which it names kind, options, cell form or augmentation is left alone.
+        schema: the detected schema, which is not changed.
+        tasks: by target, not fitted; they are not changed.
+        config: the settings. Columns for which they name kind, options, cell form or augmentation are not judged.
 
     Returns:
         The schema, and the names of the columns that became categories.
@@ -122,7 +122,7 @@ def read_codes(
 
 
 def _candidates(schema: Schema, config: Config) -> list[str]:
-    """Return the inputs that were detected as plainly written numbers and that the settings say nothing of."""
+    """Return the input columns that were detected as plain numbers and that the settings do not mention."""
     if config.augment.get("number"):
         return []  # a user who augments numbers counts on them
     settled = {
@@ -135,20 +135,20 @@ def _candidates(schema: Schema, config: Config) -> list[str]:
 
 
 def _numbers(cells: Sequence[Any]) -> np.ndarray | None:
-    """Return cells as (cells,) float64, nan where missing, or None where one is no whole number."""
+    """Return cells as (cells,) float64, NaN if missing; or None if one of them is not a whole number."""
     values = np.full(len(cells), np.nan)
-    for place, cell in enumerate(cells):
+    for index, cell in enumerate(cells):
         if is_missing(cell):
             continue
         text = canonical(str(cell).strip())
         if not is_integer(text):
             return None
-        values[place] = float(text)
+        values[index] = float(text)
     return values
 
 
 def _may_be_codes(numbers: np.ndarray | None) -> bool:
-    """Whether there are few values, most of which repeat, in rows enough to judge by."""
+    """Return whether there are enough rows and few distinct values, most of which repeat."""
     if numbers is None:
         return False
     present = numbers[~np.isnan(numbers)]
@@ -158,19 +158,19 @@ def _may_be_codes(numbers: np.ndarray | None) -> bool:
 
 
 def _labelled(train: Table, schema: Schema, task: TargetTask, seed: int) -> _Labelled | None:
-    """Return the rows to judge by; None where the target's form is not known, or nothing can be learned from it."""
+    """Return a target's labelled rows, or None if they are too few or cannot be used as fixed-size outputs."""
     present = np.flatnonzero(~train.missing(task.target))
     rows = present[evenly_spaced(len(present), MAX_ROWS)]
     task = copy.deepcopy(task)
     try:
         task.fit(train.lazy(task.target, present[evenly_spaced(len(present), TARGET_CELLS)]))
     except UserError:
-        return None  # fitting says it, with the row and what to do
+        return None  # the fit itself will report it
     cells = train.cells(task.target, rows)
-    good = [place for place, cell in enumerate(cells) if _is_good(task, cell)]
+    good = [index for index, cell in enumerate(cells) if _is_good(task, cell)]
     if len(good) < MIN_ROWS:
         return None
-    values = _outputs(task.encode([cells[place] for place in good]))
+    values = _outputs(task.encode([cells[index] for index in good]))
     if values is None:
         return None
     rows = rows[good]
@@ -187,7 +187,7 @@ def _is_good(task: TargetTask, cell: Any) -> bool:
 
 
 def _outputs(target: Target) -> np.ndarray | None:
-    """Return encoded targets as (rows, outputs) float64, or None where a row has no fixed number of figures."""
+    """Return encoded targets as (rows, outputs) float64, or None if rows have no fixed number of outputs."""
     values = target.values.numpy()
     if values.ndim == 1 and values.dtype.kind in "iu":
         values = (values[:, None] == np.unique(values)).astype(np.float64)
@@ -201,43 +201,43 @@ def _outputs(target: Target) -> np.ndarray | None:
 
 
 def _folds(units: np.ndarray, seed: int) -> np.ndarray:
-    """Deal rows out to `FOLDS` folds, (rows,); rows of equal units are in one, and rows without a unit are alone."""
+    """Assign rows to `FOLDS` folds, (rows,); rows of one unit are in one fold. -1 stands for no unit."""
     units = np.where(units < 0, units.max() + 1 + np.arange(len(units)), units)
-    distinct, which = np.unique(units, return_inverse=True)
-    return (np.random.default_rng(seed).permutation(len(distinct)) % FOLDS)[which]
+    distinct, unit_of = np.unique(units, return_inverse=True)
+    return (np.random.default_rng(seed).permutation(len(distinct)) % FOLDS)[unit_of]
 
 
 def _reason(train: Table, name: str, targets: Sequence[_Labelled], seed: int) -> str:
-    """Return why a column is one of codes, or "" where it is not."""
-    found: list[Comparison] = []
+    """Return the reason why a column holds codes, or "" if it does not."""
+    comparisons: list[Comparison] = []
     for target in targets:
         numbers = _numbers(train.cells(name, target.rows))
         if numbers is None or not _may_be_codes(numbers):
             continue
         present = ~np.isnan(numbers)
-        found.append(compare(numbers[present], target.values[present], target.folds[present], seed))
-    better = [comparison for comparison in found if comparison.favours_codes]
-    if not better or any(comparison.favours_numbers for comparison in found):
+        comparisons.append(compare(numbers[present], target.values[present], target.folds[present], seed))
+    better = [comparison for comparison in comparisons if comparison.favours_codes]
+    if not better or any(comparison.favours_numbers for comparison in comparisons):
         return ""
     best = max(better, key=lambda comparison: comparison.codes - comparison.number)
     return (
-        f"whole numbers that tell the target better as codes: R² {best.codes:.2f} against {best.number:.2f} "
+        f"whole numbers that predict the target better as codes: R² {best.codes:.2f} against {best.number:.2f} "
         "on held-out train rows"
     )
 
 
 def compare(numbers: np.ndarray, target: np.ndarray, folds: np.ndarray, seed: int) -> Comparison:
-    """Compare by cross-validation how well a target is told by whole numbers taken as codes and as numbers.
+    """Compare by cross-validation how well whole numbers predict a target as codes and as numbers.
 
-    Codes are ridge regression on the one-hot values, which is their target means shrunk to the mean of all. Numbers
-    are the best of ridge regression on what `NumberModality` makes of them, a small regression tree, and the mean of
-    the neighbouring values, which leaves the value itself out: what any of them tells is in the order.
+    The model of codes is ridge regression on one-hot values: target means per value, shrunk to the overall mean. The
+    model of numbers is the best of ridge regression on the features of `NumberModality`, a small regression tree, and
+    the mean of neighbouring values without the value itself; all of these depend on the values' order.
 
     Args:
         numbers: (rows,) whole numbers.
         target: (rows, outputs).
         folds: (rows,) the fold in which each row is held out.
-        seed: of the tree, where splits are equally good.
+        seed: for the tree's choice among equally good splits.
 
     Example:
         >>> import numpy as np
@@ -258,11 +258,11 @@ def compare(numbers: np.ndarray, target: np.ndarray, folds: np.ndarray, seed: in
         rows = _Rows(numbers[learn], codes[learn], target[learn] - mean, len(distinct))
         for values in readings.values():
             values[held] = mean
-        readings["codes"][held] += rows.told_by_codes()[codes[held]]
-        readings["bins"][held] += rows.told_by_bins(numbers[held])
-        readings["tree"][held] += rows.told_by_tree(numbers[held], seed)
+        readings["codes"][held] += rows.predict_by_code()[codes[held]]
+        readings["bins"][held] += rows.predict_by_number(numbers[held])
+        readings["tree"][held] += rows.predict_by_tree(numbers[held], seed)
         for window in WINDOWS:
-            readings[str(window)][held] += rows.told_by_neighbours(window)[codes[held]]
+            readings[str(window)][held] += rows.predict_by_neighbours(window)[codes[held]]
     errors = {name: ((values - target) ** 2).sum(1) for name, values in readings.items()}
     total = errors["mean"].sum()
     if not total > 0:
@@ -274,14 +274,14 @@ def compare(numbers: np.ndarray, target: np.ndarray, folds: np.ndarray, seed: in
 
 
 class _Rows:
-    """The rows that the readings of whole numbers are learned from.
+    """The training rows of the models of whole numbers.
 
     Attributes:
-        numbers: (rows,).
-        codes: (rows,) the rank of each row's number among the distinct ones.
-        target: (rows, outputs), its mean taken off.
-        counts: (codes,) the rows of each code.
-        sums: (codes, outputs) of the target.
+        numbers: (rows,) the values.
+        codes: (rows,) the index of each row's value among the distinct ones.
+        target: (rows, outputs), centred.
+        counts: (codes,) number of rows of each code.
+        sums: (codes, outputs) sum of the target over each code's rows.
     """
 
     def __init__(self, numbers: np.ndarray, codes: np.ndarray, target: np.ndarray, num_codes: int) -> None:
@@ -290,15 +290,15 @@ class _Rows:
         self.sums = np.zeros((num_codes, target.shape[1]))
         np.add.at(self.sums, codes, target)
 
-    def told_by_codes(self) -> np.ndarray:
-        """Return (codes, outputs): ridge regression on one-hot codes, the penalty chosen by leave-one-out."""
+    def predict_by_code(self) -> np.ndarray:
+        """Fit ridge regression on one-hot codes, its penalty chosen by leave-one-out; return (codes, outputs)."""
         counts, sums = self.counts[:, None], self.sums
         own, others = sums[self.codes] - self.target, counts[self.codes] - 1
         errors = [float(((own / (others + penalty) - self.target) ** 2).sum()) for penalty in PENALTIES]
         return np.asarray(sums / (counts + PENALTIES[int(np.argmin(errors))]))
 
-    def told_by_bins(self, held: np.ndarray) -> np.ndarray:
-        """Return (held, outputs): ridge regression on a number column's features, the penalty chosen likewise."""
+    def predict_by_number(self, held: np.ndarray) -> np.ndarray:
+        """Fit ridge regression on a number column's features, its penalty chosen likewise; return (held, outputs)."""
         modality = NumberModality("numbers")
         modality.fit(self.numbers.tolist())
         features, new = (
@@ -309,22 +309,22 @@ class _Rows:
         turned, best, weight = left.T @ self.target, np.inf, np.zeros((features.shape[1], self.target.shape[1]))
         for penalty in PENALTIES:
             shrunk = values**2 / (values**2 + penalty)
-            leverage = left**2 @ shrunk + 1 / len(left)  # of the mean too
+            leverage = left**2 @ shrunk + 1 / len(left)  # including that of the mean
             residual = (self.target - left @ (shrunk[:, None] * turned)) / np.maximum(1 - leverage, 1e-9)[:, None]
             if (error := float((residual**2).sum())) < best:
                 best, weight = error, right.T @ ((values / (values**2 + penalty))[:, None] * turned)
         return np.asarray((new - mean) @ weight)
 
-    def told_by_tree(self, held: np.ndarray, seed: int) -> np.ndarray:
-        """Return (held, outputs): a tree of few leaves, which finds thresholds."""
+    def predict_by_tree(self, held: np.ndarray, seed: int) -> np.ndarray:
+        """Fit a small regression tree; return (held, outputs)."""
         tree = DecisionTreeRegressor(max_leaf_nodes=LEAVES, min_samples_leaf=ROWS_PER_CODE, random_state=seed)
-        told = tree.fit(self.numbers[:, None], self.target).predict(held[:, None])
-        return np.asarray(told).reshape(len(held), -1)
+        predictions = tree.fit(self.numbers[:, None], self.target).predict(held[:, None])
+        return np.asarray(predictions).reshape(len(held), -1)
 
-    def told_by_neighbours(self, window: int) -> np.ndarray:
-        """Return (codes, outputs): the mean over the rows of so many codes on either side, without the code's own."""
-        places = np.arange(len(self.counts))
-        low, high = np.maximum(places - window, 0), np.minimum(places + window + 1, len(places))
+    def predict_by_neighbours(self, window: int) -> np.ndarray:
+        """Return the mean target of `window` neighbouring codes on each side, (codes, outputs)."""
+        indices = np.arange(len(self.counts))
+        low, high = np.maximum(indices - window, 0), np.minimum(indices + window + 1, len(indices))
         counts = np.concatenate([[0], np.cumsum(self.counts)])
         sums = np.concatenate([np.zeros((1, self.sums.shape[1])), np.cumsum(self.sums, axis=0)])
         num = counts[high] - counts[low] - self.counts

@@ -1,4 +1,4 @@
-"""What a fit will take, in time and memory, estimated from a few batches: `fusetune fit --dry-run`."""
+"""Estimate the time and memory of a fit from a few batches: `fusetune fit --dry-run`."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ from fusetune.training.updates.update import update
 from fusetune.types import Tokens
 
 CELLS = 32
-"""Cells of a column that are encoded."""
+"""Number of cells of a column to encode."""
 ROWS = 64
-"""Rows of a split that are predicted."""
+"""Number of rows of a split to predict."""
 UPDATES = 2
-"""Updates that are timed, after one of the rows that cost most."""
+"""Number of updates to time, after one with the largest rows."""
 
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """One step of a fit.
+    """The estimate of one step of a fit.
 
     Attributes:
-        name: as the fit prints it.
-        seconds: as fast as the machine is now, for all updates, although the step may stop early.
-        detail: what it consists of.
+        name: the step's name, as the fit prints it.
+        seconds: duration at the machine's present speed, without early stopping.
+        detail: how the duration is composed.
     """
 
     name: str
@@ -59,13 +59,13 @@ class StageEstimate:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a fit will take.
+    """The estimate of a fit.
 
     Attributes:
-        inferred: lines that tell tasks, columns, backbones and rows.
-        stages: in order, those that were measured; the report's own models and figures are not among them.
-        peak_mb: the most memory that this process took, the heaviest micro-batch included.
-        notes: how memory decides about micro-batches.
+        inferred: lines that describe tasks, columns, backbones and rows.
+        stages: the steps in order, without the report's comparisons.
+        peak_mb: peak memory of this process in MB, including the largest micro-batch.
+        notes: sentences on how micro-batches are chosen to fit into memory.
     """
 
     inferred: list[str]
@@ -79,7 +79,7 @@ class Estimate:
         return sum(stage.seconds for stage in self.stages)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the figures as JSON takes them."""
+        """Return the estimate as JSON data."""
         return {**asdict(self), "seconds": self.seconds}
 
     def lines(self) -> list[str]:
@@ -91,7 +91,7 @@ class Estimate:
 
 
 def estimate_fit(asked: RunSettings) -> Estimate:
-    """Prepare a fit, run a few batches of every stage, and return what the whole will take; nothing is trained.
+    """Prepare a fit, run a few batches of every stage, and extrapolate; nothing is trained.
 
     Raises:
         UserError: see `api.fit`.
@@ -128,7 +128,7 @@ def estimate_fit(asked: RunSettings) -> Estimate:
 
 
 def _encoding(fit: Prepared, model: Family) -> tuple[Mapping[str, Mapping[str, Tokens]], float]:
-    """Features of the form that frozen encoders give, and the seconds that it takes to compute them all."""
+    """Return features of the shape of the frozen encoders' outputs, and the seconds to compute them all."""
     features: dict[str, dict[str, Tokens]] = {split: {} for split in fit.examples}
     seconds = 0.0
     for name, key in model.routes.items():
@@ -144,28 +144,28 @@ def _encoding(fit: Prepared, model: Family) -> tuple[Mapping[str, Mapping[str, T
 
 
 def _encode(model: Family, name: str, column: Column) -> tuple[Tokens, float]:
-    """Some cells' tokens, and the seconds of all cells."""
+    """Return the tokens of a sample of cells, and the extrapolated seconds for all cells."""
     good = column.good()
-    some = good[np.unique(np.linspace(0, len(good) - 1, min(CELLS, len(good))).astype(np.int64))]
+    sample = good[np.unique(np.linspace(0, len(good) - 1, min(CELLS, len(good))).astype(np.int64))]
     with evaluating(model), retain_freed_memory():
-        model.encode(name, column.tensors(some[:2]))
+        model.encode(name, column.tensors(sample[:2]))
         start = time.perf_counter()
-        tokens = model.encode(name, column.tensors(some))
-        return tokens, (time.perf_counter() - start) * len(good) / len(some)
+        tokens = model.encode(name, column.tensors(sample))
+        return tokens, (time.perf_counter() - start) * len(good) / len(sample)
 
 
 def _predicting(model: Family, examples: Examples) -> float:
-    """Seconds to predict all rows."""
-    some = examples.used[:: max(1, len(examples) // ROWS)][:ROWS]
+    """Return the extrapolated seconds to predict all rows."""
+    sample = examples.used[:: max(1, len(examples) // ROWS)][:ROWS]
     start = time.perf_counter()
-    predict_logits(model, examples, some, batch_size=ROWS)
-    return (time.perf_counter() - start) * len(examples) / len(some)
+    predict_logits(model, examples, sample, batch_size=ROWS)
+    return (time.perf_counter() - start) * len(examples) / len(sample)
 
 
 def _stage(
     stage: Stage, learner: Learner, train: Examples, val: Examples, accelerator: Any, notes: list[str]
 ) -> StageEstimate:
-    """Run an update of the rows that cost most, time some others and a check, and scale them up."""
+    """Run an update with the largest rows, time some others and a validation pass, and extrapolate."""
     sizes = train.sizes(train.used)
     options: dict[str, Any] = {"batch_size": stage.batch_size, "accumulate": stage.accumulate, "seed": stage.seed}
     sampler = train.sampler(**options)
@@ -180,9 +180,9 @@ def _stage(
     batches = [[list(map(int, heaviest))], *(micro[at : at + parts] for at in range(0, len(micro), parts))]
     took = []
     with retain_freed_memory():
-        for places in batches:
+        for micro_batches in batches:
             start = time.perf_counter()
-            rows = [train.batch(part, epoch=0) for part in places]
+            rows = [train.batch(part, epoch=0) for part in micro_batches]
             given = (learner, rows, optimizer, accelerator, stage.gradients, trained)
             update(*given, clip=stage.clip, where=f"an update of stage {stage.name!r}")
             took.append(time.perf_counter() - start)

@@ -32,18 +32,18 @@ from fusetune.training.probe import SplitRows
 from fusetune.types import Tokens
 
 ALSO_TRAIN = "also a train row"
-"""The slices of rows that are, or are not, among the train rows as well."""
+"""Name of the slice by whether a row's inputs are also those of a train row."""
 
 
 class Findings:
-    """Measures a fit's tuned model and the systems it is compared with."""
+    """Measures a fit's tuned model and the systems it is compared with.
+
+    Args:
+        fit: with its features, labelled rows and probes.
+        trained: the tuned model and its training history.
+    """
 
     def __init__(self, fit: Prepared, trained: Trained) -> None:
-        """
-        Args:
-            fit: with its features, labelled rows and probes.
-            trained: the tuned model and its training history.
-        """
         self.fit, self.trained, self.model = fit, trained, trained.bundle.model
         self.history, self.val_scores = trained.history, dict(trained.val_scores)
         self._shared: dict[str, np.ndarray] = {}
@@ -68,18 +68,17 @@ class Findings:
         return {name: known[name] for name, key in self.model.routes.items() if key not in moved and name in known}
 
     def results(self, alone_models: Mapping[str, Family | None], single_models: Mapping[str, Family]) -> RunResults:
-        """Compare and measure.
+        """Measure the tuned model and all systems that it is compared with.
 
         Args:
-            alone_models: per modality that a linear probe cannot stand for, a model trained on it alone; None where
-                there was no time for it.
-            single_models: per task that is compared with it, a model trained for it alone.
+            alone_models: from `steps.alone_models`.
+            single_models: from `steps.single_models`.
         """
         fit, model, rows = self.fit, self.model, self.fit.rows
-        wanted = fit.targets if fit.config.report.alone != "none" else {}
+        targets = fit.targets if fit.config.report.alone != "none" else {}
         select = self.fit.config.trainer.probe == "auto"
         others = {
-            name: systems.alone(name, task, rows[name], alone_models, select=select) for name, task in wanted.items()
+            name: systems.alone(name, task, rows[name], alone_models, select=select) for name, task in targets.items()
         }
         for name, single in single_models.items():
             others.setdefault(name, []).append(systems.single(name, fit.targets[name], single, rows[name]))
@@ -178,7 +177,12 @@ class Findings:
         return result
 
     def shared(self, split: str, indices: np.ndarray) -> np.ndarray:
-        """Which rows, by their places in the table, have the inputs of a train row: (rows,) bool."""
+        """Return which rows have the same inputs as a train row, (rows,) bool.
+
+        Args:
+            split: the split's name.
+            indices: (rows,) positions in its table.
+        """
         if split not in self._shared:
             examples = self.fit.examples[split]
             also = np.zeros(len(examples.table), dtype=bool)
@@ -187,19 +191,19 @@ class Findings:
         return np.asarray(self._shared[split][indices])
 
     def _suspicions(self) -> list[str]:
-        """Rows that splits share, and columns that may give the target away."""
+        """Return warnings about rows that splits share, and about columns that may leak the target."""
         examples = self.fit.examples
-        said = []
+        notes = []
         for split in ("val", "test"):
             if split in examples and (count := int(self.shared(split, examples[split].used).sum())):
-                said.append(
+                notes.append(
                     f"{count:,} of {len(examples[split].used):,} {split} rows have the same inputs as a train row:"
                     " what is measured on them says little about new rows."
                 )
-        return said + describe.near_leaks(examples["train"], self.fit.schema)
+        return notes + describe.near_leaks(examples["train"], self.fit.schema)
 
     def _left_out(self) -> list[str]:
-        """What the report lacks because the time was up."""
+        """Return a warning that lists what the report lacks because the time was up."""
         fit = self.fit
         if not fit.left_out:
             return []
@@ -207,7 +211,7 @@ class Findings:
         return [f"The report lacks, as the time was up ({minutes}): {', '.join(fit.left_out)}."]
 
     def shown(self, index: int) -> list[Shown]:
-        """A test row's cells, for people."""
+        """Return a test row's cells in the form that the report shows."""
         fit = self.fit
         examples = fit.examples["test"]
         table, shown = examples.table, []
@@ -219,7 +223,7 @@ class Findings:
         return shown
 
     def run_results(self, tasks: list[TaskResult], title: str) -> RunResults:
-        """All that the report says, from how tuning went and what was measured."""
+        """Return the report's data from the measured tasks and the training history."""
         fit, model, history = self.fit, self.model, self.history
         rejected = fit.tables.all_rejected(fit.examples)
         return RunResults(

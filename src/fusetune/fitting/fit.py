@@ -22,16 +22,16 @@ FAMILIES: dict[str, Callable[[Prepared], tuple[Bundle, RunResults]]] = {
 """The function that fits a model, by the family's name."""
 
 
-def run_fit(asked: RunSettings) -> tuple[Bundle, RunResults]:
+def run_fit(settings: RunSettings) -> tuple[Bundle, RunResults]:
     """Prepare the tables and fit the family that the tasks choose.
 
     Raises:
         UserError, RunError: see `api.fit`.
     """
-    check_stack(asked.config)
-    if asked.config.trainer.compile:
+    check_stack(settings.config)
+    if settings.config.trainer.compile:
         check_compiler()
-    fit = prepare(asked)
+    fit = prepare(settings)
     bundle, results = FAMILIES[family_of(fit.tasks)](fit)
     for task in results.tasks:
         after = task.first("after")

@@ -1,4 +1,4 @@
-"""The fit of the match family: columns without a target are projected into one space, in which cells are searched."""
+"""The fit of the match family: project columns into a common space, in which cells are searched."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from fusetune.training.score_error import ScoreError
 from fusetune.types import Tokens
 
 MAX_LOSS_ROWS = 1024
-"""Most rows that the validation loss compares with one another."""
+"""Maximum number of rows that the validation loss compares with one another."""
 
 Vectors = Mapping[str, np.ndarray]
-"""By column, the used rows' vectors, (rows, dim) of unit length; zeros for a row without the column."""
+"""By column, the used rows' vectors, (rows, dim) of unit length; zeros for rows that lack the column."""
 
 
 def fit_match(fit: Prepared) -> tuple[Bundle, RunResults]:
@@ -48,11 +48,18 @@ def fit_match(fit: Prepared) -> tuple[Bundle, RunResults]:
     Raises:
         UserError, RunError: see `api.fit`.
     """
-    return Aligning(fit).run()
+    return MatchFit(fit).run()
 
 
-class Aligning:
-    """The steps of a match fit after its cells were read."""
+class MatchFit:
+    """The steps of a fit of the match family.
+
+    Args:
+        fit: with its cells read.
+
+    Raises:
+        TableError: the validation or test rows have fewer than two rows with the columns.
+    """
 
     def __init__(self, fit: Prepared) -> None:
         self.fit = fit
@@ -118,8 +125,8 @@ class Aligning:
         """Return the best closed-form alignment of the columns with pretrained encoders, chosen on validation rows."""
         fit = self.fit
         scales = column_scales(fit.examples["train"], fit.features["train"])
-        for name, (shift, scale) in scales.items():
-            model.set_scale(name, shift, scale)
+        for name, (mean, scale) in scales.items():
+            model.set_scale(name, mean, scale)
 
         def val_score(candidate: Alignment) -> float:
             candidate.install(model)
@@ -172,10 +179,10 @@ class Aligning:
     ) -> list[tuple[Callable[[np.ndarray], Candidate], Vectors]]:
         """Return what is compared, with its vectors of the test rows: random order, closed form, tuned model."""
         rng = np.random.default_rng(self.fit.config.seed)
-        chance = {name: rng.normal(size=values.shape) for name, values in after.items()}
+        random_vectors = {name: rng.normal(size=values.shape) for name, values in after.items()}
         what = "the distinct answers, in random order"
         systems: list[tuple[Callable[[np.ndarray], Candidate], Vectors]] = [
-            (partial(Candidate, "random order", "baseline", what), chance)
+            (partial(Candidate, "random order", "baseline", what), random_vectors)
         ]
         if before is not None:
             start, vectors = before

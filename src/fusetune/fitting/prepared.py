@@ -1,4 +1,4 @@
-"""What a fit starts from: settings, tables, rows that are read, processors that are fitted on train rows."""
+"""What a fit starts from: settings, tables, decoded rows, and processors that are fitted on train rows."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ from fusetune.training.progress import print_line, track
 from fusetune.types import Tokens
 
 TASK_SAMPLE = 200_000
-"""Cells of a target that its task is inferred from."""
+"""Maximum number of cells from which a target's task is inferred."""
 
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Where a fit runs and what it was asked for.
+    """The arguments of a fit.
 
     Attributes:
         config: the settings.
-        sources: the tables under "train", "val" and "test": one of each; several as a list, or none as None.
-        run: where the model, checkpoints and logs are written.
+        sources: the tables under "train", "val" and "test"; a list for several, None if there is none.
+        run: the folder for the model, checkpoints and logs.
         progress: whether to show progress bars.
         deadline: the time that the whole fit may take.
         functions: the user's own metrics, by the name that `trainer.metric` has for them.
@@ -73,26 +73,26 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a fit starts from. Steps that find out more return a new one (`dataclasses.replace`).
+    """What a fit starts from. Steps that add to it return a new object (`dataclasses.replace`).
 
     Attributes:
-        config: the settings; `fusion` is the one chosen, once it is.
-        run: where the model, checkpoints and logs are written.
+        config: the settings; with `fusion: auto`, the chosen fusion replaces `auto`.
+        run: the folder for the model, checkpoints and logs.
         tables: the tables as they were read.
         tasks: fitted, by name; all of one family.
         modalities: fitted, by column.
         examples: prepared rows, by split.
-        cache: of frozen encoders' outputs, or None.
-        phases: how long each step took.
+        cache: the cache of frozen encoders' outputs, or None.
+        phases: duration and peak memory of each step so far.
         show: whether this process shows progress bars.
         features: by split and column, the outputs of frozen encoders, (cells, tokens, dim).
-        fingerprints: by split, SHA-256 over the cells that are used.
+        fingerprints: by split, the SHA-256 of the cells that are used.
         rows: by task and split, the labelled rows.
         probes: by task, the linear model on the features.
-        rng_state: of torch, from which every model's weights are drawn.
-        choice: how the fusion was chosen, where it was.
+        rng_state: torch's RNG state from which the weights of every model are drawn.
+        choice: how the fusion was chosen, or None.
         deadline: the time that the whole fit may take.
-        left_out: what the report lacks because that time was up; steps add to it.
+        left_out: what the report lacks because the time was up; steps append to it.
     """
 
     config: Config
@@ -125,16 +125,16 @@ class Prepared:
 
     @property
     def folder(self) -> Path:
-        """Where the model is written."""
+        """The folder that the model is written to."""
         return self.run.folder
 
     @property
     def progress(self) -> Progress | None:
-        """Wraps iterators in progress bars, where they are shown."""
+        """A function that wraps iterators in progress bars, or None if none are shown."""
         return track if self.show else None
 
     def phase(self, name: str) -> AbstractContextManager[None]:
-        """Time a step, for the report; tell its name where progress is shown."""
+        """Return a context that times a step for the report, and prints its name if progress is shown."""
         return timed(self.phases, name, show=self.show)
 
     def backbones(self) -> Backbones:
@@ -144,7 +144,7 @@ class Prepared:
 
 @contextmanager
 def timed(phases: list[Phase], name: str, *, show: bool) -> Iterator[None]:
-    """Time what is done inside, for the report; tell its name where progress is shown."""
+    """Time the context's body for the report, and print its name if progress is shown."""
     start = time.perf_counter()
     if show:
         print_line(name)
@@ -153,16 +153,16 @@ def timed(phases: list[Phase], name: str, *, show: bool) -> Iterator[None]:
     phases.append(Phase(name, time.perf_counter() - start, peak))
 
 
-def prepare(asked: RunSettings) -> Prepared:
+def prepare(run_settings: RunSettings) -> Prepared:
     """Read the tables and their cells, and fit processors and tasks on the train rows.
 
     Raises:
-        UserError: something in the tables or settings has to be put right.
+        UserError: something in the tables or settings is invalid.
     """
-    config, show = asked.config, asked.progress and processes().is_main_process
+    config, show = run_settings.config, run_settings.progress and processes().is_main_process
     phases: list[Phase] = []
     with timed(phases, "read tables", show=show):
-        tables = Tables(config, asked.sources)
+        tables = Tables(config, run_settings.sources)
         targets = _make_tasks(config, tables.schema, tables.splits["train"])
         tables.schema, codes = read_codes(tables.splits["train"], tables.schema, targets, config)
     with timed(phases, "read cells", show=show):
@@ -175,7 +175,7 @@ def prepare(asked: RunSettings) -> Prepared:
                 table, modalities, targets, weight=tables.schema.weight, group=tables.schema.group
             )
             _read(config, split, examples[split], track if show else None)
-        _check_rejected(tables, examples, asked.run.folder)
+        _check_rejected(tables, examples, run_settings.run.folder)
         try:
             examples["train"].fit()
             if config.trainer.probe == "auto" and any(isinstance(task, Probed) for task in targets.values()):
@@ -184,10 +184,10 @@ def prepare(asked: RunSettings) -> Prepared:
             raise error.in_file(tables.splits["train"].source) from None
         for rows in examples.values():
             rows.check_targets()
-        _check_rejected(tables, examples, asked.run.folder)
+        _check_rejected(tables, examples, run_settings.run.folder)
         check_rows(examples, list(targets))
         truths = {name: _some_truth(task, examples["train"], name) for name, task in tasks.items()}
-        choose_metrics(config.trainer.metric, tasks, truths, asked.functions)
+        choose_metrics(config.trainer.metric, tasks, truths, run_settings.functions)
         examples["test"].table.require(config.report.slices)
         if num := int(np.count_nonzero(examples["train"].unlabelled())):
             names = ", ".join(learning_without_target(config.objectives))
@@ -201,7 +201,16 @@ def prepare(asked: RunSettings) -> Prepared:
         )
     cache = FeatureCache.of(config.data.cache, config.data.cache_gib)
     return Prepared(
-        config, asked.run, tables, tasks, modalities, examples, cache, phases, show, deadline=asked.deadline
+        config,
+        run_settings.run,
+        tables,
+        tasks,
+        modalities,
+        examples,
+        cache,
+        phases,
+        show,
+        deadline=run_settings.deadline,
     )
 
 
@@ -231,7 +240,7 @@ def _match_tasks(config: Config, modalities: Mapping[str, Modality]) -> Mapping[
 
 
 def _columns(config: Config, schema: Schema) -> dict[str, tuple[str, Mapping[str, Any]]]:
-    """Per input column its kind and options."""
+    """Return each input column's kind and options."""
     names = schema.names("input")
     if not names:
         left_out = [f"{name} ({spec.reason})" for name, spec in schema.columns.items() if spec.role in ("ignore", "id")]
@@ -247,8 +256,11 @@ def _columns(config: Config, schema: Schema) -> dict[str, tuple[str, Mapping[str
 
 
 def _read(config: Config, split: str, examples: Examples, progress: Progress | None) -> None:
-    """Decode a split's cells: rows to learn from are rejected where a cell is bad, rows to be measured on are predicted
-    as users' rows are."""
+    """Decode a split's cells.
+
+    With the default settings a train row with an unreadable cell is rejected. Such a cell of a validation or test row
+    counts as missing, as in prediction.
+    """
     train = split == "train"
     examples.prepare(
         on_bad_cell=config.data.on_bad_cell if train else "mask",
@@ -260,7 +272,11 @@ def _read(config: Config, split: str, examples: Examples, progress: Progress | N
 def _augmentation(
     config: Config, modalities: Mapping[str, Modality], train: Examples, progress: Progress | None
 ) -> Augmentation:
-    """How the train rows' cells are changed in training."""
+    """Build the augmentation of the train rows' cells.
+
+    Raises:
+        ConfigError: the settings augment a kind that no column has.
+    """
     kinds = {modality.kind for modality in modalities.values()}
     if lost := [kind for kind in config.augment if kind not in kinds]:
         raise ConfigError(
@@ -278,7 +294,7 @@ def _augmentation(
 
 
 def _check_rejected(tables: Tables, examples: Mapping[str, Examples], folder: Path) -> None:
-    if processes().is_main_process:  # before the check, so that all rows are there to look at if it stops the run
+    if processes().is_main_process:  # before the check, which may stop the run and refers to this file
         write_rejected(tables.all_rejected(examples), folder / "rejected.jsonl")
     tables.check_rejected(examples)
 
@@ -291,6 +307,6 @@ def _some_truth(task: Task, train: Examples, name: str) -> np.ndarray:
 
 
 def _sample(table: Table, target: str) -> Cells:
-    """The target's cells, or `TASK_SAMPLE` evenly spaced ones that are not missing, to infer its task from."""
-    places = np.flatnonzero(~table.missing(target))
-    return table.lazy(target, places[evenly_spaced(len(places), TASK_SAMPLE)])
+    """Return the target's cells that are not missing, at most `TASK_SAMPLE` evenly spaced ones."""
+    indices = np.flatnonzero(~table.missing(target))
+    return table.lazy(target, indices[evenly_spaced(len(indices), TASK_SAMPLE)])

@@ -33,16 +33,23 @@ from fusetune.training.checkpoint_manager import CheckpointManager
 from fusetune.training.hardware.devices import processes
 
 FOLDER, LOCK, RUN = "checkpoints", ".lock", "run.json"
-ANEW = "begin anew with --no-resume"
+RESTART = "begin anew with --no-resume"
 TRAINED = "trained"
 """Name of the decision that is stored when the tuned model is saved."""
-FREE = {"out", "report", "data.cache", "data.cache_gib", "data.memory", "trainer.workers", "trainer.trackers"}
-FREE |= {"trainer.checkpoint_minutes", "trainer.skip_nonfinite", "trainer.minutes"}
+RESUMABLE = {"out", "report", "data.cache", "data.cache_gib", "data.memory", "trainer.workers", "trainer.trackers"}
+RESUMABLE |= {"trainer.checkpoint_minutes", "trainer.skip_nonfinite", "trainer.minutes"}
 """Settings that may change when a run is resumed: they do not affect its weights, or only when training stops."""
 
 
 class RunFolder:
     """A run's folder, locked within the context of this object.
+
+    Args:
+        folder: created if it does not exist.
+        config: the run's settings.
+        resume: True resumes a stopped run, or begins one if there is none; False deletes a stopped run's state and
+            begins anew; None begins a run, and refuses a folder with a stopped one.
+        overwrite: whether a finished model in the folder may be replaced.
 
     Attributes:
         finished: whether the run to resume was already finished.
@@ -51,14 +58,6 @@ class RunFolder:
     """
 
     def __init__(self, folder: Path, config: Config, *, resume: bool | None = None, overwrite: bool = False) -> None:
-        """
-        Args:
-            folder: created if it does not exist.
-            config: the run's settings.
-            resume: True resumes a stopped run, or begins one if there is none; False deletes a stopped run's state and
-                begins anew; None begins a run, and refuses a folder with a stopped one.
-            overwrite: whether a finished model in the folder may be replaced.
-        """
         self.folder, self.config, self.resume, self.overwrite = folder, config, resume, overwrite
         self.state_folder = folder / FOLDER
         self.finished = False
@@ -180,7 +179,7 @@ class RunFolder:
             return None
 
     def _compare_settings(self, known: Mapping[str, Any]) -> None:
-        with reading(f"{RUN} cannot be read", file=self.state_folder, do=ANEW):
+        with reading(f"{RUN} cannot be read", file=self.state_folder, do=RESTART):
             before = _flat(rebased(known["settings"], Path.cwd()))
         now = _flat(self._settings())
         differing = _differing(before, now)
@@ -231,7 +230,7 @@ class RunFolder:
             if state.is_main_process:
                 write_text(self.state_folder / RUN, json.dumps({"settings": self._settings(), "facts": now}, indent=1))
             return
-        with reading(f"{RUN} cannot be read", file=self.state_folder, do=ANEW):
+        with reading(f"{RUN} cannot be read", file=self.state_folder, do=RESTART):
             before = {part: dict(before[part]) for part in now}
         for part, what in (("tables", "the {} rows are"), ("encoders", "the backbone {} is")):
             for name, fingerprint in now[part].items():
@@ -247,16 +246,16 @@ class RunFolder:
                     "may differ in the last digits from those of a run that was never stopped."
                 )
 
-    def recall(self, name: str) -> Any:
-        """Return what `remember` stored, or None."""
+    def load_decision(self, name: str) -> Any:
+        """Return what `save_decision` stored under this name, or None if the run is not resumed or stored nothing."""
         path = self.state_folder / f"{name}.json"
         if not self.resume or not path.is_file():
             return None
-        with reading("what the run decided cannot be read", file=path, do=ANEW):
+        with reading("what the run decided cannot be read", file=path, do=RESTART):
             return read_json(path)
 
-    def remember(self, name: str, value: Any) -> None:
-        """Store a decision that a resumed run must reuse."""
+    def save_decision(self, name: str, value: Any) -> None:
+        """Store a decision, as JSON, that a resumed run must reuse."""
         if processes().is_main_process:
             write_text(self.state_folder / f"{name}.json", json.dumps(value))
 
@@ -290,7 +289,7 @@ def interrupted(folder: Path) -> Config | None:
     path = folder / FOLDER / RUN
     if not path.is_file():
         return None
-    with reading("the settings of the run cannot be read", file=path, do=ANEW, error=ConfigError):
+    with reading("the settings of the run cannot be read", file=path, do=RESTART, error=ConfigError):
         return Config.build(read_json(path)["settings"], origin=str(path))
 
 
@@ -311,5 +310,5 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     names = sorted(before.keys() | now.keys())
-    counted = [name for name in names if not any(name == free or name.startswith(f"{free}.") for free in FREE)]
+    counted = [name for name in names if not any(name == free or name.startswith(f"{free}.") for free in RESUMABLE)]
     return [name for name in counted if before.get(name) != now.get(name)]

@@ -18,7 +18,7 @@ from fusetune.deploy.card import write_card
 from fusetune.errors import FusetuneError, Interrupted, ReportError, UserError
 from fusetune.evaluation.decisions import StackUsed
 from fusetune.evaluation.results import Phase
-from fusetune.fitting.run_folder import ANEW, FOLDER, TRAINED, RunFolder
+from fusetune.fitting.run_folder import FOLDER, RESTART, TRAINED, RunFolder
 from fusetune.security.untrusted import reading
 from fusetune.tasks.base import Task
 from fusetune.training.hardware.devices import processes
@@ -61,7 +61,7 @@ def save_trained(run: RunFolder, trained: Trained) -> None:
         "stacked": {name: asdict(used) for name, used in trained.stacked.items()},
         "phases": [asdict(phase) for phase in trained.phases],
     }
-    run.remember(TRAINED, state)
+    run.save_decision(TRAINED, state)
 
 
 def load_trained(run: RunFolder, tasks: Mapping[str, Task]) -> Trained | None:
@@ -70,14 +70,14 @@ def load_trained(run: RunFolder, tasks: Mapping[str, Task]) -> Trained | None:
     Raises:
         FolderError: the model folder or `trained.json` is damaged.
     """
-    state = run.recall(TRAINED)
+    state = run.load_decision(TRAINED)
     if state is None:
         return None
     bundle = load_bundle(run.folder)
     for name, task in bundle.tasks.items():
         task.main = tasks[name].main  # a folder does not hold the user's functions
     bundle.model.to(processes().device)
-    with reading("how the training went cannot be read", file=run.folder, do=ANEW):
+    with reading("how the training went cannot be read", file=run.folder, do=RESTART):
         history = TrainingHistory.from_state(state["history"])
         stacked = {name: StackUsed(**used) for name, used in state["stacked"].items()}
         phases = [Phase(**phase) for phase in state["phases"]]

@@ -1,9 +1,9 @@
-"""`fusion: stack`: trees are grown beside the tuned network, and validation rows say what they count.
+"""`fusion: stack`: train boosted trees beside the tuned network, and choose their weight on validation rows.
 
-Sound, as no row's features know its own target: what trees see are the columns as they are, what encoders say that were
-never tuned, and the logits of a linear model on the latter that learned on other train rows (stacked generalisation:
-Wolpert 1992; a fold at a time: Breiman 1996, "Stacked Regressions"). The tuned network's own predictions and its tuned
-encoders' vectors are not among them: of train rows they know the targets, of new rows they do not.
+No feature of a train row may depend on the row's own target. So the trees read the columns, the outputs of untuned
+encoders, and out-of-fold logits of a linear model on these outputs (stacked generalisation: Wolpert 1992; Breiman 1996,
+"Stacked Regressions"). They do not read the tuned network's predictions or its encoders' outputs, which have been
+trained on the train rows' targets.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from fusetune.training.probe import Probe, SplitRows
 from fusetune.trees.boost import Rows, grow, tree_scores
 from fusetune.trees.stack import Blend, Stack, mix
 from fusetune.trees.text import lightgbm
-from fusetune.trees.view import Line, View, has_all
+from fusetune.trees.view import LinearLogits, TreeFeatures, rows_with_columns
 
 WEIGHTS = np.linspace(0, 1, 21)
-"""What the trees may count."""
+"""The weights of the trees to choose from."""
 TINY = 1e-12
 
 
 def check_stack(config: Config) -> None:
-    """Stop before anything is read where a stack cannot be grown.
+    """Check that `fusion: stack` can run, before any table is read.
 
     Raises:
         MissingExtra: LightGBM is not installed.
@@ -49,8 +49,8 @@ def check_stack(config: Config) -> None:
         lightgbm()
 
 
-def as_they_are(fit: Prepared, model: Family) -> dict[str, nn.Module]:
-    """Copies of the pretrained encoders that tuning may move, where trees will need them."""
+def untuned_encoders(fit: Prepared, model: Family) -> dict[str, nn.Module]:
+    """Return copies of the pretrained encoders that tuning may change, by key, if trees will need them."""
     if not isinstance(fit.config.fusion, StackConfig) or not fit.config.trainer.epochs:
         return {}
     return {
@@ -60,8 +60,15 @@ def as_they_are(fit: Prepared, model: Family) -> dict[str, nn.Module]:
     }
 
 
-class Growing:
-    """Grows a fit's trees once its network is tuned."""
+class StackFit:
+    """Train a fit's trees, after its network was tuned.
+
+    Args:
+        fit: with its probes.
+        model: the tuned model.
+        history: the training history.
+        before: from `untuned_encoders`.
+    """
 
     def __init__(
         self,
@@ -70,23 +77,18 @@ class Growing:
         history: TrainingHistory,
         before: Mapping[str, nn.Module],
     ) -> None:
-        """
-        Args:
-            fit: with its probes.
-            model: tuned.
-            history: how tuning went.
-            before: `as_they_are`.
-        """
         settings = fit.config.fusion
         assert isinstance(settings, StackConfig)
         self.fit, self.model, self.rows, self.settings = fit, model, fit.rows, settings
-        self.view = View.fit(fit.examples["train"].with_target(), fit.features["train"], components=settings.components)
+        self.view = TreeFeatures.fit(
+            fit.examples["train"].with_target(), fit.features["train"], components=settings.components
+        )
         self.frozen = {key: encoder for key, encoder in before.items() if _moved(encoder, model.encoders[key])}
-        still = [name for name, key in model.routes.items() if key not in history.moved]
-        self.known = {name: known for name, known in fit.features["val"].items() if name in still}
+        unchanged = [name for name, key in model.routes.items() if key not in history.moved]
+        self.known = {name: known for name, known in fit.features["val"].items() if name in unchanged}
 
     def run(self) -> tuple[Stack | None, dict[str, StackUsed]]:
-        """The stack, None where no task is better with trees; and per task what was found."""
+        """Return the stack, None if trees improve no task; and by task the record of the decision."""
         blends, used = {}, {}
         self.val = encoded(self.model, self.fit.examples["val"], self.known)
         for name, task in self.fit.targets.items():
@@ -102,7 +104,7 @@ class Growing:
             none.said = f"No trees are grown for the task {task.name}."
             return None, none
         probe = self.fit.probes.get(name)
-        if probe is not None and isinstance(task, Probed):  # one of the columns alone, as trees keep it beside them
+        if probe is not None and isinstance(task, Probed):  # on the columns only, without the probe's extra blocks
             probe = Probe.fit(task, train, val, list(probe.scales))
         if not self.view.width and probe is None:
             none.said = "No trees are grown: no column is a number, a category or read by a pretrained encoder."
@@ -111,25 +113,25 @@ class Growing:
             none.said = "No trees are grown: the time was up (trainer.minutes)."
             return None, none
         if not len(val.indices):
-            none.said = "No trees are grown: no validation row has a target to weigh them by."
+            none.said = "No trees are grown: no validation row has a target to choose their weight by."
             return None, none
-        line = Line.of(probe) if probe is not None else None
-        learned = Rows(
+        line = LinearLogits.of(probe) if probe is not None else None
+        train_rows = Rows(
             self._matrix(train, self._held_out(name, task) if probe is not None else None),
             train.truth,
             train.examples.weights[train.indices],
         )
         logits = line.logits(val.examples, val.indices, val.features) if line is not None else None
-        watched = Rows(self._matrix(val, logits), val.truth, val.examples.weights[val.indices])
+        val_rows = Rows(self._matrix(val, logits), val.truth, val.examples.weights[val.indices])
         late, seed = self.fit.deadline.part(COMPARING).passed, self.fit.config.seed
-        boosters = grow(task, learned, watched, self.view.categorical, self.settings, seed=seed, late=late)
+        boosters = grow(task, train_rows, val_rows, self.view.categorical, self.settings, seed=seed, late=late)
         network = systems.model_scores(self.model, name, task, val, train)
         gains = sum(np.asarray(booster.feature_importance("gain")) for booster in boosters)
         needed = self.view.needed(train.examples, np.asarray(gains))
-        whole = has_all(val.examples, val.indices, needed)
-        trees = network.copy()  # as `Stack.scores` predicts rows that lack what trees need
-        trees[whole] = tree_scores(task, boosters, watched.matrix)[whole]
-        used = weigh(task, network, trees, val.truth, watched.weights)
+        complete = rows_with_columns(val.examples, val.indices, needed)
+        trees = network.copy()  # as in `Stack.scores`, for rows that lack a column that the trees need
+        trees[complete] = tree_scores(task, boosters, val_rows.matrix)[complete]
+        used = choose_weight(task, network, trees, val.truth, val_rows.weights)
         used.trees = sum(booster.num_trees() for booster in boosters)
         return (Blend(used.weight, boosters, line, needed) if used.weight else None), used
 
@@ -137,56 +139,58 @@ class Growing:
         return self.view.matrix(split.examples, split.indices, split.features, logits)
 
     def _held_out(self, name: str, task: TargetTask) -> np.ndarray:
-        """Per train row, (rows, logits) of a linear model that learned on the other folds; groups stay together."""
+        """Return out-of-fold logits of a linear model, (rows, logits), for the train rows; a group is in one fold."""
         train, val = self.rows[name]["train"], self.rows[name]["val"].seen(self.val)
         columns = list(self.fit.probes[name].scales)
-        parts = fold_of(train.examples.groups[train.indices], self.settings.folds, seed=self.fit.config.seed)
+        folds = fold_of(train.examples.groups[train.indices], self.settings.folds, seed=self.fit.config.seed)
         logits: np.ndarray | None = None
         assert isinstance(task, Probed), "the task has a probe"
-        for part in np.unique(parts):
-            inside = np.flatnonzero(parts == part)
-            others = np.flatnonzero(parts != part)
-            rows = SplitRows(train.examples, train.features, train.indices[others], train.truth[others])
-            found = Line.of(Probe.fit(task, rows, val, columns)).logits(
+        for fold in np.unique(folds):
+            inside = np.flatnonzero(folds == fold)
+            outside = np.flatnonzero(folds != fold)
+            rows = SplitRows(train.examples, train.features, train.indices[outside], train.truth[outside])
+            fold_logits = LinearLogits.of(Probe.fit(task, rows, val, columns)).logits(
                 train.examples, train.indices[inside], train.features
             )
             if logits is None:
-                logits = np.zeros((len(parts), found.shape[1]), dtype=np.float32)
-            logits[inside] = found
+                logits = np.zeros((len(folds), fold_logits.shape[1]), dtype=np.float32)
+            logits[inside] = fold_logits
         assert logits is not None
         return logits
 
 
-def weigh(task: Boosted, network: np.ndarray, trees: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> StackUsed:
-    """The weight of the trees, chosen on validation rows.
+def choose_weight(
+    task: Boosted, network: np.ndarray, trees: np.ndarray, truth: np.ndarray, weights: np.ndarray
+) -> StackUsed:
+    """Choose the weight of the trees on validation rows.
 
-    Of the weights 0, 0.05, ..., 1 under which the main metric is no worse than the network's, it is the one with the
-    smallest loss (log loss; for numbers the squared error), the smaller of two as good; but 0 unless the loss falls by
-    more than one standard error of its mean difference from the network's, row by row.
+    Of the weights 0, 0.05, ..., 1 for which the main metric is no worse than the network's, take the one with the
+    lowest loss (log loss, or squared error for numbers); of equal ones the smallest. But take 0 unless the loss falls
+    by more than one standard error of the mean difference over rows.
 
     Args:
         task: fitted.
-        network, trees: scores, as `TargetTask.answers` gives them.
-        truth: as `TargetTask.truth` gives it.
-        weights: (rows,) of the rows.
+        network, trees: (rows, ...) answers, from `TargetTask.answers`.
+        truth: (rows, ...) from `TargetTask.truth`.
+        weights: (rows,) row weights.
     """
     sign = 1.0 if task.main.greater_is_better else -1.0
 
     def main(scores: np.ndarray) -> float:
         return task.main_value(task.measured(scores, truth), truth, weights)
 
-    alone = main(network)
+    network_value = main(network)
     before = task.row_losses(network, truth)
     best, best_loss = 0.0, mean(before, weights)
     for weight in WEIGHTS[1:]:
         scores = mix(network, trees, float(weight))
         value, loss = main(scores), mean(task.row_losses(scores, truth), weights)
-        if not sign * value < sign * alone and loss < best_loss - TINY:
+        if not sign * value < sign * network_value and loss < best_loss - TINY:
             best, best_loss = float(weight), loss
-    gained = before - task.row_losses(mix(network, trees, best), truth)
-    if mean(gained, weights) <= (mean((gained - mean(gained, weights)) ** 2, weights) / len(gained)) ** 0.5:
+    gain = before - task.row_losses(mix(network, trees, best), truth)
+    if mean(gain, weights) <= (mean((gain - mean(gain, weights)) ** 2, weights) / len(gain)) ** 0.5:
         best = 0.0
-    used = StackUsed(best, task.main.name, alone, main(trees), main(mix(network, trees, best)))
+    used = StackUsed(best, task.main.name, network_value, main(trees), main(mix(network, trees, best)))
     figures = f"the network alone {used.network:.3f}, the trees alone {used.alone:.3f}"
     if best:
         used.said = (
@@ -199,11 +203,11 @@ def weigh(task: Boosted, network: np.ndarray, trees: np.ndarray, truth: np.ndarr
 
 
 def mean(values: np.ndarray, weights: np.ndarray) -> float:
-    """The weighted mean of (rows,); all rows count alike where every weight is 0."""
+    """Return the weighted mean of (rows,) values; the plain mean if all weights are 0."""
     return float(np.average(values, weights=weights if weights.sum() > 0 else None))
 
 
 def _moved(before: nn.Module, after: nn.Module) -> bool:
-    """Whether tuning left an encoder other than it was."""
+    """Return whether tuning changed an encoder's weights."""
     state = after.state_dict()
     return any(not torch.equal(value, state[name].cpu()) for name, value in before.state_dict().items())

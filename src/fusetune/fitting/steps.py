@@ -64,7 +64,7 @@ def encode(fit: Prepared, model: Family) -> Prepared:
 
 
 def fit_probes(fit: Prepared, part: Sequence[str] | None = None) -> dict[str, Probe]:
-    """Return per task the best linear model on the columns (those of a part) that have features before any training."""
+    """Fit each task's best linear probe on the columns (of a part, or all) that have features before training."""
     probes = {}
     for name, splits in fit.rows.items():
         task = fit.targets[name]
@@ -175,7 +175,7 @@ def alone_models(fit: Prepared) -> dict[str, Family | None]:
             start=Start(fit_probes(fit, columns)),
             context=_quiet(fit, "alone", columns),
         )
-        models[part] = None if history.out_of_time else model  # less trained, it would be no fair comparison
+        models[part] = None if history.out_of_time else model  # trained for less time, it would be no fair comparison
         if history.out_of_time:
             fit.left_out.append(f"{part} alone")
     return models

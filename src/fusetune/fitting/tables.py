@@ -26,10 +26,17 @@ SPLITS = ("train", "val", "test")
 class Tables:
     """The rows of each split.
 
+    Args:
+        config: the settings.
+        sources: the tables under "train" (one or a list), "val" and "test" (None if there is none).
+
+    Raises:
+        TableError, SchemaError: a table cannot be read, or lacks a column.
+
     Attributes:
         schema: detected on the train table.
-        splits: the rows with at least one target, under "train", "val" and "test"; train has the rows without any, too,
-            where an objective learns from them.
+        splits: the rows with at least one target, under "train", "val" and "test"; the train rows without any too, if
+            an objective learns from them.
         files: by split with a table of its own, (file, number of rows in it).
         unlabelled: by split, the number of rows without any target that are left out.
         rejected: by split, the rows that could not be read.
@@ -37,14 +44,6 @@ class Tables:
     """
 
     def __init__(self, config: Config, sources: Mapping[str, Any]) -> None:
-        """
-        Args:
-            config: the settings.
-            sources: the tables under "train", "val" and "test"; lists of train tables; the latter two may be None.
-
-        Raises:
-            TableError, SchemaError: a table cannot be read, or lacks what is asked of it.
-        """
         self.config = config
         self.files: dict[str, tuple[str, int]] = {}
         self.unlabelled = dict.fromkeys(SPLITS, 0)
@@ -85,22 +84,22 @@ class Tables:
         return splits
 
     def _labelled(self, split: str, table: Table) -> np.ndarray:
-        """Return which rows have at least one target, (rows,) bool; all where nothing is predicted."""
+        """Return which rows have at least one target, (rows,) bool; all rows if the table has no target columns."""
         if not self.schema.names("target"):
             return np.ones(len(table), dtype=bool)
-        has = ~np.all([table.missing(target) for target in self.schema.names("target")], axis=0)
-        self.unlabelled[split] = int((~has).sum())
-        if not has.any():
+        is_labelled = ~np.all([table.missing(target) for target in self.schema.names("target")], axis=0)
+        self.unlabelled[split] = int((~is_labelled).sum())
+        if not is_labelled.any():
             raise TableError(
                 "no row has a target", file=table.source, expected=f"values in {self.schema.names('target')}"
             )
-        return np.asarray(has)
+        return np.asarray(is_labelled)
 
-    def _with_unlabelled(self, given: Table, has: np.ndarray, splits: Mapping[str, Table]) -> Table:
+    def _with_unlabelled(self, given: Table, is_labelled: np.ndarray, splits: Mapping[str, Table]) -> Table:
         """Return the train rows with the rows without a target that may train, if an objective learns from them."""
         if not (self.config.data.unlabelled and learning_without_target(self.config.objectives)):
             return splits["train"]
-        if not len(positions := np.flatnonzero(~has)):
+        if not len(positions := np.flatnonzero(~is_labelled)):
             return splits["train"]
         held_out = [table for split, table in splits.items() if split != "train"]
         positions = positions[may_train(given.select(positions), self.schema, held_out)]
@@ -123,7 +122,7 @@ class Tables:
         self.notes.append(f"{num:,} train rows without a target are left out: {why}.")
 
     def _split(self, given: dict[str, Table]) -> dict[str, Table]:
-        """Train, validation and test rows: those given, the others split off from train."""
+        """Return the rows of every split; splits without a table of their own are split off from train."""
         wanted = [split for split in SPLITS if split not in given]
         tables = dict(given)
         if wanted:
@@ -142,19 +141,19 @@ class Tables:
         return {split: tables[split] for split in SPLITS if split in tables}
 
     def all_rejected(self, examples: Mapping[str, Examples]) -> list[Rejected]:
-        """Every row that is not used, with its file."""
-        found = []
+        """Return every rejected row, with its file and its row number there."""
+        rejected_rows = []
         for split, rows in examples.items():
             for item in [*self.rejected[split], *rows.rejected]:
                 file, row = rows.table.file_and_row(item.row)
-                found.append(replace(item, file=file, row=row))
-        return found
+                rejected_rows.append(replace(item, file=file, row=row))
+        return rejected_rows
 
     def check_rejected(self, examples: Mapping[str, Examples]) -> None:
-        """Stop where too large a share of a table's rows is rejected.
+        """Stop the run if too large a share of a table's rows is rejected.
 
         Raises:
-            TooManyRejected: it is above `data.max_rejected`.
+            TooManyRejected: the share is above `data.max_rejected`.
         """
         for split, (file, rows_in) in self.files.items():
             rejected = [*self.rejected[split], *examples[split].rejected]
@@ -164,7 +163,7 @@ class Tables:
             check_rate(rejected, rows_in, limit=self.config.data.max_rejected, source=file)
 
     def used(self, examples: Mapping[str, Examples]) -> list[TableUsed]:
-        """Each split: its rows in are its rows used, rejected and unlabelled ones among them counted apart."""
+        """Return each split's counts: rows in = rows used (unlabelled ones included) + rows rejected."""
         used = []
         for split, rows in examples.items():
             rejected = {item.row for item in [*self.rejected[split], *rows.rejected]}
@@ -176,10 +175,10 @@ class Tables:
 
 
 def check_rows(examples: Mapping[str, Examples], targets: Sequence[str]) -> None:
-    """Stop where a split has no row to use: one with a target, if there are targets.
+    """Stop the run if a split has no usable row: a labelled one, if there are targets.
 
     Raises:
-        TableError: so it is.
+        TableError: a split has no usable row.
     """
     for split, rows in examples.items():
         if not (any(len(rows.labelled(target)) for target in targets) if targets else len(rows)):

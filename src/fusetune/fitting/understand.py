@@ -13,7 +13,7 @@ from fusetune.fitting.choose import choose_fusion, start_fusion
 from fusetune.fitting.findings import Findings
 from fusetune.fitting.prepared import Prepared
 from fusetune.fitting.saved import Trained, load_trained, reporting, save_trained
-from fusetune.fitting.stack import Growing, as_they_are
+from fusetune.fitting.stack import StackFit, untuned_encoders
 from fusetune.fitting.steps import alone_models, build, bundle, drop_ngrams, encode, fit_probes, single_models, tune
 from fusetune.models.family import Family
 from fusetune.models.perturb import attacked_columns
@@ -64,14 +64,14 @@ def _check(fit: Prepared, model: Family) -> None:
 
 
 def _train(fit: Prepared, model: Family) -> Trained:
-    """Tune the model, grow its trees, choose its decisions on validation rows, and save it."""
-    before = as_they_are(fit, model)
+    """Tune the model, train its trees, tune decision thresholds on validation rows, and save it."""
+    before = untuned_encoders(fit, model)
     with fit.phase("tune"):
         history = tune(fit, model, start=Start(fit.probes))
     trained = Trained(bundle(fit, model), history, {}, fit.phases)
     if isinstance(fit.config.fusion, StackConfig):
         with fit.phase("grow trees"):
-            trained.bundle.stack, trained.stacked = Growing(fit, model, history, before).run()
+            trained.bundle.stack, trained.stacked = StackFit(fit, model, history, before).run()
     with fit.phase("save"):
         trained.val_scores = Findings(fit, trained).decide()
         save_trained(fit.run, trained)

@@ -61,14 +61,13 @@ class Average(Callback):
     v ← d v + (1 − d) w after every update, d = min(decay, (1 + t)/(10 + t)) after t updates, so that the initial
     weights lose their influence soon. Polyak and Juditsky 1992; the warm-up is that of TensorFlow's
     `ExponentialMovingAverage(num_updates)`.
+
+    Args:
+        module: the trained module.
+        decay: d, in (0, 1).
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        """
-        Args:
-            module: the trained module.
-            decay: d, in (0, 1).
-        """
         self.module, self.decay, self.updates = module, decay, 0
         self.values = {name: value.clone() for name, value in trained_weights(module).items()}
 

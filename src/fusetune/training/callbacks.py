@@ -1,4 +1,4 @@
-"""What watches a training run: the best step, early stopping, the learning curve, trackers, progress."""
+"""Callbacks of the training loop: best step, early stopping, learning curve, trackers, progress."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from fusetune.training.progress import StageBar, StageLines, console, shows_bars
 from fusetune.training.score_error import ScoreError
 
 Validate = Callable[[], tuple[float, float, dict[str, dict[str, float]]]]
-"""Gives (loss, score, metrics by task) on the validation rows."""
+"""Returns (loss, score, metrics by task) on the validation rows."""
 
 
 @dataclass
 class Check:
-    """One evaluation on validation rows.
+    """An evaluation on the validation rows.
 
     Attributes:
-        stage: the stage it was made in.
-        step: updates so far, over all stages.
-        epoch: epochs so far in this stage.
-        train_loss: mean loss of the updates since the last check; None before the first.
-        val_loss: on the validation rows.
-        score: the mean over tasks of the main metric, turned so that more is better.
-        metrics: per task, its metrics, the main one first.
-        lr: the largest learning rate now.
-        task_losses: per task, where there are several: the mean of its loss, divided by that of the constant guess,
-            over the updates since the last check.
+        stage: name of the stage.
+        step: number of updates so far, over all stages.
+        epoch: number of epochs so far in this stage, a fraction.
+        train_loss: mean loss of the updates since the last check; None before the first update.
+        val_loss: loss on the validation rows.
+        score: mean main metric over tasks, with the sign changed if lower is better; higher is better.
+        metrics: by task, its metrics, the main one first.
+        lr: the largest learning rate.
+        task_losses: by task, if there are several: the mean of its normalised loss over the updates since the last
+            check; see `fusetune.objectives.balance`.
     """
 
     stage: str
@@ -48,35 +48,42 @@ class Check:
 
 
 class Callback:
-    """Hooks of the loop; every one may be left out."""
+    """Base class of callbacks; every hook is optional."""
 
     def on_stage(self, name: str, num_updates: int, done: int) -> None:
-        """A stage begins, or is gone on with after some updates."""
+        """Called when a stage begins, or is resumed after `done` of its updates."""
 
     def on_update(self, step: int, losses: dict[str, float], lr: float, figures: dict[str, float]) -> None:
-        """An update was made; `figures` are logged besides the losses."""
+        """Called after every update.
+
+        Args:
+            step: number of updates so far, over all stages.
+            losses: the update's losses by name.
+            lr: the largest learning rate.
+            figures: further values to log, by name.
+        """
 
     def on_check(self, check: Check) -> None:
-        """The model was evaluated on validation rows."""
+        """Called after every evaluation on the validation rows."""
 
     def on_end(self) -> None:
-        """The run is over, well or not."""
+        """Called once when the run ends, also after an error."""
 
     def state(self) -> Any:
-        """What it knows, as a checkpoint keeps it; None for nothing."""
+        """Return the state for a checkpoint; None if there is none."""
         return None
 
     def load(self, state: Any) -> None:
-        """Know this again."""
+        """Restore the result of `state`."""
 
 
 class BestStep(Callback):
     """Keep the weights of the best check, on the CPU; see `better`.
 
     Attributes:
-        module: what is trained.
-        error: the score's standard error, which gives the margin.
-        check: the best one so far.
+        module: the trained module.
+        error: the score's standard error, from which the margin follows.
+        check: the best check so far.
     """
 
     def __init__(self, module: nn.Module, *, error: ScoreError | None = None) -> None:
@@ -85,7 +92,7 @@ class BestStep(Callback):
         self._weights: dict[str, Tensor] = {}
 
     def cover(self) -> None:
-        """Add what has become trainable since, at its present value: it had that value at the best step too."""
+        """Add tensors that have become trainable since the best step, whose values have not changed since then."""
         for name, tensor in self._trained().items():
             if name not in self._weights:
                 self._weights[name] = full_tensor(tensor.detach()).to("cpu", copy=True)
@@ -102,7 +109,7 @@ class BestStep(Callback):
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put the best step's weights back."""
+        """Restore the best step's weights."""
         state = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
         for name, value in self._weights.items():
             state[name].copy_(value)
@@ -113,7 +120,7 @@ class BestStep(Callback):
         return {"check": check, "weights": self._weights, "error": self.error.value}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take these up again; a checkpoint without the error leaves it to the next check."""
+        """Restore the result of `state`; without a standard error, the next check measures it."""
         self.check = None if state["check"] is None else Check(**state["check"])
         self._weights = dict(state["weights"])
         self.error.value = state.get("error")
@@ -122,13 +129,13 @@ class BestStep(Callback):
 def better(new: Check, old: Check, margin: float = 0.0) -> bool:
     """Return whether a check beats an earlier one.
 
-    A higher score does if it gained more than `margin`, or if the validation loss is not higher; equal scores go by the
-    loss. A lower score never does, and an undefined one beats nothing. The best check so far is therefore at most
-    `margin` below the highest score.
+    A higher score does if the gain is more than `margin`, or if the validation loss is not higher. With equal scores
+    the lower loss decides. A lower or undefined score never does. So the best check is at most `margin` below the
+    highest score.
 
     Args:
         new: the later check.
-        old: the one to beat.
+        old: the earlier check.
         margin: in the score's unit, 0 or more; see `ScoreError.margin`.
     """
     if math.isnan(new.score) or math.isnan(old.score):
@@ -138,9 +145,12 @@ def better(new: Check, old: Check, margin: float = 0.0) -> bool:
 
 
 class EarlyStopping(Callback):
-    """Say stop after `patience` checks of a stage without a better one.
+    """Stop a stage after `patience` checks without a better one.
 
-    Any higher score counts as better, however small the gain: a stage goes on while the score rises.
+    Every higher score counts as better, however small the gain, so a stage continues while the score rises.
+
+    Args:
+        patience: number of checks; None never stops.
     """
 
     def __init__(self, patience: int | None) -> None:
@@ -149,7 +159,7 @@ class EarlyStopping(Callback):
         self.waited = 0
 
     def on_check(self, check: Check) -> None:
-        """Count the check."""
+        """Count checks without an improvement."""
         if self.best is None or better(check, self.best):
             self.best, self.waited = check, 0
         else:
@@ -157,40 +167,40 @@ class EarlyStopping(Callback):
 
     @property
     def stop(self) -> bool:
-        """Whether to stop now."""
+        """Whether to stop the stage."""
         return self.patience is not None and self.waited >= self.patience
 
     def state(self) -> dict[str, Any]:
-        """The stage's best check and the checks since."""
+        """Return the stage's best check and the number of checks since."""
         return {"best": None if self.best is None else asdict(self.best), "waited": self.waited}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Know these again."""
+        """Restore the result of `state`."""
         self.best = None if state["best"] is None else Check(**state["best"])
         self.waited = state["waited"]
 
 
 @dataclass
 class Curve(Callback):
-    """Every check, in order."""
+    """Collect every check, in order."""
 
     checks: list[Check] = field(default_factory=list)
 
     def on_check(self, check: Check) -> None:
-        """Keep it."""
+        """Append the check."""
         self.checks.append(check)
 
     def state(self) -> list[dict[str, Any]]:
-        """The checks."""
+        """Return the checks."""
         return [asdict(check) for check in self.checks]
 
     def load(self, state: list[dict[str, Any]]) -> None:
-        """Know these again."""
+        """Restore the result of `state`."""
         self.checks = [Check(**check) for check in state]
 
 
 class Trackers(Callback):
-    """TensorBoard, Weights & Biases and whatever else accelerate knows by name."""
+    """Log to accelerate's trackers, such as TensorBoard and Weights & Biases."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
@@ -213,7 +223,7 @@ class Trackers(Callback):
 
 
 class Bar(Callback):
-    """Shows the stage, the updates made, the loss and the validation score on standard error.
+    """Show the stage, the number of updates, the loss and the validation score on standard error.
 
     Attributes:
         display: a progress bar on a terminal, else plain lines.
@@ -247,5 +257,5 @@ class Bar(Callback):
         self.display.show(self.done, "  ".join(part for part in (self.loss, self.score) if part))
 
     def on_end(self) -> None:
-        """Take the display away."""
+        """Close the display."""
         self.display.end()

@@ -1,4 +1,4 @@
-"""Which parameters training has changed: those of the weights that were kept, against those it began with."""
+"""Count the parameters that training changed, by comparing the final weights with the initial ones."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def digests(model: nn.Module) -> dict[str, bytes]:
 
 
 def changed_parameters(before: Mapping[str, bytes], model: nn.Module, encoders: nn.ModuleDict) -> dict[str, int]:
-    """Count the parameters in tensors whose values are others now, per encoder and in all under "".
+    """Return the number of parameters in tensors whose values changed, by encoder key; the total under "".
 
     Args:
-        before: `digests` of the model before training.
-        model: now.
-        encoders: a part of it, by key.
+        before: the result of `digests` before training.
+        model: the model after training.
+        encoders: the model's encoders, by key.
     """
     owner = {id(parameter): key for key, encoder in encoders.items() for parameter in encoder.parameters()}
     counts = dict.fromkeys(["", *encoders], 0)

@@ -39,15 +39,14 @@ _NAME = re.compile(r"\d{8}-[0-9a-f]{16}")
 class Checkpoints:
     """The checkpoints in a folder.
 
+    Args:
+        folder: created when the first checkpoint is written.
+
     Attributes:
         warnings: the damaged checkpoints that `newest` passed over, with the reasons.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        """
-        Args:
-            folder: created when the first checkpoint is written.
-        """
         self.folder = Path(folder)
         self.warnings: list[str] = []
 

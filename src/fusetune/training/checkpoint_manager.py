@@ -56,6 +56,14 @@ MAX_TIME_SHARE = 0.05
 class CheckpointManager:
     """Saves one training's state periodically and when a signal comes, and holds the state to resume from.
 
+    Args:
+        folder: of this training's checkpoints; None saves none.
+        minutes: between two checkpoints; 0 saves one an update, None saves none.
+        processes: number of processes that train together.
+
+    Raises:
+        FolderError: the saved state is damaged or does not fit this run.
+
     Attributes:
         saved: the newest saved state, until the training has passed it; None for a training that starts afresh.
         outer_state: returns the part of the state that lies outside the stages.
@@ -63,15 +71,6 @@ class CheckpointManager:
     """
 
     def __init__(self, folder: Path | None = None, minutes: float | None = None, *, processes: int = 1) -> None:
-        """
-        Args:
-            folder: of this training's checkpoints; None saves none.
-            minutes: between two checkpoints; 0 saves one an update, None saves none.
-            processes: number of processes that train together.
-
-        Raises:
-            FolderError: the saved state is damaged or does not fit this run.
-        """
         self.minutes, self.folder = minutes, folder
         self.checkpoints = Checkpoints(folder) if folder is not None and minutes is not None else None
         self.saved: State | None = self.checkpoints.newest() if self.checkpoints is not None else None

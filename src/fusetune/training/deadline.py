@@ -1,12 +1,13 @@
-"""The time that a fit may take (`trainer.minutes`), shared out over its steps.
+"""The time budget of a fit (`trainer.minutes`), divided among its steps.
 
-Each step is given a part of the budget, counted from the start of the run, so that later steps find some of it left:
+Each step must stop when a share of the budget is spent, counted from the start of the run, so that time remains for
+later steps:
 
 | step | stops once this share is spent |
 | --- | --- |
 | choosing the fusion | 40 % |
 | training | 80 % |
-| trees, models that the report compares with | 90 % |
+| trees, and models for the report's comparisons | 90 % |
 | an attack in the report | 100 % |
 """
 
@@ -21,22 +22,22 @@ from accelerate.utils import broadcast_object_list
 from fusetune.training.hardware.devices import processes
 
 CHOOSING, TRAINING, COMPARING = 0.4, 0.8, 0.9
-"""The shares of the budget at which choosing the fusion, training, and growing or training what is compared stop."""
+"""The shares of the budget at which choosing the fusion, training, and training models for comparison stop."""
 
 
 @dataclass(frozen=True)
 class Deadline:
-    """When to stop.
+    """A time at which to stop.
 
     Attributes:
-        minutes: of the run; None for no limit.
-        share: of these minutes, after which to stop.
-        clock: gives seconds.
-        start: of the run, by the clock.
+        minutes: the time budget of the run; None for no limit.
+        share: the share of the budget after which to stop, 0 to 1.
+        clock: returns seconds.
+        start: the clock at the start of the run.
 
     Example:
         >>> deadline = Deadline(minutes=30)
-        >>> training = deadline.part(TRAINING)  # over 24 minutes after the start of the run
+        >>> training = deadline.part(TRAINING)  # 24 minutes after the start of the run
         >>> training.passed()
         False
     """
@@ -51,11 +52,11 @@ class Deadline:
             object.__setattr__(self, "start", self.clock())
 
     def part(self, share: float) -> Deadline:
-        """Return the time at which a share of the same run's minutes is spent."""
+        """Return the deadline of a step: the time at which a share of the budget is spent."""
         return replace(self, share=share)
 
     def passed(self) -> bool:
-        """Return whether it is time to stop. All processes get the main one's answer, so all have to ask."""
+        """Return whether it is time to stop. The main process decides, so every process must call this."""
         if self.minutes is None:
             return False
         answer = [self.clock() - self.start >= 60 * self.minutes * self.share]

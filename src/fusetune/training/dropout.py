@@ -1,4 +1,4 @@
-"""Dropout whose draws cost little on a processor."""
+"""Dropout with cheaper random numbers on CPUs."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 
 STEPS = 2**16
-"""A rate is rounded to one part in so many."""
+"""Rates are rounded to multiples of 1 / STEPS."""
 
 
 class QuickDropout(nn.Dropout):
-    """Dropout that draws 16 bits an element.
+    """Dropout that draws 16 random bits per element.
 
-    torch draws a double for each on processors, one after another, which takes a tenth of an update of a small text
-    encoder. Draws come from torch's generator here as there, so seeds, states that are kept and passes computed again
-    hold; they are others than torch's. What stays is scaled by the rounded rate, so its expectation is exact.
+    On CPUs torch draws a double per element, sequentially, which takes a tenth of an update of a small text encoder.
+    The bits come from torch's generator too, so seeds, restored RNG states and recomputed passes work as usual; only
+    the masks differ from torch's. The remaining elements are scaled by the rounded rate, so the expectation is exact.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """The tensor with each element zeroed with probability `p`, the others divided by 1 - p."""
+        """Zero each element with probability `p`, and divide the others by 1 - p."""
         dropped = round(self.p * STEPS)
         if not self.training or not 0 < dropped < STEPS or not input.is_cpu or torch.compiler.is_compiling():
             return super().forward(input)
@@ -34,12 +34,12 @@ class QuickDropout(nn.Dropout):
 
 @contextmanager
 def quick_dropout(model: nn.Module) -> Iterator[None]:
-    """Replace a model's `nn.Dropout` modules by `QuickDropout` inside, and put them back after.
+    """Replace a model's `nn.Dropout` modules by `QuickDropout` within the context, and restore them afterwards.
 
-    Subclasses, and modules that work in place, stay.
+    Subclasses of `nn.Dropout` and modules with `inplace=True` are not replaced.
 
     Args:
-        model: to be trained on a processor.
+        model: the model, trained on a CPU.
     """
     quick: dict[nn.Module, QuickDropout] = {}
     replaced: list[tuple[nn.Module, str, nn.Module]] = []  # parent, name, child

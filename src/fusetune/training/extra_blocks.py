@@ -1,4 +1,4 @@
-"""Blocks of a linear probe beside the columns' own: n-grams of texts, and comparisons of columns of one encoder."""
+"""Further blocks of a linear probe: n-grams of texts, and comparisons of columns that share an encoder."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 COMPONENTS = 512
-"""Directions in which the n-grams' weights may lie."""
+"""Maximum number of singular vectors."""
 SVD_ROWS = 10_000
-"""Evenly spaced train rows that these are learned on."""
+"""Maximum number of train rows, evenly spaced, on which they are computed."""
 MAX_COMPARED = 4
-"""Columns of one encoder beyond which they are not compared: the pairs grow with the square."""
+"""Maximum number of columns of one encoder to compare, because the number of pairs grows with the square."""
 
 Key = str | tuple[str, ...]
-"""A column's block is under its name, others under tuples."""
+"""The key of a block: the column's name for a column's own block, a tuple for others."""
 
 
 @dataclass(frozen=True)
 class NgramBlock:
-    """A text column's n-grams along their first singular vectors (latent semantic analysis: Deerwester et al. 1990).
+    """A text column's n-grams, projected onto their first singular vectors.
 
-    The truncated SVD makes the block dense and its size independent of the vocabulary; a weight found on it is a
-    weight of the n-grams again.
+    The truncated SVD (latent semantic analysis, Deerwester et al. 1990) makes the block dense and its size independent
+    of the vocabulary. A linear model's weight of the block is converted to a weight of the n-grams by `of_ngrams`.
 
     Attributes:
         column: the column's name.
@@ -47,12 +47,18 @@ class NgramBlock:
 
     @property
     def key(self) -> Key:
-        """Its key among the blocks."""
+        """The block's key."""
         return ("n-grams", self.column)
 
     @classmethod
     def fit(cls, column: str, examples: Examples, indices: np.ndarray) -> NgramBlock | None:
-        """Learn from train rows, by their places in the table; None where the column has no n-grams or too few rows."""
+        """Fit the singular vectors; return None if the column has no n-grams or too few rows.
+
+        Args:
+            column: the column's name.
+            examples: prepared train rows.
+            indices: (rows,) positions in the table.
+        """
         codes = mapped_take(examples.columns[column].codes, indices)
         codes = codes[codes >= 0]
         vocabulary = examples.columns[column].modality.ngrams
@@ -67,20 +73,20 @@ class NgramBlock:
         return cls(column, np.ascontiguousarray(right[sizes > 1e-6 * sizes[0]].T, dtype=np.float32))
 
     def values(self, examples: Examples, indices: np.ndarray) -> np.ndarray:
-        """The block of some rows, (rows, components) float32, zeros where the column is absent."""
+        """Return the block of some rows, (rows, components) float32, zeros for missing cells."""
         column = examples.columns[self.column]
         vocabulary, codes = column.modality.ngrams, mapped_take(column.codes, indices)
         assert vocabulary is not None
-        made = mapped_zeros((len(codes), self.basis.shape[1]))
+        result = mapped_zeros((len(codes), self.basis.shape[1]))
         for piece in pieces(len(codes)):
-            there = np.flatnonzero(codes[piece] >= 0)
-            if len(there):
-                distinct, inverse = np.unique(codes[piece][there], return_inverse=True)
-                made[piece][there] = (vocabulary.matrix(column.examples(distinct)) @ self.basis)[inverse]
-        return made
+            present = np.flatnonzero(codes[piece] >= 0)
+            if len(present):
+                distinct, inverse = np.unique(codes[piece][present], return_inverse=True)
+                result[piece][present] = (vocabulary.matrix(column.examples(distinct)) @ self.basis)[inverse]
+        return result
 
     def of_ngrams(self, weight: np.ndarray) -> np.ndarray:
-        """A weight of the block, (components, logits), as a weight of the n-grams, (ngrams, logits)."""
+        """Convert a weight of the block, (components, logits), to a weight of the n-grams, (ngrams, logits)."""
         return np.asarray(self.basis @ weight)
 
 
@@ -90,7 +96,7 @@ class PairBlock:
 
     Attributes:
         first, second: the columns.
-        shift, scale: (2 · dim,), which standardise the block over the train rows that have both.
+        shift, scale: (2 · dim,) mean and 1 / standard deviation of the block over the train rows with both columns.
     """
 
     first: str
@@ -100,7 +106,7 @@ class PairBlock:
 
     @property
     def key(self) -> Key:
-        """Its key among the blocks."""
+        """The block's key."""
         return ("pair", self.first, self.second)
 
     @classmethod
@@ -111,26 +117,32 @@ class PairBlock:
         blocks: Mapping[str, np.ndarray],
         learn_scale: Callable[[Tensor], tuple[Tensor, Tensor]],
     ) -> PairBlock:
-        """Learn from the train rows' blocks of the columns, (rows, dim + 1)."""
+        """Fit shift and scale.
+
+        Args:
+            first, second: the columns.
+            blocks: by column, the train rows' block, (rows, dim + 1).
+            learn_scale: see `fusetune.training.probe.learn_scale`.
+        """
         left, right, both = _vectors(blocks[first], blocks[second])
         return cls(first, second, *learn_scale(compared(left[both], right[both])))
 
     def values(self, blocks: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The block of some rows, (rows, 2 · dim) float32, zeros where either column is absent."""
+        """Return the block of some rows, (rows, 2 · dim) float32, zeros where either cell is missing."""
         left, right, both = _vectors(blocks[self.first], blocks[self.second])
         values = (compared(left, right) - self.shift) * self.scale / len(self.shift) ** 0.5
         return np.asarray(values.masked_fill(~both.unsqueeze(1), 0).numpy())
 
 
 def _vectors(first: np.ndarray, second: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-    """The standardised vectors of two columns' blocks, (rows, dim), and which rows have both."""
+    """Return the standardised vectors of two columns, (rows, dim) each, and the mask of rows that have both."""
     left, right = torch.from_numpy(np.asarray(first)), torch.from_numpy(np.asarray(second))
     root = (left.shape[1] - 1) ** 0.5
     return left[:, :-1] * root, right[:, :-1] * root, (left[:, -1] == 0) & (right[:, -1] == 0)
 
 
 def compared_columns(examples: Examples, columns: Sequence[str]) -> list[tuple[str, str]]:
-    """The pairs of columns that are compared: two to four that one pretrained encoder reads."""
+    """Return the pairs of columns to compare: those of two to four columns that share a pretrained encoder."""
     by_encoder: dict[str, list[str]] = {}
     for name in columns:
         modality = examples.columns[name].modality

@@ -1,9 +1,9 @@
-"""The recipe of a fit: a linear probe, then the new parts on frozen features, then everything; the best step is kept.
+"""Tune a model in stages: a linear probe, then the new parts on frozen features, then everything.
 
-Heads that start at random would drag good pretrained features along with their first, wild gradients; learning them
-first keeps the features (Kumar et al. 2022, "Fine-tuning can distort pretrained features", arXiv 2202.10054). It is
-cheap, as the frozen backbones run once. The probe's predictions are the first candidate for the best step, so a tuned
-model is at least as good on the validation rows.
+The large gradients of randomly initialised heads distort pretrained features, so the heads are trained first (Kumar et
+al. 2022, "Fine-tuning can distort pretrained features", arXiv 2202.10054). This is cheap, as the frozen backbones run
+once. The model with the best score on validation rows is kept. The linear probe is the first candidate, so a tuned
+model is at least as good as the probe on these rows.
 """
 
 from __future__ import annotations
@@ -65,15 +65,17 @@ def evaluate_loss(
     batch_size: int | None = None,
     error: ScoreError | None = None,
 ) -> tuple[float, float, dict[str, dict[str, float]]]:
-    """Return loss, score (mean main metric, more is better) and metrics by task on the labelled rows; nan without any.
+    """Return loss, score and metrics by task on the labelled rows; NaN without any.
+
+    The score is the mean main metric over tasks; higher is better.
 
     Args:
         model: in any mode.
-        tasks: fitted.
+        tasks: fitted, by target.
         examples: prepared rows.
-        scales: per task, what its loss is multiplied by before losses are added up; 1 where None.
-        batch_size: rows at a time; None: 64 on a processor, on a GPU as many as it is fastest with.
-        error: the score's standard error, measured here if it is not known yet.
+        scales: by task, the factor of its loss in the sum; 1 if None.
+        batch_size: rows per batch. None: 64 on a CPU; on a GPU chosen for speed.
+        error: the score's standard error, which is measured here if it is not known yet.
     """
     if not len(examples):
         return math.nan, math.nan, {}
@@ -90,9 +92,9 @@ def evaluate_loss(
         total += float(task.loss(chosen, task.encode(values), weights)) * (scales[name] if scales else 1)
         truth, row_weights = task.truth(values), examples.weights[rows]
         measured = task.measured(task.answers(chosen), truth)
-        found = task.all_metrics(measured, truth, row_weights)
-        main = found[task.main.name]
-        metrics[name] = {task.main.name: main, **found}
+        task_metrics = task.all_metrics(measured, truth, row_weights)
+        main = task_metrics[task.main.name]
+        metrics[name] = {task.main.name: main, **task_metrics}
         scores.append(main if task.main.greater_is_better else -main)
         if error is not None and not error.known:
             error.add(task.main.name, main, partial(main_of, task, measured, truth, row_weights), row_weights)
@@ -102,7 +104,13 @@ def evaluate_loss(
 
 
 def main_of(task: Task, measured: np.ndarray, truth: np.ndarray, weights: np.ndarray, rows: np.ndarray) -> float:
-    """Return the main metric of some of the rows."""
+    """Return the main metric on some of the rows.
+
+    Args:
+        task: fitted.
+        measured, truth, weights: (all rows, ...) as `Task.metrics` takes them.
+        rows: (rows,) indices, possibly repeated.
+    """
     return task.main_value(measured[rows], truth[rows], weights[rows])
 
 
@@ -119,16 +127,16 @@ def finetune(
     """Tune a model in place and leave it at its best step on the validation rows.
 
     Args:
-        model: with pretrained encoders and everything else at random.
-        rows: to learn from and to choose the best step by.
+        model: with pretrained encoders; everything else is randomly initialised.
+        rows: train rows, and validation rows that choose the best step.
         goal: what is minimised and measured.
-        settings: the recipe.
+        settings: the section `trainer`.
         rules: how encoders are tuned, by their key.
-        start: what the model starts from.
+        start: what the model is initialised from.
         context: seed, cache, checkpoints, trackers.
 
     Raises:
-        Interrupted: a signal came.
+        Interrupted: a signal was received.
         RunError: the training failed; see `run_stage`.
     """
     start, context = start or Start(), context or RunContext()
@@ -152,7 +160,7 @@ def finetune(
     learner = Learner(model, Total(goal.tasks, objectives, balance))
     _install(model, column_scales(train.with_target(), rows.train_features), start)
     if (ended := manager.pop(END)) is not None:
-        return _ended(learner, ended, manager)
+        return _finished_history(learner, ended, manager)
     saved = manager.saved
     precision = precision_of(recipe, learner, rows) if saved is None else saved["precision"]
     accelerator = make_accelerator(settings, context.log_dir, precision)
@@ -160,7 +168,7 @@ def finetune(
     best, curve = BestStep(learner, error=error), Curve()
     callbacks: list[Callback] = [curve]
     if accelerator.log_with:
-        # wandb writes into the current folder where it is not told otherwise.
+        # Without this setting wandb writes into the current folder.
         options = {"wandb": {"dir": str(context.log_dir)}}
         accelerator.init_trackers("fusetune", config={"seed": context.seed}, init_kwargs=options)
         callbacks.append(Trackers(accelerator))
@@ -173,7 +181,7 @@ def finetune(
         scales = None if balance is None else balance.scales()
         evaluate = partial(evaluate_loss, model, goal.tasks, scales=scales, error=error)
     try:
-        moved = _stages(recipe, learner, rows, evaluate, accelerator, best, callbacks, context)
+        moved = _run_stages(recipe, learner, rows, evaluate, accelerator, best, callbacks, context)
     finally:
         for callback in callbacks:
             callback.on_end()
@@ -194,10 +202,10 @@ def finetune(
 
 
 def _check(recipe: Recipe, manager: CheckpointManager) -> None:
-    """Refuse settings that do not go together.
+    """Refuse settings that are incompatible.
 
     Raises:
-        ConfigError: so it is.
+        ConfigError: they are incompatible.
     """
     recipe.check_compile()
     if recipe.settings.shard:
@@ -206,7 +214,7 @@ def _check(recipe: Recipe, manager: CheckpointManager) -> None:
 
 
 def _install(model: Family, scales: Mapping[str, tuple[Tensor, Tensor]], start: Start) -> None:
-    """Have the model start where the frozen features say."""
+    """Initialise the model from the features' scales, the probes and the alignment."""
     for name, scale in scales.items():
         model.set_scale(name, *scale)
     install_probes(model, start.probes)
@@ -215,13 +223,13 @@ def _install(model: Family, scales: Mapping[str, tuple[Tensor, Tensor]], start: 
 
 
 def precision_of(recipe: Recipe, learner: Learner, rows: TrainingRows) -> str:
-    """Return the precision of the last stage; all processes take the first one's."""
+    """Return the precision of the last stage, as the main process chose it."""
     train = rows.train
     stage = recipe.tune_stage() if recipe.tunes() else recipe.head_stage(train.num_drawn)
     trained = [parameter for group in stage.groups for parameter in group["params"]]
-    still = {column for column, key in recipe.model.routes.items() if key not in recipe.moving()}
+    unchanged = {column for column, key in recipe.model.routes.items() if key not in recipe.moving()}
     updates = round(stage.epochs * train.num_drawn / stage.batch_size)
-    tried, _ = rows.given(still, augmented=bool(train.augmentation.num_views))
+    tried, _ = rows.given(unchanged, augmented=bool(train.augmentation.num_views))
     choice = [
         choose_precision(
             recipe.settings.precision,
@@ -234,7 +242,7 @@ def precision_of(recipe: Recipe, learner: Learner, rows: TrainingRows) -> str:
     return str(broadcast_object_list(choice)[0]) if processes().num_processes > 1 else choice[0]
 
 
-def _stages(
+def _run_stages(
     recipe: Recipe,
     learner: Learner,
     rows: TrainingRows,
@@ -244,17 +252,17 @@ def _stages(
     others: Sequence[Callback],
     context: RunContext,
 ) -> set[str]:
-    """The head stage, then the tune stage, each left at the best step so far; gives the encoders that were trained."""
+    """Run the head and the tune stage, restoring the best step after each; return the keys of the trained encoders."""
     settings, model, manager, num_rows = recipe.settings, recipe.model, context.manager, rows.train.num_drawn
     last = "tune" if recipe.tunes() else "head"
-    kept = BestSteps(learner, last, settings.soup, best.error) if settings.soup is not None else None
-    callbacks = [best, *others, *([kept] if kept is not None else [])]
-    start, step = _went_on(manager, recipe, callbacks)
+    candidates = BestSteps(learner, last, settings.soup, best.error) if settings.soup is not None else None
+    callbacks = [best, *others, *([candidates] if candidates is not None else [])]
+    start, step = _resume_state(manager, recipe, callbacks)
     manager.outer_state = lambda: {
         "start": start,
         "step": step,
         "stages": [[stage.seconds, stage.waited] for stage in recipe.stages],
-        "said": recipe.said,
+        "said": recipe.notes,
     }
     if settings.head_epochs != 0:
         cheap = [name for name in recipe.augmented if not recipe.read_anew(name)]  # these are encoded in each batch
@@ -266,43 +274,43 @@ def _stages(
         else:
             if manager.saved is None:
                 start = copy_to_cpu(trained_weights(learner))
-                first_check(head.name, validate, callbacks)
+                check_start(head.name, validate, callbacks)
             with graphs(head, recipe, accelerator, num_rows):
                 step = run_stage(learner, head, train, validate, accelerator, callbacks, manager=manager)
-            recipe.said += head.notes
+            recipe.notes += head.notes
             best.restore()
         recipe.stages.append(head)
     with sharded(learner, recipe.movable() if settings.shard else []) as spread:
         recipe.undecayed |= {parameter for part in spread for parameter in no_decay(part)}
-        tune, moving = _last_stage(recipe, begun=manager.saved is not None)
+        tune, moving = _last_stage(recipe, resumed=manager.saved is not None)
         train, val = rows.given([name for name, key in model.routes.items() if key not in moving], augmented=False)
         train, validate = train.given(always=bool(spread)), partial(evaluate, val)
         if best.check is None:
-            first_check(last, validate, callbacks)
+            check_start(last, validate, callbacks)
         if tune is not None:
             if manager.saved is None:
                 best.cover()
                 start = copy_to_cpu(trained_weights(learner))
             with accelerator.main_process_first():
-                bar = any(isinstance(one, Bar) for one in others)
+                bar = any(isinstance(callback, Bar) for callback in others)
                 low = accelerator.mixed_precision == "bf16"
-                train, val = _run_frozen(recipe, (train, val), moving, context, low=low, bar=bar)
+                train, val = _precompute_frozen(recipe, (train, val), moving, context, low=low, bar=bar)
                 validate = partial(evaluate, val)
             encoders = {key: model.encoders[key] for key in sorted(moving)} if settings.compile else {}
-            with compiling(encoders) as said, graphs(tune, recipe, accelerator, num_rows):
-                recipe.said += said
+            with compiling(encoders) as notes, graphs(tune, recipe, accelerator, num_rows):
+                recipe.notes += notes
                 run_stage(learner, tune, train, validate, accelerator, callbacks, first_step=step, manager=manager)
     if tune is not None:
-        recipe.said += tune.notes
+        recipe.notes += tune.notes
         recipe.stages.append(tune)
         best.restore()
     if not recipe.out_of_time:
-        recipe.said += average_weights(learner, settings, start, kept, best, validate)
+        recipe.notes += average_weights(learner, settings, start, candidates, best, validate)
     return moving
 
 
-def _ended(learner: Learner, state: Mapping[str, Any], manager: CheckpointManager) -> TrainingHistory:
-    """The history of a training that had come to its end; its weights are put into the learner."""
+def _finished_history(learner: Learner, state: Mapping[str, Any], manager: CheckpointManager) -> TrainingHistory:
+    """Load the weights of a training that had ended into the learner, and return its history."""
     with manager.reading():
         load_weights(learner.to(processes().device), state["weights"])
         history = TrainingHistory.from_state(state["history"])
@@ -310,7 +318,7 @@ def _ended(learner: Learner, state: Mapping[str, Any], manager: CheckpointManage
     return history
 
 
-def _run_frozen(
+def _precompute_frozen(
     recipe: Recipe,
     rows: tuple[Examples, Examples],
     moving: Collection[str],
@@ -319,54 +327,54 @@ def _run_frozen(
     low: bool,
     bar: bool,
 ) -> tuple[Examples, Examples]:
-    """Rows with what frozen encoders make of augmented views, and with what the first trained layers read."""
+    """Return the rows with precomputed features of augmented views, and with the outputs of frozen lower layers."""
     (train, val), shown, groups = rows, track if bar else None, context.manager.step_cells
     if train.augmentation.num_views:
-        still = [name for name, key in recipe.model.routes.items() if key not in moving]
-        seen = [name for name in still if recipe.read_anew(name)]
+        unchanged = [name for name, key in recipe.model.routes.items() if key not in moving]
+        augmented = [name for name in unchanged if recipe.read_anew(name)]
         options: dict[str, Any] = {"cache": context.cache, "groups": groups, "progress": shown}
-        train = train.given(views=augmented_views(recipe.model, train, seen, **options))
+        train = train.given(views=augmented_views(recipe.model, train, augmented, **options))
     if recipe.reads_cells_as_they_are() and not recipe.settings.shard:
         prepared = attach_trunks(recipe.model, (train, val), context.cache, low=low, groups=groups, progress=shown)
-        recipe.said += prepared.notes
+        recipe.notes += prepared.notes
         train, val = prepared.rows
     return train, val
 
 
-def _last_stage(recipe: Recipe, *, begun: bool) -> tuple[Stage | None, set[str]]:
+def _last_stage(recipe: Recipe, *, resumed: bool) -> tuple[Stage | None, set[str]]:
     """Return the tune stage, if there is one and there is time for it, and the encoders that it trains.
 
     Args:
-        recipe: whose stage it is; notes where the time is up.
-        begun: whether the stage was under way when the run was stopped.
+        recipe: the fit's recipe; gets a note if the time is up.
+        resumed: whether the run was stopped within this stage.
     """
-    if recipe.tunes() and (begun or not recipe.deadline.passed()):
+    if recipe.tunes() and (resumed or not recipe.deadline.passed()):
         tune = recipe.tune_stage()
         return tune, recipe.moving()
     if recipe.tunes():
         recipe.out_of_time = True
-        recipe.said.append("The tune stage was left out, as the time for training was up (trainer.minutes).")
+        recipe.notes.append("The tune stage was left out, as the time for training was up (trainer.minutes).")
     for key in recipe.pretrained:
         recipe.model.encoders[key].requires_grad_(False)
     return None, set()
 
 
-def _went_on(
+def _resume_state(
     manager: CheckpointManager, recipe: Recipe, callbacks: Sequence[Callback]
 ) -> tuple[dict[str, Tensor], int]:
-    """The weights before the stage under way and the updates before it; what is known from before is known again."""
+    """Return the weights and the number of updates from before the present stage; restore the callbacks' states."""
     if (saved := manager.saved) is None:
         return {}, 0
     with manager.reading():
         outer, step = saved["outer"], int(saved["outer"]["step"])
         outer["stages"] = [(float(seconds), float(waited)) for seconds, waited in outer["stages"]]
         load_callback_states(callbacks, saved["watchers"])
-        recipe.said += [*outer["said"], f"The run was stopped, and went on from update {step + int(saved['done'])}."]
+        recipe.notes += [*outer["said"], f"The run was stopped, and went on from update {step + int(saved['done'])}."]
         return dict(outer["start"]), step
 
 
-def first_check(stage: str, validate: Validate, callbacks: Sequence[Callback]) -> None:
-    """Evaluate before the first update, so that what the model starts from is a candidate for the best step."""
+def check_start(stage: str, validate: Validate, callbacks: Sequence[Callback]) -> None:
+    """Evaluate before the first update, so that the initial model is a candidate for the best step."""
     loss, score, metrics = validate()
     for callback in callbacks:
         callback.on_check(Check(stage, 0, 0.0, None, loss, score, metrics, 0.0))

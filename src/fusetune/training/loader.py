@@ -58,6 +58,15 @@ class BatchLoader:
     A thread prefetches them, or `workers` processes do. With `prefetch=0` and no workers they are made on demand, which
     is fastest when the model itself keeps every core busy.
 
+    Args:
+        train: prepared rows.
+        sampler: draws the rows of each epoch.
+        num_updates: of the stage.
+        first: number of updates to leave out at the start, when a run is resumed.
+        workers: number of processes; 0 uses a thread of this process, as a daemonic process always does.
+        prefetch: micro-batches that the thread makes in advance.
+        pin: pack each batch into pinned memory, which a GPU copies from asynchronously.
+
     Attributes:
         waited: seconds spent waiting for micro-batches.
     """
@@ -73,16 +82,6 @@ class BatchLoader:
         prefetch: int = PREFETCH,
         pin: bool = False,
     ) -> None:
-        """
-        Args:
-            train: prepared rows.
-            sampler: draws the rows of each epoch.
-            num_updates: of the stage.
-            first: number of updates to leave out at the start, when a run is resumed.
-            workers: number of processes; 0 uses a thread of this process, as a daemonic process always does.
-            prefetch: micro-batches that the thread makes in advance.
-            pin: pack each batch into pinned memory, which a GPU copies from asynchronously.
-        """
         if workers and multiprocessing.current_process().daemon:
             warnings.warn("a daemonic process may start no others: trainer.workers=0 is taken", stacklevel=2)
             workers = 0

@@ -31,18 +31,17 @@ class Lion(torch.optim.Optimizer):
 
     Every element of an update has the size of the learning rate, so use a tenth to a third of AdamW's rate and three
     to ten times its weight decay.
+
+    Args:
+        params: parameters or groups.
+        lr: above 0.
+        betas: momentum's share in the update, and its decay; each in [0, 1).
+        weight_decay: decoupled, 0 or more.
     """
 
     def __init__(
         self, params: Any, lr: float = 1e-4, *, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0
     ) -> None:
-        """
-        Args:
-            params: parameters or groups.
-            lr: above 0.
-            betas: momentum's share in the update, and its decay; each in [0, 1).
-            weight_decay: decoupled, 0 or more.
-        """
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()

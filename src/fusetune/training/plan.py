@@ -1,4 +1,4 @@
-"""What a training is given: rows, what is minimised, where the model starts, where it runs."""
+"""The arguments of a training: rows, goal, initialisation, context."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from fusetune.training.score_error import ScoreError
 from fusetune.types import Tokens
 
 Evaluate = Callable[[Examples], tuple[float, float, dict[str, dict[str, float]]]]
-"""From validation rows to (loss, score, metrics by task) of the model as it is."""
+"""Maps validation rows to (loss, score, metrics by task) of the model in its present state."""
 
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """The rows of a training, with what frozen encoders make of them.
+    """The rows of a training, and the outputs of frozen encoders for them.
 
     Attributes:
-        train: prepared rows to learn from.
-        val: prepared rows that choose the best step.
-        train_features: `fill_features` of train.
-        val_features: `fill_features` of val.
+        train: prepared train rows.
+        val: prepared validation rows, which choose the best step.
+        train_features: the result of `fill_features` for `train`.
+        val_features: the result of `fill_features` for `val`.
     """
 
     train: Examples
@@ -45,16 +45,18 @@ class TrainingRows:
         return self
 
     def given(self, columns: Collection[str], *, augmented: bool) -> tuple[Examples, Examples]:
-        """Return train and validation rows with the features of some columns; their other cells are encoded anew.
+        """Return train and validation rows with the features of some columns; other columns are encoded in every batch.
 
         Args:
-            columns: whose features still hold.
-            augmented: whether augmented train cells have the features of the cells as they are.
+            columns: columns whose features are still valid.
+            augmented: whether augmented columns of the train rows use the features of their original cells.
         """
-        seen = columns if augmented else [name for name in columns if name not in self.train.augmentation.augmenters]
+        reusable = (
+            columns if augmented else [name for name in columns if name not in self.train.augmentation.augmenters]
+        )
         return (
             self.train.given(
-                features={name: self.train_features[name] for name in seen if name in self.train_features}
+                features={name: self.train_features[name] for name in reusable if name in self.train_features}
             ),
             self.val.given(features={name: self.val_features[name] for name in columns if name in self.val_features}),
         )
@@ -66,9 +68,9 @@ class Goal:
 
     Attributes:
         tasks: fitted, by name.
-        objectives: what is minimised besides the task losses: per name, its options.
-        evaluator: from the objectives and the score's standard error, which the first evaluation measures, to what
-            evaluates the model; None: the tasks' losses and metrics.
+        objectives: the options of each objective that is minimised besides the task losses, by name.
+        evaluator: returns the function that evaluates the model, given the objectives and the score's standard error,
+            which the first evaluation measures. None: `evaluate_loss` of the tasks.
     """
 
     tasks: Mapping[str, TargetTask]
@@ -78,11 +80,11 @@ class Goal:
 
 @dataclass(frozen=True)
 class Start:
-    """What a model starts from.
+    """What a model is initialised from.
 
     Attributes:
-        probes: per task, the linear model on the frozen features; without one, its head starts as the task made it.
-        alignment: the linear maps that projections start from, in a family without heads.
+        probes: by task, the linear model on the frozen features. Without one, the head starts as the task built it.
+        alignment: the linear maps for the projections, in a family without heads.
     """
 
     probes: Mapping[str, Probe] = field(default_factory=dict)
@@ -91,15 +93,15 @@ class Start:
 
 @dataclass(frozen=True)
 class RunContext:
-    """Where a training runs.
+    """The environment of a training.
 
     Attributes:
         seed: of shuffling and dropout.
-        cache: keeps what the first trained layer of a partly frozen encoder reads; None: frozen layers run every time.
-        manager: writes checkpoints, and may have one to resume from.
-        log_dir: where trackers write; None for no trackers.
+        cache: stores the outputs of frozen lower layers. None: they run in every batch.
+        manager: writes checkpoints, and may hold one to resume from.
+        log_dir: folder that trackers write to; None for no trackers.
         bar: whether to show progress.
-        deadline: when the training stops, though updates are left; it is finished at its best step so far.
+        deadline: the time at which training stops early, with its best step so far.
     """
 
     seed: int = 0

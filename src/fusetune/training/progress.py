@@ -1,7 +1,7 @@
 """Progress on standard error: bars on a terminal or in a notebook, plain lines with the time of day elsewhere.
 
-Lines come by time, not by step: the first after `SHORTEST` seconds, later ones at a tenth of the time that has passed,
-`LONGEST` seconds apart at most. A step that is over sooner prints none.
+The interval between lines depends on time, not on the number of steps: `SHORTEST` seconds at first, later `GROWTH` of
+the time since the step began, at most `LONGEST` seconds. A step that ends sooner prints no line.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 SHORTEST, LONGEST, GROWTH = 5.0, 60.0, 0.1
-"""Seconds between two lines: at least, at most, and as a share of the time since the step began."""
+"""Seconds between two lines: the minimum, the maximum, and the share of the time since the step began."""
 
 
 def console() -> Console:
@@ -31,7 +31,7 @@ def shows_bars(to: Console) -> bool:
 
 
 def print_line(text: str) -> None:
-    """Print a line of progress, after the time of day where the output is no terminal; a closed output is ignored."""
+    """Print a line of progress, with the time of day if the output is not a terminal; ignore a closed output."""
     to = console()
     if shows_bars(to):
         to.print(text, markup=False)
@@ -42,7 +42,7 @@ def print_line(text: str) -> None:
 
 
 class Pace:
-    """Says when the next line is due."""
+    """Decide when the next line is due."""
 
     def __init__(self) -> None:
         self.start = self.last = time.monotonic()
@@ -57,12 +57,12 @@ class Pace:
 
 
 def track(steps: Iterator[Any], what: str, total: int) -> Iterator[Any]:
-    """Yield the steps and show how many were taken: a `fusetune.data.column.Progress`.
+    """Yield the steps and show how many are done; a `fusetune.data.column.Progress`.
 
     Args:
-        steps: what is gone through.
-        what: the name that is shown, literally.
-        total: how many steps there are.
+        steps: the iterable to wrap.
+        what: the name to show, without markup.
+        total: number of steps.
     """
     to = console()
     if shows_bars(to):
@@ -80,7 +80,7 @@ def track(steps: Iterator[Any], what: str, total: int) -> Iterator[Any]:
 
 
 class StageBar:
-    """Shows a training stage as a progress bar."""
+    """Show a training stage as a progress bar."""
 
     def __init__(self, to: Console) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -100,19 +100,19 @@ class StageBar:
             self.progress.update(self.task, completed=done, note=note)
 
     def end(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self.progress.stop()
 
 
 class StageLines:
-    """Shows a training stage as plain lines."""
+    """Show a training stage as plain lines."""
 
     def __init__(self) -> None:
         self.name, self.total, self.latest = "", 0, ""
         self.pace = Pace()
 
     def begin(self, name: str, total: int, done: int) -> None:
-        """Print the last line of the stage before, and begin a new one."""
+        """Print the last line of the previous stage, and begin a new one."""
         self.end()
         self.name, self.total = name, total
         self.pace = Pace()
@@ -124,7 +124,7 @@ class StageLines:
             self.end()
 
     def end(self) -> None:
-        """Print what was not printed yet."""
+        """Print the last line, if it has not been printed."""
         if self.name and self.latest:
             print_line(self.latest)
         self.latest = ""

@@ -1,4 +1,4 @@
-"""The stages of a fit: what each trains, and how fast."""
+"""The stages of a fit: which parameters each trains, and with which learning rates."""
 
 from __future__ import annotations
 
@@ -27,20 +27,44 @@ from fusetune.training.updates.update import Gradients
 HEAD_EPOCHS, HEAD_EPOCHS_SCRATCH = 60, 12
 HEAD_PATIENCE = 8
 HEAD_UPDATES = 40
-"""The head stage makes at most about so many updates an epoch, by batches of up to `HEAD_BATCH` of its cheap rows."""
+"""Approximate maximum number of updates an epoch in the head stage, reached by batches of up to `HEAD_BATCH` rows."""
 HEAD_BATCH = 512
 
 
 @dataclass(frozen=True)
 class BackboneRule:
-    """How one encoder is tuned: which blocks are frozen, and its last block's learning rate (None: the default)."""
+    """How an encoder is tuned.
+
+    Attributes:
+        freeze: the setting `freeze` of its section, such as "bottom:4".
+        lr: peak learning rate of its last block; None takes the default.
+    """
 
     freeze: str = "none"
     lr: float | None = None
 
 
 class Recipe:
-    """One fit's parts, so that its stages read plainly."""
+    """Build the stages of a fit.
+
+    Args:
+        model: the model to be tuned.
+        objectives: what is minimised besides the task losses.
+        settings: the section `trainer`.
+        rules: how encoders are tuned, by key.
+        seed: of batches and dropout.
+        starts_linear: whether the linear part is initialised from probes.
+        balance: of several tasks' losses.
+        augmented: names of the columns whose train cells are augmented.
+        deadline: the time that training may take.
+
+    Attributes:
+        notes: sentences on what was done otherwise than the settings say.
+        stages: the stages that were run.
+
+    Raises:
+        ConfigError: an encoder without pretrained weights would be frozen.
+    """
 
     def __init__(
         self,
@@ -58,7 +82,7 @@ class Recipe:
         self.model, self.settings, self.rules, self.seed = model, settings, rules, seed
         self.objectives: list[nn.Module] = [*objectives, *([balance] if balance is not None else [])]
         self.starts_linear, self.balance = starts_linear, balance
-        self.said: list[str] = []
+        self.notes: list[str] = []
         self.stages: list[Stage] = []
         self.deadline, self.out_of_time = deadline or Deadline(), False
         self.augmented = augmented
@@ -76,13 +100,13 @@ class Recipe:
                 )
 
     def new_parameters(self) -> list[nn.Parameter]:
-        """What has no pretrained weights: all but pretrained encoders, and what objectives and the balance learn."""
+        """Return all parameters without pretrained weights, those of objectives and balance included."""
         old = {id(p) for key in self.pretrained for p in self.model.encoders[key].parameters()}
         own = [p for objective in self.objectives for p in objective.parameters()]
         return [p for p in self.model.parameters() if id(p) not in old] + own
 
     def head_stage(self, num_rows: int) -> Stage:
-        """Pretrained encoders frozen, everything new at `lr`."""
+        """Return the stage that trains all new parameters, with frozen pretrained encoders."""
         epochs = self.settings.head_epochs
         if epochs is None:
             epochs = HEAD_EPOCHS_SCRATCH if self.scratch else HEAD_EPOCHS
@@ -90,12 +114,12 @@ class Recipe:
             self.model.encoders[key].requires_grad_(False)
         linear = self.model.linear_part()
         if linear is not None and self.starts_linear:
-            linear.requires_grad_(False)  # it is the best linear model of these features already
+            linear.requires_grad_(False)  # it already is the best linear model of these features
         patience = None if self.settings.patience is None else max(HEAD_PATIENCE, self.settings.patience)
         stage = self._stage("head", epochs, [(self.settings.lr, self.new_parameters())], 1, patience)
         if not self.scratch:
             stage.batch_size = max(stage.batch_size, min(num_rows // HEAD_UPDATES, HEAD_BATCH))
-        stage.autocast = bool(self.scratch)  # the others' features are there: small sums, slower in lower precision
+        stage.autocast = bool(self.scratch)  # on precomputed features, lower precision is slower
         stage.gradients = balanced(self.settings.balance, self.balance, self.seed) or cached
         stage.fits_memory = bool(self.scratch)
         if not self.tunes():
@@ -103,55 +127,54 @@ class Recipe:
         return stage
 
     def tunes(self) -> bool:
-        """Whether there is a tune stage: where no encoder moves and nothing it reads is augmented, the head stage's
-        result is what is kept."""
+        """Return whether there is a tune stage: if an encoder is trained, or the cells that one reads are augmented."""
         anew = self.settings.head_epochs == 0 or any(self.read_anew(column) for column in self.model.columns)
         return bool(self.settings.epochs) and (anew or any(map(self._moves, self.pretrained)))
 
     def read_anew(self, column: str) -> bool:
-        """Whether a column's cells are augmented and go through a network, which is not done in the head stage."""
+        """Return whether a column's cells are augmented and read by a backbone, which the head stage does not run."""
         return column in self.augmented and isinstance(self.model.encoders[self.model.routes[column]], Backbone)
 
     def reads_cells_as_they_are(self) -> bool:
-        """Whether nothing changes encoders' inputs in training, as attacks do, so that frozen layers may run once."""
+        """Return whether the encoders' inputs are not perturbed, so that frozen layers need to run only once."""
         names = [getattr(objective, "name", None) for objective in self.objectives]  # a balance has none
         return self.settings.adversarial is None and "vat" not in names
 
     def _moves(self, key: str) -> bool:
-        """Whether its rule leaves an encoder anything to train."""
+        """Return whether an encoder has trainable parameters under its rule."""
         encoder = self.model.encoders[key]
         if not isinstance(encoder, Backbone):
             return False
         before = [parameter.requires_grad for parameter in encoder.parameters()]
         encoder.requires_grad_(True)
         freeze(encoder, self.rules.get(key, BackboneRule()).freeze)
-        found = any(parameter.requires_grad for parameter in encoder.parameters())
+        trainable = any(parameter.requires_grad for parameter in encoder.parameters())
         for parameter, flag in zip(encoder.parameters(), before, strict=True):
             parameter.requires_grad_(flag)
-        return found
+        return trainable
 
     def gradients(self) -> Gradients:
-        """How gradients are computed in the stage that has the last word: the one before it only finds a start."""
+        """Return how gradients are computed in the last stage."""
         if self.settings.adversarial is not None:
             return Adversarial(self.model, self.settings.adversarial)
-        found = balanced(self.settings.balance, self.balance, self.seed) or cached
-        return found if self.settings.sam is None else Sharpness(self.settings.sam, found)
+        gradients = balanced(self.settings.balance, self.balance, self.seed) or cached
+        return gradients if self.settings.sam is None else Sharpness(self.settings.sam, gradients)
 
     def warnings(self) -> list[str]:
-        """What the objectives warn of, and what they cannot do with this way of computing gradients."""
-        said = [warning for objective in self.objectives for warning in getattr(objective, "warnings", [])]
+        """Return the objectives' warnings, warnings about the settings of gradients, and the notes."""
+        warnings = [warning for objective in self.objectives for warning in getattr(objective, "warnings", [])]
         names = [objective.name for objective in self.objectives if isinstance(objective, BatchObjective)]
-        found = self.gradients()
-        found = found.gradients if isinstance(found, Sharpness) else found
-        if names and self.settings.accumulate > 1 and found is not cached:
-            said.append(
+        gradients = self.gradients()
+        gradients = gradients.gradients if isinstance(gradients, Sharpness) else gradients
+        if names and self.settings.accumulate > 1 and gradients is not cached:
+            warnings.append(
                 f"objectives.{names[0]} compares the rows of one micro-batch, not of all {self.settings.accumulate}, "
                 "as the trainer's settings have gradients computed one micro-batch at a time; take trainer.accumulate=1"
             )
-        return [*said, *self.said]
+        return [*warnings, *self.notes]
 
     def tune_stage(self) -> Stage:
-        """Everything that no rule freezes, each pretrained block at its own rate."""
+        """Return the stage that trains everything that no rule freezes, with a learning rate per pretrained block."""
         if (linear := self.model.linear_part()) is not None:
             linear.requires_grad_(True)
         head_lr = self.settings.head_lr if self.settings.head_epochs != 0 else self.settings.lr
@@ -201,10 +224,10 @@ class Recipe:
         )
 
     def check_compile(self) -> None:
-        """Refuse `trainer.compile` with what it cannot go with.
+        """Refuse `trainer.compile` with an objective that perturbs the encoders' inputs.
 
         Raises:
-            ConfigError: an objective changes what enters the encoders.
+            ConfigError: there is such an objective.
         """
         if self.settings.compile and not self.reads_cells_as_they_are():
             raise ConfigError(
@@ -213,9 +236,9 @@ class Recipe:
             )
 
     def movable(self) -> list[str]:
-        """Pretrained encoders that the tune stage will have something to train of; none without that stage."""
+        """Return the keys of the pretrained encoders that the tune stage trains; none if there is no such stage."""
         return [key for key in sorted(self.pretrained) if self._moves(key)] if self.tunes() else []
 
     def moving(self) -> set[str]:
-        """Pretrained encoders that have something to train now."""
+        """Return the keys of the pretrained encoders that have trainable parameters at present."""
         return {k for k in self.pretrained if any(p.requires_grad for p in self.model.encoders[k].parameters())}

@@ -1,4 +1,4 @@
-"""The standard error of a score on validation rows: what tells a gain from chance."""
+"""The standard error of a score on validation rows, which distinguishes a gain from chance."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 SHARES = frozenset({"accuracy", "subset_accuracy"})
-"""Metrics that are the mean of a 0 or 1 a row, whose standard error has a closed form."""
+"""Metrics that are a share of the rows, whose standard error has a closed form."""
 
 NUM_DRAWS = 100
 SHARE_OF_ERROR = 0.25
-"""How much of the standard error a higher score must gain where the validation loss is higher, too."""
+"""The share of the standard error that a higher score must gain if the validation loss is higher too."""
 
 
 @dataclass
@@ -22,7 +22,7 @@ class ScoreError:
     """The standard error of the score that decides the best step, measured at the first check of a training.
 
     Attributes:
-        seed: of the bootstrap's draws.
+        seed: of the bootstrap.
         value: the standard error in the score's unit, 0 or more; None before the first check.
     """
 
@@ -32,21 +32,21 @@ class ScoreError:
 
     @property
     def known(self) -> bool:
-        """Whether it was measured."""
+        """Whether the error has been measured."""
         return self.value is not None
 
     @property
     def margin(self) -> float:
-        """Return what a score must gain to be better although the validation loss is higher; 0 where unknown."""
+        """Return the gain by which a score is better although the validation loss is higher; 0 if unknown."""
         return SHARE_OF_ERROR * (self.value or 0.0)
 
     def add(self, name: str, score: float, metric: Callable[[np.ndarray], float], weights: np.ndarray) -> None:
-        """Add one part of the score: a task, or a direction of search.
+        """Add one part of the score: that of a task, or of a direction of search.
 
         Args:
             name: the metric's name.
             score: its value on all rows.
-            metric: from row numbers, (rows,) with repeats, to the metric on those rows.
+            metric: maps row indices, (rows,) with repeats, to the metric on these rows.
             weights: (rows,) the rows' weights in the metric, 0 or more.
         """
         self._parts.append(
@@ -54,13 +54,13 @@ class ScoreError:
         )
 
     def close(self) -> None:
-        """Fix the error of the mean of the parts, whose errors are taken as independent of each other."""
+        """Set the error of the mean of the parts, assuming that their errors are independent."""
         self.value = mean_error(self._parts)
         self._parts = []
 
 
 def mean_error(errors: Sequence[float]) -> float:
-    """Return the standard error of a mean of independent figures, from theirs; those that are nan count 0."""
+    """Return the standard error of the mean of independent values from their standard errors; NaN counts as 0."""
     known = [error for error in errors if math.isfinite(error)]
     return math.sqrt(sum(error**2 for error in known)) / len(errors) if known else 0.0
 
@@ -68,12 +68,12 @@ def mean_error(errors: Sequence[float]) -> float:
 def share_error(share: float, weights: np.ndarray) -> float:
     """Return the standard error of a share of rows.
 
-    Two rows of each kind are added, so that a share of 0 or 1 is not taken for certain (Agresti and Coull 1998,
+    Two rows of each kind are added, so that the error of a share of 0 or 1 is not 0 (Agresti and Coull 1998,
     "Approximate is better than exact for interval estimation of binomial proportions"). Weighted rows count as
     (Σw)² / Σw² rows (Kish 1965, "Survey sampling").
 
     Args:
-        share: 0 to 1, or nan.
+        share: 0 to 1, or NaN.
         weights: (rows,), 0 or more.
 
     Example:
@@ -89,16 +89,16 @@ def share_error(share: float, weights: np.ndarray) -> float:
 
 
 def bootstrap_error(metric: Callable[[np.ndarray], float], rows: int, *, seed: int) -> float:
-    """Return a metric's standard error by the bootstrap; nan where fewer than two draws define the metric.
+    """Return a metric's standard error by the bootstrap; NaN if the metric is defined on fewer than two draws.
 
     Args:
-        metric: from row numbers, (rows,) with repeats, to the metric on those rows.
-        rows: how many there are.
+        metric: maps row indices, (rows,) with repeats, to the metric on these rows.
+        rows: number of rows.
         seed: equal seeds give equal draws.
     """
     rng = np.random.default_rng(seed)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # a draw in which the metric is undefined is nan, and left out
+        warnings.simplefilter("ignore")  # a draw on which the metric is undefined is NaN, and left out
         drawn = np.array([metric(rng.integers(0, rows, rows)) for _ in range(NUM_DRAWS)], dtype=float)
     drawn = drawn[np.isfinite(drawn)]
     return float(drawn.std(ddof=1)) if len(drawn) > 1 else math.nan

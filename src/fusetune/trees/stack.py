@@ -1,4 +1,4 @@
-"""A network's predictions and trees' predictions of the same rows, as one."""
+"""Blend the predictions of a network and of boosted trees."""
 
 from __future__ import annotations
 
@@ -17,76 +17,75 @@ from fusetune.tasks.abilities import Boosted
 from fusetune.tasks.base import TargetTask
 from fusetune.training.probe import Features
 from fusetune.trees.boost import tree_scores
-from fusetune.trees.view import Line, View, has_all
+from fusetune.trees.view import LinearLogits, TreeFeatures, rows_with_columns
 from fusetune.types import Tokens
 
 
 @dataclass
 class Blend:
-    """One task's trees.
+    """The trees of one task.
 
     Attributes:
-        weight: of the trees' scores, above 0 and at most 1; the network's has the rest.
-        boosters: LightGBM's, as `fusetune.trees.boost` grows them.
-        line: the linear model whose logits the trees see, or None.
-        needed: columns without which a row is the network's alone; see `View.needed`.
+        weight: the weight of the trees' answers, in (0, 1]; the network's is 1 - weight.
+        boosters: LightGBM boosters from `fusetune.trees.boost`.
+        line: the linear model whose logits are features of the trees, or None.
+        needed: columns that a row must have for its trees to be used; see `TreeFeatures.needed`.
     """
 
     weight: float
     boosters: list[Any]
-    line: Line | None
+    line: LinearLogits | None
     needed: list[str]
 
 
 class Stack:
-    """Trees beside a network.
+    """Boosted trees beside a network.
 
-    scores = (1 - weight) * network's scores + weight * trees' scores, on the scale people read: probabilities, or the
-    target's unit. The trees see what encoders say that were never tuned, as those that were have seen the train rows'
-    targets: where tuning moved an encoder, the stack keeps it as it was.
+    answers = (1 - weight) * network's answers + weight * trees' answers: probabilities, or numbers in the target's
+    unit. The trees read the outputs of untuned encoders, because tuned ones were trained on the train rows' targets.
+    So the stack holds an untuned copy of every encoder that tuning changed.
+
+    Args:
+        view: computes the trees' features of a row.
+        blends: by task, its trees.
+        frozen: by key, untuned copies of the encoders that tuning changed.
     """
 
-    def __init__(self, view: View, blends: Mapping[str, Blend], frozen: Mapping[str, nn.Module]) -> None:
-        """
-        Args:
-            view: what the trees see of a row.
-            blends: per task that has trees.
-            frozen: by key, encoders as they were before tuning moved them.
-        """
+    def __init__(self, view: TreeFeatures, blends: Mapping[str, Blend], frozen: Mapping[str, nn.Module]) -> None:
         self.view, self.blends, self.frozen = view, dict(blends), dict(frozen)
 
     def features(self, model: Family, examples: Examples) -> dict[str, Tokens]:
-        """What the untuned encoders say of every distinct cell.
+        """Return the untuned encoders' outputs for every distinct cell, by column.
 
         Args:
-            model: tuned; its encoders that were not moved serve as they are.
+            model: the tuned model; encoders that tuning did not change are taken from it.
             examples: prepared rows.
         """
-        untuned = _private.shallow_copy(model)  # the model's own parts, but for these encoders
+        untuned = _private.shallow_copy(model)  # shares all modules with the model, except these encoders
         device = next(model.parameters()).device
-        kept = {key: encoder.to(device) for key, encoder in self.frozen.items()}
-        untuned.encoders = nn.ModuleDict({**dict(model.encoders.items()), **kept})
+        frozen = {key: encoder.to(device) for key, encoder in self.frozen.items()}
+        untuned.encoders = nn.ModuleDict({**dict(model.encoders.items()), **frozen})
         return fill_features(untuned, examples.given(features={}))
 
     def unmoved(self, model: Family, features: Mapping[str, Tokens]) -> dict[str, Tokens]:
-        """Those of the features that are the tuned model's too."""
+        """Return the features of the columns whose encoders tuning did not change."""
         return {name: tokens for name, tokens in features.items() if model.routes[name] not in self.frozen}
 
     def trees(
         self, name: str, task: TargetTask, examples: Examples, indices: np.ndarray, features: Features
     ) -> np.ndarray:
-        """The trees' own scores of rows, as `TargetTask.answers` gives them.
+        """Return the trees' answers for rows, in the form of `TargetTask.answers`.
 
         Args:
-            name: the task's name, one of `blends`.
+            name: the task's name, a key of `blends`.
             task: fitted.
             examples: prepared rows.
-            indices: places in the table.
-            features: see `features`.
+            indices: (rows,) positions in the table.
+            features: from `features`.
         """
         blend = self.blends[name]
         logits = blend.line.logits(examples, indices, features) if blend.line is not None else None
-        assert isinstance(task, Boosted), "trees are kept for tasks that they can learn"
+        assert isinstance(task, Boosted), "only such tasks have trees"
         return tree_scores(task, blend.boosters, self.view.matrix(examples, indices, features, logits))
 
     def scores(
@@ -98,19 +97,23 @@ class Stack:
         indices: np.ndarray,
         features: Features,
     ) -> np.ndarray:
-        """The scores of both together; the network's where the task has no trees, or the row lacks a column that they
-        need. For the arguments see `trees`."""
+        """Return the blended answers; a row that lacks a needed column, or a task without trees, has the network's.
+
+        Args:
+            name, task, examples, indices, features: see `trees`.
+            network: (rows, ...) the network's answers.
+        """
         if name not in self.blends:
             return network
-        whole = has_all(examples, indices, self.blends[name].needed)
-        if not whole.any():
+        complete = rows_with_columns(examples, indices, self.blends[name].needed)
+        if not complete.any():
             return network
         scores = network.copy()
-        trees = self.trees(name, task, examples, indices[whole], features)
-        scores[whole] = mix(network[whole], trees, self.blends[name].weight)
+        trees = self.trees(name, task, examples, indices[complete], features)
+        scores[complete] = mix(network[complete], trees, self.blends[name].weight)
         return scores
 
 
 def mix(network: np.ndarray, trees: np.ndarray, weight: float) -> np.ndarray:
-    """(1 - weight) * network + weight * trees."""
+    """Return (1 - weight) * network + weight * trees."""
     return (1 - weight) * network + weight * trees

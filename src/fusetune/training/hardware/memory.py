@@ -1,4 +1,4 @@
-"""How much memory an update needs, measured on a few rows, and how many micro-batches it is split into for that."""
+"""Measure the memory of an update on a few rows, and split it into micro-batches that fit."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from fusetune.training.updates.update import Buffers, Gradients
 from fusetune.types import Batch
 
 SHARE = 1 / 4
-"""Of the memory that there is: what the activations of a micro-batch may take."""
+"""The share of the total memory that a micro-batch's activations may take."""
 FREE_SHARE = 1 / 2
-"""Of the memory that is free: the most that they may take where it is less than usual."""
+"""The share of the free memory that they may take at most."""
 TRIAL_ROWS = (1, 3)
-"""Rows of the two passes that are measured; their difference is what a row takes."""
+"""Numbers of rows of the two measured passes; the difference gives the memory of a row."""
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class PassMemory:
-    """What a forward pass keeps for the backward pass.
+    """The memory that a forward pass holds for the backward pass.
 
     Attributes:
-        fixed: bytes whatever the number of rows.
-        row: bytes a row.
+        fixed: bytes that do not depend on the number of rows.
+        row: bytes per row.
     """
 
     fixed: float
     row: float
 
     def of(self, rows: float) -> float:
-        """Return the bytes of a pass of so many rows."""
+        """Return the bytes of a pass with this number of rows."""
         return self.fixed + self.row * rows
 
 
@@ -52,10 +52,10 @@ class MicroBatches:
     """How an update is split.
 
     Attributes:
-        accumulate: micro-batches an update.
+        accumulate: number of micro-batches.
         rows: rows of a micro-batch.
-        needed: bytes that the activations of an unsplit update take.
-        text: says what was chosen and why; empty where it is what was asked for.
+        needed: bytes of the activations of an unsplit update.
+        text: the reason for splitting, for the user; empty if the setting is unchanged.
     """
 
     accumulate: int
@@ -65,15 +65,15 @@ class MicroBatches:
 
 
 def measure(learner: Learner, batch: Callable[[np.ndarray], Batch], heaviest: np.ndarray) -> PassMemory:
-    """Return what a forward pass keeps, in bytes, from the sizes of the tensors that autograd saves.
+    """Measure the memory of a forward pass from the sizes of the tensors that autograd saves.
 
-    These follow from model and rows, whatever else the process holds and however busy the machine is. Weights, RNG
-    state, buffers and the balance's state are left as they were.
+    The result depends on the model and the rows only, not on the load of the machine. Weights, RNG state, buffers and
+    the balance's state are unchanged afterwards.
 
     Args:
-        learner: in the mode, and inside the autocast, that it is trained in.
-        batch: from rows, by their places, to a batch on the learner's device.
-        heaviest: places of the rows that cost most, at least one.
+        learner: in the mode, and inside the autocast, in which it is trained.
+        batch: maps positions of rows to a batch on the learner's device.
+        heaviest: positions of the rows that cost most, at least one.
     """
     few, more = (heaviest[:rows] for rows in TRIAL_ROWS)
     first = _saved_bytes(learner, batch(few))
@@ -90,7 +90,7 @@ def _saved_bytes(learner: Learner, batch: Batch) -> int:
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            saved[storage.data_ptr()] = tensor  # kept alive, so that no other takes its address
+            saved[storage.data_ptr()] = tensor  # keeps the tensor alive, so that its address is not reused
         return tensor
 
     rng_state, buffers, balance = RngState(batch.weights.device), Buffers(learner), learner.objective.balance
@@ -107,16 +107,16 @@ def _saved_bytes(learner: Learner, batch: Batch) -> int:
 
 
 def split(memory: PassMemory, batch_size: int, accumulate: int) -> MicroBatches:
-    """Return how an update is split so that a micro-batch's activations fit.
+    """Return how an update is split so that a micro-batch's activations fit into memory.
 
-    They fit into a share of the memory that the machine or container has, so that two runs on one machine split alike;
-    only where less than twice that is free do they follow what is free. The number of micro-batches is doubled, so that
+    The limit is a share of the total memory of the machine or container, so that two runs on one machine split alike.
+    It is lower only if less than twice that is free. The number of micro-batches is doubled until they fit, so that
     small differences of a measurement seldom change it.
 
     Args:
-        memory: what a pass takes.
-        batch_size: rows an update, on this process.
-        accumulate: micro-batches that are asked for, the fewest that are made.
+        memory: the memory of a pass.
+        batch_size: rows of an update in this process.
+        accumulate: the minimum number of micro-batches, from the settings.
     """
     total, free = total_memory(), free_memory()
     usual = 2.0 ** np.floor(np.log2(total * SHARE))
@@ -139,20 +139,20 @@ def split(memory: PassMemory, batch_size: int, accumulate: int) -> MicroBatches:
 def fit_micro_batches(
     learner: Learner, train: Examples, sampler: UpdateSampler, accelerator: Accelerator, gradients: Gradients
 ) -> str:
-    """Have a sampler's micro-batches so small that what they keep for the backward pass fits into a processor's memory.
+    """Make a sampler's micro-batches small enough for the memory of a CPU.
 
-    Losses and gradients of an update are the same; where a layer or a comparison sees the rows of a micro-batch alone,
-    they would not be, and micro-batches stay as they are.
+    The losses and gradients of an update stay the same. If they would change, because a layer or an objective depends
+    on the other rows of the micro-batch, nothing is changed.
 
     Args:
         learner: in training mode.
         train: prepared rows.
-        sampler: draws them; its `accumulate` may be raised.
+        sampler: draws the rows; its `accumulate` may be raised.
         accelerator: autocast and processes.
-        gradients: how those of an update are computed.
+        gradients: computes an update's gradients.
 
     Returns:
-        What was chosen and why; empty where nothing was changed.
+        The reason for the change, for the user; empty if nothing was changed.
     """
     if accelerator.device.type != "cpu" or any(
         isinstance(module, BATCH_NORMS) and module.training for module in learner.modules()

@@ -1,4 +1,4 @@
-"""Which arithmetic a fit uses: bf16 where the processor has it, and where it suits this very model."""
+"""Choose the precision of a fit: bf16 if the hardware supports it and the model is trained faster with it."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from fusetune.training.learner import Learner
 from fusetune.types import Batch
 
 CLOSE = 0.05
-"""The most that the loss may differ, relative to it."""
+"""Maximum relative difference of the loss."""
 WORTHWHILE = 50
-"""Updates that a stage must have for bf16 to be worth its rounding."""
+"""Minimum number of updates of a stage for bf16."""
 LARGE = 1_000_000
-"""Parameters that a model must train: smaller ones gain nothing."""
+"""Minimum number of trained parameters; smaller models gain nothing."""
 WIDE = 128
-"""Rows and columns that a weight matrix must have to be multiplied faster in bf16."""
+"""Minimum numbers of rows and columns of a weight matrix for bf16 to be faster."""
 GROUPED = 1 / 8
-"""The most of the trained layers that may be grouped convolutions, which are no faster in bf16."""
+"""Maximum share of grouped convolutions among the trained layers, which are no faster in bf16."""
 
 
 class Autocast(AutocastKwargs):  # type: ignore[misc]  # accelerate has no types
     """Accelerate's settings of a pass in lower precision, without its copy of the whole environment at every pass."""
 
     def to_kwargs(self) -> dict[str, Any]:
-        """What differs from the defaults."""
+        """Return the settings that differ from the defaults."""
         return {} if self.enabled else {"enabled": False}
 
 
 def has_bf16() -> bool:
-    """Whether the processor multiplies in bfloat16 itself (AVX512-BF16 or AMX)."""
+    """Return whether the CPU has instructions for bfloat16 (AVX512-BF16 or AMX)."""
     return _private.has_fast_bf16()
 
 
@@ -44,16 +44,17 @@ def choose_precision(
 ) -> str:
     """Return the precision of a stage, as accelerate calls it: "no", "bf16" or "fp16".
 
-    For "auto" the choice follows from hardware, model and rows alone, never from a stopwatch, so that one seed gives
-    one set of weights however busy the machine is. On a GPU that has it, bf16. On a processor that has it, bf16 if the
-    stage is long enough, `suits_bf16` holds, and the loss of a batch lies within `CLOSE` of float32's.
+    For "auto" the choice depends on hardware, model and rows only, not on measured times, so that the same seed gives
+    the same weights however busy the machine is. It is bf16 on a GPU that supports it. On a CPU with bf16 instructions
+    it is bf16 if the stage is long enough, `suits_bf16` is true, and the loss of a batch is within `CLOSE` of
+    float32's.
 
     Args:
         setting: `trainer.precision`.
-        learner: on the CPU. Its weights, gradients and mode, and torch's RNG state, stay as they are.
-        batch: gives rows to compare the loss on.
+        learner: on the CPU. Its weights, gradients and mode, and torch's RNG state, are unchanged afterwards.
+        batch: returns the rows to compare the loss on.
         trained: the parameters that will be trained.
-        updates: how many there will be.
+        updates: number of updates of the stage.
     """
     if setting != "auto":
         return setting
@@ -73,15 +74,15 @@ def choose_precision(
 
 
 def suits_bf16(model: nn.Module, trained: Sequence[Tensor]) -> bool:
-    """Return whether a processor with bfloat16 instructions trains a model faster in bf16.
+    """Return whether a CPU with bfloat16 instructions trains a model faster in bf16.
 
-    It does where most weights are of wide matrices: with AMX, updates of BERT are 0.95 to 1.14 times as fast at 64
+    It does if most weights are in wide matrices: with AMX, updates of BERT are 0.95 to 1.14 times as fast at 64
     features, 1.2 to 1.4 at 128, 2.1 at 384 and more, of ViT 1.5 at 192, of ResNet 1.9. Grouped (depthwise) convolutions
     gain nothing: ConvNeXt 0.93, MobileNetV2 1.06.
 
     Args:
-        model: holds the layers.
-        trained: the parameters that will be trained; layers without one of them do not count.
+        model: the model.
+        trained: the parameters that will be trained; layers without any of them are ignored.
     """
     if sum(parameter.numel() for parameter in trained) < LARGE:
         return False

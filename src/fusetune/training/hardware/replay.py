@@ -25,15 +25,15 @@ WORTHWHILE = 100
 
 
 class Replayed:
-    """A `Gradients` that computes another's gradients with replayed passes."""
+    """A `Gradients` that computes another's gradients with replayed passes.
+
+    Args:
+        gradients: computes the gradients, with one backward pass a micro-batch.
+        model: on a GPU, with its parameters already frozen or trainable.
+        keys: of the encoders that are trained.
+    """
 
     def __init__(self, gradients: Gradients, model: Family, keys: Collection[str]) -> None:
-        """
-        Args:
-            gradients: computes the gradients, with one backward pass a micro-batch.
-            model: on a GPU, with its parameters already frozen or trainable.
-            keys: of the encoders that are trained.
-        """
         self.gradients, self.model = gradients, model
         packages = {
             module.__class__.__module__.split(".")[0] for part in model.after_encoders() for module in part.modules()
@@ -106,4 +106,4 @@ def graphs(stage: Stage, recipe: Recipe, accelerator: Accelerator, num_rows: int
     finally:
         stage.gradients = before
     failed = [replays for replays in replayed.all() if replays.failed]
-    recipe.said += [f"Passes of {part.name} were not replayed from CUDA graphs: {part.failed}." for part in failed]
+    recipe.notes += [f"Passes of {part.name} were not replayed from CUDA graphs: {part.failed}." for part in failed]

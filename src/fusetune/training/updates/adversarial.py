@@ -69,17 +69,17 @@ class Ascent:
 
 
 class Adversarial:
-    """Computes an update's gradients at perturbed inputs; a `Gradients`, see `fusetune.training.updates.update`."""
+    """Computes an update's gradients at perturbed inputs; a `Gradients`, see `fusetune.training.updates.update`.
+
+    Args:
+        model: the learner's model.
+        settings: the method, its size and steps.
+
+    Raises:
+        ConfigError: the settings name a column that the model lacks.
+    """
 
     def __init__(self, model: Family, settings: AdversarialConfig) -> None:
-        """
-        Args:
-            model: the learner's model.
-            settings: the method, its size and steps.
-
-        Raises:
-            ConfigError: the settings name a column that the model lacks.
-        """
         self.model, self.is_freelb, self.weight = model, settings.name == "freelb", settings.weight
         self.ascent = Ascent.of(settings)
         self.columns = attacked_columns(model, settings.columns, where="trainer.adversarial")

@@ -23,14 +23,13 @@ class Sharpness:
 
     It needs memory for a copy of the trained weights while an update is computed. The losses returned are those at the
     unperturbed weights.
+
+    Args:
+        rho: ρ, the L2 norm of the weights' perturbation over all trained weights, above 0.
+        gradients: computes the gradients at given weights.
     """
 
     def __init__(self, rho: float, gradients: Gradients) -> None:
-        """
-        Args:
-            rho: ρ, the L2 norm of the weights' perturbation over all trained weights, above 0.
-            gradients: computes the gradients at given weights.
-        """
         self.rho, self.gradients = rho, gradients
 
     def __call__(

@@ -62,18 +62,17 @@ class Surgery:
 
     Each task's gradient is computed by a backward pass of its own, for every micro-batch, and kept until the update is
     made: memory grows by the size of the trained parameters times the number of tasks.
+
+    Args:
+        method: pcgrad or upgrad.
+        balance: of the learner's tasks; its logged figures get the weights w.
+        seed: for pcgrad's random order.
+
+    Raises:
+        MissingExtra: TorchJD is not installed.
     """
 
     def __init__(self, method: str, balance: Balance, *, seed: int) -> None:
-        """
-        Args:
-            method: pcgrad or upgrad.
-            balance: of the learner's tasks; its logged figures get the weights w.
-            seed: for pcgrad's random order.
-
-        Raises:
-            MissingExtra: TorchJD is not installed.
-        """
         aggregation: Any = optional_import("torchjd.aggregation", f"for trainer.balance={method}")
         options = {"pref_vector": torch.ones(len(balance.names), dtype=torch.float64), "projector": dual_cone}
         self._weighting: Callable[[Tensor], Tensor] = getattr(aggregation, METHODS[method])(
