@@ -125,6 +125,7 @@ TASKS = Registry(
     "task",
     {
         "binary": "fusetune.tasks.classification:BinaryTask",
+        "entities": "fusetune.tasks.entities:EntitiesTask",
         "multiclass": "fusetune.tasks.classification:MulticlassTask",
         "multilabel": "fusetune.tasks.multilabel:MultilabelTask",
         "ordinal": "fusetune.tasks.ordinal:OrdinalTask",

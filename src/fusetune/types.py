@@ -1,13 +1,14 @@
-"""The tensor containers that modules exchange: Tokens, Target, Batch and Outputs.
+"""The containers that modules exchange: Tokens, TextTokens, Target, Batch and Outputs.
 
 Legend: batch = rows, cells = distinct cells of one column in this batch, tokens = tokens per cell, dim = features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +36,23 @@ class Tokens:
         """Return the mean of each row's real tokens, (batch, dim); zeros for a row without any."""
         weight = self.mask.unsqueeze(-1).to(self.values.dtype)  # (batch, tokens, 1)
         return (self.values * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+@dataclass
+class TextTokens:
+    """What the tokens stand for that a task answers one by one.
+
+    Attributes:
+        spans: (rows, tokens, 3) int32: which of the row's texts a token comes from, its first character there and the
+            one after its last. -1, 0, 0 for padding and for a token that stands for no text. Where the tokens are
+            choices, their numbers, 0, 0.
+        real: (rows, tokens) bool, False for padding.
+        texts: by row, the texts that were read; empty for a row without them.
+    """
+
+    spans: np.ndarray
+    real: np.ndarray
+    texts: Sequence[Sequence[str]]
 
 
 @dataclass

@@ -121,7 +121,7 @@ def test_cells_are_encoded_once_each_in_their_order(made):
 
 def test_cells_that_could_not_be_read_are_zeros(made):
     model, examples = made
-    records = [{"a": "w1"}, {"a": ["no", "text"]}, {"a": "w2"}]
+    records = [{"a": "w1"}, {"a": {"no": "text"}}, {"a": "w2"}]
     other = Examples(Table.from_records(records), {"a": examples.columns["a"].modality})
     other.prepare(on_bad_cell="mask")
     features = encode_cells(model, "a", other.columns["a"])

@@ -119,7 +119,7 @@ def test_the_constant_guess_of_any_loss_is_the_best_one(mixed, loss):
     task.fit(values)
     target, weights = task.encode(values), torch.ones(len(values))
     by_search = min(float(task.loss(torch.full((len(values),), c), target, weights)) for c in np.linspace(-1, 1, 801))
-    found = module.constant_loss(task, torch.zeros(()), values, np.ones(len(values), dtype=np.float32))
+    found = module.constant_loss(task, torch.zeros(()), target, np.ones(len(values), dtype=np.float32))
     assert found == pytest.approx(by_search, rel=2e-3)
 
 

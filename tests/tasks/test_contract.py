@@ -12,6 +12,7 @@ from fusetune.tasks.base import LinearModel, TargetTask
 from fusetune.tasks.classification import MulticlassTask
 from fusetune.tasks.multilabel import MultilabelTask
 from fusetune.tasks.regression import RegressionTask
+from fusetune.tasks.token_task import TokenTask
 from fusetune.testing.rules import broken_rules, rules_of
 from fusetune.testing.tasks import TaskContract, check_task, example_targets, usable_targets
 from fusetune.types import Target
@@ -25,7 +26,11 @@ OPTIONS = {
         for transform, loss in (("none", "mse"), ("yeo-johnson", "huber"), ("quantile", "mae"), ("standard", "mse"))
     },
 }
-TARGET_TASKS = {name: TASKS.get(name) for name in TASKS if issubclass(TASKS.get(name), TargetTask)}
+TARGET_TASKS = {
+    name: TASKS.get(name)
+    for name in TASKS
+    if issubclass(TASKS.get(name), TargetTask) and not issubclass(TASKS.get(name), TokenTask)
+}
 MAKES = TARGET_TASKS | OPTIONS
 CASES = [
     pytest.param(make, cells, id=f"{name} of {kind}")

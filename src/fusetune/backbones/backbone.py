@@ -18,7 +18,7 @@ from fusetune import _private
 from fusetune.backbones.convolutions import channels_last, is_convolutional
 from fusetune.backbones.inputs import AudioInputs, ImageInputs, Inputs, SpectrogramInputs, TextInputs
 from fusetune.backbones.inspection import structure
-from fusetune.backbones.passes.base import EncoderPass
+from fusetune.backbones.passes.base import EncoderPass, EveryToken
 from fusetune.backbones.passes.choice import choose
 from fusetune.config.adapter import AdapterConfig
 from fusetune.errors import BackboneError
@@ -163,19 +163,41 @@ class Backbone(nn.Module):
 
     # ---- from tensors to tokens
 
-    def forward(self, *, owner: Tensor | None = None, **inputs: Tensor) -> Tokens:
+    def forward(
+        self,
+        *,
+        owner: Tensor | None = None,
+        slot: Tensor | None = None,
+        select: Tensor | None = None,
+        **inputs: Tensor,
+    ) -> Tokens:
         """Encode, by the pass that `fusetune.backbones.passes.choice.choose` returns.
 
         Args:
             owner: (parts,) int64 from 0 without gaps, the cell of each part, if cells may have several parts. Vectors
                 of parts are averaged; with pool "none" their tokens are concatenated.
+            slot: (parts,) int64, each part's number in its cell; the parts' vectors are then the cell's tokens.
+            select: (cells, tokens) int64, positions of a cell's tokens among those of its parts, which follow one
+                another, -1 for none; then nothing is pooled.
             inputs: tensors of a collate method; possibly with `boundary`, the input of the first trained layer for
                 these cells (see `fusetune.backbones.passes.boundary`).
 
         Returns:
-            (cells, 1, dim), or (cells, tokens, dim) with pool "none".
+            (cells, 1, dim), or (cells, tokens, dim) with pool "none", `slot` or `select`.
         """
+        if select is not None:
+            every: Any = EveryToken(self)
+            tokens = choose(every, inputs)(every, inputs)
+            if tokens.values.shape[1] != inputs["attention_mask"].shape[1]:
+                raise BackboneError(
+                    "the encoder does not give a vector for each token of a text",
+                    came=f"{tokens.values.shape[1]} vectors for {inputs['attention_mask'].shape[1]} tokens",
+                    do="choose another text backbone for a task that reads token by token",
+                )
+            return _selected(tokens, select, owner)
         tokens = choose(self, inputs)(self, inputs)
+        if slot is not None and owner is not None:
+            return _in_slots(tokens, owner, slot)
         return tokens if owner is None else _join(tokens, owner)
 
     def hidden_states(self, *, lengths: Tensor | None = None, **inputs: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -312,6 +334,23 @@ class Backbone(nn.Module):
             "removed": [list(pair) for pair in self.removed],
             "adapter": None if self.adapter is None else self.adapter.model_dump(),
         }
+
+
+def _selected(tokens: Tokens, select: Tensor, owner: Tensor | None) -> Tokens:
+    """Gather cells' tokens, (cells, tokens, dim), from those of their parts, (parts, tokens, dim)."""
+    real = select >= 0
+    counts = torch.ones_like(select[:, 0]) if owner is None else torch.bincount(owner, minlength=len(select))
+    starts = (counts.cumsum(0) - counts) * tokens.values.shape[1]  # each cell's first token
+    values = tokens.values.flatten(0, 1)[select.clamp(min=0) + starts.unsqueeze(1)]
+    return Tokens(values.masked_fill(~real.unsqueeze(-1), 0), real)
+
+
+def _in_slots(tokens: Tokens, owner: Tensor, slot: Tensor) -> Tokens:
+    """Parts' vectors, (parts, 1, dim), as their cells' tokens, (cells, slots, dim)."""
+    shape = (int(owner.max()) + 1, int(slot.max()) + 1)
+    values, mask = tokens.values.new_zeros(*shape, tokens.values.shape[2]), tokens.mask.new_zeros(shape)
+    values[owner, slot], mask[owner, slot] = tokens.values[:, 0], tokens.mask[:, 0]
+    return Tokens(values, mask)
 
 
 def _join(tokens: Tokens, owner: Tensor) -> Tokens:

@@ -30,7 +30,8 @@ from fusetune.data.storage.packed import PackedExamples
 from fusetune.data.table import Table
 from fusetune.errors import BadCell
 from fusetune.modalities.base import Modality
-from fusetune.types import Tokens
+from fusetune.modalities.passages import text_tokens
+from fusetune.types import TextTokens, Tokens
 
 PREFETCH = 512
 """Cells that are decoded ahead, at most."""
@@ -159,6 +160,30 @@ class Column:
         cells = zip(uncached, self.cells.take(uncached), strict=True)
         decoded = {index: self._decode(index, cell) for index, cell in cells}
         return [decoded[index] if index in decoded else self._cache.get(index) for index in requested]
+
+    def text_tokens(self, rows: np.ndarray, *, texts: bool = False) -> TextTokens:
+        """Return what a column of text's tokens stand for in some rows, by their positions in the table.
+
+        Args:
+            rows: (rows,); a row without the column has no real token.
+            texts: whether to give the rows' texts too.
+        """
+        modality: Any = self.modality
+        codes = self.codes[rows]
+        distinct, inverse = np.unique(codes[codes >= 0], return_inverse=True)
+        spans = [modality.tokens(example) for example in self.examples(distinct)]
+        cells = self.cells.take(distinct) if texts else []
+        read: list[list[str]] = [modality.texts(cell, row=-1) for cell in cells] or [[]] * len(distinct)
+        which = np.full(len(rows), -1)
+        which[codes >= 0] = inverse
+        return text_tokens(
+            [spans[place] if place >= 0 else None for place in which],
+            [read[place] if place >= 0 else () for place in which],
+        )
+
+    def token_ids(self, places: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+        """Some distinct cells' token ids, for a column of text."""
+        return [self.modality.token_ids(example) for example in self.examples(places)]  # type: ignore[attr-defined]
 
     def unread(self) -> Iterator[int]:
         """Yield the positions of the rows whose cell cannot be decoded, ascending."""

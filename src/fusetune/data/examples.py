@@ -15,6 +15,7 @@ from torch import Tensor
 from fusetune.data.column import Column, Progress
 from fusetune.data.distinct import is_missing
 from fusetune.data.quarantine import Rejected
+from fusetune.data.resolved import target_cells
 from fusetune.data.sampler import UpdateSampler
 from fusetune.data.storage.mapped import (
     mapped_arange,
@@ -28,8 +29,9 @@ from fusetune.data.storage.mapped import (
 from fusetune.data.table import Table
 from fusetune.errors import BadCell
 from fusetune.modalities.base import Augmenter, Modality
+from fusetune.modalities.passages import text_tokens
 from fusetune.modalities.text import TextModality
-from fusetune.types import Batch, Tokens
+from fusetune.types import Batch, Target, TextTokens, Tokens
 
 if TYPE_CHECKING:
     from fusetune.tasks.base import TargetTask
@@ -88,7 +90,7 @@ class Examples:
         self.rows = table.rows
         self.columns = {name: Column(modality, table, name) for name, modality in modalities.items()}
         self.tasks = dict(tasks or {})
-        self.targets = {name: table.lazy(task.target) for name, task in self.tasks.items()}
+        self.targets = {name: target_cells(table, task) for name, task in self.tasks.items()}
         self._missing = {name: table.missing(task.target) for name, task in self.tasks.items()}
         self.weights: np.ndarray = np.broadcast_to(np.float32(1), len(table))  # of all rows, without their memory
         self._weight = weight
@@ -173,12 +175,15 @@ class Examples:
         keep = mapped_full(len(self.used), True, bool)
         for start in range(0, len(self.used), PIECE):
             some = self.used[start : start + PIECE]
-            cells = [self.targets[name].take(some) for name in self.tasks]
+            cells = [self.table.cells(task.target, some) for task in self.tasks.values()]
+            about = [self.table.cells(task.reads, some) if task.reads else None for task in self.tasks.values()]
             for at, index in enumerate(some):
+                row = int(self.rows[index])
                 try:
-                    for column, task in zip(cells, self.tasks.values(), strict=True):
-                        if not is_missing(column[at]):
-                            task.check(column[at], row=int(self.rows[index]))
+                    for column, task, read in zip(cells, self.tasks.values(), about, strict=True):
+                        value = column[at]
+                        if not is_missing(value):
+                            task.check(value if read is None else task.resolve(value, read[at], row=row), row=row)
                 except BadCell as error:
                     self.rejected.append(Rejected.from_error(error))
                     keep[start + at] = False
@@ -294,6 +299,20 @@ class Examples:
         parts = [rows[start : start + PIECE] for start in range(0, max(len(rows), 1), PIECE)]
         return mapped_concatenate((self.tasks[task].truth(self.targets[task].take(part)) for part in parts), len(rows))
 
+    def tokens(self, column: str, rows: np.ndarray, *, texts: bool = False) -> TextTokens:
+        """Return what a text column's tokens stand for in some rows, by their positions in the table.
+
+        A row has no real token if it lacks the column, or if the column is hidden from these rows.
+        """
+        if column not in self.columns:
+            return text_tokens([None] * len(rows), [()] * len(rows))
+        return self.columns[column].text_tokens(rows, texts=texts)
+
+    def encode(self, name: str, rows: np.ndarray) -> Target:
+        """Return a task's encoded targets of some rows, by their positions in the table."""
+        task, values = self.tasks[name], self.targets[name].take(rows)
+        return task.encode(values) if task.reads is None else task.encode(values, self.tokens(task.reads, rows))
+
     def positions(self, rows: np.ndarray) -> np.ndarray:
         """Return the indices in `used` of rows, given by their positions in the table."""
         return np.searchsorted(self.used, rows)
@@ -331,7 +350,7 @@ class Examples:
             else:
                 inputs[name] = column.tensors(distinct) if len(distinct) else {}
             cells[name] = torch.from_numpy(row_cells)
-        targets = {name: task.encode(self.targets[name].take(positions)) for name, task in self.tasks.items()}
+        targets = {name: self.encode(name, positions) for name in self.tasks}
         return Batch(
             inputs=inputs,
             cells=cells,
@@ -351,7 +370,7 @@ class Examples:
                 continue
             codes = column.codes[indices]
             distinct, inverse = np.unique(codes[codes >= 0], return_inverse=True)
-            vectors = [vocabulary.vector(text) for text in column.examples(distinct)]
+            vectors = [vocabulary.vector(text) for text in column.token_ids(distinct)]
             most = max([1, *(len(ids) for ids, _ in vectors)])
             ids, values = np.zeros((len(codes), most), np.int64), np.zeros((len(codes), most), np.float32)
             for index, number in zip(np.flatnonzero(codes >= 0), inverse, strict=True):

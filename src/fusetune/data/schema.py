@@ -107,6 +107,10 @@ class Schema:
         """Return the cell forms that differ from the default, by column, for `Table.read_as`."""
         return {name: spec.read for name, spec in self.columns.items() if spec.read != CellForm()}
 
+    def joins(self) -> dict[str, list[str | list[str]]]:
+        """The columns that are made of others, for `Table.with_joined`: the others' names, choices as a list."""
+        return {name: spec.options["join"] for name, spec in self.columns.items() if spec.options.get("join")}
+
     def names(self, role: str) -> list[str]:
         """Return the names of the columns with this role, in the table's order."""
         return [name for name, spec in self.columns.items() if spec.role == role]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import date, time, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
@@ -12,15 +11,15 @@ import numpy as np
 import pyarrow as pa
 
 from fusetune.data.distinct import Cells, as_cells, distinct, is_missing, missing_in
+from fusetune.data.joins import Parts, flat_names, joined_column
 from fusetune.data.quarantine import Rejected
 from fusetune.data.reading.arrow import (
     encode_column,
     from_cells,
-    image_to_png,
     is_json,
     is_text,
     lone_surrogates,
-    time_text,
+    python_cell,
 )
 from fusetune.data.reading.cell_forms import CellForm
 from fusetune.data.storage.mapped import mapped_arange, mapped_flatnonzero, mapped_narrow, mapped_take, mapped_zeros
@@ -147,7 +146,7 @@ class Table:
         names = list(dict.fromkeys(name for row in rows for name in row))
         if not names:
             raise EmptyTable("there are no rows", expected="at least one row with one column", file=source)
-        columns = {name: [_python(row.get(name)) for row in rows] for name in names}
+        columns = {name: [python_cell(row.get(name)) for row in rows] for name in names}
         home = Path(base_dir or Path.cwd())
         try:
             return cls(from_cells(columns, source), source=source, base_dir=home)
@@ -190,6 +189,16 @@ class Table:
         table._ends = {}
         for name in columns:
             table._base = table._base.append_column(name, pa.nulls(table._base.num_rows, pa.string()))
+        return table
+
+    def with_joined(self, joins: Mapping[str, Parts]) -> Table:
+        """Return the rows with further columns, whose cells are lists of others' cells (see `fusetune.data.joins`)."""
+        self.require(name for parts in joins.values() for name in flat_names(parts))
+        table, every = copy.copy(self), copy.copy(self)
+        every._places, every._ends, table._ends, table._json = None, {}, {}, {*self._json, *joins}
+        for name in [name for name in joins if name not in self]:
+            column = joined_column(name, every.cells, self._base.num_rows, joins[name])
+            table._base = table._base.append_column(*column)
         return table
 
     @property
@@ -382,13 +391,3 @@ def _parts(data: pa.ChunkedArray, ends: np.ndarray, indices: np.ndarray) -> Iter
         number = int(which[group[0]])
         chunk = data.chunk(number)
         yield group, chunk.take(pa.array(indices[group] - (int(ends[number]) - len(chunk))))
-
-
-def _python(value: Any) -> Any:
-    """Return a value with numpy scalars as Python values, times as text and durations in seconds."""
-    value = value.item() if isinstance(value, np.generic) else value
-    if (picture := image_to_png(value)) is not None:
-        return picture
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    return time_text(value) if isinstance(value, date | time) else value

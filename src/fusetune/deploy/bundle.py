@@ -154,6 +154,7 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
                 "target": task.target,
                 "labels": task.labels,
                 "metric": _metric_entry(task),
+                **({"reads": task.reads} if isinstance(task, TargetTask) and task.reads is not None else {}),
                 "state": task.state(),
             }
             for name, task in bundle.tasks.items()
@@ -301,6 +302,8 @@ def _restore_task(entry: Mapping[str, Any]) -> Task:
             task.tuned_by = metric  # measured by the task's usual metric until the function is given
         else:
             task.main = metric
+    if isinstance(task, TargetTask):
+        task.reads = entry.get("reads")
     return task
 
 

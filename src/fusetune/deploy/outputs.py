@@ -68,8 +68,9 @@ class TargetColumns(Output):
         if examples is not None and len(examples):
             scores = predict_scores(model, bundle.targets, examples, stack=bundle.stack, progress=progress)
         for name, task in bundle.targets.items():
-            size = model.at_zero(name).unsqueeze(0)
-            like = task.columns(task.answers(torch.zeros_like(size, device="cpu")))
+            size = model.at_zero(name)
+            size = size.view(1, 1, -1) if task.reads is not None else size.unsqueeze(0)
+            like = task.columns(task.example_answers(torch.zeros_like(size, device="cpu")))
             predicted = task.columns(scores[name]) if scores else {column: [] for column in like}
             for column, values in predicted.items():
                 yield column, pa.array(like[column]).type, values

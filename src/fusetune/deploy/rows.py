@@ -11,6 +11,7 @@ from PIL import Image
 
 from fusetune.config.config import Config
 from fusetune.config.read import ReadConfig
+from fusetune.data.joins import flat_names
 from fusetune.data.table import Source, Table
 from fusetune.deploy.bundle import Bundle
 from fusetune.errors import ConfigError, TableError, nearest
@@ -33,20 +34,20 @@ def read_rows(bundle: Bundle, source: Rows, *, missing: Iterable[str] = ()) -> T
         TableError: it cannot be read or lacks a column.
         ConfigError: `missing` names a column that is no input.
     """
-    missing = list(missing)
-    if lost := [name for name in missing if name not in bundle.modalities]:
+    missing, needed = list(missing), needed_columns(bundle)
+    if lost := [name for name in missing if name not in needed]:
         raise ConfigError(
             f"{lost[0]!r} is no input column of the model",
-            expected=", ".join(bundle.modalities),
-            do=nearest(lost[0], bundle.modalities),
+            expected=", ".join(needed),
+            do=nearest(lost[0], needed),
         )
     table = Table.read(_as_source(source, bundle.modalities), read=reading_of(bundle))
     table = table.read_as(bundle.schema.forms())
     table = table.with_missing(name for name in missing if name not in table)
     try:
-        table.require(bundle.modalities)
+        table.require(needed)
     except TableError as error:
-        absent = [name for name in bundle.modalities if name not in table]
+        absent = [name for name in needed if name not in table]
         declare = f"--missing-columns {absent[0]} (in Python missing_columns={absent!r}) predicts without"
         raise TableError(
             error.what,
@@ -54,7 +55,14 @@ def read_rows(bundle: Bundle, source: Rows, *, missing: Iterable[str] = ()) -> T
             do=f"{error.do} {declare}" if error.do else declare,
             file=error.file,
         ) from None
-    return table
+    return table.with_joined(bundle.schema.joins())
+
+
+def needed_columns(bundle: Bundle) -> list[str]:
+    """Return the columns that a table needs: the inputs, and those that joined inputs are made of."""
+    joins = {name: parts for name, parts in bundle.schema.joins().items() if name in bundle.modalities}
+    own = [name for name in bundle.modalities if name not in joins]
+    return list(dict.fromkeys([*own, *(name for parts in joins.values() for name in flat_names(parts))]))
 
 
 def reading_of(bundle: Bundle, media: Sequence[str] = ()) -> ReadConfig:

@@ -159,6 +159,8 @@ def _may_be_codes(numbers: np.ndarray | None) -> bool:
 
 def _labelled(train: Table, schema: Schema, task: TargetTask, seed: int) -> _Labelled | None:
     """Return a target's labelled rows, or None if they are too few or cannot be used as fixed-size outputs."""
+    if task.reads is not None:
+        return None
     present = np.flatnonzero(~train.missing(task.target))
     rows = present[evenly_spaced(len(present), MAX_ROWS)]
     task = copy.deepcopy(task)

@@ -42,7 +42,7 @@ from fusetune.tasks.main_metric import Metric
 from fusetune.tasks.retrieval import alignment_tasks, pair_tasks
 from fusetune.training.deadline import Deadline
 from fusetune.training.hardware.devices import processes
-from fusetune.training.probe import Probe, SplitRows
+from fusetune.training.probe import SplitRows, StartingPoint
 from fusetune.training.progress import print_line, track
 from fusetune.types import Tokens
 
@@ -107,7 +107,7 @@ class Prepared:
     features: Mapping[str, Mapping[str, Tokens]] = field(default_factory=dict)
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     rows: Mapping[str, Mapping[str, SplitRows]] = field(default_factory=dict)
-    probes: Mapping[str, Probe] = field(default_factory=dict)
+    probes: Mapping[str, StartingPoint] = field(default_factory=dict)
     rng_state: torch.Tensor = field(default_factory=torch.get_rng_state)
     choice: FusionChoice | None = None
     deadline: Deadline = field(default_factory=Deadline)
@@ -164,6 +164,7 @@ def prepare(run_settings: RunSettings) -> Prepared:
     with timed(phases, "read tables", show=show):
         tables = Tables(config, run_settings.sources)
         targets = _make_tasks(config, tables.schema, tables.splits["train"])
+        tables.read_together(targets)
         tables.schema, codes = read_codes(tables.splits["train"], tables.schema, targets, config)
     with timed(phases, "read cells", show=show):
         set_seed(config.seed)

@@ -115,7 +115,7 @@ class StackFit:
         if not len(val.indices):
             none.said = "No trees are grown: no validation row has a target to choose their weight by."
             return None, none
-        line = LinearLogits.of(probe) if probe is not None else None
+        line = LinearLogits.of(probe) if isinstance(probe, Probe) else None
         train_rows = Rows(
             self._matrix(train, self._held_out(name, task) if probe is not None else None),
             train.truth,

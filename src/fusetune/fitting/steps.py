@@ -21,7 +21,6 @@ from fusetune.models.build import build_model
 from fusetune.models.family import Family
 from fusetune.objectives.base import Objective
 from fusetune.registry import MODALITIES
-from fusetune.tasks.abilities import Probed
 from fusetune.tasks.base import TargetTask
 from fusetune.training.changes import changed_parameters, digests
 from fusetune.training.deadline import COMPARING, TRAINING
@@ -30,9 +29,10 @@ from fusetune.training.finetune import finetune
 from fusetune.training.hardware.devices import processes
 from fusetune.training.history import TrainingHistory
 from fusetune.training.plan import Evaluate, Goal, RunContext, Start, TrainingRows
-from fusetune.training.probe import Probe, SplitRows
+from fusetune.training.probe import SplitRows, StartingPoint
 from fusetune.training.recipe import BackboneRule
 from fusetune.training.score_error import ScoreError
+from fusetune.training.token_probe import fit_probe
 from fusetune.trees.stack import Stack
 
 
@@ -63,15 +63,15 @@ def encode(fit: Prepared, model: Family) -> Prepared:
     return replace(fit, fingerprints=fingerprints, features=features, rows=rows)
 
 
-def fit_probes(fit: Prepared, part: Sequence[str] | None = None) -> dict[str, Probe]:
+def fit_probes(fit: Prepared, part: Sequence[str] | None = None) -> dict[str, StartingPoint]:
     """Fit each task's best linear probe on the columns (of a part, or all) that have features before training."""
-    probes = {}
+    probes: dict[str, StartingPoint] = {}
     for name, splits in fit.rows.items():
         task = fit.targets[name]
         columns = systems.probe_columns(splits["train"], part if part is not None else list(fit.modalities))
-        if columns and isinstance(task, Probed):
-            select = fit.config.trainer.probe == "auto"
-            probes[name] = Probe.fit(task, splits["train"], splits["val"], columns, select=select)
+        select = fit.config.trainer.probe == "auto"
+        if (probe := fit_probe(task, splits["train"], splits["val"], columns, select=select)) is not None:
+            probes[name] = probe
     return probes
 
 
@@ -165,11 +165,14 @@ def alone_models(fit: Prepared) -> dict[str, Family | None]:
             models[part] = None
             fit.left_out.append(f"{part} alone")
             continue
-        fresh, model = fresh_model(fit, columns)
+        tasks = {name: task for name, task in fit.targets.items() if task.reads is None or task.reads in columns}
+        if not tasks:
+            continue
+        fresh, model = fresh_model(fit, columns, tasks)
         history = finetune(
             model,
             training_rows(fit, columns),
-            Goal(fit.targets),
+            Goal(tasks),
             fit.config.trainer.model_copy(update={"adversarial": None}),
             rules=rules(fit, fresh),
             start=Start(fit_probes(fit, columns)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
@@ -61,7 +61,8 @@ def predict_logits(
         progress: wraps the iterator over batches.
 
     Returns:
-        By task, (rows, ...) float32 on the CPU, in the order of `indices`.
+        By task, (rows, ...) float32 on the CPU, in the order of `indices`; (rows, tokens, logits) for a task that
+        answers token by token, 0 where a row has fewer tokens.
     """
     order = mapped_argsort(examples.sizes(indices))
     device = model_device(model)
@@ -77,6 +78,14 @@ def predict_logits(
             logits.put(step, model(examples.batch(indices[step]).to(device)).logits)
             trim_memory()
     return {task: logits.of(task) for task in model.tasks}
+
+
+def concatenate_logits(chunks: Sequence[Tensor]) -> Tensor:
+    """Concatenate rows' logits, (rows, ...); (rows, tokens, logits) are padded with zeros to the most tokens."""
+    if chunks[0].ndim != 3:
+        return torch.cat(list(chunks))
+    longest = max(chunk.shape[1] for chunk in chunks)
+    return torch.cat([F.pad(chunk, (0, 0, 0, longest - chunk.shape[1])) for chunk in chunks])
 
 
 class _Logits:
@@ -101,11 +110,22 @@ class _Logits:
     def _fetch(self) -> None:
         positions = np.concatenate(self._positions)
         for task, chunks in self._pending.items():
-            values = torch.cat(chunks).cpu().numpy()
+            values = concatenate_logits(chunks).cpu().numpy()
             if task not in self.collected:
                 self.collected[task] = mapped_zeros((self.rows, *values.shape[1:]))
-            self.collected[task][positions] = values
+            self._widen(task, values.shape[1:])
+            if values.ndim == 3:
+                self.collected[task][positions, : values.shape[1]] = values
+            else:
+                self.collected[task][positions] = values
         self._positions, self._pending = [], {}
+
+    def _widen(self, task: str, shape: tuple[int, ...]) -> None:
+        """Make room for rows of this shape, which may have more tokens than those before."""
+        before = self.collected[task]
+        if before.ndim == 3 and shape[0] > before.shape[1]:
+            self.collected[task] = mapped_zeros((self.rows, *shape))
+            self.collected[task][:, : before.shape[1]] = before
 
     def of(self, task: str) -> Tensor:
         """Return a task's logits of all rows."""
@@ -176,7 +196,7 @@ def encode_cells(
     steps: Iterator[np.ndarray] = iter(groups)
     if progress is not None:
         steps = progress(steps, f"encoding {column}", len(groups))
-    features = _Features(len(source.cells), int(model.encoders[model.routes[column]].dim))  # type: ignore[arg-type]
+    features = _Features(len(source.cells), model.encoder_dim(column))
     if store is not None:
         features.load(np.flatnonzero(known), digests, store)
     with evaluating(model), retain_freed_memory() if len(groups) > 1 else nullcontext():

@@ -9,6 +9,7 @@ import numpy as np
 
 from fusetune.data.column import Progress
 from fusetune.data.examples import Examples
+from fusetune.inference.answers import answers_of
 from fusetune.inference.features import encoded
 from fusetune.inference.predict import predict_logits
 from fusetune.models.family import Family
@@ -59,11 +60,11 @@ def predict_scores(
     """
     if stack is None:
         logits = predict_logits(model, examples, examples.used, progress=progress)
-        return {name: task.answers(logits[name]) for name, task in tasks.items()}
+        return {name: answers_of(examples, task, logits[name], examples.used) for name, task in tasks.items()}
     features = stack.features(model, examples)
     rows = encoded(model, examples, stack.unmoved(model, features))
     logits = predict_logits(model, rows, rows.used, progress=progress)
     return {
-        name: stack.scores(name, task, task.answers(logits[name]), rows, rows.used, features)
+        name: stack.scores(name, task, answers_of(rows, task, logits[name], rows.used), rows, rows.used, features)
         for name, task in tasks.items()
     }

@@ -122,6 +122,11 @@ class Modality(abc.ABC):
         """
 
     @property
+    def joined(self) -> int:
+        """How many of the encoder's vectors are side by side one token of the column; 1 for most kinds."""
+        return 1
+
+    @property
     def part_of(self) -> str:
         """The modality of this column in reports: "text", "image", "audio" or "tabular"."""
         return self.kind

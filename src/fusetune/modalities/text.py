@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from fusetune.errors import BadCell
+from fusetune.errors import BadCell, ConfigError
 from fusetune.modalities.base import Augmenter, Detection
 from fusetune.modalities.ngrams import Ngrams
 from fusetune.modalities.on_backbone import BackboneModality
+from fusetune.modalities.passages import ID, WIDTH, Passages, Read, rows_of, words_text
 from fusetune.modalities.profile import plain, profile_cells
 
 if TYPE_CHECKING:
@@ -41,6 +42,14 @@ def check_text(text: str, *, row: int, column: str) -> None:
         raise BadCell(row=row, column=column, value=ascii(text[:120]), why=why, do=do) from error
 
 
+def lists_of_words(values: Sequence[Any]) -> bool:
+    """Whether cells are lists of words, as taggers read them: all strings, without spaces, of several sizes."""
+    lists = [value for value in values if isinstance(value, list) and value]
+    words = [word for value in lists[:200] for word in value]
+    plain = bool(words) and all(isinstance(word, str) and not any(map(str.isspace, word)) for word in words)
+    return plain and len(lists) == len(values) and len({len(value) for value in lists}) > 1
+
+
 class TextModality(BackboneModality):
     """A column of text in any language.
 
@@ -52,18 +61,34 @@ class TextModality(BackboneModality):
 
     kind = "text"
 
-    def __init__(self, column: str, *, backbone: Backbone) -> None:
+    def __init__(
+        self,
+        column: str,
+        *,
+        backbone: Backbone,
+        read: Read = "vector",
+        join: Sequence[str | Sequence[str]] = (),
+        cut: str = "longest",
+    ) -> None:
         """
         Args:
             column: the column's name.
             backbone: the encoder, of kind "text".
+            read: what a cell gives: one vector, or one a token, an answer's token or a choice; see
+                `fusetune.modalities.passages`.
+            join: the columns that a cell's texts come from, if it has several; choices as a list at the end.
+            cut: the column whose text is cut if they are too long together; "longest" cuts the longer one.
         """
         super().__init__(column, backbone=backbone)
         self.num_truncated = 0
+        self.passages = Passages(backbone, read, tuple(name for name in join if isinstance(name, str)), cut)
+        self.read, self.join = read, list(join)
 
     @classmethod
     def detect(cls, values: Sequence[Any], *, base_dir: Path) -> Detection:
         """Rate the cells: strings of several words that rarely repeat."""
+        if lists_of_words(values):
+            return Detection(0.7, f"lists of words, {np.mean([len(value) for value in values]):.1f} each")
         seen = profile_cells(values)
         seen_as = f"{seen.num_distinct} distinct values in {seen.num} cells, {seen.words:.1f} words each"
         if seen.scalars < 0.95:
@@ -82,18 +107,47 @@ class TextModality(BackboneModality):
         Raises:
             BadCell: it is not text, holds a lone surrogate, or has no tokens.
         """
+        if self.by_passages:
+            return self._passage(cell, row=row)
         cell = plain(cell)
         if isinstance(cell, bool | int | float | Decimal | date | time):
             cell = str(cell)
-        if not isinstance(cell, str):
-            why = f"it is of type {type(cell).__name__}, not text"
-            raise BadCell(row=row, column=self.column, value=cell, why=why, do="give one string")
+        cell = words_text(cell, row=row, column=self.column)
         check_text(cell, row=row, column=self.column)
         tokens = self._tokenize(cell)
         if not len(tokens):
             do = "empty the cell if the text is missing"
             raise BadCell(row=row, column=self.column, value=cell, why="there is nothing to read in it", do=do)
         return tokens
+
+    @property
+    def by_passages(self) -> bool:
+        """Whether cells are read token by token, or several texts together."""
+        return self.read != "vector" or bool(self.join)
+
+    def _passage(self, cell: Any, *, row: int) -> np.ndarray:
+        """The table of tokens of a cell, flat int32; see `fusetune.modalities.passages`."""
+        texts = self.texts(cell, row=row)
+        for text in texts:
+            check_text(text, row=row, column=self.column)
+        if all(not text or text.isspace() for text in texts):
+            do = "empty the cell if the text is missing"
+            raise BadCell(row=row, column=self.column, value=cell, why="there is nothing to read in it", do=do)
+        example = self.passages.decode(texts)
+        self.num_truncated += self.passages.was_cut(example, texts)
+        return example
+
+    def texts(self, cell: Any, *, row: int) -> list[str]:
+        """A cell's texts: one, or several that are read together.
+
+        Raises:
+            BadCell: it is not text.
+        """
+        return [text[:MAX_CHARS] for text in self.passages.texts(cell, row=row, column=self.column)]
+
+    def tokens(self, example: np.ndarray) -> np.ndarray:
+        """What the tokens of an example stand for, (tokens, 3) int32; see `TextTokens.spans`."""
+        return self.passages.tokens(example)
 
     def _tokenize(self, text: str) -> np.ndarray:
         """Tokenise as much of a text as the backbone reads, in time proportional to `max_tokens`.
@@ -118,29 +172,45 @@ class TextModality(BackboneModality):
 
     def augmenter(self, **options: Any) -> Augmenter:
         """Return a `TextAugmenter`."""
+        if self.by_passages:
+            raise ConfigError(
+                "a text that is read token by token or together with another cannot be augmented",
+                column=self.column,
+                do=f"set columns.{self.column}.augment=none, or leave out augment.text",
+            )
         from fusetune.modalities.augment.text import TextAugmenter
 
         return TextAugmenter(options, tokenize=self.backbone.tokenize)
 
     def size(self, example: np.ndarray) -> int:
         """Return the number of tokens."""
-        return len(example)
+        return len(example) // WIDTH if self.by_passages else len(example)
 
     def learn_ngrams(self, examples: Sequence[np.ndarray]) -> None:
         """Fit the vocabulary of n-grams on the train rows' examples."""
-        self.ngrams = Ngrams.fit(examples)
+        self.ngrams = Ngrams.fit([self.token_ids(example) for example in examples])
+
+    def token_ids(self, example: np.ndarray) -> np.ndarray:
+        """Return the token ids of an example, (tokens,) int32, for its n-grams."""
+        return rows_of(example)[:, ID] if self.by_passages else example
 
     def state(self) -> dict[str, Any]:
-        """Return the vocabulary of n-grams, if there is one."""
-        return {} if self.ngrams is None else {"ngrams": self.ngrams.state()}
+        """Return how cells are read and the n-grams, where there are any; the backbone holds its own options."""
+        state: dict[str, Any] = {} if self.ngrams is None else {"ngrams": self.ngrams.state()}
+        if self.by_passages:
+            state |= {"read": self.read, "join": self.join, "cut": self.passages.cut}
+        return state
 
     @classmethod
     def from_state(cls, column: str, state: dict[str, Any], backbone: Any = None) -> TextModality:
         """Return the modality that `state()` described, on this backbone."""
-        modality = cls(column, backbone=backbone)
+        options = {name: value for name, value in state.items() if name != "ngrams"}
+        modality = cls(column, backbone=backbone, **options)
         modality.ngrams = Ngrams.from_state(state["ngrams"]) if "ngrams" in state else None
         return modality
 
     def collate(self, examples: Sequence[np.ndarray]) -> dict[str, Tensor]:
-        """Return `input_ids` and `attention_mask`, each (examples, longest) int64."""
+        """`input_ids` and `attention_mask`, each (examples, longest) int64, and what `Passages.collate` adds."""
+        if self.by_passages:
+            return self.passages.collate(examples)
         return self.backbone.collate_text(examples)

@@ -111,12 +111,13 @@ def check_task(target: str, name: str, options: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class _ReaderParts:
-    """The arguments of `Reader`: encoders by key, each column's key, width, dropout."""
+    """The arguments of `Reader`: encoders by key, each column's key, width, dropout, vectors side by side."""
 
     encoders: dict[str, nn.Module]
     routes: dict[str, str]
     dim: int
     dropout: float
+    joined: dict[str, int]
 
 
 def build_model(
@@ -144,13 +145,17 @@ def build_model(
     for name, value in shared.items():
         check_value(f"fusion.{name}", value, SHARED_OPTIONS[name])
     dim, dropout = int(shared.get("dim", DIM)), float(shared.get("input_dropout", dropout))
-    return FAMILIES[family_of(tasks)](_ReaderParts(encoders, routes, dim, dropout), tasks, fusion)
+    joined = {name: modality.joined for name, modality in modalities.items()}
+    return FAMILIES[family_of(tasks)](_ReaderParts(encoders, routes, dim, dropout, joined), tasks, fusion)
 
 
 def _build_understand(parts: _ReaderParts, tasks: Mapping[str, Task], fusion: NamedConfig) -> Family:
     built = build_fusion(list(parts.routes), parts.dim, fusion)
     heads = {name: task.build_head(parts.dim) for name, task in target_tasks(tasks).items()}
-    return Understand(parts.encoders, parts.routes, built, heads, dropout=parts.dropout)
+    reads = {name: task.reads for name, task in target_tasks(tasks).items() if task.reads is not None}
+    return Understand(
+        parts.encoders, parts.routes, built, heads, dropout=parts.dropout, joined=parts.joined, reads=reads
+    )
 
 
 def _build_match(parts: _ReaderParts, tasks: Mapping[str, Task], fusion: NamedConfig) -> Family:

@@ -5,7 +5,7 @@ Both add to the logits of every task. They start as the linear probe found them 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -55,11 +55,11 @@ class NgramLinear(nn.Module):
         seen = self.hidden(torch.ones_like(logits[:, :1])) > 0  # (batch, 1)
         return list((logits * seen).split(self.sizes, dim=1))
 
-    def add_to(self, outputs: Outputs, batch: Batch) -> Outputs:
-        """The outputs with these logits added, the tasks in order."""
+    def add_to(self, outputs: Outputs, batch: Batch, *, passed_over: Collection[str] = ()) -> Outputs:
+        """The outputs with these logits added, the tasks in order, but for some tasks."""
         parts = self(batch)
         logits = {
-            task: values + part.view_as(values)
+            task: values if task in passed_over else values + part.view_as(values)
             for (task, values), part in zip(outputs.logits.items(), parts, strict=True)
         }
         return Outputs(logits=logits, pooled=outputs.pooled, columns=outputs.columns)

@@ -58,7 +58,13 @@ class Reader(nn.Module):
     """
 
     def __init__(
-        self, encoders: Mapping[str, nn.Module], routes: Mapping[str, str], dim: int, *, dropout: float = 0.1
+        self,
+        encoders: Mapping[str, nn.Module],
+        routes: Mapping[str, str],
+        dim: int,
+        *,
+        dropout: float = 0.1,
+        joined: Mapping[str, int] | None = None,
     ) -> None:
         """
         Args:
@@ -66,8 +72,10 @@ class Reader(nn.Module):
             routes: by column, the key of its encoder.
             dim: width of the projected tokens.
             dropout: on the encoders' outputs, in [0, 1).
+            joined: by column, how many of its encoder's vectors are side by side one token; 1 for the others.
         """
         super().__init__()
+        self.joined = dict(joined or {})
         self.columns, self.routes, self.dim = list(routes), dict(routes), dim
         self.encoders = nn.ModuleDict(dict(encoders))
         # A list, as names of columns need not be valid module names.
@@ -77,7 +85,7 @@ class Reader(nn.Module):
 
     def encoder_dim(self, column: str) -> int:
         """Return the width of a column's encoder output."""
-        return int(self.encoders[self.routes[column]].dim)  # type: ignore[arg-type]
+        return int(self.encoders[self.routes[column]].dim) * self.joined.get(column, 1)  # type: ignore[arg-type]
 
     def projection(self, column: str) -> Projection:
         """Return a column's projection."""
@@ -97,7 +105,12 @@ class Reader(nn.Module):
         if FEATURES in tensors:
             grid = getattr(self.encoders[self.routes[column]], "grid", None)
             return Tokens(tensors[FEATURES], tensors[REAL], grid)
-        return run_encoder(self.encoders[self.routes[column]], tensors)
+        tokens = run_encoder(self.encoders[self.routes[column]], tensors)
+        if (num := self.joined.get(column, 1)) > 1:
+            return Tokens(
+                tokens.values.reshape(len(tokens.values), -1, num * tokens.values.shape[2]), tokens.mask[:, ::num]
+            )
+        return tokens
 
     def standardise(self, column: str, encoded: Tokens) -> Tokens:
         """Standardise a column's encoded cells, (cells, tokens, encoder dim), for its projection."""

@@ -17,8 +17,7 @@ A run with a single task is not balanced.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from fusetune.data.examples import Examples
 from fusetune.models.family import Family
 from fusetune.models.understand import Understand
 from fusetune.tasks.base import TargetTask
-from fusetune.types import Batch
+from fusetune.types import Batch, Target
 
 MIN_CONSTANT = 0.01
 """Lower bound of the divisor, for targets that are nearly constant."""
@@ -42,18 +41,16 @@ FAMO_FLOOR = 1e-3
 """Added to ℓ_k before the logarithm, so that a task whose loss is nearly 0 stops drawing weight."""
 
 
-def constant_loss(task: TargetTask, start: Tensor, values: Sequence[Any], weights: np.ndarray) -> float:
+def constant_loss(task: TargetTask, start: Tensor, target: Target, weights: np.ndarray) -> float:
     """Return the smallest loss that the task can reach with the same logits for every row, found by L-BFGS.
 
     Args:
         task: fitted.
-        start: (...) logits of one row, the starting point.
-        values: the target's cells, at least one labelled. More than `MAX_ROWS` are sampled at even intervals.
+        start: (...) logits of one row, or of one token, the starting point.
+        target: encoded, at least one row labelled.
         weights: (rows,) row weights.
     """
-    chosen = np.unique(np.linspace(0, len(values) - 1, min(len(values), MAX_ROWS)).astype(np.int64))
-    target = task.encode([values[index] for index in chosen])
-    counts = torch.from_numpy(weights[chosen])
+    counts = torch.from_numpy(weights)
     logits = start.detach().float().cpu().clone().requires_grad_()
     solver = torch.optim.LBFGS([logits], max_iter=100, line_search_fn="strong_wolfe")
     best = math.inf
@@ -61,7 +58,8 @@ def constant_loss(task: TargetTask, start: Tensor, values: Sequence[Any], weight
     def closure() -> Tensor:
         nonlocal best
         solver.zero_grad()
-        loss = task.loss(logits.expand(len(chosen), *logits.shape), target, counts)
+        shape = target.values.shape[:2] if task.reads is not None else (len(weights),)
+        loss = task.loss(logits.expand(*shape, *logits.shape), target, counts)
         loss.backward()  # type: ignore[no-untyped-call]
         if math.isfinite(value := loss.item()):
             best = min(best, value)
@@ -78,8 +76,12 @@ def constant_losses(model: Family, tasks: Mapping[str, TargetTask], train: Examp
     losses: dict[str, float] = {}
     for name, task in tasks.items():
         rows = train.labelled(name)
-        values = train.targets[name].take(rows)
-        losses[name] = constant_loss(task, model.at_zero(name), values, train.weights[rows]) if len(rows) else 1.0
+        chosen = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MAX_ROWS)).astype(np.int64))]
+        if len(rows):
+            target, weights = train.encode(name, chosen), train.weights[chosen]
+            losses[name] = constant_loss(task, model.at_zero(name), target, weights)
+        else:
+            losses[name] = 1.0
     return losses
 
 

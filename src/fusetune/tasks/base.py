@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,7 +18,11 @@ from fusetune.modalities.base import Detection
 from fusetune.tasks.main_metric import Metric as Metric
 from fusetune.tasks.metrics import LOWER_IS_BETTER, MEANINGS
 from fusetune.tasks.panels.kinds import Evidence, Panel, Section, WorstRows
-from fusetune.types import Target
+from fusetune.tasks.reading import Reading as Reading
+from fusetune.types import Target, TextTokens
+
+if TYPE_CHECKING:
+    from fusetune.data.schema import Schema
 
 
 class Task(abc.ABC):
@@ -201,6 +205,23 @@ class TargetTask(Task):
     """
 
     family = "understand"
+    reads: str | None = None
+    """The text column that is answered token by token, once `reading` has chosen it; None for one answer a row."""
+
+    def reading(self, schema: Schema) -> Reading | None:
+        """Return which columns the task needs to be read in another way than as one vector each; None by default.
+
+        Args:
+            schema: of the table; the columns that the model reads have the role "input".
+
+        Raises:
+            ConfigError: the table lacks such columns, or it is not clear which they are.
+        """
+        return None
+
+    def resolve(self, value: Any, cell: Any, *, row: int) -> Any:
+        """See `fusetune.tasks.token_task.TokenTask.resolve`."""
+        return value
 
     @classmethod
     @abc.abstractmethod
@@ -224,12 +245,23 @@ class TargetTask(Task):
         """
 
     @abc.abstractmethod
-    def encode(self, values: Sequence[Any]) -> Target:
-        """Encode cells as tensors; missing cells give unlabelled rows."""
+    def encode(self, values: Sequence[Any], tokens: TextTokens | None = None) -> Target:
+        """Encode cells as tensors; missing cells give unlabelled rows.
+
+        Args:
+            values: cells, as `resolve` returns them.
+            tokens: the rows' tokens, for a task with `reads`; None for others.
+
+        Returns:
+            The targets; for a task with `reads`, their values are (rows, tokens, ...).
+        """
 
     @abc.abstractmethod
     def build_head(self, dim: int) -> nn.Module:
-        """Build a module from (batch, dim) to the task's logits, with all parameters that the loss needs."""
+        """Build a module from (batch, dim) to the task's logits, with all parameters that the loss needs.
+
+        For a task with `reads`, from (batch, tokens, dim) to (batch, tokens, logits).
+        """
 
     @abc.abstractmethod
     def terms(self, logits: Tensor, target: Target) -> Tensor:
@@ -260,11 +292,16 @@ class TargetTask(Task):
         return (losses * weights * target.labelled).sum() / total.clamp(min=torch.finfo(total.dtype).tiny)
 
     @abc.abstractmethod
-    def answers(self, logits: Tensor) -> np.ndarray:
+    def answers(self, logits: Tensor, tokens: TextTokens | None = None) -> np.ndarray:
         """Convert logits to answers, one per row.
 
-        Answers are probabilities, (rows, classes); numbers in the target's unit, (rows,); or, for a task that answers
-        with a list or a text per row, an array of dtype object, (rows,).
+        Args:
+            logits: (rows, ...); for a task with `reads`, (rows, tokens, logits), 0 where a token is not real.
+            tokens: the rows' tokens, for a task with `reads`; None for others.
+
+        Returns:
+            Probabilities, (rows, classes); numbers in the target's unit, (rows,); or, for a task that answers with a
+            list or a text per row, an array of dtype object, (rows,).
         """
 
     @abc.abstractmethod
@@ -281,6 +318,14 @@ class TargetTask(Task):
             truths: the truth per split, as `truth` returns it.
         """
         return []
+
+    def example_answers(self, logits: Tensor) -> np.ndarray:
+        """Return the answers of one row, from which the types of the output table's columns are taken.
+
+        Args:
+            logits: (1, ...), or (1, 1, logits) for a task with `reads`.
+        """
+        return self.answers(logits)
 
     @abc.abstractmethod
     def columns(self, answers: np.ndarray) -> dict[str, list[Any]]:

@@ -22,7 +22,7 @@ from fusetune.tasks.divergence import softmax_divergence
 from fusetune.tasks.focal import check_focal, focal_loss
 from fusetune.tasks.labels import LabelTask
 from fusetune.tasks.linear import logistic_path, one_hot
-from fusetune.types import Target
+from fusetune.types import Target, TextTokens
 
 TRUE_WORDS = frozenset({"1", "true", "yes", "y", "t", "positive", "pos", "+", "on"})
 """Labels that are taken as the positive class of two, ignoring case."""
@@ -106,7 +106,7 @@ class ClassificationTask(LabelTask, Probed, Divergent, Boosted):
             weights = [float(self.class_weights.get(label, 1.0)) for label in self.classes]
         return torch.tensor(weights, dtype=dtype, device=device)
 
-    def encode(self, values: Sequence[Any]) -> Target:
+    def encode(self, values: Sequence[Any], tokens: TextTokens | None = None) -> Target:
         """Return class indices, (rows,) int64; a row's size is its class's weight."""
         target = super().encode(values)
         classes = self._class_weights(torch.float32, target.values.device)
@@ -130,7 +130,7 @@ class ClassificationTask(LabelTask, Probed, Divergent, Boosted):
         """Return KL(softmax(logits) || softmax(other)) in nats, (batch,), for (batch, classes) logits."""
         return softmax_divergence(logits, other)
 
-    def answers(self, logits: Tensor) -> np.ndarray:
+    def answers(self, logits: Tensor, tokens: TextTokens | None = None) -> np.ndarray:
         """Return probabilities, (rows, classes)."""
         return logits.detach().double().softmax(1).cpu().numpy()
 

@@ -27,7 +27,7 @@ from fusetune.tasks.panels.classes import (
     unpredicted,
 )
 from fusetune.tasks.panels.kinds import Evidence, Panel, Section, WorstRows, WrongRow, ranked
-from fusetune.types import Target
+from fusetune.types import Target, TextTokens
 
 MAX_WRITTEN_CLASSES = 20
 """The most classes for which the output table has a column of probabilities per class."""
@@ -102,7 +102,7 @@ class LabelTask(Labelled):
         assert None not in indices, "a label was not checked"
         return np.asarray(indices, dtype=np.int64)
 
-    def encode(self, values: Sequence[Any]) -> Target:
+    def encode(self, values: Sequence[Any], tokens: TextTokens | None = None) -> Target:
         """Return class indices, (rows,) int64; 0 for unlabelled rows."""
         labelled = [not is_missing(value) for value in values]
         indices = [

@@ -47,7 +47,7 @@ from fusetune.tasks.thresholds import (
     threshold_notes,
     tuned_thresholds,
 )
-from fusetune.types import Target
+from fusetune.types import Target, TextTokens
 
 OPTIONS = ("separator", "min_count", "positive_weights", "threshold", "focal", "names")
 FITTED = ("classes", "counts", "rows", "left_out", "multi_hot", "thresholds", "threshold_sources", "as_json")
@@ -221,7 +221,7 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
                     matrix[row, indices[label]] = 1
         return matrix
 
-    def encode(self, values: Sequence[Any]) -> Target:
+    def encode(self, values: Sequence[Any], tokens: TextTokens | None = None) -> Target:
         """Return a multi-hot matrix, (rows, labels) float32; zeros for unlabelled rows."""
         labelled = [not is_missing(value) for value in values]
         matrix = self.truth([value if known else [] for value, known in zip(values, labelled, strict=True)])
@@ -262,7 +262,7 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         """Return the mean over labels of KL(sigmoid(logits) || sigmoid(other)) in nats, (batch,)."""
         return bernoulli_divergence(logits, other)
 
-    def answers(self, logits: Tensor) -> np.ndarray:
+    def answers(self, logits: Tensor, tokens: TextTokens | None = None) -> np.ndarray:
         """Return probabilities, (rows, labels)."""
         return logits.detach().double().sigmoid().cpu().numpy()
 

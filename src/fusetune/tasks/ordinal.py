@@ -20,7 +20,7 @@ from fusetune.tasks.cells import label_text, named_label
 from fusetune.tasks.divergence import bernoulli_divergence
 from fusetune.tasks.labels import LabelTask
 from fusetune.tasks.linear import logistic_path
-from fusetune.types import Target
+from fusetune.types import Target, TextTokens
 
 
 class CumulativeHead(nn.Module):
@@ -139,7 +139,7 @@ class OrdinalTask(LabelTask, Probed, Divergent, Boosted):
         """Return the mean over thresholds of KL(sigmoid(logits) || sigmoid(other)) in nats, (batch,)."""
         return bernoulli_divergence(logits, other)
 
-    def answers(self, logits: Tensor) -> np.ndarray:
+    def answers(self, logits: Tensor, tokens: TextTokens | None = None) -> np.ndarray:
         """Return probabilities, (rows, levels)."""
         return level_probabilities(logits.detach().double().cpu().numpy())
 

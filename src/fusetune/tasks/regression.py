@@ -26,7 +26,7 @@ from fusetune.tasks.linear import ridge_path
 from fusetune.tasks.panels.kinds import Evidence, Panel, Section, WorstRows, WrongRow, ranked
 from fusetune.tasks.panels.numbers import number_section, range_panel
 from fusetune.tasks.transforms import Transform
-from fusetune.types import Target
+from fusetune.types import Target, TextTokens
 
 LOSSES = ("mse", "huber", "mae")
 BOOSTED_LOSSES = {"mse": "regression", "huber": "huber", "mae": "regression_l1"}
@@ -156,7 +156,7 @@ class RegressionTask(Probed, Divergent, Boosted):
         assert None not in numbers, "a cell was not checked"
         return np.asarray(numbers, dtype=np.float64)
 
-    def encode(self, values: Sequence[Any]) -> Target:
+    def encode(self, values: Sequence[Any], tokens: TextTokens | None = None) -> Target:
         """Return numbers on the transformed scale, (rows,) float32; 0 for unlabelled rows."""
         labelled = np.asarray([not is_missing(value) for value in values], dtype=bool)
         encoded = np.zeros(len(values))
@@ -190,7 +190,7 @@ class RegressionTask(Probed, Divergent, Boosted):
         """Return the squared difference on the transformed scale, (batch,)."""
         return squared_difference(logits, other)
 
-    def answers(self, logits: Tensor) -> np.ndarray:
+    def answers(self, logits: Tensor, tokens: TextTokens | None = None) -> np.ndarray:
         """Return numbers in the target's unit, (rows,)."""
         return self._finish(logits.detach().double().cpu().numpy())
 

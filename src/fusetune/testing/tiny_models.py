@@ -22,14 +22,16 @@ def tokenizer(
 ) -> None:
     """A word-level fast tokenizer over `WORDS`."""
     marks = [(word, VOCAB[word]) for word in ("[CLS]", "[SEP]")]
+    single = [
+        {"SpecialToken": {"id": "[CLS]", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"SpecialToken": {"id": "[SEP]", "type_id": 0}},
+    ]
+    second = [{"Sequence": {"id": "B", "type_id": 1}}, {"SpecialToken": {"id": "[SEP]", "type_id": 1}}]
     frame = {
         "type": "TemplateProcessing",
-        "single": [
-            {"SpecialToken": {"id": "[CLS]", "type_id": 0}},
-            {"Sequence": {"id": "A", "type_id": 0}},
-            {"SpecialToken": {"id": "[SEP]", "type_id": 0}},
-        ],
-        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "single": single,
+        "pair": [*single, *second],
         "special_tokens": {word: {"id": word, "ids": [number], "tokens": [word]} for word, number in marks},
     }
     core: dict[str, Any] = {
@@ -90,7 +92,7 @@ def make(name: str, folder: Path) -> Path:
 
 def _bert(folder: Path) -> None:
     _save(folder, "bert", vocab_size=len(VOCAB), max_position_embeddings=32, **SMALL)
-    tokenizer(folder)
+    tokenizer(folder, names=["input_ids", "token_type_ids", "attention_mask"])
 
 
 def _roberta(folder: Path) -> None:

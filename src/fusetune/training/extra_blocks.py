@@ -65,7 +65,7 @@ class NgramBlock:
         if vocabulary is None or len(codes) < 3:
             return None
         chosen = codes[np.unique(np.linspace(0, len(codes) - 1, min(len(codes), SVD_ROWS)).astype(np.int64))]
-        matrix = vocabulary.matrix(examples.columns[column].examples(chosen))
+        matrix = vocabulary.matrix(examples.columns[column].token_ids(chosen))
         components = min(COMPONENTS, *(side - 1 for side in matrix.shape))
         if components < 1:
             return None
@@ -82,7 +82,7 @@ class NgramBlock:
             present = np.flatnonzero(codes[piece] >= 0)
             if len(present):
                 distinct, inverse = np.unique(codes[piece][present], return_inverse=True)
-                result[piece][present] = (vocabulary.matrix(column.examples(distinct)) @ self.basis)[inverse]
+                result[piece][present] = (vocabulary.matrix(column.token_ids(distinct)) @ self.basis)[inverse]
         return result
 
     def of_ngrams(self, weight: np.ndarray) -> np.ndarray:

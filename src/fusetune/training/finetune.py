@@ -23,6 +23,7 @@ from fusetune.backbones.passes.compiled import compiling
 from fusetune.config.trainer import TrainerConfig
 from fusetune.data.examples import Examples
 from fusetune.errors import NonFiniteLoss
+from fusetune.inference.answers import answers_of, loss_of
 from fusetune.inference.features import augmented_views
 from fusetune.inference.predict import model_device, predict_logits
 from fusetune.models.family import Family
@@ -87,11 +88,9 @@ def evaluate_loss(
         if not len(rows):
             continue
         chosen = logits[name][torch.from_numpy(examples.positions(rows))]
-        values = examples.targets[name].take(rows)
-        weights = torch.from_numpy(examples.weights[rows])
-        total += float(task.loss(chosen, task.encode(values), weights)) * (scales[name] if scales else 1)
-        truth, row_weights = task.truth(values), examples.weights[rows]
-        measured = task.measured(task.answers(chosen), truth)
+        row_weights, truth = examples.weights[rows], examples.truth(name, rows)
+        total += loss_of(examples, name, chosen, rows) * (scales[name] if scales else 1)
+        measured = task.measured(answers_of(examples, task, chosen, rows), truth)
         task_metrics = task.all_metrics(measured, truth, row_weights)
         main = task_metrics[task.main.name]
         metrics[name] = {task.main.name: main, **task_metrics}

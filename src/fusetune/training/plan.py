@@ -14,7 +14,7 @@ from fusetune.tasks.base import TargetTask
 from fusetune.training.alignment import Alignment
 from fusetune.training.checkpoint_manager import CheckpointManager
 from fusetune.training.deadline import Deadline
-from fusetune.training.probe import Probe
+from fusetune.training.probe import StartingPoint
 from fusetune.training.score_error import ScoreError
 from fusetune.types import Tokens
 
@@ -87,7 +87,7 @@ class Start:
         alignment: the linear maps for the projections, in a family without heads.
     """
 
-    probes: Mapping[str, Probe] = field(default_factory=dict)
+    probes: Mapping[str, StartingPoint] = field(default_factory=dict)
     alignment: Alignment | None = None
 
 

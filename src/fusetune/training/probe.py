@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -80,11 +80,23 @@ def learn_scale(values: Tensor) -> tuple[Tensor, Tensor]:
 
 def column_scales(examples: Examples, features: Features) -> dict[str, tuple[Tensor, Tensor]]:
     """`learn_scale` of every column's features over the used rows that have the column."""
-    scales = {}
+    scales, by_token = {}, {task.reads for task in examples.tasks.values()}
     for name, table in features.items():
+        if name in by_token:
+            scales[name] = learn_scale(_token_sample(examples, name, table))
+            continue
         codes = mapped_take(examples.columns[name].codes, examples.used)
         scales[name] = learn_scale(vectors(table, mapped_take(codes, mapped_flatnonzero(codes >= 0))))
     return scales
+
+
+def _token_sample(examples: Examples, name: str, table: Tokens) -> Tensor:
+    """The real tokens of evenly spaced used rows, (tokens, dim)."""
+    codes = mapped_take(examples.columns[name].codes, examples.used)
+    codes = codes[codes >= 0]
+    chosen = codes[np.unique(np.linspace(0, len(codes) - 1, min(len(codes), MAX_ROWS)).astype(np.int64))]
+    cells = torch.from_numpy(np.unique(chosen).astype(np.int64))
+    return torch.cat([table.values[cell][table.mask[cell]] for cell in cells])
 
 
 def vectors(table: Tokens, places: np.ndarray) -> Tensor:
@@ -94,6 +106,26 @@ def vectors(table: Tokens, places: np.ndarray) -> Tensor:
         chosen = torch.from_numpy(places[piece].astype(np.int64))
         found[piece] = Tokens(table.values[chosen], table.mask[chosen]).mean().numpy()
     return torch.from_numpy(found)
+
+
+class StartingPoint(Protocol):
+    """A linear model that a task starts from: `Probe`, or `TokenProbe` for a task that answers token by token.
+
+    Attributes:
+        scales: per column, the shift and scale that standardise its features.
+        extras: blocks beside the columns'.
+    """
+
+    scales: dict[str, tuple[Tensor, Tensor]]
+    extras: list[NgramBlock | PairBlock]
+
+    def scores(self, split: SplitRows) -> np.ndarray:
+        """Return the answers for a split's rows."""
+        ...
+
+    def install(self, model: Family, task: str) -> None:
+        """Make a model's output for a task this linear model."""
+        ...
 
 
 class Probe:
@@ -258,7 +290,7 @@ def _values(extra: NgramBlock | PairBlock, split: SplitRows, own: Mapping[str, n
     return extra.values(split.examples, split.indices) if isinstance(extra, NgramBlock) else extra.values(own)
 
 
-def install_probes(model: Family, probes: Mapping[str, Probe]) -> None:
+def install_probes(model: Family, probes: Mapping[str, StartingPoint]) -> None:
     """Have every task start from its probe, the model's linear part reading what any of them reads.
 
     Args:

@@ -51,7 +51,9 @@ class Trunk:
         column = self.column
         if isinstance(self.backbone.inputs, TextInputs):
             tensors = column.modality.collate(column.examples(cells))
-            return {**tensors, BOUNDARY: torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)}
+            lengths = tensors["attention_mask"].sum(1).tolist()  # of windows, of which a cell may have several
+            windows = torch.cat(parts).split(lengths)  # type: ignore[no-untyped-call]
+            return {**tensors, BOUNDARY: torch.nn.utils.rnn.pad_sequence(windows, batch_first=True)}
         if not self._placeholders:
             self._placeholders = placeholder_inputs(
                 self.backbone, column.modality.collate([column.example(int(cells[0]))])
@@ -172,7 +174,11 @@ def _tensors(column: Column, cells: np.ndarray, device: torch.device) -> dict[st
 def _split(hidden: Tensor, tensors: dict[str, Tensor]) -> list[Tensor]:
     """Split hidden states by cell: a text's real tokens, or a cell's images."""
     if "attention_mask" in tensors:
-        return [row[:count] for row, count in zip(hidden, tensors["attention_mask"].sum(1).tolist(), strict=True)]
+        windows = [row[:count] for row, count in zip(hidden, tensors["attention_mask"].sum(1).tolist(), strict=True)]
+        owner = tensors.get("owner")
+        if owner is None:
+            return windows
+        return [torch.cat([windows[row] for row in (owner == cell).nonzero()]) for cell in range(int(owner.max()) + 1)]
     if "owner" in tensors:
         return list(hidden.split(torch.bincount(tensors["owner"]).tolist()))  # type: ignore[no-untyped-call]
     return [hidden[cell : cell + 1] for cell in range(len(hidden))]

@@ -49,6 +49,22 @@ class Encoder(Protocol):
         ...
 
 
+class EveryToken:
+    """An encoder whose passes return every token, whatever its own pooling; everything else is the encoder's."""
+
+    pool = "none"
+
+    def __init__(self, encoder: Any) -> None:
+        self._encoder = encoder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoder, name)
+
+    def as_tokens(self, values: Tensor, mask: Tensor, own: Tensor | None) -> Tokens:
+        """Return every token."""
+        return Tokens(values, mask)
+
+
 class EncoderPass(ABC):
     """A strategy of computing an encoder's tokens. All strategies return the same tokens up to rounding."""
 

@@ -20,7 +20,7 @@ PICTURES = 64
 
 
 class GroupedPass(EncoderPass):
-    """Encode texts in groups of similar length, each padded to its longest one; for pooled encoders."""
+    """Encode texts in groups of similar length, each padded to its longest one."""
 
     def __init__(self, groups: Sequence[Tensor]) -> None:
         """
@@ -37,6 +37,8 @@ class GroupedPass(EncoderPass):
             longest = int(inputs["attention_mask"][rows].sum(1).max())
             parts.append(PlainPass()(encoder, _cut(inputs, rows, width, longest)))
         back = torch.cat(list(self.groups)).argsort()
+        if any(part.values.shape[1] > 1 for part in parts):  # every token is wanted
+            parts = [_padded(part, width) for part in parts]
         tokens = concatenated(parts)
         return Tokens(tokens.values[back], tokens.mask[back])
 
@@ -83,13 +85,19 @@ def _cut(inputs: Mapping[str, Tensor], rows: Tensor, width: int, longest: int) -
     return {name: part[:, :longest] if part.shape[1:2] == (width,) else part for name, part in some.items()}
 
 
+def _padded(tokens: Tokens, width: int) -> Tokens:
+    """Return rows' tokens padded to a width."""
+    more = width - tokens.values.shape[1]
+    return Tokens(F.pad(tokens.values, (0, 0, 0, more)), F.pad(tokens.mask, (0, more)))
+
+
 def length_groups(encoder: Encoder, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     """Return the rows of texts in groups of similar length, or an empty list if one pass is faster.
 
     On a GPU another pass costs more than padding, and reading the lengths would synchronise.
     """
     mask = inputs.get("attention_mask")
-    if mask is None or encoder.pool == "none" or mask.device.type != "cpu":
+    if mask is None or mask.device.type != "cpu":
         return []
     lengths, order = mask.sum(1).sort()
     cuts = length_cuts(lengths.numpy())

@@ -278,3 +278,13 @@ def normal_batches(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iter
         columns = [normal_array(batch.column(index), field) for index, field in enumerate(schema)]
         yield pa.RecordBatch.from_arrays(columns, schema=schema)
         first += len(batch)
+
+
+def python_cell(value: Any) -> Any:
+    """Return a value with numpy scalars as Python values, times as text and durations in seconds."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if (picture := image_to_png(value)) is not None:
+        return picture
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    return time_text(value) if isinstance(value, date | time) else value

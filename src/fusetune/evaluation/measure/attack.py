@@ -21,7 +21,8 @@ from fusetune.config.trainer import TrainerConfig
 from fusetune.data.examples import Examples
 from fusetune.evaluation.measure.judge import Candidate
 from fusetune.evaluation.results import AttackUsed
-from fusetune.inference.predict import encode_cells, model_device
+from fusetune.inference.answers import answers_of
+from fusetune.inference.predict import concatenate_logits, encode_cells, model_device
 from fusetune.models.family import Family
 from fusetune.models.perturb import Ball, attacked_columns, find_site, unit_of
 from fusetune.tasks.base import TargetTask
@@ -30,7 +31,7 @@ from fusetune.training.updates.adversarial import Ascent
 from fusetune.types import Batch
 
 if TYPE_CHECKING:
-    from fusetune.training.probe import Probe
+    from fusetune.training.probe import StartingPoint
 
 UNIT_ROWS = 256
 """The number of train rows on which the columns' units are measured."""
@@ -90,7 +91,9 @@ class Attack:
         scores = task.constant(train.truth, len(split.indices))
         usable = np.isin(split.indices, split.examples.used)
         if usable.any():
-            scores[usable] = task.answers(self.logits(model, name, task, split.examples, split.indices[usable]))
+            rows = split.indices[usable]
+            logits = self.logits(model, name, task, split.examples, rows)
+            scores[usable] = answers_of(split.examples, task, logits, rows)
         what = f"the same model, {', '.join(self.columns)} changed against it: {self.name}, ε {self.ascent.epsilon:g}"
         return Candidate(f"{of}, attacked", "attack", what, scores, self.columns)
 
@@ -123,7 +126,7 @@ class Attack:
             batch = separate_cells(rows.batch(indices[order[start : start + batch_size]]).to(device))
             parts.append(self._attacked(model, name, task, batch))
         model.train(was_training)
-        return torch.cat(parts)[torch.from_numpy(np.argsort(order))]
+        return concatenate_logits(parts)[torch.from_numpy(np.argsort(order))]
 
     def _attacked(self, model: Family, name: str, task: TargetTask, batch: Batch) -> Tensor:
         target, ones = batch.targets[name], torch.ones_like(batch.weights)
@@ -138,7 +141,7 @@ class Attack:
         return logits.float().cpu()
 
 
-def start_model(model: Family, probes: Mapping[str, Probe]) -> Family:
+def start_model(model: Family, probes: Mapping[str, StartingPoint]) -> Family:
     """Turn a freshly built model into the starting point of tuning: linear probes on frozen encoders.
 
     Args:
@@ -174,7 +177,9 @@ def separate_cells(batch: Batch) -> Batch:
             continue
         parts = [(tensors["owner"] == cell).nonzero().squeeze(1) for cell in cell_ids]
         counts = torch.tensor([len(part) for part in parts], device=cell_ids.device)
-        chosen = {name: tensor[torch.cat(parts)] for name, tensor in tensors.items() if name != "owner"}
+        chosen = {name: tensor[torch.cat(parts)] for name, tensor in tensors.items() if name not in ("owner", "select")}
+        if "select" in tensors:  # a row a cell
+            chosen["select"] = tensors["select"][cell_ids]
         owner = torch.arange(len(parts), device=cell_ids.device).repeat_interleave(counts)
         inputs[column] = {**chosen, "owner": owner}
     return replace(batch, inputs=inputs, cells=cells)

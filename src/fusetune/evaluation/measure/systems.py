@@ -8,12 +8,14 @@ import numpy as np
 
 from fusetune.data.examples import Examples
 from fusetune.evaluation.measure.judge import Candidate
+from fusetune.inference.answers import answers_of
 from fusetune.inference.features import encoded
 from fusetune.inference.predict import predict_logits
 from fusetune.models.family import Family
 from fusetune.tasks.abilities import Probed, Thresholded
 from fusetune.tasks.base import TargetTask
-from fusetune.training.probe import Probe, SplitRows
+from fusetune.training.probe import SplitRows, StartingPoint
+from fusetune.training.token_probe import fit_probe
 from fusetune.trees.stack import Stack
 
 
@@ -47,7 +49,7 @@ def model_scores(
     usable = np.isin(split.indices, split.examples.used)
     if usable.any():
         logits = predict_logits(model, split.examples, split.indices[usable])[name]
-        scores[usable] = task.answers(logits)
+        scores[usable] = answers_of(split.examples, task, logits, split.indices[usable])
         if stack is not None:
             rows = split.indices[usable]
             scores[usable] = stack.scores(name, task, scores[usable], split.examples, rows, split.features)
@@ -66,7 +68,7 @@ def baseline(task: TargetTask, train: SplitRows, test: SplitRows, val: SplitRows
     )
 
 
-def before(probe: Probe, test: SplitRows, val: SplitRows | None = None) -> Candidate:
+def before(probe: StartingPoint, test: SplitRows, val: SplitRows | None = None) -> Candidate:
     """Return the linear probe on frozen pretrained encoders and tabular columns as a system.
 
     Args:
@@ -121,6 +123,8 @@ def alone(
     grouped, needed = parts(test.examples), _needed(task, splits)
     candidates = []
     for part, columns in grouped.items() if len(grouped) > 1 else ():
+        if task.reads is not None and task.reads not in columns:
+            continue  # there is nothing to answer about
         if part in models:
             if (model := models[part]) is None:
                 continue
@@ -129,10 +133,9 @@ def alone(
                 for split in needed
             ]
             what = "tuned with the same recipe on this modality alone"
-        elif not isinstance(task, Probed):
+        elif (probe := fit_probe(task, train, val, columns, select=select)) is None:
             continue
         else:
-            probe = Probe.fit(task, train, val, columns, select=select)
             answers = [probe.scores(split) for split in needed]
             what = "frozen encoders of this modality alone, with a linear model"
         candidates.append(Candidate(f"{part} alone", "alone", what, answers[0], columns, _validation(answers)))
@@ -173,7 +176,7 @@ def trained_alone(how: str, split: SplitRows, tasks: Collection[TargetTask]) -> 
     These are all modalities if `how` is "tuned" or a task has no linear probe, else those with a column without frozen
     features.
     """
-    every = how == "tuned" or not all(isinstance(task, Probed) for task in tasks)
+    every = how == "tuned" or not all(isinstance(task, Probed) or task.reads for task in tasks)
     return [
         part
         for part, columns in parts(split.examples).items()

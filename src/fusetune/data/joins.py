@@ -1,0 +1,62 @@
+"""Cells that are lists of other columns' cells, as texts that are read together are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from fusetune.data.distinct import is_missing
+from fusetune.data.reading.arrow import MARK
+
+ROWS = 4096
+"""Rows whose cells are joined together."""
+Parts = Sequence[str | Sequence[str]]
+"""Names of columns. A list of names among them stands for one entry, the list of these columns' cells that are not
+missing; a list of one name for that column's own list."""
+GetCells = Callable[[str, range], list[Any]]
+"""Returns a column's cells in some rows."""
+
+
+def flat_names(parts: Parts) -> Iterator[str]:
+    """Yield the names of the columns that are joined."""
+    for part in parts:
+        yield from [part] if isinstance(part, str) else part
+
+
+def joined_column(name: str, cells: GetCells, rows: int, parts: Parts) -> tuple[pa.Field, pa.ChunkedArray]:
+    """Return a table's joined cells as a column; `rows` is the number of its rows."""
+    arrays = [
+        pa.array(joined_cells(cells, parts, range(start, min(start + ROWS, rows))), pa.string())
+        for start in range(0, rows, ROWS)
+    ]
+    return pa.field(name, pa.string(), metadata=MARK), pa.chunked_array(arrays, pa.string())
+
+
+def joined_cells(get_cells: GetCells, parts: Parts, rows: range) -> list[str | None]:
+    """Return some rows' joined cells as JSON, None for a row that lacks all of the columns."""
+    cells = {name: get_cells(name, rows) for name in flat_names(parts)}
+    joined: list[str | None] = []
+    for place in range(len(rows)):
+        own = {name: values[place] for name, values in cells.items()}
+        if all(is_missing(cell) for cell in own.values()):
+            joined.append(None)
+            continue
+        entries = [own[part] if isinstance(part, str) else _listed(part, own) for part in parts]
+        joined.append(json.dumps(entries, ensure_ascii=False, default=str))
+    return joined
+
+
+def _listed(names: Sequence[str], cells: dict[str, Any]) -> list[Any]:
+    """Return the cells of several columns as one list, or the list that one column holds."""
+    if len(names) > 1:
+        return [cells[name] for name in names if not is_missing(cells[name])]
+    cell = cells[names[0]]
+    if isinstance(cell, str) and cell.lstrip().startswith("["):
+        try:
+            cell = json.loads(cell)
+        except ValueError:
+            return [cell]
+    return list(cell) if isinstance(cell, list | tuple) else [] if is_missing(cell) else [cell]

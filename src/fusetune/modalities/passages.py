@@ -1,0 +1,275 @@
+"""Texts that are read token by token, in pairs, or in parts: what a text column's cell becomes, and its tensors.
+
+A cell is decoded to a table of tokens with the columns of `FIELDS`, one row a token, as a flat int32 array. Long texts
+become several overlapping windows; a cell's windows (or its choices) are rows of the encoder's batch.
+
+Legend: cells = distinct cells of a batch, windows = rows of the encoder's batch, tokens = tokens that a cell gives.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusetune.errors import BadCell
+from fusetune.types import TextTokens
+
+if TYPE_CHECKING:
+    from fusetune.backbones.load import Backbone
+
+FIELDS = ("id", "type", "text", "start", "end", "window", "token")
+"""Of a token: its id; its token type; which of the cell's texts it comes from, -1 for a special token; its first
+character there and the one after its last; its window; which of the cell's tokens it gives, -1 for none."""
+ID, TYPE, TEXT, START, END, WINDOW, TOKEN = range(len(FIELDS))
+WIDTH = len(FIELDS)
+
+Read = Literal["vector", "tokens", "answer", "choices"]
+"""vector: a cell is one vector. tokens: one vector a token of the (last) text. answer: the same, after a first token
+that stands for no answer. choices: one vector a choice, each read together with the texts before."""
+OVERLAP = 4
+"""Windows overlap by a part of this of their tokens."""
+
+
+def rows_of(example: np.ndarray) -> np.ndarray:
+    """Return a decoded cell as its table of tokens, (tokens, `WIDTH`) int32."""
+    return example.reshape(-1, WIDTH)
+
+
+@dataclass(frozen=True)
+class Passages:
+    """Reads cells of one text or of several.
+
+    Attributes:
+        backbone: a text encoder.
+        read: what a cell gives.
+        joined: names of the columns that a cell's texts come from; empty for a column's own text. With "choices" the
+            cell is a list of these columns' texts and, at its end, of the list of choices.
+        cut: the side that is cut where a pair of one vector is too long: the name of its column, or "longest".
+    """
+
+    backbone: Backbone
+    read: Read = "vector"
+    joined: tuple[str, ...] = ()
+    cut: str = "longest"
+
+    def texts(self, cell: Any, *, row: int, column: str) -> list[str]:
+        """Return a cell's texts: one, or one a joined column; with `choices`, the choices come last.
+
+        A list of words is one text, the words separated by single spaces.
+
+        Raises:
+            BadCell: the cell is none of these.
+        """
+        if self.read == "choices":
+            *before, choices = cell
+            if not choices:
+                raise BadCell(row=row, column=column, value=cell, why="there is no choice", do="give one or more")
+            return [words_text(part, row=row, column=column) for part in (*before, *choices)]
+        parts = cell if self.joined else [cell]
+        return [words_text(part, row=row, column=column) for part in parts]
+
+    def decode(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the table of tokens of a cell's texts, flat int32."""
+        if self.read == "choices":
+            num = len(self.joined)
+            first = self._together(texts[:num]) if num else None
+            found = [self._encode(first, choice, 1) for choice in texts[num:]]
+            for number, part in enumerate(found):
+                part[:, WINDOW] = number
+            return np.concatenate(found).ravel()
+        *before, last = texts
+        if self.read == "answer" and not before[0].strip():
+            before[0] = "?"  # the first token stands for no answer, so it must not be the text's
+        table = self._encode(self._together(before) if before else None, last, len(before))
+        if self.read != "vector":
+            _number(table, len(before), first=self.read == "answer")
+        return table.ravel()
+
+    @property
+    def _tokenizer(self) -> Any:
+        return self.backbone.inputs.processor
+
+    @property
+    def _overlap(self) -> int:
+        return self.backbone.max_tokens // OVERLAP
+
+    def _together(self, texts: Sequence[str]) -> str:
+        """Return several texts as one, with the tokenizer's own separator between them."""
+        separator = self._tokenizer.sep_token
+        return (f" {separator} " if separator else "\n").join(texts)
+
+    def _encode(self, first: str | None, last: str, number: int) -> np.ndarray:
+        """Return the windows' tokens of a text or of a pair, (tokens, `WIDTH`).
+
+        Args:
+            first: the text before, or None.
+            last: the text whose tokens are numbered.
+            number: of `last` among the cell's texts.
+        """
+        windows = self.read in ("tokens", "answer")
+        side = "longest_first"
+        if self.joined and self.cut != "longest" and not windows:
+            side = "only_second" if self.joined[-1] == self.cut else "only_first"
+        texts = (last,) if first is None else (first, last)
+        room = self.backbone.max_tokens
+        tokenizer = self._tokenizer
+        if windows and first is not None:  # the text before leaves the last one half of a window at least
+            ids = tokenizer(first, add_special_tokens=False, verbose=False)["input_ids"]
+            if len(ids) > room // 2:
+                first = first[: tokenizer(first, add_special_tokens=False).encodings[0].offsets[room // 2 - 1][1]]
+                texts = (first, last)
+        encoded = tokenizer(
+            *texts,
+            truncation=("only_second" if first is not None else "only_first") if windows else side,
+            max_length=room,
+            stride=self._overlap // (1 if first is None else 2) if windows else 0,
+            return_overflowing_tokens=windows,
+            padding=False,
+            verbose=False,
+        )
+        tables = []
+        for window, part in enumerate(encoded.encodings):
+            table = np.zeros((len(part.ids), WIDTH), dtype=np.int32)
+            table[:, ID], table[:, TYPE] = part.ids, part.type_ids
+            side_of = np.array([-1 if side is None else side for side in part.sequence_ids])
+            table[:, TEXT] = side_of if first is None else np.where(side_of == 1, number, np.minimum(side_of, 0))
+            table[:, START : END + 1] = part.offsets
+            table[:, WINDOW], table[:, TOKEN] = window, -1
+            tables.append(table)
+        return np.concatenate(tables)
+
+    def collate(self, examples: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        """Return the encoder's tensors of some cells.
+
+        Returns:
+            `input_ids`, `attention_mask` and, if the model reads them, `token_type_ids`, (windows, longest) int64;
+            `owner`, (windows,) int64, each window's cell, if a cell may have several; `select`, (cells, tokens) int64,
+            the positions of a cell's tokens among those of its windows, padded, -1 for none; with "choices",
+            `slot`, (windows,) int64, each window's number in its cell.
+        """
+        tables = [rows_of(example) for example in examples]
+        windows = [np.split(table, np.flatnonzero(np.diff(table[:, WINDOW])) + 1) for table in tables]
+        parts = [part for found in windows for part in found]
+        owner = [cell for cell, found in enumerate(windows) for _ in found]
+        tensors = self.backbone.collate_text([part[:, ID] for part in parts])
+        longest = tensors["input_ids"].shape[1]
+        if self._takes_types:
+            types = torch.zeros_like(tensors["input_ids"])
+            for row, part in enumerate(parts):
+                types[row, : len(part)] = torch.from_numpy(part[:, TYPE].astype(np.int64))
+            tensors["token_type_ids"] = types
+        if self.read == "vector":
+            return tensors
+        tensors["owner"] = torch.tensor(owner)
+        if self.read == "choices":
+            tensors["slot"] = torch.tensor([int(part[0, WINDOW]) for part in parts])
+            return tensors
+        most = max(1, max(int(table[:, TOKEN].max()) + 1 for table in tables))
+        select = torch.full((len(tables), most), -1, dtype=torch.int64)
+        for cell, part in zip(owner, parts, strict=True):
+            chosen = np.flatnonzero(part[:, TOKEN] >= 0)
+            places = torch.from_numpy(part[chosen, TOKEN].astype(np.int64))
+            select[cell, places] = torch.from_numpy(int(part[0, WINDOW]) * longest + chosen)
+        tensors["select"] = select
+        return tensors
+
+    @property
+    def _takes_types(self) -> bool:
+        model, tokenizer = self.backbone.model, self._tokenizer
+        named = "token_type_ids" in getattr(tokenizer, "model_input_names", ())
+        return named and "token_type_ids" in inspect.signature(getattr(model, self.backbone.method)).parameters
+
+    def tokens(self, example: np.ndarray) -> np.ndarray:
+        """Return what a cell's tokens stand for, (tokens, 3) int32: text, first character, the one after the last.
+
+        A token that stands for no text, such as the first of "answer", has -1, 0, 0. With "choices" a token is a
+        choice: its number, 0, 0.
+        """
+        table = rows_of(example)
+        if self.read == "choices":
+            return np.array([[number, 0, 0] for number in np.unique(table[:, WINDOW])], dtype=np.int32)
+        chosen = table[table[:, TOKEN] >= 0]
+        ordered = chosen[np.argsort(chosen[:, TOKEN], kind="stable")]
+        found: np.ndarray = ordered[:, TEXT : END + 1].copy()
+        if self.read == "answer":
+            found[0] = (-1, 0, 0)
+        return found
+
+    def was_cut(self, example: np.ndarray, texts: Sequence[str]) -> bool:
+        """Return whether some of a cell's texts are longer than what is read of them."""
+        table = rows_of(example)
+        if self.read in ("tokens", "answer"):
+            return False
+        ends = [table[table[:, TEXT] == number][:, END].max(initial=0) for number in range(len(texts))]
+        num_windows = int(table[:, WINDOW].max()) + 1
+        full = any((table[:, WINDOW] == window).sum() >= self.backbone.max_tokens for window in range(num_windows))
+        return full and any(end < len(text.rstrip()) for end, text in zip(ends, texts, strict=True))
+
+
+def _number(table: np.ndarray, text: int, *, first: bool) -> None:
+    """Number the tokens of a text over its windows, each token once, where it has most context on both sides.
+
+    Args:
+        table: of the windows, changed in place.
+        text: which of the cell's texts.
+        first: whether the first special token of the first window is token 0.
+    """
+    before = 1 if first else 0
+    if first:
+        table[0, TOKEN] = 0
+    windows = [np.flatnonzero((table[:, WINDOW] == w) & (table[:, TEXT] == text)) for w in np.unique(table[:, WINDOW])]
+    windows = [places for places in windows if len(places)]
+    starts = [0]
+    for left, right in pairwise(windows):
+        starts.append(starts[-1] + _shift(table[left][:, START : END + 1], table[right][:, START : END + 1]))
+    ends = [start + len(places) for start, places in zip(starts, windows, strict=True)]
+    for number, (start, places) in enumerate(zip(starts, windows, strict=True)):
+        low = 0 if number == 0 else (start + ends[number - 1]) // 2
+        high = ends[number] if number == len(windows) - 1 else (starts[number + 1] + ends[number]) // 2
+        table[places[low - start : high - start], TOKEN] = np.arange(low, high) + before
+
+
+def _shift(left: np.ndarray, right: np.ndarray) -> int:
+    """Return how many tokens after a window's first the next window begins, given their (tokens, 2) offsets."""
+    for start in range(1, len(left)):
+        shared = min(len(left) - start, len(right))
+        if np.array_equal(left[start : start + shared], right[:shared]):
+            return start
+    return len(left)
+
+
+def words_text(cell: Any, *, row: int, column: str) -> str:
+    """Return a cell as one text: a string as it is, a list of words separated by single spaces.
+
+    Raises:
+        BadCell: it is neither.
+    """
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, list | tuple) and all(isinstance(word, str) for word in cell):
+        return " ".join(cell)
+    if cell is None:
+        return ""
+    if isinstance(cell, bool | int | float):
+        return str(cell)
+    why = f"it is of type {type(cell).__name__}, not text"
+    raise BadCell(row=row, column=column, value=cell, why=why, do="give one string, or a list of words")
+
+
+def text_tokens(spans: Sequence[np.ndarray | None], texts: Sequence[Sequence[str]]) -> TextTokens:
+    """Return rows' tokens, padded, as `TextTokens`; None for a row without the text."""
+    longest = max([1, *(len(part) for part in spans if part is not None)])
+    padded = np.full((len(spans), longest, 3), -1, dtype=np.int32)
+    padded[..., 1:] = 0
+    real = np.zeros((len(spans), longest), dtype=bool)
+    for row, part in enumerate(spans):
+        if part is not None:
+            padded[row, : len(part)], real[row, : len(part)] = part, True
+    return TextTokens(padded, real, texts)

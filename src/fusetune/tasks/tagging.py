@@ -1,0 +1,115 @@
+"""Tags of tokens: BIO, from spans and back.
+
+Tag 0 is O; of label number n, B is 1 + 2n and I is 2 + 2n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+Span = tuple[int, int, str]
+"""First character, the one after the last, label."""
+BEGINS = ("B", "S", "U")
+"""Prefixes of a tag at which an entity begins, whatever stands before: BIO, BIOES, BILOU."""
+
+
+def tags_of(classes: Sequence[str]) -> list[str]:
+    """Return the names of the tags."""
+    return ["O", *(f"{kind}-{label}" for label in classes for kind in "BI")]
+
+
+def spans_of_tags(tags: Sequence[str], words: Sequence[str]) -> list[Span]:
+    """Return the entities of words with tags in BIO, IOB, BIOES, BILOU, or plain labels.
+
+    As in seqeval's default mode, an I without a B before it begins an entity. Offsets are those of the words separated
+    by single spaces.
+    """
+    spans: list[Span] = []
+    start = before = ""
+    offset, first, last = 0, -1, -1
+    for word, tag in zip([*words, ""], [*tags, "O"], strict=True):
+        prefix, _, label = tag.partition("-") if tag[1:2] == "-" else ("" if tag in ("O", "") else "I", "", tag)
+        label = "" if tag in ("O", "") else label
+        if first >= 0 and (label != before or prefix in BEGINS or start in ("E", "L", "S", "U")):
+            spans.append((first, last, before))
+            first = -1
+        if label and first < 0:
+            first = offset
+        last = offset + len(word)
+        offset, before, start = last + 1, label, prefix
+    return spans
+
+
+def tag_tokens(tags: np.ndarray, tokens: np.ndarray, spans: Sequence[Span], classes: Sequence[str]) -> None:
+    """Tag the tokens that spans overlap, in place.
+
+    Args:
+        tags: (tokens,) int64.
+        tokens: (tokens, 3), as `TextTokens.spans`.
+        spans: none overlaps another.
+        classes: the labels, in order.
+    """
+    starts, ends = tokens[:, 1], tokens[:, 2]
+    for start, end, label in spans:
+        inside = np.flatnonzero((tokens[:, 0] >= 0) & (starts < end) & (ends > start))
+        if len(inside):
+            begin = 1 + 2 * classes.index(label)
+            tags[inside] = begin + 1
+            tags[inside[0]] = begin
+
+
+def viterbi(scores: np.ndarray, spans: np.ndarray, classes: Sequence[str]) -> list[tuple[int, int, str, float]]:
+    """Return the entities of the most likely tags that the scheme allows: an I follows a B or I of its label.
+
+    Args:
+        scores: (tokens, tags) log-probabilities.
+        spans: (tokens, 2) the tokens' characters.
+        classes: the labels, in order.
+
+    Returns:
+        (start, end, label, score) each; the score is the mean probability of the tokens' tags.
+    """
+    if not len(scores):
+        return []
+    path = best_path(scores, allowed(len(classes)))
+    found: list[tuple[int, int, str, float]] = []
+    place = 0
+    while place < len(path):
+        tag = path[place]
+        if tag == 0:
+            place += 1
+            continue
+        end = place + 1
+        while end < len(path) and path[end] == tag + tag % 2:
+            end += 1
+        score = float(np.exp(scores[np.arange(place, end), path[place:end]]).mean())
+        found.append((int(spans[place, 0]), int(spans[end - 1, 1]), classes[(tag - 1) // 2], score))
+        place = end
+    return found
+
+
+def allowed(num_classes: int) -> np.ndarray:
+    """Return which tag may follow which, (tags + 1, tags) bool; the last row is the start."""
+    num = 1 + 2 * num_classes
+    may = np.ones((num + 1, num), dtype=bool)
+    for label in range(num_classes):
+        begin, inside = 1 + 2 * label, 2 + 2 * label
+        may[:, inside] = False
+        may[[begin, inside], inside] = True
+    return may
+
+
+def best_path(scores: np.ndarray, may: np.ndarray) -> np.ndarray:
+    """Return the tags of the greatest sum of scores, (tokens,), of which each may follow the one before."""
+    barred = np.where(may, 0.0, -np.inf)
+    best, back = scores[0] + barred[-1], np.zeros(scores.shape, dtype=np.int64)
+    for place in range(1, len(scores)):
+        reached = best[:, None] + barred[:-1]  # (before, after)
+        back[place] = reached.argmax(0)
+        best = reached.max(0) + scores[place]
+    path = [int(best.argmax())]
+    for place in range(len(scores) - 1, 0, -1):
+        path.append(int(back[place, path[-1]]))
+    return np.array(path[::-1])

@@ -1,0 +1,131 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from fusetune.errors import BadCell, TableError
+from fusetune.modalities.passages import text_tokens
+from fusetune.tasks.entities import EntitiesTask
+from fusetune.tasks.tagging import allowed, best_path, spans_of_tags, tag_tokens
+
+TEXT = "Ada met Bo in Rome"
+
+
+def fitted():
+    task = EntitiesTask("tags")
+    task.fit([[(0, 3, "person")], [(14, 18, "place")], None])
+    return task
+
+
+def tokens_of(text):
+    spans, start = [], 0
+    for word in text.split(" "):
+        spans.append([0, start, start + len(word)])
+        start += len(word) + 1
+    return np.array(spans, dtype=np.int32)
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        (["B-A", "I-A", "O", "B-B"], [(0, 4, "A"), (7, 8, "B")]),
+        (["I-A", "I-B", "O", "O"], [(0, 2, "A"), (3, 4, "B")]),
+        (["B-A", "B-A", "I-A", "O"], [(0, 2, "A"), (3, 6, "A")]),
+        (["B-A", "E-A", "S-A", "S-A"], [(0, 4, "A"), (5, 6, "A"), (7, 8, "A")]),
+        (["B-A", "L-A", "U-B", "I-B"], [(0, 4, "A"), (5, 6, "B"), (7, 8, "B")]),
+        (["A", "A", "O", "B"], [(0, 4, "A"), (7, 8, "B")]),
+    ],
+)
+def test_tags_of_several_schemes_become_spans(tags, expected):
+    assert spans_of_tags(tags, ["aa", "b", "c", "d"]) == expected
+
+
+def test_cells_in_several_forms_are_the_same_entities():
+    task, words = EntitiesTask("tags"), TEXT.split()
+    expected = [(0, 3, "person"), (14, 18, "place")]
+    spans = [{"start": 14, "end": 18, "label": "place"}, {"start": 0, "end": 3, "label": "person"}]
+    tags = ["B-person", "O", "O", "O", "B-place"]
+    assert task.resolve(tags, words, row=0) == task.resolve(tags, TEXT, row=0) == expected
+    assert task.resolve(spans, TEXT, row=0) == expected
+    assert task.resolve('[{"start": 0, "end": 3, "label": "person"}]', TEXT, row=0) == expected[:1]
+    assert task.resolve("[]", TEXT, row=0) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        (["O"], "1 tags for 5 words"),
+        ([{"start": 3, "end": 90, "label": "x"}], "3 to 90 does not lie in the text of 18"),
+        ([{"start": 0, "end": 5, "label": "x"}, {"start": 4, "end": 7, "label": "y"}], "overlap"),
+        ([{"start": 0, "label": "x"}], "no span"),
+        ("a string", "type str"),
+    ],
+)
+def test_annotations_that_do_not_fit_are_refused_with_the_reason(value, why):
+    with pytest.raises(BadCell, match=why):
+        EntitiesTask("tags").resolve(value, TEXT, row=7)
+
+
+def test_no_entity_at_all_cannot_be_learned():
+    with pytest.raises(TableError, match="no train row has an entity"):
+        EntitiesTask("tags").fit([[], None])
+
+
+def test_right_tags_give_the_spans_back():
+    task = fitted()
+    tokens = text_tokens([tokens_of(TEXT), tokens_of("Bo")], [[TEXT], ["Bo"]])
+    cells = [[(0, 3, "person"), (4, 10, "place"), (14, 18, "place")], []]
+    target = task.encode(cells, tokens)
+    assert target.values[0].tolist() == [1, 3, 4, 0, 3] and target.sizes.tolist() == [5, 1]
+    logits = torch.nn.functional.one_hot(target.values.clamp(min=0), 5).float() * 20
+    answers = task.answers(logits, tokens)
+    assert [(e["start"], e["end"], e["label"]) for e in answers[0]] == cells[0] and answers[1] == []
+    assert answers[0][1]["text"] == "met Bo" and answers[0][0]["score"] > 0.99
+    found = task.evaluate(answers, task.truth(cells))
+    assert found["f1"] == found["precision"] == found["recall"] == 1.0
+    assert float(task.loss(logits, target, torch.ones(2))) < 1e-4
+
+
+def test_the_loss_is_torchs_mean_over_all_tokens():
+    task = fitted()
+    tokens = text_tokens([tokens_of(TEXT), tokens_of("Bo met")], [[TEXT], ["Bo met"]])
+    target = task.encode([[(0, 3, "person")], [(0, 2, "person")]], tokens)
+    logits = torch.randn(2, 5, 5)
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.values.flatten(), ignore_index=-100)
+    torch.testing.assert_close(task.loss(logits, target, torch.ones(2)), expected)
+
+
+def test_the_most_likely_allowed_tags_are_found():
+    rng = np.random.default_rng(0)
+    may = allowed(2)
+    for _ in range(20):
+        scores = rng.normal(size=(4, 5))
+        paths = [
+            path
+            for path in itertools.product(range(5), repeat=4)
+            if may[-1, path[0]] and all(may[one, two] for one, two in itertools.pairwise(path))
+        ]
+        best = max(paths, key=lambda path: sum(scores[place, tag] for place, tag in enumerate(path)))
+        assert tuple(best_path(scores, may)) == best
+
+
+def test_metrics_are_seqevals_strict_scores():
+    task = fitted()
+    truth = task.truth([[(0, 3, "person"), (14, 18, "place")], [(0, 2, "person")]])
+    answers = np.empty(2, dtype=object)
+    answers[:] = [
+        [{"start": 0, "end": 3, "label": "person"}, {"start": 11, "end": 18, "label": "place"}],
+        [{"start": 0, "end": 2, "label": "place"}],
+    ]
+    found = task.evaluate(answers, truth)
+    assert found["precision"] == found["recall"] == pytest.approx(1 / 3)
+    assert found["f1_person"] == pytest.approx(2 / 3) and found["f1_place"] == 0.0
+    weighted = task.evaluate(answers, truth, np.array([1.0, 0.0]))
+    assert weighted["precision"] == weighted["recall"] == 0.5
+
+
+def test_a_span_within_a_token_marks_the_token():
+    tags = np.zeros(5, dtype=np.int64)
+    tag_tokens(tags, tokens_of(TEXT), [(5, 6, "place")], ["person", "place"])
+    assert tags.tolist() == [0, 3, 0, 0, 0]
