@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -15,6 +13,8 @@ from torch import Tensor, nn
 
 from fusetune.errors import ConfigError, nearest
 from fusetune.modalities.base import Detection
+from fusetune.tasks.linear_path import LinearModel as LinearModel
+from fusetune.tasks.linear_path import LinearPath as LinearPath
 from fusetune.tasks.main_metric import Metric as Metric
 from fusetune.tasks.metrics import LOWER_IS_BETTER, MEANINGS
 from fusetune.tasks.panels.kinds import Evidence, Panel, Section, WorstRows
@@ -366,40 +366,6 @@ class TargetTask(Task):
     @abc.abstractmethod
     def from_state(cls, target: str, state: dict[str, Any]) -> TargetTask:
         """Restore a task from its `state()`."""
-
-
-class LinearModel(abc.ABC):
-    """A fitted linear model, as `Probed.linear` returns it."""
-
-    @abc.abstractmethod
-    def scores(self, features: np.ndarray) -> np.ndarray:
-        """Return answers, in the form of `TargetTask.answers`, for features of shape (rows, features)."""
-
-    @abc.abstractmethod
-    def coefficients(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return weight (features, logits) and bias (logits,), for `TargetTask.answers(features @ weight + bias)`."""
-
-
-@dataclass(frozen=True)
-class LinearPath:
-    """Linear models of the same rows under penalties from strong to weak (a regularisation path).
-
-    Attributes:
-        models: fitted as they are asked for; can be iterated once.
-        default: the place of the model to take where no rows choose.
-    """
-
-    models: Iterator[LinearModel]
-    default: int
-
-    def at(self, place: int) -> LinearModel:
-        """Return the model at a place, 0 for the strongest penalty."""
-        return next(islice(self.models, place, None))
-
-    def best(self, score: Callable[[LinearModel], tuple[float, float]]) -> LinearModel:
-        """Return the model with the largest score; of equal ones that with the strongest penalty."""
-        scored = ((*score(model), -place, model) for place, model in enumerate(self.models))
-        return max(scored, key=lambda one: one[:3])[3]
 
 
 def family_of(tasks: Mapping[str, Task]) -> str:
