@@ -40,7 +40,9 @@ def curve(tuned):
     return np.nan_to_num([(point.train_loss, point.val_loss) for point in tuned.results.curve.points])
 
 
-def test_losses_are_those_of_whole_passes(shop_tables, settings, tmp_path, monkeypatch):
+@pytest.mark.parametrize("image", ["vit", "resnet"])
+def test_losses_are_those_of_whole_passes(shop_tables, settings, tmp_path, monkeypatch, tiny, image):
+    settings["image"] = {"name": tiny(image), "freeze": "bottom:2"}
     used = []
     real = trunk.Trunk.__call__
     monkeypatch.setattr(trunk.Trunk, "__call__", lambda self, places: used.append(self.column) or real(self, places))

@@ -26,6 +26,7 @@ from fusetune.inference.stored import missing, open_store
 from fusetune.models.family import Family
 
 BATCH = 64
+GIB = 2**30
 
 
 def batches(cells: np.ndarray, what: str, progress: Progress | None) -> Iterator[np.ndarray]:
@@ -144,7 +145,11 @@ def _compute_trunk(
     together: Callable[[np.ndarray], np.ndarray] | None,
     progress: Progress | None,
 ) -> Trunk | None:
-    """Compute a column's trunk; None if the encoder gives other results when it starts at a later layer."""
+    """Compute a column's trunk; None if the encoder gives other results when it starts at a later layer.
+
+    Raises:
+        OSError: the cache cannot be written, or is too small.
+    """
     device = model_device(model)
     digests, cells = missing(store, column)
     good = np.sort(column.good())[:4]
@@ -153,6 +158,10 @@ def _compute_trunk(
         if start is None:
             return None
         encoder.start = start
+        if len(cells):
+            middling = run_to(encoder, number, _tensors(column, cells[len(cells) // 2 :][:1], device))
+            if (size := middling.numel() * store.dtype.itemsize * len(cells)) > store.cache.limit:
+                raise OSError(f"it would take {size / GIB:.1f} GiB, and data.cache_gib={store.cache.limit / GIB:g}")
         pending = cells if together is None else together(cells)
         for batch in batches(pending, f"running the frozen layers on {column.modality.column}", progress):
             if store.has(digests[batch]).all():

@@ -18,6 +18,19 @@ from fusetune.data.storage.feature_cache import ENDING, FeatureCache
 KEY = {"weights": "abc"}
 
 
+def test_rows_of_another_memory_layout_come_back(tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path, 1)
+    maps = torch.randn(3, 4, 5, 6).contiguous(memory_format=torch.channels_last)
+    store = cache.store(KEY, torch.float32)
+    for place in range(3):
+        store.add(digest(place), maps[place : place + 1])
+    store.flush()
+    again = cache.store(KEY, torch.float32)
+    assert not again.broken
+    for place in range(3):
+        assert torch.equal(again.rows(digest(place)), maps[place : place + 1])
+
+
 def digest(number: int) -> bytes:
     return number.to_bytes(16, "big")
 

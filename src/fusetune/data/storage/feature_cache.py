@@ -162,7 +162,7 @@ class FeatureStore:
         """
         if digest in self:
             return
-        values = rows.detach().to("cpu", self.dtype, copy=True)
+        values = rows.detach().to("cpu", self.dtype, copy=True).contiguous()  # files hold no other layout
         self._pending[digest] = values
         self._pending_bytes += values.nbytes
         if self._pending_bytes >= SEGMENT_BYTES:
