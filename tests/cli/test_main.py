@@ -35,6 +35,8 @@ OPTIONS = {
         "--schema",
         "--json",
         "--objective",
+        "--query",
+        "--document",
         "--resume",
         "--overwrite",
         "--dry-run",

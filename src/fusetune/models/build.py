@@ -23,6 +23,7 @@ from fusetune.models.match import Match
 from fusetune.models.understand import Understand
 from fusetune.registry import FUSIONS, MODALITIES, TASKS
 from fusetune.tasks.base import TargetTask, Task, family_of, target_tasks
+from fusetune.tasks.infer import registered_target_tasks
 from fusetune.tasks.match import MatchTask
 
 DIM = 128
@@ -103,7 +104,7 @@ def check_task(target: str, name: str, options: Mapping[str, Any]) -> None:
     if not issubclass(task, TargetTask):
         raise ConfigError(
             f"the task {name!r} predicts no column",
-            expected=", ".join(name for name in TASKS if issubclass(TASKS.get(name), TargetTask)),
+            expected=", ".join(registered_target_tasks()),
             column=target,
         )
     check_options(task, options, known=options_of(task), where=f"tasks.{target} ({name})")

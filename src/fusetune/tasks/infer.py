@@ -14,6 +14,12 @@ MIN_CONFIDENCE = 0.15
 """Lowest confidence at which a task is chosen."""
 
 
+def registered_target_tasks() -> dict[str, type[TargetTask]]:
+    """Return the registered tasks that predict a target column, by name."""
+    tasks = {name: TASKS.get(name) for name in TASKS}
+    return {name: task for name, task in tasks.items() if issubclass(task, TargetTask)}
+
+
 def infer_task(values: Sequence[Any], column: str | None = None) -> tuple[str, str]:
     """Return the registered task with the highest confidence for the target's cells, and the reason.
 
@@ -30,8 +36,7 @@ def infer_task(values: Sequence[Any], column: str | None = None) -> tuple[str, s
     cells = [value for value in values if not is_missing(value)]
     if not cells:
         raise TableError("the target column is empty", do="name another target column", column=column)
-    tasks = {name: TASKS.get(name) for name in TASKS}
-    detections = {name: task.detect(cells) for name, task in tasks.items() if issubclass(task, TargetTask)}
+    detections = {name: task.detect(cells) for name, task in registered_target_tasks().items()}
     name = max(detections, key=lambda name: detections[name].confidence)
     if detections[name].confidence < MIN_CONFIDENCE:
         raise TableError(
