@@ -38,6 +38,10 @@ def shown(value: object, limit: int = MAX_SHOWN) -> str:
     return text
 
 
+NEAREST = "did you mean"
+"""How a suggestion begins."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return a sentence that suggests the known name closest to a misspelt one, or None if none is close."""
     known = list(known)
@@ -45,7 +49,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     if not close:  # the same letters in another case
         folded = {text.strip().casefold(): text for text in known}
         close = [folded[near] for near in difflib.get_close_matches(name.strip().casefold(), folded, n=1, cutoff=0.6)]
-    return f"did you mean {close[0]!r}?" if close else None
+    return f"{NEAREST} {close[0]!r}?" if close else None
 
 
 def unmatched(names: Iterable[str], known: Iterable[str], limit: int = 5) -> str:

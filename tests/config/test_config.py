@@ -182,6 +182,14 @@ def test_yaml_makes_no_objects(tmp_path):
         Config.from_yaml(tmp_path / "c.yaml")
 
 
+def test_a_column_by_its_kind_or_role_alone():
+    columns = Config.build({"columns": {"year": "number", "speaker": "group"}}).columns
+    assert (columns["year"].kind, columns["year"].role) == ("number", None)
+    assert (columns["speaker"].kind, columns["speaker"].role) == (None, "group")
+    with pytest.raises(ConfigError, match="did you mean 'group'"):
+        Config.build({"columns": {"speaker": "grup"}})
+
+
 def test_an_edited_schema_lies_under_the_columns(tmp_path):
     (tmp_path / "s.yaml").write_text(
         "columns:\n  year: {kind: number, role: input, options: {bins: 4}}\n  id: {role: ignore}\n"

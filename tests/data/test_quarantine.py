@@ -29,6 +29,19 @@ def test_groups_join_reasons_that_differ_in_numbers_only():
     assert groups[1].why == "line 3: 3 fields where the header has 2"
 
 
+def test_groups_name_a_few_cells_and_the_nearest_known_ones():
+    cells = [
+        ("Dog", "did you mean 'dog'?"),
+        ("Dog", "did you mean 'dog'?"),
+        *((f"x{n}", "correct it") for n in range(9)),
+    ]
+    (group,) = group_rejected(Rejected(row, "y", cell, "no label", do=do) for row, (cell, do) in enumerate(cells))
+    assert group.cells == ("'Dog' (did you mean 'dog'?)", "'x0'", "'x1'", "…")
+    assert group.text == "column 'y': no label; came 'Dog' (did you mean 'dog'?), 'x0', 'x1', …"
+    (lines,) = group_rejected([ROWS[3]])
+    assert lines.cells == () and lines.text == lines.why
+
+
 def test_the_file_is_json_lines_by_row_and_leaves_nothing_beside_it(tmp_path):
     path = tmp_path / "rejected.jsonl"
     odd = [
@@ -58,7 +71,7 @@ def test_the_rate_counts_rows_not_cells():
         check_rate(ROWS, 59, source="t.csv")
     text = str(caught.value)
     assert "t.csv: 3 of 59 rows cannot be used" in text
-    assert "column 'photo': the JPEG is cut off after … bytes (2 rows: 3, 7)" in text
+    assert "column 'photo': the JPEG is cut off after … bytes; came 'a.jpg', 'b.jpg' (2 rows: 3, 7)" in text
     check_rate([], 0)
     check_rate(ROWS, 3, limit=1)
     with pytest.raises(TooManyRejected):

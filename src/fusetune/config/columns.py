@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, field_validator
 
@@ -13,8 +13,11 @@ from fusetune.registry import MODALITIES
 Role = Literal["input", "target", "group", "split", "weight", "id", "ignore"]
 
 
-def _by_kind(value: Any) -> Any:
-    return {"kind": value} if isinstance(value, str) else value
+def _by_name(value: Any) -> Any:
+    """A kind or a role by its name alone."""
+    if not isinstance(value, str):
+        return value
+    return {"role": value} if value in get_args(Role) else {"kind": value}
 
 
 class ColumnConfig(BaseModel):
@@ -38,8 +41,10 @@ class ColumnConfig(BaseModel):
     @classmethod
     def _known(cls, kind: str | None) -> str | None:
         if kind is not None and kind not in MODALITIES:
-            raise ValueError(f"there is no such kind; {nearest(kind, MODALITIES) or 'known: ' + ', '.join(MODALITIES)}")
+            roles = get_args(Role)
+            known = f"known: {', '.join(MODALITIES)}; or a role: {', '.join(roles)}"
+            raise ValueError(f"there is no such kind or role; {nearest(kind, [*MODALITIES, *roles]) or known}")
         return kind
 
 
-Columns = dict[str, Annotated[ColumnConfig, BeforeValidator(_by_kind)]]
+Columns = dict[str, Annotated[ColumnConfig, BeforeValidator(_by_name)]]

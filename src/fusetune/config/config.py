@@ -50,7 +50,8 @@ class Config(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of splits, weights, batches, dropout and intervals."""
     columns: Columns = {}
-    """Per column: kind, role, backbone and its kind's options. `{year: number}` is `{year: {kind: number}}`."""
+    """Per column: kind, role, backbone and its kind's options. `{year: number}` is `{year: {kind: number}}`,
+    `{speaker: group}` is `{speaker: {role: group}}`."""
     schema_file: str | None = None
     """A schema as `fusetune schema TABLE -o FILE` writes it, edited; `columns` goes on top of it."""
     tasks: dict[str, TaskConfig] = {}

@@ -119,7 +119,7 @@ class Examples:
             noted = self.rejected if on_bad_cell == "reject" else self.masked
             for index in column.unread():
                 error = column.bad[int(column.codes[index])]
-                noted.append(Rejected(int(self.rows[index]), name, error.value, error.why))
+                noted.append(Rejected(int(self.rows[index]), name, error.value, error.why, do=error.do))
                 keep[index] &= on_bad_cell != "reject"
                 column.codes[index] = -1
         self._read_weights(keep)

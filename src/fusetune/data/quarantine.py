@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fusetune.errors import BadCell, StorageError, TooManyRejected, reason, shown
+from fusetune.errors import NEAREST, BadCell, StorageError, TooManyRejected, reason, shown
 
 LIMIT = 0.05
+MAX_CELL = 60
 VALUE_CHARS = 1000
 
 
@@ -26,6 +27,7 @@ class Rejected:
         value: the cell (or the row's text) as in the source.
         why: a readable explanation.
         file: the table that it is in, where there are several.
+        do: what the user can do about it.
     """
 
     row: int
@@ -33,12 +35,19 @@ class Rejected:
     value: Any
     why: str
     file: str | None = None
+    do: str | None = None
 
     @classmethod
     def from_error(cls, error: BadCell) -> Rejected:
         """Return the record of a `BadCell`."""
         assert error.row is not None
-        return cls(error.row, error.column, error.value, error.why)
+        return cls(error.row, error.column, error.value, error.why, do=error.do)
+
+    @property
+    def cell(self) -> str:
+        """The cell for a message, with the known name closest to it if there is one."""
+        hint = f" ({self.do})" if self.do and self.do.startswith(NEAREST) else ""
+        return shown(self.value, MAX_CELL) + hint
 
     def record(self) -> dict[str, Any]:
         """Return the row as JSON: bytes by their count, text of more than `VALUE_CHARS` characters truncated."""
@@ -66,20 +75,29 @@ class RejectedGroup:
         why: the reason; numbers and quoted names that differ between the rows appear as `…`.
         count: how many rows.
         rows: the first few row ids.
+        cells: the first few distinct cells, for a message; none for rows that cannot be read.
     """
 
     column: str | None
     why: str
     count: int
     rows: tuple[int, ...]
+    cells: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The column, the reason and some of the cells."""
+        column = f"column {self.column!r}: " if self.column is not None else ""
+        return f"{column}{self.why}" + (f"; came {', '.join(self.cells)}" if self.cells else "")
 
 
-def group_rejected(rejected: Iterable[Rejected], *, num_rows: int = 5) -> list[RejectedGroup]:
+def group_rejected(rejected: Iterable[Rejected], *, num_rows: int = 5, num_cells: int = 3) -> list[RejectedGroup]:
     """Group rejected rows by column and reason, most frequent first.
 
     Args:
         rejected: in any order; a row with several bad cells is in several groups.
         num_rows: how many row ids a group names.
+        num_cells: how many cells a group names.
     """
     groups: dict[tuple[str | None, str], list[Rejected]] = {}
     for item in rejected:
@@ -89,7 +107,9 @@ def group_rejected(rejected: Iterable[Rejected], *, num_rows: int = 5) -> list[R
     for (column, alike), items in groups.items():
         why = items[0].why if all(item.why == items[0].why for item in items) else alike
         rows = sorted({item.row for item in items})
-        result.append(RejectedGroup(column, why, len(rows), tuple(rows[:num_rows])))
+        cells = list(dict.fromkeys(item.cell for item in items if column is not None and item.value is not None))
+        more = ("…",) if len(cells) > num_cells else ()
+        result.append(RejectedGroup(column, why, len(rows), tuple(rows[:num_rows]), (*cells[:num_cells], *more)))
     return sorted(result, key=lambda group: (-group.count, group.column or "", group.why))
 
 
@@ -128,9 +148,8 @@ def check_rate(rejected: Sequence[Rejected], rows_in: int, *, limit: float = LIM
     groups = group_rejected(rejected)
     lines = []
     for group in groups[:5]:
-        index = f"column {group.column!r}: " if group.column is not None else ""
         rows = ", ".join(map(str, group.rows)) + (", …" if group.count > len(group.rows) else "")
-        lines.append(f"{index}{group.why} ({group.count} row{'s' * (group.count > 1)}: {rows})")
+        lines.append(f"{group.text} ({group.count} row{'s' * (group.count > 1)}: {rows})")
     if len(groups) > 5:
         lines.append(f"and {len(groups) - 5} more reasons")
     raise TooManyRejected(

@@ -254,7 +254,7 @@ class Findings:
                 *weightless(fit.tasks, fit.schema.weight),
             ],
             num_rejected=len({(item.file, item.row) for item in rejected}),
-            rejected_by={f"{group.column or 'row'}: {group.why}": group.count for group in group_rejected(rejected)},
+            rejected_by={group.text: group.count for group in group_rejected(rejected)},
             rejected=describe.rejected_rows(rejected),
             curve=describe.curve(history, fit.tasks),
             phases=fit.phases,

@@ -311,6 +311,13 @@ class TargetTask(Task):
         The truth is class indices, a 0/1 matrix, numbers, or an array of dtype object with lists or texts.
         """
 
+    def unknown(self, values: Sequence[Any]) -> dict[str, int]:
+        """Return labels in checked cells (none missing) that no train row has, with the rows of each; none by default.
+
+        Only a task whose cells may hold such labels beside known ones has them: in others `check` refuses the cell.
+        """
+        return {}
+
     def target_panels(self, truths: Mapping[str, np.ndarray]) -> list[Panel]:
         """Return the report's panels about the target, such as its class balance; none by default.
 

@@ -92,9 +92,14 @@ class LabelTask(Labelled):
                 row=row,
                 column=self.target,
                 value=value,
-                why=f"a label that no train row has; the {len(self.classes)} known ones are {few}",
+                why=f"{self._not_known}; the {len(self.classes)} known ones are {few}",
                 do=nearest(label_text(value), self.classes) or "correct it, or train on rows that have it",
             )
+
+    @property
+    def _not_known(self) -> str:
+        """What a label is that is not one of the classes."""
+        return "a label that no train row has"
 
     def truth(self, values: Sequence[Any]) -> np.ndarray:
         """Return class indices, (rows,) int64."""

@@ -211,6 +211,11 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         except ValueError as error:
             raise BadCell(row=row, column=self.target, value=value, why=str(error)) from None
 
+    def unknown(self, values: Sequence[Any]) -> dict[str, int]:
+        """Labels that no train row has."""
+        known = {*self.classes, *self.left_out}
+        return dict(Counter(label for value in values for label in self._labels_of(value) if label not in known))
+
     def truth(self, values: Sequence[Any]) -> np.ndarray:
         """Return a multi-hot matrix, (rows, labels) int8."""
         indices = {label: index for index, label in enumerate(self.classes)}

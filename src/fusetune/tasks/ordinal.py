@@ -118,6 +118,10 @@ class OrdinalTask(LabelTask, Probed, Divergent, Boosted):
                 column=self.target,
             )
 
+    @property
+    def _not_known(self) -> str:
+        return super()._not_known if self.order is None else "a level that the order does not name"
+
     def build_head(self, dim: int) -> nn.Module:
         """Build a `CumulativeHead`, whose biases start at the train rows' rates."""
         counts = torch.tensor(self.counts, dtype=torch.get_default_dtype()) + 0.5

@@ -10,8 +10,10 @@ import numpy as np
 
 from fusetune.data.column import Progress
 from fusetune.data.examples import Examples
+from fusetune.data.quarantine import Rejected, group_rejected
 from fusetune.errors import TableError
 from fusetune.evaluation.measure.judge import Candidate, EvaluatedRows, judge
+from fusetune.evaluation.measure.unknown import unknown_labels
 from fusetune.evaluation.results import TaskResult, plain
 from fusetune.inference.retrieval import searches, used_vectors
 from fusetune.inference.scores import predict_scores
@@ -114,7 +116,7 @@ def measure(
         )
         results.append(judge(task, [tuned], evaluated, num_errors=0, seed=seed))
     rejected = [*table.rejected, *examples.rejected]
-    problems = [f"row {item.row}, column {item.column!r}: {item.why}" for item in [*rejected, *examples.masked]]
+    problems = [f"row {item.row}, {_described(item)}" for item in [*rejected, *examples.masked]]
     shown = problems[:10] + ([f"and {len(problems) - 10} more"] if len(problems) > 10 else [])
     return Evaluation(
         results,
@@ -122,7 +124,8 @@ def measure(
         rows_rejected=len({item.row for item in rejected}),
         cells_masked=len(examples.masked),
         problems=shown,
-        notes=[
+        notes=unknown_labels(examples)
+        + [
             f"{task.target} was tuned by {task.tuned_by.name}, a function that no folder holds; it is measured by "
             f"{task.main.name}. In Python load(FOLDER, metric={task.tuned_by.name}) measures by the function."
             for task in tasks.values()
@@ -131,15 +134,24 @@ def measure(
     )
 
 
+def _described(item: Rejected) -> str:
+    """Return why a row or cell could not be read, with the cell."""
+    cell = f", came {item.cell}" if item.column is not None and item.value is not None else ""
+    return f"column {item.column!r}: {item.why}{cell}"
+
+
 def _predictions(
     model: Family, tasks: Mapping[str, Task], examples: Examples, stack: Stack | None, progress: Progress | None
 ) -> Iterator[Answered]:
     """Yield the predictions of each target's labelled rows."""
     targets = target_tasks(tasks)
     if not any(len(examples.labelled(name)) for name in targets):
+        names = {task.target for task in targets.values()}
+        groups = group_rejected(item for item in examples.rejected if item.column in names)
         raise TableError(
             "no row has a target that the model can be measured on",
             expected=f"values in {', '.join(task.target for task in targets.values())}",
+            came="; ".join(f"{group.text} ({group.count} rows)" for group in groups) or None,
             file=examples.table.source,
         )
     predicted = predict_scores(model, targets, examples, stack=stack, progress=progress)

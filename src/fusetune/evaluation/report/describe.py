@@ -22,6 +22,7 @@ from fusetune.data.examples import Examples
 from fusetune.data.quarantine import Rejected
 from fusetune.data.schema import Schema
 from fusetune.errors import shown
+from fusetune.evaluation.measure.unknown import unknown_labels
 from fusetune.evaluation.results import BackboneUsed, ColumnUsed, CurvePoint, LearningCurve, RejectedRow
 from fusetune.modalities.base import Modality
 from fusetune.models.family import Family
@@ -143,6 +144,7 @@ def warnings(schema: Schema, examples: Mapping[str, Examples]) -> list[str]:
                 " one spelling"
             )
     for split, part in examples.items():
+        messages += unknown_labels(part, split) if split != "train" else []
         for column in sorted({item.column or "" for item in part.masked}):
             cells = [item for item in part.masked if item.column == column]
             messages.append(
