@@ -1,12 +1,12 @@
-"""The model folder: everything that predicts, in files that any tool can read.
+"""The model folder: save and load a tuned model in standard file formats.
 
-model.safetensors    every weight; of a backbone with an adapter the adapter's alone
-bundle.json          columns, tasks, fusion, versions, the SHA-256 of each file here
+model.safetensors    all weights; for a backbone with an adapter only the adapter's
+bundle.json          columns, tasks, fusion, versions, the SHA-256 of each file
 config.yaml          the run's settings
 schema.yaml          columns, kinds, roles
-backbones/KEY/       each backbone's architecture and processor, without weights
+backbones/KEY/       architecture and processor of each backbone, without weights
 README.md            the model card
-stack/               where boosted trees predict too: LightGBM's text, and tensors
+stack/               boosted trees beside the model, if there are any: LightGBM's text format, and tensors
 report.html, report.json, rejected.jsonl, logs/
 """
 
@@ -65,11 +65,17 @@ LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "numpy", "pya
 
 @dataclass
 class Bundle:
-    """A tuned model with all that it needs to read a table.
+    """A tuned model with everything that it needs to read a table.
 
     Attributes:
-        fingerprint: SHA-256 over the train table's cells that were used.
-        stack: the trees beside the model, where there are any.
+        model: the network.
+        modalities: by input column.
+        tasks: by name.
+        schema: of the train table.
+        config: the run's settings.
+        fingerprint: SHA-256 over the used cells of the train table.
+        metrics: test metrics by task.
+        stack: boosted trees beside the model, or None.
     """
 
     model: Family
@@ -89,12 +95,12 @@ class Bundle:
 
 @cache
 def versions() -> Mapping[str, str]:
-    """Of fusetune, Python and the libraries that results depend on."""
+    """Return the versions of fusetune, Python and the libraries that affect results."""
     return {"fusetune": version("fusetune"), "python": platform.python_version()} | {n: version(n) for n in LIBRARIES}
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all.
+    """Write a file atomically.
 
     Raises:
         StorageError: it cannot be written.
@@ -108,14 +114,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def save_bundle(bundle: Bundle, folder: Path) -> None:
-    """Write the model's files; `bundle.json`, which lists the others, comes last.
+    """Write the model's files; `bundle.json`, which lists the others, is written last.
 
     Raises:
         StorageError: a file cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for part in (BACKBONES, STACK):  # a model saved here before may have had others
+        for part in (BACKBONES, STACK):  # those of a model that was saved here before
             if (folder / part).is_symlink():
                 (folder / part).unlink()
             shutil.rmtree(folder / part, ignore_errors=True)
@@ -125,7 +131,7 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
                 encoder.save(folder / BACKBONES / key)
         partial = folder / f".{WEIGHTS}.{os.getpid()}"
         partial.touch()
-        mode = partial.stat().st_mode  # as the umask wants it; safetensors makes files for their owner alone
+        mode = partial.stat().st_mode  # by the umask; safetensors gives only the owner access
         _save_weights(bundle.model, str(partial))
         partial.chmod(mode)
         partial.replace(folder / WEIGHTS)
@@ -165,10 +171,10 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
 
 
 def write_metrics(bundle: Bundle, folder: Path) -> None:
-    """Write the bundle's metrics into the `bundle.json` of a folder that holds its model.
+    """Update the metrics in the `bundle.json` of a saved model.
 
     Raises:
-        FolderError: it holds none.
+        FolderError: the folder holds no model.
         StorageError: it cannot be written.
     """
     with reading("the model folder cannot be read", file=folder, do="copy it again from where it was made"):
@@ -178,7 +184,7 @@ def write_metrics(bundle: Bundle, folder: Path) -> None:
 
 
 def _adapted(model: Family) -> dict[str, Backbone]:
-    """Return the backbones with an adapter, by the start of their tensors' names."""
+    """Return the backbones with an adapter, by the prefix of their tensors' names."""
     return {
         f"encoders.{key}.": encoder
         for key, encoder in model.encoders.items()
@@ -187,11 +193,11 @@ def _adapted(model: Family) -> dict[str, Backbone]:
 
 
 def _own_state(model: Family) -> dict[str, Tensor]:
-    """Return every tensor but those that a backbone with an adapter has from its source."""
+    """Return the state dict without the pretrained weights of backbones that have an adapter."""
     state: dict[str, Tensor] = dict(model.state_dict())
     for start, encoder in _adapted(model).items():
-        brought = {f"{start}model.{name}" for name in adapter_state_dict(encoder)}
-        state = {name: value for name, value in state.items() if not name.startswith(start) or name in brought}
+        own = {f"{start}model.{name}" for name in adapter_state_dict(encoder)}
+        state = {name: value for name, value in state.items() if not name.startswith(start) or name in own}
     return state
 
 
@@ -214,7 +220,7 @@ def _load_weights(model: Family, path: str) -> None:
 
 
 def merge_adapters(model: Family, stack: Stack | None = None) -> int:
-    """Work every adapter into its backbone's weights, also in what a stack keeps of them; how many the model had."""
+    """Merge all adapters into their backbones' weights, also in a stack; return how many the model had."""
     adapted = list(_adapted(model).values())
     for encoder in stack.frozen.values() if stack is not None else ():
         if isinstance(encoder, Backbone) and encoder.adapter is not None:
@@ -225,10 +231,10 @@ def merge_adapters(model: Family, stack: Stack | None = None) -> int:
 
 
 def load_bundle(folder: Path) -> Bundle:
-    """Read a model folder, after checking that its files are the ones that were saved.
+    """Load a model folder after verifying its files.
 
     Raises:
-        FolderError: it is no model folder, of a later version, or a file is missing or altered.
+        FolderError: it is not a model folder, has a later format, or a file is missing or changed.
     """
     content = read_folder(folder)
     with reading(
@@ -258,7 +264,7 @@ def load_bundle(folder: Path) -> Bundle:
 
 
 def _extend(model: Family, extension: Mapping[str, Any], modalities: Mapping[str, Modality]) -> None:
-    """Give a model's linear part what it read besides each column's vector; see `Understand.extend`."""
+    """Extend a model's linear part by its n-grams and pairs of columns; see `Understand.extend`."""
     ngrams = {name: modalities[name].ngrams for name in extension.get("ngrams", [])}
     pairs = [(str(first), str(second)) for first, second in extension.get("pairs", [])]
     columns = getattr(model, "linear_columns", [])
@@ -274,7 +280,7 @@ def _text(path: Path) -> str:
 
 
 def _check_figures(fusion: Mapping[str, Any], header: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
-    """Refuse a description of a fusion that is larger than the weights: building it would take the memory."""
+    """Refuse fusion settings larger than any side of the weights, as building it could exhaust the memory."""
     largest = max([1024, *(side for _, shape in header.values() for side in shape)])
     for name, value in fusion.items():
         if isinstance(value, int) and value > largest:
@@ -282,7 +288,7 @@ def _check_figures(fusion: Mapping[str, Any], header: Mapping[str, tuple[str, tu
 
 
 def _check_types(model: Family, header: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
-    """Refuse figures of another sort than the model's: they would be converted, and predict something else."""
+    """Refuse weights of another dtype than the model's, which would be converted and change predictions."""
     for name, value in model.state_dict().items():
         wanted = _DTYPES.get(value.dtype)
         if name in header and header[name][0] != wanted:
@@ -330,5 +336,5 @@ def _restore_modality(
 
 
 def move(model: Family) -> Family:
-    """Return the model on the fastest device there is."""
+    """Move a model to the GPU if there is one, else to the CPU."""
     return model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""The model card: README.md of a model folder."""
+"""The model card, README.md of a model folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write_card(bundle: Bundle, results: RunResults | None, folder: Path) -> Path
 
 
 def card(bundle: Bundle, results: RunResults | None) -> str:
-    """Return the card's Markdown: what the model predicts, from what, how well, and how to use it."""
+    """Return the card as Markdown: usage, inputs, predictions, metrics and versions."""
     output = OUTPUTS[bundle.model.name]
     lines = [f"# {output.title(bundle)}", "", "Made with fusetune; load it with the commands below.", ""]
     lines += ["## Use", "", "```sh", "fusetune predict . new.csv --out predictions.csv", "```", ""]
@@ -38,11 +38,11 @@ def card(bundle: Bundle, results: RunResults | None) -> str:
     if results is not None:
         lines += ["", "## How well", ""]
         for measured in results.tasks:
-            said = verdict(measured)
+            summary = verdict(measured)
             lines += (
-                [said.headline, ""]
-                + ([f"{said.use} {said.next_step}", ""] if said.use else [])
-                + [f"- {note}" for note in said.notes]
+                [summary.headline, ""]
+                + ([f"{summary.use} {summary.next_step}", ""] if summary.use else [])
+                + [f"- {note}" for note in summary.notes]
                 + [""]
             )
             lines += [f"| {measured.target}: system | {measured.metric} |", "| --- | --- |"]
@@ -61,7 +61,7 @@ def card(bundle: Bundle, results: RunResults | None) -> str:
 
 
 def _choice(results: RunResults) -> list[str]:
-    """Return how the fusion was chosen, where it was."""
+    """Return the section on the choice of the fusion, if it was chosen."""
     choice = results.choice
     if choice is None:
         return []

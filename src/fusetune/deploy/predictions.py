@@ -1,4 +1,4 @@
-"""Predictions as a table, and the files that they are written to."""
+"""`Predictions`, a table of predictions, and writing it to files."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ ROW, ERROR = "row", "error"
 
 
 class Predictions:
-    """One row for each row that came, in order.
+    """Predictions, one row for each input row, in order.
 
     Attributes:
-        table: an Arrow table: `row` (the row's number, 0 is the first), identifier columns, each target's prediction
-            and its probabilities, and last `error`: why a row has no prediction, or what was left out of it; else
-            null. Where a target is called `row` or `error`, the other column is `row_` or `error_`.
+        table: an Arrow table with the columns `row` (the row number, from 0), identifier columns, each target's
+            prediction and probabilities, and last `error`: why a row has no prediction, or which cells were ignored;
+            else null. If a target is called `row` or `error`, the other column is `row_` or `error_`.
+        index: the rows' pandas index, or None.
     """
 
     def __init__(self, table: pa.Table, *, index: Any = None) -> None:
         """
         Args:
-            table: as the attribute.
-            index: the rows' pandas index, which `to_pandas` gives them; a range where None.
+            table: see the attributes.
+            index: the pandas index of `to_pandas`; None for a range.
         """
         self.table, self.index = table, index
 
@@ -47,7 +48,7 @@ class Predictions:
 
     @property
     def num_errors(self) -> int:
-        """Rows with something in their error column."""
+        """Number of rows with an entry in the error column."""
         return len(self) - int(self.table.column(self.table.num_columns - 1).null_count)
 
     def __getitem__(self, column: str) -> list[Any]:
@@ -55,7 +56,7 @@ class Predictions:
         return list(self.table.column(column).to_pylist())
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Return a pandas DataFrame; where a DataFrame was predicted, it has that one's index."""
+        """Return a pandas DataFrame, with the index of the input if that was a DataFrame."""
         optional_import("pandas", "to give predictions as a DataFrame")
         frame = self.table.to_pandas()
         return frame if self.index is None else frame.set_index(self.index)
@@ -74,15 +75,15 @@ class Predictions:
 
 
 def write(parts: Iterable[Predictions], path: str | Path, ending: str) -> tuple[int, int]:
-    """Write predictions part by part; the file appears whole or not at all.
+    """Write predictions part by part; the file is replaced atomically.
 
     Args:
-        parts: with the same columns.
+        parts: with equal columns.
         path: the file.
-        ending: .csv, .jsonl or .parquet, which decides the form.
+        ending: the format: .csv, .jsonl or .parquet.
 
     Returns:
-        The rows, and those of them with something in their error column.
+        The number of rows, and of rows with an entry in the error column.
 
     Raises:
         StorageError: it cannot be written.
@@ -112,7 +113,7 @@ def write(parts: Iterable[Predictions], path: str | Path, ending: str) -> tuple[
 
 
 def _flat(table: pa.Table) -> pa.Table:
-    """Lists as JSON."""
+    """Convert list columns to JSON."""
     for index, column in enumerate(table.schema):
         if pa.types.is_list(column.type):
             cells = [None if cell is None else _as_json([cell])[0] for cell in table.column(index).to_pylist()]

@@ -1,8 +1,7 @@
-"""What a tuned model is asked about, as a table: files, frames, rows as dictionaries, pictures as objects."""
+"""Rows to predict, as a table: files, DataFrames, rows as dictionaries, images in memory."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,27 +11,27 @@ from PIL import Image
 from fusetune.config.config import Config
 from fusetune.config.read import ReadConfig
 from fusetune.data.joins import flat_names
+from fusetune.data.reading.arrow import image_to_png
 from fusetune.data.table import Source, Table
 from fusetune.deploy.bundle import Bundle
 from fusetune.errors import ConfigError, TableError, nearest
 from fusetune.modalities.base import Modality
 
 Rows = Source | Mapping[str, Any] | Sequence[Any]
-"""A table; or a row as a dictionary, or a list of them; or, where the model has one input column, its cells."""
+"""A table, a row as a dictionary, a list of such rows, or, for a model with one input column, a list of cells."""
 
 
 def read_rows(bundle: Bundle, source: Rows, *, missing: Iterable[str] = ()) -> Table:
-    """Return the rows that a model is asked about, with all of its input columns.
+    """Return a table of rows to predict, with all input columns of a model.
 
     Args:
         bundle: the tuned model.
-        source: anything that `Table.read` takes, or `Rows`. Pictures may be PIL images or (height, width[, channels])
-            arrays of uint8.
-        missing: input columns that the table may lack: their cells are then missing.
+        source: `Rows`. Images may be PIL images or uint8 arrays, (height, width) or (height, width, 3 or 4).
+        missing: input columns that the rows may lack; their cells are then missing.
 
     Raises:
         TableError: it cannot be read or lacks a column.
-        ConfigError: `missing` names a column that is no input.
+        ConfigError: `missing` names a column that is not an input.
     """
     missing, needed = list(missing), needed_columns(bundle)
     if lost := [name for name in missing if name not in needed]:
@@ -85,7 +84,7 @@ def _is_picture(cell: Any) -> bool:
 
 
 def _as_source(source: Any, columns: Mapping[str, Modality]) -> Source:
-    """Return rows as a table that `Table.read` takes."""
+    """Convert rows to a source for `Table.read`."""
     if _is_frame(source):
         changed = {
             name: source[name].map(lambda cell, name=name: _as_cell(cell, columns[name]))
@@ -102,15 +101,15 @@ def _as_source(source: Any, columns: Mapping[str, Modality]) -> Source:
     if not isinstance(source, list | tuple):
         read: Source = source
         return read
-    rows = [row if isinstance(row, Mapping) else _lone(row, columns) for row in source]
+    rows = [row if isinstance(row, Mapping) else _single_cell(row, columns) for row in source]
     return Table.from_records(
         [{name: _as_cell(cell, columns.get(str(name))) for name, cell in row.items()} for row in rows],
         source="the rows",
     )
 
 
-def _lone(cell: Any, columns: Mapping[str, Modality]) -> dict[str, Any]:
-    """Return a row of which only the cell is given."""
+def _single_cell(cell: Any, columns: Mapping[str, Modality]) -> dict[str, Any]:
+    """Return a row of a single cell, for models with one input column."""
     if len(columns) != 1:
         raise TableError(
             "a row has no column names",
@@ -121,7 +120,7 @@ def _lone(cell: Any, columns: Mapping[str, Modality]) -> dict[str, Any]:
 
 
 def _as_cell(cell: Any, column: Modality | None) -> Any:
-    """Return a cell with pictures as the bytes of a PNG file, and other arrays as lists."""
+    """Convert images to the bytes of a PNG file, and other arrays to lists."""
     if isinstance(cell, np.ndarray) and column is not None and column.kind == "image":
         if cell.dtype != np.uint8 or cell.ndim not in (2, 3) or (cell.ndim == 3 and cell.shape[2] not in (3, 4)):
             raise TableError(
@@ -132,9 +131,7 @@ def _as_cell(cell: Any, column: Modality | None) -> Any:
             )
         cell = Image.fromarray(cell)
     if isinstance(cell, Image.Image):
-        file = io.BytesIO()
-        (cell if cell.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else cell.convert("RGB")).save(file, "PNG")
-        return file.getvalue()
+        return image_to_png(cell)
     if isinstance(cell, np.ndarray | np.generic):
         return cell.tolist()
     if isinstance(cell, Mapping):

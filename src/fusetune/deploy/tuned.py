@@ -1,4 +1,4 @@
-"""A tuned model in use: predictions and measurements."""
+"""Prediction with a tuned model."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from fusetune.inference.scores import predict_scores
 from fusetune.models.family import Family
 
 PART_ROWS = 8192
-"""Rows whose cells are in memory at once."""
+"""Rows that are decoded and predicted together."""
 Precision = Literal["float32", "bf16", "int8"]
-"""bf16: autocast, faster where the processor or GPU has it; the last digits differ. int8: the encoders' linear layers
-in 8-bit integers, faster on a processor with AVX512-VNNI."""
+"""bf16: autocast, faster with hardware support, slightly different results. int8: dynamic quantisation of the encoders'
+linear layers, faster on CPUs with AVX512-VNNI."""
 
 
 def read_examples(
@@ -44,15 +44,15 @@ def read_examples(
     missing: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Examples:
-    """Read a table's rows as the model's columns.
+    """Read and decode the input columns of a model.
 
     Args:
         bundle: the tuned model.
         source: see `read_rows`.
-        targets: whether the rows' targets are read too.
-        on_bad_cell: "mask" goes on without a cell that cannot be read, "reject" without its row.
+        targets: whether to read the targets too.
+        on_bad_cell: "mask" replaces a cell that cannot be decoded by a missing one, "reject" rejects its row.
         missing: input columns that the table may lack.
-        progress: wraps iterators.
+        progress: `progress(iterator, description, total)` wraps an iterator.
 
     Raises:
         TableError: the table cannot be read or lacks a column.
@@ -75,7 +75,7 @@ def predict(
     missing: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Predictions:
-    """Return predictions for every row of a table; see `Predictions` for what they hold.
+    """Predict every row of a table; the arguments are those of `read_examples` and `predict_parts`.
 
     Raises:
         TableError: the table cannot be read or lacks a column.
@@ -96,7 +96,7 @@ def predict_parts(
     progress: Progress | None = None,
     rows: int = PART_ROWS,
 ) -> Iterator[Predictions]:
-    """Yield predictions of so many rows of a table at a time, in order, in memory that does not grow with the table.
+    """Predict a table in parts of `rows` rows, in order and in bounded memory.
 
     Raises:
         TableError: the table cannot be read or lacks a column.
@@ -115,10 +115,10 @@ def predict_parts(
 
 
 def predict_proba(bundle: Bundle, source: Rows, target: str | None, *, missing: Sequence[str] = ()) -> np.ndarray:
-    """Return the probabilities of a target's labels, (rows, labels); nan for a row that cannot be predicted.
+    """Return the probabilities of a target's labels, (rows, labels); NaN for rows that cannot be predicted.
 
     Raises:
-        ConfigError: the target is none of the model's, has no labels, or there are several and none is named.
+        ConfigError: the model has no such target, the target has no labels, or there are several and none is named.
         TableError: the table cannot be read or lacks a column.
     """
     by_target = {task.target: (name, task) for name, task in bundle.targets.items()}
@@ -136,22 +136,22 @@ def predict_proba(bundle: Bundle, source: Rows, target: str | None, *, missing: 
         table = read_rows(bundle, source, missing=missing)
     except EmptyTable:
         return np.zeros((0, len(task.labels)))
-    result = []
+    probabilities = []
     for part in _parts(table, PART_ROWS):
         examples = read_examples(bundle, part, targets=False)
         rows, indices = _in_order(part)
-        result.append(np.full((len(rows), len(task.labels)), np.nan))
+        probabilities.append(np.full((len(rows), len(task.labels)), np.nan))
         if len(examples):
             scores = predict_scores(bundle.model, bundle.targets, examples, stack=bundle.stack)
-            result[-1][indices[examples.used]] = scores[name]
-    return np.concatenate(result)
+            probabilities[-1][indices[examples.used]] = scores[name]
+    return np.concatenate(probabilities)
 
 
 def arithmetic(bundle: Bundle, precision: Precision) -> tuple[Bundle, torch.autocast]:
-    """Return what a precision means for a model: the bundle that predicts, and inside what.
+    """Return the bundle and the autocast context for predicting in a precision.
 
     Raises:
-        ConfigError: it is int8, and the model is on a GPU or has no layer for it, or the processor lacks it.
+        ConfigError: int8 is not supported by the device, or the model has no layer that it would change.
     """
     device = model_device(bundle.model).type
     if precision == "int8":
@@ -160,7 +160,7 @@ def arithmetic(bundle: Bundle, precision: Precision) -> tuple[Bundle, torch.auto
 
 
 _low: WeakKeyDictionary[Family, tuple[list[tuple[int, int]], Family]] = WeakKeyDictionary()
-"""Models in int8, and what their parameters were then: where they lie, and how often they were changed."""
+"""Quantised models, each with the addresses and versions of the parameters that it was made from."""
 
 
 def _in_int8(model: Family, device: str) -> Family:
@@ -180,7 +180,9 @@ def _in_int8(model: Family, device: str) -> Family:
             do="take float32 or bf16",
         )
     state = [
-        (item.data_ptr(), _private.num_changes(item)) for encoder in backbones.values() for item in encoder.parameters()
+        (parameter.data_ptr(), _private.num_changes(parameter))
+        for encoder in backbones.values()
+        for parameter in encoder.parameters()
     ]
     before, view = _low.get(model, ([], None))
     if view is not None and before == state:
@@ -192,7 +194,7 @@ def _in_int8(model: Family, device: str) -> Family:
 
 
 def _parts(table: Table, rows: int) -> Iterator[Table]:
-    """So many of a table's rows at a time, each part with the rejected rows that came among its own."""
+    """Split a table into parts of `rows` rows, each with the rejected rows between its own."""
     if len(table) <= rows:
         yield table
         return
@@ -215,7 +217,7 @@ def _empty(bundle: Bundle) -> Predictions:
 
 
 def _row_name(bundle: Bundle) -> str:
-    """Return what the column of row numbers is called: targets keep their names."""
+    """Return the name of the column of row numbers, which differs from all targets' names."""
     return _free(ROW, dict.fromkeys(task.target for task in bundle.targets.values()))
 
 
@@ -236,10 +238,9 @@ def _predict(bundle: Bundle, examples: Examples, progress: Progress | None) -> P
 
 
 def _in_order(table: Table) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ids of all rows that came, rejected ones where they came, and the place of each of the table's rows
-    there.
+    """Return the ids of all rows, rejected ones included, in order, and the position among them of the table's rows.
 
-    Rows that were selected from a table may come in any order and more than once; that order is kept.
+    Rows that were selected from a table may be in any order and repeat; that order is preserved.
     """
     if not table.rejected:
         return table.rows, np.arange(len(table))
@@ -249,7 +250,7 @@ def _in_order(table: Table) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _free(name: str, taken: dict[str, Any]) -> str:
-    """Return the name, or the name with underscores, where the table has one of that name already."""
+    """Return the name, with underscores appended until no column has it."""
     while name in taken:
         name += "_"
     return name
@@ -275,9 +276,9 @@ def _errors(examples: Examples, rows: np.ndarray) -> list[str | None]:
     for item, suffix in notes:
         note = _describe(item) + ("" if item.row in without_prediction else suffix)
         for index in indices[item.row]:
-            told = notes_at.setdefault(index, [])
-            if note not in told:  # a row that came twice is noted twice
-                told.append(note)
+            noted = notes_at.setdefault(index, [])
+            if note not in noted:  # a row that was selected twice has its notes twice
+                noted.append(note)
     return ["; ".join(notes_at[index]) if index in notes_at else None for index in range(len(rows))]
 
 

@@ -1,4 +1,4 @@
-"""The contract suite of backbones: one test a rule, for a pretrained encoder that fusetune has not met too.
+"""The contract suite of backbones, with one test for each rule; it applies to any pretrained encoder.
 
 class TestMyModel(BackboneContract):
     @pytest.fixture(scope="class")
@@ -27,7 +27,7 @@ TEXTS = ["w1", "w2 w3 w4 w5 w6 w7", "", "w8 w9 w10 w11"]
 
 
 def example_cells(backbone: Backbone, seed: int = 0) -> list[np.ndarray]:
-    """Four prepared cells of the encoder's kind, of differing sizes."""
+    """Return four examples of the encoder's kind, of different sizes."""
     generator = np.random.default_rng(seed)
     if backbone.kind == "text":
         return [backbone.tokenize(text) for text in TEXTS]
@@ -41,29 +41,29 @@ def example_cells(backbone: Backbone, seed: int = 0) -> list[np.ndarray]:
 
 
 def collate(backbone: Backbone, cells: Sequence[np.ndarray]) -> dict[str, Tensor]:
-    """Prepared cells as the encoder's tensors."""
+    """Collate examples to the encoder's tensors."""
     names = {"text": backbone.collate_text, "image": backbone.collate_images, "audio": backbone.collate_audio}
     return names[backbone.kind](cells)
 
 
 def check_backbone(backbone: Backbone, folder: Path) -> None:
-    """Hold a backbone to every rule of `BackboneContract`.
+    """Check a backbone by all rules of `BackboneContract`.
 
     Args:
-        backbone: as loaded; what is trainable is changed back, its weights are not touched.
-        folder: empty or absent; the encoder is saved into it.
+        backbone: as loaded; its weights are not changed, and all of them are trainable afterwards.
+        folder: empty or missing; the encoder is saved into it.
 
     Raises:
-        AssertionError: rules are broken; the message names all of them.
+        AssertionError: rules are broken; the message lists all of them.
     """
     check(BackboneContract, backbone=backbone, tmp_path=folder)
 
 
 class BackboneContract(Contract):
-    """What every backbone must do. The rules take `backbone`, as loaded, and pytest's `tmp_path`."""
+    """The rules of backbones. They take `backbone`, as loaded, and pytest's `tmp_path`."""
 
     tolerance = 1e-5
-    """The largest difference of a cell's vectors alone and in a batch, relative to the largest value, at least 1."""
+    """Largest difference of a cell's vectors alone and in a batch, relative to max(1, the largest value)."""
 
     @torch.no_grad()
     def test_vectors_have_their_shape(self, backbone: Backbone) -> None:
@@ -96,7 +96,7 @@ class BackboneContract(Contract):
 
     @torch.no_grad()
     def test_different_cells_differ(self, backbone: Backbone) -> None:
-        """Vectors tell something of the cells: they are not the same for all."""
+        """Vectors depend on the cell: they are not the same for all cells."""
         tokens = backbone.eval()(**collate(backbone, example_cells(backbone)))
         means = tokens.mean()
         gap, size = (means - means[:1]).abs().max(), means.abs().max()
@@ -153,7 +153,7 @@ class BackboneContract(Contract):
             backbone.eval()
 
     def test_a_frozen_encoder_does_not_train(self, backbone: Backbone) -> None:
-        """Frozen as a whole it has nothing to train and stays in evaluation mode; thawed, all of it trains."""
+        """A frozen encoder has no trainable weights and stays in evaluation mode; unfrozen, all weights train."""
         try:
             assert freeze(backbone, "all").trainable == 0, "a frozen encoder has trainable parameters"
             backbone.train()
@@ -167,15 +167,15 @@ class BackboneContract(Contract):
 
     @torch.no_grad()
     def test_it_is_restored_without_its_source(self, backbone: Backbone, tmp_path: Path) -> None:
-        """Saved without weights, restored and given the weights: the same vectors from the same cells."""
+        """Saved without weights, restored and loaded with the weights, it gives the same vectors."""
         backbone.eval()
         backbone.save(tmp_path)
-        kept = [path.name for path in tmp_path.iterdir() if path.suffix in (".safetensors", ".bin")]
-        assert not kept, f"weights are saved: {kept}"
+        weights = [path.name for path in tmp_path.iterdir() if path.suffix in (".safetensors", ".bin")]
+        assert not weights, f"weights are saved: {weights}"
         restored = restore_backbone(tmp_path)
         restored.load_state_dict(backbone.state_dict())
-        told: dict[str, Any] = restored.describe()
-        assert told == backbone.describe(), f"restored as {told}, not {backbone.describe()}"
+        description: dict[str, Any] = restored.describe()
+        assert description == backbone.describe(), f"restored as {description}, not {backbone.describe()}"
         cells, again = example_cells(backbone), example_cells(restored)
         assert all(np.array_equal(one, two) for one, two in zip(cells, again, strict=True)), (
             "cells are prepared otherwise"

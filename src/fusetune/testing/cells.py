@@ -1,4 +1,4 @@
-"""Cells of every sort, columns of every kind, and a stand-in for a pretrained encoder, for tests of modalities."""
+"""Cells of every type, columns of every kind, and a tiny encoder, for tests of modalities."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class TinyBackbone(nn.Module):
     def __init__(self, kind: str, *, dim: int = 6, max_tokens: int = 16, seed: int = 0) -> None:
         """
         Args:
-            kind: "text", "image" or "audio"; any other is taken for text.
+            kind: "text", "image" or "audio"; any other kind is encoded as text.
             dim: features of a token.
-            max_tokens: longer texts are cut.
+            max_tokens: longer texts are truncated.
             seed: of the weights.
         """
         super().__init__()
@@ -54,11 +54,11 @@ class TinyBackbone(nn.Module):
 
     @property
     def inputs(self) -> TinyBackbone:
-        """What has `max_seconds`: itself."""
+        """The object with `max_seconds`, which is the encoder itself."""
         return self
 
     def tokenize(self, text: str) -> np.ndarray:
-        """Return (tokens,) int32: one for each word, between a first and a last one."""
+        """Return token ids, (tokens,) int32, one for each word between two special tokens."""
         words = [3 + zlib.crc32(word.encode()) % 97 for word in text.split()]
         return np.array([1, *words[: self.max_tokens - 2], 2], dtype=np.int32)
 
@@ -69,7 +69,7 @@ class TinyBackbone(nn.Module):
         return {"input_ids": ids, "attention_mask": (ids > 0).long()}
 
     def prepare_image(self, image: Image.Image) -> np.ndarray:
-        """Return (3, 8, 8) uint8."""
+        """Return a resized image, (3, 8, 8) uint8."""
         return np.asarray(image.resize(self.image_size)).transpose(2, 0, 1)
 
     def collate_images(self, pictures: Sequence[np.ndarray]) -> dict[str, Tensor]:
@@ -77,7 +77,7 @@ class TinyBackbone(nn.Module):
         return {"pixel_values": torch.from_numpy(np.stack(pictures)).float() / 255}
 
     def prepare_audio(self, waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
-        """Return (patches, 16) float32, the size of 16 frequencies in each 50 ms."""
+        """Return (patches, 16) float32, the magnitudes of 16 frequency bands in each 50 ms."""
         assert sampling_rate == self.sampling_rate
         padded = np.pad(waveform, (0, -len(waveform) % self._patch))
         sizes = np.abs(np.fft.rfft(padded.reshape(-1, self._patch)))[:, 1:193]
@@ -90,7 +90,7 @@ class TinyBackbone(nn.Module):
         return {"patches": torch.from_numpy(np.concatenate(cells)), "owner": torch.from_numpy(owner)}
 
     def forward(self, *, owner: Tensor | None = None, **inputs: Tensor) -> Tokens:
-        """Return one token a cell, the mean over its parts or words: (cells, 1, dim)."""
+        """Return one token for each cell, the mean over its parts or words, (cells, 1, dim)."""
         if "input_ids" in inputs:
             mask = inputs["attention_mask"].unsqueeze(-1).float()
             vectors = (self.weight[inputs["input_ids"]] * mask).sum(1) / mask.sum(1)  # (cells, dim)
@@ -104,18 +104,18 @@ class TinyBackbone(nn.Module):
 
 
 def png_bytes(colour: tuple[int, int, int], size: tuple[int, int] = (12, 10)) -> bytes:
-    """Return a picture of one colour as PNG."""
+    """Return an image of one colour as PNG."""
     buffer = io.BytesIO()
     Image.new("RGB", size, colour).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def wav_bytes(samples: np.ndarray, rate: int = 8000) -> bytes:
-    """Return a sound as WAV with 16 bits.
+    """Return a sound as 16-bit WAV.
 
     Args:
         samples: (samples,) or (samples, channels) floats from -1 to 1.
-        rate: Hz.
+        rate: sampling rate in Hz.
     """
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as file:
@@ -127,16 +127,16 @@ def wav_bytes(samples: np.ndarray, rate: int = 8000) -> bytes:
 
 
 def tone(frequency: float, *, seconds: float = 0.2, rate: int = 8000) -> np.ndarray:
-    """Return a sine of half the full scale: (samples,) float32."""
+    """Return a sine wave of amplitude 0.5, (samples,) float32."""
     times = np.arange(round(seconds * rate)) / rate
     return (0.5 * np.sin(2 * np.pi * frequency * times)).astype(np.float32)
 
 
 def sample_cells(folder: Path) -> list[Any]:
-    """Cells of every sort that a table may hold, good for some kinds and bad for others.
+    """Return cells of every type that a table may hold, each valid for some kinds of columns only.
 
     Args:
-        folder: an existing folder that the files are written to; it is the cells' `base_dir`.
+        folder: an existing folder for the cells' files; it is their `base_dir`.
     """
     (folder / "red.png").write_bytes(png_bytes((255, 0, 0)))
     (folder / "blue.png").write_bytes(png_bytes((0, 0, 255), (30, 20)))
@@ -162,7 +162,7 @@ def sample_cells(folder: Path) -> list[Any]:
 
 
 def sort_cells(modality: Modality, cells: Sequence[Any], base_dir: Path) -> tuple[list[Any], list[Any]]:
-    """Return those of the cells that the modality reads, and those that it refuses; any other error passes through."""
+    """Split cells into those that a modality decodes and those that it refuses with `BadCell`."""
     good, bad = [], []
     for cell in cells:
         try:
@@ -174,10 +174,10 @@ def sort_cells(modality: Modality, cells: Sequence[Any], base_dir: Path) -> tupl
 
 
 def typical_columns(folder: Path) -> dict[str, list[Any]]:
-    """Return twelve cells of a column of each built-in kind, by the kind's name.
+    """Return twelve typical cells for each built-in kind of column, by the kind's name.
 
     Args:
-        folder: an existing folder that the files are written to; it is the cells' `base_dir`.
+        folder: an existing folder for the cells' files; it is their `base_dir`.
     """
     pictures, sounds = [], []
     for place in range(12):

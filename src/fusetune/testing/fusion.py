@@ -1,4 +1,4 @@
-"""The contract suite of fusions: one test a rule.
+"""The contract suite of fusions, with one test for each rule.
 
 @pytest.mark.parametrize("make", [MyFusion, partial(MyFusion, scale=2.0)])
 class TestMyFusion(FusionContract):
@@ -24,16 +24,16 @@ from fusetune.types import Tokens
 COLUMNS = ("text", "image", "number")
 DIM = 16
 MakeFusion = Callable[..., Fusion]
-"""`make(columns, dim)`, and the fusion's own settings as keywords: the class, or a `functools.partial` of it."""
+"""`make(columns, dim, **settings)`: the class, or a `functools.partial` of it."""
 Inputs = tuple[dict[str, Tokens], dict[str, Tensor]]
 
 
 def make_inputs(
     columns: Sequence[str] = COLUMNS, *, dim: int = DIM, absent: float = 0.0, dtype: torch.dtype = torch.float32
 ) -> Inputs:
-    """Return a batch with one row for every non-empty subset of the columns; the first row has all of them.
+    """Return a batch with one row for every non-empty subset of the columns; the first row has all columns.
 
-    Column number c has 1 + 2c tokens, not all of them real.
+    Column number c has 1 + 2c tokens, some of which are padding.
 
     Args:
         columns: their names.
@@ -57,19 +57,19 @@ def make_inputs(
 
 
 def check_fusion(make: MakeFusion) -> None:
-    """Hold a fusion to every rule of `FusionContract`.
+    """Check a fusion by all rules of `FusionContract`.
 
     Args:
-        make: `make(columns, dim)` builds a fusion; `dim` will be 16, and 8 once.
+        make: `make(columns, dim)` builds a fusion; `dim` is 16, and once 8.
 
     Raises:
-        AssertionError: rules are broken; the message names all of them.
+        AssertionError: rules are broken; the message lists all of them.
     """
     check(FusionContract, make=make)
 
 
 class FusionContract(Contract):
-    """What every fusion must do. The rules take `make`: the class, or a `functools.partial` of it."""
+    """The rules of fusions. They take `make`: the class, or a `functools.partial` of it."""
 
     def test_pooled_is_one_finite_vector_a_row(self, make: MakeFusion) -> None:
         """Every subset of columns gives a finite vector of `dim` features, in training and in evaluation."""
@@ -94,7 +94,7 @@ class FusionContract(Contract):
             assert parameter.grad.abs().max() > 1e-6, f"{name}'s gradient is zero"
 
     def test_absent_values_change_nothing(self, make: MakeFusion) -> None:
-        """Whatever stands where nothing is real, `pooled` is the same."""
+        """`pooled` does not depend on the values of tokens that are not real."""
         fusion = make(COLUMNS, DIM).eval()
         with torch.no_grad():
             plain = _run(fusion, make_inputs()).pooled
@@ -152,7 +152,7 @@ class FusionContract(Contract):
         assert torch.equal(first.pooled, second.pooled), "two passes in evaluation differ"
 
     def test_arguments_are_left_as_they_are(self, make: MakeFusion) -> None:
-        """Nothing that came in is changed in place."""
+        """No argument is changed in place."""
         tokens, present = make_inputs(absent=7.0)
         _ = _run(make(COLUMNS, DIM).train(), (tokens, present)).tokens
         before = make_inputs(absent=7.0)
@@ -206,7 +206,7 @@ class FusionContract(Contract):
             assert torch.allclose(results[0], other, atol=1e-6), "the number of absent tokens changes the output"
 
     def test_padding_changes_nothing(self, make: MakeFusion) -> None:
-        """More tokens that are not real leave the output as it is."""
+        """Additional padding does not change the output."""
         fusion = make(COLUMNS, DIM).eval()
         tokens, present = make_inputs()
         longer = {
@@ -218,7 +218,7 @@ class FusionContract(Contract):
         assert torch.allclose(plain, other, atol=1e-6), "a row's vector depends on how far it is padded"
 
     def test_maps_are_fused(self, make: MakeFusion) -> None:
-        """Tokens of a picture's grid are taken; a picture that is not real changes nothing."""
+        """Tokens with a grid are accepted, and an image that is not real changes nothing."""
         fusion = make(COLUMNS, DIM).eval()
         tokens, present = make_inputs()
         rows, grid = len(present[COLUMNS[1]]), (1, 2, 3)
@@ -366,7 +366,7 @@ def _rows(inputs: Inputs, rows: Tensor) -> Inputs:
 
 
 def _backward(fusion: Fusion, pooled: Tensor) -> None:
-    """Backward of a random linear form: a plain sum is constant after a normalisation."""
+    """Run backward from a random linear form, as a plain sum is constant after a normalisation."""
     if not any(True for _ in fusion.parameters()):
         return
     weight = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(1))
@@ -374,5 +374,5 @@ def _backward(fusion: Fusion, pooled: Tensor) -> None:
 
 
 def _settings(make: Callable[..., Any]) -> list[str]:
-    """Return the keyword-only settings of a fusion; none of a lambda."""
+    """Return the names of a fusion's keyword-only settings; a lambda has none."""
     return [p.name for p in inspect.signature(make).parameters.values() if p.kind is p.KEYWORD_ONLY]

@@ -1,12 +1,11 @@
-"""The contract suite of modalities, the kinds of columns: one test a rule.
+"""The contract suite of modalities, the kinds of columns, with one test for each rule.
 
     class TestWeekday(ModalityContract):
         @pytest.fixture
         def case(self, tmp_path):
             return ModalityCase(lambda: WeekdayModality("day"), ["2026-03-14", "2026-03-16"], ["tomorrow"], tmp_path)
 
-`sample_cells` and `sort_cells` give cells of every sort to test with, and `TinyBackbone` stands in for a pretrained
-encoder.
+`sample_cells` and `sort_cells` return cells of every type, and `TinyBackbone` replaces a pretrained encoder.
 """
 
 from __future__ import annotations
@@ -59,11 +58,11 @@ class ModalityCase:
     """A modality and cells to test it with.
 
     Attributes:
-        make: builds a modality that has learned nothing yet, the same each time.
-        cells: two or more cells of different values that it reads.
-        bad_cells: cells that it refuses; one or more.
-        base_dir: where relative paths in the cells start.
-        backbone: the backbone that `make` gives its modalities, where they need one.
+        make: builds a modality that is not fitted, with the same options each time.
+        cells: two or more valid cells with different values.
+        bad_cells: one or more cells that it refuses.
+        base_dir: folder that relative paths in the cells start from.
+        backbone: the backbone of the modalities from `make`, for kinds that need one.
     """
 
     make: Callable[[], Modality]
@@ -77,7 +76,7 @@ class ModalityCase:
         return [modality.decode(cell, row=row, base_dir=self.base_dir) for cell in self.cells]
 
     def fitted(self) -> tuple[Modality, list[Any]]:
-        """Return a modality fitted on the cells, and these as its examples."""
+        """Return a modality fitted on the cells, and their examples."""
         modality = self.make()
         modality.fit(self.decoded(modality))
         return modality, self.decoded(modality)
@@ -91,19 +90,19 @@ def check_modality(
     base_dir: Path,
     backbone: Any = None,
 ) -> None:
-    """Hold a modality to every rule of `ModalityContract`. The arguments are those of `ModalityCase`.
+    """Check a modality by all rules of `ModalityContract`. The arguments are those of `ModalityCase`.
 
     Raises:
-        AssertionError: rules are broken; the message names all of them.
+        AssertionError: rules are broken; the message lists all of them.
     """
     check(ModalityContract, case=ModalityCase(make, cells, bad_cells, base_dir, backbone))
 
 
 class ModalityContract(Contract):
-    """What every modality must do. The rules take `case`, a `ModalityCase`."""
+    """The rules of modalities. They take `case`, a `ModalityCase`."""
 
     def test_detect_judges_any_cells(self, case: ModalityCase) -> None:
-        """Cells that are read, refused cells and no cells give a confidence from 0 to 1 and a reason."""
+        """Valid cells, refused cells and no cells give a confidence from 0 to 1 and a reason."""
         for values in (case.cells, case.bad_cells, []):
             found = type(case.make()).detect(list(values), base_dir=case.base_dir)
             assert isinstance(found, Detection), "detect does not return a Detection"
@@ -116,7 +115,7 @@ class ModalityContract(Contract):
         assert found.confidence < SURE, f"detect is sure ({found.confidence}) of cells that decode refuses"
 
     def test_detect_leaves_columns_to_other_kinds(self, case: ModalityCase) -> None:
-        """Of typical numbers, categories, texts, pictures and sounds the modality is the surest of one at most."""
+        """The modality has the highest confidence for at most one of the typical columns of built-in kinds."""
         kind = type(case.make())
         others = [cls for cls in map(MODALITIES.get, MODALITIES) if cls is not kind]
         claimed = []
@@ -171,7 +170,7 @@ class ModalityContract(Contract):
             _encode(modality, modality.build_encoder().eval(), examples)
 
     def test_tokens_do_not_depend_on_the_batch(self, case: ModalityCase) -> None:
-        """A cell's tokens are the same alone, among others, and at another place among them."""
+        """A cell's tokens are the same alone and in a batch, at any position."""
         modality, examples = case.fitted()
         encoder = modality.build_encoder().eval()
         with torch.no_grad():
@@ -184,7 +183,7 @@ class ModalityContract(Contract):
                 _assert_near(mirrored, _row(together, number), f"example {number} depends on its place in the batch")
 
     def test_cells_of_different_values_differ(self, case: ModalityCase) -> None:
-        """Tokens tell something of the cells: they are not the same for all."""
+        """Tokens depend on the cell: they are not the same for all cells."""
         assert len(case.cells) >= 2, "two cells are needed to compare"
         modality, examples = case.fitted()
         with torch.no_grad():
@@ -207,7 +206,7 @@ class ModalityContract(Contract):
         assert not idle, f"weights without a gradient: {idle}"
 
     def test_the_state_restores_it(self, case: ModalityCase) -> None:
-        """`state` is JSON from which the same modality comes back, whose encoder takes the same weights."""
+        """`state` is JSON, and `from_state` restores the same modality, whose encoder loads the same weights."""
         modality, examples = case.fitted()
         state = json.loads(json.dumps(modality.state(), allow_nan=False))
         restored = type(modality).from_state(modality.column, state, backbone=case.backbone)

@@ -22,19 +22,19 @@ class Contract:
 
 
 def rules_of(contract: type[Contract]) -> list[str]:
-    """Return the names of a suite's rules, in the order of their definition, those of base classes first."""
+    """Return the names of a suite's rules in the order of definition, base classes first."""
     classes = reversed(contract.__mro__)
     return list(dict.fromkeys(name for cls in classes for name in vars(cls) if name.startswith("test_")))
 
 
 def broken_rules(contract: type[Contract], **arguments: Any) -> dict[str, str]:
-    """Run every rule of a suite and return the broken ones, each with what went wrong.
+    """Run all rules of a suite and return the broken ones with their messages.
 
-    A rule is broken if it raises, whatever it raises; one that raises `unittest.SkipTest` does not apply.
+    A rule is broken if it raises any exception except `unittest.SkipTest`, which means that it does not apply.
 
     Args:
         contract: the suite.
-        arguments: what its rules take. Each is passed to those rules that have an argument of that name.
+        arguments: arguments of the rules, each passed to the rules that have a parameter of that name.
     """
     broken = {}
     for name in rules_of(contract):
@@ -52,10 +52,10 @@ def broken_rules(contract: type[Contract], **arguments: Any) -> dict[str, str]:
 
 
 def check(contract: type[Contract], **arguments: Any) -> None:
-    """Run every rule of a suite.
+    """Run all rules of a suite.
 
     Raises:
-        AssertionError: rules are broken; the message names all of them.
+        AssertionError: rules are broken; the message lists all of them.
     """
     broken = broken_rules(contract, **arguments)
     if broken:

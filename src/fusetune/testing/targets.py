@@ -1,4 +1,4 @@
-"""Target columns of several kinds, and features that they can be learned from, for tests of tasks."""
+"""Target columns of several kinds with features that predict them, for tests of tasks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def example_targets(rows: int = ROWS) -> dict[str, list[Any]]:
     """Return target columns of several kinds, learnable from `example_features`.
 
     Args:
-        rows: how many cells each has.
+        rows: number of cells of each column.
     """
     hidden = example_features(rows)[:, :3].sum(1)
     ranks = hidden.argsort().argsort()
@@ -45,7 +45,7 @@ def example_features(rows: int = ROWS, *, seed: int = 0) -> np.ndarray:
 
 
 def usable_targets(make: MakeTask) -> dict[str, list[Any]]:
-    """Return those of `example_targets` that a task's `fit` does not refuse and in which labels repeat.
+    """Return the `example_targets` that a task can be fitted on and whose labels repeat.
 
     Args:
         make: `make(target)` builds a task.
@@ -56,25 +56,25 @@ def usable_targets(make: MakeTask) -> dict[str, list[Any]]:
             task = fitted(make, cells)
         except UserError:
             continue
-        if len(task.labels) * 4 <= len(cells):  # numbers taken for labels: too few rows a label to learn from
+        if len(task.labels) * 4 <= len(cells):  # numbers read as labels have too few rows a label
             usable[name] = cells
     return usable
 
 
 def fitted(make: MakeTask, cells: Sequence[Any]) -> TargetTask:
-    """Return a task of the column "target", fitted on cells."""
+    """Return a task for the column "target", fitted on cells."""
     task = make("target")
     task.fit(cells)
     return task
 
 
 def head_logits(task: TargetTask, *, seed: int = 0, rows: int = ROWS) -> Tensor:
-    """Return what an untrained head gives for `example_features`: (rows, ...) logits.
+    """Return the logits of an untrained head for `example_features`, (rows, ...).
 
     Args:
         task: fitted.
         seed: of the head's weights.
-        rows: how many.
+        rows: number of rows.
     """
     torch.manual_seed(seed)
     logits: Tensor = task.build_head(DIM)(torch.from_numpy(example_features(rows)))

@@ -1,4 +1,4 @@
-"""Tiny random models with their processors, one folder each, as a hub would have them."""
+"""Tiny models with random weights and their processors, saved as model folders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIDE = 32
 def tokenizer(
     folder: Path, *, pad: bool = True, specials: bool = True, limit: int = 32, names: list[str] | None = None
 ) -> None:
-    """A word-level fast tokenizer over `WORDS`."""
+    """Write a word-level fast tokenizer over `WORDS`."""
     marks = [(word, VOCAB[word]) for word in ("[CLS]", "[SEP]")]
     single = [
         {"SpecialToken": {"id": "[CLS]", "type_id": 0}},
@@ -57,7 +57,7 @@ def tokenizer(
 
 
 def image_processor(folder: Path, **changes: Any) -> None:
-    """A preprocessor_config.json that resizes to `SIDE` and normalises."""
+    """Write the preprocessor_config.json of an image processor that resizes to `SIDE` and normalises."""
     settings = {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
@@ -72,7 +72,7 @@ def image_processor(folder: Path, **changes: Any) -> None:
 
 
 def feature_extractor(folder: Path, **settings: Any) -> None:
-    """A preprocessor_config.json of a feature extractor."""
+    """Write the preprocessor_config.json of a feature extractor."""
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
 
 
@@ -84,7 +84,7 @@ def _save(folder: Path, model_type: str, **settings: Any) -> None:
 
 
 def make(name: str, folder: Path) -> Path:
-    """Return the folder of a tiny model of this name."""
+    """Create the tiny model of a name in a folder, and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     _MAKERS[name](folder)
     return folder
@@ -312,7 +312,7 @@ CASES = [
     ("clap", "audio"),
     ("spectrogram", "audio"),
 ]
-"""Every name that `make` knows, with each kind of cell that the model encodes."""
+"""All names of `make`, each with the kinds of cells that the model encodes."""
 
 _MAKERS: dict[str, Callable[[Path], None]] = {
     "bert": _bert,
