@@ -8,7 +8,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
-from fusetune.config.sections import NamedConfig
+from fusetune.config.section import NamedConfig
 from fusetune.data.examples import Examples
 from fusetune.data.table import Table
 from fusetune.inference.features import fill_features
@@ -116,7 +116,7 @@ def test_another_weight_is_tried_as_if_the_ridge_were_fitted_anew():
     for name, weight in (("narrow", 0.0), ("narrow", 2.0), ("wide", 0.0), ("wide", 1.0)):
         gram = sum((weight if key == name else ridge.weights[key]) ** 2 * x @ x.T for key, x in blocks.items())
         wanted = held_out_errors(np.linalg.inv(gram + ridge.penalty * 40 * np.eye(40)), y, ridge.penalty)
-        np.testing.assert_allclose(ridge.tried(name, weight), wanted, rtol=1e-6)
+        np.testing.assert_allclose(ridge.errors_with(name, weight), wanted, rtol=1e-6)
 
 
 def test_groups_that_hold_copies_do_not_look_told():

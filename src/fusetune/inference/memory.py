@@ -106,7 +106,7 @@ def free_memory(root: Path = Path("/")) -> int:
 def _groups(root: Path) -> list[tuple[int, int]]:
     """The limit of each control group with one, version 2 or 1, and what is used of it without the page cache's share
     that can be given back; in bytes."""
-    found = []
+    usages = []
     for folder, most, used, cached in (
         ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
         ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -115,8 +115,8 @@ def _groups(root: Path) -> list[tuple[int, int]]:
             limit, usage = (int((root / folder / name).read_text(encoding="ascii")) for name in (most, used))
             lines = (root / folder / "memory.stat").read_text(encoding="ascii").splitlines()
             stat = dict(line.split() for line in lines if len(line.split()) == 2)
-            found.append((limit, max(0, usage - int(stat.get(cached, 0)))))
-    return found
+            usages.append((limit, max(0, usage - int(stat.get(cached, 0)))))
+    return usages
 
 
 def _set(libc: Any, values: dict[int, int]) -> None:

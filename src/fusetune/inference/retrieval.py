@@ -22,11 +22,11 @@ def searches(tasks: Mapping[str, Task], examples: Examples) -> dict[str, tuple[M
     """
     codes = {name: column.codes[examples.used] for name, column in examples.columns.items()}
     ids, groups = examples.rows[examples.used], examples.groups[examples.used]
-    found = {}
+    by_task = {}
     for name, task in tasks.items():
         if isinstance(task, MatchTask) and (search := task.search(codes, ids=ids, groups=groups)) is not None:
-            found[name] = (task, search)
-    return found
+            by_task[name] = (task, search)
+    return by_task
 
 
 def used_vectors(model: Family, examples: Examples) -> dict[str, np.ndarray]:

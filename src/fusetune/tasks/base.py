@@ -1,4 +1,4 @@
-"""The contract of tasks: answers, truth and metrics; of a target column also its encoding, head and loss."""
+"""The contract of tasks: answers, truth and metrics; for target columns also encoding, head and loss."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Task(abc.ABC):
-    """What a model is measured by: answers, metrics, report panels and constant guess.
+    """A task defines how a model is measured: answers, metrics, report panels and constant guess.
 
     Answers are numpy arrays whose first axis is the rows. Everything after the model works on answers, so that a
     baseline, a probe and the tuned model are measured in the same way. A task that predicts a column is a
@@ -42,7 +42,7 @@ class Task(abc.ABC):
     main: Metric
     """The main metric: it selects the best step and is in the report's headline. `measure_by` changes it."""
     tuned_by: Metric | None = None
-    """The metric that chose a loaded model, where that was a function, which no folder holds."""
+    """The metric by which a loaded model was chosen, if that was a function, which folders cannot hold."""
 
     def __init__(self, target: str) -> None:
         self.target = target
@@ -171,7 +171,7 @@ class Task(abc.ABC):
         return []
 
     def warnings(self, answers: np.ndarray, truth: np.ndarray) -> list[str]:
-        """Return what to know about a model's answers before it is used, one sentence each; none by default.
+        """Return warnings about a model's answers for the user, one sentence each; none by default.
 
         Args:
             answers: (rows, ...), at least one row.

@@ -33,6 +33,10 @@ class EntitiesTask(TokenTask):
     `{"start": 4, "end": 9, "label": "person"}` in characters of the text, `end` exclusive; also as JSON. An empty list
     is a text without entities; an empty cell is unlabelled.
 
+    Args:
+        target: the target column's name.
+        text: the text column's name; needed if there are several.
+
     Loss: cross-entropy over the tokens' tags (BIO), averaged over all tokens.
 
     Answers: per row a list of `{"start", "end", "label", "score", "text"}`; the most likely tags among those that the
@@ -54,11 +58,6 @@ class EntitiesTask(TokenTask):
     main = Metric("f1")
 
     def __init__(self, target: str, *, text: str | None = None) -> None:
-        """
-        Args:
-            target: the target column's name.
-            text: the text column's name; needed if there are several.
-        """
         super().__init__(target)
         self.text = text
         self.classes: list[str] = []

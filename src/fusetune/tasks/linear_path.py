@@ -28,17 +28,17 @@ class LinearPath:
 
     Attributes:
         models: fitted as they are asked for; can be iterated once.
-        default: the place of the model to take where no rows choose.
+        default: the index of the model to use without validation rows.
     """
 
     models: Iterator[LinearModel]
     default: int
 
-    def at(self, place: int) -> LinearModel:
-        """Return the model at a place, 0 for the strongest penalty."""
-        return next(islice(self.models, place, None))
+    def at(self, index: int) -> LinearModel:
+        """Return the model of the penalty at an index, 0 for the strongest."""
+        return next(islice(self.models, index, None))
 
     def best(self, score: Callable[[LinearModel], tuple[float, float]]) -> LinearModel:
         """Return the model with the largest score; of equal ones that with the strongest penalty."""
-        scored = ((*score(model), -place, model) for place, model in enumerate(self.models))
+        scored = ((*score(model), -index, model) for index, model in enumerate(self.models))
         return max(scored, key=lambda one: one[:3])[3]

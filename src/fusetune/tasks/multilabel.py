@@ -310,8 +310,8 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
 
     def linear_score(self, scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
         """Return map_macro."""
-        found = [measures.average_precision(s, t) for s, t in zip(scores.T, truth.T, strict=True)]
-        real = [value for value in found if not np.isnan(value)]
+        precisions = [measures.average_precision(s, t) for s, t in zip(scores.T, truth.T, strict=True)]
+        real = [value for value in precisions if not np.isnan(value)]
         return float(np.mean(real)) if real else 0.0, 0.0
 
     def columns(self, scores: np.ndarray) -> dict[str, list[Any]]:

@@ -1,4 +1,4 @@
-"""Decision thresholds: the probability from which on a label is given."""
+"""Decision thresholds: a label is predicted if its probability reaches its threshold."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from fusetune.tasks.main_metric import Metric
 from fusetune.tasks.metrics import label_sets
 
 MIN_POSITIVE = 10
-"""With fewer positive validation rows, a label's own best threshold is mostly chance."""
+"""With fewer positive validation rows, the best threshold of a label is mostly chance."""
 
 DEFAULT = 0.5
 F1 = Metric("f1_macro")
 
 Setting = float | Literal["auto", "tuned"]
-"""How thresholds are chosen: a fixed one, "auto", or "tuned"."""
+"""How thresholds are chosen: a fixed value, "auto" or "tuned"."""
 
 Source = Literal["fixed", "own", "pooled", "default", "main", "main_pooled"]
-"""Where a label's threshold comes from: the settings, its own validation rows, those of all labels, or `DEFAULT`; with
-"main" it is chosen by the main metric instead of F1."""
+"""Where a threshold comes from: the settings, the label's validation rows, those of all labels, or `DEFAULT`. "main"
+marks one that was chosen by the main metric."""
 
 DECIDED = frozenset({"f1_micro", "f1_samples", "subset_accuracy", "hamming_loss"})
-"""Metrics that thresholds are chosen by where one is the main metric, besides functions of decisions. `f1_macro` is
-best with each label's own best F1; the others do not depend on thresholds."""
-CANDIDATES, LEAST = 100, 3
-"""The most thresholds that are tried at a time, and the fewest, where there are many labels."""
+"""Main metrics by which thresholds are chosen, besides functions of predicted labels. `f1_macro` is best with the best
+F1 of each label; other metrics do not depend on thresholds."""
+MAX_CANDIDATES, MIN_CANDIDATES = 100, 3
+"""Maximum number of candidates for a threshold, and the minimum if there are many labels."""
 TRIES, PASSES = 1500, 2
-"""About how often the metric is computed in a pass over the labels, and the most passes."""
+"""Approximate number of evaluations of the metric in a pass over the labels, and the maximum number of passes."""
 
 _ALL = f"for all labels together, as fewer than {MIN_POSITIVE} validation rows have the label"
 _MEANINGS: dict[str, str] = {
@@ -50,8 +50,8 @@ class Thresholds:
     """One threshold per label.
 
     Attributes:
-        values: probabilities above 0; a label is given from its threshold on.
-        sources: where each one comes from.
+        values: probabilities above 0.
+        sources: where each value comes from.
     """
 
     values: list[float]
@@ -59,7 +59,7 @@ class Thresholds:
 
 
 def check_threshold(setting: object) -> Setting:
-    """Return the setting `threshold`.
+    """Return the setting `threshold`, if it is valid.
 
     Raises:
         ConfigError: it is neither "auto", "tuned" nor a float between 0 and 1.
@@ -70,19 +70,19 @@ def check_threshold(setting: object) -> Setting:
 
 
 def initial_thresholds(setting: Setting, num_labels: int) -> Thresholds:
-    """Return the thresholds before tuning: the fixed one, or `DEFAULT`."""
+    """Return the thresholds before tuning: the fixed value, or `DEFAULT`."""
     if isinstance(setting, str):
         return Thresholds([DEFAULT] * num_labels, ["default"] * num_labels)
     return Thresholds([float(setting)] * num_labels, ["fixed"] * num_labels)
 
 
 def tuned_thresholds(setting: Setting, scores: np.ndarray, truth: np.ndarray, main: Metric = F1) -> Thresholds:
-    """Choose thresholds on validation rows, for F1 or for the main metric where that depends on them.
+    """Choose thresholds on validation rows, for F1 or for the main metric if that depends on them.
 
-    "auto": a label that at least `MIN_POSITIVE` rows have gets its own threshold. The other labels share the one with
-    the best F1 over all labels and rows (micro), if there are as many positives in all; else they get `DEFAULT`.
-    "tuned": every label that any row has gets its own threshold, the others `DEFAULT`. A fixed setting stays.
-    With a main metric that depends on them, thresholds go from there to where the metric is best, see `climb`.
+    "auto": a label that at least `MIN_POSITIVE` rows have gets its own threshold. The other labels share the threshold
+    with the best micro-averaged F1 over all labels, if there are that many positives in total; else they get `DEFAULT`.
+    "tuned": every label that some row has gets its own threshold, the others get `DEFAULT`. A fixed value is kept.
+    If the main metric depends on thresholds, they are then improved by that metric, see `climb`.
 
     Args:
         setting: see `check_threshold`.
@@ -95,21 +95,21 @@ def tuned_thresholds(setting: Setting, scores: np.ndarray, truth: np.ndarray, ma
     initial = initial_thresholds(setting, truth.shape[1])
     if not isinstance(setting, str):
         return initial
-    rest: tuple[float, Source] = (DEFAULT, "default")
+    shared: tuple[float, Source] = (DEFAULT, "default")
     if setting == "auto" and truth.sum() >= MIN_POSITIVE:
-        rest = best_threshold(scores.ravel(), truth.ravel()), "pooled"
-    fewest = MIN_POSITIVE if setting == "auto" else 1
-    found: list[tuple[float, Source]] = [
-        (best_threshold(own, actual), "own") if actual.sum() >= fewest else rest
-        for own, actual in zip(scores.T, truth.T, strict=True)
+        shared = best_threshold(scores.ravel(), truth.ravel()), "pooled"
+    min_positive = MIN_POSITIVE if setting == "auto" else 1
+    by_label: list[tuple[float, Source]] = [
+        (best_threshold(label_scores, label_truth), "own") if label_truth.sum() >= min_positive else shared
+        for label_scores, label_truth in zip(scores.T, truth.T, strict=True)
     ]
-    chosen = Thresholds([value for value, _ in found], [source for _, source in found])
+    chosen = Thresholds([value for value, _ in by_label], [source for _, source in by_label])
     depends = main.name in DECIDED or (main.function is not None and main.response_method == "predict")
     return _for_main(chosen, scores, truth, main) if depends and len(truth) else chosen
 
 
 def _for_main(start: Thresholds, scores: np.ndarray, truth: np.ndarray, main: Metric) -> Thresholds:
-    """Return thresholds that are at least as good by the main metric; labels that share one go on sharing it."""
+    """Return thresholds that are at least as good by the main metric; labels that share a threshold still do."""
     sign = 1.0 if main.greater_is_better else -1.0
 
     def value(thresholds: np.ndarray) -> float:
@@ -129,24 +129,24 @@ def _for_main(start: Thresholds, scores: np.ndarray, truth: np.ndarray, main: Me
 def climb(
     scores: np.ndarray, parts: Sequence[np.ndarray], starts: Sequence[np.ndarray], value: Callable[[np.ndarray], float]
 ) -> np.ndarray:
-    """Return thresholds, (labels,), that a metric prefers: coordinate ascent, one part of the labels after another.
+    """Improve a metric by coordinate ascent over thresholds; return these, (labels,).
 
-    Candidates are midpoints between neighbouring scores, `CANDIDATES` evenly spaced ones or fewer. A threshold moves
-    only where the metric gains.
+    The candidates for a threshold are midpoints between neighbouring scores, at most `MAX_CANDIDATES` evenly spaced
+    ones. A threshold changes only if the metric rises.
 
     Args:
         scores: (rows, labels) probabilities.
-        parts: numbers of labels that share a threshold; labels in none keep theirs.
-        starts: thresholds to start from, (labels,) each; the best of them is taken.
-        value: from thresholds to the metric, more is better; nan where undefined.
+        parts: indices of labels that share a threshold; the thresholds of labels in no part are fixed.
+        starts: initial thresholds, (labels,) each, of which the best is used.
+        value: maps thresholds to the metric, higher is better; NaN if undefined.
     """
 
-    def known(thresholds: np.ndarray) -> float:
-        found = value(thresholds)
-        return -np.inf if np.isnan(found) else found
+    def defined(thresholds: np.ndarray) -> float:
+        metric = value(thresholds)
+        return -np.inf if np.isnan(metric) else metric
 
-    values = [known(start) for start in starts]
-    num = max(LEAST, min(CANDIDATES, TRIES // max(len(parts), 1)))
+    values = [defined(start) for start in starts]
+    num = max(MIN_CANDIDATES, min(MAX_CANDIDATES, TRIES // max(len(parts), 1)))
     best, thresholds = max(values), starts[int(np.argmax(values))].copy()
     for _ in range(PASSES):
         before = best
@@ -157,15 +157,15 @@ def climb(
             for candidate in middles[at]:
                 tried = thresholds.copy()
                 tried[part] = candidate
-                if (found := known(tried)) > best:
-                    best, thresholds = found, tried
+                if (metric := defined(tried)) > best:
+                    best, thresholds = metric, tried
         if best == before:
             break
     return thresholds
 
 
 def best_threshold(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Return the threshold with the best F1, half way between two neighbouring scores; 0.5 without positive rows.
+    """Return the threshold with the best F1, midway between two neighbouring scores; 0.5 without positive rows.
 
     Args:
         scores: (rows,) probabilities.
@@ -187,14 +187,14 @@ def threshold_notes(sources: Sequence[Source], num_predicted: np.ndarray) -> lis
 
     Args:
         sources: per label.
-        num_predicted: (labels,), for how many rows each label is predicted.
+        num_predicted: (labels,) number of rows for which each label is predicted.
     """
     counts = Counter(sources)
     if len(counts) == 1:
         how = _MEANINGS[sources[0]]
     else:
         how = "; ".join(f"{count} of {len(sources)} {_MEANINGS[source]}" for source, count in counts.most_common())
-    notes = [f"A label is given where its probability reaches the threshold. Thresholds: {how}."]
+    notes = [f"A label is predicted if its probability reaches its threshold. Thresholds: {how}."]
     if never := int((num_predicted == 0).sum()):
         notes.append(f"{never} of {len(num_predicted)} labels are predicted for no row.")
     return notes

@@ -1,7 +1,7 @@
-"""Small tables: what a linear probe reads and how strong its penalty is, chosen by cross-validation.
+"""Choose a linear probe's blocks and penalty by cross-validation, for small tables.
 
-One small validation split is a noisy judge: of a hundred rows, an accuracy has a standard error of some four points.
-Held out a fold at a time, train and validation rows together judge with several times as many rows.
+A small validation split is noisy: on a hundred rows, an accuracy has a standard error of some four points.
+Cross-validation over train and validation rows uses several times as many rows.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from fusetune.data.folds import fold_of
 from fusetune.tasks.abilities import Probed
 
 MAX_ROWS = 1500
-"""Train and validation rows from which the validation rows choose alone."""
+"""With this number of train and validation rows or more, validation rows alone decide."""
 FOLDS = 5
 PATIENCE = 4
-"""Weaker penalties that are tried after the best one."""
+"""Number of weaker penalties to try after the best one."""
 
 
 class Labelled(Protocol):
@@ -36,10 +36,10 @@ S = TypeVar("S", bound=Labelled)
 
 @dataclass(frozen=True)
 class Pool(Generic[S]):
-    """Rows that choose what a probe reads.
+    """The rows by which a probe's blocks and penalty are chosen.
 
     Attributes:
-        splits: the train rows, and after them perhaps the validation rows.
+        splits: the train rows, followed by the validation rows if these take part.
         truth: (rows, ...), the targets of all.
         folds: (rows,) the fold of each; the rows of a group are in one.
         grouped: whether rows belong to groups.
@@ -64,7 +64,7 @@ class Pool(Generic[S]):
 
     @property
     def held_together(self) -> np.ndarray | None:
-        """The folds where rows must be held out with their group; None where each can be held out alone."""
+        """The folds if rows must be held out with their group; None if each row can be held out alone."""
         return self.folds if self.grouped else None
 
 
@@ -80,31 +80,31 @@ def best_penalty(
     weights: np.ndarray,
     folds: np.ndarray,
 ) -> tuple[int, float]:
-    """Return the place of the best penalty in `Probed.linear_path`, and the score of its held-out predictions.
+    """Return the index of the best penalty in `Probed.linear_path`, and the score of its held-out predictions.
 
-    Every penalty is judged by `Probed.linear_score` on all rows, each predicted by a model of the other folds. Weaker
+    Every penalty is scored by `Probed.linear_score` on all rows, each predicted by a model of the other folds. Weaker
     penalties are tried until `PATIENCE` of them are no better than the best.
 
     Args:
         task: fitted.
-        features: gives (rows, features) of all rows, chosen and weighed by the rows at these places.
-        truth: (rows, ...) as `Task.truth` returns it.
-        weights: (rows,) weights for learning.
-        folds: (rows,) from 0.
+        features: returns (rows, features) of all rows, with blocks and weights chosen on the rows at these positions.
+        truth: (rows, ...) from `TargetTask.truth`.
+        weights: (rows,) row weights.
+        folds: (rows,) indices of folds, from 0.
     """
     held, known, paths = [], [], []
     for fold in np.unique(folds):
         rows = np.flatnonzero(folds != fold)
         held.append(np.flatnonzero(folds == fold))
-        made = features(rows)
-        known.append(made[held[-1]])
-        paths.append(task.linear_path(made[rows], truth[rows], weights[rows]))
+        matrix = features(rows)
+        known.append(matrix[held[-1]])
+        paths.append(task.linear_path(matrix[rows], truth[rows], weights[rows]))
     order = np.argsort(np.concatenate(held))
     best, best_score = 0, (-np.inf, -np.inf)
-    for place, models in enumerate(zip(*(path.models for path in paths), strict=True)):
+    for index, models in enumerate(zip(*(path.models for path in paths), strict=True)):
         scores = np.concatenate([model.scores(rows) for model, rows in zip(models, known, strict=True)])
         if (score := task.linear_score(scores[order], truth)) > best_score:
-            best, best_score = place, score
-        elif place - best >= PATIENCE:
+            best, best_score = index, score
+        elif index - best >= PATIENCE:
             break
     return best, best_score[0]

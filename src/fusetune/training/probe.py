@@ -1,9 +1,9 @@
-"""Linear models on fixed features: what tuning starts from and is measured against.
+"""Linear probes: linear models on frozen features, from which tuning starts and with which it is compared.
 
 Each column's features are standardised on the train rows and divided by the square root of their number, so that a
-column with a thousand features weighs as much as one with ten. Then a column weighs the more, the more it tells by
-itself, so that a penalty for all does not have to be as strong as the least telling column needs. An absent cell is the
-mean (zeros), and each column has a 0/1 feature more that says whether it is absent.
+column with a thousand features weighs as much as one with ten. Then each column is weighted by its own R², so that the
+common penalty need not be as strong as the least informative column requires. A missing cell is the mean (zeros), and
+each column has one more feature, 1 for a missing cell.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fusetune.types import Tokens
 Features = Mapping[str, Tokens]
 K = TypeVar("K", bound=Hashable)
 
-LEAST_SPREAD = 0.1
+MIN_SPREAD = 0.1
 
 
 @dataclass
@@ -41,9 +41,9 @@ class SplitRows:
 
     Attributes:
         examples: prepared rows.
-        features: per column whose encoder is of use untrained, its output, (cells, tokens, dim).
-        indices: the labelled rows' places in the table.
-        truth: their targets as the task's metrics want them.
+        features: by column with features before training, the frozen encoder's output, (cells, tokens, dim).
+        indices: (rows,) the labelled rows' positions in the table.
+        truth: (rows, ...) their targets, from `TargetTask.truth`.
     """
 
     examples: Examples
@@ -52,34 +52,36 @@ class SplitRows:
     truth: np.ndarray
 
     def seen(self, examples: Examples) -> SplitRows:
-        """Return these rows as another view of their examples gives them."""
+        """Return the same rows of another view of the examples."""
         return replace(self, examples=examples)
 
     @classmethod
     def of(cls, task: str, examples: Examples, features: Features) -> SplitRows:
-        """The labelled rows of some examples."""
+        """Return the rows of some examples that are labelled for a task."""
         indices = examples.labelled(task)
         truth = examples.truth(task, indices)
         return cls(examples, features, indices, truth)
 
 
 def learn_scale(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Shift and scale that standardise (rows, dim) features.
+    """Return shift and scale, (dim,) each, that standardise (rows, dim) features: (values - shift) * scale.
 
-    A feature that hardly varies beside the others is scaled as if it varied `LEAST_SPREAD` times as much as they do: at
-    unit variance, the noise that dropout makes in it, or a row that differs there, would drown everything else. One
-    that does not vary at all gets the scale 0.
+    The scale is limited for a feature whose standard deviation is below `MIN_SPREAD` times the mean of all: at unit
+    variance, dropout noise or an outlier in it would dominate the other features. A constant feature gets the scale 0.
     """
     if not len(values):
         return torch.zeros(values.shape[1]), torch.zeros(values.shape[1])
     mean, std = values.mean(0), values.std(0, unbiased=False)
     varies = std > 1e-6 * torch.maximum(values.amax(0), -values.amin(0))
-    floor = (LEAST_SPREAD * std.mean()).clamp(min=torch.finfo(std.dtype).tiny)
+    floor = (MIN_SPREAD * std.mean()).clamp(min=torch.finfo(std.dtype).tiny)
     return mean, torch.where(varies, 1 / std.clamp(min=floor), torch.zeros_like(std))
 
 
 def column_scales(examples: Examples, features: Features) -> dict[str, tuple[Tensor, Tensor]]:
-    """`learn_scale` of every column's features over the used rows that have the column."""
+    """Return the result of `learn_scale` for each column's features, over the used rows that have the column.
+
+    For a column that a task reads token by token, the values are its tokens, not the means of the cells.
+    """
     scales, by_token = {}, {task.reads for task in examples.tasks.values()}
     for name, table in features.items():
         if name in by_token:
@@ -91,7 +93,7 @@ def column_scales(examples: Examples, features: Features) -> dict[str, tuple[Ten
 
 
 def _token_sample(examples: Examples, name: str, table: Tokens) -> Tensor:
-    """The real tokens of evenly spaced used rows, (tokens, dim)."""
+    """Return the real tokens of at most `MAX_ROWS` evenly spaced used rows, (tokens, dim)."""
     codes = mapped_take(examples.columns[name].codes, examples.used)
     codes = codes[codes >= 0]
     chosen = codes[np.unique(np.linspace(0, len(codes) - 1, min(len(codes), MAX_ROWS)).astype(np.int64))]
@@ -99,21 +101,26 @@ def _token_sample(examples: Examples, name: str, table: Tokens) -> Tensor:
     return torch.cat([table.values[cell][table.mask[cell]] for cell in cells])
 
 
-def vectors(table: Tokens, places: np.ndarray) -> Tensor:
-    """The mean of the real tokens of some cells, (places, dim), in a file where they are many."""
-    found = mapped_zeros((len(places), table.values.shape[2]))
-    for piece in pieces(len(places)):
-        chosen = torch.from_numpy(places[piece].astype(np.int64))
-        found[piece] = Tokens(table.values[chosen], table.mask[chosen]).mean().numpy()
-    return torch.from_numpy(found)
+def vectors(table: Tokens, cells: np.ndarray) -> Tensor:
+    """Return the mean of the real tokens of some cells, (cells, dim), memory-mapped if they are many.
+
+    Args:
+        table: the tokens of a column's distinct cells.
+        cells: (cells,) indices of distinct cells.
+    """
+    means = mapped_zeros((len(cells), table.values.shape[2]))
+    for piece in pieces(len(cells)):
+        chosen = torch.from_numpy(cells[piece].astype(np.int64))
+        means[piece] = Tokens(table.values[chosen], table.mask[chosen]).mean().numpy()
+    return torch.from_numpy(means)
 
 
 class StartingPoint(Protocol):
     """A linear model that a task starts from: `Probe`, or `TokenProbe` for a task that answers token by token.
 
     Attributes:
-        scales: per column, the shift and scale that standardise its features.
-        extras: blocks beside the columns'.
+        scales: by column, the shift and scale that standardise its features.
+        extras: the blocks besides the columns' own.
     """
 
     scales: dict[str, tuple[Tensor, Tensor]]
@@ -124,12 +131,19 @@ class StartingPoint(Protocol):
         ...
 
     def install(self, model: Family, task: str) -> None:
-        """Make a model's output for a task this linear model."""
+        """Initialise a model so that its logits for a task are those of this linear model."""
         ...
 
 
 class Probe:
-    """A linear model on fixed features of some columns, on n-grams of texts and on comparisons of columns."""
+    """A linear model on frozen features of columns, on n-grams of texts and on comparisons of columns.
+
+    Args:
+        scales: by column, the shift and scale that standardise its features.
+        weights: by block, the factor of its features; 0 for a block that is left out.
+        linear: fitted on the concatenation of the weighted blocks, without those that are left out.
+        extras: the blocks besides the columns' own.
+    """
 
     def __init__(
         self,
@@ -138,48 +152,40 @@ class Probe:
         linear: LinearModel,
         extras: Sequence[NgramBlock | PairBlock] = (),
     ) -> None:
-        """
-        Args:
-            scales: per column, the shift and scale that standardise its features.
-            weights: per block, what its features are multiplied by; 0: it is left out.
-            linear: fitted on the weighted blocks side by side, those left out being none of them.
-            extras: the blocks beside the columns'.
-        """
         self.scales, self.weights, self.linear, self.extras = dict(scales), dict(weights), linear, list(extras)
 
     @classmethod
     def fit(
         cls, task: Probed, train: SplitRows, val: SplitRows, columns: Collection[str], *, select: bool = False
     ) -> Probe:
-        """Learn from train rows.
+        """Fit a probe on train rows.
 
-        The penalty is chosen on validation rows. If `select` is set and train and validation rows are fewer than
+        The penalty is chosen on validation rows. If `select` is True and there are fewer train and validation rows than
         `cross_validation.MAX_ROWS`, penalty, blocks and weights are chosen by cross-validation over both, and the
         linear model with these choices is fitted on the train rows.
 
         Args:
             task: fitted.
-            train, val: labelled rows.
-            columns: that have features.
-            select: also offer n-grams and comparisons, and leave out what does not help (see
-                `fusetune.training.selection`), unless held-out rows prefer the columns alone.
+            train, val: the labelled rows.
+            columns: the columns, all with features.
+            select: also fit a probe with n-grams and comparisons, and without blocks that do not help (see
+                `fusetune.training.selection`); return it if its score on held-out rows is no lower.
         """
         small = select and len(train.indices) + len(val.indices) < MAX_ROWS
         pool = Pool.of([train, val] if small else [train])
         plain, before = cls._fit(task, pool, val, columns, select=False)
         if not select:
             return plain
-        found, after = cls._fit(task, pool, val, columns, select=True)
-        if math.isnan(before) or (not found.extras and all(found.weights.values())):
+        selected, after = cls._fit(task, pool, val, columns, select=True)
+        if math.isnan(before) or (not selected.extras and all(selected.weights.values())):
             return plain
-        return found if after >= before else plain
+        return selected if after >= before else plain
 
     @classmethod
     def _fit(
         cls, task: Probed, pool: Pool[SplitRows], val: SplitRows, columns: Collection[str], *, select: bool
     ) -> tuple[Probe, float]:
-        """Return the probe with or without the selection, and how well it predicts held-out rows (nan: there are
-        none)."""
+        """Return the probe with or without selection, and its score on held-out rows (NaN if there are none)."""
         train = pool.splits[0]
         scales = column_scales(train.examples, {name: train.features[name] for name in columns})
         probe = cls(scales, dict.fromkeys(scales, 1.0), _NONE)
@@ -199,10 +205,10 @@ class Probe:
         weights = [mapped_take(split.examples.weights, split.indices) for split in pool.splits]
         learned = side_by_side({key: values[: len(train.indices)] for key, values in blocks.items()}, probe.weights)
         if len(pool.splits) > 1:
-            place, value = best_penalty(
+            index, value = best_penalty(
                 task, lambda rows: side_by_side(blocks, choose(rows)), pool.truth, joined(weights), pool.folds
             )
-            probe.linear = task.linear_path(learned, train.truth, weights[0]).at(place)
+            probe.linear = task.linear_path(learned, train.truth, weights[0]).at(index)
             return probe, value
         held = side_by_side(probe._blocks(val), probe.weights)
         probe.linear = task.linear(learned, train.truth, held, val.truth, weights[0])
@@ -210,19 +216,19 @@ class Probe:
         return probe, sign * _main(task, probe.scores(val), val) if len(val.indices) else math.nan
 
     def _blocks(self, split: SplitRows) -> dict[Key, np.ndarray]:
-        """The blocks that the linear model reads."""
+        """Return the blocks that the linear model reads, by key."""
         own = {name: block(split, name, scale) for name, scale in self.scales.items()}
         blocks: dict[Key, np.ndarray] = {name: values for name, values in own.items() if self.weights[name]}
         return {**blocks, **{extra.key: _values(extra, split, own) for extra in self.extras}}
 
     def scores(self, split: SplitRows) -> np.ndarray:
-        """Scores of the split's rows, as `TargetTask.answers` gives them."""
+        """Return the task's answers for a split's rows."""
         return self.linear.scores(side_by_side(self._blocks(split), self.weights))
 
     def parts(self) -> tuple[dict[Key, np.ndarray], np.ndarray]:
-        """The weight of every block before it is weighed, (features, logits), and the bias, (logits,).
+        """Return the weight of every block's unweighted features, (features, logits), and the bias, (logits,).
 
-        A column that is left out has a weight of zeros.
+        A block that is left out has zeros.
         """
         weight, bias = self.linear.coefficients()
         widths: dict[Key, int] = {name: len(shift) + 1 for name, (shift, _) in self.scales.items()}
@@ -238,25 +244,25 @@ class Probe:
         return parts, bias
 
     def install(self, model: Family, task: str) -> None:
-        """Make a model's output for a task this linear model, to be tuned from there."""
+        """Initialise a model so that its logits for a task are those of this probe."""
         assert isinstance(model, Understand), "a family with a linear part"
-        assert list(self.scales) == model.linear_columns, "the probe and the model's linear part see the same columns"
+        assert list(self.scales) == model.linear_columns, "the probe and the model's linear part have the same columns"
         parts, bias = self.parts()
         weight = np.concatenate([parts[name] for name in self.scales])
         model.start_from(task, torch.from_numpy(weight).float(), torch.from_numpy(bias).float())
         for extra in self.extras:
-            place, found = model.tasks.index(task), parts[extra.key]
+            index, part = model.tasks.index(task), parts[extra.key]
             if isinstance(extra, NgramBlock):
                 assert model.ngrams is not None
-                model.ngrams.start_from(extra.column, place, torch.from_numpy(extra.of_ngrams(found)).float())
+                model.ngrams.start_from(extra.column, index, torch.from_numpy(extra.of_ngrams(part)).float())
             else:
                 assert model.pairs is not None
                 pair, scale = (extra.first, extra.second), (extra.shift, extra.scale)
-                model.pairs.start_from(pair, place, torch.from_numpy(found).float(), scale)
+                model.pairs.start_from(pair, index, torch.from_numpy(part).float(), scale)
 
 
 class _Unfitted(LinearModel):
-    """Stands for the linear model until it is fitted."""
+    """A placeholder for the linear model until it is fitted."""
 
     def scores(self, features: np.ndarray) -> np.ndarray:
         """Refuse."""
@@ -271,31 +277,31 @@ _NONE = _Unfitted()
 
 
 def _main(task: Probed, scores: np.ndarray, split: SplitRows) -> float:
-    """The task's main metric on a split's rows."""
+    """Return the task's main metric on a split's rows."""
     return task.main_value(task.measured(scores, split.truth), split.truth)
 
 
 def _extras(train: SplitRows, own: Mapping[str, np.ndarray]) -> list[NgramBlock | PairBlock]:
-    """The blocks that are offered beside the columns'."""
+    """Return the blocks that are tried besides the columns' own."""
     ngrams = [NgramBlock.fit(name, train.examples, train.indices) for name in own]
     pairs = compared_columns(train.examples, list(own))
     return [
-        *(found for found in ngrams if found is not None),
+        *(ngram_block for ngram_block in ngrams if ngram_block is not None),
         *(PairBlock.fit(first, second, own, learn_scale) for first, second in pairs),
     ]
 
 
 def _values(extra: NgramBlock | PairBlock, split: SplitRows, own: Mapping[str, np.ndarray]) -> np.ndarray:
-    """An extra block of the split's rows, given the columns' blocks."""
+    """Return a further block of the split's rows, given the columns' own blocks."""
     return extra.values(split.examples, split.indices) if isinstance(extra, NgramBlock) else extra.values(own)
 
 
 def install_probes(model: Family, probes: Mapping[str, StartingPoint]) -> None:
-    """Have every task start from its probe, the model's linear part reading what any of them reads.
+    """Initialise every task's logits from its probe; the model's linear part reads the blocks of all probes.
 
     Args:
-        model: as built.
-        probes: per task.
+        model: a freshly built model.
+        probes: by task.
     """
     extras = [extra for probe in probes.values() for extra in probe.extras]
     ngrams = {extra.column: len(extra.basis) for extra in extras if isinstance(extra, NgramBlock)}
@@ -307,23 +313,23 @@ def install_probes(model: Family, probes: Mapping[str, StartingPoint]) -> None:
 
 
 def block(split: SplitRows, name: str, scale: tuple[Tensor, Tensor]) -> np.ndarray:
-    """A column's features for the linear model, (rows, features + 1) float32; the last says whether it is absent."""
+    """Return a column's features for the linear model, (rows, features + 1) float32; the last is 1 if it is missing."""
     shift, factor = scale
     codes = mapped_take(split.examples.columns[name].codes, split.indices)
-    made = mapped_zeros((len(codes), len(shift) + 1))
-    made[:, -1] = codes < 0
+    matrix = mapped_zeros((len(codes), len(shift) + 1))
+    matrix[:, -1] = codes < 0
     for piece in pieces(len(codes)):
-        there = np.flatnonzero(codes[piece] >= 0)
-        values = vectors(split.features[name], codes[piece][there])
-        made[piece][there, :-1] = ((values - shift) * factor / len(shift) ** 0.5).numpy()
-    return made
+        present = np.flatnonzero(codes[piece] >= 0)
+        values = vectors(split.features[name], codes[piece][present])
+        matrix[piece][present, :-1] = ((values - shift) * factor / len(shift) ** 0.5).numpy()
+    return matrix
 
 
 def side_by_side(blocks: Mapping[K, np.ndarray], weights: Mapping[K, float]) -> np.ndarray:
-    """The blocks that weigh more than 0, each times its weight, as one (rows, features) float32 matrix."""
+    """Return the concatenation of the blocks with a weight above 0, each times its weight, (rows, features) float32."""
     blocks = {key: values for key, values in blocks.items() if weights[key]}
     widths = [values.shape[1] for values in blocks.values()]
-    made = mapped_zeros((len(next(iter(blocks.values()))), sum(widths)))
+    matrix = mapped_zeros((len(next(iter(blocks.values()))), sum(widths)))
     for (name, values), end, width in zip(blocks.items(), np.cumsum(widths), widths, strict=True):
-        np.multiply(values, np.float32(weights[name]), out=made[:, end - width : end])
-    return made
+        np.multiply(values, np.float32(weights[name]), out=matrix[:, end - width : end])
+    return matrix

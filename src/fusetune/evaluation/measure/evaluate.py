@@ -164,15 +164,15 @@ def _rankings(
     model: Family, tasks: Mapping[str, Task], examples: Examples, stack: Stack | None, progress: Progress | None
 ) -> Iterator[Answered]:
     """Yield the ranks of each direction of retrieval, among the evaluated rows' distinct answers."""
-    found = searches(tasks, examples)
-    if not found:
+    searched = searches(tasks, examples)
+    if not searched:
         raise TableError(
             "no two rows have a query and its answer",
             expected=f"values in {', '.join(model.columns)}",
             file=examples.table.source,
         )
     vectors = used_vectors(model, examples)
-    for task, search in found.values():
+    for task, search in searched.values():
         yield task, examples.used[search.rows], task.answers(vectors, search), task.truth(search)
 
 

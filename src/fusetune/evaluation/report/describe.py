@@ -216,8 +216,8 @@ def weights_used(model: Family) -> dict[str, str]:
 
 def fetched(examples: Mapping[str, Examples]) -> list[str]:
     """Return a sentence for each column of each split whose media were fetched from addresses."""
-    found = [(split, column.fetched()) for split, part in examples.items() for column in part.columns.values()]
-    return [f"{split} rows, {note[0]}" for split, note in found if note is not None]
+    fetched = [(split, column.fetched()) for split, part in examples.items() for column in part.columns.values()]
+    return [f"{split} rows, {note[0]}" for split, note in fetched if note is not None]
 
 
 def fingerprint(examples: Examples) -> str:
