@@ -103,8 +103,8 @@ class Batch:
         targets: by task.
         weights: (batch,) float, the rows' weights in the loss.
         rows: (batch,) int64, the row ids that errors and predictions are reported under.
-        ngrams: by text column with n-grams, `ids` (batch, most) int64 and `values` (batch, most) float32, 0 beyond a
-            row's own; see `fusetune.modalities.ngrams`.
+        ngrams: by text column with n-grams and by part ("tokens", "characters"), `PART_ids` (batch, most) int64 and
+            `PART_values` (batch, most) float32, 0 beyond a row's own; see `fusetune.modalities.ngrams`.
         buffer: (bytes,) uint8, the memory that holds all tensors of a packed batch; None if it is not packed.
     """
 

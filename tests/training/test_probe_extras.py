@@ -11,7 +11,7 @@ from sklearn.model_selection import LeaveOneOut, cross_val_predict
 
 import fusetune as ft
 from fusetune.data.table import Table
-from fusetune.modalities.ngrams import SECOND, Ngrams
+from fusetune.modalities.ngrams import SECOND, Ngrams, character_ngrams_of, ngrams_of
 from fusetune.models.understand import Understand
 from fusetune.testing.tiny_models import WORDS, make
 from fusetune.training.selection import block_r2, select
@@ -64,20 +64,32 @@ def test_the_model_starts_as_the_probe_and_predicts_the_same_after_loading(backb
 def test_ngrams_are_tf_idf_as_scikit_learn_has_it():
     rng = np.random.default_rng(0)
     texts = [rng.integers(0, 9, rng.integers(1, 12)).astype(np.int32) for _ in range(30)]
-    found = Ngrams.fit(texts)
+    found = Ngrams.fit(texts, ngrams_of, most=1000)
     assert found is not None
     vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2, token_pattern=r"\S+")
     wanted = vectorizer.fit_transform([" ".join(map(str, text)) for text in texts]).toarray()
     names = [[int(part) + 1 for part in name.split()] for name in vectorizer.get_feature_names_out()]
     keys = [parts[0] * SECOND + parts[1] if len(parts) == 2 else parts[0] for parts in names]
     np.testing.assert_allclose(found.matrix(texts).toarray(), wanted[:, np.argsort(keys)], atol=1e-6)
-    again = Ngrams.from_state(found.state())
+    again = Ngrams.from_state(found.state(), ngrams_of)
     np.testing.assert_array_equal(again.matrix(texts).toarray(), found.matrix(texts).toarray())
+
+
+def test_character_ngrams_are_those_of_scikit_learn():
+    texts = ["the Cat sat on", "cats saß naïve", "a catalogue of sats", "the"]
+    vectorizer = TfidfVectorizer(sublinear_tf=True, analyzer="char_wb", ngram_range=(3, 5), min_df=2)
+    wanted = vectorizer.fit_transform(texts).toarray()
+    ids = [np.asarray([place]) for place in range(4)]
+    found = Ngrams.fit(ids, lambda text: character_ngrams_of(text, lambda own: texts[own[0]]), most=1000)
+    assert found is not None and found.matrix(ids).shape == wanted.shape
+    # The columns are in the order of hashes: compare what does not depend on it.
+    np.testing.assert_allclose((found.matrix(ids) @ found.matrix(ids).T).toarray(), wanted @ wanted.T, atol=1e-6)
+    np.testing.assert_allclose(np.sort(found.matrix(ids).toarray()), np.sort(wanted), atol=1e-6)
 
 
 def test_a_vocabulary_that_is_none_is_refused():
     with pytest.raises(ValueError):
-        Ngrams.from_state({"keys": [5, 3], "counts": [2, 2], "rows": 9})
+        Ngrams.from_state({"keys": [5, 3], "counts": [2, 2], "rows": 9}, ngrams_of)
 
 
 def test_loo_r2_is_that_of_leaving_each_row_out():
@@ -107,9 +119,41 @@ def test_rows_without_a_text_have_no_ngrams():
     from fusetune.models.extras import NgramLinear
     from fusetune.types import Batch
 
-    layer = NgramLinear({"t": 3}, [2]).eval()
-    layer.start_from("t", 0, torch.ones(3, 2))
-    ngrams = {"t": {"ids": torch.tensor([[0, 1], [2, 0]]), "values": torch.tensor([[0.5, 0.5], [1.0, 0.0]])}}
+    layer = NgramLinear({("t", "tokens"): 3}, [2]).eval()
+    layer.start_from(("t", "tokens"), 0, torch.ones(3, 2))
+    ngrams = {"t": {"tokens_ids": torch.tensor([[0, 1], [2, 0]]), "tokens_values": torch.tensor([[0.5, 0.5], [1, 0]])}}
     cells = {"t": torch.tensor([0, -1])}
     batch = Batch({}, cells, torch.ones(2), torch.arange(2), ngrams=ngrams)
     torch.testing.assert_close(layer(batch)[0], torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
+
+
+def test_character_ngrams_are_read_where_words_share_parts(backbone, tmp_path):
+    """Of forty words ten begin with w3: tokens must learn each of them, characters one beginning."""
+    rng = np.random.default_rng(0)
+    others = [word for word in WORDS if not word.startswith("w3")]
+    threes = [word for word in WORDS if word.startswith("w3") and len(word) == 3]
+    rows = []
+    for place in range(150):
+        told = place % 2 == 0
+        words = [*rng.choice(others, 4), rng.choice(threes) if told else rng.choice(others)]
+        title = " ".join(rng.choice(others, 3))
+        rows.append({"title": title, "text": " ".join(rng.permutation(words)), "label": "yes" if told else "no"})
+    config = {
+        "text": {"name": backbone},
+        "columns": {"title": {"kind": "text"}, "text": {"kind": "text"}},
+        "trainer": {"epochs": 0, "head_epochs": 0},
+    }
+    tuned = ft.fit(Table.from_records(rows), target="label", config=config, out=tmp_path / "run", progress=False)
+    model = tuned.bundle.model
+    assert isinstance(model, Understand) and model.ngrams is not None
+    assert ("text", "characters") in model.ngrams.sources
+    for name, modality in tuned.bundle.modalities.items():
+        assert set(modality.ngrams) == {part for column, part in model.ngrams.sources if column == name}
+    assert tuned.results is not None
+    before, after = (tuned.results.tasks[0].first(kind) for kind in ("before", "after"))
+    assert before is not None and after is not None
+    assert before.metrics["accuracy"].value == pytest.approx(after.metrics["accuracy"].value)
+    table = Table.from_records([{key: value for key, value in row.items() if key != "label"} for row in rows])
+    first, again = (one.predict(table).to_pandas() for one in (tuned, ft.load(tmp_path / "run")))
+    numbers = first.select_dtypes("number").columns
+    np.testing.assert_allclose(first[numbers], again[numbers], atol=1e-6)

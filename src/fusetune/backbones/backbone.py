@@ -156,6 +156,11 @@ class Backbone(nn.Module):
         assert isinstance(self.inputs, TextInputs)
         return self.inputs.prepare(text)
 
+    def detokenize(self, tokens: np.ndarray) -> str:
+        """Return the text of token ids, without special tokens."""
+        assert isinstance(self.inputs, TextInputs)
+        return str(self.inputs.processor.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
     def collate_text(self, cells: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """Return `input_ids` and `attention_mask`, (cells, tokens) int64, padded at the right."""
         assert isinstance(self.inputs, TextInputs)

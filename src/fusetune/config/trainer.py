@@ -41,9 +41,9 @@ class TrainerConfig(Section):
     encoder is trained from scratch. 0: skip this stage."""
     probe: Literal["auto", "columns"] = "auto"
     """What the linear probe reads, which the model starts from. `columns`: all columns. `auto`: also n-grams
-    of texts and |u − v| and u ∘ v of two to four columns of one encoder, without what does not help on held-out rows;
-    but `columns` where that scores better. Validation rows decide; with fewer than 1,500 train and validation rows,
-    cross-validation over both."""
+    of texts (of tokens and of characters) and |u − v| and u ∘ v of two to four columns of one encoder, without what
+    does not help on held-out rows; but `columns` where that scores better. Validation rows decide; with fewer than
+    1,500 train and validation rows, cross-validation over both."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Rows an update, over all devices and micro-batches."""
     accumulate: Annotated[int, Field(ge=1)] = 1

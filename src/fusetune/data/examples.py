@@ -364,19 +364,19 @@ class Examples:
 
     def _ngrams(self, indices: np.ndarray) -> dict[str, dict[str, Tensor]]:
         """Return `Batch.ngrams`; augmented cells have the n-grams of the original ones."""
-        result = {}
+        result: dict[str, dict[str, Tensor]] = {}
         for name, column in self.columns.items():
-            if (vocabulary := column.modality.ngrams) is None:
-                continue
             codes = column.codes[indices]
-            distinct, inverse = np.unique(codes[codes >= 0], return_inverse=True)
-            vectors = [vocabulary.vector(text) for text in column.token_ids(distinct)]
-            most = max([1, *(len(ids) for ids, _ in vectors)])
-            ids, values = np.zeros((len(codes), most), np.int64), np.zeros((len(codes), most), np.float32)
-            for index, number in zip(np.flatnonzero(codes >= 0), inverse, strict=True):
-                own = vectors[number]
-                ids[index, : len(own[0])], values[index, : len(own[1])] = own
-            result[name] = {"ids": torch.from_numpy(ids), "values": torch.from_numpy(values)}
+            for part, vocabulary in column.modality.ngrams.items():
+                distinct, inverse = np.unique(codes[codes >= 0], return_inverse=True)
+                vectors = [vocabulary.vector(text) for text in column.token_ids(distinct)]
+                most = max([1, *(len(ids) for ids, _ in vectors)])
+                ids, values = np.zeros((len(codes), most), np.int64), np.zeros((len(codes), most), np.float32)
+                for index, number in zip(np.flatnonzero(codes >= 0), inverse, strict=True):
+                    own = vectors[number]
+                    ids[index, : len(own[0])], values[index, : len(own[1])] = own
+                tensors = {f"{part}_ids": torch.from_numpy(ids), f"{part}_values": torch.from_numpy(values)}
+                result.setdefault(name, {}).update(tensors)
         return result
 
     def learn_ngrams(self) -> None:

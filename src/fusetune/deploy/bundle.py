@@ -38,6 +38,7 @@ from fusetune.config.section import NamedConfig
 from fusetune.data.schema import Schema
 from fusetune.errors import FolderError, StorageError, reason
 from fusetune.modalities.base import Modality
+from fusetune.modalities.ngrams import NGRAM_KEYS
 from fusetune.models.build import build_model
 from fusetune.models.family import Family
 from fusetune.models.understand import Understand
@@ -265,14 +266,15 @@ def load_bundle(folder: Path) -> Bundle:
 
 def _extend(model: Family, extension: Mapping[str, Any], modalities: Mapping[str, Modality]) -> None:
     """Extend a model's linear part by its n-grams and pairs of columns; see `Understand.extend`."""
-    ngrams = {name: modalities[name].ngrams for name in extension.get("ngrams", [])}
+    sources = [(str(name), part) for part, key in NGRAM_KEYS.items() for name in extension.get(key, [])]
     pairs = [(str(first), str(second)) for first, second in extension.get("pairs", [])]
     columns = getattr(model, "linear_columns", [])
-    unknown = [name for name in (*ngrams, *(name for pair in pairs for name in pair)) if name not in columns]
-    widths = {name: len(vocabulary) for name, vocabulary in ngrams.items() if vocabulary is not None}
-    if not isinstance(model, Understand) or unknown or len(widths) < len(ngrams):
+    named = [*(name for name, _ in sources), *(name for pair in pairs for name in pair)]
+    unknown = [name for name in named if name not in columns]
+    known = [(name, part) for name, part in sources if name in modalities and part in modalities[name].ngrams]
+    if not isinstance(model, Understand) or unknown or len(known) < len(sources):
         raise FolderError("the model's linear part reads n-grams or pairs of columns that it does not have")
-    model.extend(widths, pairs)
+    model.extend({(name, part): len(modalities[name].ngrams[part]) for name, part in sources}, pairs)
 
 
 def _text(path: Path) -> str:

@@ -78,10 +78,9 @@ def fit_probes(fit: Prepared, part: Sequence[str] | None = None) -> dict[str, St
 def drop_ngrams(fit: Prepared) -> None:
     """Drop the n-grams of columns that no probe reads, so that batches do not bring them."""
     extras = [extra for probe in fit.probes.values() for extra in probe.extras]
-    read = {extra.column for extra in extras if isinstance(extra, NgramBlock)}
+    read = {extra.source for extra in extras if isinstance(extra, NgramBlock)}
     for name, modality in fit.modalities.items():
-        if name not in read:
-            modality.ngrams = None
+        modality.ngrams = {part: ngrams for part, ngrams in modality.ngrams.items() if (name, part) in read}
 
 
 def rules(fit: Prepared, modalities: Mapping[str, Modality]) -> dict[str, BackboneRule]:

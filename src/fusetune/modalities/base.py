@@ -64,7 +64,7 @@ class Modality(abc.ABC):
 
     Attributes:
         column: the column's name.
-        ngrams: a fitted vocabulary of n-grams of the examples' token ids, or None.
+        ngrams: fitted vocabularies of n-grams of the examples' token ids, by part: "tokens", "characters".
     """
 
     kind: ClassVar[str]
@@ -73,7 +73,7 @@ class Modality(abc.ABC):
 
     def __init__(self, column: str) -> None:
         self.column = column
-        self.ngrams: Ngrams | None = None
+        self.ngrams: dict[str, Ngrams] = {}
 
     @classmethod
     @abc.abstractmethod

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fusetune.errors import BadCell, ConfigError
 from fusetune.modalities.base import Augmenter, Detection
-from fusetune.modalities.ngrams import Ngrams
+from fusetune.modalities.ngrams import NGRAM_KEYS, Ngrams, fit_ngrams, keys_by_part
 from fusetune.modalities.on_backbone import BackboneModality
 from fusetune.modalities.passages import ID, WIDTH, Passages, Read, rows_of, words_text
 from fusetune.modalities.profile import plain, profile_cells
@@ -187,16 +187,16 @@ class TextModality(BackboneModality):
         return len(example) // WIDTH if self.by_passages else len(example)
 
     def learn_ngrams(self, examples: Sequence[np.ndarray]) -> None:
-        """Fit the vocabulary of n-grams on the train rows' examples."""
-        self.ngrams = Ngrams.fit([self.token_ids(example) for example in examples])
+        """Fit the vocabularies of n-grams on the train rows' examples."""
+        self.ngrams = fit_ngrams([self.token_ids(example) for example in examples], self.backbone.detokenize)
 
     def token_ids(self, example: np.ndarray) -> np.ndarray:
         """Return the token ids of an example, (tokens,) int32, for its n-grams."""
         return rows_of(example)[:, ID] if self.by_passages else example
 
     def state(self) -> dict[str, Any]:
-        """Return how cells are read and the n-grams, where there are any; the backbone holds its own options."""
-        state: dict[str, Any] = {} if self.ngrams is None else {"ngrams": self.ngrams.state()}
+        """Return how cells are read and the vocabularies of n-grams; the backbone holds its own options."""
+        state: dict[str, Any] = {NGRAM_KEYS[part]: vocabulary.state() for part, vocabulary in self.ngrams.items()}
         if self.by_passages:
             state |= {"read": self.read, "join": self.join, "cut": self.passages.cut}
         return state
@@ -204,9 +204,12 @@ class TextModality(BackboneModality):
     @classmethod
     def from_state(cls, column: str, state: dict[str, Any], backbone: Any = None) -> TextModality:
         """Return the modality that `state()` described, on this backbone."""
-        options = {name: value for name, value in state.items() if name != "ngrams"}
+        options = {name: value for name, value in state.items() if name not in NGRAM_KEYS.values()}
         modality = cls(column, backbone=backbone, **options)
-        modality.ngrams = Ngrams.from_state(state["ngrams"]) if "ngrams" in state else None
+        keys_of = keys_by_part(modality.backbone.detokenize)
+        modality.ngrams = {
+            part: Ngrams.from_state(state[key], keys_of[part]) for part, key in NGRAM_KEYS.items() if key in state
+        }
         return modality
 
     def collate(self, examples: Sequence[np.ndarray]) -> dict[str, Tensor]:

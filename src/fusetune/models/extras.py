@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from fusetune.types import Batch, Outputs
 
+NgramSource = tuple[str, str]
+"""A text column, and the part of its n-grams: "tokens" or "characters"."""
 NGRAM_DROPOUT = 0.5
 """Share of train rows whose n-grams are hidden: a linear model of n-grams knows its train rows nearly by heart, and
 beside it the encoders would have nothing left to learn."""
@@ -21,34 +23,34 @@ beside it the encoders would have nothing left to learn."""
 class NgramLinear(nn.Module):
     """Logits from the n-grams of text columns, a fixed sparse linear map: what the probe found is not tuned further."""
 
-    def __init__(self, widths: Mapping[str, int], sizes: Sequence[int], *, hides: bool = True) -> None:
+    def __init__(self, widths: Mapping[NgramSource, int], sizes: Sequence[int], *, hides: bool = True) -> None:
         """
         Args:
-            widths: per text column, how many n-grams it has.
+            widths: per text column and part of its n-grams, how many there are.
             sizes: per task, how many logits.
             hides: whether n-grams are hidden from `NGRAM_DROPOUT` of the rows in training.
         """
         super().__init__()
-        self.columns, self.sizes = list(widths), list(sizes)
+        self.sources, self.sizes = list(widths), list(sizes)
         for place, width in enumerate(widths.values()):
             self.register_buffer(f"weight_{place}", torch.zeros(width, sum(sizes)))
         self.hidden = nn.Dropout(NGRAM_DROPOUT if hides else 0.0)
 
     @torch.no_grad()
-    def start_from(self, column: str, task: int, weight: Tensor) -> None:
-        """Take a task's weight of a column's n-grams, (ngrams, logits)."""
+    def start_from(self, source: NgramSource, task: int, weight: Tensor) -> None:
+        """Take a task's weight of a column's n-grams of a part, (ngrams, logits)."""
         start = sum(self.sizes[:task])
-        buffer = self.get_buffer(f"weight_{self.columns.index(column)}")
+        buffer = self.get_buffer(f"weight_{self.sources.index(source)}")
         buffer[:, start : start + self.sizes[task]] = weight.to(buffer)
 
     def forward(self, batch: Batch) -> list[Tensor]:
         """Per task, (batch, logits); zeros where a row lacks the columns."""
         like = self.get_buffer("weight_0")
         logits = like.new_zeros(len(batch), sum(self.sizes))
-        for place, column in enumerate(self.columns):
-            if column not in batch.ngrams or column not in batch.cells:
+        for place, (column, part) in enumerate(self.sources):
+            if f"{part}_ids" not in batch.ngrams.get(column, {}) or column not in batch.cells:
                 continue
-            ids, values = batch.ngrams[column]["ids"], batch.ngrams[column]["values"]
+            ids, values = (batch.ngrams[column][f"{part}_{what}"] for what in ("ids", "values"))
             values = values.masked_fill((batch.cells[column] < 0).unsqueeze(1), 0).to(like)
             weight = self.get_buffer(f"weight_{place}")
             logits = logits + F.embedding_bag(ids, weight, per_sample_weights=values, mode="sum")

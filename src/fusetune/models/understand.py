@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.fusion.base import Fusion
-from fusetune.models.extras import NgramLinear, PairLinear
+from fusetune.modalities.ngrams import NGRAM_KEYS
+from fusetune.models.extras import NgramLinear, NgramSource, PairLinear
 from fusetune.models.family import Family, presence
 from fusetune.models.reader import Encoded
 from fusetune.types import Batch, Outputs, Tokens
@@ -100,15 +101,16 @@ class Understand(Family):
         # With zero parameters, a head with ordered thresholds still returns non-zero logits.
         layer.bias.copy_(bias.to(layer.bias.device) - self.at_zero(task).view(-1))
 
-    def extend(self, ngrams: Mapping[str, int], pairs: Sequence[tuple[str, str]]) -> None:
+    def extend(self, ngrams: Mapping[NgramSource, int], pairs: Sequence[tuple[str, str]]) -> None:
         """Have the linear part read more than each column's vector; its weights there are zero.
 
         Args:
-            ngrams: per text column, the size of its vocabulary; see `NgramLinear`.
+            ngrams: per text column and part of its n-grams, the size of the vocabulary; see `NgramLinear`.
             pairs: columns to compare; see `PairLinear`.
         """
         sizes = [self.at_zero(task).numel() for task in self.tasks]
         device = next(self.parameters()).device
+        ngrams = {source: size for part in NGRAM_KEYS for source, size in ngrams.items() if source[1] == part}
         self.ngrams = NgramLinear(ngrams, sizes, hides=self.hides).to(device) if ngrams else None
         dims = [self.encoder_dim(first) for first, _ in pairs]
         self.pairs = PairLinear(pairs, dims, sizes).to(device) if pairs else None
@@ -117,7 +119,9 @@ class Understand(Family):
         """Return what `extend` was given, as JSON: the columns of n-grams and the pairs; empty without any."""
         found: dict[str, Any] = {}
         if self.ngrams is not None:
-            found["ngrams"] = self.ngrams.columns
+            for part, key in NGRAM_KEYS.items():
+                if columns := [column for column, own in self.ngrams.sources if own == part]:
+                    found[key] = columns
         if self.pairs is not None:
             found["pairs"] = [list(pair) for pair in self.pairs.pairs]
         return found

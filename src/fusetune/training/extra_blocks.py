@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fusetune.data.examples import Examples
 from fusetune.data.storage.mapped import mapped_take, mapped_zeros, pieces
-from fusetune.models.extras import compared
+from fusetune.models.extras import NgramSource, compared
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,30 +39,38 @@ class NgramBlock:
 
     Attributes:
         column: the column's name.
+        part: of its n-grams, "tokens" or "characters".
         basis: (ngrams, components) float32, orthonormal columns.
     """
 
     column: str
+    part: str
     basis: np.ndarray
 
     @property
     def key(self) -> Key:
         """The block's key."""
-        return ("n-grams", self.column)
+        return ("n-grams", self.column, self.part)
+
+    @property
+    def source(self) -> NgramSource:
+        """The column and the part."""
+        return (self.column, self.part)
 
     @classmethod
-    def fit(cls, column: str, examples: Examples, indices: np.ndarray) -> NgramBlock | None:
-        """Fit the singular vectors; return None if the column has no n-grams or too few rows.
+    def fit(cls, source: NgramSource, examples: Examples, indices: np.ndarray) -> NgramBlock | None:
+        """Fit the singular vectors; return None if there are too few rows.
 
         Args:
-            column: the column's name.
+            source: the column and the part of its n-grams.
             examples: prepared train rows.
             indices: (rows,) positions in the table.
         """
+        column, part = source
         codes = mapped_take(examples.columns[column].codes, indices)
         codes = codes[codes >= 0]
-        vocabulary = examples.columns[column].modality.ngrams
-        if vocabulary is None or len(codes) < 3:
+        vocabulary = examples.columns[column].modality.ngrams[part]
+        if len(codes) < 3:
             return None
         chosen = codes[np.unique(np.linspace(0, len(codes) - 1, min(len(codes), SVD_ROWS)).astype(np.int64))]
         matrix = vocabulary.matrix(examples.columns[column].token_ids(chosen))
@@ -70,13 +78,12 @@ class NgramBlock:
         if components < 1:
             return None
         _, sizes, right = randomized_svd(matrix, components, n_iter=2, random_state=0)
-        return cls(column, np.ascontiguousarray(right[sizes > 1e-6 * sizes[0]].T, dtype=np.float32))
+        return cls(column, part, np.ascontiguousarray(right[sizes > 1e-6 * sizes[0]].T, dtype=np.float32))
 
     def values(self, examples: Examples, indices: np.ndarray) -> np.ndarray:
         """Return the block of some rows, (rows, components) float32, zeros for missing cells."""
         column = examples.columns[self.column]
-        vocabulary, codes = column.modality.ngrams, mapped_take(column.codes, indices)
-        assert vocabulary is not None
+        vocabulary, codes = column.modality.ngrams[self.part], mapped_take(column.codes, indices)
         result = mapped_zeros((len(codes), self.basis.shape[1]))
         for piece in pieces(len(codes)):
             present = np.flatnonzero(codes[piece] >= 0)

@@ -254,7 +254,7 @@ class Probe:
             index, part = model.tasks.index(task), parts[extra.key]
             if isinstance(extra, NgramBlock):
                 assert model.ngrams is not None
-                model.ngrams.start_from(extra.column, index, torch.from_numpy(extra.of_ngrams(part)).float())
+                model.ngrams.start_from(extra.source, index, torch.from_numpy(extra.of_ngrams(part)).float())
             else:
                 assert model.pairs is not None
                 pair, scale = (extra.first, extra.second), (extra.shift, extra.scale)
@@ -283,7 +283,8 @@ def _main(task: Probed, scores: np.ndarray, split: SplitRows) -> float:
 
 def _extras(train: SplitRows, own: Mapping[str, np.ndarray]) -> list[NgramBlock | PairBlock]:
     """Return the blocks that are tried besides the columns' own."""
-    ngrams = [NgramBlock.fit(name, train.examples, train.indices) for name in own]
+    sources = [(name, part) for name in own for part in train.examples.columns[name].modality.ngrams]
+    ngrams = [NgramBlock.fit(source, train.examples, train.indices) for source in sources]
     pairs = compared_columns(train.examples, list(own))
     return [
         *(ngram_block for ngram_block in ngrams if ngram_block is not None),
@@ -304,7 +305,7 @@ def install_probes(model: Family, probes: Mapping[str, StartingPoint]) -> None:
         probes: by task.
     """
     extras = [extra for probe in probes.values() for extra in probe.extras]
-    ngrams = {extra.column: len(extra.basis) for extra in extras if isinstance(extra, NgramBlock)}
+    ngrams = {extra.source: len(extra.basis) for extra in extras if isinstance(extra, NgramBlock)}
     pairs = dict.fromkeys((extra.first, extra.second) for extra in extras if isinstance(extra, PairBlock))
     if isinstance(model, Understand) and extras:
         model.extend(ngrams, list(pairs))
