@@ -18,6 +18,8 @@ from fusetune.tasks.abilities import Probed
 
 MAX_ROWS = 1500
 """With this number of train and validation rows or more, validation rows alone decide."""
+NESTED_ROWS = 600
+"""With this number of rows or more, blocks and weights are chosen once for all folds: fewer rows overfit them."""
 FOLDS = 5
 PATIENCE = 4
 """Number of weaker penalties to try after the best one."""

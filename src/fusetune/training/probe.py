@@ -23,7 +23,7 @@ from fusetune.models.family import Family
 from fusetune.models.understand import Understand
 from fusetune.tasks.abilities import Probed
 from fusetune.tasks.base import LinearModel
-from fusetune.training.cross_validation import MAX_ROWS, Pool, best_penalty, joined
+from fusetune.training.cross_validation import MAX_ROWS, NESTED_ROWS, Pool, best_penalty, joined
 from fusetune.training.extra_blocks import Key, NgramBlock, PairBlock, compared_columns
 from fusetune.training.selection import as_numbers, column_weights
 from fusetune.training.selection import select as select_blocks
@@ -205,9 +205,12 @@ class Probe:
         weights = [mapped_take(split.examples.weights, split.indices) for split in pool.splits]
         learned = side_by_side({key: values[: len(train.indices)] for key, values in blocks.items()}, probe.weights)
         if len(pool.splits) > 1:
-            index, value = best_penalty(
-                task, lambda rows: side_by_side(blocks, choose(rows)), pool.truth, joined(weights), pool.folds
-            )
+
+            def features(rows: np.ndarray) -> np.ndarray:
+                nested = len(pool.truth) < NESTED_ROWS
+                return side_by_side(blocks, choose(rows) if nested else probe.weights)
+
+            index, value = best_penalty(task, features, pool.truth, joined(weights), pool.folds)
             probe.linear = task.linear_path(learned, train.truth, weights[0]).at(index)
             return probe, value
         held = side_by_side(probe._blocks(val), probe.weights)
