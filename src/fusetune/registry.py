@@ -130,6 +130,7 @@ TASKS = Registry(
         "multilabel": "fusetune.tasks.multilabel:MultilabelTask",
         "ordinal": "fusetune.tasks.ordinal:OrdinalTask",
         "regression": "fusetune.tasks.regression:RegressionTask",
+        "relation": "fusetune.tasks.relation:RelationTask",
         "retrieval": "fusetune.tasks.retrieval:RetrievalTask",
     },
 )

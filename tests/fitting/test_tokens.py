@@ -3,9 +3,11 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import fusetune as ft
+from fusetune.errors import UserError
 
 NAMES, PLACES, OTHERS = ["w1", "w2", "w3", "w4"], ["w5", "w6", "w7", "w8"], ["w10", "w11", "w12", "w13", "w14"]
 
@@ -65,3 +67,68 @@ def test_long_texts_lose_no_label(tiny, tables, tmp_path):
     text = " ".join([*OTHERS, *NAMES, *OTHERS, *PLACES, *OTHERS])
     cells = tuned.predict([{"words": text, "size": 3, "mood": "bad"}]).table["tags"].to_pylist()[0]
     assert {entity["text"] for entity in cells} >= {*NAMES, *PLACES}
+
+
+def relations(rows, seed):
+    """Sentences whose relation is told by the words of both entities, in their order."""
+    rng, table = np.random.default_rng(seed), []
+    for _ in range(rows):
+        pair = [str(rng.choice(NAMES)), str(rng.choice(PLACES))]
+        swapped = bool(rng.random() < 0.5)
+        one, two = reversed(pair) if swapped else pair
+        other = str(rng.choice(OTHERS))
+        table.append(
+            {"text": f"{other} <e1>{one}</e1> {other} <e2>{two}</e2>", "relation": f"in(e{1 + swapped},e{2 - swapped})"}
+        )
+    return table
+
+
+def test_relations_with_a_direction_from_a_table_to_a_report(tiny, tmp_path):
+    frames = {
+        name: pd.DataFrame(relations(rows, seed)) for name, rows, seed in (("a", 120, 0), ("b", 40, 1), ("c", 40, 2))
+    }
+    tuned = ft.fit(
+        frames["a"], val=frames["b"], test=frames["c"], out=tmp_path / "run", config=config(tiny, target=["relation"])
+    )
+    found = tuned.evaluate(frames["c"]).metrics()["relation"]
+    assert found["relation_f1"] > 0.9
+    again = ft.load(tmp_path / "run")
+    assert again.predict(frames["c"]).table.equals(tuned.predict(frames["c"]).table)
+    bad = again.predict([{"text": "no entity"}]).table["error"].to_pylist()[0]
+    assert "tags in the text" in bad
+
+
+def pairs(rows, seed):
+    """Two texts, and whether they begin with the same word."""
+    rng, table = np.random.default_rng(seed), []
+    for _ in range(rows):
+        first = str(rng.choice(NAMES))
+        second = first if rng.random() < 0.5 else str(rng.choice(NAMES))
+        rest = [" ".join(rng.choice(OTHERS, 3)) for _ in range(2)]
+        table.append({"one": f"{first} {rest[0]}", "two": f"{second} {rest[1]}", "same": str(first == second)})
+    return pd.DataFrame(table)
+
+
+def test_joined_columns_are_read_as_one_text(tiny, tmp_path):
+    settings = config(tiny, target=["same"])
+    settings["text"] = {"name": tiny("bert"), "join": [["one", "two"]]}
+    tuned = ft.fit(pairs(80, 0), val=pairs(30, 1), test=pairs(30, 2), out=tmp_path / "run", config=settings)
+    assert list(tuned.bundle.modalities) == ["one + two"]
+    again = ft.load(tmp_path / "run")
+    rows = pairs(5, 3).to_dict("records")
+    assert again.predict(rows).table.equals(tuned.predict(rows).table)
+    assert again.predict([{"one": "w1", "two": None}]).table["error"].to_pylist() == [None]
+    with pytest.raises(UserError, match="'two'"):
+        again.predict([{"one": "w1"}])
+
+
+@pytest.mark.parametrize(
+    ("join", "why"),
+    [([["one", "same2"]], "same2"), ([["one"]], "two columns or more"), ([["one", "n"]], "no text column")],
+)
+def test_joins_that_cannot_be_read_are_refused(tiny, tmp_path, join, why):
+    settings = config(tiny, target=["same"])
+    settings["text"] = {"name": tiny("bert"), "join": join}
+    rows = pairs(60, 0).assign(n=range(60))
+    with pytest.raises(UserError, match=why):
+        ft.fit(rows, out=tmp_path / "run", config=settings)

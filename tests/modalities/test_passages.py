@@ -136,3 +136,32 @@ def test_rows_tokens_are_padded():
     assert tokens.real.tolist() == [[True, True], [False, False]]
     assert tokens.spans[1].tolist() == [[-1, 0, 0]] * 2 and tokens.spans[0, 1].tolist() == [0, 3, 5]
     assert tokens.spans.shape[2] == 3 and START == 3
+
+
+def test_marked_entities_are_two_vectors_side_by_side(encoder):
+    backbone = encoder()
+    modality = TextModality("t", backbone=backbone, read="markers")
+    examples, tokens = encode(modality, ["w1 <e1>w2</e1> w3 <e2>w4 w5</e2>", "<e2>w6</e2> w7 <e1>w8</e1>"])
+    assert modality.joined == 2 and tokens.values.shape[:2] == (2, 2) and tokens.mask.all()
+    plain = backbone.inputs.processor("w1 @ w2 @ w3 # w4 w5 #")["input_ids"]
+    assert modality.token_ids(examples[0]).tolist() == plain
+    with torch.no_grad():
+        hidden = backbone.model(input_ids=torch.tensor([plain])).last_hidden_state[0]
+    torch.testing.assert_close(tokens.values[0], hidden[[2, 6]], atol=1e-5, rtol=1e-4)
+
+
+def test_marked_entities_far_into_a_long_text_are_read(encoder):
+    modality = TextModality("t", backbone=encoder(max_tokens=16), read="markers")
+    text = " ".join([*WORDS[:40], "<e1>w1</e1>", "w2", "<e2>w3</e2>", *WORDS[:10]])
+    _, tokens = encode(modality, [text])
+    assert tokens.mask.all()
+    with pytest.raises(BadCell, match="more than 16 tokens apart"):
+        modality.decode(" ".join(["<e1>w1</e1>", *WORDS, "<e2>w3</e2>"]), row=0, base_dir=None)
+
+
+@pytest.mark.parametrize(
+    "text", ["w1 w2", "<e1>w1</e1> w2", "<e1>w1</e1> <e1>w2</e1> <e2>w3</e2>", "</e1>w1<e1> <e2>w</e2>"]
+)
+def test_texts_without_two_marked_entities_are_refused(encoder, text):
+    with pytest.raises(BadCell, match="tags in the text"):
+        TextModality("t", backbone=encoder(), read="markers").decode(text, row=0, base_dir=None)

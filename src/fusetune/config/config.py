@@ -25,6 +25,7 @@ from fusetune.config.paths import rebased
 from fusetune.config.report import ReportConfig
 from fusetune.config.section import ByName, NamedConfig, Section, StrList
 from fusetune.config.tasks import TaskConfig
+from fusetune.config.text import TextConfig
 from fusetune.config.trainer import TrainerConfig
 from fusetune.errors import ConfigError, nearest
 from fusetune.security.untrusted import YAML_BYTES, parse_yaml, read_bytes
@@ -56,7 +57,7 @@ class Config(Section):
     """A schema as `fusetune schema TABLE -o FILE` writes it, edited; `columns` goes on top of it."""
     tasks: dict[str, TaskConfig] = {}
     """Per target: the task's name and options. Inferred where absent."""
-    text: Annotated[BackboneConfig, ByName] = BackboneConfig()
+    text: Annotated[TextConfig, ByName] = TextConfig()
     """What reads text columns."""
     image: Annotated[BackboneConfig, ByName] = BackboneConfig()
     """What reads image columns."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from fusetune.data.schema import ColumnSpec, Schema
-from fusetune.errors import ConfigError
+from fusetune.errors import ConfigError, nearest
 from fusetune.tasks.base import Reading, TargetTask
 
 
@@ -31,10 +31,46 @@ def read_for_tasks(schema: Schema, tasks: Mapping[str, TargetTask]) -> Schema:
     return schema
 
 
-def _with(schema: Schema, reading: Reading, target: str) -> Schema:
+def join_columns(schema: Schema, joins: Sequence[Sequence[str]], cut: str) -> Schema:
+    """Return the schema with some text columns read together, as the section `text` says.
+
+    Args:
+        schema: as detected; it stays as it is.
+        joins: the names of columns that are read together.
+        cut: see `TextConfig`.
+
+    Raises:
+        ConfigError: a name is no text column, or a join has fewer than two.
+    """
+    texts = [name for name, spec in schema.columns.items() if spec.role == "input" and spec.kind == "text"]
+    for columns in joins:
+        for name in columns:
+            if name not in texts:
+                came = f", but {schema.columns[name].kind}" if name in schema.columns else ""
+                raise ConfigError(
+                    f"text.join names {name!r}, which is no text column that is read{came}",
+                    expected=", ".join(texts) or "text columns",
+                    do=nearest(name, texts) or f"say so with columns.{name}=text, or leave it out",
+                )
+        if len(set(columns)) < 2:
+            raise ConfigError("text.join needs two columns or more", came=", ".join(columns), do="[[first, second]]")
+    known = {name for columns in joins for name in columns}
+    if cut != "longest" and cut not in known:
+        raise ConfigError(
+            f"text.cut names {cut!r}, which is not joined",
+            expected=", ".join(["longest", *known]),
+            do=nearest(cut, known),
+        )
+    for columns in joins:
+        options = {"cut": cut} if cut in columns else {}
+        schema = _with(schema, Reading(tuple(columns), "vector", by_token=False), "text.join", options)
+    return schema
+
+
+def _with(schema: Schema, reading: Reading, target: str, more: Mapping[str, str] | None = None) -> Schema:
     specs, name = dict(schema.columns), reading.name
     known = specs.get(name)
-    options = {"read": reading.read}
+    options = {"read": reading.read, **(more or {})}
     joined = len(reading.columns) > 1 or bool(reading.choices)
     if known is not None and known.options.get("read", "vector") not in ("vector", reading.read):
         raise ConfigError(

@@ -17,7 +17,7 @@ from fusetune.data.splits import may_train, split_rows
 from fusetune.data.table import Table
 from fusetune.errors import TableError
 from fusetune.evaluation.results import TableUsed
-from fusetune.fitting.reading import read_for_tasks
+from fusetune.fitting.reading import join_columns, read_for_tasks
 from fusetune.objectives.total import learning_without_target, standalone_objective
 from fusetune.registry import OBJECTIVES
 from fusetune.tasks.base import TargetTask
@@ -143,12 +143,13 @@ class Tables:
         return {split: tables[split] for split in SPLITS if split in tables}
 
     def read_together(self, tasks: Mapping[str, TargetTask]) -> None:
-        """Have texts read as the tasks need it: token by token, or several together.
+        """Have texts read as the tasks and the settings want it: token by token, or several together.
 
         Raises:
-            ConfigError: a task finds no such columns.
+            ConfigError: a task or a setting finds no such columns.
         """
-        self.schema = read_for_tasks(self.schema, tasks)
+        text = self.config.text
+        self.schema = join_columns(read_for_tasks(self.schema, tasks), text.join, text.cut)
         self.splits = {split: table.with_joined(self.schema.joins()) for split, table in self.splits.items()}
 
     def all_rejected(self, examples: Mapping[str, Examples]) -> list[Rejected]:

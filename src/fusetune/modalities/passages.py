@@ -9,6 +9,7 @@ Legend: cells = distinct cells of a batch, windows = rows of the encoder's batch
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,9 +31,10 @@ character there and the one after its last; its window; which of the cell's toke
 ID, TYPE, TEXT, START, END, WINDOW, TOKEN = range(len(FIELDS))
 WIDTH = len(FIELDS)
 
-Read = Literal["vector", "tokens", "answer", "choices"]
+Read = Literal["vector", "tokens", "answer", "choices", "markers"]
 """vector: a cell is one vector. tokens: one vector a token of the (last) text. answer: the same, after a first token
-that stands for no answer. choices: one vector a choice, each read together with the texts before."""
+that stands for no answer. choices: one vector a choice, each read together with the texts before. markers: the vectors
+of two marked entities' first markers, side by side."""
 OVERLAP = 4
 """Windows overlap by a part of this of their tokens."""
 
@@ -84,6 +86,8 @@ class Passages:
             for number, part in enumerate(found):
                 part[:, WINDOW] = number
             return np.concatenate(found).ravel()
+        if self.read == "markers":
+            return self._marked(texts[0]).ravel()
         *before, last = texts
         if self.read == "answer" and not before[0].strip():
             before[0] = "?"  # the first token stands for no answer, so it must not be the text's
@@ -91,6 +95,26 @@ class Passages:
         if self.read != "vector":
             _number(table, len(before), first=self.read == "answer")
         return table.ravel()
+
+    def _marked(self, text: str) -> np.ndarray:
+        """Return the tokens of a text with two marked entities; the tokens of their first markers are numbered.
+
+        A text that is too long is read from a little before its first entity.
+
+        Raises:
+            LookupError: the entities are too far apart to be read together.
+        """
+        marked, places = mark_entities(text)
+        skipped = 0
+        for _ in range(2):
+            table = self._encode(None, marked[skipped:], 0)
+            found = [_token_at(table, place - skipped) for place in places]
+            first, second = found
+            if first is not None and second is not None:
+                table[first, TOKEN], table[second, TOKEN] = 0, 1
+                return table
+            skipped = max(min(places) - 20, 0)
+        raise LookupError(f"the entities are more than {self.backbone.max_tokens} tokens apart")
 
     @property
     def _tokenizer(self) -> Any:
@@ -243,6 +267,47 @@ def _shift(left: np.ndarray, right: np.ndarray) -> int:
         if np.array_equal(left[start : start + shared], right[:shared]):
             return start
     return len(left)
+
+
+ENTITY = re.compile(r"<(/?)(e[12])>")
+"""The tags of two entities in a text, as `<e1>x</e1>`."""
+MARKERS = {"e1": "@", "e2": "#"}
+"""What stands on both sides of an entity in the text that is read."""
+
+
+def mark_entities(text: str) -> tuple[str, list[int]]:
+    """Return a text with its entities' tags replaced by markers, and where the first marker of each entity is.
+
+    The markers are punctuation that every tokenizer knows (Zhou and Chen 2022, arXiv 2102.01373, "entity marker
+    (punct)"), so that no embedding has to be learned from nothing.
+
+    Raises:
+        ValueError: the text has not exactly one `<e1>...</e1>` and one `<e2>...</e2>`.
+
+    Example:
+        >>> mark_entities("A <e1>ridge</e1> in the <e2>surge</e2>.")
+        ('A @ ridge @ in the # surge #.', [2, 19])
+    """
+    tags = [match.group(1) + match.group(2) for match in ENTITY.finditer(text)]
+    if sorted(tags) != ["/e1", "/e2", "e1", "e2"] or any(tags.index(f"/{name}") < tags.index(name) for name in MARKERS):
+        raise ValueError(f"tags in the text: {', '.join(f'<{tag}>' for tag in tags) or 'none'}")
+    made, last, first = "", 0, dict[str, int]()
+    for match in ENTITY.finditer(text):
+        made += text[last : match.start()]
+        marker = MARKERS[match.group(2)]
+        if match.group(1):
+            made += f" {marker}"
+        else:
+            first[match.group(2)] = len(made)
+            made += f"{marker} "
+        last = match.end()
+    return made + text[last:], [first[name] for name in MARKERS]
+
+
+def _token_at(table: np.ndarray, character: int) -> int | None:
+    """Return the place of the token that has a character of the text, or None."""
+    has = (table[:, TEXT] == 0) & (table[:, START] <= character) & (table[:, END] > character)
+    return int(np.flatnonzero(has)[0]) if has.any() else None
 
 
 def words_text(cell: Any, *, row: int, column: str) -> str:

@@ -133,9 +133,18 @@ class TextModality(BackboneModality):
         if all(not text or text.isspace() for text in texts):
             do = "empty the cell if the text is missing"
             raise BadCell(row=row, column=self.column, value=cell, why="there is nothing to read in it", do=do)
-        example = self.passages.decode(texts)
+        try:
+            example = self.passages.decode(texts)
+        except (LookupError, ValueError) as error:  # entities that are not marked, or too far apart
+            do = "mark the two entities as <e1>...</e1> and <e2>...</e2>, near enough to be read together"
+            raise BadCell(row=row, column=self.column, value=cell, why=str(error), do=do) from error
         self.num_truncated += self.passages.was_cut(example, texts)
         return example
+
+    @property
+    def joined(self) -> int:
+        """See `Modality.joined`: two marked entities are two vectors."""
+        return 2 if self.read == "markers" else 1
 
     def texts(self, cell: Any, *, row: int) -> list[str]:
         """A cell's texts: one, or several that are read together.

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 MEANINGS = {
+    "relation_f1": "mean F1 of the relations, without that of no relation; a wrong direction is wrong (SemEval-2010 8)",
     "accuracy": "share of right answers",
     "balanced_accuracy": "mean recall of the classes",
     "f1_macro": "mean F1 of the classes",

@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+
+from fusetune.errors import ConfigError
+from fusetune.tasks.relation import RelationTask
+
+LABELS = ["Cause-Effect(e1,e2)", "Cause-Effect(e2,e1)", "Content-Container(e1,e2)", "Other"]
+
+
+def fitted(**options):
+    task = RelationTask("relation", **options)
+    task.fit(LABELS)
+    return task
+
+
+def official(guesses, truth):
+    """The SemEval-2010 task 8 scorer's (9+1)-way macro-averaged F1 with directionality, from its description."""
+    strip = lambda label: label.split("(")[0]  # noqa: E731
+    scores = []
+    for relation in sorted({strip(label) for label in LABELS} - {"Other"}):
+        right = sum(guess == true and strip(true) == relation for guess, true in zip(guesses, truth, strict=True))
+        guessed = sum(strip(guess) == relation for guess in guesses)
+        real = sum(strip(true) == relation for true in truth)
+        precision, recall = right / guessed if guessed else 0, right / real if real else 0
+        scores.append(2 * precision * recall / (precision + recall) if precision + recall else 0)
+    return sum(scores) / len(scores)
+
+
+def test_the_score_is_the_official_one():
+    task, rng = fitted(), np.random.default_rng(0)
+    for _ in range(20):
+        truth = rng.choice(LABELS, 30).tolist()
+        guesses = [label if rng.random() < 0.6 else str(rng.choice(LABELS)) for label in truth]
+        scores = np.eye(4)[[task.classes.index(label) for label in guesses]]
+        found = task.evaluate(scores, task.truth(truth))["relation_f1"]
+        assert found == pytest.approx(official(guesses, truth))
+        assert task.main_value(scores, task.truth(truth)) == pytest.approx(found)
+
+
+def test_weights_count_rows():
+    task = fitted()
+    truth, scores = task.truth(LABELS[:2]), np.eye(4)[[0, 0]]
+    twice = task.evaluate(scores[[0, 0, 1]], truth[[0, 0, 1]])["relation_f1"]
+    assert task.evaluate(scores, truth, np.array([2.0, 1.0]))["relation_f1"] == pytest.approx(twice)
+
+
+def test_the_label_of_no_relation_is_found_or_named():
+    assert fitted().no_relation == "Other" and fitted(none=LABELS[0]).no_relation == LABELS[0]
+    with pytest.raises(ConfigError, match="which no train row has"):
+        fitted(none="nothing")
+
+
+def test_directed_labels_are_detected():
+    assert RelationTask.detect(LABELS).confidence > 0.9
+    assert RelationTask.detect(["cat", "dog"]).confidence == 0
+    again = RelationTask.from_state("relation", fitted(none="Other").state())
+    assert again.none == "Other" and again.classes == sorted(LABELS)
