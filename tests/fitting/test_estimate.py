@@ -31,11 +31,13 @@ def test_every_stage_is_estimated_and_nothing_is_written(tiny, shop_tables, tmp_
     short = ft.dry_run(
         shop_tables["train"], "label", **tables, config=settings(tiny, epochs=1, head_epochs=2), progress=False
     )
-    assert [stage.name for stage in short.stages][-4:] == [
+    assert [stage.name for stage in short.stages][-6:] == [
         "encode with frozen backbones",
+        "fit linear probes",
         "head",
         "tune",
-        "predict the test rows",
+        "save",
+        "compare and measure",
     ]
     assert all(math.isfinite(stage.seconds) and stage.seconds > 0 for stage in short.stages)
     assert short.peak_mb > 50 and any("label" in line for line in short.inferred)

@@ -6,7 +6,7 @@ import itertools
 import resource
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,21 +14,26 @@ import torch
 
 from fusetune.data.column import Column
 from fusetune.data.examples import Examples
+from fusetune.evaluation.measure import systems
+from fusetune.evaluation.measure.judge import EvaluatedRows, judge
 from fusetune.fitting.announce import announcement
 from fusetune.fitting.choose import start_fusion
 from fusetune.fitting.prepared import Prepared, RunSettings, prepare
-from fusetune.fitting.steps import build, rules
+from fusetune.fitting.steps import build, fit_probes, rules
+from fusetune.fitting.tables import SPLITS
 from fusetune.inference.memory import retain_freed_memory
 from fusetune.inference.predict import evaluating, predict_logits
 from fusetune.models.family import Family
 from fusetune.objectives.balance import build_balance
 from fusetune.objectives.total import Total, build_objectives
+from fusetune.tasks.base import family_of
 from fusetune.training.finetune import precision_of
 from fusetune.training.hardware.devices import make_accelerator
 from fusetune.training.hardware.memory import fit_micro_batches
 from fusetune.training.learner import Learner
 from fusetune.training.optim import build_optimizer
 from fusetune.training.plan import TrainingRows
+from fusetune.training.probe import SplitRows
 from fusetune.training.recipe import Recipe
 from fusetune.training.stage import Stage
 from fusetune.training.updates.update import update
@@ -63,7 +68,7 @@ class Estimate:
 
     Attributes:
         inferred: lines that describe tasks, columns, backbones and rows.
-        stages: the steps in order, without the report's comparisons.
+        stages: the steps in order.
         peak_mb: peak memory of this process in MB, including the largest micro-batch.
         notes: sentences on how micro-batches are chosen to fit into memory.
     """
@@ -86,7 +91,7 @@ class Estimate:
         """Return the estimate as lines of text."""
         rows = [f"{stage.name:<30}{stage.seconds:>9,.0f} s  {stage.detail}".rstrip() for stage in self.stages]
         memory = f"peak memory {self.peak_mb:,.0f} MB"
-        total = f"{'in all, about':<30}{self.seconds:>9,.0f} s  beside the report's comparisons; {memory}"
+        total = f"{'in all, about':<30}{self.seconds:>9,.0f} s  {memory}"
         return [*self.inferred, *rows, total, *(f"note: {note}" for note in self.notes)]
 
 
@@ -113,6 +118,8 @@ def estimate_fit(asked: RunSettings) -> Estimate:
     accelerator = make_accelerator(settings, None, precision_of(recipe, learner, rows))
     learner.to(accelerator.device)
     stages += [StageEstimate("encode with frozen backbones", encoding, "nothing of it where the cache has it")]
+    fit, probing = _probing(fit, features)
+    stages += [StageEstimate("fit linear probes", probing)] if fit.probes else []
     notes: list[str] = []
     if settings.head_epochs != 0:
         given = train.given(features=rows.train_features), val.given(features=rows.val_features)
@@ -121,14 +128,19 @@ def estimate_fit(asked: RunSettings) -> Estimate:
         tune = recipe.tune_stage()
         still = [name for name, key in model.routes.items() if key not in recipe.moving()]
         stages.append(_stage(tune, learner, *rows.given(still, augmented=False), accelerator, notes))
-    test = fit.examples["test"]
-    stages.append(StageEstimate("predict the test rows", _predicting(model, test), f"{len(test):,} rows"))
+    training = sum(stage.seconds for stage in stages if stage.name in ("head", "tune"))
+    stages.append(StageEstimate("save", _predicting(model, val), f"with the decisions on {len(val):,} validation rows"))
+    stages.append(_comparing(fit, model, probing, training))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
     return Estimate(announcement(fit.schema, fit.tasks, fit.modalities, fit.examples), stages, peak, notes)
 
 
 def _encoding(fit: Prepared, model: Family) -> tuple[Mapping[str, Mapping[str, Tokens]], float]:
-    """Return features of the shape of the frozen encoders' outputs, and the seconds to compute them all."""
+    """Return features such as the frozen encoders compute, and the seconds to compute them all.
+
+    They repeat those of a sample of cells, with noise, so that fitting a probe on them takes about as long as on all.
+    """
+    generator = torch.Generator().manual_seed(fit.config.seed)
     features: dict[str, dict[str, Tokens]] = {split: {} for split in fit.examples}
     seconds = 0.0
     for name, key in model.routes.items():
@@ -138,8 +150,10 @@ def _encoding(fit: Prepared, model: Family) -> tuple[Mapping[str, Mapping[str, T
             column = examples.columns[name]
             tokens, took = _encode(model, name, column)
             seconds += took
-            shape = (len(column.cells), *tokens.values.shape[1:])
-            features[split][name] = Tokens(torch.zeros(shape), torch.ones(shape[:2], dtype=torch.bool))
+            repeated = tokens.values.float().cpu()[torch.arange(len(column.cells)) % len(tokens.values)]
+            noise = torch.randn(repeated.shape, generator=generator)
+            values = repeated + noise * repeated.std() if len(repeated) else repeated
+            features[split][name] = Tokens(values, torch.ones(values.shape[:2], dtype=torch.bool))
     return features, seconds
 
 
@@ -152,6 +166,75 @@ def _encode(model: Family, name: str, column: Column) -> tuple[Tokens, float]:
         start = time.perf_counter()
         tokens = model.encode(name, column.tensors(sample))
         return tokens, (time.perf_counter() - start) * len(good) / len(sample)
+
+
+def _probing(fit: Prepared, features: Mapping[str, Mapping[str, Tokens]]) -> tuple[Prepared, float]:
+    """Fit the linear probes on features; return the fit with rows and probes, and the seconds.
+
+    A fit of another family has none.
+    """
+    if family_of(fit.tasks) != "understand":
+        return replace(fit, features=features), 0.0
+    rows = {
+        name: {split: SplitRows.of(name, fit.examples[split].with_target(), features[split]) for split in SPLITS}
+        for name in fit.targets
+    }
+    start = time.perf_counter()
+    fit = replace(fit, features=features, rows=rows)
+    fit = replace(fit, probes=fit_probes(fit))
+    return fit, time.perf_counter() - start
+
+
+def _comparing(fit: Prepared, model: Family, probing: float, training: float) -> StageEstimate:
+    """Estimate the report: the test rows are predicted, other systems are fitted, and all are compared.
+
+    Args:
+        fit: with rows and probes.
+        model: the model.
+        probing: seconds to fit the probes; the probes of each modality alone take about as long together.
+        training: seconds to train the model; one of a modality or a target alone takes its share.
+    """
+    test = fit.examples["test"]
+    seconds, details = _predicting(model, test), [f"{len(test):,} test rows"]
+    settings, grouped = fit.config.report, systems.parts(test)
+    if not fit.rows:
+        return StageEstimate("compare and measure", seconds, details[0])
+    num_parts = len(grouped) if len(grouped) > 1 else 0
+    if settings.alone != "none" and num_parts:
+        split = next(iter(fit.rows.values()))["train"]
+        trained = systems.trained_alone(settings.alone, split, fit.targets.values())
+        seconds += probing + training * len(trained) / num_parts
+        details.append(f"{num_parts} modalities alone")
+    if settings.single and len(fit.targets) > 1:
+        seconds += training
+        details.append(f"{len(fit.targets)} targets alone")
+    num_systems = 3 + (2 * num_parts if settings.alone != "none" else num_parts)
+    num_hidden = len(fit.modalities) if len(fit.modalities) > 1 else 0
+    for name in fit.targets:
+        seconds += _judging(fit, name) * (num_systems + num_hidden) / 2
+    details.append(f"{num_systems} systems")
+    return StageEstimate("compare and measure", seconds, ", ".join(details))
+
+
+def _judging(fit: Prepared, name: str) -> float:
+    """Return the seconds to compare two systems on a task's test rows, with their intervals."""
+    task, rows = fit.targets[name], fit.rows[name]
+    train, val, test = rows["train"], rows["val"], rows["test"]
+    constant = systems.baseline(task, train, test)
+    evaluated = EvaluatedRows(
+        test.truth, test.examples.table.rows[test.indices], weights=test.examples.weights[test.indices]
+    )
+    start = time.perf_counter()
+    judge(
+        task,
+        [constant, replace(constant, name="tuned", kind="after")],
+        evaluated,
+        validation=(task.constant(train.truth, len(val.indices)), val.truth),
+        num=fit.config.report.bootstrap,
+        num_errors=0,
+        seed=fit.config.seed,
+    )
+    return time.perf_counter() - start
 
 
 def _predicting(model: Family, examples: Examples) -> float:

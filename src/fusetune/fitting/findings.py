@@ -63,8 +63,10 @@ class Findings:
         return self.val_scores
 
     def _unchanged_features(self, split: str) -> dict[str, Tokens]:
-        """Return the frozen features of the columns whose encoders were not tuned."""
+        """Return the frozen features of the columns whose encoders are as pretrained in the kept weights."""
         known, moved = self.fit.features[split], self.history.moved
+        if self.history.encoders_unchanged and self.history.best.stage == "head":
+            moved = set()
         return {name: known[name] for name, key in self.model.routes.items() if key not in moved and name in known}
 
     def results(self, alone_models: Mapping[str, Family | None], single_models: Mapping[str, Family]) -> RunResults:
