@@ -57,3 +57,16 @@ def test_a_closed_output_stops_nothing(monkeypatch, stream):
         made.close()
     monkeypatch.setattr(sys, "stderr", made)
     print_line("tune")
+
+
+def test_the_last_line_of_a_stage_is_printed_once(monkeypatch, written):
+    """The model may be evaluated again at the end of a stage, with the same figures."""
+    monkeypatch.setattr(progress.Pace, "due", lambda self: False)
+    lines = progress.StageLines()
+    lines.begin("tune", 7, 0)
+    for done, note in ((3, "loss 2"), (7, "loss 1"), (7, "loss 1")):
+        lines.show(done, note)
+        if done == 7:
+            lines.end()
+    lines.begin("other", 2, 0)
+    assert [line.split("  ", 1)[1] for line in written.getvalue().splitlines()] == ["tune  step 7/7  loss 1"]

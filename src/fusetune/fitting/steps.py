@@ -30,6 +30,7 @@ from fusetune.training.hardware.devices import processes
 from fusetune.training.history import TrainingHistory
 from fusetune.training.plan import Evaluate, Goal, RunContext, Start, TrainingRows
 from fusetune.training.probe import SplitRows, StartingPoint
+from fusetune.training.progress import print_line
 from fusetune.training.recipe import BackboneRule
 from fusetune.training.score_error import ScoreError
 from fusetune.training.token_probe import fit_probe
@@ -167,6 +168,7 @@ def alone_models(fit: Prepared) -> dict[str, Family | None]:
         tasks = {name: task for name, task in fit.targets.items() if task.reads is None or task.reads in columns}
         if not tasks:
             continue
+        _announce(fit, f"train on {part} alone, to compare")
         fresh, model = fresh_model(fit, columns, tasks)
         history = finetune(
             model,
@@ -190,6 +192,7 @@ def single_models(fit: Prepared) -> dict[str, Family]:
         if fit.deadline.part(COMPARING).passed():
             fit.left_out.append(f"{name} by a model of its own")
             continue
+        _announce(fit, f"train for {name} alone, to compare")
         fresh, model = fresh_model(fit, list(fit.modalities), {name: task})
         objectives = {
             objective: options
@@ -210,6 +213,12 @@ def single_models(fit: Prepared) -> dict[str, Family]:
         else:
             models[name] = model
     return models
+
+
+def _announce(fit: Prepared, what: str) -> None:
+    """Print what the lines of progress that follow are about."""
+    if fit.show:
+        print_line(what)
 
 
 def _quiet(fit: Prepared, kind: str, names: Sequence[str]) -> RunContext:

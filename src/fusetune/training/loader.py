@@ -179,8 +179,8 @@ class BatchLoader:
         needed = IN_FLIGHT * self.workers * shared_bytes(self.train.batch(largest, epoch=epoch))
         if needed > free:
             warnings.warn(
-                f"{SHARED_MEMORY} has {free / 2**20:.0f} MiB free, and batches of {self.workers} processes take about "
-                f"{needed / 2**20:.0f} MiB there: trainer.workers=0 is taken. In a container --shm-size=2g gives more",
+                f"{SHARED_MEMORY} has {free / 2**20:.1f} MiB free, and batches of {self.workers} processes take about "
+                f"{needed / 2**20:.1f} MiB there: trainer.workers=0 is taken. In a container --shm-size=2g gives more",
                 stacklevel=2,
             )
         return needed > free

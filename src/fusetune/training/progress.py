@@ -108,7 +108,7 @@ class StageLines:
     """Show a training stage as plain lines."""
 
     def __init__(self) -> None:
-        self.name, self.total, self.latest = "", 0, ""
+        self.name, self.total, self.latest, self.printed = "", 0, "", ""
         self.pace = Pace()
 
     def begin(self, name: str, total: int, done: int) -> None:
@@ -125,6 +125,7 @@ class StageLines:
 
     def end(self) -> None:
         """Print the last line, if it has not been printed."""
-        if self.name and self.latest:
+        if self.name and self.latest not in ("", self.printed):
             print_line(self.latest)
+            self.printed = self.latest
         self.latest = ""
