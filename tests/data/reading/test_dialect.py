@@ -101,9 +101,11 @@ def test_single_quotes(tmp_path):
     assert Table.read(path, read=ReadConfig(quote="single")).cells("a") == ["x, y"]
 
 
-@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
-def test_the_encoding_may_be_named(tmp_path, name):
-    text = "a,b\ncafé €,1\n" if name == "t.csv" else '{"a": "café €"}\n'
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("t.csv", "a,b\ncafé €,1\n"), ("t.csv", "sep=;\na;b\ncafé €;1\n"), ("t.jsonl", '{"a": "café €"}\n')],
+)
+def test_the_encoding_may_be_named(tmp_path, name, text):
     path = write(tmp_path / name, text, "cp1252")
     with pytest.raises(TableError, match=r"data\.read\.encoding=cp1252"):
         Table.read(path)

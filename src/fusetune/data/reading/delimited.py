@@ -62,8 +62,6 @@ def read_delimited(path: Path, usual: str, read: ReadConfig) -> Parsed:
     lines = _Lines(handle)
     reader = dialect.reader(lines)
     try:
-        for _ in range(dialect.header_line):
-            next(handle)
         names = _header(path, lines, reader, dialect)
     except TableError:
         handle.close()
@@ -77,6 +75,8 @@ def read_delimited(path: Path, usual: str, read: ReadConfig) -> Parsed:
 def _header(path: Path, lines: _Lines, reader: Any, dialect: Dialect) -> list[str]:
     names: list[str] = []
     try:
+        for _ in range(dialect.header_line):
+            next(lines.handle)
         with long_cells():
             while not names:
                 lines.record.clear()
