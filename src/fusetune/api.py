@@ -330,6 +330,8 @@ def resume(folder: str | Path, *, progress: bool = True) -> FineTuned:
     if settings is None:
         if not (folder / BUNDLE).is_file():
             raise ConfigError(f"{folder} has no run to go on with", do="give the table again: fusetune fit TABLE ...")
+        if progress:
+            print_line(f"the run in {folder} was finished before: this is what it came to")
         return load(folder)
     if not names_table(settings.train):
         raise ConfigError(
