@@ -54,7 +54,7 @@ def test_a_crash_after_training_costs_no_training(table, settings, tmp_path, mon
     assert str(out) in str(told.value) and "fusetune report" in str(told.value)
     assert api.load(out).predict(str(table)).table == whole.predict(str(table)).table
 
-    monkeypatch.setattr("fusetune.training.finetune.run_stage", planted)  # the tuned model is not trained again
+    monkeypatch.setattr("fusetune.training.stages.run_stage", planted)  # the tuned model is not trained again
     monkeypatch.setattr(understand, "alone_models", lambda fit: {})
     before = weights(out)
     answer = CliRunner().invoke(app, ["report", str(out)], catch_exceptions=False)
@@ -69,9 +69,9 @@ def test_a_crash_after_training_costs_no_training(table, settings, tmp_path, mon
 
 
 def test_the_stage_that_the_test_plants_its_crash_in_is_the_one_that_trains():
-    from fusetune.training import finetune
+    from fusetune.training import stages
 
-    assert finetune.run_stage is run_stage
+    assert stages.run_stage is run_stage
 
 
 def test_alignment_is_saved_before_it_is_compared(table, settings, tmp_path, monkeypatch):
@@ -86,7 +86,7 @@ def test_alignment_is_saved_before_it_is_compared(table, settings, tmp_path, mon
 
 
 def test_a_slice_that_no_table_has_is_refused_before_training(table, settings, tmp_path, monkeypatch):
-    monkeypatch.setattr("fusetune.training.finetune.run_stage", planted)
+    monkeypatch.setattr("fusetune.training.stages.run_stage", planted)
     report = settings["report"] | {"slices": ["nowhere"]}
     with pytest.raises(TableError, match="nowhere"):
         api.fit(str(table), target="mark", out=tmp_path / "m", config=settings | {"report": report}, progress=False)

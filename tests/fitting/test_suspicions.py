@@ -69,9 +69,9 @@ def test_a_column_counts_what_is_lost_without_it(rows, write_csv, quick, tmp_pat
 
 def test_a_step_before_the_encoders_are_tuned_is_not_called_tuned(shop_tables, quick, tiny, tmp_path, monkeypatch):
     """Tuning that only does harm: the kept weights are those of the head stage."""
-    from fusetune.training import finetune
+    from fusetune.training import stages
 
-    real = finetune.run_stage
+    real = stages.run_stage
 
     def harmful(learner, stage, train, validate, *more, **rest):
         def worse():
@@ -80,7 +80,7 @@ def test_a_step_before_the_encoders_are_tuned_is_not_called_tuned(shop_tables, q
 
         return real(learner, stage, train, worse if stage.name == "tune" else validate, *more, **rest)
 
-    monkeypatch.setattr(finetune, "run_stage", harmful)
+    monkeypatch.setattr(stages, "run_stage", harmful)
     ignored = {name: {"role": "ignore"} for name in ("photo", "voice")}
     config = quick | {"columns": ignored, "text": tiny("bert")}
     config["trainer"] = {"epochs": 1, "head_epochs": 1, "trackers": []}

@@ -102,7 +102,7 @@ def test_an_objective_without_its_ability_is_refused_before_training(
     rng = np.random.default_rng(0)
     rows = [{"x": float(value), "mark": "hi" if value > 0 else "lo"} for value in rng.normal(size=60)]
     table = write_csv(tmp_path / "t.csv", rows)
-    monkeypatch.setattr("fusetune.training.finetune.run_stage", lambda *a, **k: pytest.fail("it trains"))
+    monkeypatch.setattr("fusetune.training.stages.run_stage", lambda *a, **k: pytest.fail("it trains"))
     with pytest.raises(ConfigError, match=f"objectives.{objective} needs a divergence.*plain"):
         api.fit(
             str(table),

@@ -25,6 +25,7 @@ from fusetune.tasks.classification import MulticlassTask
 from fusetune.tasks.regression import RegressionTask
 from fusetune.training import finetune as recipe
 from fusetune.training import loop
+from fusetune.training import stages as runner
 from fusetune.training.finetune import evaluate_loss, finetune
 from fusetune.training.hardware import devices
 from fusetune.training.hardware.devices import make_accelerator
@@ -150,7 +151,7 @@ def test_wrong_rules_are_refused(parts, rule):
 
 def test_each_layer_learns_at_its_rate(parts, monkeypatch):
     stages = []
-    monkeypatch.setattr(recipe, "run_stage", lambda learner, stage, *a, **k: stages.append(stage) or 0)
+    monkeypatch.setattr(runner, "run_stage", lambda learner, stage, *a, **k: stages.append(stage) or 0)
     parts.tune(BackboneRule(lr=0.01), layer_decay=0.5, lr=0.2, head_lr=0.3, weight_decay=0.1)
     head, tune = stages
     rate = {id(p): (group["lr"], group["weight_decay"]) for group in tune.groups for p in group["params"]}
@@ -252,7 +253,7 @@ def test_trackers_are_closed_when_a_run_fails(parts, tmp_path, monkeypatch):
     def fails(*args, **kwargs):
         raise RuntimeError("no")
 
-    monkeypatch.setattr(recipe, "run_stage", fails)
+    monkeypatch.setattr(runner, "run_stage", fails)
     ended = []
     monkeypatch.setattr(recipe.Trackers, "on_end", lambda self: ended.append(1))
     with pytest.raises(RuntimeError):
@@ -272,7 +273,7 @@ def test_weights_that_are_not_finite_are_no_model(parts, monkeypatch):
         next(p for p in learner.parameters() if p.requires_grad).data.view(-1)[0] = math.inf
         return []
 
-    monkeypatch.setattr(recipe, "average_weights", spoil)
+    monkeypatch.setattr(runner, "average_weights", spoil)
     with pytest.raises(NonFiniteLoss, match="NaN or infinite at the best step, so the model is not saved"):
         parts.tune()
 

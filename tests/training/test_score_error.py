@@ -82,7 +82,7 @@ def test_the_first_evaluation_measures_it_and_later_ones_leave_it(monkeypatch: p
         def labelled(self, name: str) -> np.ndarray:
             return self.used
 
-        def places(self, rows: np.ndarray) -> np.ndarray:
+        def positions(self, rows: np.ndarray) -> np.ndarray:
             return rows
 
     logits = task.encode(values).values

@@ -11,7 +11,7 @@ from fusetune.backbones import backbone
 from fusetune.backbones.passes.boundary import BOUNDARY
 from fusetune.inference.predict import evaluating
 from fusetune.models.reader import FEATURES
-from fusetune.training import finetune as stages
+from fusetune.training import stages
 
 ROWS = 24
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,45 +15,57 @@ from fusetune.errors import ConfigError
 
 if TYPE_CHECKING:
     from fusetune.api import FineTuned
+    from fusetune.config.config import Config
     from fusetune.evaluation.results import RunResults
+    from fusetune.fitting.estimate import Estimate
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 
+Source = Annotated[
+    str,
+    typer.Argument(metavar="TABLE|CONFIG|RUN", help="Table to learn from, .yaml of settings, or a stopped run."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE|TABLE", help="Settings, as trainer.epochs=5; more tables."),
+]
+Query = Annotated[
+    str | None, typer.Option(help="Columns of one side of pairs: title,description. In place of --target.")
+]
+Document = Annotated[str | None, typer.Option(help="Columns of the other side, which queries should find: photo.")]
+Val = Annotated[str | None, typer.Option(help="Table to choose the best step on; else split off.")]
+Test = Annotated[str | None, typer.Option(help="Table the report is made on; else split off.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write; runs/TARGET if not given.")]
+ConfigFile = Annotated[str | None, typer.Option("--config", "-c", help="A .yaml file of settings.")]
+Objectives = Annotated[
+    list[str] | None,
+    typer.Option(help="What is minimised besides the task losses, or alone: contrastive. May be given again."),
+]
+SchemaFile = Annotated[str | None, typer.Option(help="A .yaml file that `fusetune schema` wrote, edited.")]
+Resume = Annotated[
+    bool | None,
+    typer.Option("--resume/--no-resume", help="Go on with a run that was stopped in the folder, or begin anew."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the time and memory it would take; train nothing.")]
+
+
 @app.command()
 def fit(
-    source: Annotated[
-        str,
-        typer.Argument(metavar="TABLE|CONFIG|RUN", help="Table to learn from, .yaml of settings, or a stopped run."),
-    ],
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE|TABLE", help="Settings, as trainer.epochs=5; more tables."),
-    ] = None,
+    source: Source,
+    settings: Settings = None,
     target: common.Target = None,
-    query: Annotated[
-        str | None, typer.Option(help="Columns of one side of pairs: title,description. In place of --target.")
-    ] = None,
-    document: Annotated[
-        str | None, typer.Option(help="Columns of the other side, which queries should find: photo.")
-    ] = None,
-    val: Annotated[str | None, typer.Option(help="Table to choose the best step on; else split off.")] = None,
-    test: Annotated[str | None, typer.Option(help="Table the report is made on; else split off.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write; runs/TARGET if not given.")] = None,
-    config: Annotated[str | None, typer.Option("--config", "-c", help="A .yaml file of settings.")] = None,
-    objective: Annotated[
-        list[str] | None,
-        typer.Option(help="What is minimised besides the task losses, or alone: contrastive. May be given again."),
-    ] = None,
-    schema: Annotated[str | None, typer.Option(help="A .yaml file that `fusetune schema` wrote, edited.")] = None,
-    resume: Annotated[
-        bool | None,
-        typer.Option("--resume/--no-resume", help="Go on with a run that was stopped in the folder, or begin anew."),
-    ] = None,
+    query: Query = None,
+    document: Document = None,
+    val: Val = None,
+    test: Test = None,
+    out: Out = None,
+    config: ConfigFile = None,
+    objective: Objectives = None,
+    schema: SchemaFile = None,
+    resume: Resume = None,
     overwrite: common.Overwrite = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the time and memory it would take; train nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     as_json: common.Json = False,
 ) -> None:
     """Tune a model on a table; write the model folder and the report.
@@ -72,41 +85,22 @@ def fit(
       fusetune fit train.csv --target rating --dry-run
     """
     from fusetune import api
-    from fusetune.config.config import Config
 
+    progress = common.shows_progress(as_json)
     if resume and Path(source).is_dir() and (out is None or out == Path(source)):
-        show(api.resume(source, progress=common.shows_progress(as_json)), as_json=as_json)
+        show(api.resume(source, progress=progress), as_json=as_json)
         return
-    if common.is_model(Path(source)):
-        raise ConfigError(
-            f"{source} is a model folder",
-            expected="a table to learn from, a .yaml of settings, or a run with --resume",
-            do=f"`fusetune fit {Path(source) / 'config.yaml'} --out FOLDER` runs its settings again",
-        )
+    _refuse_model(source)
     train, config = _table_and_config(source, config)
     more = [setting for setting in settings or [] if "=" not in setting]
     _check_tables(train, more)
-    chosen = (Config() if config is None else Config.from_yaml(config)).with_overrides(
-        [setting for setting in settings or [] if "=" in setting]
-    )
-    if objective:
-        chosen = chosen.with_overrides({"objectives": {name: {} for name in objective}})
-    if query or document:
-        sides = {"query": query, "document": document}
-        chosen = chosen.with_overrides({side: _names(names) for side, names in sides.items() if names})
-    if schema is not None:
-        chosen = chosen.with_overrides({"schema_file": schema})
+    chosen = _chosen(config, settings, objective, schema, {"query": query, "document": document})
+    tables = train if train is None else [train, *more]
     if dry_run:
-        tables = train if train is None else [train, *more]
-        progress = common.shows_progress(as_json)
-        estimate = api.dry_run(tables, target, val=val, test=test, config=chosen, progress=progress)
-        if as_json:
-            common.print_json(estimate.to_json())
-        else:
-            common.console().print("\n".join(estimate.lines()), soft_wrap=True)
+        _print_estimate(api.dry_run(tables, target, val=val, test=test, config=chosen, progress=progress), as_json)
         return
     tuned = api.fit(
-        train if train is None else [train, *more],
+        tables,
         target=target,
         val=val,
         test=test,
@@ -114,7 +108,7 @@ def fit(
         config=chosen,
         resume=resume,
         overwrite=overwrite,
-        progress=common.shows_progress(as_json),
+        progress=progress,
     )
     show(tuned, as_json=as_json)
 
@@ -122,6 +116,46 @@ def fit(
 def _names(columns: str) -> list[str]:
     """Return columns that are separated by commas."""
     return [name.strip() for name in columns.split(",") if name.strip()]
+
+
+def _refuse_model(source: str) -> None:
+    """Refuse a model folder as the table to learn from.
+
+    Raises:
+        ConfigError: the source is a model folder.
+    """
+    if common.is_model(Path(source)):
+        raise ConfigError(
+            f"{source} is a model folder",
+            expected="a table to learn from, a .yaml of settings, or a run with --resume",
+            do=f"`fusetune fit {Path(source) / 'config.yaml'} --out FOLDER` runs its settings again",
+        )
+
+
+def _chosen(
+    file: str | None,
+    settings: list[str] | None,
+    objectives: list[str] | None,
+    schema: str | None,
+    sides: Mapping[str, str | None],
+) -> Config:
+    """Return the settings of a file with those of the command line."""
+    from fusetune.config.config import Config
+
+    chosen = Config() if file is None else Config.from_yaml(file)
+    chosen = chosen.with_overrides([setting for setting in settings or [] if "=" in setting])
+    if objectives:
+        chosen = chosen.with_overrides({"objectives": {name: {} for name in objectives}})
+    if any(sides.values()):
+        chosen = chosen.with_overrides({side: _names(names) for side, names in sides.items() if names})
+    return chosen if schema is None else chosen.with_overrides({"schema_file": schema})
+
+
+def _print_estimate(estimate: Estimate, as_json: bool) -> None:
+    if as_json:
+        common.print_json(estimate.to_json())
+    else:
+        common.console().print("\n".join(estimate.lines()), soft_wrap=True)
 
 
 def _folder_for(targets: list[str]) -> Path:

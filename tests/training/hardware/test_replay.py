@@ -16,7 +16,7 @@ from torch import nn
 
 import fusetune
 from fusetune.backbones.passes import graphs
-from fusetune.training import finetune
+from fusetune.training import stages
 from fusetune.training.hardware import replay
 
 
@@ -29,7 +29,7 @@ def as_on_a_gpu(monkeypatch):
         seen = SimpleNamespace(device=torch.device("cuda"), num_processes=accelerator.num_processes)
         return inside(stage, recipe, seen, num_rows)
 
-    monkeypatch.setattr(finetune, "graphs", there)
+    monkeypatch.setattr(stages, "graphs", there)
     monkeypatch.setattr(replay, "WORTHWHILE", 0)
 
 
@@ -102,13 +102,13 @@ def test_updates_that_take_gradients_otherwise_are_not_replayed(tune, captured, 
 
 
 def test_neither_by_several_processes_nor_where_an_objective_changes_what_is_read(tune, captured, monkeypatch):
-    as_it_is = finetune.graphs
+    as_it_is = stages.graphs
     others = SimpleNamespace(device=torch.device("cuda"), num_processes=2)
     inside = replay.graphs
-    monkeypatch.setattr(finetune, "graphs", lambda stage, recipe, accelerator, num: inside(stage, recipe, others, num))
+    monkeypatch.setattr(stages, "graphs", lambda stage, recipe, accelerator, num: inside(stage, recipe, others, num))
     tune("several", epochs=0)
     assert captured == []
-    monkeypatch.setattr(finetune, "graphs", as_it_is)
+    monkeypatch.setattr(stages, "graphs", as_it_is)
     tune("vat", epochs=0, objectives={"vat": {}})
     assert captured == []
     tune("usual", epochs=0)
