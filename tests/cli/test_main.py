@@ -40,6 +40,8 @@ OPTIONS = {
         "--resume",
         "--overwrite",
         "--dry-run",
+        "--query",
+        "--document",
     },
     "predict": {
         "folder",
