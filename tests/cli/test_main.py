@@ -40,8 +40,6 @@ OPTIONS = {
         "--resume",
         "--overwrite",
         "--dry-run",
-        "--query",
-        "--document",
     },
     "predict": {
         "folder",
