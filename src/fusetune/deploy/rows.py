@@ -121,17 +121,17 @@ def _single_cell(cell: Any, columns: Mapping[str, Modality]) -> dict[str, Any]:
 
 def _as_cell(cell: Any, column: Modality | None) -> Any:
     """Convert images to the bytes of a PNG file, and other arrays to lists."""
+    if isinstance(cell, Image.Image):
+        return image_to_png(cell)
     if isinstance(cell, np.ndarray) and column is not None and column.kind == "image":
-        if cell.dtype != np.uint8 or cell.ndim not in (2, 3) or (cell.ndim == 3 and cell.shape[2] not in (3, 4)):
+        if (png := image_to_png(cell)) is None:
             raise TableError(
                 "this array is no picture",
                 expected="uint8, (height, width) or (height, width, 3 or 4)",
                 came=f"{cell.dtype}, {cell.shape}",
                 column=column.column,
             )
-        cell = Image.fromarray(cell)
-    if isinstance(cell, Image.Image):
-        return image_to_png(cell)
+        return png
     if isinstance(cell, np.ndarray | np.generic):
         return cell.tolist()
     if isinstance(cell, Mapping):

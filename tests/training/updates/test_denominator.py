@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.nn import functional as F
 
 from fusetune.objectives.base import Objective, labelled_weights, weighted_mean
 from fusetune.objectives.total import Total
@@ -148,3 +149,25 @@ def test_an_objectives_mean_over_labelled_rows_is_the_same_over_micro_batches():
         for cuts in ([], [3, 9, 20])
     ]
     assert torch.allclose(found[0], found[1], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("cuts", [[], [3, 9, 20]], ids=["at once", "in parts"])
+@pytest.mark.parametrize("missing", [False, True], ids=["labelled", "partly labelled"])
+def test_a_class_weighted_loss_is_torchs_over_all_rows(missing, cuts):
+    """torch divides by the sum of the weights of the rows' classes; a row without a label is ignored."""
+    task = MulticlassTask("y", class_weights={"a": 3.0, "b": 0.5})
+    cells = ["abc"[row % 3 if row % 7 else 0] for row in range(ROWS)]
+    task.fit(cells)
+    learner = Learner(Head(task), Total({"y": task})).double()
+    loss, found = gradient(
+        learner, batches(task, cells, weighted=False, missing=missing, cuts=cuts), Accelerator(cpu=True)
+    )
+    (rows,) = batches(task, cells, weighted=False, missing=missing, cuts=[])
+    target = rows.targets["y"]
+    labels = torch.where(target.labelled, target.values, -100)
+    weight = torch.tensor([3.0, 0.5, 1.0]).double()
+    learner.zero_grad()
+    expected = F.cross_entropy(learner.model(rows).logits["y"], labels, weight=weight, ignore_index=-100)
+    expected.backward()
+    wanted = torch.cat([p.grad.flatten() for p in learner.parameters()])
+    assert loss == pytest.approx(float(expected), rel=1e-9) and torch.allclose(found, wanted, rtol=1e-9, atol=1e-12)
