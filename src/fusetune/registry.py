@@ -124,6 +124,7 @@ FUSIONS = Registry(
 TASKS = Registry(
     "task",
     {
+        "answer": "fusetune.tasks.extractive:AnswerTask",
         "binary": "fusetune.tasks.classification:BinaryTask",
         "entities": "fusetune.tasks.entities:EntitiesTask",
         "multiclass": "fusetune.tasks.classification:MulticlassTask",

@@ -1,6 +1,7 @@
 """Fits of tasks that answer token by token, from a table to a report, with tiny models."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -132,3 +133,60 @@ def test_joins_that_cannot_be_read_are_refused(tiny, tmp_path, join, why):
     rows = pairs(60, 0).assign(n=range(60))
     with pytest.raises(UserError, match=why):
         ft.fit(rows, out=tmp_path / "run", config=settings)
+
+
+def questions(rows, seed=0, *, places=40):
+    """Contexts of which a name is the answer, unless there is none; long enough for several windows of 16 tokens."""
+    rng, table = np.random.default_rng(seed), []
+    for _ in range(rows):
+        words = [str(word) for word in rng.choice(OTHERS, size=int(rng.integers(4, places)))]
+        start, answer = -1, ""
+        if rng.random() < 0.7:
+            at = int(rng.integers(0, len(words)))
+            words[at] = answer = str(rng.choice(NAMES))
+            start = len(" ".join([*words[:at], ""]))
+        table.append({"question": "who", "context": " ".join(words), "answer": answer, "start": start, "size": 1})
+    return table
+
+
+def written(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_answers_from_a_table_to_a_report(tiny, tmp_path):
+    train, val, test = (
+        written(tmp_path / f"{name}.jsonl", questions(rows, seed))
+        for name, rows, seed in (("train", 120, 0), ("val", 40, 1), ("test", 40, 2))
+    )
+    settings = config(
+        tiny, target=["answer"], tasks={"answer": "answer"}, text={"name": tiny("bert"), "max_tokens": 16}
+    )
+    settings["trainer"] |= {"epochs": 4, "head_epochs": 20}
+    tuned = ft.fit(train, val=val, test=test, config=settings, out=tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    (task,) = report["tasks"]
+    assert task["rows"] == 40, "rows without an answer count"
+    after = next(system for system in task["systems"] if system["kind"] == "after")
+    assert after["metrics"]["f1_answerable"]["value"] > 0.8
+    again = ft.load(tmp_path / "run")
+    one, two = tuned.predict(test).table, again.predict(test).table
+    assert one.equals(two) and len(one) == 40
+    rows = [json.loads(line) for line in Path(test).read_text().splitlines()]
+    for row, text, start, end in zip(
+        rows, *(one[name].to_pylist() for name in ("answer", "answer_start", "answer_end")), strict=True
+    ):
+        assert (text, start, end) == ("", -1, -1) or row["context"][start:end] == text
+    measured = again.evaluate(test).metrics()
+    assert measured["answer"]["f1"] == pytest.approx(after["metrics"]["f1"]["value"], abs=1e-6)
+
+
+def test_answers_at_wrong_places_are_rejected_by_row(tiny, tmp_path):
+    rows = questions(60)
+    rows[3] |= {"answer": "w1", "start": 999}
+    train, val = written(tmp_path / "train.jsonl", rows), written(tmp_path / "val.jsonl", questions(30, 1))
+    settings = config(tiny, target=["answer"], tasks={"answer": "answer"})
+    settings["trainer"] |= {"epochs": 0}
+    ft.fit(train, val=val, test=val, config=settings, out=tmp_path / "run")
+    rejected = [json.loads(line) for line in (tmp_path / "run" / "rejected.jsonl").read_text().splitlines()]
+    assert [(row["row"], row["column"]) for row in rejected] == [(3, "answer")]

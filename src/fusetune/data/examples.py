@@ -15,7 +15,7 @@ from torch import Tensor
 from fusetune.data.column import Column, Progress
 from fusetune.data.distinct import is_missing
 from fusetune.data.quarantine import Rejected
-from fusetune.data.resolved import target_cells
+from fusetune.data.resolved import raw_targets, target_cells, unlabelled_rows
 from fusetune.data.sampler import UpdateSampler
 from fusetune.data.storage.mapped import (
     mapped_arange,
@@ -91,7 +91,7 @@ class Examples:
         self.columns = {name: Column(modality, table, name) for name, modality in modalities.items()}
         self.tasks = dict(tasks or {})
         self.targets = {name: target_cells(table, task) for name, task in self.tasks.items()}
-        self._missing = {name: table.missing(task.target) for name, task in self.tasks.items()}
+        self._missing = {name: unlabelled_rows(table, task) for name, task in self.tasks.items()}
         self.weights: np.ndarray = np.broadcast_to(np.float32(1), len(table))  # of all rows, without their memory
         self._weight = weight
         self.groups = table.distinct(group)[0] if group is not None else np.broadcast_to(np.int64(-1), len(table))
@@ -175,14 +175,14 @@ class Examples:
         keep = mapped_full(len(self.used), True, bool)
         for start in range(0, len(self.used), PIECE):
             some = self.used[start : start + PIECE]
-            cells = [self.table.cells(task.target, some) for task in self.tasks.values()]
+            cells = [raw_targets(self.table, task, some) for task in self.tasks.values()]
             about = [self.table.cells(task.reads, some) if task.reads else None for task in self.tasks.values()]
             for at, index in enumerate(some):
                 row = int(self.rows[index])
                 try:
                     for column, task, read in zip(cells, self.tasks.values(), about, strict=True):
                         value = column[at]
-                        if not is_missing(value):
+                        if value is not None:
                             task.check(value if read is None else task.resolve(value, read[at], row=row), row=row)
                 except BadCell as error:
                     self.rejected.append(Rejected.from_error(error))

@@ -16,9 +16,36 @@ if TYPE_CHECKING:
 
 
 def target_cells(table: Table, task: TargetTask) -> Cells:
-    """A task's target cells; resolved, if the target refers to a text."""
+    """Return a task's target cells; resolved, if the target refers to a text."""
     cells = table.lazy(task.target)
     return cells if task.reads is None else ResolvedCells(cells, task)
+
+
+def raw_targets(table: Table, task: TargetTask, rows: np.ndarray) -> list[Any]:
+    """Return a task's target cells before `resolve`, None for unlabelled rows.
+
+    Args:
+        table: with the target.
+        task: its target may be in two columns; see `TargetTask.second`.
+        rows: positions in the table.
+    """
+    cells = table.cells(task.target, rows)
+    unlabelled = [not task.empty_is_value and is_missing(cell) for cell in cells]
+    if task.second is not None:
+        more = table.cells(task.second, rows) if task.second in table else [None] * len(rows)
+        unlabelled = [lacks and is_missing(cell) for lacks, cell in zip(unlabelled, more, strict=True)]
+        cells = list(zip(cells, more, strict=True))
+    return [None if lacks else cell for lacks, cell in zip(unlabelled, cells, strict=True)]
+
+
+def unlabelled_rows(table: Table, task: TargetTask) -> np.ndarray:
+    """Return which rows of a table have no value of a task's target, (rows,) bool."""
+    missing = table.missing(task.target)
+    if task.empty_is_value:
+        missing[:] = False
+    elif task.second is not None and task.second in table:
+        np.logical_and(missing, table.missing(task.second), out=missing)
+    return missing
 
 
 class ResolvedCells(Cells):
@@ -35,8 +62,8 @@ class ResolvedCells(Cells):
         assert self.task.reads is not None
         about = self.table.cells(self.task.reads, rows)
         return [
-            None if is_missing(value) else self._resolved(value, cell, int(self.table.rows[row]))
-            for value, cell, row in zip(super().take(places), about, rows, strict=True)
+            None if value is None else self._resolved(value, cell, int(self.table.rows[row]))
+            for value, cell, row in zip(raw_targets(self.table, self.task, rows), about, rows, strict=True)
         ]
 
     def _resolved(self, value: Any, cell: Any, row: int) -> Any:

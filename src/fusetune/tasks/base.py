@@ -207,6 +207,11 @@ class TargetTask(Task):
     family = "understand"
     reads: str | None = None
     """The text column that is answered token by token, once `reading` has chosen it; None for one answer a row."""
+    second: str | None = None
+    """A second column of the target, such as an answer's first character. `resolve` is given the pair of cells, and a
+    row is unlabelled if it lacks both."""
+    empty_is_value: bool = False
+    """Whether an empty cell of the target is a value, such as "no answer", rather than an unlabelled row."""
 
     def reading(self, schema: Schema) -> Reading | None:
         """Return which columns the task needs to be read in another way than as one vector each; None by default.
