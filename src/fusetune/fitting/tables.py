@@ -12,12 +12,14 @@ from fusetune.config.config import Config
 from fusetune.data.examples import Examples
 from fusetune.data.quarantine import Rejected, check_rate
 from fusetune.data.reading.joined import concat
+from fusetune.data.resolved import unlabelled_rows
 from fusetune.data.schema import Schema
 from fusetune.data.splits import may_train, split_rows
 from fusetune.data.table import Table
 from fusetune.errors import TableError
 from fusetune.evaluation.results import TableUsed
 from fusetune.fitting.reading import join_columns, read_for_tasks
+from fusetune.models.build import build_task
 from fusetune.objectives.total import learning_without_target, standalone_objective
 from fusetune.registry import OBJECTIVES
 from fusetune.tasks.base import TargetTask
@@ -89,7 +91,12 @@ class Tables:
         """Return which rows have at least one target, (rows,) bool; all rows if the table has no target columns."""
         if not self.schema.names("target"):
             return np.ones(len(table), dtype=bool)
-        is_labelled = ~np.all([table.missing(target) for target in self.schema.names("target")], axis=0)
+        known = _settled_tasks(self.config, self.schema)
+        missing = [
+            unlabelled_rows(table, known[target]) if target in known else table.missing(target)
+            for target in self.schema.names("target")
+        ]
+        is_labelled = ~np.all(missing, axis=0)
         self.unlabelled[split] = int((~is_labelled).sum())
         if not is_labelled.any():
             raise TableError(
@@ -184,6 +191,20 @@ class Tables:
             unlabelled = self.unlabelled[split] + int(np.count_nonzero(rows.unlabelled()))
             used.append(TableUsed(split, file, rows_in, rows_in - len(rejected), len(rejected), unlabelled))
         return used
+
+
+def _settled_tasks(config: Config, schema: Schema) -> dict[str, TargetTask]:
+    """Return the tasks that the settings name, by target, unfitted.
+
+    They say which rows are unlabelled. A task that is chosen by the target's cells has none but missing ones.
+    """
+    tasks = {}
+    for target in schema.names("target"):
+        settings = config.tasks.get(target)
+        if settings is not None and settings.name is not None:
+            tasks[target] = build_task(target, settings.name, settings.options)
+            tasks[target].reading(schema)
+    return tasks
 
 
 def check_rows(examples: Mapping[str, Examples], targets: Sequence[str]) -> None:
