@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from scipy import stats
@@ -14,6 +13,7 @@ from fusetune.tasks.classification import MulticlassTask
 from fusetune.tasks.regression import RegressionTask
 from fusetune.training import finetune as module
 from fusetune.training.score_error import ScoreError, bootstrap_error, mean_error, share_error
+from fusetune.types import Target
 
 
 def test_a_share_of_rows_has_half_the_width_of_agresti_and_coulls_interval() -> None:
@@ -74,7 +74,7 @@ def test_the_first_evaluation_measures_it_and_later_ones_leave_it(monkeypatch: p
         weights = np.ones(60)
 
         def __init__(self) -> None:
-            self.targets = {"label": pd.Series(values)}
+            self.tasks = {"label": task}
 
         def __len__(self) -> int:
             return 60
@@ -84,6 +84,12 @@ def test_the_first_evaluation_measures_it_and_later_ones_leave_it(monkeypatch: p
 
         def positions(self, rows: np.ndarray) -> np.ndarray:
             return rows
+
+        def truth(self, name: str, rows: np.ndarray) -> np.ndarray:
+            return task.truth(values)
+
+        def encode(self, name: str, rows: np.ndarray) -> Target:
+            return task.encode(values)
 
     logits = task.encode(values).values
     right = torch.nn.functional.one_hot(logits.long(), 2).float()
