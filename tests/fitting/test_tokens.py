@@ -190,3 +190,13 @@ def test_answers_at_wrong_places_are_rejected_by_row(tiny, tmp_path):
     ft.fit(train, val=val, test=val, config=settings, out=tmp_path / "run")
     rejected = [json.loads(line) for line in (tmp_path / "run" / "rejected.jsonl").read_text().splitlines()]
     assert [(row["row"], row["column"]) for row in rejected] == [(3, "answer")]
+
+
+def test_a_text_read_in_two_ways_has_two_places_in_the_cache(tiny, tables, tmp_path):
+    """Plain vectors and those of two markers differ in width, and one encoder gives both."""
+    cache = {"data": {"cache": str(tmp_path / "cache")}}
+    for number, target in enumerate((["tags"], ["mood"])):
+        settings = config(tiny, target=target, **cache)
+        ft.fit(tables["train"], val=tables["val"], test=tables["test"], config=settings, out=tmp_path / str(number))
+    frame = pd.DataFrame(relations(60, 0))
+    ft.fit(frame, out=tmp_path / "relations", config=config(tiny, target=["relation"], **cache))

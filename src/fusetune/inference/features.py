@@ -47,13 +47,19 @@ def fill_features(
             model,
             column,
             examples.columns[column],
-            store=open_store(cache, model.encoders[key], "output", torch.float32),
+            store=open_store(cache, model.encoders[key], _boundary(examples.columns[column]), torch.float32),
             together=partial(groups, f"features-{zlib.crc32(column.encode())}") if groups else None,
             progress=progress,
         )
         for column, key in model.routes.items()
         if model.encoders[key].pretrained and column in examples.columns
     }
+
+
+def _boundary(column: Column) -> str:
+    """Return the name of an encoder's outputs in the cache, by how a text is read: outputs differ in width."""
+    read = getattr(column.modality, "read", "vector")
+    return "output" if read == "vector" else f"output, {read}"
 
 
 def augmented_views(
