@@ -9,6 +9,8 @@ A rule is one of:
     only:norm         freeze pretrained encoders except their normalisation layers (Frankle et al., arXiv 2003.00152)
     bottom:K          freeze the first K blocks of every pretrained encoder; block 0 is the embeddings
     regex:PATTERN     freeze parameters in whose names the regular expression is found
+
+Settings may also say `auto`, which a trial turns into `none` or `bottom:K` (`fusetune.training.frozen_blocks`).
 """
 
 from __future__ import annotations
@@ -61,8 +63,9 @@ def check_rule(rule: str) -> tuple[str, str]:
         return name, argument
     raise ConfigError(
         f"freeze: unknown rule {rule!r}",
-        expected=", ".join(RULES),
-        do=nearest(rule, ("none", "all", "only:heads", "bottom:3", "regex:layer.0")) or "choose one of the rules above",
+        expected=", ".join(("auto", *RULES)),
+        do=nearest(rule, ("auto", "none", "all", "only:heads", "bottom:3", "regex:layer.0"))
+        or "choose one of the rules above",
     )
 
 

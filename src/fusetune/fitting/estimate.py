@@ -28,6 +28,7 @@ from fusetune.objectives.balance import build_balance
 from fusetune.objectives.total import Total, build_objectives
 from fusetune.tasks.base import family_of
 from fusetune.training.finetune import precision_of
+from fusetune.training.frozen_blocks import choose_frozen_blocks
 from fusetune.training.hardware.devices import make_accelerator
 from fusetune.training.hardware.memory import fit_micro_batches
 from fusetune.training.learner import Learner
@@ -125,6 +126,8 @@ def estimate_fit(asked: RunSettings) -> Estimate:
         given = train.given(features=rows.train_features), val.given(features=rows.val_features)
         stages.append(_stage(recipe.head_stage(train.num_drawn), learner, *given, accelerator, notes))
     if recipe.tunes():
+        choose_frozen_blocks(recipe, learner, rows)
+        notes += recipe.notes
         tune = recipe.tune_stage()
         still = [name for name, key in model.routes.items() if key not in recipe.moving()]
         stages.append(_stage(tune, learner, *rows.given(still, augmented=False), accelerator, notes))

@@ -88,10 +88,15 @@ def rules(fit: Prepared, modalities: Mapping[str, Modality]) -> dict[str, Backbo
     """Return how each encoder is tuned, by its key."""
     by_kind = {"text": fit.config.text, "image": fit.config.image, "audio": fit.config.audio}
     return {
-        modality.encoder_key: BackboneRule(by_kind[modality.kind].freeze, by_kind[modality.kind].lr)
+        modality.encoder_key: BackboneRule(_freeze(modality.kind, settings.freeze), settings.lr)
         for modality in modalities.values()
-        if modality.kind in by_kind
+        if (settings := by_kind.get(modality.kind)) is not None
     }
+
+
+def _freeze(kind: str, rule: str) -> str:
+    """Return a kind's rule: a trial is made for pictures alone, for which it was measured."""
+    return "none" if rule == "auto" and kind != "image" else rule
 
 
 def training_rows(fit: Prepared, columns: Sequence[str] | None = None) -> TrainingRows:

@@ -186,7 +186,7 @@ def _history(
             "  Do: lower trainer.lr and trainer.backbone_lr, set trainer.clip"
         )
     history = TrainingHistory(curve.checks, best.check, _trained(recipe.model), moved, recipe.warnings(), precision)
-    history.error = best.error.value or 0.0
+    history.error, history.num_frozen = best.error.value or 0.0, recipe.num_frozen or {}
     seconds = sum(stage.seconds for stage in recipe.stages)
     history.out_of_time = recipe.out_of_time or any(stage.out_of_time for stage in recipe.stages)
     history.waited = sum(stage.waited for stage in recipe.stages) / seconds if seconds else 0.0

@@ -25,6 +25,7 @@ class TrainingHistory:
             total under "". Empty if they were not counted.
         error: standard error of the score on the validation rows, at the first check; nan where unknown.
         waited: share of the updates' time spent waiting for batches, 0 to 1.
+        num_frozen: number of first blocks that a trial kept frozen, per encoder key; empty without a trial.
         out_of_time: whether training stopped, or skipped a stage, because its time was up.
     """
 
@@ -38,6 +39,7 @@ class TrainingHistory:
     changed: dict[str, int] = field(default_factory=dict)
     out_of_time: bool = False
     error: float = math.nan
+    num_frozen: dict[str, int] = field(default_factory=dict)
 
     @property
     def encoders_unchanged(self) -> bool:

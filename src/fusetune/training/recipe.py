@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -36,7 +36,8 @@ class BackboneRule:
     """How an encoder is tuned.
 
     Attributes:
-        freeze: the setting `freeze` of its section, such as "bottom:4".
+        freeze: the setting `freeze` of its section, such as "bottom:4". With "auto" a trial chooses how many
+            first blocks are frozen (`fusetune.training.frozen_blocks`).
         lr: peak learning rate of its last block; None takes the default.
     """
 
@@ -86,13 +87,14 @@ class Recipe:
         self.stages: list[Stage] = []
         self.deadline, self.out_of_time = deadline or Deadline(), False
         self.augmented = augmented
+        self.num_frozen: dict[str, int] | None = None  # of encoders with `freeze: auto`; None before the trial
         self.pretrained = {key for key, encoder in model.encoders.items() if encoder.pretrained}
         self.scratch = {
             key for key, encoder in model.encoders.items() if isinstance(encoder, Backbone) and not encoder.pretrained
         }
         self.undecayed = no_decay(model).union(*(no_decay(objective) for objective in self.objectives))
         for key in self.scratch:
-            if key in rules and rules[key].freeze != "none":
+            if key in rules and rules[key].freeze not in ("none", "auto"):
                 raise ConfigError(
                     f"the encoder {key!r} is trained from scratch and cannot be frozen",
                     came=f"freeze: {rules[key].freeze}",
@@ -104,6 +106,30 @@ class Recipe:
         old = {id(p) for key in self.pretrained for p in self.model.encoders[key].parameters()}
         own = [p for objective in self.objectives for p in objective.parameters()]
         return [p for p in self.model.parameters() if id(p) not in old] + own
+
+    def rule(self, key: str) -> BackboneRule:
+        """Return how an encoder is tuned; `auto` as the trial chose, before the trial as if nothing were frozen."""
+        rule = self.rules.get(key, BackboneRule())
+        if rule.freeze != "auto":
+            return rule
+        count = (self.num_frozen or {}).get(key, 0)
+        return replace(rule, freeze=f"bottom:{count}" if count else "none")
+
+    def undecided(self) -> dict[str, Backbone]:
+        """Return the encoders whose frozen blocks a trial is to choose; call it once `tune_stage` was.
+
+        None where what enters the encoders is changed in training, as all layers then run in every update, or where
+        layers are spread over processes.
+        """
+        if self.num_frozen is not None or not self.reads_cells_as_they_are() or self.settings.shard:
+            return {}
+        encoders = {key: self.model.encoders[key] for key in sorted(self.moving())}
+        auto = [key for key, rule in self.rules.items() if rule.freeze == "auto"]
+        return {
+            key: encoder
+            for key, encoder in encoders.items()
+            if key in auto and isinstance(encoder, Backbone) and encoder.adapter is None
+        }
 
     def head_stage(self, num_rows: int) -> Stage:
         """Return the stage that trains all new parameters, with frozen pretrained encoders."""
@@ -147,7 +173,7 @@ class Recipe:
             return False
         before = [parameter.requires_grad for parameter in encoder.parameters()]
         encoder.requires_grad_(True)
-        freeze(encoder, self.rules.get(key, BackboneRule()).freeze)
+        freeze(encoder, self.rule(key).freeze)
         trainable = any(parameter.requires_grad for parameter in encoder.parameters())
         for parameter, flag in zip(encoder.parameters(), before, strict=True):
             parameter.requires_grad_(flag)
@@ -180,7 +206,7 @@ class Recipe:
         head_lr = self.settings.head_lr if self.settings.head_epochs != 0 else self.settings.lr
         sets: list[tuple[float, Sequence[Tensor]]] = [(head_lr, self.new_parameters())]
         for key in sorted(self.pretrained):
-            rule = self.rules.get(key, BackboneRule())
+            rule = self.rule(key)
             encoder = self.model.encoders[key]
             if not isinstance(encoder, Backbone):
                 continue

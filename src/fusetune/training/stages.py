@@ -16,6 +16,7 @@ from fusetune.inference.features import augmented_views
 from fusetune.training.averaging import BestSteps, average_weights, copy_to_cpu, trained_weights
 from fusetune.training.callbacks import Bar, BestStep, Callback, Check, Validate
 from fusetune.training.checkpoint_manager import load_callback_states
+from fusetune.training.frozen_blocks import choose_frozen_blocks
 from fusetune.training.hardware.replay import graphs
 from fusetune.training.hardware.shard import sharded
 from fusetune.training.learner import Learner
@@ -67,6 +68,8 @@ class StageRunner:
         self._resume()
         if settings.head_epochs != 0:
             self._run_head()
+        if recipe.tunes() and not recipe.deadline.passed():
+            choose_frozen_blocks(recipe, learner, self.rows)
         with sharded(learner, recipe.movable() if settings.shard else []) as spread:
             recipe.undecayed |= {parameter for part in spread for parameter in no_decay(part)}
             tune, moving, validate = self._run_tune(last, always=bool(spread))
@@ -84,6 +87,8 @@ class StageRunner:
         if (saved := manager.saved) is not None:
             with manager.reading():
                 outer, self.step = saved["outer"], int(saved["outer"]["step"])
+                # A tune stage that was begun without a trial goes on without one.
+                recipe.num_frozen = outer.get("num_frozen", {} if saved["stage"] == "tune" else None)
                 outer["stages"] = [(float(seconds), float(waited)) for seconds, waited in outer["stages"]]
                 load_callback_states(self.callbacks, saved["watchers"])
                 updates = self.step + int(saved["done"])
@@ -94,6 +99,7 @@ class StageRunner:
             "step": self.step,
             "stages": [[stage.seconds, stage.waited] for stage in recipe.stages],
             "said": recipe.notes,
+            "num_frozen": recipe.num_frozen,
         }
 
     def _run_head(self) -> None:

@@ -90,7 +90,9 @@ def encoders_used(
             how = "as pretrained: the best step lies before it was tuned"
         else:
             how = "tuned" if encoder.adapter is None else f"{encoder.adapter.name} on {len(encoder.adapted)} modules"
-            how += "" if rules[key].freeze == "none" else f", freeze={rules[key].freeze}"
+            rule, count = rules[key].freeze, history.num_frozen.get(key, 0)
+            rule = rule if rule != "auto" else f"bottom:{count}" if count else "none"
+            how += "" if rule == "none" else f", freeze={rule}"
         used.append(
             BackboneUsed(
                 kind=encoder.kind,
