@@ -136,7 +136,7 @@ class TestTables:
 
     def test_urls(self, shop, table, fit):
         rows = [{**row, "photo": f"https://example.org/{n}.png"} for n, row in enumerate(shop[1])]
-        with pytest.raises(ConfigError, match=r"(?s)no input column.*photo.*download"):
+        with pytest.raises(ConfigError, match=r"(?s)no input column.*photo.*addresses"):
             fit(table(csv_text(rows, ["photo", "label"])))
 
     def test_validation_table_without_a_column(self, good, table, quick, tmp_path):

@@ -30,6 +30,7 @@ CELLS = {
     "multilabel": lambda x, n: "|".join(t for t, on in (("p", x > 0), ("q", n > 0.3)) if on) or "r",
     "regression": lambda x, n: round(3 + 2 * x + n, 4),
     "ordinal": lambda x, n: int(np.digitize(2 * x + n, [-2, -0.5, 0.5, 2])),
+    "relation": lambda x, n: f"in({['e1,e2', 'e2,e1'][int(x + n > 0)]})",
 }
 
 

@@ -35,6 +35,7 @@ CELLS = {
     "multilabel": lambda x: "p|q" if x > 0.5 else "q|r" if x > 0 else "r",
     "regression": lambda x: round(float(x), 4),
     "ordinal": lambda x: int(np.digitize(x, [-0.5, 0.5])),
+    "relation": lambda x: f"in({['e1,e2', 'e2,e1'][int(x > 0)]})",
 }
 
 

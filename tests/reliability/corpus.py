@@ -438,7 +438,7 @@ def text(name: str, content: Any, said: str | None = None) -> Bad:
 TEXTS = [
     text("half of a surrogate pair", "cut \ud83d", "character 4 is half"),
     text("bytes", b"caf\xe9", "type bytes"),
-    text("a list", ["a", "b"], "type list"),
+    text("a list", ["a b", "c"], "type list"),
     text("a mapping", {"text": "a"}, "type dict"),
     text("control characters", "".join(map(chr, range(1, 32))) + "\x7f\x80\x9f word"),
     text("NUL", "a\0b"),

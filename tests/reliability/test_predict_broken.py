@@ -25,7 +25,7 @@ BAD_CELLS = {
     36: ("voice", "cut.wav", "cut off"),
     50: ("voice", {"bytes": None, "path": "https://example.org/a.wav"}, "is a URL"),
     78: ("price", "three", "not a number"),
-    99: ("note", ["a", "list"], "type list"),
+    99: ("note", ["a text", "in a list"], "type list"),
 }
 
 

@@ -43,11 +43,11 @@ def check_text(text: str, *, row: int, column: str) -> None:
 
 
 def lists_of_words(values: Sequence[Any]) -> bool:
-    """Whether cells are lists of words, as taggers read them: all strings, without spaces, of several sizes."""
+    """Return whether cells are lists of words, as taggers read them: all strings, without spaces."""
     lists = [value for value in values if isinstance(value, list) and value]
     words = [word for value in lists[:200] for word in value]
     plain = bool(words) and all(isinstance(word, str) and not any(map(str.isspace, word)) for word in words)
-    return plain and len(lists) == len(values) and len({len(value) for value in lists}) > 1
+    return plain and len(lists) == len(values)
 
 
 class TextModality(BackboneModality):
@@ -87,7 +87,7 @@ class TextModality(BackboneModality):
     @classmethod
     def detect(cls, values: Sequence[Any], *, base_dir: Path) -> Detection:
         """Rate the cells: strings of several words that rarely repeat."""
-        if lists_of_words(values):
+        if lists_of_words(values) and len({len(value) for value in values}) > 1:  # labels have fixed places
             return Detection(0.7, f"lists of words, {np.mean([len(value) for value in values]):.1f} each")
         seen = profile_cells(values)
         seen_as = f"{seen.num_distinct} distinct values in {seen.num} cells, {seen.words:.1f} words each"
@@ -112,6 +112,9 @@ class TextModality(BackboneModality):
         cell = plain(cell)
         if isinstance(cell, bool | int | float | Decimal | date | time):
             cell = str(cell)
+        if isinstance(cell, list) and not lists_of_words([cell]):
+            why = "it is of type list, not text, and no list of words"
+            raise BadCell(row=row, column=self.column, value=cell, why=why, do="give one string")
         cell = words_text(cell, row=row, column=self.column)
         check_text(cell, row=row, column=self.column)
         tokens = self._tokenize(cell)

@@ -111,8 +111,8 @@ class RelationTask(ClassificationTask):
         `relation_f1` is the mean of the relations' F1 without the label of no relation, the official score of
         SemEval-2010 task 8: both directions are one relation, and an answer with the wrong direction is wrong.
         """
-        found = {"relation_f1": self._relation_f1(scores.argmax(1), truth, weights)} if len(truth) else {}
-        return found | measures.classification(scores, truth, weights)
+        f1 = self._relation_f1(scores.argmax(1), truth, weights) if len(truth) else float("nan")
+        return {"relation_f1": f1} | measures.classification(scores, truth, weights)
 
     def _relation_f1(self, guesses: np.ndarray, truth: np.ndarray, weights: np.ndarray | None) -> float:
         names = [DIRECTION.sub("", label) for label in self.classes]

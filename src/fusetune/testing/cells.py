@@ -62,6 +62,10 @@ class TinyBackbone(nn.Module):
         words = [3 + zlib.crc32(word.encode()) % 97 for word in text.split()]
         return np.array([1, *words[: self.max_tokens - 2], 2], dtype=np.int32)
 
+    def detokenize(self, tokens: np.ndarray) -> str:
+        """Return one word a token id, without the special tokens."""
+        return " ".join(f"w{token}" for token in tokens.tolist() if token > 2)
+
     def collate_text(self, cells: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """Return `input_ids` and `attention_mask`, (cells, longest)."""
         longest = max(map(len, cells))
