@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fusetune.errors import ConfigError
 from fusetune.objectives.base import Objective, labelled_weights
+from fusetune.tasks.abilities import require_row_answers
 from fusetune.tasks.base import TargetTask
 from fusetune.types import Batch, Outputs
 
@@ -60,6 +61,7 @@ class Mixup(Objective):
         super().__init__(model, tasks, weight=weight)
         if not tasks:
             raise ConfigError("the objective mixup mixes targets, and nothing is predicted", do="name a target")
+        require_row_answers(tasks, where="objectives.mixup")
         if not alpha > 0:
             raise ConfigError("objectives.mixup.alpha is out of range", expected="above 0", came=str(alpha))
         self.tasks, self.alpha = dict(tasks), alpha

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fusetune.errors import ConfigError
 from fusetune.objectives.base import Objective, labelled_weights
+from fusetune.tasks.abilities import require_row_answers
 from fusetune.tasks.base import TargetTask
 from fusetune.types import Batch, Outputs
 
@@ -59,6 +60,7 @@ class Unimodal(Objective):
         if not tasks or len(model.columns) < 2:
             what = "nothing is predicted" if not tasks else f"the only column is {model.columns[0]!r}"
             raise ConfigError(f"the objective unimodal has each column answer by itself, and {what}", do="leave it out")
+        require_row_answers(tasks, where="objectives.unimodal")
         self.tasks, self.columns = dict(tasks), list(model.columns)
         # Lists, not dicts: the names of columns and tasks are the user's and may not be valid module names.
         self.heads = nn.ModuleList(

@@ -192,3 +192,22 @@ def require(tasks: Mapping[str, TargetTask], ability: type[A], *, where: str) ->
             do=f"leave {where} out, or choose another task for the target",
         )
     return able
+
+
+def require_row_answers(tasks: Mapping[str, TargetTask], *, where: str) -> None:
+    """Check that every task answers once a row.
+
+    Args:
+        tasks: the tasks by target.
+        where: the setting that needs it: "objectives.mixup".
+
+    Raises:
+        ConfigError: a task answers token by token.
+    """
+    by_token = [f"{name!r}, {task.name}" for name, task in tasks.items() if task.reads is not None]
+    if by_token:
+        raise ConfigError(
+            f"{where} needs targets with one answer a row",
+            came=f"{', '.join(by_token)}, answered token by token",
+            do=f"leave {where} out",
+        )
