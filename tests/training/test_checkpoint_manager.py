@@ -17,7 +17,11 @@ from fusetune.errors import FolderError, Interrupted
 from fusetune.training import checkpoint_manager as keeping
 from fusetune.training.checkpoint_manager import END_PARTS, STATE_PARTS, CheckpointManager, rng_states, set_rng_states
 
-CPU = Accelerator(cpu=True)
+
+@pytest.fixture
+def cpu():
+    """An accelerator made for the test: other tests may have reset the state that all accelerators share."""
+    return Accelerator(cpu=True)
 
 
 class Clock:
@@ -50,34 +54,34 @@ def test_generators_come_back_from_the_disk(tmp_path):
     assert (torch.rand(2).tolist(), np.random.normal(size=3).tolist(), random.gauss(0, 1)) == drawn
 
 
-def test_every_so_many_minutes(tmp_path, monkeypatch):
+def test_every_so_many_minutes(tmp_path, monkeypatch, cpu):
     clock = Clock(monkeypatch)
     manager = CheckpointManager(tmp_path, 2)
-    assert not manager.due(CPU)
+    assert not manager.due(cpu)
     clock.now += 119
-    assert not manager.due(CPU)
+    assert not manager.due(cpu)
     clock.now += 1
-    assert manager.due(CPU)
+    assert manager.due(cpu)
     manager.save(whole())
-    assert not manager.due(CPU)
+    assert not manager.due(cpu)
 
 
-def test_writing_takes_a_twentieth_of_the_time_at_most(tmp_path, monkeypatch):
+def test_writing_takes_a_twentieth_of_the_time_at_most(tmp_path, monkeypatch, cpu):
     clock = Clock(monkeypatch)
     manager = CheckpointManager(tmp_path, 1)
     real = manager.checkpoints.save
     monkeypatch.setattr(manager.checkpoints, "save", lambda state: (real(state), setattr(clock, "now", clock.now + 30)))
     manager.save(whole())
     clock.now += 599
-    assert not manager.due(CPU)
+    assert not manager.due(cpu)
     clock.now += 1
-    assert manager.due(CPU)
+    assert manager.due(cpu)
 
 
-def test_none_is_kept_without_a_folder_or_minutes(tmp_path):
+def test_none_is_kept_without_a_folder_or_minutes(tmp_path, cpu):
     for manager in (CheckpointManager(), CheckpointManager(tmp_path, None)):
         manager.save(whole())
-        assert not manager.due(CPU) and manager.saved is None
+        assert not manager.due(cpu) and manager.saved is None
     assert not list(tmp_path.iterdir())
 
 
@@ -96,24 +100,24 @@ def test_another_number_of_processes_is_refused(tmp_path):
         CheckpointManager(tmp_path, 0)
 
 
-def test_what_a_long_training_came_to_is_kept(tmp_path, monkeypatch):
+def test_what_a_long_training_came_to_is_kept(tmp_path, monkeypatch, cpu):
     clock = Clock(monkeypatch)
     manager = CheckpointManager(tmp_path, 5)
-    manager.save_end({"weights": {}, "history": {}}, CPU)
+    manager.save_end({"weights": {}, "history": {}}, cpu)
     assert CheckpointManager(tmp_path, 5).saved is None
     clock.now += keeping.END_SECONDS
-    manager.save_end({"weights": {}, "history": {}}, CPU)
+    manager.save_end({"weights": {}, "history": {}}, cpu)
     assert CheckpointManager(tmp_path, 5).pop(keeping.END).keys() == END_PARTS.keys()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_waits_for_the_update_and_a_second_one_does_not(tmp_path, number):
+def test_a_signal_waits_for_the_update_and_a_second_one_does_not(tmp_path, number, cpu):
     manager = CheckpointManager(tmp_path, 5)
     before = signal.getsignal(number)
     with manager.handle_signals():
         manager.raise_if_signalled()
         os.kill(os.getpid(), number)
-        assert manager.due(CPU)
+        assert manager.due(cpu)
         assert signal.getsignal(number) == before  # the second one is as it was before the run
         with pytest.raises(Interrupted, match="--resume goes on from it") as caught:
             manager.raise_if_signalled()
