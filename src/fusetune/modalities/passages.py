@@ -82,10 +82,10 @@ class Passages:
         if self.read == "choices":
             num = len(self.joined)
             first = self._together(texts[:num]) if num else None
-            found = [self._encode(first, choice, 1) for choice in texts[num:]]
-            for number, part in enumerate(found):
+            tables = [self._encode(first, choice, 1) for choice in texts[num:]]
+            for number, part in enumerate(tables):
                 part[:, WINDOW] = number
-            return np.concatenate(found).ravel()
+            return np.concatenate(tables).ravel()
         if self.read == "markers":
             return self._marked(texts[0]).ravel()
         *before, last = texts
@@ -104,16 +104,15 @@ class Passages:
         Raises:
             LookupError: the entities are too far apart to be read together.
         """
-        marked, places = mark_entities(text)
+        marked, characters = mark_entities(text)
         skipped = 0
         for _ in range(2):
             table = self._encode(None, marked[skipped:], 0)
-            found = [_token_at(table, place - skipped) for place in places]
-            first, second = found
+            first, second = (_token_at(table, character - skipped) for character in characters)
             if first is not None and second is not None:
                 table[first, TOKEN], table[second, TOKEN] = 0, 1
                 return table
-            skipped = max(min(places) - 20, 0)
+            skipped = max(min(characters) - 20, 0)
         raise LookupError(f"the entities are more than {self.backbone.max_tokens} tokens apart")
 
     @property
@@ -180,8 +179,8 @@ class Passages:
         """
         tables = [rows_of(example) for example in examples]
         windows = [np.split(table, np.flatnonzero(np.diff(table[:, WINDOW])) + 1) for table in tables]
-        parts = [part for found in windows for part in found]
-        owner = [cell for cell, found in enumerate(windows) for _ in found]
+        parts = [part for tables_of_cell in windows for part in tables_of_cell]
+        owner = [cell for cell, tables_of_cell in enumerate(windows) for _ in tables_of_cell]
         tensors = self.backbone.collate_text([part[:, ID] for part in parts])
         longest = tensors["input_ids"].shape[1]
         if self._takes_types:
@@ -221,10 +220,10 @@ class Passages:
             return np.array([[number, 0, 0] for number in np.unique(table[:, WINDOW])], dtype=np.int32)
         chosen = table[table[:, TOKEN] >= 0]
         ordered = chosen[np.argsort(chosen[:, TOKEN], kind="stable")]
-        found: np.ndarray = ordered[:, TEXT : END + 1].copy()
+        spans: np.ndarray = ordered[:, TEXT : END + 1].copy()
         if self.read == "answer":
-            found[0] = (-1, 0, 0)
-        return found
+            spans[0] = (-1, 0, 0)
+        return spans
 
     def was_cut(self, example: np.ndarray, texts: Sequence[str]) -> bool:
         """Return whether some of a cell's texts are longer than what is read of them."""
@@ -305,7 +304,7 @@ def mark_entities(text: str) -> tuple[str, list[int]]:
 
 
 def _token_at(table: np.ndarray, character: int) -> int | None:
-    """Return the place of the token that has a character of the text, or None."""
+    """Return the index of the token that has a character of the text, or None."""
     has = (table[:, TEXT] == 0) & (table[:, START] <= character) & (table[:, END] > character)
     return int(np.flatnonzero(has)[0]) if has.any() else None
 

@@ -174,16 +174,16 @@ class EntitiesTask(TokenTask):
         """Return the rows' entities, an array of lists; see the class."""
         assert tokens is not None, "entities are found in a text"
         logs = logits.detach().double().log_softmax(2).cpu().numpy()
-        found = np.empty(len(logs), dtype=object)
+        result = np.empty(len(logs), dtype=object)
         for row, scores in enumerate(logs):
-            places = np.flatnonzero(tokens.spans[row, :, 0] >= 0)
-            spans = tokens.spans[row, places, 1:]
-            text = tokens.texts[row][0] if len(places) and len(tokens.texts[row]) else ""
-            found[row] = [
+            indices = np.flatnonzero(tokens.spans[row, :, 0] >= 0)
+            spans = tokens.spans[row, indices, 1:]
+            text = tokens.texts[row][0] if len(indices) and len(tokens.texts[row]) else ""
+            result[row] = [
                 {"start": start, "end": end, "label": label, "score": score, "text": text[start:end]}
-                for start, end, label, score in viterbi(scores[places], spans, self.classes)
+                for start, end, label, score in viterbi(scores[indices], spans, self.classes)
             ]
-        return found
+        return result
 
     def example_answers(self, logits: Tensor) -> np.ndarray:
         """See `TargetTask.example_answers`."""
@@ -193,19 +193,19 @@ class EntitiesTask(TokenTask):
 
     def truth(self, values: Sequence[Any]) -> np.ndarray:
         """Return an array of lists of (start, end, label)."""
-        found = np.empty(len(values), dtype=object)
-        found[:] = [list(spans) for spans in values]
-        return found
+        result = np.empty(len(values), dtype=object)
+        result[:] = [list(spans) for spans in values]
+        return result
 
     def measured(self, answers: np.ndarray, truth: np.ndarray) -> np.ndarray:
         """Return counts, (rows, 3 · labels): per label true positives, false positives and false negatives."""
         counts = np.zeros((len(truth), len(self.classes), 3))
-        place = {label: number for number, label in enumerate(self.classes)}
-        for row, (found, true) in enumerate(zip(answers, truth, strict=True)):
-            guessed, real = {(e["start"], e["end"], e["label"]) for e in found}, {tuple(span) for span in true}
+        index_of = {label: number for number, label in enumerate(self.classes)}
+        for row, (entities, true) in enumerate(zip(answers, truth, strict=True)):
+            guessed, real = {(e["start"], e["end"], e["label"]) for e in entities}, {tuple(span) for span in true}
             for kind, spans in enumerate((guessed & real, guessed - real, real - guessed)):
                 for span in spans:
-                    counts[row, place[span[2]], kind] += 1
+                    counts[row, index_of[span[2]], kind] += 1
         return counts.reshape(len(truth), -1)
 
     def metrics(self, measured: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
@@ -213,14 +213,14 @@ class EntitiesTask(TokenTask):
         weights = np.ones(len(measured)) if weights is None else weights
         counts = (measured * weights[:, None]).sum(0).reshape(len(self.classes), 3)
         total = counts.sum(0)
-        found = dict(zip(("f1", "precision", "recall"), _scores(total), strict=True))
-        return found | {f"f1_{label}": _scores(own)[0] for label, own in zip(self.classes, counts, strict=True)}
+        result = dict(zip(("f1", "precision", "recall"), _scores(total), strict=True))
+        return result | {f"f1_{label}": _scores(own)[0] for label, own in zip(self.classes, counts, strict=True)}
 
     def constant(self, truth: np.ndarray, rows: int) -> np.ndarray:
         """Return no entity for every row."""
-        found = np.empty(rows, dtype=object)
-        found[:] = [[] for _ in range(rows)]
-        return found
+        result = np.empty(rows, dtype=object)
+        result[:] = [[] for _ in range(rows)]
+        return result
 
     def columns(self, answers: np.ndarray) -> dict[str, list[Any]]:
         """Return the entities under the target's name."""

@@ -74,20 +74,20 @@ def viterbi(scores: np.ndarray, spans: np.ndarray, classes: Sequence[str]) -> li
     if not len(scores):
         return []
     path = best_path(scores, allowed(len(classes)))
-    found: list[tuple[int, int, str, float]] = []
-    place = 0
-    while place < len(path):
-        tag = path[place]
+    entities: list[tuple[int, int, str, float]] = []
+    index = 0
+    while index < len(path):
+        tag = path[index]
         if tag == 0:
-            place += 1
+            index += 1
             continue
-        end = place + 1
+        end = index + 1
         while end < len(path) and path[end] == tag + tag % 2:
             end += 1
-        score = float(np.exp(scores[np.arange(place, end), path[place:end]]).mean())
-        found.append((int(spans[place, 0]), int(spans[end - 1, 1]), classes[(tag - 1) // 2], score))
-        place = end
-    return found
+        score = float(np.exp(scores[np.arange(index, end), path[index:end]]).mean())
+        entities.append((int(spans[index, 0]), int(spans[end - 1, 1]), classes[(tag - 1) // 2], score))
+        index = end
+    return entities
 
 
 def allowed(num_classes: int) -> np.ndarray:
@@ -105,11 +105,11 @@ def best_path(scores: np.ndarray, may: np.ndarray) -> np.ndarray:
     """Return the tags of the greatest sum of scores, (tokens,), of which each may follow the one before."""
     barred = np.where(may, 0.0, -np.inf)
     best, back = scores[0] + barred[-1], np.zeros(scores.shape, dtype=np.int64)
-    for place in range(1, len(scores)):
+    for index in range(1, len(scores)):
         reached = best[:, None] + barred[:-1]  # (before, after)
-        back[place] = reached.argmax(0)
-        best = reached.max(0) + scores[place]
+        back[index] = reached.argmax(0)
+        best = reached.max(0) + scores[index]
     path = [int(best.argmax())]
-    for place in range(len(scores) - 1, 0, -1):
-        path.append(int(back[place, path[-1]]))
+    for index in range(len(scores) - 1, 0, -1):
+        path.append(int(back[index, path[-1]]))
     return np.array(path[::-1])
