@@ -193,3 +193,12 @@ def test_rows_without_a_target_train_unless_another_split_has_them_or_their_grou
     assert by_group.tolist() == [True, False, True, True, True]
     by_both = may_train(table, Schema(columns | {"split": ColumnSpec("split", "category", "split")}), [held])
     assert by_both.tolist() == [True, False, False, True, False]
+
+
+def test_lists_that_hardly_repeat_are_not_classes():
+    """Lists of tags: each is nearly the only one of its kind, and all may be in any split."""
+    from fusetune.data.splits import MAX_CLASSES, strata_of
+
+    cells = [["O"] * (number + 1) for number in range(MAX_CLASSES + 50)]
+    assert not strata_of(cells).any()
+    assert len(set(strata_of([["a"], ["b"]] * 20).tolist())) == 2

@@ -208,7 +208,7 @@ def _split_randomly(
 
 
 def strata_of(cells: Sequence[Any]) -> np.ndarray:
-    """Return each cell's stratum, (rows,) int64: its class, or its decile where the cells are numbers."""
+    """Return each cell's stratum, (rows,) int64: its class, its decile for numbers, 0 for lists that hardly repeat."""
 
     def texts() -> Iterator[str]:
         return ("" if is_missing(cell) else _text(cell) for cell in cells)
@@ -223,6 +223,8 @@ def strata_of(cells: Sequence[Any]) -> np.ndarray:
             given = (float(text) if text else np.nan for text in texts())
             numbers = _to_array(given, len(cells), np.float64)
         except ValueError:
+            if all(isinstance(cell, list | dict) or is_missing(cell) for cell in cells):
+                return mapped_zeros((len(cells),), np.int64)  # tags or spans, which are no classes
             few = set(texts())
         else:
             edges = np.nanquantile(numbers, np.linspace(0, 1, NUM_BINS + 1)[1:-1])
