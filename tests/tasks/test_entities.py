@@ -87,6 +87,20 @@ def test_right_tags_give_the_spans_back():
     assert float(task.loss(logits, target, torch.ones(2))) < 1e-4
 
 
+def test_a_label_that_no_train_row_has_counts_as_missed_and_gives_no_loss():
+    task = fitted()
+    tokens = text_tokens([tokens_of(TEXT)], [[TEXT]])
+    cells = [[(0, 3, "person"), (4, 10, "animal")]]
+    task.check(cells[0], row=0)
+    target = task.encode(cells, tokens)
+    assert target.values[0].tolist() == [1, -100, -100, 0, 0] and target.sizes.tolist() == [3]
+    answers = task.answers(torch.nn.functional.one_hot(target.values.clamp(min=0), 5).float() * 20, tokens)
+    found = task.evaluate(answers, task.truth(cells))
+    assert found["precision"] == found["f1_person"] == 1.0 and found["recall"] == 0.5
+    (warning,) = task.warnings(answers, task.truth(cells))
+    assert "'animal' (1)" in warning and task.warnings(answers, task.truth([[(0, 3, "person")]])) == []
+
+
 def test_the_loss_is_torchs_mean_over_all_tokens():
     task = fitted()
     tokens = text_tokens([tokens_of(TEXT), tokens_of("Bo met")], [[TEXT], ["Bo met"]])

@@ -18,13 +18,9 @@ from fusetune.modalities.base import Detection
 from fusetune.modalities.passages import words_text
 from fusetune.tasks.base import Metric
 from fusetune.tasks.reading import Reading, text_column
-from fusetune.tasks.tagging import Span, spans_of_tags, tag_tokens, tags_of, viterbi
+from fusetune.tasks.tagging import IGNORED, Span, spans_of_tags, tag_tokens, tags_of, viterbi
 from fusetune.tasks.token_task import TokenTask
 from fusetune.types import Target, TextTokens
-
-IGNORED = -100
-"""The target of a token without a tag: padding."""
-
 
 class EntitiesTask(TokenTask):
     """Find the entities in a text: spans of characters with a label each, none within another.
@@ -137,16 +133,13 @@ class EntitiesTask(TokenTask):
         self.counts = [counts[label] for label in self.classes]
 
     def check(self, value: Any, *, row: int) -> None:
-        """Refuse a label that no train row has."""
-        for start, end, label in value:
-            if label not in self.classes:
-                why = f"the label {label!r} of {start} to {end} is in no train row"
-                raise BadCell(
-                    row=row, column=self.target, value=label, why=why, do=f"known labels: {', '.join(self.classes)}"
-                )
+        """Accept every cell: entities of a label that no train row has count as missed."""
 
     def encode(self, values: Sequence[Any], tokens: TextTokens | None = None) -> Target:
-        """Encode as tags, (rows, tokens) int64, `IGNORED` at padding; a row's size is the number of its tokens."""
+        """Encode as tags, (rows, tokens) int64, `IGNORED` at padding and in entities of a label that no train row has.
+
+        A row's size is the number of its other tokens.
+        """
         assert tokens is not None, "entities are found in a text"
         real = tokens.spans[..., 0] >= 0
         tags = np.where(real, 0, IGNORED).astype(np.int64)
@@ -154,7 +147,7 @@ class EntitiesTask(TokenTask):
             if spans:
                 tag_tokens(tags[row], tokens.spans[row], spans, self.classes)
         labelled = torch.tensor([value is not None for value in values], dtype=torch.bool)
-        sizes = torch.from_numpy(real.sum(1).astype(np.float32))
+        sizes = torch.from_numpy((tags != IGNORED).sum(1).astype(np.float32))
         return Target(torch.from_numpy(tags), labelled & (sizes > 0), sizes)
 
     def build_head(self, dim: int) -> nn.Module:
@@ -198,29 +191,42 @@ class EntitiesTask(TokenTask):
         return result
 
     def measured(self, answers: np.ndarray, truth: np.ndarray) -> np.ndarray:
-        """Return counts, (rows, 3 · labels): per label true positives, false positives and false negatives."""
-        counts = np.zeros((len(truth), len(self.classes), 3))
+        """Return counts, (rows, 3 · (labels + 1)): per label true positives, false positives and false negatives.
+
+        The last are of all labels that no train row has: false negatives.
+        """
+        counts = np.zeros((len(truth), len(self.classes) + 1, 3))
         index_of = {label: number for number, label in enumerate(self.classes)}
         for row, (entities, true) in enumerate(zip(answers, truth, strict=True)):
             guessed, real = {(e["start"], e["end"], e["label"]) for e in entities}, {tuple(span) for span in true}
             for kind, spans in enumerate((guessed & real, guessed - real, real - guessed)):
                 for span in spans:
-                    counts[row, index_of[span[2]], kind] += 1
+                    counts[row, index_of.get(span[2], -1), kind] += 1
         return counts.reshape(len(truth), -1)
 
     def metrics(self, measured: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
         """Return micro-averaged F1, precision and recall of exact spans, and F1 by label."""
         weights = np.ones(len(measured)) if weights is None else weights
-        counts = (measured * weights[:, None]).sum(0).reshape(len(self.classes), 3)
+        counts = (measured * weights[:, None]).sum(0).reshape(-1, 3)
         total = counts.sum(0)
         result = dict(zip(("f1", "precision", "recall"), _scores(total), strict=True))
-        return result | {f"f1_{label}": _scores(own)[0] for label, own in zip(self.classes, counts, strict=True)}
+        return result | {f"f1_{label}": _scores(own)[0] for label, own in zip(self.classes, counts[:-1], strict=True)}
 
     def constant(self, truth: np.ndarray, rows: int) -> np.ndarray:
         """Return no entity for every row."""
         result = np.empty(rows, dtype=object)
         result[:] = [[] for _ in range(rows)]
         return result
+
+    def warnings(self, answers: np.ndarray, truth: np.ndarray) -> list[str]:
+        """Return a sentence about entities of labels that no train row has."""
+        unknown = Counter(label for spans in truth for *_, label in spans if label not in self.classes)
+        if not unknown:
+            return []
+        return [
+            f"{unknown.total()} entities have a label that no train row has and count as missed: "
+            + ", ".join(f"{shown(label)} ({count})" for label, count in unknown.most_common(10))
+        ]
 
     def columns(self, answers: np.ndarray) -> dict[str, list[Any]]:
         """Return the entities under the target's name."""

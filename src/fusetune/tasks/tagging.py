@@ -14,6 +14,9 @@ Span = tuple[int, int, str]
 BEGINS = ("B", "S", "U")
 """Prefixes of a tag at which an entity begins, whatever stands before: BIO, BIOES, BILOU."""
 
+IGNORED = -100
+"""The target of a token without a tag: padding, and entities of a label that no train row has."""
+
 
 def tags_of(classes: Sequence[str]) -> list[str]:
     """Return the names of the tags."""
@@ -49,12 +52,14 @@ def tag_tokens(tags: np.ndarray, tokens: np.ndarray, spans: Sequence[Span], clas
         tags: (tokens,) int64.
         tokens: (tokens, 3), as `TextTokens.spans`.
         spans: none overlaps another.
-        classes: the labels, in order.
+        classes: the labels, in order; tokens in a span of another label get `IGNORED`.
     """
     starts, ends = tokens[:, 1], tokens[:, 2]
     for start, end, label in spans:
         inside = np.flatnonzero((tokens[:, 0] >= 0) & (starts < end) & (ends > start))
-        if len(inside):
+        if len(inside) and label not in classes:
+            tags[inside] = IGNORED
+        elif len(inside):
             begin = 1 + 2 * classes.index(label)
             tags[inside] = begin + 1
             tags[inside[0]] = begin
