@@ -99,7 +99,9 @@ def score_tags(target: str) -> Callable[[list[Row], dict[str, list[Any]]], Score
 def score_labels(target: str) -> Callable[[list[Row], dict[str, list[Any]]], Scores]:
     """Return the accuracy."""
     return lambda rows, answers: {
-        f"{target} accuracy": float(np.mean([str(r[target]) == str(a) for r, a in zip(rows, answers[target], strict=True)]))
+        f"{target} accuracy": float(
+            np.mean([str(r[target]) == str(a) for r, a in zip(rows, answers[target], strict=True)])
+        )
     }
 
 
@@ -221,8 +223,10 @@ CASES: dict[str, Case] = {
         lambda: subjqa("electronics"), ["answer"], each(**ANSWER), score_answers, 800, 500, 256, 2, settings=QA
     ),
     "socialiqa": Case(
-        lambda: split(lines(*["text_mc_socialiqa/dev.jsonl"] * 3)["train"])
-        | {"test": lines(*["text_mc_socialiqa/test.jsonl"] * 3)["test"]},
+        lambda: (
+            split(lines(*["text_mc_socialiqa/dev.jsonl"] * 3)["train"])
+            | {"test": lines(*["text_mc_socialiqa/test.jsonl"] * 3)["test"]}
+        ),
         ["correct"],
         each(**CHOICE),
         score_labels("correct"),
