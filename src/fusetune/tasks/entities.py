@@ -22,6 +22,7 @@ from fusetune.tasks.tagging import IGNORED, Span, spans_of_tags, tag_tokens, tag
 from fusetune.tasks.token_task import TokenTask
 from fusetune.types import Target, TextTokens
 
+
 class EntitiesTask(TokenTask):
     """Find the entities in a text: spans of characters with a label each, none within another.
 
