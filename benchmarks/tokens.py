@@ -319,9 +319,8 @@ def summary(runs: list[dict[str, Any]]) -> str:
                 spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
                 cells.append(f"{statistics.mean(values):.3f}{spread}" if values else "")
                 means.append(statistics.mean(values) if values else float("nan"))
-            lines.append(
-                f"| {name} | {mine[0]['rows']['train']:,} | {score} | {' | '.join(cells)} | {means[0] - means[1]:+.3f} |"
-            )
+            rows, difference = mine[0]["rows"]["train"], f"{means[0] - means[1]:+.3f}"
+            lines.append(f"| {name} | {rows:,} | {score} | {' | '.join(cells)} | {difference} |")
     return "\n".join(lines)
 
 
