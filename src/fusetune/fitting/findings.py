@@ -160,6 +160,7 @@ class Findings:
             weights=test.examples.weights[test.indices],
             groups=table.cells(group, test.indices) if group and group in table else None,
             slices=slices,
+            texts=None if task.reads is None else lambda at: self.texts(task, int(test.indices[at])),
         )
         result = judge(
             task,
@@ -211,6 +212,11 @@ class Findings:
             return []
         minutes = f"trainer.minutes={fit.config.trainer.minutes:g}"
         return [f"The report lacks, as the time was up ({minutes}): {', '.join(fit.left_out)}."]
+
+    def texts(self, task: TargetTask, index: int) -> Sequence[str]:
+        """Return the texts that a task reads in a test row."""
+        assert task.reads is not None
+        return self.fit.examples["test"].tokens(task.reads, np.array([index]), texts=True).texts[0]
 
     def shown(self, index: int) -> list[Shown]:
         """Return a test row's cells in the form that the report shows."""

@@ -210,6 +210,8 @@ class TargetTask(Task):
     second: str | None = None
     """A second column of the target, such as an answer's first character. `resolve` is given the pair of cells, and a
     row is unlabelled if it lacks both."""
+    constant_is: ClassVar[str] = ""
+    """What `constant` answers, for the report, such as "no entity"; "" for the mean or the most frequent answer."""
     empty_is_value: bool = False
     """Whether an empty cell of the target is a value, such as "no answer", rather than an unlabelled row."""
 

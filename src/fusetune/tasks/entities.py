@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from fusetune.errors import BadCell, TableError, shown
 from fusetune.modalities.base import Detection
 from fusetune.modalities.passages import words_text
 from fusetune.tasks.base import Metric
+from fusetune.tasks.panels.entities import entity_sections, types_panel
+from fusetune.tasks.panels.kinds import Evidence, Panel, Section
 from fusetune.tasks.reading import Reading, text_column
 from fusetune.tasks.tagging import IGNORED, Span, spans_of_tags, tag_tokens, tags_of, viterbi
 from fusetune.tasks.token_task import TokenTask
@@ -53,6 +55,7 @@ class EntitiesTask(TokenTask):
 
     name = "entities"
     main = Metric("f1")
+    constant_is = "no entity"
 
     def __init__(self, target: str, *, text: str | None = None) -> None:
         super().__init__(target)
@@ -211,7 +214,16 @@ class EntitiesTask(TokenTask):
         counts = (measured * weights[:, None]).sum(0).reshape(-1, 3)
         total = counts.sum(0)
         result = dict(zip(("f1", "precision", "recall"), _scores(total), strict=True))
-        return result | {f"f1_{label}": _scores(own)[0] for label, own in zip(self.classes, counts[:-1], strict=True)}
+        order = np.argsort([-count for count in self.counts], kind="stable")  # the most frequent labels first
+        return result | {f"f1_{self.classes[index]}": _scores(counts[index])[0] for index in order}
+
+    def target_panels(self, truths: Mapping[str, np.ndarray]) -> list[Panel]:
+        """Return a table of each label's entities by split."""
+        return [types_panel(truths, self.classes)]
+
+    def panels(self, evidence: Evidence) -> list[Section]:
+        """Return figures and errors by label, and texts with true and predicted entities."""
+        return entity_sections(evidence, self.classes)
 
     def constant(self, truth: np.ndarray, rows: int) -> np.ndarray:
         """Return no entity for every row."""

@@ -80,6 +80,7 @@ class AnswerTask(TokenTask, Thresholded):
 
     name = "answer"
     main = Metric("f1")
+    constant_is = "no answer"
 
     def __init__(
         self,

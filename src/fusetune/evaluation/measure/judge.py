@@ -60,6 +60,7 @@ class EvaluatedRows:
         weights: (rows,) row weights in the metrics.
         groups: (rows,) the bootstrap draws rows with equal values together.
         slices: the rows' values by column; numbers with many values are divided into quarters.
+        texts: returns the texts that the task reads in the row at a position; None for a task that reads none.
     """
 
     truth: np.ndarray
@@ -68,6 +69,7 @@ class EvaluatedRows:
     weights: np.ndarray | None = None
     groups: Sequence[Any] | None = None
     slices: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    texts: Callable[[int], Sequence[str]] | None = None
 
 
 def judge(
@@ -116,7 +118,19 @@ def judge(
     if len(truth) == 0:
         return result
     result.warnings = task.warnings(tuned.answers, truth)
-    result.sections = task.panels(Evidence(tuned.answers, truth, rows.weights, validation, seed))
+    after = next(system for system, candidate in zip(result.systems, candidates, strict=True) if candidate is tuned)
+    result.sections = task.panels(
+        Evidence(
+            tuned.answers,
+            truth,
+            rows.weights,
+            validation,
+            seed,
+            ids=rows.ids,
+            texts=rows.texts,
+            intervals={name: (found.value, found.low, found.high) for name, found in after.metrics.items()},
+        )
+    )
     worst = task.worst(tuned.answers, truth, num_errors)
     result.errors_are = worst.what
     result.errors = [

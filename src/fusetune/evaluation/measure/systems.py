@@ -59,10 +59,11 @@ def model_scores(
 def baseline(task: TargetTask, train: SplitRows, test: SplitRows, val: SplitRows | None = None) -> Candidate:
     """Return the best constant guess as a system; `val` are the rows on which its thresholds are tuned."""
     what = "the mean" if not task.labels else "the most frequent answer, or each label's rate"
+    what = task.constant_is or f"{what} of the train rows"
     return Candidate(
         "constant guess",
         "baseline",
-        f"{what} of the train rows, whatever the input",
+        f"{what}, whatever the input",
         task.constant(train.truth, len(test.indices)),
         validation=None if val is None else task.constant(train.truth, len(val.indices)),
     )

@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from fusetune.evaluation.report.comparison import bar
+from fusetune.evaluation.report.spans import spans
 from fusetune.evaluation.report.svg import Panel, Svg, figure, padded, short
 from fusetune.tasks.panels.kinds import (
     Cell,
@@ -19,6 +20,7 @@ from fusetune.tasks.panels.kinds import (
     HistogramPanel,
     ReliabilityPanel,
     ScatterPanel,
+    SpansPanel,
     SpreadPanel,
     TablePanel,
 )
@@ -221,6 +223,7 @@ DRAWN: dict[type, Callable[[Any], Markup]] = {
     ScatterPanel: scatter,
     SpreadPanel: spread,
     ReliabilityPanel: reliability,
+    SpansPanel: spans,
 }
 """The drawing function of each kind of panel."""
 

@@ -9,12 +9,14 @@ A task returns these to describe its answers; the report draws the kinds and kno
     ├── HistogramPanel      counts between edges
     ├── ScatterPanel        points
     ├── SpreadPanel         a median and two percentiles at each position
-    └── ReliabilityPanel    how often predictions of each confidence came true
+    ├── ReliabilityPanel    how often predictions of each confidence came true
+    └── SpansPanel          texts with their true and their predicted spans
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -168,8 +170,54 @@ class ReliabilityPanel:
     kind: Literal["reliability"] = "reliability"
 
 
+@dataclass
+class MarkedSpan:
+    """A span of a text: its first character, the one after its last, its label, and its outcome.
+
+    `outcome` is "right", or a kind of error such as "missed".
+    """
+
+    start: int
+    end: int
+    label: str
+    outcome: str = "right"
+
+
+@dataclass
+class MarkedText:
+    """A text with its true and its predicted spans, which may overlap; `row` is the row's id, -1 for none."""
+
+    text: str
+    true: list[MarkedSpan]
+    predicted: list[MarkedSpan]
+    row: int = -1
+
+
+@dataclass
+class SpansPanel:
+    """Texts with their true and their predicted spans side by side.
+
+    Attributes:
+        texts: in the order in which they are drawn.
+        caption: shown above the texts.
+        folded: if given, the texts are collapsed, and this is the line that opens them.
+    """
+
+    texts: list[MarkedText]
+    caption: str = ""
+    folded: str = ""
+    kind: Literal["spans"] = "spans"
+
+
 Panel = Annotated[
-    TablePanel | HeatmapPanel | CurvePanel | HistogramPanel | ScatterPanel | SpreadPanel | ReliabilityPanel,
+    TablePanel
+    | HeatmapPanel
+    | CurvePanel
+    | HistogramPanel
+    | ScatterPanel
+    | SpreadPanel
+    | ReliabilityPanel
+    | SpansPanel,
     Field(discriminator="kind"),
 ]
 
@@ -202,6 +250,9 @@ class Evidence:
         weights: (rows,) as in the metrics, or None.
         validation: answers and truth of the validation rows, or None.
         seed: for rows that are chosen at random.
+        ids: (rows,) the row ids, or None.
+        texts: returns the texts that the task reads in the row at a position; None if they are not at hand.
+        intervals: the model's metrics, by name: value, low end and high end; the ends are nan if they are undefined.
     """
 
     answers: np.ndarray
@@ -209,6 +260,9 @@ class Evidence:
     weights: np.ndarray | None = None
     validation: tuple[np.ndarray, np.ndarray] | None = None
     seed: int = 0
+    ids: np.ndarray | None = None
+    texts: Callable[[int], Sequence[str]] | None = None
+    intervals: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
 
 
 @dataclass
