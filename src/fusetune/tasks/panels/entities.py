@@ -208,7 +208,7 @@ def _marked(at: int, compared: tuple[list[MarkedSpan], list[MarkedSpan]], eviden
         for side in compared
     ]
     row = -1 if evidence.ids is None else int(evidence.ids[at])
-    return MarkedText(before + text[first:last] + after, *sides, row=row)
+    return MarkedText(before + text[first:last] + after, sides[0], sides[1], row)
 
 
 def _text(evidence: Evidence, at: int) -> str:
