@@ -156,6 +156,14 @@ def test_shares_of_nothing_give_no_rows():
     assert {name: len(found) for name, found in rows.items()} == {"train": 13, "test": 7}
 
 
+def test_texts_that_hardly_repeat_share_a_stratum():
+    answers = [None, "none of it", "none of it"] * 20 + [f"answer {number}" for number in range(60)]
+    strata = strata_of(answers)
+    assert len(set(strata[60:].tolist())) == 1 and len(set(strata.tolist())) == 3
+    labels = [f"label {number % 40}" for number in range(400)] + ["rare one", "rare two"]
+    assert len(set(strata_of(labels).tolist())) == 42
+
+
 def test_strata_of_numbers_classes_and_gaps():
     assert len(set(strata_of([*range(100), None]).tolist())) == 10
     assert strata_of(["b", "A ", "a", None]).tolist() == [2, 1, 1, 0]

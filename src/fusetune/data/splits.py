@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -208,7 +209,10 @@ def _split_randomly(
 
 
 def strata_of(cells: Sequence[Any]) -> np.ndarray:
-    """Return each cell's stratum, (rows,) int64: its class, its decile for numbers, 0 for lists that hardly repeat."""
+    """Return each cell's stratum, (rows,) int64: its class, its decile for numbers, 0 for lists that hardly repeat.
+
+    Where most cells are texts that occur once, as answers to questions are, those share one stratum.
+    """
 
     def texts() -> Iterator[str]:
         return ("" if is_missing(cell) else _text(cell) for cell in cells)
@@ -225,7 +229,10 @@ def strata_of(cells: Sequence[Any]) -> np.ndarray:
         except ValueError:
             if all(isinstance(cell, list | dict) or is_missing(cell) for cell in cells):
                 return mapped_zeros((len(cells),), np.int64)  # tags or spans, which are no classes
-            few = set(texts())
+            counts = Counter(texts())
+            once = sum(number == 1 for text, number in counts.items() if text)
+            alone = once > (counts.total() - counts[""]) / 2
+            few = {text for text, number in counts.items() if number > 1 or not (alone and text)}
         else:
             edges = np.nanquantile(numbers, np.linspace(0, 1, NUM_BINS + 1)[1:-1])
             # NaN sorts after the last edge.
@@ -234,7 +241,7 @@ def strata_of(cells: Sequence[Any]) -> np.ndarray:
             )
     # A dictionary, as a numpy array of strings gives every string the width of the longest.
     indices = {text: index for index, text in enumerate(sorted(few))}
-    return _to_array((indices[text] for text in texts()), len(cells), np.int64)
+    return _to_array((indices.get(text, len(indices)) for text in texts()), len(cells), np.int64)
 
 
 def _to_array(values: Iterator[Any], rows: int, dtype: Any) -> np.ndarray:

@@ -227,7 +227,11 @@ class Findings:
             column = examples.columns[name]
             code = int(column.codes[index])
             cell = column.local([code])[0] if code >= 0 else table.cells(name, [index])[0]
-            shown.append(show_cell(name, modality.kind, cell, base_dir=table.base_dir))
+            parts = getattr(modality, "join", ()) if isinstance(cell, list) else ()
+            for part, value in zip(parts or [name], cell if parts else [cell], strict=False):
+                if not isinstance(part, str):  # the columns of choices, or one column of lists of them
+                    part, value = ", ".join(part), " | ".join(map(str, value))
+                shown.append(show_cell(part, modality.kind, value, base_dir=table.base_dir))
         return shown
 
     def run_results(self, tasks: list[TaskResult], title: str) -> RunResults:

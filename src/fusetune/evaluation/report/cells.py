@@ -46,7 +46,8 @@ def show_cell(column: str, kind: str, cell: Any, *, base_dir: Path) -> Shown:
         return Shown(column, "text", f"(cannot be shown: {cut(str(error), 120)})")
     if kind in ("number", "category"):
         return Shown(column, "number" if kind == "number" else "category", cut(str(cell)))
-    return Shown(column, "text", cut(str(cell)))
+    words = isinstance(cell, list) and all(isinstance(word, str) for word in cell)
+    return Shown(column, "text", cut(" ".join(cell) if words else str(cell)))
 
 
 def cut(text: str, limit: int = MAX_TEXT) -> str:

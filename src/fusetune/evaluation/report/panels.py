@@ -180,7 +180,7 @@ def histogram(panel: HistogramPanel) -> Markup:
     drawn = Panel(
         panel.title,
         (edges[0], edges[-1]),
-        (0, max(panel.counts, default=1)),
+        (0, max(*panel.counts, 1)),
         x_label=short(panel.x_label, 48),
         y_label=panel.y_label,
         height=330,
