@@ -199,7 +199,7 @@ def curve_section(
     notes = []
     if num_classes > len(roc) > 1 or (num_classes > 2 and len(roc) == 1):
         notes = [
-            f"The {f'{len(roc)} ' if len(roc) > 1 else ''}most frequent of {num_classes} classes, each against the rest;"
+            f"The {f'{len(roc)} ' if len(roc) > 1 else ''}most frequent of {num_classes} classes against the rest;"
             f" classes with fewer than {MIN_CURVE_ROWS} rows are left out."
         ]
     return [Section("curves", "Curves", [*panels], notes)]
