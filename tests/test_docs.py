@@ -161,7 +161,7 @@ def plug_in(tmp_path):
 
 
 def test_parts_of_the_page_keep_their_contracts(plug_in):
-    """Of the example targets FocalTask takes those of text; one test a rule runs for each of the four parts."""
+    """Of the example targets FocalTask takes those of text; one test a rule runs for each of the five parts."""
     shown = plug_in("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_parts.py")
     assert int(re.search(r"(\d+) passed", shown)[1]) > 100
 

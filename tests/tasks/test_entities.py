@@ -52,6 +52,18 @@ def test_cells_in_several_forms_are_the_same_entities():
     assert task.resolve("[]", TEXT, row=0) == []
 
 
+def test_tags_of_a_text_are_where_its_words_are():
+    """However many spaces stand between the words."""
+    task, text = EntitiesTask("tags"), "  Ada  met\tBo "
+    spans = task.resolve(["B-person", "O", "B-person"], text, row=0)
+    assert [text[start:end] for start, end, _ in spans] == ["Ada", "Bo"]
+
+
+def test_tags_without_a_text_are_refused():
+    with pytest.raises(BadCell, match="1 tags for 0 words"):
+        EntitiesTask("tags").resolve(["B-person"], None, row=3)
+
+
 @pytest.mark.parametrize(
     ("value", "why"),
     [

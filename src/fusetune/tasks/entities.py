@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -104,11 +105,16 @@ class EntitiesTask(TokenTask):
         return sorted(spans)
 
     def _of_tags(self, tags: list[str], cell: Any, *, row: int) -> list[Span]:
-        words = cell if isinstance(cell, list) else str(cell).split()
+        starts = None
+        if isinstance(cell, list):
+            words = cell
+        else:
+            matches = list(re.finditer(r"\S+", words_text(cell, row=row, column=self.target)))
+            words, starts = [match.group() for match in matches], [match.start() for match in matches]
         if len(tags) != len(words):
             why = f"there are {len(tags)} tags for {len(words)} words"
             raise BadCell(row=row, column=self.target, value=tags, why=why, do="give one tag a word")
-        return spans_of_tags(tags, words)
+        return spans_of_tags(tags, words, starts)
 
     def _span(self, entry: Any, text: str, *, row: int) -> Span:
         try:
@@ -206,7 +212,7 @@ class EntitiesTask(TokenTask):
             for kind, spans in enumerate((guessed & real, guessed - real, real - guessed)):
                 for span in spans:
                     counts[row, index_of.get(span[2], -1), kind] += 1
-        return counts.reshape(len(truth), -1)
+        return counts.reshape(len(truth), counts.shape[1] * 3)
 
     def metrics(self, measured: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
         """Return micro-averaged F1, precision and recall of exact spans, and F1 by label."""
@@ -240,6 +246,15 @@ class EntitiesTask(TokenTask):
             f"{unknown.total()} entities have a label that no train row has and count as missed: "
             + ", ".join(f"{shown(label)} ({count})" for label, count in unknown.most_common(10))
         ]
+
+    def perfect(self, truth: np.ndarray) -> np.ndarray:
+        """Return the true entities as answers, without their texts."""
+        result = np.empty(len(truth), dtype=object)
+        result[:] = [
+            [{"start": start, "end": end, "label": label, "score": 1.0, "text": ""} for start, end, label in spans]
+            for spans in truth
+        ]
+        return result
 
     def columns(self, answers: np.ndarray) -> dict[str, list[Any]]:
         """Return the entities under the target's name."""

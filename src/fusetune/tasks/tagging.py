@@ -23,16 +23,22 @@ def tags_of(classes: Sequence[str]) -> list[str]:
     return ["O", *(f"{kind}-{label}" for label in classes for kind in "BI")]
 
 
-def spans_of_tags(tags: Sequence[str], words: Sequence[str]) -> list[Span]:
+def spans_of_tags(tags: Sequence[str], words: Sequence[str], starts: Sequence[int] | None = None) -> list[Span]:
     """Return the entities of words with tags in BIO, IOB, BIOES, BILOU, or plain labels.
 
-    As in seqeval's default mode, an I without a B before it begins an entity. Offsets are those of the words separated
-    by single spaces.
+    As in seqeval's default mode, an I without a B before it begins an entity.
+
+    Args:
+        tags: one a word.
+        words: of the text.
+        starts: each word's first character; None for words separated by single spaces.
     """
+    if starts is None:
+        starts = np.cumsum([0, *(len(word) + 1 for word in words)])[:-1].tolist()
     spans: list[Span] = []
     start = before = ""
-    offset, first, last = 0, -1, -1
-    for word, tag in zip([*words, ""], [*tags, "O"], strict=True):
+    first, last = -1, -1
+    for word, tag, offset in zip([*words, ""], [*tags, "O"], [*starts, -1], strict=True):
         prefix, _, label = tag.partition("-") if tag[1:2] == "-" else ("" if tag in ("O", "") else "I", "", tag)
         label = "" if tag in ("O", "") else label
         if first >= 0 and (label != before or prefix in BEGINS or start in ("E", "L", "S", "U")):
@@ -41,7 +47,7 @@ def spans_of_tags(tags: Sequence[str], words: Sequence[str]) -> list[Span]:
         if label and first < 0:
             first = offset
         last = offset + len(word)
-        offset, before, start = last + 1, label, prefix
+        before, start = label, prefix
     return spans
 
 
