@@ -13,6 +13,8 @@ from fusetune.errors import nearest
 _SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "bar": "|", "space": " "}
 _QUOTES = {"double": '"', "single": "'", "none": ""}
 _SPACES = {"space": " ", "none": ""}
+FileFormat = Literal["table", "conll", "label_studio", "doccano", "spacy", "squad", "semeval2010"]
+Offsets = Literal["characters", "utf-16"]
 
 
 def _character(names: dict[str, str]) -> BeforeValidator:
@@ -23,7 +25,7 @@ def _character(names: dict[str, str]) -> BeforeValidator:
 class ReadConfig(Section):
     """How the text of tables is read. What is None is detected, and the report says what was found.
 
-    The first three are about text files as a whole, the others about cells. A column may have others of its own, as in
+    The first six are about text files as a whole, the others about cells. A column may have others of its own, as in
     `columns.price.read={decimal: ","}`.
     """
 
@@ -34,6 +36,15 @@ class ReadConfig(Section):
     marks are part of the text."""
     encoding: str | None = None
     """Of text files, as `cp1252` or `latin-1`. None: UTF-8, or UTF-16 with a byte order mark."""
+    format: FileFormat | None = None
+    """Of annotation files whose ending does not say it (`.json`, `.jsonl`, `.txt`, `.tsv`): `conll`, `label_studio`,
+    `doccano`, `spacy`, `squad`, `semeval2010`; `table` for none of them. None: found by the content."""
+    tag_column: str | int | None = None
+    """Of CoNLL files, the column with the tags: its number, counted from 1, or in CoNLL-U its name, as `upos`. None:
+    the last one that looks like tags."""
+    offsets: Offsets | None = None
+    """What the offsets of spans in annotation files count: `characters` (code points) or `utf-16` (code units, as in
+    JavaScript). None: what fits the spans' texts, else the words around them."""
     missing: list[Any] | None = None
     """Words for a missing cell in every column, as `[NA, unknown]`; case counts. None: in columns of numbers and dates,
     the usual words (`NA`, `nan`, `null`, `?`, `-`, ...); in all others such words are cells like any other. `[]`:

@@ -16,21 +16,24 @@ import pyarrow as pa
 
 from fusetune.config.read import ReadConfig
 from fusetune.data.quarantine import Rejected, check_rate
+from fusetune.data.reading.annotations.formats import ENDINGS, read_annotations
 from fusetune.data.reading.arrow import normal_batches, normal_schema
 from fusetune.data.reading.delimited import read_delimited
 from fusetune.data.reading.joined import concat
 from fusetune.data.reading.json_files import read_jsonl
 from fusetune.data.reading.objects import NO_ROWS, from_arrow, from_hugging_face, from_pandas
-from fusetune.data.reading.remote import copied, is_address, local_path
+from fusetune.data.reading.remote import NOTES, copied, is_address, local_path
 from fusetune.data.reading.text_files import BATCH_ROWS, Parsed, check_names
 from fusetune.data.storage.mapped import mapped_arange, mapped_flatnonzero, mapped_full, mapped_take
 from fusetune.data.storage.temporary import TemporaryFolder
 from fusetune.data.table import Source, Table
 from fusetune.errors import StorageError, TableError, UserError, nearest
 
+OF_FILES = ("separator", "quote", "encoding", "format", "tag_column", "offsets")
+"""The settings that change what is read from a file, not only how its cells are."""
 READ_BYTES = 2**20
 """Bytes of a Parquet column that are read at a time."""
-FORMAT = 2
+FORMAT = 3
 """Version of the cached form; caches of other versions are ignored."""
 
 
@@ -125,13 +128,11 @@ def _near(path: Path) -> str:
 
 
 _INSTEAD = {
-    ".json": "write one JSON object a line and call it .jsonl (pandas: to_json(..., orient='records', lines=True))",
     ".xlsx": "save the sheet as CSV UTF-8",
     ".xls": "save the sheet as CSV UTF-8",
     ".gz": "unpack it first",
     ".zip": "unpack it first",
     ".zst": "unpack it first",
-    ".txt": "rename it to .csv or .tsv if it has a header line and columns",
     ".pkl": "a pickle can run code when it is read; save it as Parquet",
     ".pickle": "a pickle can run code when it is read; save it as Parquet",
 }
@@ -143,7 +144,8 @@ def _shards(folder: Path) -> list[Path]:
     Raises:
         TableError: there are none, or they have different formats.
     """
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in FORMATS and file.is_file())
+    tables = sorted(file for file in folder.iterdir() if file.suffix.lower() in FORMATS and file.is_file())
+    files = [file for file in tables if file.suffix.lower() not in NOTES] or tables
     if len({file.suffix.lower() for file in files}) == 1:
         return files
     raise TableError(
@@ -181,7 +183,7 @@ def _converted(path: Path, reading: Reading, parse: Callable[[], Parsed]) -> Tab
     keep = None if cache_dir is not None else TemporaryFolder()
     home = cache_dir if cache_dir is not None else keep.folder  # type: ignore[union-attr]
     state = path.stat()
-    read = reading.read.model_dump(include={"separator", "quote", "encoding"})
+    read = reading.read.model_dump(include=set(OF_FILES))
     key = json.dumps([FORMAT, pa.__version__, str(path.absolute()), state.st_size, state.st_mtime_ns, read])
     name = f"{path.stem[:40]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     data, metadata = home / f"{name}.arrow", home / f"{name}.json"
@@ -243,11 +245,15 @@ def _csv(path: Path, reading: Reading) -> Table:
 
 
 def _tsv(path: Path, reading: Reading) -> Table:
-    return _converted(path, reading, lambda: read_delimited(path, "\t", reading.read))
+    return _annotated(path, reading, lambda: read_delimited(path, "\t", reading.read))
 
 
 def _jsonl(path: Path, reading: Reading) -> Table:
-    return _converted(path, reading, lambda: read_jsonl(path, reading.read.encoding))
+    return _annotated(path, reading, lambda: read_jsonl(path, reading.read.encoding))
+
+
+def _annotated(path: Path, reading: Reading, table: Callable[[], Parsed] | None = None) -> Table:
+    return _converted(path, reading, lambda: read_annotations(path, reading.read, table))
 
 
 def _parquet(path: Path, reading: Reading) -> Table:
@@ -324,6 +330,7 @@ FORMATS: dict[str, Callable[[Path, Reading], Table]] = {
     ".arrow": _ipc,
     ".feather": _ipc,
 }
+FORMATS |= {ending: _annotated for ending in ENDINGS if ending not in FORMATS}
 
 MAPPED = (".arrow", ".feather")
 """Extensions of files that are memory-mapped directly."""

@@ -11,6 +11,8 @@ from urllib.parse import unquote, urlsplit
 
 from fusetune.errors import MissingExtra, StorageError, TableError
 
+NOTES = (".txt", ".json")
+"""Endings of annotation files that notes on a table have too; in a folder they count if there is no other table."""
 PIECE = 8 * 2**20
 """Bytes that are copied at a time."""
 
@@ -58,7 +60,8 @@ def copied(address: str, home: Path, endings: Collection[str]) -> Iterator[Copie
     names = [root]
     try:
         if files.isdir(root):
-            names = sorted(str(name) for name in files.ls(root, detail=False) if _ending(str(name)) in endings)
+            tables = sorted(str(name) for name in files.ls(root, detail=False) if _ending(str(name)) in endings)
+            names = [name for name in tables if _ending(name) not in NOTES] or tables
             if len({_ending(name) for name in names}) != 1:
                 raise TableError(
                     "the files at this address are not the parts of one table",
