@@ -45,7 +45,7 @@ class TextTokens:
     Attributes:
         spans: (rows, tokens, 3) int32: which of the row's texts a token comes from, its first character there and the
             one after its last. -1, 0, 0 for padding and for a token that stands for no text. Where the tokens are
-            choices, their numbers, 0, 0.
+            choices, their numbers among all of the row's, blank ones included, 0, 0.
         real: (rows, tokens) bool, False for padding.
         texts: by row, the texts that were read; empty for a row without them.
     """

@@ -1,5 +1,6 @@
 import pytest
 
+from fusetune.data.joins import listed
 from fusetune.data.table import Table
 from fusetune.errors import TableError
 
@@ -14,7 +15,7 @@ def test_cells_of_several_columns_become_lists():
     table = Table.from_records(RECORDS)
     joined = table.with_joined({"q + c": ["q", "c"], "choices": ["q", ["a", "b"]], "listed": ["c", ["list"]]})
     assert joined.cells("q + c") == [["who", "she"], [None, "he"], None]
-    assert joined.cells("choices") == [["who", ["x", "y"]], [None, ["z"]], None]
+    assert joined.cells("choices") == [["who", ["x", "y"]], [None, [None, "z"]], None]
     assert joined.cells("listed") == [["she", ["m", "n"]], ["he", []], None]
     assert joined.missing("q + c").tolist() == [False, False, True]
     assert "q + c" not in table and joined.column_names[: len(RECORDS[0])] == table.column_names
@@ -29,3 +30,27 @@ def test_selected_rows_keep_their_joined_cells():
 def test_a_column_that_is_not_there_is_named():
     with pytest.raises(TableError, match="'quest'"):
         Table.from_records(RECORDS).with_joined({"j": ["quest", "c"]})
+
+
+@pytest.mark.parametrize(
+    ("cell", "entries"),
+    [
+        (["m", None, " "], ["m", None, None]),
+        ('["m", "n"]', ["m", "n"]),
+        ("[broken", ["[broken"]),
+        ("m", ["m"]),
+        (None, []),
+        ({"text": ["m", "n"], "label": ["A", "B"]}, ["m", "n"]),
+        ('{"label": ["1", "2"], "text": ["m", "n"]}', ["m", "n"]),
+        ({"text": ["m", "n"], "label": [0, 1]}, ["m", "n"]),
+        ({"text": ["m"]}, ["m"]),
+    ],
+)
+def test_the_list_of_a_cell(cell, entries):
+    assert listed(cell) == entries
+
+
+@pytest.mark.parametrize("labels", [["B", "A"], ["A"], "AB"])
+def test_labels_out_of_order_make_no_list(labels):
+    cell = {"text": ["m", "n"], "label": labels}
+    assert listed(cell) == [cell]

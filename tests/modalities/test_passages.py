@@ -117,6 +117,31 @@ def test_choices_are_tokens_each_read_with_the_texts_before(encoder):
         modality.decode(["w1", []], row=3, base_dir=None)
 
 
+def test_blank_choices_have_no_token_and_keep_the_others_numbers(encoder):
+    modality = TextModality("q + x", backbone=encoder(), join=["q", ["x", "y", "z"]], read="choices")
+    full, partly = encode(modality, [["w1", ["w2", "w3", "w4"]], ["w1", ["w2", None, "w4"]]])[1].values
+    example = modality.decode(["w1", ["w2", " ", "w4"]], row=0, base_dir=None)
+    assert modality.tokens(example).tolist() == [[0, 0, 0], [2, 0, 0]]
+    torch.testing.assert_close(partly[:2], full[[0, 2]], atol=1e-5, rtol=1e-4)
+    assert modality.texts(["w1", ["w2", None, "w4"]], row=0) == ["w1", "w2", "", "w4"]
+    with pytest.raises(BadCell, match="no choice"):
+        modality.decode(["w1", [None, ""]], row=3, base_dir=None)
+
+
+def test_the_last_text_before_is_read_beside_the_choice(encoder):
+    """(context, question choice): a context that is too long is cut, never the question."""
+    backbone = encoder()
+    modality = TextModality("c + q + x", backbone=backbone, join=["c", "q", ["x"]], read="choices")
+    together = modality.token_ids(modality.decode(["w1 w2", "w3", ["w4 w5"]], row=0, base_dir=None))
+    assert together.tolist() == backbone.inputs.processor("w1 w2", "w3 w4 w5")["input_ids"]
+    alone = modality.token_ids(modality.decode([None, "w3", ["w4"]], row=0, base_dir=None))
+    assert alone.tolist() == backbone.inputs.processor("w3 w4")["input_ids"]
+    assert modality.num_truncated == 0
+    question, choice = (backbone.inputs.processor(word, add_special_tokens=False)["input_ids"] for word in ("w3", "w4"))
+    long = modality.token_ids(modality.decode(["w1 " * 200, "w3", ["w4"]], row=0, base_dir=None)).tolist()
+    assert len(long) == backbone.max_tokens and long[-3:-1] == [*question, *choice] and modality.num_truncated == 1
+
+
 def test_how_a_text_is_read_survives_saving(encoder):
     backbone = encoder()
     modality = TextModality("q + x", backbone=backbone, join=["q", ["x", "y"]], read="choices", cut="q")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from string import ascii_uppercase
 from typing import Any
 
 import pyarrow as pa
@@ -14,8 +15,8 @@ from fusetune.data.reading.arrow import MARK
 ROWS = 4096
 """Rows whose cells are joined together."""
 Parts = Sequence[str | Sequence[str]]
-"""Names of columns. A list of names among them stands for one entry, the list of these columns' cells that are not
-missing; a list of one name for that column's own list."""
+"""Names of columns. A list of names among them stands for one entry, the list of these columns' cells, None for missing
+ones; a list of one name for that column's own list."""
 GetCells = Callable[[str, range], list[Any]]
 """Returns a column's cells in some rows."""
 
@@ -50,13 +51,36 @@ def joined_cells(get_cells: GetCells, parts: Parts, rows: range) -> list[str | N
 
 
 def _listed(names: Sequence[str], cells: dict[str, Any]) -> list[Any]:
-    """Return the cells of several columns as one list, or the list that one column holds."""
+    """Return the cells of several columns as one list, None for missing ones, or the list that one column holds."""
     if len(names) > 1:
-        return [cells[name] for name in names if not is_missing(cells[name])]
-    cell = cells[names[0]]
-    if isinstance(cell, str) and cell.lstrip().startswith("["):
+        return [None if is_missing(cells[name]) else cells[name] for name in names]
+    return listed(cells[names[0]])
+
+
+def listed(cell: Any) -> list[Any]:
+    """Return a cell as a list: its own, that of its JSON, the texts of {"text": [...], "label": ["A", ...]}, or itself.
+
+    Labels must name the places in order, A, B, ... or 0, 1, ... or 1, 2, ...; else the cell is the only entry.
+    """
+    if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
         try:
             cell = json.loads(cell)
         except ValueError:
             return [cell]
-    return list(cell) if isinstance(cell, list | tuple) else [] if is_missing(cell) else [cell]
+    if (
+        isinstance(cell, dict)
+        and isinstance(cell.get("text"), list)
+        and _in_order(cell.get("label"), len(cell["text"]))
+    ):
+        cell = cell["text"]
+    if isinstance(cell, list | tuple):
+        return [None if is_missing(part) else part for part in cell]
+    return [] if is_missing(cell) else [cell]
+
+
+def _in_order(labels: Any, num: int) -> bool:
+    """Return whether labels name `num` places in order; None names none, and is so."""
+    if labels is None:
+        return True
+    orders = (ascii_uppercase[:num], range(num), range(1, num + 1))
+    return isinstance(labels, list) and any([str(label) for label in labels] == list(map(str, o)) for o in orders)

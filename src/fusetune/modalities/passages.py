@@ -27,14 +27,15 @@ if TYPE_CHECKING:
 
 FIELDS = ("id", "type", "text", "start", "end", "window", "token")
 """Of a token: its id; its token type; which of the cell's texts it comes from, -1 for a special token; its first
-character there and the one after its last; its window; which of the cell's tokens it gives, -1 for none."""
+character there and the one after its last; its window; which of the cell's tokens it gives, -1 for none. With
+"choices" a window is a choice, and the text of its tokens is the choice's number."""
 ID, TYPE, TEXT, START, END, WINDOW, TOKEN = range(len(FIELDS))
 WIDTH = len(FIELDS)
 
 Read = Literal["vector", "tokens", "answer", "choices", "markers"]
 """vector: a cell is one vector. tokens: one vector a token of the (last) text. answer: the same, after a first token
-that stands for no answer. choices: one vector a choice, each read together with the texts before. markers: the vectors
-of two marked entities' first markers, side by side."""
+that stands for no answer. choices: one vector a choice, each read together with the texts before; blank choices have
+none. markers: the vectors of two marked entities' first markers, side by side."""
 OVERLAP = 4
 """Windows overlap by a part of this of their tokens."""
 
@@ -62,7 +63,7 @@ class Passages:
     cut: str = "longest"
 
     def texts(self, cell: Any, *, row: int, column: str) -> list[str]:
-        """Return a cell's texts: one, or one a joined column; with `choices`, the choices come last.
+        """Return a cell's texts: one, or one a joined column; with `choices`, the choices come last, "" for blank ones.
 
         A list of words is one text, the words separated by single spaces.
 
@@ -71,21 +72,17 @@ class Passages:
         """
         if self.read == "choices":
             *before, choices = cell
-            if not choices:
+            texts = [words_text(part, row=row, column=column) for part in (*before, *choices)]
+            if all(is_blank(text) for text in texts[len(before) :]):
                 raise BadCell(row=row, column=column, value=cell, why="there is no choice", do="give one or more")
-            return [words_text(part, row=row, column=column) for part in (*before, *choices)]
+            return texts
         parts = cell if self.joined else [cell]
         return [words_text(part, row=row, column=column) for part in parts]
 
     def decode(self, texts: Sequence[str]) -> np.ndarray:
         """Return the table of tokens of a cell's texts, flat int32."""
         if self.read == "choices":
-            num = len(self.joined)
-            first = self._together(texts[:num]) if num else None
-            tables = [self._encode(first, choice, 1) for choice in texts[num:]]
-            for number, part in enumerate(tables):
-                part[:, WINDOW] = number
-            return np.concatenate(tables).ravel()
+            return self._choices(texts[: len(self.joined)], texts[len(self.joined) :]).ravel()
         if self.read == "markers":
             return self._marked(texts[0]).ravel()
         *before, last = texts
@@ -95,6 +92,26 @@ class Passages:
         if self.read != "vector":
             _number(table, len(before), first=self.read == "answer")
         return table.ravel()
+
+    def _choices(self, before: Sequence[str], choices: Sequence[str]) -> np.ndarray:
+        """Return the tokens of a cell's choices, each read as a pair with the texts before; blank choices are left out.
+
+        The last of several texts before is read beside the choice: (context, question choice), as in Radford et al.
+        2018. Where a pair is too long, its longer text is cut, so that the question is read with the choice.
+        """
+        *context, last = before if before else [""]
+        first, beside = (
+            (self._together([text for text in context if not is_blank(text)]), last) if context else (last, "")
+        )
+        tables: list[np.ndarray] = []
+        for number, choice in enumerate(choices):
+            if is_blank(choice):
+                continue
+            second = choice if is_blank(beside) else f"{beside} {choice}"
+            table = self._encode(None if is_blank(first) else first, second, 1)
+            table[:, TEXT], table[:, WINDOW] = number, len(tables)
+            tables.append(table)
+        return np.concatenate(tables)
 
     def _marked(self, text: str) -> np.ndarray:
         """Return the tokens of a text with two marked entities; the tokens of their first markers are numbered.
@@ -138,7 +155,7 @@ class Passages:
         """
         windows = self.read in ("tokens", "answer")
         side = "longest_first"
-        if self.joined and self.cut != "longest" and not windows:
+        if self.joined and self.cut != "longest" and self.read == "vector":
             side = "only_second" if self.joined[-1] == self.cut else "only_first"
         texts = (last,) if first is None else (first, last)
         room = self.backbone.max_tokens
@@ -213,11 +230,12 @@ class Passages:
         """Return what a cell's tokens stand for, (tokens, 3) int32: text, first character, the one after the last.
 
         A token that stands for no text, such as the first of "answer", has -1, 0, 0. With "choices" a token is a
-        choice: its number, 0, 0.
+        choice: its number among all of them, blank ones included, 0, 0.
         """
         table = rows_of(example)
         if self.read == "choices":
-            return np.array([[number, 0, 0] for number in np.unique(table[:, WINDOW])], dtype=np.int32)
+            firsts = np.unique(table[:, WINDOW], return_index=True)[1]
+            return np.array([[number, 0, 0] for number in table[firsts, TEXT]], dtype=np.int32)
         chosen = table[table[:, TOKEN] >= 0]
         ordered = chosen[np.argsort(chosen[:, TOKEN], kind="stable")]
         spans: np.ndarray = ordered[:, TEXT : END + 1].copy()
@@ -230,9 +248,10 @@ class Passages:
         table = rows_of(example)
         if self.read in ("tokens", "answer"):
             return False
+        full = bool((np.bincount(table[:, WINDOW]) >= self.backbone.max_tokens).any())
+        if self.read == "choices":
+            return full
         ends = [table[table[:, TEXT] == number][:, END].max(initial=0) for number in range(len(texts))]
-        num_windows = int(table[:, WINDOW].max()) + 1
-        full = any((table[:, WINDOW] == window).sum() >= self.backbone.max_tokens for window in range(num_windows))
         return full and any(end < len(text.rstrip()) for end, text in zip(ends, texts, strict=True))
 
 
@@ -266,6 +285,11 @@ def _shift(left: np.ndarray, right: np.ndarray) -> int:
         if np.array_equal(left[start : start + shared], right[:shared]):
             return start
     return len(left)
+
+
+def is_blank(text: str) -> bool:
+    """Return whether a text has nothing but white space."""
+    return not text or text.isspace()
 
 
 ENTITY = re.compile(r"<(/?)(e[12])>")

@@ -15,7 +15,7 @@ from fusetune.errors import BadCell, ConfigError
 from fusetune.modalities.base import Augmenter, Detection
 from fusetune.modalities.ngrams import NGRAM_KEYS, Ngrams, fit_ngrams, keys_by_part
 from fusetune.modalities.on_backbone import BackboneModality
-from fusetune.modalities.passages import ID, WIDTH, Passages, Read, rows_of, words_text
+from fusetune.modalities.passages import ID, WIDTH, Passages, Read, is_blank, rows_of, words_text
 from fusetune.modalities.profile import plain, profile_cells
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class TextModality(BackboneModality):
         texts = self.texts(cell, row=row)
         for text in texts:
             check_text(text, row=row, column=self.column)
-        if all(not text or text.isspace() for text in texts):
+        if all(map(is_blank, texts)):
             do = "empty the cell if the text is missing"
             raise BadCell(row=row, column=self.column, value=cell, why="there is nothing to read in it", do=do)
         try:
