@@ -126,6 +126,7 @@ TASKS = Registry(
     {
         "answer": "fusetune.tasks.extractive:AnswerTask",
         "binary": "fusetune.tasks.classification:BinaryTask",
+        "choice": "fusetune.tasks.choice:MultipleChoiceTask",
         "entities": "fusetune.tasks.entities:EntitiesTask",
         "multiclass": "fusetune.tasks.classification:MulticlassTask",
         "multilabel": "fusetune.tasks.multilabel:MultilabelTask",

@@ -12,7 +12,7 @@ import torch
 from fusetune.data.overlap import overlapping
 from fusetune.data.quarantine import group_rejected
 from fusetune.deploy.bundle import versions
-from fusetune.evaluation.measure import systems
+from fusetune.evaluation.measure import choices, systems
 from fusetune.evaluation.measure.attack import Attack, attack_of, start_model
 from fusetune.evaluation.measure.importance import hidden_columns, importance
 from fusetune.evaluation.measure.judge import Candidate, EvaluatedRows, judge
@@ -26,7 +26,7 @@ from fusetune.fitting.steps import fresh_model, rules
 from fusetune.inference.features import encoded
 from fusetune.inference.predict import model_device
 from fusetune.models.family import Family
-from fusetune.tasks.abilities import Thresholded
+from fusetune.tasks.abilities import Choosing, Thresholded
 from fusetune.tasks.base import TargetTask
 from fusetune.training.probe import SplitRows
 from fusetune.types import Tokens
@@ -141,6 +141,8 @@ class Findings:
         candidates = [systems.baseline(task, train, test, own)]
         if name in fit.probes:
             candidates.append(systems.before(fit.probes[name], test, own))
+        candidates[1:1] = choices.guesses(task, train, test)
+        candidates += self._similarity(task, val, test)
         candidates += others
         candidates += systems.without(model, name, task, train, test, self.trained.bundle.stack)
         described = f"tuned on {len(train.indices)} rows; best step chosen on {len(val.indices)} validation rows"
@@ -178,6 +180,13 @@ class Findings:
         result.shared = int(shared.sum())
         result.balance = task.target_panels({split: part.truth for split, part in rows.items()})
         return result
+
+    def _similarity(self, task: TargetTask, val: SplitRows, test: SplitRows) -> list[Candidate]:
+        """Return the system that chooses by cosines of frozen embeddings, for a task that chooses among texts."""
+        if not isinstance(task, Choosing) or task.reads is None:
+            return []
+        backbone = self.fit.backbones().get("text", self.fit.schema.columns[task.reads].options.get("backbone"))
+        return choices.similarity(task, backbone, val, test, model_device(self.model))
 
     def shared(self, split: str, indices: np.ndarray) -> np.ndarray:
         """Return which rows have the same inputs as a train row, (rows,) bool.

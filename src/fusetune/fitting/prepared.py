@@ -227,7 +227,7 @@ def _make_tasks(config: Config, schema: Schema, train: Table) -> dict[str, Targe
         settings = config.tasks.get(target)
         name, options = (settings.name, settings.options) if settings else (None, {})
         try:
-            tasks[target] = build_task(target, name or infer_task(_sample(train, target), target)[0], options)
+            tasks[target] = build_task(target, name or infer_task(_sample(train, target), target, train)[0], options)
         except TableError as error:
             raise error.in_file(train.source) from None
     return tasks

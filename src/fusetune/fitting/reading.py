@@ -80,7 +80,8 @@ def _with(schema: Schema, reading: Reading, target: str, more: Mapping[str, str]
         )
     if joined and known is None:
         join: list[str | list[str]] = [*reading.columns, *([list(reading.choices)] if reading.choices else [])]
-        specs[name] = ColumnSpec(name, "text", "input", f"read together for {target}", {**options, "join": join})
+        why = f"read together for {target}" + (f": {reading.reason}" if reading.reason else "")
+        specs[name] = ColumnSpec(name, "text", "input", why, {**options, "join": join})
     elif known is not None:
         specs[name] = replace(known, kind="text", role="input", options={**known.options, **options})
     used = (*(reading.columns if joined else ()), *reading.choices, *reading.also)

@@ -6,6 +6,8 @@
 | `Divergent` | has a divergence between two predictions | R-Drop, VAT |
 | `Labelled` | has labels that rows can share | supervised contrastive loss |
 | `Boosted` | can be learned by gradient-boosted trees | `fusion: stack` |
+| `Choosing` | chooses among texts of the row | the baselines of a report |
+| `DetectedInTable` | is found by other columns than the target's | the choice of a task |
 | `Thresholded` | tunes decision thresholds on validation rows | the fit, after tuning |
 """
 
@@ -13,13 +15,19 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from torch import Tensor
 
 from fusetune.errors import ConfigError
+from fusetune.modalities.base import Detection
 from fusetune.tasks.base import LinearModel, LinearPath, TargetTask
+from fusetune.types import TextTokens
+
+if TYPE_CHECKING:
+    from fusetune.data.table import Table
 
 
 class Ability(TargetTask):
@@ -169,6 +177,54 @@ class Boosted(Ability):
             answers: (rows, ...) as `TargetTask.answers` returns them.
             truth: (rows, ...) as `TargetTask.truth` returns it.
         """
+
+
+@dataclass(frozen=True)
+class Guess:
+    """Answers that need no model: a name, a description, and (rows, ...) as `TargetTask.answers` returns them."""
+
+    name: str
+    description: str
+    answers: np.ndarray
+
+
+class Choosing(Ability):
+    """A task that chooses one of several texts that the row brings."""
+
+    ability = "a choice among texts of the row"
+
+    @abc.abstractmethod
+    def guesses(self, train: np.ndarray, truth: np.ndarray) -> list[Guess]:
+        """Return answers by rules that look at the choices alone, such as the longest one.
+
+        Args:
+            train: (rows,) the truth of train rows, for rates.
+            truth: (rows,) of the rows to answer; only their choices are used.
+        """
+
+    @abc.abstractmethod
+    def texts(self, tokens: TextTokens) -> list[tuple[str, list[str]]]:
+        """Return each row's text before the choices, and its choices, "" for blank ones."""
+
+    @abc.abstractmethod
+    def from_scores(self, scores: Sequence[np.ndarray], tokens: TextTokens) -> np.ndarray:
+        """Return the answers whose logits are these.
+
+        Args:
+            scores: by row (choices,), NaN for blank ones.
+            tokens: the rows' choices.
+        """
+
+
+class DetectedInTable(Ability):
+    """A task that is found by other columns of the table beside the target."""
+
+    ability = "columns beside the target that tell it"
+
+    @classmethod
+    @abc.abstractmethod
+    def detect_in(cls, table: Table, target: str) -> Detection:
+        """Return how well a table's columns fit this task; the target has values."""
 
 
 def require(tasks: Mapping[str, TargetTask], ability: type[A], *, where: str) -> dict[str, A]:

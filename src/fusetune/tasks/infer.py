@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fusetune.data.table import is_missing
+from fusetune.data.table import Table, is_missing
 from fusetune.errors import TableError, shown
 from fusetune.registry import TASKS
+from fusetune.tasks.abilities import DetectedInTable
 from fusetune.tasks.base import TargetTask
 
 MIN_CONFIDENCE = 0.15
@@ -20,12 +21,13 @@ def registered_target_tasks() -> dict[str, type[TargetTask]]:
     return {name: task for name, task in tasks.items() if issubclass(task, TargetTask)}
 
 
-def infer_task(values: Sequence[Any], column: str | None = None) -> tuple[str, str]:
+def infer_task(values: Sequence[Any], column: str | None = None, table: Table | None = None) -> tuple[str, str]:
     """Return the registered task with the highest confidence for the target's cells, and the reason.
 
     Args:
         values: the target's cells, or a sample of them; missing ones are skipped.
-        column: the target's name, for error messages.
+        column: the target's name.
+        table: with the target and the other columns, for tasks that these tell; None considers the target alone.
 
     Returns:
         The task's name, and the reason as text.
@@ -36,7 +38,11 @@ def infer_task(values: Sequence[Any], column: str | None = None) -> tuple[str, s
     cells = [value for value in values if not is_missing(value)]
     if not cells:
         raise TableError("the target column is empty", do="name another target column", column=column)
-    detections = {name: task.detect(cells) for name, task in registered_target_tasks().items()}
+    tasks = registered_target_tasks()
+    detections = {name: task.detect(cells) for name, task in tasks.items()}
+    if table is not None and column is not None:
+        beside = {name: task for name, task in tasks.items() if issubclass(task, DetectedInTable)}
+        detections |= {name: task.detect_in(table, column) for name, task in beside.items()}
     name = max(detections, key=lambda name: detections[name].confidence)
     if detections[name].confidence < MIN_CONFIDENCE:
         raise TableError(

@@ -21,6 +21,7 @@ class Reading:
         choices: the columns of the choices, or one column of lists of them, for "choices".
         by_token: whether the task answers token by token (or choice by choice), rather than once for the row.
         also: columns of the table that the task uses for something else, and that the model does not read.
+        reason: how the columns were found, if that needs saying.
     """
 
     columns: tuple[str, ...]
@@ -28,6 +29,7 @@ class Reading:
     choices: tuple[str, ...] = ()
     by_token: bool = True
     also: tuple[str, ...] = ()
+    reason: str = ""
 
     @property
     def name(self) -> str:

@@ -107,6 +107,7 @@ def calibration_section(
     *,
     validation: tuple[np.ndarray, np.ndarray] | None = None,
     num_bins: int = 10,
+    measures: str = "",
 ) -> Section:
     """Return the report's section on the calibration of a task's probabilities.
 
@@ -116,12 +117,13 @@ def calibration_section(
         labels: class names.
         validation: probabilities and truth of the validation rows, on which the temperature is fitted.
         num_bins: at least 1.
+        measures: what the confidences are; "" for the usual words.
     """
     confidence, correct = claims(probabilities, truth)
     bins = reliability(confidence, correct, num_bins=num_bins)
-    if truth.ndim == 2:
+    if not measures and truth.ndim == 2:
         measures = "probability of each label"
-    else:
+    elif not measures:
         measures = f"probability of “{labels[1]}”" if len(labels) == 2 else "probability of the predicted label"
     figures = {
         "ece": calibration_error(bins),
@@ -187,13 +189,16 @@ def _temperature_note(temperature: float, before: float, after: float) -> str:
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float, *, multilabel: bool = False) -> np.ndarray:
-    """Return probabilities, (rows, classes), with their logits divided by `temperature`, which is above 0."""
+    """Return probabilities, (rows, classes), with their logits divided by `temperature`, which is above 0.
+
+    A class with probability 0 keeps it.
+    """
     logs = np.log(np.clip(probabilities, TINY, 1))
     if multilabel:
         logits = logs - np.log(np.clip(1 - probabilities, TINY, 1))
         scaled: np.ndarray = 1 / (1 + np.exp(-logits / temperature))
         return scaled
-    powers = np.exp(logs / temperature - (logs / temperature).max(axis=1, keepdims=True))
+    powers = np.exp(logs / temperature - (logs / temperature).max(axis=1, keepdims=True)) * (probabilities > 0)
     divided: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
     return divided
 
