@@ -321,8 +321,8 @@ class MultipleChoiceTask(TokenTask, DetectedInTable, Choosing):
         chosen = [answer.chosen for answer in answers]
         pairs = list(zip(answers, chosen, strict=True))
         return {
-            self.target: [None if place is None else self._named_as(place, answer.choices) for answer, place in pairs],
-            f"{self.target}_text": [None if place is None else answer.choices[place] for answer, place in pairs],
+            self.target: [self._named_as(answer) for answer in answers],
+            f"{self.target}_text": [answer.text for answer in answers],
             f"{self.target}_probability": [
                 None if place is None else float(answer.probabilities[place]) for answer, place in pairs
             ],
@@ -331,13 +331,16 @@ class MultipleChoiceTask(TokenTask, DetectedInTable, Choosing):
             ],
         }
 
-    def _named_as(self, position: int, choices: Sequence[str]) -> int | str:
-        """Return a choice in the form in which the target's cells name it."""
+    def _named_as(self, answer: Scores) -> int | str | None:
+        """Return the chosen one in the form in which the target's cells name it."""
+        position = answer.chosen
+        if position is None or self.form_used == "text":
+            return answer.text
         if self.form_used in ("index0", "index1"):
             return position + (self.form_used == "index1")
         if self.form_used == "column" and position < len(self.choice_columns):
             return self.choice_columns[position]
-        return choices[position] if self.form_used == "text" else letter(position)
+        return letter(position)
 
     def target_panels(self, truths: Mapping[str, np.ndarray]) -> list[Panel]:
         """Return how often each position is right, by split."""

@@ -40,6 +40,12 @@ class Scores:
             return None
         return int(np.nanargmax(self.probabilities))
 
+    @property
+    def text(self) -> str | None:
+        """The text of the most probable choice, None if it is not known."""
+        place = self.chosen
+        return None if place is None or place >= len(self.choices) else self.choices[place]
+
 
 def row_probabilities(logits: np.ndarray) -> np.ndarray:
     """Return the softmax of a row's logits, (choices,); NaN stays NaN."""

@@ -6,6 +6,7 @@ import json
 import math
 import unittest
 from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ from fusetune.testing.token_tables import TARGET, MakeTokenTask, TokenCase, Toke
 
 
 def json_of(values: Any) -> str:
-    """Return answers or columns as JSON, with numbers rounded to six digits."""
+    """Return answers or columns as JSON, with numbers rounded to six digits; dataclasses as their attributes."""
 
     def rounded(value: Any) -> Any:
+        if is_dataclass(value):
+            value = vars(value)
         if isinstance(value, Mapping):
             return {str(key): rounded(entry) for key, entry in value.items()}
         if isinstance(value, list | tuple | np.ndarray):

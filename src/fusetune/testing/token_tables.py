@@ -55,7 +55,7 @@ class TokenTable:
 
 
 def example_tables(rows: int = 24) -> dict[str, TokenTable]:
-    """Return tables with targets in several forms: tags of words, spans of a text, answers in a context.
+    """Return tables with targets in several forms: tags of words, spans of a text, answers in a context, choices.
 
     Args:
         rows: number of rows of each table, 12 or more.
@@ -97,6 +97,37 @@ def example_tables(rows: int = 24) -> dict[str, TokenTable]:
                 f"{TARGET}_start": [start for _, start in columns_of_starts],
             },
             [{**wrong, TARGET: "w2", f"{TARGET}_start": 0}],
+        ),
+        **_choices(texts, words),
+    }
+
+
+def _choices(texts: Sequence[str], words: Sequence[Sequence[str]]) -> dict[str, TokenTable]:
+    """Return tables with 2 to 4 choices a row: in columns, answered by letters, and in lists, answered by their texts.
+
+    Args:
+        texts: the rows' contexts.
+        words: the same, word by word.
+    """
+    choices = [
+        [f"w{number}" + f" w{(row + number) % 40}" * (number % 2) for number in range(2 + row % 3)]
+        for row in range(len(texts))
+    ]
+    choices[0], choices[1] = [words[0][0], words[1][0] + " w39"], ["w1", "w2 w3", "w4", "w5"]
+    rights = [row % 2 if row % 5 else len(own) - 1 for row, own in enumerate(choices)]
+    columns = {
+        f"option{letter}": [own[place] if place < len(own) else None for own in choices]
+        for place, letter in enumerate("ABCD")
+    }
+    wrong = {"context": "w1", "optionA": "w2", "optionB": "w3", "optionC": None, "optionD": None}
+    return {
+        "choices in columns": TokenTable(
+            {"context": texts, **columns, TARGET: ["ABCD"[right] for right in rights]},
+            [{**wrong, TARGET: "C"}, {**wrong, TARGET: "yes"}, {**wrong, "optionB": "w2", TARGET: "A"}],
+        ),
+        "choices in lists": TokenTable(
+            {"context": texts, "choices": choices, TARGET: [own[at] for own, at in zip(choices, rights, strict=True)]},
+            [{"context": "w1", "choices": ["w2", "w3"], TARGET: "w4"}, {"context": "w1", "choices": [], TARGET: "w4"}],
         ),
     }
 
