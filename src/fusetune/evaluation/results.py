@@ -36,10 +36,9 @@ FORMAT = 2
 SystemKind = Literal["baseline", "before", "alone", "without", "single", "after", "attack"]
 """The kinds of systems that a report compares.
 
-"baseline": a constant guess, or a rule. "before": a linear probe on the frozen backbones, or cosines of their
-embeddings. "alone": a model of one modality. "without": the tuned model with one modality hidden. "single": a model
-tuned for this target only. "after": the tuned model. "attack": the tuned model, or the model before tuning, on
-adversarially changed rows."""
+"baseline": a constant guess, or a rule. "before": a linear probe on the frozen backbones, or their cosines.
+"alone": a model of one modality. "without": the tuned model with one modality hidden. "single": a model tuned for this
+target only. "after": the tuned model. "attack": the tuned or untuned model on adversarially changed rows."""
 
 
 @dataclass
