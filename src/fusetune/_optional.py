@@ -18,6 +18,7 @@ EXTRAS = {
     "lightgbm": "trees",
     "pandas": "pandas",
     "datasets": "datasets",
+    "faiss": "ann",
 }
 
 

@@ -8,28 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fusetune.config.config import Config
-from fusetune.config.data import OnBadCell
 from fusetune.data.schema import Schema
 from fusetune.data.table import Source, Table
-from fusetune.deploy.bundle import Bundle, load_bundle, merge_adapters, move, save_bundle, write_metrics
+from fusetune.deploy.bundle import load_bundle, move, write_metrics
 from fusetune.deploy.card import write_card
-from fusetune.deploy.predictions import Predictions, write
-from fusetune.deploy.rows import Rows, reading_of
+from fusetune.deploy.fine_tuned import FineTuned
+from fusetune.deploy.predictions import Predictions
+from fusetune.deploy.rows import Rows
 from fusetune.deploy.tuned import (
     Precision,
-    arithmetic,
-    predict,
-    predict_parts,
-    predict_proba,
-    read_examples,
 )
 from fusetune.errors import ConfigError
-from fusetune.evaluation.measure.evaluate import Evaluation, measure
+from fusetune.evaluation.measure.evaluate import Evaluation
 from fusetune.evaluation.report.write import write_report
-from fusetune.evaluation.results import RunResults, read_results
+from fusetune.evaluation.results import read_results
 from fusetune.fitting.arguments import names_table, read_settings, resolve_arguments, target_names
 from fusetune.fitting.check import check_process
 from fusetune.fitting.estimate import Estimate, estimate_fit
@@ -42,195 +35,12 @@ from fusetune.security.model_folder import BUNDLE
 from fusetune.tasks.main_metric import Metric
 from fusetune.training.deadline import Deadline
 from fusetune.training.hardware.devices import choose_threads, processes
-from fusetune.training.progress import print_line, track
+from fusetune.training.progress import print_line
 
 __all__ = ["FineTuned", "Predictions", "dry_run", "evaluate", "fit", "load", "schema_of"]
 
 OwnMetric = Metric | Callable[..., Any]
 REPORT_JSON = "report.json"
-
-
-class FineTuned:
-    """A tuned model.
-
-    Attributes:
-        bundle: the model, its columns, tasks, schema and settings.
-        folder: where it is saved, or None.
-        results: what the run found, or None for a folder without a report.
-    """
-
-    def __init__(self, bundle: Bundle, *, folder: Path | None, results: RunResults | None) -> None:
-        self.bundle, self.folder, self.results = bundle, folder, results
-
-    def __repr__(self) -> str:
-        targets = ", ".join(self.bundle.tasks)
-        return f"FineTuned({targets} from {', '.join(self.bundle.modalities)}; folder={str(self.folder)!r})"
-
-    def predict(
-        self,
-        source: Rows,
-        *,
-        on_bad_cell: OnBadCell = "mask",
-        precision: Precision = "float32",
-        missing_columns: Sequence[str] = (),
-        progress: bool = False,
-    ) -> Predictions:
-        """Predictions for every row of a table, in order.
-
-        Args:
-            source: a file, DataFrame, `Dataset` or `Table` with the columns the model was tuned on; or one row as a
-                dictionary, or a list of these. Where the model has one input column, a list of its cells will do.
-                Pictures may be PIL images or (height, width[, channels]) arrays of uint8.
-            on_bad_cell: where a cell cannot be read, "mask" predicts from the row's other cells and says so in the
-                error column; "reject" gives that row no prediction.
-            precision: "bf16" is faster where the processor or GPU has it; the last digits differ. "int8" computes the
-                encoders' linear layers in 8-bit integers, faster on a processor with AVX512-VNNI; `evaluate` says what
-                it costs.
-            missing_columns: input columns that the table may lack; the model predicts from the others.
-            progress: whether to show progress on standard error: bars on a terminal, else plain lines.
-
-        Raises:
-            TableError: the table cannot be read or lacks a column.
-        """
-        return predict(
-            self.bundle,
-            source,
-            on_bad_cell=on_bad_cell,
-            precision=precision,
-            missing=missing_columns,
-            progress=track if progress else None,
-        )
-
-    def read(self, source: Source, *, media: Sequence[str] = ()) -> Table:
-        """Read a table as the model's were read, for `predict`, `predict_to`, `predict_proba` and `evaluate`.
-
-        Args:
-            source: a file, DataFrame, `Dataset` or `Table`.
-            media: protocols of addresses in cells of pictures and sounds that are fetched, as `["https"]`. Without it
-                none is, whatever the settings say that the model was tuned with.
-
-        Raises:
-            TableError: the table cannot be read.
-            ConfigError: a protocol is unknown.
-        """
-        return Table.read(source, read=reading_of(self.bundle, media))
-
-    def predict_proba(
-        self, source: Rows, target: str | None = None, *, missing_columns: Sequence[str] = ()
-    ) -> np.ndarray:
-        """Probabilities of a target's labels, for every row of a table, in order.
-
-        Args:
-            source: as in `predict`.
-            target: which target, where the model has several.
-            missing_columns: as in `predict`.
-
-        Returns:
-            (rows, labels), the labels in the order of `labels[target]`; nan for a row that cannot be predicted.
-
-        Raises:
-            TableError: the table cannot be read or lacks a column.
-            ConfigError: the target has no labels, or is not named.
-        """
-        return predict_proba(self.bundle, source, target, missing=missing_columns)
-
-    @property
-    def labels(self) -> dict[str, list[str]]:
-        """Each target's labels in the order of their probabilities; none for a number."""
-        return {task.target: list(task.labels) for task in self.bundle.targets.values()}
-
-    def predict_to(
-        self,
-        source: Rows,
-        path: str | Path,
-        *,
-        on_bad_cell: OnBadCell = "mask",
-        precision: Precision = "float32",
-        missing_columns: Sequence[str] = (),
-        progress: bool = False,
-    ) -> tuple[int, int]:
-        """Write predictions to a .csv, .jsonl or .parquet file, in memory that does not grow with the table.
-
-        Returns:
-            The rows, and those of them with something in their error column.
-
-        Raises:
-            TableError: the table cannot be read or lacks a column.
-            StorageError: the file cannot be written.
-            ConfigError: its name has another ending.
-        """
-        ending = Path(path).suffix.lower()
-        if ending not in (".csv", ".jsonl", ".parquet"):
-            raise ConfigError(f"no table can be written as {str(path)!r}", expected="a .csv, .jsonl or .parquet file")
-        parts = predict_parts(
-            self.bundle,
-            source,
-            on_bad_cell=on_bad_cell,
-            precision=precision,
-            missing=missing_columns,
-            progress=track if progress else None,
-        )
-        return write(parts, path, ending)
-
-    def evaluate(
-        self,
-        source: Rows,
-        *,
-        slices: Sequence[str] = (),
-        precision: Precision = "float32",
-        missing_columns: Sequence[str] = (),
-        progress: bool = False,
-    ) -> Evaluation:
-        """Measure the model on labelled rows.
-
-        Args:
-            source: as in `predict`, with the target columns.
-            slices: columns whose values the main metric is split by.
-            precision: as in `predict`.
-            missing_columns: as in `predict`.
-            progress: whether to show progress on standard error: bars on a terminal, else plain lines.
-
-        Raises:
-            TableError: the table cannot be read, lacks a column, or has no row with a target.
-        """
-        bars = track if progress else None
-        bundle, low = arithmetic(self.bundle, precision)
-        examples = read_examples(bundle, source, targets=True, missing=missing_columns, progress=bars)
-        examples.check_targets()
-        with low:
-            return measure(
-                bundle.model,
-                bundle.tasks,
-                examples,
-                slices=slices,
-                group=bundle.schema.group,
-                progress=bars,
-                stack=bundle.stack,
-            )
-
-    def merge(self) -> FineTuned:
-        """Work adapters into the backbones' weights, in place: the same predictions, within rounding, by a model whose
-        saved folder needs no other.
-
-        Raises:
-            ConfigError: no backbone has an adapter.
-        """
-        if not merge_adapters(self.bundle.model, self.bundle.stack):
-            raise ConfigError("no backbone of this model has an adapter", do="it can be used as it is")
-        return self
-
-    def save(self, folder: str | Path) -> Path:
-        """Write the model folder.
-
-        Raises:
-            StorageError: it cannot be written.
-        """
-        folder = Path(folder)
-        save_bundle(self.bundle, folder)
-        if self.results is not None:
-            write_report(self.results, folder)
-        write_card(self.bundle, self.results, folder)
-        return folder
 
 
 def fit(

@@ -53,6 +53,12 @@ OPTIONS = {
         "--json",
     },
     "evaluate": {"folder", "table", "--slices", "-s", "--precision", "--missing-columns", "--media", "--json"},
+    "embed": {"--out", "-o", "--precision", "--missing-columns", "--media", "--json", "folder", "table"},
+    "index": {"--find", "--dtype", "--add", "--remove", "--json", "folder", "catalogue"},
+    "search": {
+        *("--query", "-q", "--set", "--queries", "-k", "--filter", "-f", "--catalogue", "--find", "--out", "-o"),
+        *("--json", "folder"),
+    },
     "merge": {"folder", "--out", "-o", "--overwrite", "--json"},
     "report": {"folder", "--json"},
     "schema": {"table", "settings", "--target", "-t", "--out", "-o", "--json"},

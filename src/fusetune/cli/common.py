@@ -18,6 +18,8 @@ from fusetune.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
+ENDINGS = (".csv", ".jsonl", ".parquet")
+"""Of files that tables are written to."""
 WIDTH_OF_LOGS = 120
 """Columns of text where the output is no terminal."""
 
@@ -148,3 +150,21 @@ def is_model(folder: Path) -> bool:
 def is_config(source: str) -> bool:
     """Whether a table argument is a settings file."""
     return Path(source).suffix.lower() in (".yaml", ".yml")
+
+
+def check_out(out: Path, table: str) -> None:
+    """Refuse a file that cannot be written, before anything is predicted.
+
+    Raises:
+        ConfigError: its name has another ending, its folder is not there, or it is the table itself.
+    """
+    if out.suffix.lower() not in ENDINGS:
+        raise ConfigError(
+            f"no table can be written as {out.name!r}",
+            expected=f"a name that ends in {', '.join(ENDINGS)}",
+            do=f"--out {out.with_suffix('.csv')}",
+        )
+    if not out.resolve().parent.is_dir():
+        raise ConfigError(f"{out} cannot be written", came="its folder is not there", do=f"make it: mkdir {out.parent}")
+    if out.resolve() == Path(table).resolve():
+        raise ConfigError("the predictions would overwrite the table", came=str(out), do="give --out another name")

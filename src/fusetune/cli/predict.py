@@ -11,11 +11,8 @@ from typing import Annotated, Literal
 import typer
 
 from fusetune.cli import common
-from fusetune.errors import ConfigError
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-
-ENDINGS = (".csv", ".jsonl", ".parquet")
 
 
 @app.command()
@@ -50,7 +47,7 @@ def predict(
     """
     common.check_model_and_table(folder, table)
     if out is not None:
-        _check(out, table)
+        common.check_out(out, table)
     from fusetune import api
 
     tuned, shown = api.load(folder), common.shows_progress(as_json)
@@ -72,17 +69,3 @@ def predict(
         else:
             note = f", {failed} of them with an error" if failed else ""
             common.console().print(f"{rows} rows{note}: {out}")
-
-
-def _check(out: Path, table: str) -> None:
-    """Refuse a file that cannot be written, before anything is predicted."""
-    if out.suffix.lower() not in ENDINGS:
-        raise ConfigError(
-            f"no table can be written as {out.name!r}",
-            expected=f"a name that ends in {', '.join(ENDINGS)}",
-            do=f"--out {out.with_suffix('.csv')}",
-        )
-    if not out.resolve().parent.is_dir():
-        raise ConfigError(f"{out} cannot be written", came="its folder is not there", do=f"make it: mkdir {out.parent}")
-    if out.resolve() == Path(table).resolve():
-        raise ConfigError("the predictions would overwrite the table", came=str(out), do="give --out another name")

@@ -13,7 +13,7 @@ import torch
 from fusetune.data.column import Progress
 from fusetune.data.examples import Examples
 from fusetune.deploy.bundle import Bundle
-from fusetune.inference.predict import row_vectors
+from fusetune.inference.predict import pooled_vectors, row_vectors
 from fusetune.inference.scores import predict_scores
 from fusetune.models.match import Match
 from fusetune.models.understand import Understand
@@ -109,6 +109,20 @@ class VectorColumns(Output):
             ]
             yield f"{name}_vector", kind, values
 
+
+class PooledVectors(VectorColumns):
+    """A row's vector: what a model's heads read, before them."""
+
+    def columns(self, bundle: Bundle, examples: Examples | None, progress: Progress | None) -> Iterator[OutputColumn]:
+        """See `Output.columns`."""
+        kind, vectors = pa.list_(pa.float32()), []
+        if examples is not None and len(examples):
+            vectors = pooled_vectors(bundle.model, examples, examples.used).numpy().tolist()
+        yield "vector", kind, vectors
+
+
+EMBEDDINGS: dict[str, Output] = {Understand.name: PooledVectors(), Match.name: VectorColumns()}
+"""What `embed` writes, by the family's name."""
 
 OUTPUTS: dict[str, Output] = {Understand.name: TargetColumns(), Match.name: VectorColumns()}
 """By the family's name."""

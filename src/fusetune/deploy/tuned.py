@@ -20,7 +20,7 @@ from fusetune.data.examples import Examples
 from fusetune.data.quarantine import Rejected
 from fusetune.data.table import Table
 from fusetune.deploy.bundle import Bundle
-from fusetune.deploy.outputs import OUTPUTS
+from fusetune.deploy.outputs import OUTPUTS, Output
 from fusetune.deploy.predictions import ERROR, ROW, Predictions
 from fusetune.deploy.rows import Rows, index_of, read_rows
 from fusetune.errors import ConfigError, EmptyTable
@@ -95,8 +95,9 @@ def predict_parts(
     missing: Sequence[str] = (),
     progress: Progress | None = None,
     rows: int = PART_ROWS,
+    output: Output | None = None,
 ) -> Iterator[Predictions]:
-    """Predict a table in parts of `rows` rows, in order and in bounded memory.
+    """Predict a table in parts of `rows` rows, in order and in bounded memory; `output` replaces the family's columns.
 
     Raises:
         TableError: the table cannot be read or lacks a column.
@@ -104,13 +105,13 @@ def predict_parts(
     try:
         table = read_rows(bundle, source, missing=missing)
     except EmptyTable:
-        yield _empty(bundle)
+        yield _empty(bundle, output or OUTPUTS[bundle.model.name])
         return
     bundle, low = arithmetic(bundle, precision)
     for part in _parts(table, rows):
         examples = read_examples(bundle, part, targets=False, on_bad_cell=on_bad_cell, progress=progress)
         with low:
-            result = _predict(bundle, examples, progress)
+            result = _predict(bundle, examples, progress, output or OUTPUTS[bundle.model.name])
         yield result
 
 
@@ -207,10 +208,10 @@ def _parts(table: Table, rows: int) -> Iterator[Table]:
         yield part
 
 
-def _empty(bundle: Bundle) -> Predictions:
+def _empty(bundle: Bundle, output: Output) -> Predictions:
     """Return the predictions of a table without rows."""
     columns: dict[str, Any] = {_row_name(bundle): pa.array([], type=pa.int64())}
-    for column, kind, _ in OUTPUTS[bundle.model.name].columns(bundle, None, None):
+    for column, kind, _ in output.columns(bundle, None, None):
         columns[_free(column, columns)] = pa.array([], type=kind)
     columns[_free(ERROR, columns)] = pa.array([], type=pa.string())
     return Predictions(pa.table(columns))
@@ -221,13 +222,13 @@ def _row_name(bundle: Bundle) -> str:
     return _free(ROW, dict.fromkeys(task.target for task in bundle.targets.values()))
 
 
-def _predict(bundle: Bundle, examples: Examples, progress: Progress | None) -> Predictions:
+def _predict(bundle: Bundle, examples: Examples, progress: Progress | None, output: Output) -> Predictions:
     table = examples.table
     rows, indices = _in_order(table)
     used = indices[examples.used]
     columns: dict[str, Any] = {_row_name(bundle): pa.array(rows)}
     _add_identifiers(columns, bundle, table, indices)
-    for column, kind, values in OUTPUTS[bundle.model.name].columns(bundle, examples, progress):
+    for column, kind, values in output.columns(bundle, examples, progress):
         spread: list[Any] = [None] * len(rows)
         for position, value in zip(used, values, strict=True):
             spread[position] = value

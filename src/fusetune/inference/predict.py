@@ -285,3 +285,24 @@ def row_vectors(model: Family, examples: Examples, indices: np.ndarray, *, batch
             for name, chunks in parts.items():
                 chunks.append(F.normalize(outputs.compared(name).mean().float(), dim=1).cpu())
     return {name: torch.cat(chunks) for name, chunks in parts.items()}
+
+
+def pooled_vectors(model: Family, examples: Examples, indices: np.ndarray, *, batch_size: int = 256) -> Tensor:
+    """Compute each row's vector before the heads, the fusion of its columns.
+
+    Args:
+        model: of a family with such a vector, in any mode and on any device.
+        examples: prepared rows.
+        indices: (rows,) positions in the table, at least one.
+        batch_size: rows per batch.
+
+    Returns:
+        (rows, dim) float32 on the CPU, not normalised.
+    """
+    device, chunks = model_device(model), []
+    with evaluating(model):
+        for start in range(0, len(indices), batch_size):
+            pooled = model(examples.batch(indices[start : start + batch_size]).to(device)).pooled
+            assert pooled is not None, "a family whose outputs have a pooled vector"
+            chunks.append(pooled.float().cpu())
+    return torch.cat(chunks)

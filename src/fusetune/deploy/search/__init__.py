@@ -1,0 +1,1 @@
+"""Search in a catalogue by the vectors of a tuned model."""

@@ -1,0 +1,283 @@
+"""`SearchIndex`: a catalogue's rows, found by the vectors of a tuned model."""
+
+from __future__ import annotations
+
+import mimetypes
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from fusetune.data.column import Progress
+from fusetune.data.examples import Examples
+from fusetune.data.joins import flat_names
+from fusetune.data.table import Table
+from fusetune.deploy.bundle import Bundle
+from fusetune.deploy.predictions import ERROR, ROW, Predictions
+from fusetune.deploy.rows import Rows, needed_columns, read_rows
+from fusetune.deploy.search.filters import rows_where
+from fusetune.deploy.search.vectors import DType, VectorIndex
+from fusetune.errors import ConfigError, TableError
+from fusetune.inference.predict import row_vectors
+from fusetune.models.match import Match
+
+PART_ROWS = 8192
+"""Rows that are decoded and encoded together."""
+MEDIA = ("image", "audio")
+
+
+class SearchIndex:
+    """The vectors of a catalogue's rows, and the rows themselves to show and to filter by.
+
+    Made by `FineTuned.index`; see there. Rows are numbered from 0 in the order in which they were added.
+
+    Attributes:
+        bundle: the tuned model.
+        find: what is found: a side, such as `document`, or a column of a model without sides.
+        vectors: of the rows that have one.
+        rows: the catalogue's scalar columns, one row each, also of rows without a vector.
+        owners: (vectors,) int64, each vector's row.
+        refused: what is wrong with rows that cannot be found, by row.
+    """
+
+    def __init__(self, bundle: Bundle, find: str, vectors: VectorIndex) -> None:
+        self.bundle, self.find, self.vectors = bundle, find, vectors
+        self.rows = pa.table({})
+        self.owners = np.zeros(0, dtype=np.int64)
+        self.refused: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        """Number of rows that can be found."""
+        return len(self.vectors)
+
+    def __repr__(self) -> str:
+        return f"SearchIndex({len(self)} rows to find by {self.find}, {self.vectors.dtype})"
+
+    @classmethod
+    def build(
+        cls,
+        bundle: Bundle,
+        catalogue: Rows,
+        *,
+        find: str | None = None,
+        dtype: DType = "float32",
+        graph: bool | None = None,
+        progress: Progress | None = None,
+    ) -> SearchIndex:
+        """See `FineTuned.index`."""
+        index = cls(bundle, found_side(bundle, find), VectorIndex(bundle.model.dim, dtype=dtype, graph=graph))
+        index.add(catalogue, progress=progress)
+        if not len(index):
+            names = ", ".join(map(repr, bundle.model.compared[index.find]))
+            raise TableError("no row of the catalogue can be found", expected=f"a readable cell of {names} in some row")
+        return index
+
+    def add(self, catalogue: Rows, *, progress: Progress | None = None) -> int:
+        """Add rows; return how many of them can be found.
+
+        Raises:
+            TableError: the catalogue cannot be read or lacks a column.
+        """
+        columns, before = self.bundle.model.compared[self.find], len(self.vectors)
+        table = _read(self.bundle, catalogue, columns)
+        first = self.rows.num_rows
+        for positions, vectors, errors in _encoded(self.bundle, table, (self.find,), columns, progress):
+            real = np.linalg.norm(vectors, axis=1) > 0
+            self.vectors.add(vectors[real])
+            self.owners = np.concatenate([self.owners, first + positions[real]])
+            lacking = dict.fromkeys(positions[~real].tolist(), "it has no cell to find it by") | errors
+            self.refused |= {first + row: why for row, why in lacking.items() if row not in set(positions[real])}
+        shown = _scalars(table)
+        self.rows = _joined(self.rows, shown) if first else shown
+        return len(self.vectors) - before
+
+    def remove(self, where: str) -> int:
+        """Remove the rows that a filter keeps, see `search`; return how many. The numbers of the others stay."""
+        gone = self._where(where)[self.owners] & self.vectors.alive
+        self.vectors.remove(np.flatnonzero(gone))
+        return int(gone.sum())
+
+    def search(self, queries: Any, *, k: int = 10, where: str | None = None) -> Predictions:
+        """Find the nearest rows of the catalogue for each query.
+
+        Args:
+            queries: a text, or the path of a picture or sound, as a string; a row as a dictionary; a list of either;
+                a table, or its file as a `Path`.
+            k: how many rows a query.
+            where: a filter on the catalogue's columns, `price < 50 and colour in ["red", "blue"]`.
+
+        Returns:
+            Up to k rows a query, the nearest first: `row`, the query's number; `rank` from 1; `score`, the cosine
+            similarity; FIND_row, the catalogue's row; the catalogue's columns; `error`. A query that cannot be read
+            has one row with the reason in `error`.
+
+        Raises:
+            ConfigError: k is less than 1, or the filter cannot be read.
+            TableError: the queries lack a column.
+        """
+        if k < 1:
+            raise ConfigError("a search gives at least one row", expected="k of 1 or more", came=f"k={k}")
+        allowed = None if where is None else self._where(where)[self.owners]
+        names = [name for name in self.bundle.model.compared if name != self.find]
+        columns = [column for name in names for column in self.bundle.model.compared[name]]
+        table = _read(self.bundle, self._as_rows(queries, columns), columns)
+        total, found = len(table) + len(table.rejected), []
+        errors: dict[int, str] = {}
+        for positions, vectors, wrong in _encoded(self.bundle, table, names, columns, None):
+            errors |= wrong
+            real = np.linalg.norm(vectors, axis=1) > 0
+            errors |= dict.fromkeys(positions[~real].tolist(), "it has no cell to search by")
+            near, scores = self.vectors.search(vectors[real], min(k, len(self.vectors)), allowed=allowed)
+            found.append((positions[real], near, scores))
+        return self._answers(total, found, errors)
+
+    def _answers(
+        self, total: int, found: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], errors: Mapping[int, str]
+    ) -> Predictions:
+        """Return the table of answers, in the order of the queries."""
+        by_query = {int(q): hits for queries, *both in found for q, *hits in zip(queries, *both, strict=True)}
+        query: list[int] = []
+        rank: list[int | None] = []
+        score: list[float | None] = []
+        owner: list[int | None] = []
+        error: list[str | None] = []
+        for number in range(total):
+            near, scores = by_query.get(number, (np.zeros(0, int), np.zeros(0)))
+            real = int((near >= 0).sum())
+            rows = max(real, 1)
+            query += [number] * rows
+            rank += list(range(1, real + 1)) or [None]
+            score += scores[:real].tolist() or [None]
+            owner += self.owners[near[:real]].tolist() or [None]
+            error += [errors.get(number, None if real else "no row of the catalogue passes the filter")] * rows
+        columns: dict[str, Any] = {
+            ROW: pa.array(query, pa.int64()),
+            "rank": pa.array(rank, pa.int64()),
+            "score": pa.array(score, pa.float32()),
+            f"{self.find}_row": (rows := pa.array(owner, pa.int64())),
+        }
+        for name in self.rows.column_names:
+            label = name
+            while label in columns or label == ERROR:
+                label += "_"
+            columns[label] = self.rows.column(name).take(rows)
+        return Predictions(pa.table(columns | {ERROR: pa.array(error, pa.string())}))
+
+    def _where(self, expression: str) -> np.ndarray:
+        names = self.rows.column_names
+        return rows_where(expression, lambda name: list(self.rows.column(name).to_pylist()), names, self.rows.num_rows)
+
+    def _as_rows(self, queries: Any, columns: Sequence[str]) -> Any:
+        """Return queries as rows: strings are put into the column that they are for."""
+        if isinstance(queries, str):
+            return [self._row_of(queries, columns)]
+        if isinstance(queries, Mapping):
+            return [queries]
+        if isinstance(queries, list | tuple):
+            return [self._row_of(query, columns) if isinstance(query, str) else query for query in queries]
+        return queries
+
+    def _row_of(self, text: str, columns: Sequence[str]) -> dict[str, str]:
+        """Return a query row from a text or a path of media."""
+        raw = _raw_columns(self.bundle, columns)
+        kind = (mimetypes.guess_type(text)[0] or "").split("/")[0]
+        kinds = {name: self.bundle.modalities[name].kind if name in self.bundle.modalities else "text" for name in raw}
+        is_media = kind in MEDIA and kind in kinds.values()
+        fitting = [name for name in raw if (kinds[name] == kind if is_media else kinds[name] not in MEDIA)]
+        if len(raw) == 1:
+            fitting = raw
+        texts = [name for name in fitting if kinds[name] == "text"]
+        chosen = texts if len(fitting) > 1 and len(texts) == 1 else fitting
+        if len(chosen) != 1:
+            raise ConfigError(
+                f"it is not clear which column {text[:60]!r} is for",
+                expected=f"a row with {', '.join(map(repr, raw))}",
+                do=f'name the column: {{"{raw[0]}": …}}, on the command line --set {raw[0]}=…',
+            )
+        return {chosen[0]: text}
+
+
+def found_side(bundle: Bundle, find: str | None) -> str:
+    """Return what a model's index finds: `find`, or the document side, or the second of two columns.
+
+    Raises:
+        ConfigError: the model has no vectors to compare, there is no such side, or it must be named.
+    """
+    if not isinstance(bundle.model, Match):
+        raise ConfigError(
+            "only a model of pairs can search",
+            expected="a model tuned with --query and --document, or without a target",
+            came=f"a model that predicts {', '.join(bundle.tasks)}",
+        )
+    names = list(bundle.model.compared)
+    if find is None and "document" in names:
+        return "document"
+    if find not in names:
+        what = "it must be named what is found" if find is None else f"the model has no {find!r} to find"
+        raise ConfigError(what, expected=f"find={' or '.join(map(repr, names))}")
+    return find
+
+
+def _raw_columns(bundle: Bundle, columns: Sequence[str]) -> list[str]:
+    """Return the table's columns that these inputs are read from."""
+    joins = bundle.schema.joins()
+    return list(
+        dict.fromkeys(raw for name in columns for raw in (flat_names(joins[name]) if name in joins else [name]))
+    )
+
+
+def _read(bundle: Bundle, source: Rows, columns: Sequence[str]) -> Table:
+    """Read a table that needs some of the model's columns; single queries may lack some of these, too."""
+    own = _raw_columns(bundle, columns)
+    others = [name for name in needed_columns(bundle) if name not in own]
+    if isinstance(source, list) and source and all(isinstance(row, Mapping) for row in source):
+        others += [name for name in own if not any(name in row for row in source)][: len(own) - 1]
+    return read_rows(bundle, source, missing=others)
+
+
+def _encoded(
+    bundle: Bundle, table: Table, names: Sequence[str], columns: Sequence[str], progress: Progress | None
+) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str]]]:
+    """Yield a part's rows, their vectors, and what is wrong with the other rows.
+
+    Yields:
+        (rows,) int64 numbers in the source; (rows, dim) float32, of unit length: the normalised mean of what `names`
+        names, zeros for a row without it; and by row the reason why it has none.
+    """
+    modalities = {column: bundle.modalities[column] for column in columns}
+    wrong = {item.row: item.why for item in table.rejected}
+    for start in range(0, max(len(table), 1), PART_ROWS):
+        part = table.select(np.arange(start, min(start + PART_ROWS, len(table))))
+        examples = Examples(part, modalities)
+        examples.prepare(on_bad_cell="mask", memory=bundle.config.data.memory, progress=progress)
+        wrong |= {item.row: f"column {item.column!r}: {item.why}" for item in [*examples.masked, *examples.rejected]}
+        vectors = np.zeros((0, bundle.model.dim), dtype=np.float32)
+        if len(examples.used):
+            by_name = row_vectors(bundle.model, examples, examples.used)
+            total = np.sum([by_name[name].numpy() for name in names], axis=0)
+            vectors = total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
+        yield part.rows[examples.used], vectors.astype(np.float32), wrong
+        wrong = {}
+
+
+def _scalars(table: Table) -> pa.Table:
+    """Return the columns of texts and numbers, one row for every row of the source."""
+    names = [name for name in table.column_names if table.is_scalar(name)]
+    total = len(table) + len(table.rejected)
+    places = np.full(total, -1, dtype=np.int64)
+    places[table.rows] = np.arange(len(table))
+    take = pa.array(places, mask=places < 0)
+    return table.arrow.select(names).take(take)
+
+
+def _joined(first: pa.Table, second: pa.Table) -> pa.Table:
+    """Join the rows of two tables; a column of different types becomes one of texts."""
+    for name in set(first.column_names) & set(second.column_names):
+        if first.schema.field(name).type != second.schema.field(name).type:
+            first, second = (_as_text(table, name) for table in (first, second))
+    return pa.concat_tables([first, second], promote_options="default")
+
+
+def _as_text(table: pa.Table, name: str) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, table.column(name).cast(pa.string()))
