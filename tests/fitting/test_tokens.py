@@ -44,8 +44,9 @@ def tables(tmp_path_factory):
     return {name: str(home / f"{name}.jsonl") for name in ("train", "val", "test")}
 
 
-def test_entities_and_a_label_from_a_table_to_a_report(tiny, tables, tmp_path):
-    settings = config(tiny, target=["tags", "mood"])
+@pytest.mark.parametrize("head", ["softmax", "crf"])
+def test_entities_and_a_label_from_a_table_to_a_report(tiny, tables, tmp_path, head):
+    settings = config(tiny, target=["tags", "mood"], tasks={"tags": {"name": "entities", "head": head}})
     tuned = ft.fit(tables["train"], val=tables["val"], test=tables["test"], config=settings, out=tmp_path / "run")
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     found = {task["target"]: task for task in report["tasks"]}

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from fusetune.errors import BadCell, TableError
+from fusetune.errors import BadCell, ConfigError, TableError
 from fusetune.modalities.passages import text_tokens
 from fusetune.tasks.entities import EntitiesTask
 from fusetune.tasks.tagging import allowed, best_path, spans_of_tags, tag_tokens
+from fusetune.tasks.words import splits_word
 
 TEXT = "Ada met Bo in Rome"
 
@@ -155,3 +156,30 @@ def test_a_span_within_a_token_marks_the_token():
     tags = np.zeros(5, dtype=np.int64)
     tag_tokens(tags, tokens_of(TEXT), [(5, 6, "place")], ["person", "place"])
     assert tags.tolist() == [0, 3, 0, 0, 0]
+
+
+def test_words_are_not_split_unless_train_entities_split_them():
+    text = "Maunalua met Bo"
+    pieces = [[0, 0, 2], [0, 2, 5], [0, 5, 8], [0, 9, 12], [0, 13, 15]]
+    tokens = text_tokens([np.array(pieces, dtype=np.int32)], [[text]])
+    task = EntitiesTask("tags")
+    whole = [task.resolve([{"start": 0, "end": 8, "label": "person"}], text, row=0)]
+    within = [task.resolve([{"start": 2, "end": 8, "label": "person"}], text, row=0)]
+    logits = torch.zeros(1, 5, 3)
+    logits[0, 0, 0], logits[0, 1, 1], logits[0, 2, 2] = 1.0, 9.0, 9.0
+    for cells, expected in ((whole, (0, 8)), (within, (2, 8))):
+        task.fit(cells)
+        (entity,) = task.answers(logits, tokens)[0]
+        assert (entity["start"], entity["end"]) == expected
+        (entity,) = EntitiesTask.from_state("tags", task.state()).answers(logits, tokens)[0]
+        assert (entity["start"], entity["end"]) == expected
+
+
+def test_words_of_scripts_without_spaces_have_one_character():
+    assert not splits_word("東京都", 1) and not splits_word("at 5.30", 4) and splits_word("été", 1)
+    assert splits_word("don't", 1) and not splits_word("don't", 4)
+
+
+def test_an_unknown_head_is_refused_with_the_nearest():
+    with pytest.raises(ConfigError, match="crf"):
+        EntitiesTask("tags", head="crff")

@@ -26,7 +26,7 @@ def answers_of(examples: Examples, task: TargetTask, logits: Tensor, rows: np.nd
     for start in range(0, max(len(rows), 1), PIECE):
         some = slice(start, start + PIECE)
         tokens = examples.tokens(task.reads, rows[some], texts=True)
-        parts.append(task.answers(_of_length(logits[some], tokens.real.shape[1]), tokens))
+        parts.append(task.answers(_of_length(logits[some], task.num_shared + tokens.real.shape[1]), tokens))
     return np.concatenate(parts)
 
 
@@ -41,7 +41,7 @@ def loss_of(examples: Examples, name: str, logits: Tensor, rows: np.ndarray) -> 
     """
     task, weights, target = examples.tasks[name], torch.from_numpy(examples.weights[rows]), examples.encode(name, rows)
     if task.reads is not None:
-        logits = _of_length(logits, target.values.shape[1])
+        logits = _of_length(logits, task.num_shared + target.values.shape[1])
     return float(task.loss(logits, target, weights))
 
 

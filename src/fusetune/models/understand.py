@@ -13,6 +13,7 @@ from fusetune.modalities.ngrams import NGRAM_KEYS
 from fusetune.models.extras import NgramLinear, NgramSource, PairLinear
 from fusetune.models.family import Family, presence
 from fusetune.models.reader import Encoded
+from fusetune.tasks.token_head import TokenHead
 from fusetune.types import Batch, Outputs, Tokens
 
 
@@ -25,6 +26,8 @@ class Understand(Family):
     token's logits, and its linear part reads the token's standardised vector in place of the column's mean:
 
     logits_t = head(h_t) + linear(standardised token, standardised other columns);  0 where a token is not real
+
+    The logits begin with the head's shared rows, if it is a `fusetune.tasks.token_head.TokenHead`.
 
     The linear part reads the columns with pretrained encoders. `start_from` sets it to a linear probe and the heads to
     zero, so training starts from the probe's predictions and adds to them. Without a probe the linear part starts at
@@ -174,7 +177,7 @@ class Understand(Family):
     def _token_logits(
         self, index: int, column: Tokens, tokens: Mapping[str, Tensor], blocks: Sequence[Tensor], pooled: Tensor
     ) -> Tensor:
-        """Return a task's logits token by token, (batch, tokens, logits).
+        """Return a task's logits token by token, (batch, shared rows + tokens, logits).
 
         Args:
             index: the task's position.
@@ -193,7 +196,9 @@ class Understand(Family):
                 logits = logits + nn.functional.linear(part, layer.weight[:, start : start + part.shape[-1]])
                 start += part.shape[-1]
             logits = logits + layer.bias
-        return logits.masked_fill(~column.mask.unsqueeze(-1), 0)
+        logits = logits.masked_fill(~column.mask.unsqueeze(-1), 0)
+        head = self.heads[index]
+        return head.prepend(logits) if isinstance(head, TokenHead) else logits
 
     def _token_block(self, name: str, cells: Tokens | None, row_cells: Tensor | None, projected: Tokens) -> Tensor:
         """Return the tokens' inputs of the linear part, (batch, tokens, encoder dim + 1); the last is 0."""

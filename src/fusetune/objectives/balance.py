@@ -27,6 +27,7 @@ from fusetune.data.examples import Examples
 from fusetune.models.family import Family
 from fusetune.models.understand import Understand
 from fusetune.tasks.base import TargetTask
+from fusetune.tasks.token_head import with_zero_rows
 from fusetune.types import Batch, Target
 
 MIN_CONSTANT = 0.01
@@ -59,7 +60,8 @@ def constant_loss(task: TargetTask, start: Tensor, target: Target, weights: np.n
         nonlocal best
         solver.zero_grad()
         shape = target.values.shape[:2] if task.reads is not None else (len(weights),)
-        loss = task.loss(logits.expand(*shape, *logits.shape), target, counts)
+        every = logits.expand(*shape, *logits.shape)
+        loss = task.loss(with_zero_rows(every, task.num_shared), target, counts)
         loss.backward()  # type: ignore[no-untyped-call]
         if math.isfinite(value := loss.item()):
             best = min(best, value)

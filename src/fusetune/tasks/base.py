@@ -212,6 +212,8 @@ class TargetTask(Task):
     row is unlabelled if it lacks both."""
     constant_is: ClassVar[str] = ""
     """What `constant` answers, for the report, such as "no entity"; "" for the mean or the most frequent answer."""
+    num_shared: int = 0
+    """Rows of the logits before those of the tokens, of a task with `reads`; see `fusetune.tasks.token_head`."""
     empty_is_value: bool = False
     """Whether an empty cell of the target is a value, such as "no answer", rather than an unlabelled row."""
 

@@ -5,25 +5,30 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fusetune.data.schema import Schema
-from fusetune.errors import BadCell, TableError, shown
+from fusetune.errors import BadCell, ConfigError, TableError, nearest, shown
 from fusetune.modalities.base import Detection
 from fusetune.modalities.passages import words_text
 from fusetune.tasks.base import Metric
 from fusetune.tasks.panels.entities import entity_sections, types_panel
 from fusetune.tasks.panels.kinds import Evidence, Panel, Section
 from fusetune.tasks.reading import Reading, text_column
-from fusetune.tasks.tagging import IGNORED, Span, spans_of_tags, tag_tokens, tags_of, viterbi
+from fusetune.tasks.taggers import TAGGERS, Tagger
+from fusetune.tasks.tagging import Span, spans_of_tags
 from fusetune.tasks.token_task import TokenTask
+from fusetune.tasks.words import split_words
 from fusetune.types import Target, TextTokens
+
+Head = Literal["softmax", "crf"]
+"""How tokens are tagged: each by itself, or a text's as a conditional random field."""
+SPLIT_WORDS = 0.01
+"""If more of the train entities begin or end within a word, predicted ones may too."""
 
 
 class EntitiesTask(TokenTask):
@@ -36,11 +41,17 @@ class EntitiesTask(TokenTask):
     Args:
         target: the target column's name.
         text: the text column's name; needed if there are several.
+        head: "softmax": each token's tag by itself. "crf": the tags of a text as a linear-chain conditional random
+            field, which learns what tag follows which.
 
-    Loss: cross-entropy over the tokens' tags (BIO), averaged over all tokens.
+    Raises:
+        ConfigError: there is no such head.
+
+    Loss: cross-entropy over the tokens' tags (BIO), or the negative log-likelihood of a text's tags, averaged over all
+    tokens.
 
     Answers: per row a list of `{"start", "end", "label", "score", "text"}`; the most likely tags among those that the
-    scheme allows.
+    scheme allows. If train entities begin and end where words do, predicted ones do.
 
     Requires: a text column; `text` names it where there are several.
 
@@ -51,18 +62,27 @@ class EntitiesTask(TokenTask):
         >>> task.resolve(["B-PER", "O"], ["Ada", "wrote"], row=0)
         [(0, 3, 'PER')]
 
-    Reference: Devlin et al. 2019 (arXiv 1810.04805), section 5.3; Ramshaw and Marcus 1995 (arXiv cmp-lg/9505040).
+    Reference: Devlin et al. 2019 (arXiv 1810.04805), section 5.3; Ramshaw and Marcus 1995 (arXiv cmp-lg/9505040);
+    Lafferty et al. 2001 for the conditional random field.
     """
 
     name = "entities"
     main = Metric("f1")
     constant_is = "no entity"
 
-    def __init__(self, target: str, *, text: str | None = None) -> None:
+    def __init__(self, target: str, *, text: str | None = None, head: Head = "softmax") -> None:
         super().__init__(target)
-        self.text = text
+        if head not in get_args(Head):
+            raise ConfigError(
+                "head says how the tokens are tagged",
+                expected=", ".join(get_args(Head)),
+                came=str(head),
+                do=nearest(str(head), get_args(Head)),
+            )
+        self.text, self.head = text, head
         self.classes: list[str] = []
         self.counts: list[int] = []
+        self.whole_words = False
 
     @classmethod
     def detect(cls, values: Sequence[Any]) -> Detection:
@@ -102,7 +122,7 @@ class EntitiesTask(TokenTask):
             if after[0] < before[1]:
                 why = f"the spans {before} and {after} overlap"
                 raise BadCell(row=row, column=self.target, value=value, why=why, do="keep one of them")
-        return sorted(spans)
+        return Spans(sorted(spans), split_words(text, spans))
 
     def _of_tags(self, tags: list[str], cell: Any, *, row: int) -> list[Span]:
         starts = None
@@ -131,7 +151,7 @@ class EntitiesTask(TokenTask):
         return start, end, label
 
     def fit(self, values: Sequence[Any]) -> None:
-        """Learn the labels and how many entities have each.
+        """Learn the labels, how many entities have each, and whether entities begin and end where words do.
 
         Raises:
             TableError: no row has an entity.
@@ -141,50 +161,45 @@ class EntitiesTask(TokenTask):
             raise TableError("no train row has an entity", column=self.target, do="give rows with labelled spans")
         self.classes = sorted(counts)
         self.counts = [counts[label] for label in self.classes]
+        within = sum(spans.split_words for spans in values if isinstance(spans, Spans))
+        self.whole_words = within <= SPLIT_WORDS * counts.total()
+        self.num_shared = self._tagger.num_shared
 
     def check(self, value: Any, *, row: int) -> None:
         """Accept every cell: entities of a label that no train row has count as missed."""
 
-    def encode(self, values: Sequence[Any], tokens: TextTokens | None = None) -> Target:
-        """Encode as tags, (rows, tokens) int64, `IGNORED` at padding and in entities of a label that no train row has.
+    @property
+    def _tagger(self) -> Tagger:
+        return TAGGERS[self.head](self.classes, whole_words=self.whole_words)
 
-        A row's size is the number of its other tokens.
-        """
+    def encode(self, values: Sequence[Any], tokens: TextTokens | None = None) -> Target:
+        """Encode as tags, (rows, tokens) int64; see `Tagger.encode`."""
         assert tokens is not None, "entities are found in a text"
-        real = tokens.spans[..., 0] >= 0
-        tags = np.where(real, 0, IGNORED).astype(np.int64)
-        for row, spans in enumerate(values):
-            if spans:
-                tag_tokens(tags[row], tokens.spans[row], spans, self.classes)
-        labelled = torch.tensor([value is not None for value in values], dtype=torch.bool)
-        sizes = torch.from_numpy((tags != IGNORED).sum(1).astype(np.float32))
-        return Target(torch.from_numpy(tags), labelled & (sizes > 0), sizes)
+        return self._tagger.encode(values, tokens)
 
     def build_head(self, dim: int) -> nn.Module:
         """Build (batch, tokens, dim) to (batch, tokens, tags)."""
-        return nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, len(tags_of(self.classes))))
+        return self._tagger.build(dim)
 
     def terms(self, logits: Tensor, target: Target) -> Tensor:
-        """Return the sum over a row's tokens of their cross-entropy, (batch,).
+        """Return the sum over a row's tokens of their cross-entropy, or its negative log-likelihood, (batch,).
 
         Args:
-            logits: (batch, tokens, tags).
+            logits: (batch, shared rows + tokens, tags).
             target: tags, (batch, tokens) int64.
         """
-        return F.cross_entropy(logits.transpose(1, 2), target.values, ignore_index=IGNORED, reduction="none").sum(1)
+        return self._tagger.terms(logits, target)
 
     def answers(self, logits: Tensor, tokens: TextTokens | None = None) -> np.ndarray:
         """Return the rows' entities, an array of lists; see the class."""
         assert tokens is not None, "entities are found in a text"
-        logs = logits.detach().double().log_softmax(2).cpu().numpy()
-        result = np.empty(len(logs), dtype=object)
-        for row, scores in enumerate(logs):
-            indices = np.flatnonzero(tokens.spans[row, :, 0] >= 0)
-            spans = tokens.spans[row, indices, 1:]
-            text = tokens.texts[row][0] if len(indices) and len(tokens.texts[row]) else ""
+        found = self._tagger.entities(logits, tokens)
+        result = np.empty(len(found), dtype=object)
+        for row, entities in enumerate(found):
+            text = tokens.texts[row][0] if entities else ""
             result[row] = [
                 {"start": start, "end": end, "label": label, "score": score, "text": text[start:end]}
-                for start, end, label, score in viterbi(scores[indices], spans, self.classes)
+                for start, end, label, score in entities
             ]
         return result
 
@@ -262,14 +277,30 @@ class EntitiesTask(TokenTask):
 
     def state(self) -> dict[str, Any]:
         """Options, labels and counts."""
-        return {"text": self.text, "classes": self.classes, "counts": self.counts}
+        return {
+            "text": self.text,
+            "head": self.head,
+            "classes": self.classes,
+            "counts": self.counts,
+            "whole_words": self.whole_words,
+        }
 
     @classmethod
     def from_state(cls, target: str, state: dict[str, Any]) -> EntitiesTask:
         """Restore a task from its `state()`."""
-        task = cls(target, text=state["text"])
+        task = cls(target, text=state["text"], head=state.get("head", "softmax"))
         task.classes, task.counts = list(state["classes"]), list(state["counts"])
+        task.whole_words = state.get("whole_words", False)
+        task.num_shared = task._tagger.num_shared
         return task
+
+
+class Spans(list[Span]):
+    """A text's entities, and how many of them begin or end within a word."""
+
+    def __init__(self, spans: Iterable[Span], split_words: int = 0) -> None:
+        super().__init__(spans)
+        self.split_words = split_words
 
 
 def _scores(counts: np.ndarray) -> tuple[float, float, float]:

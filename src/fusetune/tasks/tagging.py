@@ -71,20 +71,17 @@ def tag_tokens(tags: np.ndarray, tokens: np.ndarray, spans: Sequence[Span], clas
             tags[inside[0]] = begin
 
 
-def viterbi(scores: np.ndarray, spans: np.ndarray, classes: Sequence[str]) -> list[tuple[int, int, str, float]]:
-    """Return the entities of the most likely tags that the scheme allows: an I follows a B or I of its label.
+def entities_of(
+    path: np.ndarray, probabilities: np.ndarray, spans: np.ndarray, classes: Sequence[str]
+) -> list[tuple[int, int, str, float]]:
+    """Return the entities of tags, (start, end, label, score) each.
 
     Args:
-        scores: (tokens, tags) log-probabilities.
+        path: (tokens,) tags.
+        probabilities: (tokens, tags); a score is the mean of the tokens' tags.
         spans: (tokens, 2) the tokens' characters.
         classes: the labels, in order.
-
-    Returns:
-        (start, end, label, score) each; the score is the mean probability of the tokens' tags.
     """
-    if not len(scores):
-        return []
-    path = best_path(scores, allowed(len(classes)))
     entities: list[tuple[int, int, str, float]] = []
     index = 0
     while index < len(path):
@@ -95,7 +92,7 @@ def viterbi(scores: np.ndarray, spans: np.ndarray, classes: Sequence[str]) -> li
         end = index + 1
         while end < len(path) and path[end] == tag + tag % 2:
             end += 1
-        score = float(np.exp(scores[np.arange(index, end), path[index:end]]).mean())
+        score = float(probabilities[np.arange(index, end), path[index:end]].mean())
         entities.append((int(spans[index, 0]), int(spans[end - 1, 1]), classes[(tag - 1) // 2], score))
         index = end
     return entities
@@ -112,15 +109,42 @@ def allowed(num_classes: int) -> np.ndarray:
     return may
 
 
-def best_path(scores: np.ndarray, may: np.ndarray) -> np.ndarray:
-    """Return the tags of the greatest sum of scores, (tokens,), of which each may follow the one before."""
-    barred = np.where(may, 0.0, -np.inf)
-    best, back = scores[0] + barred[-1], np.zeros(scores.shape, dtype=np.int64)
+def within_word(num_classes: int) -> np.ndarray:
+    """Return which tag may follow which within a word, (tags + 1, tags) bool: the entity goes on, or there is none."""
+    may = allowed(num_classes)
+    may[:, 1::2] = False
+    may[1:-1, 0] = False
+    return may
+
+
+def best_path(
+    scores: np.ndarray,
+    may: np.ndarray,
+    *,
+    transitions: np.ndarray | None = None,
+    inside: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return the tags of the greatest sum of scores, (tokens,), of which each may follow the one before.
+
+    Args:
+        scores: (tokens, tags).
+        may: (tags + 1, tags) bool, from `allowed`.
+        transitions: (tags + 2, tags) scores of a tag after each other, after the start, and before the end; None: 0.
+        inside: (tokens,) bool, the tokens that go on with the word before; None: no token.
+
+    Reference: Viterbi 1967.
+    """
+    if not len(scores):
+        return np.zeros(0, dtype=np.int64)
+    weights = np.zeros((len(may) + 1, may.shape[1])) if transitions is None else transitions
+    moves = np.where(may, weights[:-1], -np.inf)
+    within = np.where(within_word(may.shape[1] // 2), weights[:-1], -np.inf)
+    best, back = scores[0] + moves[-1], np.zeros(scores.shape, dtype=np.int64)
     for index in range(1, len(scores)):
-        reached = best[:, None] + barred[:-1]  # (before, after)
+        reached = best[:, None] + (moves if inside is None or not inside[index] else within)[:-1]  # (before, after)
         back[index] = reached.argmax(0)
         best = reached.max(0) + scores[index]
-    path = [int(best.argmax())]
+    path = [int((best + weights[-1]).argmax())]
     for index in range(len(scores) - 1, 0, -1):
         path.append(int(back[index, path[-1]]))
     return np.array(path[::-1])

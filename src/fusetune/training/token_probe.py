@@ -21,6 +21,7 @@ from fusetune.models.family import Family
 from fusetune.models.understand import Understand
 from fusetune.tasks.abilities import Probed
 from fusetune.tasks.base import TargetTask
+from fusetune.tasks.token_head import with_zero_rows
 from fusetune.training.extra_blocks import NgramBlock, PairBlock
 from fusetune.training.probe import Probe, SplitRows, StartingPoint, block, column_scales
 from fusetune.types import Target
@@ -114,6 +115,7 @@ class TokenProbe:
             rows = self._rows(SplitRows(split.examples, split.features, some, split.truth[start : start + ROWS]))
             with torch.no_grad():
                 _, logits = next(rows.logits(*self._parts()))
+                logits = with_zero_rows(logits, self.task.num_shared)
             parts.append(answers_of(split.examples, self.task, logits, some))
         return np.concatenate(parts) if parts else self.task.constant(split.truth, 0)
 
@@ -165,6 +167,7 @@ class TokenProbe:
             for part, logits in rows.logits(*self._parts()):
                 chunk = target.take(torch.arange(part.start, part.stop))
                 chunk.values = chunk.values[:, : logits.shape[1]] if chunk.values.ndim > 1 else chunk.values
+                logits = with_zero_rows(logits, self.task.num_shared)
                 share = (self.task.terms(logits, chunk) * weights[part] * chunk.labelled).sum() / total
                 share.backward()  # type: ignore[no-untyped-call]
                 losses += float(share.detach())
