@@ -11,6 +11,7 @@ from fusetune.tasks import crf
 from fusetune.tasks.entities import EntitiesTask
 from fusetune.tasks.taggers import CrfTagger, Tagger
 from fusetune.tasks.tagging import allowed, best_path, within_word
+from fusetune.tasks.token_head import with_shared
 
 TAGS = 5
 
@@ -142,17 +143,17 @@ def test_the_head_learns_transitions_and_what_it_learned_is_answered():
     optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
     for _ in range(120):
         logits = head(features).masked_fill(~torch.from_numpy(tokens.real).unsqueeze(2), 0)
-        loss = task.loss(head.prepend(logits), target, torch.ones(2))
+        loss = task.loss(with_shared(head, logits), target, torch.ones(2))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.01 and head.shared.detach().abs().max() > 0.1
-    answers = task.answers(head.prepend(logits), tokens)
+    answers = task.answers(with_shared(head, logits), tokens)
     assert [[(e["start"], e["end"], e["label"]) for e in row] for row in answers] == CELLS[:2]
     restored = EntitiesTask.from_state("tags", task.state())
     assert (
         restored.num_shared == task.num_shared
-        and restored.answers(head.prepend(logits), tokens).tolist() == answers.tolist()
+        and restored.answers(with_shared(head, logits), tokens).tolist() == answers.tolist()
     )
 
 

@@ -10,9 +10,10 @@ from torch import nn
 
 from fusetune.errors import BadCell
 from fusetune.registry import TASKS
-from fusetune.tasks.entities import IGNORED, EntitiesTask
+from fusetune.tasks.entities import EntitiesTask
 from fusetune.tasks.extractive import AnswerTask
 from fusetune.tasks.reading import Reading
+from fusetune.tasks.tagging import IGNORED
 from fusetune.tasks.token_task import TokenTask
 from fusetune.testing.rules import broken_rules, rules_of
 from fusetune.testing.token_tables import WINDOW
@@ -20,7 +21,10 @@ from fusetune.testing.tokens import TokenContract, check_token_task, usable_tabl
 from fusetune.types import Target
 
 TOKEN_TASKS = {name: TASKS.get(name) for name in TASKS if issubclass(TASKS.get(name), TokenTask)}
-OPTIONS = {"fixed threshold": partial(AnswerTask, threshold=0.5, max_length=30, num_best=1)}
+OPTIONS = {
+    "fixed threshold": partial(AnswerTask, threshold=0.5, max_length=30, num_best=1),
+    "random field": partial(EntitiesTask, head="crf"),
+}
 CASES = [
     pytest.param(make, table, id=f"{name} of {kind}")
     for name, make in (TOKEN_TASKS | OPTIONS).items()

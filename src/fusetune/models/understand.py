@@ -13,7 +13,7 @@ from fusetune.modalities.ngrams import NGRAM_KEYS
 from fusetune.models.extras import NgramLinear, NgramSource, PairLinear
 from fusetune.models.family import Family, presence
 from fusetune.models.reader import Encoded
-from fusetune.tasks.token_head import TokenHead
+from fusetune.tasks.token_head import with_shared
 from fusetune.types import Batch, Outputs, Tokens
 
 
@@ -196,9 +196,7 @@ class Understand(Family):
                 logits = logits + nn.functional.linear(part, layer.weight[:, start : start + part.shape[-1]])
                 start += part.shape[-1]
             logits = logits + layer.bias
-        logits = logits.masked_fill(~column.mask.unsqueeze(-1), 0)
-        head = self.heads[index]
-        return head.prepend(logits) if isinstance(head, TokenHead) else logits
+        return with_shared(self.heads[index], logits.masked_fill(~column.mask.unsqueeze(-1), 0))
 
     def _token_block(self, name: str, cells: Tokens | None, row_cells: Tensor | None, projected: Tokens) -> Tensor:
         """Return the tokens' inputs of the linear part, (batch, tokens, encoder dim + 1); the last is 0."""

@@ -21,10 +21,13 @@ class TokenHead(nn.Sequential):
         super().__init__(*layers)
         self.shared = shared
 
-    def prepend(self, logits: Tensor) -> Tensor:
-        """Return the tokens' logits, (batch, tokens, logits), with the shared rows before them."""
-        rows = self.shared.to(logits.dtype).expand(len(logits), *self.shared.shape)
-        return torch.cat([rows, logits], 1)
+
+def with_shared(head: nn.Module, logits: Tensor) -> Tensor:
+    """Return the tokens' logits, (batch, tokens, logits), with the head's shared rows before them, if it has any."""
+    if not isinstance(head, TokenHead):
+        return logits
+    rows = head.shared.to(logits.dtype).expand(len(logits), *head.shared.shape)
+    return torch.cat([rows, logits], 1)
 
 
 def with_zero_rows(logits: Tensor, num: int) -> Tensor:

@@ -57,7 +57,8 @@ class TokenMeasureContract(Contract):
             json.dumps(json_of(answers), allow_nan=False)
             for rows in (order, order[:2], order[:1], order[:0]):
                 tokens = case.tokens(rows)
-                some = case.task.answers(logits[torch.from_numpy(rows)][:, : tokens.real.shape[1]], tokens)
+                num = case.task.num_shared + tokens.real.shape[1]
+                some = case.task.answers(logits[torch.from_numpy(rows)][:, :num], tokens)
                 assert len(some) == len(rows), f"{len(rows)} rows have {len(some)} answers"
                 assert json_of(some) == json_of(answers[rows]), "a row's answer depends on the other rows"
 
@@ -65,7 +66,8 @@ class TokenMeasureContract(Contract):
         """In the form of other answers, and the output table's columns can be made of them."""
         case = token_case(make, table)
         tokens = text_tokens([None, None], [(), ()])
-        answers = case.task.answers(torch.zeros(2, tokens.real.shape[1], case.logits().shape[2]), tokens)
+        num = case.task.num_shared + tokens.real.shape[1]
+        answers = case.task.answers(torch.zeros(2, num, case.logits().shape[2]), tokens)
         assert isinstance(answers, np.ndarray) and answers.shape[1:] == case.answers().shape[1:] and len(answers) == 2
         columns, others = case.task.columns(answers), case.task.columns(case.answers())
         assert columns.keys() == others.keys(), "rows without the text have other output columns"
@@ -173,7 +175,8 @@ class TokenMeasureContract(Contract):
         example = case.task.columns(case.task.example_answers(torch.zeros(1, 1, case.logits().shape[2])))
         absent = text_tokens([None], [()])
         outputs = [case.task.columns(case.answers()), case.task.columns(case.answers(case.learned_logits()))]
-        outputs.append(case.task.columns(case.task.answers(torch.zeros(1, 1, case.logits().shape[2]), absent)))
+        nothing = torch.zeros(1, case.task.num_shared + 1, case.logits().shape[2])
+        outputs.append(case.task.columns(case.task.answers(nothing, absent)))
         for columns in outputs:
             assert list(columns) == list(example), f"the output has the columns {list(columns)}, not {list(example)}"
             for name, values in columns.items():

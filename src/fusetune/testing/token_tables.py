@@ -21,6 +21,7 @@ from fusetune.data.table import Table
 from fusetune.errors import UserError
 from fusetune.fitting.reading import read_for_tasks
 from fusetune.modalities.text import TextModality
+from fusetune.tasks.token_head import with_shared
 from fusetune.tasks.token_task import TokenTask
 from fusetune.testing.tiny_models import make as make_model
 from fusetune.types import Target, TextTokens
@@ -225,15 +226,16 @@ class TokenCase:
         return values.masked_fill(~real.unsqueeze(2), 0)
 
     def logits(self, *, seed: int = 0, scale: float = 1.0) -> Tensor:
-        """Return the logits of an untrained head as the model gives them, (rows, tokens, logits): 0 at padding.
+        """Return the logits of an untrained head as the model gives them: 0 at padding, after any shared rows.
 
         Args:
             seed: of the head.
             scale: of the logits.
         """
         torch.manual_seed(seed)
-        logits: Tensor = self.task.build_head(DIM)(self.features())
-        return scale * logits.masked_fill(~torch.from_numpy(self.tokens().real).unsqueeze(2), 0)
+        head = self.task.build_head(DIM)
+        logits = head(self.features()).masked_fill(~torch.from_numpy(self.tokens().real).unsqueeze(2), 0)
+        return scale * with_shared(head, logits)
 
     def answers(self, logits: Tensor | None = None) -> np.ndarray:
         """Return the task's answers for all rows, by default for the logits of an untrained head."""

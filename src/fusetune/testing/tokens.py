@@ -21,6 +21,7 @@ from fusetune.data.schema import ColumnSpec, Schema
 from fusetune.errors import BadCell, ConfigError
 from fusetune.modalities.passages import text_tokens
 from fusetune.tasks.abilities import Thresholded
+from fusetune.tasks.token_head import with_shared, with_zero_rows
 from fusetune.testing.rules import check
 from fusetune.testing.token_measures import TokenMeasureContract, json_of
 from fusetune.testing.token_tables import (
@@ -116,7 +117,7 @@ class TokenContract(TokenMeasureContract):
         nothing = text_tokens([None] * len(values), [()] * len(values))
         target, ones = case.task.encode(values, nothing), torch.ones(len(values))
         assert not target.counts(ones).any(), "a row without the text counts in the loss"
-        logits = torch.zeros(len(values), nothing.real.shape[1], case.logits().shape[2])
+        logits = torch.zeros(len(values), case.task.num_shared + nothing.real.shape[1], case.logits().shape[2])
         assert case.task.terms(logits, target).isfinite().all(), "the loss of a row without the text is not finite"
 
     def test_missing_targets_are_not_learned_from(self, make: MakeTokenTask, table: TokenTable) -> None:
@@ -179,7 +180,7 @@ class TokenContract(TokenMeasureContract):
         """Whatever the logits of tokens are that are not real: the loss is the same, and they have no gradient."""
         case = token_case(make, table)
         target, logits = case.encode(), case.logits().detach()
-        padding = ~torch.from_numpy(case.tokens().real).unsqueeze(2)
+        padding = with_zero_rows(~torch.from_numpy(case.tokens().real).unsqueeze(2), case.task.num_shared)
         noise = (50 * torch.randn_like(logits) * padding + logits).requires_grad_()
         plain, noisy = case.task.terms(logits, target), case.task.terms(noise, target)
         assert torch.allclose(plain, noisy, rtol=1e-5, atol=1e-5), "padding has a part in the loss"
@@ -250,7 +251,7 @@ class TokenContract(TokenMeasureContract):
         losses: list[float] = []
         for _ in range(40):
             optimizer.zero_grad()
-            loss = case.task.loss(head(features), target, ones)
+            loss = case.task.loss(with_shared(head, head(features)), target, ones)
             torch.autograd.backward(loss)
             for name, parameter in head.named_parameters():
                 assert parameter.grad is not None and parameter.grad.isfinite().all(), f"{name} has no finite gradient"
@@ -258,7 +259,7 @@ class TokenContract(TokenMeasureContract):
             optimizer.step()
             losses.append(loss.item())
         assert losses[-1] < losses[0], f"the loss does not fall: {losses[0]} to {losses[-1]}"
-        half = case.task.loss(head(features).to(torch.bfloat16), target, ones)
+        half = case.task.loss(with_shared(head, head(features)).to(torch.bfloat16), target, ones)
         assert half.isfinite(), "bf16 logits give a loss that is not finite"
 
     def test_windows_are_answered_as_the_unsplit_text(self, make: MakeTokenTask, table: TokenTable) -> None:
