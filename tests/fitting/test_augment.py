@@ -8,7 +8,7 @@ import torch
 
 from fusetune import api
 from fusetune.config.config import Config
-from fusetune.data.examples import Augmentation
+from fusetune.data.augmentation import Augmentation
 from fusetune.errors import ConfigError
 from fusetune.modalities.base import Augmenter
 from fusetune.testing.objectives import make_parts

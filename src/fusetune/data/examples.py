@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fusetune.data.augmentation import Augmentation, cell_rng
 from fusetune.data.column import Column, Progress
 from fusetune.data.distinct import is_missing
 from fusetune.data.quarantine import Rejected
@@ -28,7 +27,7 @@ from fusetune.data.storage.mapped import (
 )
 from fusetune.data.table import Table
 from fusetune.errors import BadCell
-from fusetune.modalities.base import Augmenter, Modality
+from fusetune.modalities.base import Modality
 from fusetune.modalities.passages import text_tokens
 from fusetune.modalities.text import TextModality
 from fusetune.types import Batch, Target, TextTokens, Tokens
@@ -38,21 +37,6 @@ if TYPE_CHECKING:
 
 PIECE = 4096
 """Rows whose targets are processed together."""
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Augmentation of train rows.
-
-    Attributes:
-        augmenters: by augmented column.
-        seed: of the augmenters' random draws.
-        num_views: views of a cell that a frozen encoder sees in turn; 0 makes a new one in every epoch.
-    """
-
-    augmenters: Mapping[str, Augmenter] = field(default_factory=dict)
-    seed: int = 0
-    num_views: int = 0
 
 
 class Examples:
@@ -142,7 +126,7 @@ class Examples:
         column, augmenter = self.columns[name], self.augmentation.augmenters[name]
         codes, examples = column.codes[indices], []
         for index, cell, example in zip(indices, column.local(codes), column.examples(codes), strict=True):
-            draws = _cell_rng(self.augmentation.seed, epoch, int(self.rows[index]), name)
+            draws = cell_rng(self.augmentation.seed, epoch, int(self.rows[index]), name)
             examples.append(augmenter(cell, example, draws, column.base_dir))
         return examples
 
@@ -197,8 +181,17 @@ class Examples:
 
         Cells and features are shared with this object, not copied.
         """
+        return self.reading(self.table, {name: column for name, column in self.columns.items() if name in columns})
+
+    def reading(self, table: Table, columns: Mapping[str, Column]) -> Examples:
+        """Return a view with other columns, whose used rows have at least one of them.
+
+        Args:
+            table: the same rows, with these columns.
+            columns: decoded, and, if they need it, fitted on train rows.
+        """
         view = copy.copy(self)
-        view.columns = {name: column for name, column in self.columns.items() if name in columns}
+        view.table, view.columns = table, dict(columns)
         parts = [self.used[piece] for piece in pieces(len(self.used))]
         seen = [np.any([column.codes[part] >= 0 for column in view.columns.values()], axis=0) for part in parts]
         view.used = mapped_concatenate(
@@ -255,8 +248,12 @@ class Examples:
         unlabelled = self.unlabelled()
         if not unlabelled.any():
             return self
+        return self.of(mapped_flatnonzero(np.logical_not(unlabelled, out=unlabelled)))
+
+    def of(self, indices: np.ndarray) -> Examples:
+        """Return a view with some of the used rows, given by their ascending indices in `used`."""
         view = copy.copy(self)
-        view.used = mapped_take(self.used, mapped_flatnonzero(np.logical_not(unlabelled, out=unlabelled)))
+        view.used = mapped_take(self.used, indices)
         return view
 
     def sampler(
@@ -389,8 +386,3 @@ class Examples:
 
 def _to_int64(numbers: np.ndarray) -> Tensor:
     return torch.from_numpy(numbers.astype(np.int64))
-
-
-def _cell_rng(seed: int, epoch: int, row: int, column: str) -> np.random.Generator:
-    """Return the generator that augments one row's cell in an epoch."""
-    return np.random.default_rng((seed, epoch, row, zlib.crc32(column.encode())))

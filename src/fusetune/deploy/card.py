@@ -7,6 +7,7 @@ from pathlib import Path
 from fusetune.backbones.load import Backbone
 from fusetune.deploy.bundle import Bundle, versions, write_text
 from fusetune.deploy.outputs import OUTPUTS, cell_text
+from fusetune.evaluation.decisions import FusionChoice, ReadingChoice
 from fusetune.evaluation.report.verdict import verdict
 from fusetune.evaluation.results import RunResults
 
@@ -52,7 +53,8 @@ def card(bundle: Bundle, results: RunResults | None) -> str:
                 lines.append(f"| {cell_text(system.name)} | {value.value:.3f}{span} |")
             lines.append("")
         lines += [f"On {measured.rows} {measured.split} rows; see `report.html`." for measured in results.tasks]
-        lines += _choice(results)
+        lines += _choice(results.reading, "Texts") if results.reading is not None else []
+        lines += _choice(results.choice, "Fusion") if results.choice is not None else []
         if warnings := [*(warning for task in results.tasks for warning in task.warnings), *results.warnings]:
             lines += ["", "## Know before use", ""] + [f"- {warning}" for warning in warnings]
     lines += ["", "## Made with", "", f"Train rows' SHA-256: `{bundle.fingerprint}`", ""]
@@ -60,18 +62,15 @@ def card(bundle: Bundle, results: RunResults | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _choice(results: RunResults) -> list[str]:
-    """Return the section on the choice of the fusion, if it was chosen."""
-    choice = results.choice
-    if choice is None:
-        return []
+def _choice(choice: FusionChoice | ReadingChoice, what: str) -> list[str]:
+    """Return the section on how the fusion, or the reading of two texts, was chosen."""
     lines = [
         "",
-        "## Fusion",
+        f"## {what}",
         "",
         choice.said,
         "",
-        f"| fusion | {choice.metric} | seconds | |",
+        f"| {what.lower()} | {choice.metric} | seconds | |",
         "| --- | --- | --- | --- |",
     ]
     return lines + [f"| {' | '.join(cell_text(cell) for cell in row)} |" for row in choice.rows()]

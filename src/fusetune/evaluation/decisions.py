@@ -1,4 +1,4 @@
-"""Records of what a fit decided: the chosen fusion, and the weight of the boosted trees."""
+"""Records of what a fit decided: the fusion, whether two texts are read together, and the weight of boosted trees."""
 
 from __future__ import annotations
 
@@ -62,6 +62,56 @@ class FusionChoice:
                 "chosen" if candidate.name == self.chosen else "tried" if candidate.tried else "not tried: out of time",
             )
             for candidate in self.candidates
+        ]
+
+
+@dataclass
+class ReadingTried:
+    """A way to read a pair of texts that was tuned, to choose one.
+
+    Attributes:
+        name: "apart" or "together".
+        score: the main metric on validation rows at the best step, averaged over tasks; nan if it was not tuned.
+        seconds: how long tuning took; nan if it was not tuned.
+    """
+
+    name: str
+    score: Number = math.nan
+    seconds: Number = math.nan
+
+
+@dataclass
+class ReadingChoice:
+    """How two text columns are read, apart or together, and how that was chosen.
+
+    Attributes:
+        chosen: "apart" or "together".
+        columns: the two columns.
+        metric: a description of the scores.
+        margin: the difference of scores that is still within chance.
+        num_rows: the number of train rows that each was tuned on; 0 if none was tuned.
+        tried: apart, and together.
+        said: the reason for the choice.
+    """
+
+    chosen: str
+    columns: list[str]
+    metric: str
+    margin: Number
+    num_rows: int
+    tried: list[ReadingTried]
+    said: str
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """Return each reading's name, validation score, seconds and outcome, as text."""
+        return [
+            (
+                item.name,
+                f"{item.score:.4f}" if math.isfinite(item.score) else "–",
+                f"{item.seconds:.1f}" if math.isfinite(item.seconds) else "–",
+                "chosen" if item.name == self.chosen else "",
+            )
+            for item in self.tried
         ]
 
 

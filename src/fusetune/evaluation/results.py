@@ -25,7 +25,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from fusetune.errors import FolderError, reason
-from fusetune.evaluation.decisions import FusionChoice, StackUsed
+from fusetune.evaluation.decisions import FusionChoice, ReadingChoice, StackUsed
 from fusetune.evaluation.formats import upgraded
 from fusetune.security.untrusted import TEXT_BYTES, parse_json, read_bytes
 from fusetune.tasks.panels.kinds import Number, Panel, Section
@@ -302,13 +302,12 @@ class RunResults:
         version: the version of fusetune.
         time: when the run ended, ISO 8601.
         command: the command line, or the Python call.
-        settings: the configuration that was used, as flat `key: value` text.
-        versions: of the libraries.
+        settings, versions: the configuration that was used, as flat `key: value` text, and those of the libraries.
         parameters, trained: of the whole model, and those whose values training changed.
         waited: the share of the updates' time that went by in waiting for batches, where it was measured.
         rejected: the first of them; `num_rejected` counts all, `rejected_by` by reason.
         warnings: what the user should know, in sentences.
-        choice: how the fusion was chosen, where it was not named.
+        choice, reading: how the fusion was chosen, and whether two texts are read together, where that was not named.
         folder: where the model is saved.
     """
 
@@ -336,6 +335,7 @@ class RunResults:
     phases: list[Phase] = field(default_factory=list)
     peak_mb: Number = math.nan
     choice: FusionChoice | None = None
+    reading: ReadingChoice | None = None
     folder: str = ""
     format: int = FORMAT
 

@@ -114,10 +114,10 @@ def choose_fusion(fit: Prepared, *, clock: Clock = time.perf_counter) -> tuple[F
             margin = max(margin, error)
             ended = clock()
             late = fit.deadline.part(CHOOSING).passed()
-            score, spent = _of_main(score, late or ended - start >= 60 * settings.minutes)
+            score, spent = of_main(score, late or ended - start >= 60 * settings.minutes)
             result = replace(result, score=score, seconds=ended - begun, tried=True)
         tried.append(result)
-    margin, _ = _of_main(margin, spent)
+    margin, _ = of_main(margin, spent)
     mains = list(dict.fromkeys(task.main.name for task in fit.targets.values()))
     metric = f"validation {mains[0]}" if len(mains) == 1 else "mean of the validation metrics"
     choice = choose(tried, metric, margin=margin, minutes=settings.minutes, limited=fit.deadline.minutes is not None)
@@ -197,7 +197,7 @@ def _score(fit: Prepared, model: Family) -> tuple[float, float]:
     return history.best.score, history.error
 
 
-def _of_main(score: float, spent: bool) -> tuple[float, bool]:
+def of_main(score: float, spent: bool) -> tuple[float, bool]:
     """Return the main process's values, so that all processes continue alike."""
     if processes().num_processes == 1:
         return score, spent

@@ -118,7 +118,8 @@ class Findings:
         attack = Attack(before, fit.examples["train"], settings)
         candidates: dict[str, list[Candidate]] = {}
         for name, task in fit.targets.items():
-            tuned = {"frozen probe": before} if name in fit.probes else {}
+            frozen = self._frozen(name, task)
+            tuned = {"frozen probe": before} if frozen is not None and frozen[0] is fit else {}
             candidates[name] = [
                 attack.candidate(of, model, name, task, rows[name]["test"], rows[name]["train"])
                 for of, model in (tuned | {"tuned": self.model}).items()
@@ -139,8 +140,10 @@ class Findings:
         scores = systems.model_scores(model, name, task, test, train, self.trained.bundle.stack)
         own = val if isinstance(task, Thresholded) else None
         candidates = [systems.baseline(task, train, test, own)]
-        if name in fit.probes:
-            candidates.append(systems.before(fit.probes[name], test, own))
+        if (frozen := self._frozen(name, task)) is not None:
+            of, splits = frozen
+            seen = splits["val"] if isinstance(task, Thresholded) else None
+            candidates.append(systems.before(of.probes[name], splits["test"], seen))
         candidates[1:1] = choices.guesses(task, train, test)
         candidates += self._similarity(task, val, test)
         candidates += others
@@ -187,6 +190,25 @@ class Findings:
             return []
         backbone = self.fit.backbones().get("text", self.fit.schema.columns[task.reads].options.get("backbone"))
         return choices.similarity(task, backbone, val, test, model_device(self.model))
+
+    def _frozen(self, name: str, task: TargetTask) -> tuple[Prepared, Mapping[str, SplitRows]] | None:
+        """Return the fit with a task's best frozen probe on validation rows, and its rows; None if it has no probe.
+
+        Texts that are read together are as a rule read better apart by an encoder that is not tuned.
+        """
+        fits = [fit for fit in (self.fit, self.fit.apart) if fit is not None and name in fit.probes]
+        same = [
+            fit for fit in fits if np.array_equal(fit.rows[name]["test"].indices, fits[0].rows[name]["test"].indices)
+        ]
+        if not same:
+            return None
+        sign = 1.0 if task.main.greater_is_better else -1.0
+        values = []
+        for fit in same if len(same) > 1 else ():
+            val = fit.rows[name]["val"]
+            values.append(sign * task.evaluate(fit.probes[name].scores(val), val.truth)[task.main.name])
+        best = same[int(np.nanargmax(values))] if values and np.isfinite(values).any() else same[0]
+        return best, best.rows[name]
 
     def shared(self, split: str, indices: np.ndarray) -> np.ndarray:
         """Return which rows have the same inputs as a train row, (rows,) bool.
@@ -280,6 +302,7 @@ class Findings:
             curve=describe.curve(history, fit.tasks),
             phases=fit.phases,
             choice=fit.choice,
+            reading=fit.reading,
             folder=str(fit.folder),
             peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         )

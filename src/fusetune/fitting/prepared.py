@@ -16,16 +16,17 @@ from accelerate.utils import set_seed
 
 from fusetune.config.backbone import BackboneConfig
 from fusetune.config.config import Config
+from fusetune.data.augmentation import Augmentation
 from fusetune.data.column import Progress
 from fusetune.data.detect.columns import evenly_spaced
 from fusetune.data.distinct import Cells
-from fusetune.data.examples import Augmentation, Examples
+from fusetune.data.examples import Examples
 from fusetune.data.quarantine import write_rejected
 from fusetune.data.schema import Schema
 from fusetune.data.storage.feature_cache import FeatureCache
 from fusetune.data.table import Table
 from fusetune.errors import ConfigError, TableError, UserError
-from fusetune.evaluation.decisions import FusionChoice
+from fusetune.evaluation.decisions import FusionChoice, ReadingChoice
 from fusetune.evaluation.results import Phase
 from fusetune.fitting.announce import announcement
 from fusetune.fitting.codes import read_codes
@@ -91,6 +92,8 @@ class Prepared:
         probes: by task, the linear model on the features.
         rng_state: torch's RNG state from which the weights of every model are drawn.
         choice: how the fusion was chosen, or None.
+        reading: how it was chosen whether two texts are read together, or None.
+        apart: with `text.join`, the same rows with the joined texts read one by one, and their probes; or None.
         deadline: the time that the whole fit may take.
         left_out: what the report lacks because the time was up; steps append to it.
     """
@@ -110,6 +113,8 @@ class Prepared:
     probes: Mapping[str, StartingPoint] = field(default_factory=dict)
     rng_state: torch.Tensor = field(default_factory=torch.get_rng_state)
     choice: FusionChoice | None = None
+    reading: ReadingChoice | None = None
+    apart: Prepared | None = None
     deadline: Deadline = field(default_factory=Deadline)
     left_out: list[str] = field(default_factory=list)
 
@@ -168,7 +173,7 @@ def prepare(run_settings: RunSettings) -> Prepared:
         tables.schema, codes = read_codes(tables.splits["train"], tables.schema, targets, config)
     with timed(phases, "read cells", show=show):
         set_seed(config.seed)
-        modalities = build_modalities(_columns(config, tables.schema), backbones_of(config))
+        modalities = build_modalities(input_columns(config, tables.schema), backbones_of(config))
         tasks = targets or _match_tasks(config, modalities)
         examples = {}
         for split, table in tables.splits.items():
@@ -240,7 +245,7 @@ def _match_tasks(config: Config, modalities: Mapping[str, Modality]) -> Mapping[
     return alignment_tasks({name: modality.part_of for name, modality in modalities.items()})
 
 
-def _columns(config: Config, schema: Schema) -> dict[str, tuple[str, Mapping[str, Any]]]:
+def input_columns(config: Config, schema: Schema) -> dict[str, tuple[str, Mapping[str, Any]]]:
     """Return each input column's kind and options."""
     names = schema.names("input")
     if not names:

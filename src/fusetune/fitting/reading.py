@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from fusetune.config.text import TextConfig
+from fusetune.data.detect.pairs import is_pair
 from fusetune.data.schema import ColumnSpec, Schema
 from fusetune.errors import ConfigError, nearest
+from fusetune.registry import MODALITIES
 from fusetune.tasks.base import Reading, TargetTask
 
 
@@ -65,6 +68,41 @@ def join_columns(schema: Schema, joins: Sequence[Sequence[str]], cut: str) -> Sc
         options = {"cut": cut} if cut in columns else {}
         schema = _with(schema, Reading(tuple(columns), "vector", by_token=False), "text.join", options)
     return schema
+
+
+def text_pair(schema: Schema, tasks: Mapping[str, TargetTask], text: TextConfig) -> tuple[str, str] | None:
+    """Return the two text columns that may be read apart or together, as `text.join` says; None without such.
+
+    They must be the only texts that are read, by one backbone, as one vector each. With `text.join` at its default
+    their names must say that they are a pair, and no picture or sound is beside them.
+
+    Args:
+        schema: with the texts read as the tasks need it.
+        tasks: by target; none without a target.
+        text: the section `text`.
+
+    Raises:
+        ConfigError: `text.join` is `auto` and there are no such columns, or `text.cut` names another column.
+    """
+    if isinstance(text.join, list):
+        return None
+    inputs = {name: spec for name, spec in schema.columns.items() if spec.role == "input"}
+    texts = [name for name, spec in inputs.items() if spec.kind == "text"]
+    pair = (
+        (texts[0], texts[1]) if len(texts) == 2 and tasks and not any(inputs[name].options for name in texts) else None
+    )
+    if text.join == "auto" and pair is None:
+        raise ConfigError(
+            "text.join=auto finds no pair of texts",
+            expected="exactly two text columns, read by one backbone and as a whole, and a target",
+            came=f"the text columns {', '.join(texts)}" if texts else "no text column",
+            do="name the columns, as text.join=[[first, second]], or leave it out",
+        )
+    heavy = any(MODALITIES.get(spec.kind).needs_backbone for spec in inputs.values() if spec.kind != "text")
+    if pair is None or (text.join is None and (heavy or not is_pair(*pair))):
+        return None
+    join_columns(schema, [list(pair)], text.cut)
+    return pair
 
 
 def _with(schema: Schema, reading: Reading, target: str, more: Mapping[str, str] | None = None) -> Schema:

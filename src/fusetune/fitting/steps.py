@@ -57,11 +57,16 @@ def encode(fit: Prepared, model: Family) -> Prepared:
         )
         for split, examples in fit.examples.items()
     }
+    return labelled(replace(fit, fingerprints=fingerprints, features=features))
+
+
+def labelled(fit: Prepared) -> Prepared:
+    """Return the fit with its labelled rows, by task and split."""
     rows = {
-        name: {split: SplitRows.of(name, fit.examples[split].with_target(), features[split]) for split in SPLITS}
+        name: {split: SplitRows.of(name, fit.examples[split].with_target(), fit.features[split]) for split in SPLITS}
         for name in fit.targets
     }
-    return replace(fit, fingerprints=fingerprints, features=features, rows=rows)
+    return replace(fit, rows=rows)
 
 
 def fit_probes(fit: Prepared, part: Sequence[str] | None = None) -> dict[str, StartingPoint]:
@@ -78,7 +83,8 @@ def fit_probes(fit: Prepared, part: Sequence[str] | None = None) -> dict[str, St
 
 def drop_ngrams(fit: Prepared) -> None:
     """Drop the n-grams of columns that no probe reads, so that batches do not bring them."""
-    extras = [extra for probe in fit.probes.values() for extra in probe.extras]
+    fits = [fit] if fit.apart is None else [fit, fit.apart]
+    extras = [extra for some in fits for probe in some.probes.values() for extra in probe.extras]
     read = {extra.source for extra in extras if isinstance(extra, NgramBlock)}
     for name, modality in fit.modalities.items():
         modality.ngrams = {part: ngrams for part, ngrams in modality.ngrams.items() if (name, part) in read}
@@ -142,7 +148,7 @@ def tune(
         context=RunContext(
             seed=fit.config.seed,
             cache=fit.cache,
-            manager=fit.run.manager("tune"),
+            manager=fit.run.manager("tune", fit.tables.tried),
             log_dir=fit.folder / "logs" if processes().is_main_process else None,
             bar=fit.show,
             deadline=fit.deadline.part(TRAINING),
@@ -237,17 +243,23 @@ def fresh_model(
 ) -> tuple[dict[str, Modality], Family]:
     """Build a model with pretrained weights on some columns, for all tasks or some; return its modalities and it."""
     set_seed(fit.config.seed)
+    fresh = fresh_modalities(fit, columns)
+    # An option that names a missing column, as film's `by` may, returns to its default.
+    hidden = [name for name in fit.modalities if name not in fresh]
+    fusion = neural(fit.config.fusion)
+    chosen = {key: value for key, value in fusion.options.items() if value not in hidden}
+    return fresh, build_model(fresh, fit.tasks if tasks is None else tasks, NamedConfig(name=fusion.name, **chosen))
+
+
+def fresh_modalities(fit: Prepared, columns: Sequence[str]) -> dict[str, Modality]:
+    """Return some columns' fitted modalities again, with backbones as pretrained."""
     backbones = fit.backbones()
     fresh = {}
     for name in columns:
         kind, options = fit.schema.columns[name].kind, fit.schema.columns[name].options
         backbone = backbones.get(kind, options.get("backbone")) if MODALITIES.get(kind).needs_backbone else None
         fresh[name] = MODALITIES.get(kind).from_state(name, fit.modalities[name].state(), backbone)
-    # An option that names a missing column, as film's `by` may, returns to its default.
-    hidden = [name for name in fit.modalities if name not in fresh]
-    fusion = neural(fit.config.fusion)
-    chosen = {key: value for key, value in fusion.options.items() if value not in hidden}
-    return fresh, build_model(fresh, fit.tasks if tasks is None else tasks, NamedConfig(name=fusion.name, **chosen))
+    return fresh
 
 
 def bundle(fit: Prepared, model: Family, stack: Stack | None = None) -> Bundle:

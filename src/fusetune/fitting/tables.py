@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,15 +11,16 @@ import numpy as np
 
 from fusetune.config.config import Config
 from fusetune.data.examples import Examples
+from fusetune.data.joins import flat_names
 from fusetune.data.quarantine import Rejected, check_rate
 from fusetune.data.reading.joined import concat
 from fusetune.data.resolved import unlabelled_rows
-from fusetune.data.schema import Schema
+from fusetune.data.schema import ColumnSpec, Schema
 from fusetune.data.splits import may_train, split_rows
 from fusetune.data.table import Table
 from fusetune.errors import TableError
 from fusetune.evaluation.results import TableUsed
-from fusetune.fitting.reading import join_columns, read_for_tasks
+from fusetune.fitting.reading import join_columns, read_for_tasks, text_pair
 from fusetune.models.build import build_task
 from fusetune.objectives.total import learning_without_target, standalone_objective
 from fusetune.registry import OBJECTIVES
@@ -45,6 +47,9 @@ class Tables:
         unlabelled: by split, the number of rows without any target that are left out.
         rejected: by split, the rows that could not be read.
         notes: sentences for the user on how the tables were read.
+        pair: two text columns that are read one by one and may be read together; None without such.
+        apart: the specs of the columns that `text.join` reads together, as if each were read by itself.
+        tried: the columns that are read together only because it was tried, not because the settings say so.
     """
 
     def __init__(self, config: Config, sources: Mapping[str, Any]) -> None:
@@ -53,6 +58,9 @@ class Tables:
         self.unlabelled = dict.fromkeys(SPLITS, 0)
         self.rejected: dict[str, list[Rejected]] = {split: [] for split in SPLITS}
         self.notes: list[str] = []
+        self.pair: tuple[str, str] | None = None
+        self.apart: dict[str, ColumnSpec] = {}
+        self.tried: tuple[str, ...] = ()
         self.splits = self._read(sources)
 
     def _read(self, sources: Mapping[str, Any]) -> dict[str, Table]:
@@ -156,8 +164,30 @@ class Tables:
             ConfigError: a task or a setting finds no such columns.
         """
         text = self.config.text
-        self.schema = join_columns(read_for_tasks(self.schema, tasks), text.join, text.cut)
+        schema = read_for_tasks(self.schema, tasks)
+        self.pair = text_pair(schema, tasks, text)
+        joins = text.join if isinstance(text.join, list) else []
+        self.schema = schema if self.pair is not None else join_columns(schema, joins, text.cut)
+        self.apart = {name: schema.columns[name] for columns in joins for name in columns}
         self.splits = {split: table.with_joined(self.schema.joins()) for split, table in self.splits.items()}
+
+    def together(self) -> Tables:
+        """Return these tables with the two columns of `pair` read as one text."""
+        assert self.pair is not None
+        tables = copy.copy(self)
+        tables.schema = join_columns(self.schema, [list(self.pair)], self.config.text.cut)
+        tables.apart, tables.tried = {name: self.schema.columns[name] for name in self.pair}, self.pair
+        tables.splits = {split: table.with_joined(tables.schema.joins()) for split, table in self.splits.items()}
+        return tables
+
+    def read_apart(self) -> Tables:
+        """Return these tables with the columns that `text.join` reads together read one by one."""
+        tables = copy.copy(self)
+        joined = {name for name, parts in self.schema.joins().items() if set(flat_names(parts)) <= self.apart.keys()}
+        columns = {**self.schema.columns, **self.apart}
+        columns = {name: spec for name, spec in columns.items() if name not in joined}
+        tables.schema, tables.apart = replace(self.schema, columns=columns), {}
+        return tables
 
     def all_rejected(self, examples: Mapping[str, Examples]) -> list[Rejected]:
         """Return every rejected row, with its file and its row number there."""

@@ -11,12 +11,14 @@ from fusetune.deploy.bundle import Bundle
 from fusetune.evaluation.results import RunResults
 from fusetune.fitting.choose import choose_fusion, start_fusion
 from fusetune.fitting.findings import Findings
+from fusetune.fitting.joining import choose_reading, with_apart
 from fusetune.fitting.prepared import Prepared
 from fusetune.fitting.saved import Trained, load_trained, reporting, save_trained
 from fusetune.fitting.stack import StackFit, untuned_encoders
 from fusetune.fitting.steps import alone_models, build, bundle, drop_ngrams, encode, fit_probes, single_models, tune
 from fusetune.models.family import Family
 from fusetune.models.perturb import attacked_columns
+from fusetune.training.history import TrainingHistory
 from fusetune.training.plan import Start
 from fusetune.training.updates.surgery import check_balance
 
@@ -33,15 +35,17 @@ def fit_understand(fit: Prepared) -> tuple[Bundle, RunResults]:
         _check(fit, model)
         fit = encode(fit, model)
     with fit.phase("fit linear probes"):
-        fit = replace(fit, probes=fit_probes(fit))
+        fit = with_apart(replace(fit, probes=fit_probes(fit)))
         drop_ngrams(fit)
+    chosen = choose_reading(fit, model)
+    fit, model = chosen.fit, chosen.model
     if isinstance(neural(fit.config.fusion), AutoConfig):
         with fit.phase("choose the fusion"):
             choice, fusion = choose_fusion(fit)
         config = fit.config.model_copy(update={"fusion": with_neural(fit.config.fusion, fusion)})
         fit = replace(fit, choice=choice, config=config)
         model = build(fit, fusion)
-    trained = load_trained(fit.run, fit.tasks) or _train(fit, model)
+    trained = load_trained(fit.run, fit.tasks) or _train(fit, model, chosen.history)
     fit = replace(fit, phases=list(trained.phases))
     with reporting(fit.folder), fit.phase("compare and measure"):
         results = Findings(fit, trained).results(alone_models(fit), single_models(fit))
@@ -63,11 +67,18 @@ def _check(fit: Prepared, model: Family) -> None:
         attacked_columns(model, asked.columns if asked else [], where=where)
 
 
-def _train(fit: Prepared, model: Family) -> Trained:
-    """Tune the model, train its trees, tune decision thresholds on validation rows, and save it."""
+def _train(fit: Prepared, model: Family, history: TrainingHistory | None) -> Trained:
+    """Tune the model, train its trees, tune decision thresholds on validation rows, and save it.
+
+    Args:
+        fit: with features and probes.
+        model: of the fit.
+        history: of its training, if it is tuned already.
+    """
     before = untuned_encoders(fit, model)
-    with fit.phase("tune"):
-        history = tune(fit, model, start=Start(fit.probes))
+    if history is None:
+        with fit.phase("tune"):
+            history = tune(fit, model, start=Start(fit.probes))
     trained = Trained(bundle(fit, model), history, {}, fit.phases)
     if isinstance(fit.config.fusion, StackConfig):
         with fit.phase("grow trees"):

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fusetune.errors import StorageError, reason
+from fusetune.evaluation.decisions import FusionChoice, ReadingChoice
 from fusetune.evaluation.report import comparison as plots
 from fusetune.evaluation.report.panels import draw, waveform
 from fusetune.evaluation.report.svg import figure, padded, readable
@@ -81,18 +82,18 @@ def terminal_table(results: RunResults, *, path: Path | None = None) -> Group:
             *(Text(f"  {note}") for note in summary.notes),
             Text(""),
         ]
+    if results.reading is not None:
+        parts += [_choice_table(results.reading, "texts", "texts apart or together"), Text("")]
     if results.choice is not None:
-        parts += [_choice_table(results), Text("")]
+        parts += [_choice_table(results.choice, "fusion", "fusions on frozen features"), Text("")]
     if path is not None:
         parts.append(Text(f"report: {path}"))
     return Group(*parts)
 
 
-def _choice_table(results: RunResults) -> Group:
-    choice = results.choice
-    assert choice is not None
-    table = Table(title=Text("fusions on frozen features"), title_justify="left")
-    table.add_column("fusion")
+def _choice_table(choice: FusionChoice | ReadingChoice, what: str, title: str) -> Group:
+    table = Table(title=Text(title), title_justify="left")
+    table.add_column(what)
     table.add_column(Text(choice.metric), justify="right")
     table.add_column("seconds", justify="right")
     table.add_column("")
