@@ -325,6 +325,27 @@ class TestSchema:
     def test_misspelt_target(self, table):
         assert "stars" in run("schema", table, "-t", "star", code=2).stderr
 
+    @pytest.fixture
+    def quiz(self, tmp_path):
+        rows = "".join(f"which {i}?,it is {i},no {i},{i % 2}\n" for i in range(40))
+        (tmp_path / "quiz.csv").write_text("question,choice1,choice2,right\n" + rows, encoding="utf-8")
+        return str(tmp_path / "quiz.csv")
+
+    def test_shows_what_is_read_together_and_an_example(self, quiz):
+        shown = run("schema", quiz, "-t", "right").stdout
+        assert "task    right: choice (choice1, choice2" in shown
+        assert "reads   question; choices: choice1, choice2" in shown
+        assert "example A: it is 0 | B: no 0; right is A" in shown and "index counted from 0" in shown
+
+    def test_the_task_of_the_settings_is_shown(self, quiz):
+        asked = ["tasks.right.name=choice", "tasks.right.choices=[choice2,choice1]"]
+        task = json.loads(run("schema", quiz, *asked, "-t", "right", "--json").stdout)["tasks"]["right"]
+        assert task["task"] == "choice" and task["reads"].endswith("choice2, choice1")
+        wrong = ["tasks.right.name=choice", "tasks.right.choices=[choice3,choice1]"]
+        assert "choice3" in run("schema", quiz, *wrong, "-t", "right", code=2).stderr
+        other = json.loads(run("schema", quiz, "tasks.right=multiclass", "-t", "right", "--json").stdout)
+        assert other["tasks"]["right"] == {"task": "multiclass", "reason": "as the settings say"}
+
 
 class TestBackbones:
     @pytest.fixture

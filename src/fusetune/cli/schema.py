@@ -10,8 +10,13 @@ import typer
 from fusetune.cli import common
 
 if TYPE_CHECKING:
+    from fusetune.config.config import Config
     from fusetune.data.schema import Schema
     from fusetune.data.table import Table
+    from fusetune.tasks.base import TargetTask
+
+EXAMPLES = 500
+"""Rows from which an example is taken, and how their targets are read is found."""
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -37,6 +42,7 @@ def schema(
       fusetune schema train.csv --target rating
       fusetune schema train.csv -t rating -o schema.yaml
       fusetune schema sales.csv -t price data.read.decimal=','
+      fusetune schema quiz.csv -t correct tasks.correct=choice
       fusetune fit train.csv -t rating --schema schema.yaml
     """
     common.check_table(table)
@@ -44,13 +50,13 @@ def schema(
     from fusetune.config.config import Config
     from fusetune.data.table import Table
 
-    read = Config().with_overrides([setting for setting in settings or [] if setting.startswith("data.read")]).data.read
-    rows = Table.read(table, read=read)
+    config = Config().with_overrides([text for text in settings or [] if text.startswith(("data.read", "tasks."))])
+    rows = Table.read(table, read=config.data.read)
     found = api.schema_of(rows, target=target or [], overrides=settings or [])
     if out is not None:
         found.save(out)
     rows = rows.read_as(found.forms())
-    tasks = _tasks(found, rows)
+    tasks = _tasks(found, rows, config)
     row = rows.row(0) if len(rows) else {}
     if as_json:
         told = {"warnings": found.warnings, "notes": [*rows.notes, *found.notes], "tasks": tasks}
@@ -61,20 +67,59 @@ def schema(
         common.console().print(f"schema  {out}", soft_wrap=True)
 
 
-def _tasks(found: Schema, rows: Table) -> dict[str, dict[str, str]]:
-    """Return each target's inferred task and the reason."""
+def _tasks(found: Schema, rows: Table, config: Config) -> dict[str, dict[str, str]]:
+    """Return each target's task, the reason for it, the columns that it reads together, and an example of them."""
     from fusetune.data.detect.columns import MAX_CELLS, evenly_spaced
     from fusetune.errors import TableError
+    from fusetune.models.build import build_task
     from fusetune.tasks.infer import infer_task
 
     tasks = {}
     for target in found.targets:
-        try:
-            name, reason = infer_task(rows.cells(target, evenly_spaced(len(rows), MAX_CELLS)), target)
-        except TableError as error:
-            name, reason = "", error.what
+        given = config.tasks.get(target)
+        name, reason = (given.name or "", "as the settings say") if given else ("", "")
+        if not name:
+            try:
+                name, reason = infer_task(rows.cells(target, evenly_spaced(len(rows), MAX_CELLS)), target, rows)
+            except TableError as error:
+                name, reason = "", error.what
         tasks[target] = {"task": name, "reason": reason}
+        if name:
+            task = build_task(target, name, given.options if given else {})
+            tasks[target] |= _reading(found, rows, task, insist=bool(given))
     return tasks
+
+
+def _reading(found: Schema, rows: Table, task: TargetTask, *, insist: bool) -> dict[str, str]:
+    """Return what a task reads: the columns, and a row as it is read, if the task can show one; empty if nothing.
+
+    Raises:
+        ConfigError: the task finds no such columns, and the settings insist on it.
+    """
+    import numpy as np
+
+    from fusetune.data.resolved import target_cells
+    from fusetune.errors import ConfigError, TableError
+    from fusetune.fitting.reading import read_for_tasks
+    from fusetune.tasks.abilities import Choosing
+
+    try:
+        reading, schema = task.reading(found), read_for_tasks(found, {task.target: task})
+    except ConfigError as error:
+        if insist:
+            raise
+        return {"reads": f"nothing yet: {error.what}" + (f"; {error.do}" if error.do else "")}
+    if reading is None:
+        return {}
+    choices = f"; choices: {', '.join(reading.choices)}" if reading.choices else ""
+    told = {"reads": (", ".join(reading.columns) or "no other text") + choices}
+    if isinstance(task, Choosing):
+        some = rows.select(np.flatnonzero(~rows.missing(task.target))[:EXAMPLES]).with_joined(schema.joins())
+        try:
+            told["example"] = task.example([value for value in target_cells(some, task) if value is not None])
+        except TableError as error:
+            told["example"] = str(error)
+    return told
 
 
 def _brief(cell: Any) -> str | None:
@@ -100,6 +145,8 @@ def _show(found: Schema, notes: list[str], tasks: dict[str, dict[str, str]], row
     to = common.console()
     to.print(shown)
     for target, task in tasks.items():
-        to.print(f"task    {target}: {task['task'] or 'none'} ({task['reason']})", soft_wrap=True)
+        to.print(f"task    {target}: {task['task'] or 'none'} ({task['reason']})", soft_wrap=True, markup=False)
+        for key in [key for key in ("reads", "example") if key in task]:
+            to.print(f"{key:<8}{task[key]}", soft_wrap=True, markup=False)
     for note in [*notes, *found.notes, *found.warnings]:
         to.print(f"note: {note}", style="yellow", soft_wrap=True)

@@ -194,6 +194,17 @@ class Choosing(Ability):
     ability = "a choice among texts of the row"
 
     @abc.abstractmethod
+    def example(self, values: Sequence[Any]) -> str:
+        """Return a row with its choices and the right one, for people to see how targets are read.
+
+        Args:
+            values: targets as `resolve` returns them, of which the task is fitted.
+
+        Raises:
+            TableError: as `fit`.
+        """
+
+    @abc.abstractmethod
     def guesses(self, train: np.ndarray, truth: np.ndarray) -> list[Guess]:
         """Return answers by rules that look at the choices alone, such as the longest one.
 

@@ -28,6 +28,7 @@ from fusetune.tasks.choice_cells import (
     has_equal,
     letter,
     position_of,
+    real_choices,
 )
 from fusetune.tasks.choice_columns import find_choices, find_context
 from fusetune.tasks.choice_detect import detect_choices
@@ -289,6 +290,15 @@ class MultipleChoiceTask(TokenTask, DetectedInTable, Choosing):
     def perfect(self, truth: np.ndarray) -> np.ndarray:
         """Return probability 1 of the right choice."""
         return _array([Scores(np.eye(len(right.choices))[right.position], right.choices) for right in truth])
+
+    def example(self, values: Sequence[Any]) -> str:
+        """Fit on these rows, and return the first with a right choice: its choices, the right one, and the form."""
+        self.fit(values)
+        for value in values:
+            if (right := self._position(value)) is not None:
+                texts = " | ".join(f"{letter(place)}: {value.choices[place]}" for place in real_choices(value.choices))
+                return f"{texts}; right is {letter(right)}" + (f" ({self.why})" if self.why else "")
+        return "no answer names a choice"
 
     def guesses(self, train: np.ndarray, truth: np.ndarray) -> list[Guess]:
         """Return the longest choice of each row."""
