@@ -261,7 +261,7 @@ class Findings:
             parts = getattr(modality, "join", ()) if isinstance(cell, list) else ()
             for part, value in zip(parts or [name], cell if parts else [cell], strict=False):
                 if not isinstance(part, str):  # the columns of choices, or one column of lists of them
-                    part, value = ", ".join(part), " | ".join(map(str, value))
+                    part, value = ", ".join(part), " | ".join("" if text is None else str(text) for text in value)
                 shown.append(show_cell(part, modality.kind, value, base_dir=table.base_dir))
         return shown
 

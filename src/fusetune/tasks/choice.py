@@ -358,7 +358,7 @@ class MultipleChoiceTask(TokenTask, DetectedInTable, Choosing):
 
     def panels(self, evidence: Evidence) -> list[Section]:
         """Return the accuracy by position and number of choices, errors with all choices, and calibration."""
-        return [choices_section(evidence), *errors_section(evidence), calibration(evidence)]
+        return [choices_section(evidence), *errors_section(evidence, self.num_before), calibration(evidence)]
 
     def warnings(self, answers: np.ndarray, truth: np.ndarray) -> list[str]:
         """Return a warning of train rows with equal choices."""

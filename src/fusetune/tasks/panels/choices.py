@@ -26,8 +26,8 @@ SHOWN_ROWS = 12
 """Rows of the table of errors."""
 SHOWN_CHOICES = 6
 """Choices of a row that the table of errors shows."""
-MAX_TEXT = 160
-"""Characters of a choice that are shown."""
+MAX_TEXT = 240
+"""Characters of a context or a choice that are shown."""
 
 
 def positions_panel(truths: Mapping[str, np.ndarray]) -> TablePanel:
@@ -69,14 +69,20 @@ def choices_section(evidence: Evidence) -> Section:
     return Section("choices", "Choices", panels, [note], figures)
 
 
-def errors_section(evidence: Evidence) -> list[Section]:
-    """Return the surest wrong answers with their choices side by side; nothing if all are right."""
+def errors_section(evidence: Evidence, num_before: int) -> list[Section]:
+    """Return the surest wrong answers with their choices side by side; nothing if all are right.
+
+    Args:
+        evidence: the task's answers and truth.
+        num_before: the number of a row's texts before its choices.
+    """
     measured = measure(evidence.answers, evidence.truth)
     positions = np.array([right.position for right in evidence.truth])
     wrong = ranked(measured[:, LOSS], positions, SHOWN_ROWS, among=measured[:, HIT] == 0)
     if not wrong:
         return []
     most = min(max(len(evidence.truth[row].choices) for row in wrong), SHOWN_CHOICES)
+    texts = evidence.texts if num_before else None
     rows: list[list[Cell]] = []
     for row in wrong:
         right, shares = evidence.truth[row], aligned(evidence.answers[row], evidence.truth[row])
@@ -84,10 +90,11 @@ def errors_section(evidence: Evidence) -> list[Section]:
             f"{_cut(text)} ({share:.0%})" if place in right.real else None
             for place, (text, share) in enumerate(zip(right.choices, shares, strict=True))
         ]
-        rows.append(
-            [letter(right.position), letter(int(shares.argmax())), *cells[:most], *[None] * (most - len(cells))]
-        )
+        named = [letter(right.position), letter(int(shares.argmax()))]
+        before = [_cut(" ".join(texts(row)[:num_before]))] if texts is not None else []
+        rows.append([*before, *named, *cells[:most], *[None] * (most - len(cells))])
     heads = [Head("right"), Head("chosen"), *(Head(letter(place)) for place in range(most))]
+    heads[:0] = [Head("context")] if texts is not None else []
     hidden = max(len(right.choices) for right in evidence.truth) > most == SHOWN_CHOICES
     notes = [f"Of rows with more choices, the first {most} are shown."] if hidden else []
     return [Section("errors", "Wrong choices", [TablePanel(heads, rows, "surest wrong answers")], notes)]
