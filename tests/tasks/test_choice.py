@@ -228,7 +228,8 @@ def test_panels_show_errors_with_all_choices():
     assert [line[:2] for line in by_num] == [[2, 1], [3, 2]]
     assert sections["calibration"].figures["ece"] < 0.5 and np.isfinite(sections["calibration"].figures["temperature"])
     assert task.worst(answers, truth, 5).rows[0].prediction == "A: a cat"
-    assert task.target_panels({"train": truth}).pop().rows == [["train", 1, 0, 1, 1]]
+    (panel,) = task.target_panels({"train": truth})
+    assert panel.rows == [["train", 1, 0, 1, 1]] and task.why in panel.caption
     shown = task.panels(Evidence(answers, truth, texts=lambda at: [CELLS[at][0], *truth[at].choices]))[1].panels[0]
     assert shown.rows[0][:3] == ["why", "C", "A"] and [head.name for head in shown.heads][:3] == [
         "context",

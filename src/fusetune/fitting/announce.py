@@ -8,6 +8,7 @@ import numpy as np
 
 from fusetune.backbones.backbone import Backbone
 from fusetune.data.examples import Examples
+from fusetune.data.joins import flat_names
 from fusetune.data.schema import Schema
 from fusetune.modalities.base import Modality
 from fusetune.tasks.base import Task, target_tasks
@@ -39,7 +40,8 @@ def announcement(
         kinds.setdefault(_kind(modality), []).append(name)
     lines += [f"columns  {kind}: {_names(names)}" for kind, names in kinds.items()]
     lines += [f"codes    {name}: {schema.columns[name].reason}; columns.{name}.kind=number insists" for name in codes]
-    unused = [name for role in ("id", "ignore") for name in schema.names(role)]
+    joined = {name for column in schema.inputs for name in flat_names(schema.joins().get(column, ()))}
+    unused = [name for role in ("id", "ignore") for name in schema.names(role) if name not in joined]
     if unused:
         lines.append(f"unused   {_names(unused)}")
     counts = [_count(split, rows) for split, rows in examples.items()]

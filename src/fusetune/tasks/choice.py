@@ -354,7 +354,7 @@ class MultipleChoiceTask(TokenTask, DetectedInTable, Choosing):
 
     def target_panels(self, truths: Mapping[str, np.ndarray]) -> list[Panel]:
         """Return how often each position is right, by split."""
-        return [positions_panel(truths)]
+        return [positions_panel(truths, self.why)]
 
     def panels(self, evidence: Evidence) -> list[Section]:
         """Return the accuracy by position and number of choices, errors with all choices, and calibration."""

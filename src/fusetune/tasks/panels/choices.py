@@ -30,15 +30,15 @@ MAX_TEXT = 240
 """Characters of a context or a choice that are shown."""
 
 
-def positions_panel(truths: Mapping[str, np.ndarray]) -> TablePanel:
-    """Return a table of the rows whose right choice has each position, by split."""
+def positions_panel(truths: Mapping[str, np.ndarray], why: str) -> TablePanel:
+    """Return a table of the rows whose right choice has each position, by split; `why` says how answers are read."""
     most = max([2, *(right.position + 1 for truth in truths.values() for right in truth)])
     heads = [Head("split"), *(Head(letter(position), "count") for position in range(most))]
     rows: list[list[Cell]] = [
         [split, *np.bincount([right.position for right in truth], minlength=most).tolist()]
         for split, truth in truths.items()
     ]
-    return TablePanel(heads, rows, "rows by the position of the right choice")
+    return TablePanel(heads, rows, "rows by the position of the right choice" + (f"; {why}" if why else ""))
 
 
 def choices_section(evidence: Evidence) -> Section:
