@@ -4,10 +4,10 @@ from fusetune.fitting.announce import announcement
 
 
 def test_targets_columns_and_rows_are_told(fitted, shop_tables, capsys):
-    from fusetune import api
+    from fusetune.deploy.tuned import read_examples
 
     bundle = fitted.bundle
-    examples = {"train": api.read_examples(bundle, shop_tables["test"], targets=True)}
+    examples = {"train": read_examples(bundle, shop_tables["test"], targets=True)}
     lines = announcement(bundle.schema, bundle.tasks, bundle.modalities, examples)
     assert lines[0] == "target   label: binary"
     assert any(line.startswith("columns  text read by ") and line.endswith(": note") for line in lines)
