@@ -130,7 +130,7 @@ def _columns(lines: Sequence[str], asked: str | int | None) -> Columns | None:
     """
     names = next((tuple(line.split("=", 1)[1].lower().split()) for line in lines if "global.columns" in line), ())
     filled = [line for line in lines if line.strip() and not DOCUMENT.match(line)]
-    plain = [line for line in filled if not line.startswith("# ")] or filled
+    plain = [line for line in filled if not line.startswith("# ")]
     if not plain:
         return None
     separator = "\t" if sum("\t" in line for line in plain) * 2 > len(plain) else None
