@@ -155,7 +155,9 @@ def check_counted(table):
     assert all(re.search(r"line \d+|element \d+", item.why) for item in table.rejected)
 
 
-@pytest.mark.parametrize(("name", "fault", "number"), list(cases()), ids=lambda value: getattr(value, "__name__", str(value)))
+@pytest.mark.parametrize(
+    ("name", "fault", "number"), list(cases()), ids=lambda value: getattr(value, "__name__", str(value))
+)
 def test_refused_with_its_place_or_counted(tmp_path, name, fault, number):
     content = fault(name, random.Random(f"{name} {fault.__name__} {number}"))
     path = tmp_path / WRITTEN[name][0]

@@ -34,7 +34,11 @@ class TextInputs:
         """
         if not getattr(tokenizer, "is_fast", False):
             raise BackboneError(
-                "the model has no fast tokenizer", expected="tokenizer.json", came=type(tokenizer).__name__
+                "the model's tokenizer does not say which characters a token stands for",
+                expected="a fast tokenizer: tokenizer.json",
+                came=type(tokenizer).__name__,
+                do="take a model that has one, as sentence-transformers/all-MiniLM-L6-v2, or save this model's "
+                "tokenizer as a fast one beside it",
             )
         specials = tokenizer.num_special_tokens_to_add()
         if max_tokens <= specials:

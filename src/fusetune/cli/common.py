@@ -6,7 +6,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -152,16 +152,21 @@ def is_config(source: str) -> bool:
     return Path(source).suffix.lower() in (".yaml", ".yml")
 
 
-def check_out(out: Path, table: str) -> None:
+def check_out(out: Path, table: str, *, also: Sequence[str] = ()) -> None:
     """Refuse a file that cannot be written, before anything is predicted.
+
+    Args:
+        out: the file to write.
+        table: the table that is predicted.
+        also: endings that are written besides those of tables.
 
     Raises:
         ConfigError: its name has another ending, its folder is not there, or it is the table itself.
     """
-    if out.suffix.lower() not in ENDINGS:
+    if out.suffix.lower() not in (*ENDINGS, *also):
         raise ConfigError(
             f"no table can be written as {out.name!r}",
-            expected=f"a name that ends in {', '.join(ENDINGS)}",
+            expected=f"a name that ends in {', '.join((*ENDINGS, *also))}",
             do=f"--out {out.with_suffix('.csv')}",
         )
     if not out.resolve().parent.is_dir():

@@ -21,7 +21,9 @@ def predict(
     table: Annotated[str, typer.Argument(help="Table to predict.", show_default=False)],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="File to write: .csv, .jsonl or .parquet; else printed.", show_default=False),
+        typer.Option(
+            "--out", "-o", help="File to write: .csv, .jsonl, .parquet or .conll; else printed.", show_default=False
+        ),
     ] = None,
     on_bad_cell: Annotated[
         Literal["mask", "reject"],
@@ -43,11 +45,12 @@ def predict(
       fusetune predict runs/rating new.csv --out out.csv
       fusetune predict runs/rating new.csv --json
       fusetune predict runs/rating new.csv --missing-columns photo
+      fusetune predict runs/entities new.csv --out out.conll
       fusetune predict runs/rating new.csv --out out.csv --precision int8
     """
     common.check_model_and_table(folder, table)
     if out is not None:
-        common.check_out(out, table)
+        common.check_out(out, table, also=(".conll",))
     from fusetune import api
 
     tuned, shown = api.load(folder), common.shows_progress(as_json)

@@ -98,9 +98,9 @@ def _queries(query: list[str] | None, cells: list[str] | None, queries: Path | N
 
 
 def _ending(out: Path) -> str:
-    from fusetune.deploy.fine_tuned import ending
+    from fusetune.deploy.predictions import check_ending
 
-    return ending(out)
+    return check_ending(out)
 
 
 def _print(rows: list[dict[str, Any]], find: str) -> None:

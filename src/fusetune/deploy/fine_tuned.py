@@ -13,7 +13,7 @@ from fusetune.data.table import Source, Table
 from fusetune.deploy.bundle import Bundle, merge_adapters, save_bundle
 from fusetune.deploy.card import write_card
 from fusetune.deploy.outputs import EMBEDDINGS
-from fusetune.deploy.predictions import Predictions, write
+from fusetune.deploy.predictions import Predictions, check_ending, write
 from fusetune.deploy.rows import Rows, index_of, reading_of
 from fusetune.deploy.search.files import load_index, save_index
 from fusetune.deploy.search.index import SearchIndex
@@ -135,7 +135,7 @@ class FineTuned:
         missing_columns: Sequence[str] = (),
         progress: bool = False,
     ) -> tuple[int, int]:
-        """Write predictions to a .csv, .jsonl or .parquet file, in memory that does not grow with the table.
+        """Write predictions to a .csv, .jsonl, .parquet or .conll file, in memory that does not grow with the table.
 
         Returns:
             The rows, and those of them with something in their error column.
@@ -143,9 +143,9 @@ class FineTuned:
         Raises:
             TableError: the table cannot be read or lacks a column.
             StorageError: the file cannot be written.
-            ConfigError: its name has another ending.
+            ConfigError: its name has another ending; or it ends in .conll and the model finds no spans of a text.
         """
-        suffix = ending(path)
+        suffix = check_ending(path, self.bundle.targets.values())
         parts = predict_parts(
             self.bundle,
             source,
@@ -198,7 +198,7 @@ class FineTuned:
             StorageError: the file cannot be written.
             ConfigError: its name has another ending.
         """
-        return write(self._embedded(source, precision, missing_columns, progress), path, ending(path))
+        return write(self._embedded(source, precision, missing_columns, progress), path, check_ending(path))
 
     def _embedded(
         self, source: Rows, precision: Precision, missing: Sequence[str], progress: bool
@@ -310,15 +310,3 @@ class FineTuned:
             write_report(self.results, folder)
         write_card(self.bundle, self.results, folder)
         return folder
-
-
-def ending(path: str | Path) -> str:
-    """Return the ending of a file that a table is written to.
-
-    Raises:
-        ConfigError: there is no such format.
-    """
-    suffix = Path(path).suffix.lower()
-    if suffix not in (".csv", ".jsonl", ".parquet"):
-        raise ConfigError(f"no table can be written as {str(path)!r}", expected="a .csv, .jsonl or .parquet file")
-    return suffix

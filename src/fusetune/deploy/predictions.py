@@ -14,12 +14,16 @@ from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 
 from fusetune._optional import optional_import
-from fusetune.errors import StorageError, reason
+from fusetune.deploy.conll import Spans, conll_block, require_spans, span_targets
+from fusetune.errors import ConfigError, StorageError, reason
+from fusetune.tasks.base import TargetTask
 
 if TYPE_CHECKING:
     import pandas
 
 ROW, ERROR = "row", "error"
+ENDINGS = (".csv", ".jsonl", ".parquet")
+CONLL = ".conll"
 
 
 class Predictions:
@@ -30,15 +34,17 @@ class Predictions:
             prediction and probabilities, and last `error`: why a row has no prediction, or which cells were ignored;
             else null. If a target is called `row` or `error`, the other column is `row_` or `error_`.
         index: the rows' pandas index, or None.
+        spans: the columns of spans and the cells that they lie in; None if there are none, or several texts.
     """
 
-    def __init__(self, table: pa.Table, *, index: Any = None) -> None:
+    def __init__(self, table: pa.Table, *, index: Any = None, spans: Spans | None = None) -> None:
         """
         Args:
             table: see the attributes.
             index: the pandas index of `to_pandas`; None for a range.
+            spans: see the attributes.
         """
-        self.table, self.index = table, index
+        self.table, self.index, self.spans = table, index, spans
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -73,6 +79,15 @@ class Predictions:
         """Write one JSON object a row."""
         write([self], path, ".jsonl")
 
+    def to_conll(self, path: str | Path) -> None:
+        """Write spans as CoNLL columns: word, start, end, score and BIO tag; see `fusetune.deploy.conll`.
+
+        Raises:
+            ConfigError: no column has spans, or they lie in several texts.
+        """
+        require_spans(self.spans is not None, path)
+        write([self], path, CONLL)
+
 
 def write(parts: Iterable[Predictions], path: str | Path, ending: str) -> tuple[int, int]:
     """Write predictions part by part; the file is replaced atomically.
@@ -80,7 +95,7 @@ def write(parts: Iterable[Predictions], path: str | Path, ending: str) -> tuple[
     Args:
         parts: with equal columns.
         path: the file.
-        ending: the format: .csv, .jsonl or .parquet.
+        ending: the format: one of `ENDINGS`, or .conll.
 
     Returns:
         The number of rows, and of rows with an entry in the error column.
@@ -99,6 +114,9 @@ def write(parts: Iterable[Predictions], path: str | Path, ending: str) -> tuple[
                 if ending == ".jsonl":
                     target.write("".join(line + "\n" for line in _as_json(part.table.to_pylist())).encode())
                     continue
+                if ending == CONLL:
+                    target.write("".join(f"{block}\n\n" for block in _blocks(part)).encode())
+                    continue
                 table = _flat(part.table) if ending == ".csv" else part.table
                 if writer is None:
                     make = arrow_csv.CSVWriter if ending == ".csv" else parquet.ParquetWriter
@@ -112,10 +130,42 @@ def write(parts: Iterable[Predictions], path: str | Path, ending: str) -> tuple[
     return rows, errors
 
 
+def check_ending(path: str | Path, tasks: Iterable[TargetTask] | None = None) -> str:
+    """Return the ending of a file of predictions.
+
+    Args:
+        path: the file.
+        tasks: what is predicted, if it may be written as CoNLL columns.
+
+    Raises:
+        ConfigError: predictions, or those of these tasks, are not written to such files.
+    """
+    ending, known = Path(path).suffix.lower(), (*ENDINGS, *([CONLL] if tasks is not None else []))
+    if ending not in known:
+        raise ConfigError(
+            f"no table can be written as {str(path)!r}",
+            expected=f"a name that ends in {', '.join(known)}",
+            do=f"--out {Path(path).with_suffix('.csv')}",
+        )
+    if ending == CONLL and tasks is not None:
+        require_spans(span_targets(tasks)[1] is not None, path)
+    return ending
+
+
+def _blocks(part: Predictions) -> Iterable[str]:
+    """Yield the lines of each row as CoNLL columns."""
+    assert part.spans is not None
+    rows, errors = part.table.column(0).to_pylist(), part[part.table.column_names[-1]]
+    answers = {column: part[column] for column in part.spans.columns}
+    for index, cell in enumerate(part.spans.texts):
+        own = {column: entries[index] for column, entries in answers.items()}
+        yield conll_block(cell, own, errors[index], rows[index])
+
+
 def _flat(table: pa.Table) -> pa.Table:
-    """Convert list columns to JSON."""
+    """Convert columns of lists and objects to JSON."""
     for index, column in enumerate(table.schema):
-        if pa.types.is_list(column.type):
+        if pa.types.is_nested(column.type):
             cells = [None if cell is None else _as_json([cell])[0] for cell in table.column(index).to_pylist()]
             table = table.set_column(index, column.name, pa.array(cells, type=pa.string()))
     return table

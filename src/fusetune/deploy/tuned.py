@@ -20,6 +20,7 @@ from fusetune.data.examples import Examples
 from fusetune.data.quarantine import Rejected
 from fusetune.data.table import Table
 from fusetune.deploy.bundle import Bundle
+from fusetune.deploy.conll import Spans, span_targets
 from fusetune.deploy.outputs import OUTPUTS, Output
 from fusetune.deploy.predictions import ERROR, ROW, Predictions
 from fusetune.deploy.rows import Rows, index_of, read_rows
@@ -83,7 +84,13 @@ def predict(
     parts = predict_parts(
         bundle, source, on_bad_cell=on_bad_cell, precision=precision, missing=missing, progress=progress
     )
-    return Predictions(pa.concat_tables([part.table for part in parts]), index=index_of(source))
+    tables, spans = zip(*((part.table, part.spans) for part in parts), strict=True)
+    return Predictions(pa.concat_tables(tables), index=index_of(source), spans=_joined(spans))
+
+
+def _joined(parts: Sequence[Spans | None]) -> Spans | None:
+    first = parts[0]
+    return first and Spans(first.columns, [text for part in parts if part is not None for text in part.texts])
 
 
 def predict_parts(
@@ -214,7 +221,8 @@ def _empty(bundle: Bundle, output: Output) -> Predictions:
     for column, kind, _ in output.columns(bundle, None, None):
         columns[_free(column, columns)] = pa.array([], type=kind)
     columns[_free(ERROR, columns)] = pa.array([], type=pa.string())
-    return Predictions(pa.table(columns))
+    targets, text = span_targets(bundle.targets.values())
+    return Predictions(pa.table(columns), spans=None if text is None else Spans(targets, []))
 
 
 def _row_name(bundle: Bundle) -> str:
@@ -235,7 +243,18 @@ def _predict(bundle: Bundle, examples: Examples, progress: Progress | None, outp
         columns[_free(column, columns)] = pa.array(spread, type=kind)
     errors = _errors(examples, rows)
     columns[_free(ERROR, columns)] = pa.array(errors, type=pa.string())
-    return Predictions(pa.table(columns))
+    return Predictions(pa.table(columns), spans=_spans(bundle, table, indices, len(rows)))
+
+
+def _spans(bundle: Bundle, table: Table, indices: np.ndarray, rows: int) -> Spans | None:
+    """Return the columns of predicted spans with the rows' texts; None without such columns."""
+    targets, text = span_targets(bundle.targets.values())
+    if text is None:
+        return None
+    spread: list[Any] = [None] * rows
+    for index, cell in zip(indices, table.cells(text), strict=True):
+        spread[index] = cell
+    return Spans(targets, spread)
 
 
 def _in_order(table: Table) -> tuple[np.ndarray, np.ndarray]:

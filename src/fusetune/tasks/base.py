@@ -207,6 +207,8 @@ class TargetTask(Task):
     family = "understand"
     reads: str | None = None
     """The text column that is answered token by token, once `reading` has chosen it; None for one answer a row."""
+    answers_spans: ClassVar[bool] = False
+    """Whether answers are lists of `{"start", "end", "label", "score"}` in the text `reads`."""
     second: str | None = None
     """A second column of the target, such as an answer's first character. `resolve` is given the pair of cells, and a
     row is unlabelled if it lacks both."""

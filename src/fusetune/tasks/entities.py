@@ -67,6 +67,7 @@ class EntitiesTask(TokenTask):
     """
 
     name = "entities"
+    answers_spans = True
     main = Metric("f1")
     constant_is = "no entity"
 
