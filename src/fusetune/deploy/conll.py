@@ -49,7 +49,7 @@ def require_spans(has: bool, path: str | Path) -> None:
         raise ConfigError(
             f"these predictions cannot be written as {str(path)!r}",
             expected="targets whose answers are spans of one text, as of the task entities",
-            do=f"write {Path(path).with_suffix('.csv').name}",
+            do=f"--out {Path(path).with_suffix('.csv')}",
         )
 
 
