@@ -74,6 +74,6 @@ def test_predictions_without_spans_are_refused(tmp_path):
         plain.to_conll(tmp_path / "out.conll")
     with pytest.raises(ConfigError, match="spans"):
         check_ending("out.conll", [])
-    with pytest.raises(ConfigError, match=r"\.conll"):
+    with pytest.raises(ConfigError, match=r"\.csv"):
         check_ending("out.xlsx")
     assert not list(tmp_path.iterdir())
