@@ -201,6 +201,16 @@ def test_refuses_code(copy: Path) -> None:
     assert not (copy / "ran").exists()
 
 
+def test_refuses_a_tokenizer_without_offsets(copy: Path) -> None:
+    (copy / "tokenizer.json").unlink()
+    (copy / "vocab.txt").write_text("a 1\nb 2\n")
+    (copy / "bpe.codes").write_text("a b 1\n")
+    (copy / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertweetTokenizer"}))
+    with pytest.raises(BackboneError, match=r"(?s)BertweetTokenizer.*take a model that has one") as caught:
+        load_backbone(str(copy), "text")
+    assert str(copy) in str(caught.value)
+
+
 def test_refuses_missing_weights(copy: Path) -> None:
     from safetensors.torch import load_file, save_file
 

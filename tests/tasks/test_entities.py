@@ -51,6 +51,13 @@ def test_cells_in_several_forms_are_the_same_entities():
     assert task.resolve(spans, TEXT, row=0) == expected
     assert task.resolve('[{"start": 0, "end": 3, "label": "person"}]', TEXT, row=0) == expected[:1]
     assert task.resolve("[]", TEXT, row=0) == []
+    assert task.resolve([(14, 18, "place"), [0, 3, "person"]], TEXT, row=0) == expected
+    assert task.resolve('[[0, 3, "person"], [14, 18, "place"]]', TEXT, row=0) == expected
+
+
+def test_lists_of_triples_are_found_to_be_entities():
+    assert EntitiesTask.detect(['[[0, 3, "person"]]', "[]"]).confidence > 0.9
+    assert EntitiesTask.detect(["[[0, 3], [1, 2]]", "[]"]).confidence == 0
 
 
 def test_tags_of_a_text_are_where_its_words_are():
@@ -72,6 +79,15 @@ def test_tags_without_a_text_are_refused():
         ([{"start": 3, "end": 90, "label": "x"}], "3 to 90 does not lie in the text of 18"),
         ([{"start": 0, "end": 5, "label": "x"}, {"start": 4, "end": 7, "label": "y"}], "overlap"),
         ([{"start": 0, "label": "x"}], "no span"),
+        ([{"start": 0.5, "end": 3, "label": "x"}], "no whole number"),
+        ([{"start": True, "end": 3, "label": "x"}], "no whole number"),
+        ([{"start": 0, "end": float("inf"), "label": "x"}], "no span"),
+        ([{"start": 0, "end": "three", "label": "x"}], "no span"),
+        ([{"start": 0, "end": 3, "label": None}], "no label"),
+        ([[0, 3]], "no span"),
+        ([[0, 3, "x"], "x"], "no span"),
+        ([7], "no span"),
+        ("[" * 100_000, "type str"),
         ("a string", "type str"),
     ],
 )

@@ -276,7 +276,11 @@ def _inputs(
         if (folder / "sentence_bert_config.json").is_file():
             usual = int(read_json(folder / "sentence_bert_config.json").get("max_seq_length") or usual)
         structure.check_words(model, max(tokenizer.get_vocab().values(), default=0))
-        return TextInputs(tokenizer, token_limit(tokenizer, structure.num_positions(model, config), max_tokens, usual))
+        limit = token_limit(tokenizer, structure.num_positions(model, config), max_tokens, usual)
+        try:
+            return TextInputs(tokenizer, limit)
+        except BackboneError as error:
+            raise error.in_file(str(folder)) from None
     if kind == "image":
         if getattr(config, "num_channels", 3) != 3:
             raise BackboneError(

@@ -35,8 +35,8 @@ class EntitiesTask(TokenTask):
     """Find the entities in a text: spans of characters with a label each, none within another.
 
     A cell is a list of tags, one for each word of a list of words (BIO, BIOES or plain labels), or a list of spans,
-    `{"start": 4, "end": 9, "label": "person"}` in characters of the text, `end` exclusive; also as JSON. An empty list
-    is a text without entities; an empty cell is unlabelled.
+    `{"start": 4, "end": 9, "label": "person"}` or `[4, 9, "person"]` in characters of the text, `end` exclusive; also
+    as JSON. An empty list is a text without entities; an empty cell is unlabelled.
 
     Args:
         target: the target column's name.
@@ -94,6 +94,8 @@ class EntitiesTask(TokenTask):
         entries = [entry for value in lists for entry in value]
         if entries and all(isinstance(entry, dict) and {"start", "end"} <= entry.keys() for entry in entries):
             return Detection(0.99, f"lists of spans, {len(entries)} in {len(values)} cells")
+        if entries and all(_is_triple(entry) for entry in entries):
+            return Detection(0.99, f"lists of [start, end, label], {len(entries)} in {len(values)} cells")
         if entries and all(isinstance(entry, str) for entry in entries):
             tags = Counter(entry[:2] for entry in entries if entry != "O")
             schemed = sum(tags[start] for start in ("B-", "I-", "E-", "S-", "L-", "U-"))
@@ -139,9 +141,9 @@ class EntitiesTask(TokenTask):
 
     def _span(self, entry: Any, text: str, *, row: int) -> Span:
         try:
-            start, end, label = int(entry["start"]), int(entry["end"]), str(entry["label"])
-        except (KeyError, TypeError, ValueError) as error:
-            why = f"{shown(entry)} is no span: {error}"
+            start, end, label = _start_end_label(entry)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            why = f"{shown(entry)} is no span: {error if not isinstance(error, KeyError) else f'it has no {error}'}"
             do = 'give {"start": 0, "end": 3, "label": "person"}'
             raise BadCell(row=row, column=self.target, value=entry, why=why, do=do) from None
         if not 0 <= start < end <= len(text):
@@ -314,11 +316,33 @@ def _scores(counts: np.ndarray) -> tuple[float, float, float]:
     return 2 * right / (2 * right + wrong + missed), precision, recall
 
 
+def _is_triple(entry: Any) -> bool:
+    return isinstance(entry, list | tuple) and [type(part) for part in entry] == [int, int, str]
+
+
+def _start_end_label(entry: Any) -> Span:
+    """Return a span given as an object or as [start, end, label].
+
+    Raises:
+        KeyError, TypeError, ValueError, OverflowError: it is neither.
+    """
+    if isinstance(entry, list | tuple) and len(entry) == 3:
+        start, end, label = entry
+    else:
+        start, end, label = entry["start"], entry["end"], entry["label"]
+    if label is None or not str(label).strip():
+        raise ValueError("it has no label")
+    for offset in (start, end):
+        if isinstance(offset, bool) or int(offset) != float(offset):
+            raise ValueError(f"{shown(offset)} is no whole number")
+    return int(start), int(end), str(label)
+
+
 def _parsed(value: Any) -> Any:
     """Return a cell, parsed if it is a list as JSON."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             return json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return value
     return value
