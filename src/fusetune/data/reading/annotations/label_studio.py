@@ -48,7 +48,12 @@ def read_label_studio(sample: Sample, read: ReadConfig) -> Parsed:
     """
     reader = _Tasks(SpanReader(read.offsets))
     parsed = read_texts(sample, read, reader.row, expected="tasks as Label Studio exports them")
-    name = sample.path.name
+    name, annotated = sample.path.name, [*reader.spans, *reader.about_text]
+    if annotated:
+        parsed.notes.append(
+            f"{name}: annotated: {', '.join(annotated)}. Those that are no targets are inputs; "
+            "columns.NAME=ignore leaves out what new texts do not have"
+        )
     if reader.several:
         parsed.notes.append(
             f"{name}: {len(reader.several)} tasks have several annotations: the ground truth is read, else the first"
@@ -67,6 +72,7 @@ class _Tasks:
         self.texts: Counter[str] = Counter()
         self.lengths: Counter[str] = Counter()
         self.spans: dict[str, None] = {}
+        self.about_text: dict[str, None] = {}
         self.has_relations = False
         self.several: set[Any] = set()
         self.others: Counter[str] = Counter()
@@ -127,7 +133,9 @@ class _Tasks:
             if isinstance(result.get("id"), str):
                 ids.setdefault(result["id"], []).extend(spans)
         elif kind in VALUES and value.get(VALUES[kind]) is not None and "start" not in value:
-            cells[free_name(name, data)] = _single(value[VALUES[kind]])
+            column = free_name(name, data)
+            cells[column] = _single(value[VALUES[kind]])
+            self.about_text[column] = None
         else:
             self.others[str(kind)] += 1
 
