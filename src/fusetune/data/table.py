@@ -105,9 +105,9 @@ class Table:
         """Read a table.
 
         Args:
-            source: a CSV, TSV, JSONL, Parquet, Arrow or Feather file, a folder with the shards of one table in one of
-                these formats, a pandas DataFrame, a Hugging Face `Dataset`, an Arrow table, or a `Table`, which is
-                returned unchanged.
+            source: a CSV, TSV, JSON, JSONL, Parquet, Arrow, Feather or annotation file, a folder with the shards of
+                one table in one of these formats, a pandas DataFrame, a Hugging Face `Dataset`, an Arrow table, or a
+                `Table`, which is returned unchanged.
             base_dir: folder that relative media paths start from. None: the file's folder, or the current one for
                 objects in memory.
             cache_dir: folder that keeps the Arrow form of a text or Parquet file for the next time. None: a private

@@ -168,6 +168,7 @@ def test_words_that_look_like_comments_are_words(tmp_path):
 def test_a_file_of_words_alone_can_be_predicted(tmp_path):
     table = read(tmp_path / "t.conll", "Ada\nmet\n\nBo\n")
     assert table.column_names == ["tokens"] and table.cells("tokens") == [["Ada", "met"], ["Bo"]]
+    assert read(tmp_path / "t.conll", "Ada\nmet\n", tag_column="upos").column_names == ["tokens"]
 
 
 def test_label_studio_choices_relations_and_tasks_that_nobody_has_annotated(tmp_path):

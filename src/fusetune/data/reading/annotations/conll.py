@@ -161,7 +161,7 @@ def _numbered(rows: Iterable[Sequence[str]]) -> bool:
 def _tag_column(
     rows: Sequence[Sequence[str]], width: int, names: Sequence[str], word: int, asked: str | int | None
 ) -> int | None:
-    if asked is not None:
+    if asked is not None and width > 1:  # a file of words alone is one to predict
         text = str(asked).strip().lower()
         if text in names and names.index(text) != word:
             return names.index(text)
