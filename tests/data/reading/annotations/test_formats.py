@@ -154,6 +154,13 @@ def test_the_column_of_tags_can_be_chosen(tmp_path, asked):
         read(tmp_path / "t.conllu", content, tag_column="mood")
 
 
+def test_an_unknown_prefix_rejects_the_sentence_with_its_line(tmp_path):
+    content = files.conll(GOOD * 2).replace("B-LOC", "X-LOC")
+    table = read(tmp_path / "t.conll", content)
+    assert [item.row for item in table.rejected] == [0, 2, 4, 6] and len(table) == 4
+    assert "line 6" in table.rejected[0].why and "X-LOC" in table.rejected[0].why
+
+
 def test_documents_are_numbered_where_there_are_many(tmp_path):
     text = "".join(f"-DOCSTART- O\n\n{files.conll(GOOD[:2], separator=' ')}\n" for _ in range(12))
     assert read(tmp_path / "t.conll", text).cells("document_id") == [str(n // 2 + 1) for n in range(24)]

@@ -10,7 +10,7 @@ from typing import Any
 
 from fusetune.config.read import ReadConfig
 from fusetune.data.reading.annotations.sample import Sample
-from fusetune.data.reading.annotations.tags import OUTSIDE, TagFault, TagReader, are_tags
+from fusetune.data.reading.annotations.tags import OUTSIDE, TagFault, TagReader, are_tags, have_prefixes
 from fusetune.data.reading.records import parse_records
 from fusetune.data.reading.text_files import Parsed, wrong_encoding
 from fusetune.errors import ConfigError, shown
@@ -144,7 +144,7 @@ def _columns(lines: Sequence[str], asked: str | int | None) -> Columns | None:
         names = CONLL_U
     word = names.index("form") if "form" in names else int(width > 2 and _numbered(rows))
     tag = _tag_column(rows, width, names, word, asked)
-    prefixed = tag is not None and are_tags(row[tag] for row in rows)
+    prefixed = tag is not None and have_prefixes(row[tag] for row in rows)
     return Columns(separator, width, word, tag, names if len(names) == width else (), prefixed, header)
 
 

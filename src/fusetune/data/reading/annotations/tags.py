@@ -21,8 +21,18 @@ class TagFault(ValueError):
 
 def are_tags(cells: Iterable[str]) -> bool:
     """Return whether at least 95 of 100 cells are tags with a prefix or O, at least one of them with a prefix."""
-    counts = Counter("O" if cell in OUTSIDE else "tag" if TAG.fullmatch(cell) else "other" for cell in cells)
+    counts = _kinds(cells)
     return counts["tag"] > 0 and counts["other"] <= 0.05 * counts.total()
+
+
+def have_prefixes(cells: Iterable[str]) -> bool:
+    """Return whether most of the cells that are not O have a known prefix, so that the others are faults."""
+    counts = _kinds(cells)
+    return counts["tag"] > counts["other"]
+
+
+def _kinds(cells: Iterable[str]) -> Counter[str]:
+    return Counter("O" if cell in OUTSIDE else "tag" if TAG.fullmatch(cell) else "other" for cell in cells)
 
 
 class TagReader:
