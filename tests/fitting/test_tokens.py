@@ -63,6 +63,42 @@ def test_entities_and_a_label_from_a_table_to_a_report(tiny, tables, tmp_path, h
     assert measured["tags"]["f1"] == pytest.approx(after["metrics"]["f1"]["value"], abs=1e-6)
 
 
+def nested(rows, seed):
+    """Texts of which every name and every place is an entity, and a name with a place after it another."""
+    table = []
+    for row in sentences(rows, seed):
+        words, tags = row["words"], [tag[2:] for tag in row["tags"]]
+        starts = np.cumsum([0, *(len(word) + 1 for word in words)])[:-1].tolist()
+        ends = [start + len(word) for start, word in zip(starts, words, strict=True)]
+        spans = [(start, end, tag) for start, end, tag in zip(starts, ends, tags, strict=True) if tag]
+        pairs = zip(tags, tags[1:], starts, ends[1:], strict=False)
+        spans += [(start, end, "pair") for one, two, start, end in pairs if (one, two) == ("name", "place")]
+        cells = [{"start": start, "end": end, "label": label} for start, end, label in spans]
+        table.append({"text": " ".join(words), "spans": cells, "size": row["size"]})
+    return table
+
+
+def test_nested_entities_from_a_table_to_a_report(tiny, tmp_path):
+    train, val, test = (
+        written(tmp_path / f"{name}.jsonl", nested(rows, seed))
+        for name, rows, seed in (("train", 160, 0), ("val", 40, 1), ("test", 40, 2))
+    )
+    settings = config(tiny, target=["spans"])
+    settings["trainer"] |= {"epochs": 4, "head_epochs": 20}
+    tuned = ft.fit(train, val=val, test=test, config=settings, out=tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    (task,) = report["tasks"]
+    found = {system["kind"]: system["metrics"]["f1"]["value"] for system in task["systems"]}
+    assert found["after"] > 0.8 and found["before"] > found["baseline"]
+    assert any("head span" in warning for warning in task["warnings"])
+    again = ft.load(tmp_path / "run")
+    one, two = tuned.predict(test).table, again.predict(test).table
+    assert one.equals(two) and len(one) == 40
+    entities = [entity for cell in one["spans"].to_pylist() for entity in cell]
+    assert {entity["label"] for entity in entities} == {"name", "place", "pair"}
+    assert again.evaluate(test).metrics()["spans"]["f1"] == pytest.approx(found["after"], abs=1e-6)
+
+
 def test_long_texts_lose_no_label(tiny, tables, tmp_path):
     """With windows of 8 tokens the model finds what it finds in windows of 32, as the words alone tell the tags."""
     tuned = ft.fit(tables["train"], val=tables["val"], test=tables["test"], config=config(tiny), out=tmp_path / "run")

@@ -24,6 +24,7 @@ TOKEN_TASKS = {name: TASKS.get(name) for name in TASKS if issubclass(TASKS.get(n
 OPTIONS = {
     "fixed threshold": partial(AnswerTask, threshold=0.5, max_length=30, num_best=1),
     "random field": partial(EntitiesTask, head="crf"),
+    "scored spans": partial(EntitiesTask, head="span"),
 }
 CASES = [
     pytest.param(make, table, id=f"{name} of {kind}")

@@ -11,7 +11,7 @@ from fusetune.data.examples import Examples
 from fusetune.data.joins import flat_names
 from fusetune.data.schema import Schema
 from fusetune.modalities.base import Modality
-from fusetune.tasks.base import Task, target_tasks
+from fusetune.tasks.base import TargetTask, Task, target_tasks
 
 MAX_NAMES = 12
 """Maximum number of columns named in a line; the others are counted."""
@@ -56,7 +56,8 @@ def _count(split: str, rows: Examples) -> str:
 
 def _task(task: Task) -> str:
     labels = task.labels
-    return f"{task.name} ({len(labels)} labels)" if len(labels) > 2 else task.name
+    choice = f"; {task.choice}" if isinstance(task, TargetTask) and task.choice else ""
+    return (f"{task.name} ({len(labels)} labels)" if len(labels) > 2 else task.name) + choice
 
 
 def _kind(modality: Modality) -> str:

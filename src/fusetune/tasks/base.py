@@ -216,6 +216,8 @@ class TargetTask(Task):
     """What `constant` answers, for the report, such as "no entity"; "" for the mean or the most frequent answer."""
     num_shared: int = 0
     """Rows of the logits before those of the tokens, of a task with `reads`; see `fusetune.tasks.token_head`."""
+    choice: str = ""
+    """What the task chose from the train rows and why, for the user; "" for nothing."""
     empty_is_value: bool = False
     """Whether an empty cell of the target is a value, such as "no answer", rather than an unlabelled row."""
 

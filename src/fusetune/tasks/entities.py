@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -19,20 +20,27 @@ from fusetune.tasks.base import Metric
 from fusetune.tasks.panels.entities import entity_sections, types_panel
 from fusetune.tasks.panels.kinds import Evidence, Panel, Section
 from fusetune.tasks.reading import Reading, text_column
+from fusetune.tasks.span_scorer import SpanScorer, overlaps_in
 from fusetune.tasks.taggers import TAGGERS, Tagger
 from fusetune.tasks.tagging import Span, spans_of_tags
 from fusetune.tasks.token_task import TokenTask
 from fusetune.tasks.words import split_words
 from fusetune.types import Target, TextTokens
 
-Head = Literal["softmax", "crf"]
-"""How tokens are tagged: each by itself, or a text's as a conditional random field."""
+Head = Literal["auto", "softmax", "crf", "span"]
+"""How entities are found: each token tagged by itself, a text's tokens as a random field, or every span scored."""
+OPTIONS = ("text", "head", "max_length")
+FITTED = ("classes", "counts", "whole_words", "head_used", "overlaps", "overlapping", "longest", "too_long", "choice")
+OVERLAPPING = 0.01
+"""If more of the train entities overlap others, spans are scored; else rows with such entities are rejected."""
+LONG = 0.995
+"""The share of the train entities that are no longer than the longest span that is scored."""
 SPLIT_WORDS = 0.01
 """If more of the train entities begin or end within a word, predicted ones may too."""
 
 
 class EntitiesTask(TokenTask):
-    """Find the entities in a text: spans of characters with a label each, none within another.
+    """Find the entities in a text: spans of characters with a label each.
 
     A cell is a list of tags, one for each word of a list of words (BIO, BIOES or plain labels), or a list of spans,
     `{"start": 4, "end": 9, "label": "person"}` or `[4, 9, "person"]` in characters of the text, `end` exclusive; also
@@ -42,16 +50,20 @@ class EntitiesTask(TokenTask):
         target: the target column's name.
         text: the text column's name; needed if there are several.
         head: "softmax": each token's tag by itself. "crf": the tags of a text as a linear-chain conditional random
-            field, which learns what tag follows which.
+            field, which learns what tag follows which. "span": every span up to a length is scored, so that entities
+            may overlap. "auto": span if more than 1% of the train entities overlap others, else softmax.
+        max_length: the most characters of a span that is scored, 1 or more. None: that of the longest train entity,
+            after 0.5% longer ones.
 
     Raises:
-        ConfigError: there is no such head.
+        ConfigError: there is no such head, or the length is not 1 or more.
 
-    Loss: cross-entropy over the tokens' tags (BIO), or the negative log-likelihood of a text's tags, averaged over all
-    tokens.
+    Loss: cross-entropy over the tokens' tags (BIO), or the negative log-likelihood of a text's tags, or the binary
+    cross-entropy of the spans' labels, divided by the number of all tokens.
 
     Answers: per row a list of `{"start", "end", "label", "score", "text"}`; the most likely tags among those that the
-    scheme allows. If train entities begin and end where words do, predicted ones do.
+    scheme allows, or the spans with a probability above one half, which overlap only as train entities do. If train
+    entities begin and end where words do, predicted ones do.
 
     Requires: a text column; `text` names it where there are several.
 
@@ -63,7 +75,7 @@ class EntitiesTask(TokenTask):
         [(0, 3, 'PER')]
 
     Reference: Devlin et al. 2019 (arXiv 1810.04805), section 5.3; Ramshaw and Marcus 1995 (arXiv cmp-lg/9505040);
-    Lafferty et al. 2001 for the conditional random field.
+    Lafferty et al. 2001 for the conditional random field; Su et al. 2022 (arXiv 2208.03054) for the scores of spans.
     """
 
     name = "entities"
@@ -71,19 +83,26 @@ class EntitiesTask(TokenTask):
     main = Metric("f1")
     constant_is = "no entity"
 
-    def __init__(self, target: str, *, text: str | None = None, head: Head = "softmax") -> None:
+    def __init__(
+        self, target: str, *, text: str | None = None, head: Head = "auto", max_length: int | None = None
+    ) -> None:
         super().__init__(target)
         if head not in get_args(Head):
             raise ConfigError(
-                "head says how the tokens are tagged",
+                "head says how entities are found",
                 expected=", ".join(get_args(Head)),
                 came=str(head),
                 do=nearest(str(head), get_args(Head)),
             )
-        self.text, self.head = text, head
+        if max_length is not None and (not isinstance(max_length, int) or max_length < 1):
+            raise ConfigError("max_length is a whole number", expected="1 or more", came=str(max_length))
+        self.text, self.head, self.max_length = text, head, max_length
         self.classes: list[str] = []
         self.counts: list[int] = []
         self.whole_words = False
+        self.head_used = "softmax" if head == "auto" else head
+        self.overlaps: list[str] = []
+        self.overlapping = self.longest = self.too_long = 0
 
     @classmethod
     def detect(cls, values: Sequence[Any]) -> Detection:
@@ -121,11 +140,7 @@ class EntitiesTask(TokenTask):
             return self._of_tags(value, cell, row=row)
         text = words_text(cell, row=row, column=self.target)
         spans = [self._span(entry, text, row=row) for entry in value]
-        for before, after in zip(sorted(spans), sorted(spans)[1:], strict=False):
-            if after[0] < before[1]:
-                why = f"the spans {before} and {after} overlap"
-                raise BadCell(row=row, column=self.target, value=value, why=why, do="keep one of them")
-        return Spans(sorted(spans), split_words(text, spans))
+        return Spans(sorted(set(spans)), split_words(text, spans))
 
     def _of_tags(self, tags: list[str], cell: Any, *, row: int) -> list[Span]:
         starts = None
@@ -154,7 +169,7 @@ class EntitiesTask(TokenTask):
         return start, end, label
 
     def fit(self, values: Sequence[Any]) -> None:
-        """Learn the labels, how many entities have each, and whether entities begin and end where words do.
+        """Learn the labels and their counts, how entities overlap, how long they are, and whether they split words.
 
         Raises:
             TableError: no row has an entity.
@@ -166,37 +181,61 @@ class EntitiesTask(TokenTask):
         self.counts = [counts[label] for label in self.classes]
         within = sum(spans.split_words for spans in values if isinstance(spans, Spans))
         self.whole_words = within <= SPLIT_WORDS * counts.total()
-        self.num_shared = self._tagger.num_shared
+        found = [overlaps_in(spans) for spans in values if spans]
+        self.overlapping = sum(number for _, number in found)
+        many = self.overlapping > OVERLAPPING * counts.total()
+        self.head_used = ("span" if many else "softmax") if self.head == "auto" else self.head
+        share = self.overlapping / counts.total()
+        auto = self.head == "auto" and many
+        self.choice = f"head span, as {share:.1%} of the train entities overlap others" if auto else ""
+        self.overlaps = sorted(set[str]().union(*(kinds for kinds, _ in found)))
+        lengths = np.array([end - start for spans in values if spans for start, end, _ in spans])
+        self.longest = self.max_length or int(np.quantile(lengths, LONG, method="inverted_cdf"))
+        self.too_long = int((lengths > self.longest).sum())
+        self.num_shared = self._scheme.num_shared
 
     def check(self, value: Any, *, row: int) -> None:
-        """Accept every cell: entities of a label that no train row has count as missed."""
+        """Refuse entities that overlap, unless spans are scored.
+
+        Entities of a label that no train row has count as missed.
+        """
+        if self.head_used == "span":
+            return
+        for before, after in pairwise(value):
+            if after[0] < before[1]:
+                why = f"the spans {before} and {after} overlap"
+                do = f"keep one of them, or score spans: tasks.{self.target}.head=span"
+                raise BadCell(row=row, column=self.target, value=value, why=why, do=do)
 
     @property
-    def _tagger(self) -> Tagger:
-        return TAGGERS[self.head](self.classes, whole_words=self.whole_words)
+    def _scheme(self) -> Tagger | SpanScorer:
+        """How the entities are encoded, scored and found."""
+        if self.head_used == "span":
+            return SpanScorer(self.classes, longest=self.longest, overlaps=self.overlaps, whole_words=self.whole_words)
+        return TAGGERS[self.head_used](self.classes, whole_words=self.whole_words)
 
     def encode(self, values: Sequence[Any], tokens: TextTokens | None = None) -> Target:
-        """Encode as tags, (rows, tokens) int64; see `Tagger.encode`."""
+        """Encode as tags, (rows, tokens), or as the labels of spans; see `Tagger.encode` and `SpanScorer.encode`."""
         assert tokens is not None, "entities are found in a text"
-        return self._tagger.encode(values, tokens)
+        return self._scheme.encode(values, tokens)
 
     def build_head(self, dim: int) -> nn.Module:
-        """Build (batch, tokens, dim) to (batch, tokens, tags)."""
-        return self._tagger.build(dim)
+        """Build (batch, tokens, dim) to (batch, tokens, tags), or to the channels of `SpanScorer`."""
+        return self._scheme.build(dim)
 
     def terms(self, logits: Tensor, target: Target) -> Tensor:
-        """Return the sum over a row's tokens of their cross-entropy, or its negative log-likelihood, (batch,).
+        """Return the sum over a row's tokens or spans of their cross-entropy, or its negative log-likelihood, (batch,).
 
         Args:
-            logits: (batch, shared rows + tokens, tags).
-            target: tags, (batch, tokens) int64.
+            logits: (batch, shared rows + tokens, logits).
+            target: encoded, of the same rows.
         """
-        return self._tagger.terms(logits, target)
+        return self._scheme.terms(logits, target)
 
     def answers(self, logits: Tensor, tokens: TextTokens | None = None) -> np.ndarray:
         """Return the rows' entities, an array of lists; see the class."""
         assert tokens is not None, "entities are found in a text"
-        found = self._tagger.entities(logits, tokens)
+        found = self._scheme.entities(logits, tokens)
         result = np.empty(len(found), dtype=object)
         for row, entities in enumerate(found):
             text = tokens.texts[row][0] if entities else ""
@@ -256,13 +295,20 @@ class EntitiesTask(TokenTask):
         return result
 
     def warnings(self, answers: np.ndarray, truth: np.ndarray) -> list[str]:
-        """Return a sentence about entities of labels that no train row has."""
+        """Return sentences about the head, about spans that are too long, and about labels that no train row has."""
+        notes = [f"{self.target}: {self.choice}."] if self.choice else []
+        if self.head_used == "span" and self.too_long:
+            notes.append(
+                f"{self.too_long:,} of {sum(self.counts):,} train entities of {self.target!r} are longer than "
+                f"{self.longest} characters: such spans are not scored (tasks.{self.target}.max_length)"
+            )
         unknown = Counter(label for spans in truth for *_, label in spans if label not in self.classes)
         if not unknown:
-            return []
+            return notes
         return [
+            *notes,
             f"{unknown.total()} entities have a label that no train row has and count as missed: "
-            + ", ".join(f"{shown(label)} ({count})" for label, count in unknown.most_common(10))
+            + ", ".join(f"{shown(label)} ({count})" for label, count in unknown.most_common(10)),
         ]
 
     def perfect(self, truth: np.ndarray) -> np.ndarray:
@@ -281,20 +327,17 @@ class EntitiesTask(TokenTask):
     def state(self) -> dict[str, Any]:
         """Options, labels and counts."""
         return {
-            "text": self.text,
-            "head": self.head,
-            "classes": self.classes,
-            "counts": self.counts,
-            "whole_words": self.whole_words,
+            "options": {name: getattr(self, name) for name in OPTIONS},
+            **{name: getattr(self, name) for name in FITTED},
         }
 
     @classmethod
     def from_state(cls, target: str, state: dict[str, Any]) -> EntitiesTask:
-        """Restore a task from its `state()`."""
-        task = cls(target, text=state["text"], head=state.get("head", "softmax"))
-        task.classes, task.counts = list(state["classes"]), list(state["counts"])
-        task.whole_words = state.get("whole_words", False)
-        task.num_shared = task._tagger.num_shared
+        """Restore a task from its `state()`, or from that of an earlier version, which has only some of the entries."""
+        task = cls(target, **state.get("options", {"text": state.get("text"), "head": state.get("head", "softmax")}))
+        for name in FITTED:
+            setattr(task, name, state.get(name, getattr(task, name)))
+        task.num_shared = task._scheme.num_shared
         return task
 
 
