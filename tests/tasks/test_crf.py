@@ -10,7 +10,7 @@ from fusetune.modalities.passages import text_tokens
 from fusetune.tasks import crf
 from fusetune.tasks.entities import EntitiesTask
 from fusetune.tasks.taggers import CrfTagger, Tagger
-from fusetune.tasks.tagging import allowed, best_path, within_word
+from fusetune.tasks.tagging import allowed, best_path
 from fusetune.tasks.token_head import with_shared
 
 TAGS = 5
@@ -73,20 +73,23 @@ def test_marginals_are_sums_over_the_sequences_with_a_tag(case):
 
 def test_the_best_path_is_the_allowed_one_of_the_highest_score(case):
     emissions, transitions, _, _ = case
-    for inside in (None, np.array([False, True, False, True])):
-        may, within = allowed(2), within_word(2)
-        paths, scores = scores_of(emissions[0], transitions, 4)
-        fits = [
-            may[-1, path[0]]
-            and all(
-                (within if inside is not None and inside[token] else may)[path[token - 1], path[token]]
-                for token in range(1, 4)
-            )
-            for path in paths
-        ]
-        best = paths[int(scores.masked_fill(~torch.tensor(fits), -np.inf).argmax())]
-        found = best_path(emissions[0].numpy(), may, transitions=transitions.numpy(), inside=inside)
-        assert tuple(found) == best
+    may = allowed(2)
+    paths, scores = scores_of(emissions[0], transitions, 4)
+    fits = [may[-1, path[0]] and all(may[path[t - 1], path[t]] for t in range(1, 4)) for path in paths]
+    best = paths[int(scores.masked_fill(~torch.tensor(fits), -np.inf).argmax())]
+    assert tuple(best_path(emissions[0].numpy(), may, transitions=transitions.numpy())) == best
+
+
+def test_tokens_that_go_on_with_a_word_are_left_out_of_the_sequence():
+    emissions, transitions = torch.randn(1, 4, TAGS).double(), torch.randn(TAGS + 2, TAGS).double()
+    tags = torch.tensor([[1, crf.PADDING, 2, 0]])
+    first = crf.negative_log_likelihood(emissions, transitions, tags)
+    kept = crf.negative_log_likelihood(emissions[:, [0, 2, 3]], transitions, tags[:, [0, 2, 3]])
+    torch.testing.assert_close(first, kept)
+    mask = tags != crf.PADDING
+    marginals = crf.log_marginals(emissions, transitions, mask)[:, [0, 2, 3]]
+    alone = crf.log_marginals(emissions[:, [0, 2, 3]], transitions, torch.ones(1, 3, dtype=torch.bool))
+    torch.testing.assert_close(marginals, alone)
 
 
 def test_extreme_scores_stay_finite():

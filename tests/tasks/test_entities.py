@@ -180,10 +180,12 @@ def test_words_are_not_split_unless_train_entities_split_them():
     task = EntitiesTask("tags")
     whole = [task.resolve([{"start": 0, "end": 8, "label": "person"}], text, row=0)]
     within = [task.resolve([{"start": 2, "end": 8, "label": "person"}], text, row=0)]
-    logits = torch.zeros(1, 5, 3)
-    logits[0, 0, 0], logits[0, 1, 1], logits[0, 2, 2] = 1.0, 9.0, 9.0
-    for cells, expected in ((whole, (0, 8)), (within, (2, 8))):
+    for cells, expected, tags in ((whole, (0, 8), [1, -100, -100, 0, 0]), (within, (2, 8), [0, 1, 2, 0, 0])):
         task.fit(cells)
+        target = task.encode(cells, tokens)
+        assert target.values[0].tolist() == tags and target.sizes.tolist() == [sum(tag >= 0 for tag in tags)]
+        logits = torch.nn.functional.one_hot(target.values.clamp(min=0), 3).float() * 9
+        logits[0, 1, 0] += 5 if expected == (0, 8) else 0  # of a token that goes on with a word: not read
         (entity,) = task.answers(logits, tokens)[0]
         assert (entity["start"], entity["end"]) == expected
         (entity,) = EntitiesTask.from_state("tags", task.state()).answers(logits, tokens)[0]
@@ -191,8 +193,19 @@ def test_words_are_not_split_unless_train_entities_split_them():
 
 
 def test_words_of_scripts_without_spaces_have_one_character():
-    assert not splits_word("東京都", 1) and not splits_word("at 5.30", 4) and splits_word("été", 1)
-    assert splits_word("don't", 1) and not splits_word("don't", 4)
+    words = [("東京都", 1, False), ("at 5.30", 4, False), ("été", 1, True), ("don't", 1, True), ("don't", 4, False)]
+    assert [splits_word(text, at, "word") for text, at, _ in words] == [expected for *_, expected in words]
+
+
+def test_entities_of_listed_words_begin_and_end_with_spaces_and_those_of_sentences_with_letters():
+    task = EntitiesTask("tags")
+    listed = task.resolve(["O", "B-person", "O"], ["by", "@ada_l", "!"], row=0)
+    task.fit([listed])
+    assert task.unit == "spaced"
+    task.fit([task.resolve([{"start": 3, "end": 6, "label": "person"}], "by Ada, now", row=0)])
+    assert task.unit == "word"
+    task.fit([task.resolve([{"start": 3, "end": 5, "label": "person"}], "by Ada, now", row=0)])
+    assert task.unit == "token"
 
 
 def test_an_unknown_head_is_refused_with_the_nearest():

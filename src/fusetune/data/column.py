@@ -161,19 +161,17 @@ class Column:
         decoded = {index: self._decode(index, cell) for index, cell in cells}
         return [decoded[index] if index in decoded else self._cache.get(index) for index in requested]
 
-    def text_tokens(self, rows: np.ndarray, *, texts: bool = False) -> TextTokens:
+    def text_tokens(self, rows: np.ndarray) -> TextTokens:
         """Return what a column of text's tokens stand for in some rows, by their positions in the table.
 
         Args:
             rows: (rows,); a row without the column has no real token.
-            texts: whether to give the rows' texts too.
         """
         modality: Any = self.modality
         codes = self.codes[rows]
         distinct, inverse = np.unique(codes[codes >= 0], return_inverse=True)
         spans = [modality.tokens(example) for example in self.examples(distinct)]
-        cells = self.cells.take(distinct) if texts else []
-        read: list[list[str]] = [modality.texts(cell, row=-1) for cell in cells] or [[]] * len(distinct)
+        read: list[list[str]] = [modality.texts(cell, row=-1) for cell in self.cells.take(distinct)]
         which = np.full(len(rows), -1)
         which[codes >= 0] = inverse
         return text_tokens(

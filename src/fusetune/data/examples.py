@@ -296,19 +296,19 @@ class Examples:
         parts = [rows[start : start + PIECE] for start in range(0, max(len(rows), 1), PIECE)]
         return mapped_concatenate((self.tasks[task].truth(self.targets[task].take(part)) for part in parts), len(rows))
 
-    def tokens(self, column: str, rows: np.ndarray, *, texts: bool = False) -> TextTokens:
+    def tokens(self, column: str, rows: np.ndarray) -> TextTokens:
         """Return what a text column's tokens stand for in some rows, by their positions in the table.
 
         A row has no real token if it lacks the column, or if the column is hidden from these rows.
         """
         if column not in self.columns:
             return text_tokens([None] * len(rows), [()] * len(rows))
-        return self.columns[column].text_tokens(rows, texts=texts)
+        return self.columns[column].text_tokens(rows)
 
     def encode(self, name: str, rows: np.ndarray) -> Target:
         """Return a task's encoded targets of some rows, by their positions in the table."""
         task, values = self.tasks[name], self.targets[name].take(rows)
-        return task.encode(values) if task.reads is None else task.encode(values, self.tokens(task.reads, rows))
+        return task.encode(values, *([] if task.reads is None else [self.tokens(task.reads, rows)]))
 
     def positions(self, rows: np.ndarray) -> np.ndarray:
         """Return the indices in `used` of rows, given by their positions in the table."""

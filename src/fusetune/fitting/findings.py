@@ -247,7 +247,7 @@ class Findings:
     def texts(self, task: TargetTask, index: int) -> Sequence[str]:
         """Return the texts that a task reads in a test row."""
         assert task.reads is not None
-        return self.fit.examples["test"].tokens(task.reads, np.array([index]), texts=True).texts[0]
+        return self.fit.examples["test"].tokens(task.reads, np.array([index])).texts[0]
 
     def shown(self, index: int) -> list[Shown]:
         """Return a test row's cells in the form that the report shows."""

@@ -25,7 +25,7 @@ def answers_of(examples: Examples, task: TargetTask, logits: Tensor, rows: np.nd
     parts = []
     for start in range(0, max(len(rows), 1), PIECE):
         some = slice(start, start + PIECE)
-        tokens = examples.tokens(task.reads, rows[some], texts=True)
+        tokens = examples.tokens(task.reads, rows[some])
         parts.append(task.answers(_of_length(logits[some], task.num_shared + tokens.real.shape[1]), tokens))
     return np.concatenate(parts)
 

@@ -24,19 +24,19 @@ from fusetune.tasks.span_scorer import SpanScorer, overlaps_in
 from fusetune.tasks.taggers import TAGGERS, Tagger
 from fusetune.tasks.tagging import Span, spans_of_tags
 from fusetune.tasks.token_task import TokenTask
-from fusetune.tasks.words import split_words
+from fusetune.tasks.words import UNITS, Unit, splits_by_unit
 from fusetune.types import Target, TextTokens
 
 Head = Literal["auto", "softmax", "crf", "span"]
 """How entities are found: each token tagged by itself, a text's tokens as a random field, or every span scored."""
 OPTIONS = ("text", "head", "max_length")
-FITTED = ("classes", "counts", "whole_words", "head_used", "overlaps", "overlapping", "longest", "too_long", "choice")
+FITTED = ("classes", "counts", "unit", "head_used", "overlaps", "overlapping", "longest", "too_long", "choice")
 OVERLAPPING = 0.01
 """If more of the train entities overlap others, spans are scored; else rows with such entities are rejected."""
 LONG = 0.995
 """The share of the train entities that are no longer than the longest span that is scored."""
 SPLIT_WORDS = 0.01
-"""If more of the train entities begin or end within a word, predicted ones may too."""
+"""If more of the train entities begin or end within a word, predicted ones may too; so with what spaces separate."""
 
 
 class EntitiesTask(TokenTask):
@@ -59,7 +59,7 @@ class EntitiesTask(TokenTask):
         ConfigError: there is no such head, or the length is not 1 or more.
 
     Loss: cross-entropy over the tokens' tags (BIO), or the negative log-likelihood of a text's tags, or the binary
-    cross-entropy of the spans' labels, divided by the number of all tokens.
+    cross-entropy of the spans' labels, divided by the number of all words, or of all tokens for spans.
 
     Answers: per row a list of `{"start", "end", "label", "score", "text"}`; the most likely tags among those that the
     scheme allows, or the spans with a probability above one half, which overlap only as train entities do. If train
@@ -99,7 +99,7 @@ class EntitiesTask(TokenTask):
         self.text, self.head, self.max_length = text, head, max_length
         self.classes: list[str] = []
         self.counts: list[int] = []
-        self.whole_words = False
+        self.unit: Unit = "token"
         self.head_used = "softmax" if head == "auto" else head
         self.overlaps: list[str] = []
         self.overlapping = self.longest = self.too_long = 0
@@ -140,7 +140,7 @@ class EntitiesTask(TokenTask):
             return self._of_tags(value, cell, row=row)
         text = words_text(cell, row=row, column=self.target)
         spans = [self._span(entry, text, row=row) for entry in value]
-        return Spans(sorted(set(spans)), split_words(text, spans))
+        return Spans(sorted(set(spans)), splits_by_unit(text, spans))
 
     def _of_tags(self, tags: list[str], cell: Any, *, row: int) -> list[Span]:
         starts = None
@@ -179,8 +179,8 @@ class EntitiesTask(TokenTask):
             raise TableError("no train row has an entity", column=self.target, do="give rows with labelled spans")
         self.classes = sorted(counts)
         self.counts = [counts[label] for label in self.classes]
-        within = sum(spans.split_words for spans in values if isinstance(spans, Spans))
-        self.whole_words = within <= SPLIT_WORDS * counts.total()
+        split = {unit: sum(spans.split.get(unit, 0) for spans in values if isinstance(spans, Spans)) for unit in UNITS}
+        self.unit = next((unit for unit in UNITS if split[unit] <= SPLIT_WORDS * counts.total()), "token")
         found = [overlaps_in(spans) for spans in values if spans]
         self.overlapping = sum(number for _, number in found)
         many = self.overlapping > OVERLAPPING * counts.total()
@@ -211,8 +211,8 @@ class EntitiesTask(TokenTask):
     def _scheme(self) -> Tagger | SpanScorer:
         """How the entities are encoded, scored and found."""
         if self.head_used == "span":
-            return SpanScorer(self.classes, longest=self.longest, overlaps=self.overlaps, whole_words=self.whole_words)
-        return TAGGERS[self.head_used](self.classes, whole_words=self.whole_words)
+            return SpanScorer(self.classes, longest=self.longest, overlaps=self.overlaps, unit=self.unit)
+        return TAGGERS[self.head_used](self.classes, unit=self.unit)
 
     def encode(self, values: Sequence[Any], tokens: TextTokens | None = None) -> Target:
         """Encode as tags, (rows, tokens), or as the labels of spans; see `Tagger.encode` and `SpanScorer.encode`."""
@@ -342,11 +342,11 @@ class EntitiesTask(TokenTask):
 
 
 class Spans(list[Span]):
-    """A text's entities, and how many of them begin or end within a word."""
+    """A text's entities, and by unit how many of them begin or end within one."""
 
-    def __init__(self, spans: Iterable[Span], split_words: int = 0) -> None:
+    def __init__(self, spans: Iterable[Span], split: Mapping[Unit, int] | None = None) -> None:
         super().__init__(spans)
-        self.split_words = split_words
+        self.split = dict(split or {})
 
 
 def _scores(counts: np.ndarray) -> tuple[float, float, float]:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from fusetune.tasks.taggers import Entity
 from fusetune.tasks.tagging import Span
 from fusetune.tasks.token_head import TokenHead
-from fusetune.tasks.words import continues_word
+from fusetune.tasks.words import Unit, continues_word
 from fusetune.types import Target, TextTokens
 
 SIZE = 32
@@ -85,7 +85,7 @@ class SpanScorer:
         classes: the labels.
         longest: the most characters of a span, 1 or more.
         overlaps: how entities of one text may overlap.
-        whole_words: whether entities begin and end where words do.
+        unit: what entities begin and end with.
         num_shared: see `TargetTask.num_shared`.
 
     Reference: Su et al. 2022 (arXiv 2208.03054), the efficient global pointer, for the score; Lee et al. 2017 (arXiv
@@ -94,9 +94,9 @@ class SpanScorer:
     """
 
     def __init__(
-        self, classes: Sequence[str], *, longest: int, overlaps: Iterable[str] = (), whole_words: bool = False
+        self, classes: Sequence[str], *, longest: int, overlaps: Iterable[str] = (), unit: Unit = "token"
     ) -> None:
-        self.classes, self.longest, self.whole_words = list(classes), longest, whole_words
+        self.classes, self.longest, self.unit = list(classes), longest, unit
         self.overlaps = frozenset(overlaps)
         self.num_logits = 2 * len(self.classes) + 2 * SIZE
         self.num_shared = math.ceil(longest * len(self.classes) / self.num_logits)  # a token has a character or more
@@ -224,9 +224,9 @@ class SpanScorer:
         if not len(places):
             return []
         goes_on = np.zeros(len(own) + 1, dtype=bool)
-        if self.whole_words:
-            real = np.flatnonzero(tokens.spans[row, :, 0] >= 0)
-            goes_on[real] = continues_word(tokens.texts[row][0], own[real])
+        real = np.flatnonzero(tokens.spans[row, :, 0] >= 0)
+        if len(real):
+            goes_on[real] = continues_word(tokens.texts[row][0], own[real], self.unit)
         order = np.argsort(-scores[tuple(places.T)], kind="stable")
         for first, more, label in places[order]:
             if goes_on[first] or goes_on[first + more + 1]:

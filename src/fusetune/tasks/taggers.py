@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fusetune.tasks import crf
 from fusetune.tasks.tagging import IGNORED, Span, allowed, best_path, entities_of, tag_tokens, tags_of
 from fusetune.tasks.token_head import TokenHead
-from fusetune.tasks.words import continues_word
+from fusetune.tasks.words import Unit, continues_word
 from fusetune.types import Target, TextTokens
 
 Entity = tuple[int, int, str, float]
@@ -20,20 +20,26 @@ Entity = tuple[int, int, str, float]
 
 
 class Tagger:
-    """Tag each token by itself with a softmax; the most likely tags that BIO allows are the answer.
+    """Tag each unit, a word or token, by itself with a softmax; the most likely tags that BIO allows are the answer.
+
+    A unit's tag is that of its first token (Devlin et al. 2019, arXiv 1810.04805, section 5.3); the others have none.
 
     Attributes:
         classes: the labels.
-        whole_words: whether entities begin and end where words do.
+        unit: what entities begin and end with.
         num_shared: see `TargetTask.num_shared`.
     """
 
-    def __init__(self, classes: Sequence[str], *, whole_words: bool = False) -> None:
-        self.classes, self.whole_words = list(classes), whole_words
+    untagged = IGNORED
+    """The target of a token that is not the first of its unit."""
+
+    def __init__(self, classes: Sequence[str], *, unit: Unit = "token") -> None:
+        self.classes, self.unit = list(classes), unit
         self.num_tags, self.num_shared = len(tags_of(self.classes)), 0
 
     def encode(self, values: Sequence[Sequence[Span] | None], tokens: TextTokens) -> Target:
-        """Encode as tags, (rows, tokens) int64, `IGNORED` at padding and in entities of a label that no train row has.
+        """Encode as tags, (rows, tokens) int64, `IGNORED` at padding, in entities of a label that no train row has, and
+        at tokens that go on with a unit.
 
         A row's size is the number of its other tokens.
         """
@@ -42,9 +48,18 @@ class Tagger:
         for row, spans in enumerate(values):
             if spans:
                 tag_tokens(tags[row], tokens.spans[row], spans, self.classes)
+            tags[row, self._continued(tokens, row)] = self.untagged
         labelled = torch.tensor([value is not None for value in values], dtype=torch.bool)
-        sizes = torch.from_numpy((tags != IGNORED).sum(1).astype(np.float32))
+        sizes = torch.from_numpy((tags >= 0).sum(1).astype(np.float32))
         return Target(torch.from_numpy(tags), labelled & (sizes > 0), sizes)
+
+    def _continued(self, tokens: TextTokens, row: int) -> np.ndarray:
+        """Return which of a row's tokens go on with a unit, (tokens,) bool."""
+        spans, continued = tokens.spans[row], np.zeros(tokens.spans.shape[1], dtype=bool)
+        real = np.flatnonzero(spans[:, 0] >= 0)
+        if len(real):
+            continued[real] = continues_word(tokens.texts[row][0], spans[real, 1:], self.unit)
+        return continued
 
     def build(self, dim: int) -> nn.Module:
         """Build (batch, tokens, dim) to (batch, tokens, tags)."""
@@ -76,11 +91,12 @@ class Tagger:
         tokens: TextTokens,
         row: int,
     ) -> list[Entity]:
-        indices = np.flatnonzero(tokens.spans[row, :, 0] >= 0)
-        spans = tokens.spans[row, indices, 1:]
-        inside = continues_word(tokens.texts[row][0], spans) if self.whole_words and len(indices) else None
-        may = allowed(len(self.classes))
-        path = best_path(scores[indices], may, transitions=transitions, inside=inside)
+        real, continued = tokens.spans[row, :, 0] >= 0, self._continued(tokens, row)
+        indices = np.flatnonzero(real & ~continued)
+        spans = tokens.spans[row, indices, 1:].copy()
+        last = np.append(indices[1:], real.sum())[: len(indices)] - 1  # of each unit
+        spans[:, 1] = tokens.spans[row, last, 2]
+        path = best_path(scores[indices], allowed(len(self.classes)), transitions=transitions)
         return entities_of(path, probabilities[indices], spans, self.classes)
 
 
@@ -90,8 +106,10 @@ class CrfTagger(Tagger):
     The shared rows are the transitions, which start at 0: then it is `Tagger`.
     """
 
-    def __init__(self, classes: Sequence[str], *, whole_words: bool = False) -> None:
-        super().__init__(classes, whole_words=whole_words)
+    untagged = crf.PADDING
+
+    def __init__(self, classes: Sequence[str], *, unit: Unit = "token") -> None:
+        super().__init__(classes, unit=unit)
         self.num_shared = self.num_tags + 2
 
     def encode(self, values: Sequence[Sequence[Span] | None], tokens: TextTokens) -> Target:
@@ -117,7 +135,8 @@ class CrfTagger(Tagger):
             return []
         logits = logits.detach().double().cpu()
         transitions, emissions = logits[0, : self.num_shared], logits[:, self.num_shared :]
-        mask = torch.from_numpy(tokens.spans[..., 0] >= 0)
+        continued = np.stack([self._continued(tokens, row) for row in range(len(logits))])
+        mask = torch.from_numpy((tokens.spans[..., 0] >= 0) & ~continued)
         marginals = crf.log_marginals(emissions, transitions, mask).exp().numpy()
         scores, moves = emissions.numpy(), transitions.numpy()
         return [self._row(scores[row], marginals[row], moves, tokens, row) for row in range(len(scores))]

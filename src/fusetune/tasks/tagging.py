@@ -109,20 +109,11 @@ def allowed(num_classes: int) -> np.ndarray:
     return may
 
 
-def within_word(num_classes: int) -> np.ndarray:
-    """Return which tag may follow which within a word, (tags + 1, tags) bool: the entity goes on, or there is none."""
-    may = allowed(num_classes)
-    may[:, 1::2] = False
-    may[1:-1, 0] = False
-    return may
-
-
 def best_path(
     scores: np.ndarray,
     may: np.ndarray,
     *,
     transitions: np.ndarray | None = None,
-    inside: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return the tags of the greatest sum of scores, (tokens,), of which each may follow the one before.
 
@@ -130,7 +121,6 @@ def best_path(
         scores: (tokens, tags).
         may: (tags + 1, tags) bool, from `allowed`.
         transitions: (tags + 2, tags) scores of a tag after each other, after the start, and before the end; None: 0.
-        inside: (tokens,) bool, the tokens that go on with the word before; None: no token.
 
     Reference: Viterbi 1967.
     """
@@ -138,10 +128,9 @@ def best_path(
         return np.zeros(0, dtype=np.int64)
     weights = np.zeros((len(may) + 1, may.shape[1])) if transitions is None else transitions
     moves = np.where(may, weights[:-1], -np.inf)
-    within = np.where(within_word(may.shape[1] // 2), weights[:-1], -np.inf)
     best, back = scores[0] + moves[-1], np.zeros(scores.shape, dtype=np.int64)
     for index in range(1, len(scores)):
-        reached = best[:, None] + (moves if inside is None or not inside[index] else within)[:-1]  # (before, after)
+        reached = best[:, None] + moves[:-1]  # (before, after)
         back[index] = reached.argmax(0)
         best = reached.max(0) + scores[index]
     path = [int((best + weights[-1]).argmax())]

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 import numpy as np
+
+Unit = Literal["spaced", "word", "token"]
+"""What entities begin and end with: what spaces separate, words of letters and digits, or any token."""
+UNITS: tuple[Unit, ...] = ("spaced", "word")
+"""Units that spans may split, the longest first."""
 
 SPACELESS = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF))
 """Scripts that put no spaces between words: Thai, Lao, Myanmar, Khmer, Japanese kana, Chinese characters."""
@@ -17,26 +23,35 @@ def _of_word(character: str) -> bool:
     return character.isalnum() and not any(first <= code <= last for first, last in SPACELESS)
 
 
-def splits_word(text: str, index: int) -> bool:
-    """Return whether an index of a text lies within a word: between two letters or digits.
+def splits_word(text: str, index: int, unit: Unit) -> bool:
+    """Return whether an index of a text lies within a unit.
 
     Characters of scripts without spaces between words are words of their own.
     """
-    return 0 < index < len(text) and _of_word(text[index - 1]) and _of_word(text[index])
+    if not 0 < index < len(text) or unit == "token":
+        return False
+    before, after = text[index - 1], text[index]
+    if unit == "spaced":
+        return not before.isspace() and not after.isspace()
+    return _of_word(before) and _of_word(after)
 
 
-def continues_word(text: str, spans: np.ndarray) -> np.ndarray:
-    """Return which tokens go on with the word of the token before, (tokens,) bool.
+def continues_word(text: str, spans: np.ndarray, unit: Unit) -> np.ndarray:
+    """Return which tokens go on with the unit of the token before, (tokens,) bool.
 
     Args:
         text: the tokens' text.
         spans: (tokens, 2) the tokens' characters.
+        unit: whose.
     """
+    if unit == "token":
+        return np.zeros(len(spans), dtype=bool)
     starts, ends = spans[1:, 0], spans[:-1, 1]
-    inside = [start == end and splits_word(text, int(start)) for start, end in zip(starts, ends, strict=True)]
+    inside = [start <= end and splits_word(text, int(start), unit) for start, end in zip(starts, ends, strict=True)]
     return np.array([False, *inside][: len(spans)], dtype=bool)
 
 
-def split_words(text: str, spans: Iterable[tuple[int, int, str]]) -> int:
-    """Return how many of the spans begin or end within a word."""
-    return sum(splits_word(text, start) or splits_word(text, end) for start, end, _ in spans)
+def splits_by_unit(text: str, spans: Iterable[tuple[int, int, str]]) -> dict[Unit, int]:
+    """Return by unit how many of the spans begin or end within one."""
+    spans = list(spans)
+    return {unit: sum(any(splits_word(text, at, unit) for at in span[:2]) for span in spans) for unit in UNITS}

@@ -213,7 +213,7 @@ class TokenCase:
 
     def tokens(self, rows: np.ndarray | None = None) -> TextTokens:
         """Return the tokens of some rows, or of all, with their texts."""
-        return self.examples.tokens(self.reads, self.rows if rows is None else rows, texts=True)
+        return self.examples.tokens(self.reads, self.rows if rows is None else rows)
 
     def encode(self, rows: np.ndarray | None = None) -> Target:
         """Return the encoded targets of some rows, or of all."""

@@ -75,7 +75,7 @@ def _cosines(task: Choosing, backbone: Backbone, split: SplitRows) -> tuple[Text
     A row without a context has zeros. If no row has one, there are no choices either.
     """
     assert task.reads is not None
-    tokens = split.examples.tokens(task.reads, split.indices, texts=True)
+    tokens = split.examples.tokens(task.reads, split.indices)
     rows = task.texts(tokens)
     if not any(context for context, _ in rows):
         return None, []
