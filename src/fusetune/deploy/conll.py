@@ -67,9 +67,9 @@ def conll_block(text: Any, spans: Mapping[str, Sequence[Mapping[str, Any]] | Non
         row: its number.
 
     Example:
-        >>> print(conll_block("Ada left", {"tags": [{"start": 0, "end": 3, "label": "PER", "score": 0.9}]}, None, 0))
-        Ada	0	3	0.9000	B-PER
-        left	4	8	_	O
+        >>> spans = {"tags": [{"start": 0, "end": 3, "label": "PER", "score": 0.9}]}
+        >>> [line.split("\\t") for line in conll_block("Ada left", spans, None, 0).split("\\n")]
+        [['Ada', '0', '3', '0.9000', 'B-PER'], ['left', '4', '8', '_', 'O']]
     """
     comments = [f"# row = {row}", f"# error = {_one_line(error)}"] if error is not None else []
     chosen: list[list[Mapping[str, Any]]] = []
