@@ -1,4 +1,4 @@
-"""Generated tables whose best reachable accuracy is known for every set of columns."""
+"""Generated tables whose best reachable score is known for every set of columns."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fusetune.samples.posts import Posts as Posts
+    from fusetune.samples.posts import make_posts as make_posts
     from fusetune.samples.tickets import Tickets as Tickets
     from fusetune.samples.tickets import make_tickets as make_tickets
 
-__all__ = ["Tickets", "make_tickets"]
+_MODULES = {"Posts": "posts", "make_posts": "posts", "Tickets": "tickets", "make_tickets": "tickets"}
+
+__all__ = ["Posts", "Tickets", "make_posts", "make_tickets"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(importlib.import_module("fusetune.samples.tickets"), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"fusetune.samples.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'fusetune.samples' has no attribute {name!r}")

@@ -14,6 +14,7 @@ import numpy as np
 from fusetune.errors import ConfigError, StorageError, reason
 from fusetune.samples import messages, rule, screens, voices
 from fusetune.samples.rule import COLUMNS, LABELS, POINTS
+from fusetune.samples.splits import split_rows
 
 TARGET = "priority"
 
@@ -217,21 +218,10 @@ def make_tickets(
     factors = rule.draw_levels(uniform)
     labels = rule.clean_labels(factors)
     labels = np.where(flipped, 1 - labels, labels)
-    tickets = Tickets(n, seed, missing, label_noise, _blocks(n, splits or {"tickets": 1.0}), factors, present, labels)
+    tickets = Tickets(
+        n, seed, missing, label_noise, split_rows(n, splits or {"tickets": 1.0}), factors, present, labels
+    )
     return tickets if folder is None else tickets.write(folder)
-
-
-def _blocks(n: int, shares: Mapping[str, float]) -> dict[str, range]:
-    """Shares of n rows as ranges that follow each other and hold every row once."""
-    bad_names = [name for name in shares if not name or not name.replace("_", "").replace("-", "").isalnum()]
-    if bad_names or any(share <= 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
-        raise ConfigError(
-            "these splits cannot be made",
-            expected="names of letters, digits, - and _ with positive shares that sum to 1",
-            came=repr(dict(shares)),
-        )
-    ends = np.round(np.cumsum(list(shares.values())) * n).astype(int).tolist()
-    return {name: range(start, end) for name, start, end in zip(shares, [0, *ends[:-1]], ends, strict=True)}
 
 
 def _hours(level: int, rng: np.random.Generator) -> str:
