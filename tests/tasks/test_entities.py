@@ -211,3 +211,9 @@ def test_entities_of_listed_words_begin_and_end_with_spaces_and_those_of_sentenc
 def test_an_unknown_head_is_refused_with_the_nearest():
     with pytest.raises(ConfigError, match="crf"):
         EntitiesTask("tags", head="crff")
+
+
+def test_the_state_of_an_earlier_version_is_a_softmax_over_tokens():
+    task = EntitiesTask.from_state("tags", {"text": "words", "classes": ["a"], "counts": [3]})
+    assert (task.head, task.head_used, task.unit, task.num_shared) == ("softmax", "softmax", "token", 0)
+    assert EntitiesTask.from_state("tags", task.state()).state() == task.state()

@@ -109,6 +109,22 @@ def test_answers_are_the_most_probable_spans_that_may_stand_together(overlaps):
             assert [e[3] for e in found] == pytest.approx([e[3] for e in sorted(expected)])
 
 
+def test_the_divergence_is_that_of_the_spans_labels():
+    scorer, tokens = SpanScorer(CLASSES, longest=40), tokens_of(*TEXTS)
+    one, two = random_logits(scorer, tokens), random_logits(scorer, tokens, 1)
+    two[:, : scorer.num_shared] = one[:, : scorer.num_shared]
+    expected = []
+    for row, num in enumerate((5, 2, 1)):
+        total = 0.0
+        for place, label in itertools.product(candidates(tokens, row, 40), range(2)):
+            p, q = (torch.sigmoid(score(scorer, logits, row, *place, label)) for logits in (one, two))
+            total += float(p * torch.log(p / q) + (1 - p) * torch.log((1 - p) / (1 - q)))
+        expected.append(total / num)
+    real = torch.from_numpy(tokens.real)
+    assert scorer.divergence(one, two, real).tolist() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert not scorer.divergence(one, one, real).any()
+
+
 def test_overlaps_are_told_apart():
     assert overlap_of((0, 3), (3, 5)) is None and overlap_of((0, 3), (0, 3)) == "equal"
     assert (

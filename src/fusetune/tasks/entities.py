@@ -334,7 +334,10 @@ class EntitiesTask(TokenTask):
     @classmethod
     def from_state(cls, target: str, state: dict[str, Any]) -> EntitiesTask:
         """Restore a task from its `state()`, or from that of an earlier version, which has only some of the entries."""
-        task = cls(target, **state.get("options", {"text": state.get("text"), "head": state.get("head", "softmax")}))
+        options = state.get("options", {"text": state.get("text"), "head": state.get("head", "softmax")})
+        task = cls(target, text=options["text"])
+        task.head, task.max_length = options["head"], options.get("max_length")
+        task.head_used = "softmax" if task.head == "auto" else task.head
         for name in FITTED:
             setattr(task, name, state.get(name, getattr(task, name)))
         task.num_shared = task._scheme.num_shared

@@ -183,10 +183,12 @@ class SpanScorer:
             real: (batch, tokens) bool.
         """
         num_widths = min(8, self.longest)
-        one, two = self.scores(logits, num_widths), self.scores(other, num_widths)
+        if not len(logits):
+            return logits.sum((1, 2))
+        one, two = (self.scores(values, num_widths) for values in (logits.float(), other.float()))
         losses = one.sigmoid() * (one - two) + F.softplus(two) - F.softplus(one)
         inside = torch.stack([F.pad(real, (0, step))[:, step:] for step in range(num_widths)], 2) & real.unsqueeze(2)
-        total = (losses.sum(3) * inside).sum((1, 2)).clamp(min=0)
+        total = losses.sum(3).masked_fill(~inside, 0).sum((1, 2)).clamp(min=0)
         return total / real.sum(1).clamp(min=1)
 
     def entities(self, logits: Tensor, tokens: TextTokens) -> list[list[Entity]]:
