@@ -136,6 +136,37 @@ def test_relations_with_a_direction_from_a_table_to_a_report(tiny, tmp_path):
     assert "tags in the text" in bad
 
 
+def test_relations_of_entities_in_columns_are_those_of_tags(tiny, tmp_path):
+    """The same texts, once with tags, once with the entities' words or characters, give the same model."""
+    tagged = [pd.DataFrame(relations(rows, seed)) for rows, seed in ((60, 0), (20, 1), (20, 2))]
+    settings = config(tiny, target=["relation"], trainer={"epochs": 1, "head_epochs": 2, "probe": "columns"})
+    answers = []
+    for number, form in enumerate((lambda frame: frame, in_words, in_characters)):
+        train, val, test = (form(frame) for frame in tagged)
+        ft.fit(train, val=val, test=test, out=tmp_path / str(number), config=settings)
+        tuned = ft.load(tmp_path / str(number))
+        answers.append(tuned.predict(test.drop(columns="relation")).table["relation"].to_pylist())
+    assert answers[0] == answers[1] == answers[2] and None not in answers[0]
+    bad = tuned.predict([{"text": "one two", "e1_start": 0, "e1_end": 99, "e2_start": 0, "e2_end": 3}])
+    assert "not in a text of 7" in bad.table["error"].to_pylist()[0]
+
+
+def in_words(frame):
+    """The table with columns of the entities' words in the place of tags."""
+    entities = {name: frame["text"].str.extract(f"<{name}>(.*?)</{name}>")[0] for name in ("e1", "e2")}
+    return frame.assign(text=frame["text"].str.replace("</?e[12]>", "", regex=True), **entities)
+
+
+def in_characters(frame):
+    """The table with columns of the entities' characters in the place of tags."""
+    frame = in_words(frame)
+    for name in ("e1", "e2"):
+        padded = zip(" " + frame["text"] + " ", frame[name], strict=True)
+        frame[f"{name}_start"] = [text.index(f" {word} ") for text, word in padded]
+        frame[f"{name}_end"] = frame[f"{name}_start"] + frame[name].str.len()
+    return frame.drop(columns=["e1", "e2"])
+
+
 def pairs(rows, seed):
     """Two texts, and whether they begin with the same word."""
     rng, table = np.random.default_rng(seed), []

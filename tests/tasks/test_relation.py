@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from fusetune.data.schema import ColumnSpec, Schema
 from fusetune.errors import ConfigError
 from fusetune.tasks.relation import RelationTask
 
@@ -55,3 +56,42 @@ def test_directed_labels_are_detected():
     assert RelationTask.detect(["cat", "dog"]).confidence == 0
     again = RelationTask.from_state("relation", fitted(none="Other").state())
     assert again.none == "Other" and again.classes == sorted(LABELS)
+
+
+def schema(**kinds):
+    return Schema({name: ColumnSpec(name, kind, "input", "") for name, kind in kinds.items()}, [])
+
+
+@pytest.mark.parametrize(
+    ("columns", "entities"),
+    [
+        ({"sentence": "text"}, ()),
+        ({"sentence": "text", "e1": "text", "e2": "category"}, (("e1",), ("e2",))),
+        ({"sentence": "text", "Subject": "text", "Object": "text"}, (("Subject",), ("Object",))),
+        (
+            {"sentence": "text", **dict.fromkeys(["head_start", "head_end", "tail_start", "tail_end"], "number")},
+            (("head_start", "head_end"), ("tail_start", "tail_end")),
+        ),
+        (
+            {"sentence": "text", "e1": "text", "e2": "text", "e1_type": "category", "e2_type": "category"},
+            (("e1", "e1_type"), ("e2", "e2_type")),
+        ),
+        ({"sentence": "text", "e1": "category", "price": "number"}, ()),
+    ],
+)
+def test_the_columns_of_the_entities_are_found_by_their_names(columns, entities):
+    reading = RelationTask("relation").reading(schema(**columns))
+    assert reading.columns == ("sentence",) and reading.entities == entities and not reading.by_token
+
+
+def test_the_columns_of_the_entities_are_named():
+    task = RelationTask("relation", text="a", head=["c", "d"], tail="b")
+    reading = task.reading(schema(a="text", b="text", c="number", d="number"))
+    assert reading.entities == (("c", "d"), ("b",)) and reading.name == "a + c + d + b"
+    again = RelationTask("relation", head="x", tail="y")
+    again.fit(LABELS)
+    assert RelationTask.from_state("relation", again.state()).tail == "y"
+    with pytest.raises(ConfigError, match="'x'"):
+        again.reading(schema(a="text", b="text"))
+    with pytest.raises(ConfigError, match="tail=COLUMN"):
+        RelationTask("relation", head="x")

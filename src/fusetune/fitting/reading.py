@@ -109,7 +109,7 @@ def _with(schema: Schema, reading: Reading, target: str, more: Mapping[str, str]
     specs, name = dict(schema.columns), reading.name
     known = specs.get(name)
     options = {"read": reading.read, **(more or {})}
-    joined = len(reading.columns) > 1 or bool(reading.choices)
+    joined = len(reading.parts) > 1 or bool(reading.choices)
     if known is not None and known.options.get("read", "vector") not in ("vector", reading.read):
         raise ConfigError(
             f"two targets need the text {name!r} read in different ways",
@@ -118,11 +118,12 @@ def _with(schema: Schema, reading: Reading, target: str, more: Mapping[str, str]
         )
     if joined and known is None:
         join: list[str | list[str]] = [*reading.columns, *([list(reading.choices)] if reading.choices else [])]
+        join += [list(columns) if len(columns) > 1 else columns[0] for columns in reading.entities]
         why = f"read together for {target}" + (f": {reading.reason}" if reading.reason else "")
         specs[name] = ColumnSpec(name, "text", "input", why, {**options, "join": join})
     elif known is not None:
         specs[name] = replace(known, kind="text", role="input", options={**known.options, **options})
-    used = (*(reading.columns if joined else ()), *reading.choices, *reading.also)
+    used = (*(reading.parts if joined else ()), *reading.also)
     for column in used:
         if column in specs and specs[column].role in ("input", "id", "ignore"):
             specs[column] = replace(specs[column], role="ignore", reason=f"used in {name}")

@@ -9,7 +9,6 @@ Legend: cells = distinct cells of a batch, windows = rows of the encoder's batch
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fusetune.errors import BadCell
+from fusetune.modalities.markers import mark_entities, with_tags
 from fusetune.types import TextTokens
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ class Passages:
         backbone: a text encoder.
         read: what a cell gives.
         joined: names of the columns that a cell's texts come from; empty for a column's own text. With "choices" the
-            cell is a list of these columns' texts and, at its end, of the list of choices.
+            cell is a list of these columns' texts and, at its end, of the list of choices; with "markers", of a text
+            and its two entities.
         cut: the side that is cut where a pair of one vector is too long: the name of its column, or "longest".
     """
 
@@ -77,6 +78,9 @@ class Passages:
                 raise BadCell(row=row, column=column, value=cell, why="there is no choice", do="give one or more")
             return texts
         parts = cell if self.joined else [cell]
+        if self.read == "markers" and self.joined:
+            text = words_text(cell[0], row=row, column=column)
+            return [with_tags(text, cell[1:], row=row, column=column)]
         return [words_text(part, row=row, column=column) for part in parts]
 
     def decode(self, texts: Sequence[str]) -> np.ndarray:
@@ -290,41 +294,6 @@ def _shift(left: np.ndarray, right: np.ndarray) -> int:
 def is_blank(text: str) -> bool:
     """Return whether a text has nothing but white space."""
     return not text or text.isspace()
-
-
-ENTITY = re.compile(r"<(/?)(e[12])>")
-"""The tags of two entities in a text, as `<e1>x</e1>`."""
-MARKERS = {"e1": "@", "e2": "#"}
-"""What stands on both sides of an entity in the text that is read."""
-
-
-def mark_entities(text: str) -> tuple[str, list[int]]:
-    """Return a text with its entities' tags replaced by markers, and where the first marker of each entity is.
-
-    The markers are punctuation that every tokenizer knows (Zhou and Chen 2022, arXiv 2102.01373, "entity marker
-    (punct)"), so that no embedding has to be learned from nothing.
-
-    Raises:
-        ValueError: the text has not exactly one `<e1>...</e1>` and one `<e2>...</e2>`.
-
-    Example:
-        >>> mark_entities("A <e1>ridge</e1> in the <e2>surge</e2>.")
-        ('A @ ridge @ in the # surge #.', [2, 19])
-    """
-    tags = [match.group(1) + match.group(2) for match in ENTITY.finditer(text)]
-    if sorted(tags) != ["/e1", "/e2", "e1", "e2"] or any(tags.index(f"/{name}") < tags.index(name) for name in MARKERS):
-        raise ValueError(f"tags in the text: {', '.join(f'<{tag}>' for tag in tags) or 'none'}")
-    made, last, first = "", 0, dict[str, int]()
-    for match in ENTITY.finditer(text):
-        made += text[last : match.start()]
-        marker = MARKERS[match.group(2)]
-        if match.group(1):
-            made += f" {marker}"
-        else:
-            first[match.group(2)] = len(made)
-            made += f"{marker} "
-        last = match.end()
-    return made + text[last:], [first[name] for name in MARKERS]
 
 
 def _token_at(table: np.ndarray, character: int) -> int | None:

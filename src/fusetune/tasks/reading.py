@@ -20,6 +20,7 @@ class Reading:
         read: what a cell gives, as `fusetune.modalities.passages.Read`.
         choices: the columns of the choices, or one column of lists of them, for "choices".
         by_token: whether the task answers token by token (or choice by choice), rather than once for the row.
+        entities: by entity of "markers" its columns, if it is not marked in the text.
         also: columns of the table that the task uses for something else, and that the model does not read.
         reason: how the columns were found, if that needs saying.
     """
@@ -27,6 +28,7 @@ class Reading:
     columns: tuple[str, ...]
     read: str
     choices: tuple[str, ...] = ()
+    entities: tuple[tuple[str, ...], ...] = ()
     by_token: bool = True
     also: tuple[str, ...] = ()
     reason: str = ""
@@ -34,7 +36,12 @@ class Reading:
     @property
     def name(self) -> str:
         """The name of the column that the model reads."""
-        return " + ".join([*self.columns, *self.choices])
+        return " + ".join(self.parts)
+
+    @property
+    def parts(self) -> list[str]:
+        """The columns that are read as one."""
+        return [*self.columns, *self.choices, *(name for columns in self.entities for name in columns)]
 
 
 def text_column(schema: Schema, name: str | None, *, task: str, target: str, option: str = "text") -> str:

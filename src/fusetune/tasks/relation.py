@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,18 +19,35 @@ from fusetune.tasks.reading import Reading, text_column
 
 NONE_WORDS = frozenset({"other", "no_relation", "no relation", "norelation", "none", "na", "n/a", "nil"})
 """Labels that are taken for "no relation", ignoring case."""
+USUAL = (
+    ("e1", "e2"),
+    ("entity1", "entity2"),
+    ("entity_1", "entity_2"),
+    ("head", "tail"),
+    ("subject", "object"),
+    ("subj", "obj"),
+)
+"""Usual names of the two entities' columns."""
 DIRECTION = re.compile(r"\s*\(e[12],\s*e[12]\)$")
 """What the end of a label says of its direction, as in `Cause-Effect(e1,e2)`."""
 
 
 class RelationTask(ClassificationTask):
-    """Predict the relation of two entities that are marked in a text as `<e1>...</e1>` and `<e2>...</e2>`.
+    """Predict the relation of two entities of a text.
 
-    The entities are put between punctuation marks, and the two vectors of their first marks are read side by side. A
-    label may have a direction at its end, `Cause-Effect(e1,e2)`; one label may stand for no relation.
+    They are marked in the text as `<e1>...</e1>` and `<e2>...</e2>`, or given in columns: their words, which are in the
+    text once, `{start, end, label}` in characters, or columns of starts and ends, and of types. A row is one pair; a
+    text with several pairs has a row for each.
+
+    The entities are put between punctuation marks, their types, if given, before them, and the two vectors of their
+    first marks are read side by side. A label may have a direction at its end, `Cause-Effect(e1,e2)`; one label may
+    stand for no relation.
 
     Args:
         text: the text column; needed if there are several.
+        head, tail: the column of the first and of the second entity, or a list of its columns, as `[e1_start, e1_end]`,
+            `[e1_start, e1_end, e1_type]` or `[e1, e1_type]`. None: columns with usual names, as e1 and e2, head and
+            tail, or subject and object, with or without `_start`, `_end` and `_type`; without such, the text is tagged.
         none: the label of no relation. None: the one that reads so (other, no_relation, none, na, nil), if any.
         label_smoothing: share in [0, 1) of each target that is spread evenly over all classes.
         class_weights: "balanced", or a positive weight per label; see `multiclass`.
@@ -39,7 +57,7 @@ class RelationTask(ClassificationTask):
 
     Answers: (rows, classes) probabilities.
 
-    Requires: a text column whose cells have both entities marked once.
+    Requires: a text column whose cells have both entities marked once, or columns of the two entities.
 
     Relations: `multiclass` reads the whole text as one vector and knows of no entities; `entities` finds them.
 
@@ -62,13 +80,22 @@ class RelationTask(ClassificationTask):
         target: str,
         *,
         text: str | None = None,
+        head: str | list[str] | None = None,
+        tail: str | list[str] | None = None,
         none: str | None = None,
         label_smoothing: float = 0.0,
         class_weights: ClassWeights = None,
         focal: float = 0.0,
     ) -> None:
         super().__init__(target, label_smoothing=label_smoothing, class_weights=class_weights, focal=focal)
-        self.text, self.none = text, none
+        if (head is None) != (tail is None):
+            missing = "head" if head is None else "tail"
+            raise ConfigError(
+                f"tasks.{target} names the column of one entity",
+                expected="head and tail, or neither of them",
+                do=f"add tasks.{target}.{missing}=COLUMN",
+            )
+        self.text, self.none, self.head, self.tail = text, none, head, tail
 
     @classmethod
     def detect(cls, values: Sequence[Any]) -> Detection:
@@ -79,9 +106,39 @@ class RelationTask(ClassificationTask):
         return Detection(0.0, "labels without a direction")
 
     def reading(self, schema: Schema) -> Reading:
-        """Return the text column, read at the markers of its entities."""
-        column = text_column(schema, self.text, task=self.name, target=self.target)
-        return Reading((column,), "markers", by_token=False)
+        """Return the text column, read at the markers of its entities, and the columns of these, if any.
+
+        Raises:
+            ConfigError: there is no such column, or it is not clear which is the text.
+        """
+        entities = self._entities(schema)
+        used = [name for columns in entities for name in columns]
+        others = replace(schema, columns={name: spec for name, spec in schema.columns.items() if name not in used})
+        column = text_column(others, self.text, task=self.name, target=self.target)
+        return Reading((column,), "markers", entities=entities, by_token=False)
+
+    def _entities(self, schema: Schema) -> tuple[tuple[str, ...], ...]:
+        """Return the columns of each entity; none if the text is tagged."""
+        if self.head is not None and self.tail is not None:
+            sides = [[side] if isinstance(side, str) else list(side) for side in (self.head, self.tail)]
+            for name in (name for side in sides for name in side):
+                if name not in schema.columns or name == self.target:
+                    raise ConfigError(
+                        f"tasks.{self.target} names {name!r} as an entity's column, which is none",
+                        expected=", ".join(column for column in schema.columns if column != self.target),
+                        do=nearest(name, schema.columns),
+                    )
+            return tuple(map(tuple, sides))
+        known = {
+            name.casefold(): name
+            for name, spec in schema.columns.items()
+            if spec.role in ("input", "id", "ignore") and name not in (self.text, self.target)
+        }
+        for pair in USUAL:
+            sides = [_columns_of(name, known) for name in pair]
+            if all(sides) and len(sides[0]) == len(sides[1]):
+                return tuple(map(tuple, sides))
+        return ()
 
     def fit(self, values: Sequence[Any]) -> None:
         """Learn the labels; check the one of no relation.
@@ -134,4 +191,13 @@ class RelationTask(ClassificationTask):
 
     def state(self) -> dict[str, Any]:
         """Return options, labels and counts."""
-        return {**super().state(), "text": self.text, "none": self.none}
+        options = {name: getattr(self, name) for name in ("text", "head", "tail", "none")}
+        return {**super().state(), **options}
+
+
+def _columns_of(name: str, known: Mapping[str, str]) -> list[str]:
+    """Return the columns of an entity with a usual name: of its start and end, or of it, and of its type."""
+    spans = [known[f"{name}_{part}"] for part in ("start", "end") if f"{name}_{part}" in known]
+    types = [known[f"{name}_{part}"] for part in ("type", "label") if f"{name}_{part}" in known][:1]
+    columns = spans if len(spans) == 2 else [known[name]] if name in known else []
+    return [*columns, *types] if columns else []
