@@ -160,6 +160,14 @@ def test_auto_says_why_it_tries_nothing(fitted, monkeypatch):
     assert fitted(join="auto", freeze="all").results.reading.chosen == "apart"
 
 
+def test_a_dry_run_says_that_both_are_tuned(tiny):
+    tables = {split: pairs(20, seed) for split, seed in (("val", 1), ("test", 2))}
+    both = ft.dry_run(pairs(60, 0), **tables, config=settings(tiny), progress=False)
+    named = ft.dry_run(pairs(60, 0), **tables, config=settings(tiny, join=[]), progress=False)
+    assert any("text_a and text_b" in note for note in both.notes)
+    assert not any("text_a" in note for note in named.notes)
+
+
 def test_auto_without_two_texts_is_refused(tiny, tmp_path):
     table = pairs(60, 0).drop(columns="text_b")
     with pytest.raises(ConfigError, match="text_a"):

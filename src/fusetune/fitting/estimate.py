@@ -18,6 +18,7 @@ from fusetune.evaluation.measure import systems
 from fusetune.evaluation.measure.judge import EvaluatedRows, judge
 from fusetune.fitting.announce import announcement
 from fusetune.fitting.choose import start_fusion
+from fusetune.fitting.joining import why_apart
 from fusetune.fitting.prepared import Prepared, RunSettings, prepare
 from fusetune.fitting.steps import build, fit_probes, rules
 from fusetune.fitting.tables import SPLITS
@@ -122,6 +123,9 @@ def estimate_fit(asked: RunSettings) -> Estimate:
     fit, probing = _probing(fit, features)
     stages += [StageEstimate("fit linear probes", probing)] if fit.probes else []
     notes: list[str] = []
+    if fit.tables.pair is not None and why_apart(fit) is None:
+        pair = " and ".join(fit.tables.pair)
+        notes.append(f"{pair} are tuned apart and together, so head and tune take up to twice as long (text.join)")
     if settings.head_epochs != 0:
         given = train.given(features=rows.train_features), val.given(features=rows.val_features)
         stages.append(_stage(recipe.head_stage(train.num_drawn), learner, *given, accelerator, notes))

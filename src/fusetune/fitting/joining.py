@@ -150,7 +150,7 @@ def choose_reading(fit: Prepared, model: Family) -> Reading:
         with reading("what the run decided does not fit it", file=fit.folder, do="begin anew with --no-resume"):
             choice = ReadingChoice(**{**stored, "tried": [ReadingTried(**item) for item in stored["tried"]]})
         return _with_choice(apart if choice.chosen == APART else _together(fit, fusion), choice)
-    if (why := _why_not(fit)) is not None:
+    if (why := why_apart(fit)) is not None:
         choice = ReadingChoice(APART, [*pair], "", 0.0, 0, [], f"{' and '.join(pair)} are read apart: {why}.")
         return _with_choice(apart, choice) if fit.config.text.join == "auto" else apart
     try:
@@ -180,8 +180,8 @@ def _train_rows(fit: Prepared) -> Examples:
     return fit.examples["train"].with_target()
 
 
-def _why_not(fit: Prepared) -> str | None:
-    """Return why both readings are not tuned; None if they are."""
+def why_apart(fit: Prepared) -> str | None:
+    """Return why the pair of texts is read apart without tuning both readings; None if both are tuned."""
     trainer, augmented = fit.config.trainer, fit.examples["train"].augmentation.augmenters
     if fit.config.text.freeze in ("all", "only:heads") or not trainer.epochs:
         return "the text encoder stays as pretrained, and then reading together rarely helps"
