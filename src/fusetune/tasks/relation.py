@@ -45,9 +45,10 @@ class RelationTask(ClassificationTask):
 
     Args:
         text: the text column; needed if there are several.
-        head, tail: the column of the first and of the second entity, or a list of its columns, as `[e1_start, e1_end]`,
+        head: the column of the first entity, or a list of its columns, as `[e1_start, e1_end]`,
             `[e1_start, e1_end, e1_type]` or `[e1, e1_type]`. None: columns with usual names, as e1 and e2, head and
             tail, or subject and object, with or without `_start`, `_end` and `_type`; without such, the text is tagged.
+        tail: the column of the second entity, or a list of its columns.
         none: the label of no relation. None: the one that reads so (other, no_relation, none, na, nil), if any.
         label_smoothing: share in [0, 1) of each target that is spread evenly over all classes.
         class_weights: "balanced", or a positive weight per label; see `multiclass`.
