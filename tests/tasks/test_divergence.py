@@ -2,7 +2,12 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Categorical, kl_divergence
 
-from fusetune.tasks.divergence import bernoulli_divergence, softmax_divergence, squared_difference
+from fusetune.tasks.divergence import (
+    bernoulli_divergence,
+    positions_divergence,
+    softmax_divergence,
+    squared_difference,
+)
 
 
 @pytest.fixture
@@ -32,3 +37,17 @@ def test_two_classes_diverge_alike_as_logits_of_either_form(pair):
 
 def test_squared_difference():
     assert squared_difference(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 2.0])).tolist() == [4.0, 0.0]
+
+
+def test_positions_divergence_is_the_kl_of_distributions_over_a_rows_own_tokens():
+    made = torch.Generator().manual_seed(0)
+    one, two = (torch.randn(3, 4, 2, generator=made, dtype=torch.float64) for _ in range(2))
+    lengths = [4, 2, 0]
+    real = torch.arange(4) < torch.tensor(lengths).unsqueeze(1)
+    wanted = [
+        float(kl_divergence(Categorical(logits=one[row, :num].T), Categorical(logits=two[row, :num].T)).mean())
+        if num
+        else 0
+        for row, num in enumerate(lengths)
+    ]
+    assert positions_divergence(one, two, real).tolist() == pytest.approx(wanted, rel=1e-12)

@@ -251,6 +251,16 @@ class IgnoresWeights(EntitiesTask):
         return super().metrics(measured, truth)
 
 
+class DivergesByBatch(AnswerTask):
+    def divergence(self, logits, other, real=None):
+        return super().divergence(logits, other, real) * len(logits)
+
+
+class DivergesAtPadding(AnswerTask):
+    def divergence(self, logits, other, real=None):
+        return super().divergence(logits, other, torch.ones_like(real))
+
+
 class PanelsOfMany(EntitiesTask):
     def panels(self, evidence):
         assert len(evidence.truth) > 1, "there are rows to compare"
@@ -317,6 +327,8 @@ FAULTS = [
     (MeasuresTheBatch, "what_is_measured_is_a_row_of_figures"),
     (Infinite, "metrics_are_named_numbers"),
     (IgnoresWeights, "metrics_heed_weights"),
+    (DivergesByBatch, "divergence_is_a_finite_number_a_row"),
+    (DivergesAtPadding, "padding_does_not_diverge"),
     (PanelsOfMany, "panels_are_of_these_rows"),
     (VaryingConstant, "the_constant_guess_is_constant"),
     (DetailsFirst, "columns_hold_the_prediction"),

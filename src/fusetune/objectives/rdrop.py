@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from fusetune.errors import ConfigError
 from fusetune.objectives.base import Objective, weighted_mean
-from fusetune.tasks.abilities import Divergent, require
+from fusetune.tasks.abilities import Divergent, divergence_of, require
 from fusetune.tasks.base import TargetTask
 from fusetune.types import Batch, Outputs
 
@@ -67,9 +66,7 @@ class RDrop(Objective):
 
     def forward(self, model: nn.Module, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
         """Return the mean divergence over the batch's rows, with or without targets."""
-        second = model(batch).logits
-        divergences = [
-            task.divergence(outputs.logits[name], second[name]) + task.divergence(second[name], outputs.logits[name])
-            for name, task in self.tasks.items()
-        ]
-        return {self.name: weighted_mean(torch.stack(divergences).sum(0), batch.weights) / 2}
+        first, second = outputs.logits, model(batch).logits
+        apart = divergence_of(self.tasks, first, second, outputs.columns)
+        apart = apart + divergence_of(self.tasks, second, first, outputs.columns)
+        return {self.name: weighted_mean(apart, batch.weights) / 2}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fusetune.errors import ConfigError
 from fusetune.models.perturb import Ball, Deltas, RngState, attacked_columns
 from fusetune.objectives.base import Objective, weighted_mean
-from fusetune.tasks.abilities import Divergent, require
+from fusetune.tasks.abilities import Divergent, divergence_of, require
 from fusetune.types import Batch, Outputs
 
 if TYPE_CHECKING:
@@ -127,5 +127,5 @@ class VirtualAdversarial(Objective):
             rng_state: restored first, so that dropout draws the same masks.
         """
         rng_state.restore()
-        logits = model(ball.perturbed(deltas)).logits
-        return torch.stack([task.divergence(clean[name], logits[name]) for name, task in self.tasks.items()]).sum(0)
+        outputs = model(ball.perturbed(deltas))
+        return divergence_of(self.tasks, clean, outputs.logits, outputs.columns)

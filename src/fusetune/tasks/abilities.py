@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fusetune.errors import ConfigError
 from fusetune.modalities.base import Detection
 from fusetune.tasks.base import LinearModel, LinearPath, TargetTask
-from fusetune.types import TextTokens
+from fusetune.types import TextTokens, Tokens
 
 if TYPE_CHECKING:
     from fusetune.data.table import Table
@@ -95,15 +96,17 @@ class Divergent(Ability):
     ability = "a divergence between two predictions"
 
     @abc.abstractmethod
-    def divergence(self, logits: Tensor, other: Tensor) -> Tensor:
+    def divergence(self, logits: Tensor, other: Tensor, real: Tensor | None = None) -> Tensor:
         """Return the divergence of two predictions for the same rows, (batch,): 0 if they are equal, else above 0.
 
-        For probabilities it is KL(logits || other) in nats, averaged over a row's labels or thresholds if it has
-        several, as in the loss. For numbers it is the squared difference on the learned scale. Gradients flow into
+        For probabilities it is KL(logits || other) in nats, averaged over a row's labels, thresholds or tokens if it
+        has several, as in the loss. For numbers it is the squared difference on the learned scale. Gradients flow into
         both.
 
         Args:
-            logits, other: (batch, ...) each.
+            logits, other: (batch, ...) each; for a task with `reads`, (batch, tokens, logits).
+            real: (batch, tokens) bool, which tokens are real, for a task with `reads`; None for others. A row without
+                any has the divergence 0.
         """
 
 
@@ -236,6 +239,26 @@ class DetectedInTable(Ability):
     @abc.abstractmethod
     def detect_in(cls, table: Table, target: str) -> Detection:
         """Return how well a table's columns fit this task; the target has values."""
+
+
+def divergence_of(
+    tasks: Mapping[str, Divergent],
+    logits: Mapping[str, Tensor],
+    other: Mapping[str, Tensor],
+    columns: Mapping[str, Tokens],
+) -> Tensor:
+    """Return the divergence of two predictions for the same rows, summed over tasks, (batch,).
+
+    Args:
+        tasks: by target; one or more.
+        logits, other: by target, the predictions, as `Outputs.logits`.
+        columns: the projected tokens, as `Outputs.columns`: which tokens of a text are real.
+    """
+    parts = []
+    for name, task in tasks.items():
+        real = () if task.reads is None else (columns[task.reads].mask,)
+        parts.append(task.divergence(logits[name], other[name], *real))
+    return torch.stack(parts).sum(0)
 
 
 def require(tasks: Mapping[str, TargetTask], ability: type[A], *, where: str) -> dict[str, A]:

@@ -15,7 +15,7 @@ from fusetune.data.schema import Schema
 from fusetune.data.table import Table
 from fusetune.errors import ConfigError, TableError, nearest
 from fusetune.modalities.base import Detection
-from fusetune.tasks.abilities import Choosing, DetectedInTable, Guess
+from fusetune.tasks.abilities import Choosing, DetectedInTable, Divergent, Guess
 from fusetune.tasks.base import Metric
 from fusetune.tasks.choice_cells import (
     FORMS,
@@ -33,6 +33,7 @@ from fusetune.tasks.choice_cells import (
 from fusetune.tasks.choice_columns import find_choices, find_context
 from fusetune.tasks.choice_detect import detect_choices
 from fusetune.tasks.choice_scores import MEANINGS, Scores, measure, metrics_of, row_probabilities
+from fusetune.tasks.divergence import positions_divergence
 from fusetune.tasks.panels.choices import calibration, choices_section, errors_section, positions_panel, worst_choices
 from fusetune.tasks.panels.kinds import Evidence, Panel, Section, WorstRows
 from fusetune.tasks.reading import Reading
@@ -45,7 +46,7 @@ OPTIONS = ("choices", "context", "form")
 FITTED = ("form_used", "why", "choice_columns", "num_before", "counts", "doubled")
 
 
-class MultipleChoiceTask(TokenTask, DetectedInTable, Choosing):
+class MultipleChoiceTask(TokenTask, Divergent, DetectedInTable, Choosing):
     """Choose the right one of a row's own choices. Main metric: accuracy.
 
     The choices are several columns, or one column of lists with any number a row; blank choices are none. Each is read
@@ -211,10 +212,7 @@ class MultipleChoiceTask(TokenTask, DetectedInTable, Choosing):
         check_answer(value, self.form_used, self.choice_columns, row=row, column=self.target)
 
     def encode(self, values: Sequence[Any], tokens: TextTokens | None = None) -> Target:
-        """Encode as marks, (rows, choices) int64: 1 for the right choice, 0 for others, -1 at padding.
-
-        Blank choices have no place.
-        """
+        """Encode as marks, (rows, choices) int64: 1 for the right choice, 0 for others, -1 at padding; no blanks."""
         assert tokens is not None, "choices are texts"
         marks = np.zeros(tokens.real.shape, dtype=np.int64)
         for row, value in enumerate(values):
@@ -239,6 +237,11 @@ class MultipleChoiceTask(TokenTask, DetectedInTable, Choosing):
         real = logits.squeeze(2).masked_fill(target.values == PADDING, lowest)
         right = logits.squeeze(2).masked_fill(target.values != 1, lowest)
         return (real.logsumexp(1) - right.logsumexp(1)).masked_fill(~target.labelled, 0)
+
+    def divergence(self, logits: Tensor, other: Tensor, real: Tensor | None = None) -> Tensor:
+        """Return the Kullback-Leibler divergence over a row's choices in nats, (batch,)."""
+        assert real is not None, "choices have places"
+        return positions_divergence(logits, other, real)
 
     def answers(self, logits: Tensor, tokens: TextTokens | None = None) -> np.ndarray:
         """Return an array of `Scores`; a row without choices has none."""

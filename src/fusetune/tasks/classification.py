@@ -126,7 +126,7 @@ class ClassificationTask(LabelTask, Probed, Divergent, Boosted):
         correct = logits.softmax(1).gather(1, target.values.unsqueeze(1)).squeeze(1)
         return focal_loss(losses, correct, self.focal)
 
-    def divergence(self, logits: Tensor, other: Tensor) -> Tensor:
+    def divergence(self, logits: Tensor, other: Tensor, real: Tensor | None = None) -> Tensor:
         """Return KL(softmax(logits) || softmax(other)) in nats, (batch,), for (batch, classes) logits."""
         return softmax_divergence(logits, other)
 

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+LOWEST = -1e30
+"""The logit of a token that is not real."""
+
 
 def softmax_divergence(logits: Tensor, other: Tensor) -> Tensor:
     """Return each row's KL(softmax(logits) || softmax(other)) in nats, (rows,) float32 or wider.
@@ -29,6 +32,21 @@ def bernoulli_divergence(logits: Tensor, other: Tensor) -> Tensor:
     yes = logits.sigmoid() * (F.logsigmoid(logits) - F.logsigmoid(other))
     no = (-logits).sigmoid() * (F.logsigmoid(-logits) - F.logsigmoid(-other))
     return (yes + no).mean(1)
+
+
+def positions_divergence(logits: Tensor, other: Tensor, real: Tensor) -> Tensor:
+    """Return each row's mean over k of KL(p_k || q_k) in nats, (rows,), where p_k and q_k are softmaxes over tokens.
+
+    It is 0 for a row without a token. What stands at padding is not read.
+
+    Args:
+        logits, other: (rows, tokens, k) each.
+        real: (rows, tokens) bool, False at padding.
+    """
+    padding = ~real.unsqueeze(2)
+    wide, wide_other = (_wide(values).masked_fill(padding, LOWEST) for values in (logits, other))
+    first, second = wide.log_softmax(1), wide_other.log_softmax(1)
+    return (first.exp() * (first - second)).masked_fill(padding, 0).sum(1).mean(1)
 
 
 def squared_difference(logits: Tensor, other: Tensor) -> Tensor:

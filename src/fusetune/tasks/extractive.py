@@ -14,9 +14,10 @@ from fusetune.data.schema import Schema
 from fusetune.errors import ConfigError, TableError, nearest
 from fusetune.modalities.base import Detection
 from fusetune.modalities.passages import words_text
-from fusetune.tasks.abilities import Thresholded
+from fusetune.tasks.abilities import Divergent, Thresholded
 from fusetune.tasks.answer_cells import Gold, gold, is_answer_dict, parsed
 from fusetune.tasks.base import Metric
+from fusetune.tasks.divergence import positions_divergence
 from fusetune.tasks.panels.answers import answers_section, margin_section, rows_panel, worst_answers
 from fusetune.tasks.panels.kinds import Evidence, Panel, Section, WorstRows
 from fusetune.tasks.reading import Reading
@@ -33,7 +34,7 @@ OPTIONS = ("question", "context", "start", "empty", "threshold", "max_length", "
 FITTED = ("second", "threshold_used", "longest", "answerable", "unanswerable", "repeated")
 
 
-class AnswerTask(TokenTask, Thresholded):
+class AnswerTask(TokenTask, Divergent, Thresholded):
     """Find the part of a context that answers a question, or that there is none. Main metric: f1.
 
     A cell is the answer's text, `{"text": ["in Rome"], "answer_start": [12]}` as in SQuAD, the same with one value
@@ -215,6 +216,11 @@ class AnswerTask(TokenTask, Thresholded):
         real = logits.masked_fill(target.values == PADDING, lowest)
         right = logits.masked_fill(target.values != 1, lowest)
         return (real.logsumexp(1) - right.logsumexp(1)).mean(1).masked_fill(~target.labelled, 0)
+
+    def divergence(self, logits: Tensor, other: Tensor, real: Tensor | None = None) -> Tensor:
+        """Return the mean of the start's and the end's Kullback-Leibler divergence over tokens in nats, (batch,)."""
+        assert real is not None, "answers are found among tokens"
+        return positions_divergence(logits, other, real)
 
     def answers(self, logits: Tensor, tokens: TextTokens | None = None) -> np.ndarray:
         """Return the rows' best spans, an array of dicts; see the class."""

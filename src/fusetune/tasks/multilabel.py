@@ -263,7 +263,7 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
         likely = logits.sigmoid()
         return focal_loss(losses, torch.where(target.values > 0, likely, 1 - likely), self.focal).mean(1)
 
-    def divergence(self, logits: Tensor, other: Tensor) -> Tensor:
+    def divergence(self, logits: Tensor, other: Tensor, real: Tensor | None = None) -> Tensor:
         """Return the mean over labels of KL(sigmoid(logits) || sigmoid(other)) in nats, (batch,)."""
         return bernoulli_divergence(logits, other)
 

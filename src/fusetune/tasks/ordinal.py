@@ -139,7 +139,7 @@ class OrdinalTask(LabelTask, Probed, Divergent, Boosted):
         above = (target.values.unsqueeze(1) > thresholds).to(logits.dtype)  # (batch, levels - 1)
         return F.binary_cross_entropy_with_logits(logits, above, reduction="none").mean(1)
 
-    def divergence(self, logits: Tensor, other: Tensor) -> Tensor:
+    def divergence(self, logits: Tensor, other: Tensor, real: Tensor | None = None) -> Tensor:
         """Return the mean over thresholds of KL(sigmoid(logits) || sigmoid(other)) in nats, (batch,)."""
         return bernoulli_divergence(logits, other)
 

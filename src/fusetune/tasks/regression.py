@@ -186,7 +186,7 @@ class RegressionTask(Probed, Divergent, Boosted):
             return F.huber_loss(logits, targets, reduction="none", delta=self.delta)
         return F.l1_loss(logits, targets, reduction="none")
 
-    def divergence(self, logits: Tensor, other: Tensor) -> Tensor:
+    def divergence(self, logits: Tensor, other: Tensor, real: Tensor | None = None) -> Tensor:
         """Return the squared difference on the transformed scale, (batch,)."""
         return squared_difference(logits, other)
 

@@ -170,7 +170,7 @@ class TokenCase:
         """
         Args:
             make: `make(target)` builds the task.
-            records: rows as {column: cell}.
+            records: rows as {column: cell}; columns of numbers are no texts.
             max_tokens: of a window of the text.
             task: a fitted task to use; None to build one and fit it on the rows.
 
@@ -179,7 +179,14 @@ class TokenCase:
         """
         own = make(TARGET) if task is None else task
         names = dict.fromkeys(name for record in records for name in record)
-        specs = {name: ColumnSpec(name, "text", "target" if name == TARGET else "input") for name in names}
+        specs = {
+            name: ColumnSpec(
+                name,
+                "number" if any(isinstance(record.get(name), int | float) for record in records) else "text",
+                "target" if name == TARGET else "input",
+            )
+            for name in names
+        }
         schema = read_for_tasks(Schema(specs), {TARGET: own})
         assert own.reads is not None, "the task's reading says that it does not answer by token"
         table = Table.from_records([dict(record) for record in records]).with_joined(schema.joins())

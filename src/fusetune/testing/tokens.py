@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import copy
 import json
+import unittest
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fusetune.data.resolved import raw_targets
 from fusetune.data.schema import ColumnSpec, Schema
 from fusetune.errors import BadCell, ConfigError
 from fusetune.modalities.passages import text_tokens
-from fusetune.tasks.abilities import Thresholded
+from fusetune.tasks.abilities import Divergent, Thresholded
 from fusetune.tasks.token_head import with_shared, with_zero_rows
 from fusetune.testing.rules import check
 from fusetune.testing.token_measures import TokenMeasureContract, json_of
@@ -262,6 +264,38 @@ class TokenContract(TokenMeasureContract):
         half = case.task.loss(with_shared(head, head(features)).to(torch.bfloat16), target, ones)
         assert half.isfinite(), "bf16 logits give a loss that is not finite"
 
+    def test_divergence_is_a_finite_number_a_row(self, make: MakeTokenTask, table: TokenTable) -> None:
+        """0 or more, 0 for equal predictions, a row's own, in float32; for `Divergent` tasks."""
+        case, logits, other, real = _two(make, table)
+        apart = case.task.divergence(logits, other, real)
+        assert apart.shape == (len(case.rows),) and apart.isfinite().all(), f"the divergence is {apart.shape}"
+        assert (apart >= -1e-6).all() and apart.mean() > 1e-4, "different predictions do not diverge"
+        row = case.task.divergence(logits[3:4], other[3:4], real[3:4])
+        assert torch.allclose(row, apart[3:4], rtol=1e-4, atol=1e-7), "a row's divergence depends on the other rows"
+        same = case.task.divergence(logits, logits.detach(), real)
+        assert torch.allclose(same, torch.zeros_like(same), atol=1e-6), "equal predictions diverge"
+        extreme = case.task.divergence(1e4 * logits, -1e4 * logits, real)
+        assert extreme.isfinite().all(), "extreme logits give a divergence that is not finite"
+        half = case.task.divergence(logits.bfloat16(), other.bfloat16(), real)
+        assert half.dtype == torch.float32, f"bf16 logits give a divergence in {half.dtype}"
+
+    def test_padding_does_not_diverge(self, make: MakeTokenTask, table: TokenTable) -> None:
+        """What stands at padding changes no divergence, nor do more padding and rows without a token; others learn."""
+        case, logits, other, real = _two(make, table)
+        apart = case.task.divergence(logits, other, real)
+        padding = with_zero_rows(~real.unsqueeze(2), case.task.num_shared)
+        noisy = case.task.divergence(
+            logits + 50 * torch.randn_like(logits) * padding, other + 50 * torch.randn_like(other) * padding, real
+        )
+        assert torch.allclose(apart, noisy, rtol=1e-4, atol=1e-6), "padding has a part in the divergence"
+        wide = [torch.nn.functional.pad(values, (0, 0, 0, 5)) for values in (logits, other)]
+        longer = case.task.divergence(*wide, torch.nn.functional.pad(real, (0, 5)))
+        assert torch.allclose(apart, longer, rtol=1e-4, atol=1e-6), "the divergence depends on the padding"
+        none = case.task.divergence(logits, other, torch.zeros_like(real))
+        assert not none.any(), "rows without a token diverge"
+        for grad in torch.autograd.grad(apart.sum(), (logits, other)):
+            assert grad.isfinite().all() and grad.any(), "a prediction receives no gradient"
+
     def test_windows_are_answered_as_the_unsplit_text(self, make: MakeTokenTask, table: TokenTable) -> None:
         """A text in overlapping windows has the targets, losses and answers of the text in one window."""
         case = token_case(make, table)
@@ -291,6 +325,16 @@ class TokenContract(TokenMeasureContract):
 def _raw(case: TokenCase, row: int) -> Any:
     """Return a target's cell as `resolve` is given it."""
     return raw_targets(case.examples.table, case.task, case.rows[[row]])[0]
+
+
+def _two(make: MakeTokenTask, table: TokenTable) -> tuple[Any, Tensor, Tensor, Tensor]:
+    """Return the case of a task with a divergence, two predictions for its rows, and which tokens are real."""
+    case = token_case(make, table)
+    if not isinstance(case.task, Divergent):
+        raise unittest.SkipTest("the task has no divergence")
+    logits = case.logits().detach()
+    other = logits + 0.5 * case.logits(seed=1).detach()
+    return case, logits.requires_grad_(), other.requires_grad_(), torch.from_numpy(case.tokens().real)
 
 
 def _raises(kind: type[E], call: Callable[[], Any], message: str) -> E:
