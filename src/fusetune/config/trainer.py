@@ -38,7 +38,8 @@ class TrainerConfig(Section):
     head_epochs: Annotated[float, Field(ge=0)] | None = None
     """First, the fusion and heads alone learn on the frozen backbones' features, which are computed once
     (linear probing, then fine-tuning: Kumar et al. 2022, arXiv 2202.10054). None: 60, or 12 where an image or audio
-    encoder is trained from scratch. 0: skip this stage."""
+    encoder is trained from scratch, or 0 where a task answers about the tokens of the only column: its linear start is
+    the best for them. 0: skip this stage."""
     probe: Literal["auto", "columns"] = "auto"
     """What the linear probe reads, which the model starts from. `columns`: all columns. `auto`: also n-grams
     of texts (of tokens and of characters) and |u − v| and u ∘ v of two to four columns of one encoder, without what

@@ -13,6 +13,7 @@ from fusetune.backbones.load import Backbone
 from fusetune.config.trainer import TrainerConfig
 from fusetune.errors import ConfigError
 from fusetune.models.family import Family
+from fusetune.models.understand import Understand
 from fusetune.objectives.balance import Balance
 from fusetune.objectives.base import BatchObjective, Objective
 from fusetune.training.deadline import Deadline
@@ -92,6 +93,8 @@ class Recipe:
         self.scratch = {
             key for key, encoder in model.encoders.items() if isinstance(encoder, Backbone) and not encoder.pretrained
         }
+        if settings.head_epochs is None and starts_linear and self._tokens_alone():
+            self.settings = settings.model_copy(update={"head_epochs": 0})
         self.undecayed = no_decay(model).union(*(no_decay(objective) for objective in self.objectives))
         for key in self.scratch:
             if key in rules and rules[key].freeze not in ("none", "auto"):
@@ -100,6 +103,17 @@ class Recipe:
                     came=f"freeze: {rules[key].freeze}",
                     do="name a pretrained backbone, or leave freeze out",
                 )
+
+    def _tokens_alone(self) -> bool:
+        """Return whether a task answers about the tokens of the only column, whose encoder is tuned.
+
+        There is no head stage then: the linear part is the task's best, and there are no columns to fuse. Heads that
+        learn on the frozen features of every token fit them by heart.
+        """
+        reads = self.model.reads if isinstance(self.model, Understand) else {}
+        return (
+            any(reads.values()) and len(self.model.columns) == 1 and bool(self.settings.epochs) and bool(self.movable())
+        )
 
     def new_parameters(self) -> list[nn.Parameter]:
         """Return all parameters without pretrained weights, those of objectives and balance included."""

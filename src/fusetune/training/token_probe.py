@@ -27,11 +27,13 @@ from fusetune.training.probe import Probe, SplitRows, StartingPoint, block, colu
 from fusetune.types import Target
 
 PENALTIES = (1e-3, 1e-4, 1e-5)
-"""L2 penalties that are tried, on the mean loss."""
+"""L2 penalties on the mean loss that are tried in turn, until the score on validation rows falls."""
 STEPS = 60
 """The most iterations of L-BFGS for each penalty; it starts from the solution for the one before."""
 MAX_TOKENS = 100_000
 """The model is fitted on evenly spaced rows with about so many tokens at most."""
+LEAST_GAIN = 1e-4
+"""L-BFGS stops when an iteration lowers the mean loss by less."""
 ROWS = 128
 """Rows whose logits are padded together."""
 
@@ -102,8 +104,9 @@ class TokenProbe:
         for penalty in PENALTIES:
             probe._solve(rows, target, weights, penalty)
             score = sign * task.evaluate(probe.scores(val), val.truth)[task.main.name] if len(val.indices) else 0.0
-            if score > best:
-                best, chosen = score, (probe.weight.clone(), probe.bias.clone())
+            if score < best:
+                break
+            best, chosen = score, (probe.weight.clone(), probe.bias.clone())
         probe.weight, probe.bias = chosen
         return probe
 
@@ -157,7 +160,13 @@ class TokenProbe:
     def _solve(self, rows: _Rows, target: Target, weights: Tensor, penalty: float) -> None:
         """Minimise the task's mean loss plus penalty / 2 · |weight|², starting from the weight and bias so far."""
         weight, bias = self.weight.clone().requires_grad_(), self.bias.clone().requires_grad_()
-        solver = torch.optim.LBFGS([weight, bias], max_iter=STEPS, history_size=10, line_search_fn="strong_wolfe")
+        solver = torch.optim.LBFGS(
+            [weight, bias],
+            max_iter=STEPS,
+            history_size=10,
+            tolerance_change=LEAST_GAIN,
+            line_search_fn="strong_wolfe",
+        )
         total = target.counts(weights).sum().clamp(min=1e-9)
 
         def closure() -> Tensor:
