@@ -289,3 +289,15 @@ def test_another_column_tells_what_the_words_do_not(tiny, tmp_path):
         frames[name] = pd.DataFrame(table)
     tuned = ft.fit(frames["train"], val=frames["val"], test=frames["test"], config=config(tiny), out=tmp_path / "run")
     assert tuned.evaluate(frames["test"]).metrics()["tags"]["f1"] > 0.85
+
+
+@pytest.mark.parametrize(
+    ("columns", "freeze", "stages"),
+    [(["words"], "none", {"tune"}), (["words", "size"], "none", {"head", "tune"}), (["words"], "all", {"head"})],
+)
+def test_a_text_alone_is_tuned_from_its_linear_start(tiny, tmp_path, columns, freeze, stages):
+    """A head stage would fit the frozen features of tokens by heart; other columns' fusion has to be learned."""
+    table = pd.DataFrame(sentences(60))[[*columns, "tags"]]
+    settings = config(tiny, text={"name": tiny("bert"), "freeze": freeze}, trainer={"epochs": 0.5, "patience": 1})
+    tuned = ft.fit(table, config=settings, out=tmp_path / "run")
+    assert {point.stage for point in tuned.results.curve.points} == stages
