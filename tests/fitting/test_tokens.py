@@ -270,7 +270,7 @@ def test_a_text_read_in_two_ways_has_two_places_in_the_cache(tiny, tables, tmp_p
     ft.fit(frame, out=tmp_path / "relations", config=config(tiny, target=["relation"], **cache))
 
 
-@pytest.mark.parametrize("objective", ["mixup", "unimodal", "supcon", "rdrop", "vat"])
+@pytest.mark.parametrize("objective", ["mixup", "unimodal", "supcon"])
 def test_what_makes_no_sense_for_tokens_is_refused_before_training(tiny, tables, tmp_path, objective):
     settings = config(tiny, objectives={objective: {}}, columns={"size": "number"})
     with pytest.raises(UserError, match=rf"objectives.{objective}[\s\S]*tags"):

@@ -49,6 +49,20 @@ def positions_divergence(logits: Tensor, other: Tensor, real: Tensor) -> Tensor:
     return (first.exp() * (first - second)).masked_fill(padding, 0).sum(1).mean(1)
 
 
+def tokens_divergence(logits: Tensor, other: Tensor, real: Tensor) -> Tensor:
+    """Return each row's mean over its tokens of KL(softmax(logits) || softmax(other)) in nats, (rows,).
+
+    It is 0 for a row without a token. What stands at padding is not read.
+
+    Args:
+        logits, other: (rows, tokens, k) each.
+        real: (rows, tokens) bool, False at padding.
+    """
+    padding = ~real.unsqueeze(2)
+    first, second = (_wide(values).masked_fill(padding, 0).log_softmax(2) for values in (logits, other))
+    return (first.exp() * (first - second)).sum(2).sum(1) / real.sum(1).clamp(min=1)
+
+
 def squared_difference(logits: Tensor, other: Tensor) -> Tensor:
     """Return (logits - other)², (rows,), for (rows,) arguments."""
     return (_wide(logits) - _wide(other)).square()

@@ -16,6 +16,7 @@ from fusetune.data.schema import Schema
 from fusetune.errors import BadCell, ConfigError, TableError, nearest, shown
 from fusetune.modalities.base import Detection
 from fusetune.modalities.passages import words_text
+from fusetune.tasks.abilities import Divergent
 from fusetune.tasks.base import Metric
 from fusetune.tasks.panels.entities import entity_sections, types_panel
 from fusetune.tasks.panels.kinds import Evidence, Panel, Section
@@ -39,7 +40,7 @@ SPLIT_WORDS = 0.01
 """If more of the train entities begin or end within a word, predicted ones may too; so with what spaces separate."""
 
 
-class EntitiesTask(TokenTask):
+class EntitiesTask(TokenTask, Divergent):
     """Find the entities in a text: spans of characters with a label each.
 
     A cell is a list of tags, one for each word of a list of words (BIO, BIOES or plain labels), or a list of spans,
@@ -231,6 +232,11 @@ class EntitiesTask(TokenTask):
             target: encoded, of the same rows.
         """
         return self._scheme.terms(logits, target)
+
+    def divergence(self, logits: Tensor, other: Tensor, real: Tensor | None = None) -> Tensor:
+        """Return the mean divergence of a row's tokens, or of the spans that begin there, (batch,)."""
+        assert real is not None, "entities are found in a text"
+        return self._scheme.divergence(logits, other, real)
 
     def answers(self, logits: Tensor, tokens: TextTokens | None = None) -> np.ndarray:
         """Return the rows' entities, an array of lists; see the class."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusetune.tasks import crf
+from fusetune.tasks.divergence import tokens_divergence
 from fusetune.tasks.tagging import IGNORED, Span, allowed, best_path, entities_of, tag_tokens, tags_of
 from fusetune.tasks.token_head import TokenHead
 from fusetune.tasks.words import Unit, continues_word
@@ -72,6 +73,15 @@ class Tagger:
         """Return the sum over a row's tokens of their cross-entropy, (batch,)."""
         return F.cross_entropy(logits.transpose(1, 2), target.values, ignore_index=IGNORED, reduction="none").sum(1)
 
+    def divergence(self, logits: Tensor, other: Tensor, real: Tensor) -> Tensor:
+        """Return the mean over a row's tokens of the divergence of their tags in nats, (batch,).
+
+        Args:
+            logits, other: (batch, shared rows + tokens, tags).
+            real: (batch, tokens) bool.
+        """
+        return tokens_divergence(logits, other, real)
+
     def entities(self, logits: Tensor, tokens: TextTokens) -> list[list[Entity]]:
         """Return each row's entities; a score is the mean probability of the tokens' tags.
 
@@ -128,6 +138,15 @@ class CrfTagger(Tagger):
         if not len(logits):
             return emissions.sum((1, 2))
         return crf.negative_log_likelihood(emissions, shared[0], target.values)
+
+    def divergence(self, logits: Tensor, other: Tensor, real: Tensor) -> Tensor:
+        """See `Tagger.divergence`; of the tags' marginal probabilities."""
+        if not len(logits):
+            return logits.sum((1, 2))
+        both = []
+        for values in (logits.float(), other.float()):
+            both.append(crf.log_marginals(values[:, self.num_shared :], values[0, : self.num_shared], real))
+        return tokens_divergence(*both, real)
 
     def entities(self, logits: Tensor, tokens: TextTokens) -> list[list[Entity]]:
         """Return each row's entities; a score is the mean marginal probability of the tokens' tags."""
