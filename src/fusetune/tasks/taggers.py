@@ -143,10 +143,11 @@ class CrfTagger(Tagger):
         """See `Tagger.divergence`; of the tags' marginal probabilities."""
         if not len(logits):
             return logits.sum((1, 2))
-        both = []
-        for values in (logits.float(), other.float()):
-            both.append(crf.log_marginals(values[:, self.num_shared :], values[0, : self.num_shared], real))
-        return tokens_divergence(*both, real)
+        first, second = (
+            crf.log_marginals(values[:, self.num_shared :], values[0, : self.num_shared], real)
+            for values in (logits.float(), other.float())
+        )
+        return tokens_divergence(first, second, real)
 
     def entities(self, logits: Tensor, tokens: TextTokens) -> list[list[Entity]]:
         """Return each row's entities; a score is the mean marginal probability of the tokens' tags."""
