@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -190,3 +192,20 @@ def test_marked_entities_far_into_a_long_text_are_read(encoder):
 def test_texts_without_two_marked_entities_are_refused(encoder, text):
     with pytest.raises(BadCell, match="tags in the text"):
         TextModality("t", backbone=encoder(), read="markers").decode(text, row=0, base_dir=None)
+
+
+def test_cells_are_read_alike_by_threads_at_the_same_time(encoder):
+    """A tokenizer keeps the truncation of its last call, so that each way of calling has a tokenizer of its own."""
+    backbone = encoder(max_tokens=12)
+    pairs = TextModality("a + b", backbone=backbone, read="answer", join=["a", "b"])
+    plain = TextModality("c", backbone=backbone)
+    cells = [["w1 ?", " ".join(WORDS[place : place + 20])] for place in range(40)] * 5
+    expected = [pairs.decode(cell, row=0, base_dir=None) for cell in cells]
+    text = plain.decode(" ".join(WORDS), row=0, base_dir=None)
+    before = backbone.inputs.processor.backend_tokenizer.truncation
+    with ThreadPoolExecutor(8) as threads:
+        again = list(threads.map(lambda cell: pairs.decode(cell, row=0, base_dir=None), cells))
+        texts = list(threads.map(lambda _: plain.decode(" ".join(WORDS), row=0, base_dir=None), cells))
+    assert all(np.array_equal(one, two) for one, two in zip(expected, again, strict=True))
+    assert all(np.array_equal(text, other) for other in texts)
+    assert backbone.inputs.processor.backend_tokenizer.truncation == before, "windows change how plain texts are cut"

@@ -6,7 +6,8 @@ chunks or patches of a sound, height and width in pixels, samples = values of a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,20 @@ class TextInputs:
         self.whole_length = False
         known = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id, 0)
         self.filler = next(token for token in known if token is not None)
+        self._copies: dict[Hashable, Any] = {}
+
+    def tokenizer(self, settings: Hashable) -> Any:
+        """Return a copy of the tokenizer for one way of truncating.
+
+        A fast tokenizer keeps the truncation that it was called with last, and threads decode cells at the same time:
+        calls with different truncation need tokenizers of their own.
+
+        Args:
+            settings: what the calls have in common.
+        """
+        if settings not in self._copies:
+            self._copies[settings] = copy.deepcopy(self.processor)
+        return self._copies[settings]
 
     def prepare(self, text: str) -> np.ndarray:
         """Return the token ids, special ones included, (tokens,) int32 with 1 to `max_tokens` tokens."""

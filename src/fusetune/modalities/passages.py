@@ -9,7 +9,7 @@ Legend: cells = distinct cells of a batch, windows = rows of the encoder's batch
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusetune.backbones.inputs import TextInputs
 from fusetune.errors import BadCell
 from fusetune.modalities.markers import mark_entities, with_tags
 from fusetune.types import TextTokens
@@ -140,6 +141,12 @@ class Passages:
     def _tokenizer(self) -> Any:
         return self.backbone.inputs.processor
 
+    def _tokenizer_for(self, settings: Hashable) -> Any:
+        """Return a tokenizer that is called with these settings alone; see `TextInputs.tokenizer`."""
+        inputs = self.backbone.inputs
+        assert isinstance(inputs, TextInputs)
+        return inputs.tokenizer(settings)
+
     @property
     def _overlap(self) -> int:
         return self.backbone.max_tokens // OVERLAP
@@ -163,17 +170,18 @@ class Passages:
             side = "only_second" if self.joined[-1] == self.cut else "only_first"
         texts = (last,) if first is None else (first, last)
         room = self.backbone.max_tokens
-        tokenizer = self._tokenizer
         if windows and first is not None:  # the text before leaves the last one half of a window at least
-            ids = tokenizer(first, add_special_tokens=False, verbose=False)["input_ids"]
-            if len(ids) > room // 2:
-                first = first[: tokenizer(first, add_special_tokens=False).encodings[0].offsets[room // 2 - 1][1]]
+            (entire,) = self._tokenizer_for("entire")(first, add_special_tokens=False, verbose=False).encodings
+            if len(entire.ids) > room // 2:
+                first = first[: entire.offsets[room // 2 - 1][1]]
                 texts = (first, last)
-        encoded = tokenizer(
+        truncation = ("only_second" if first is not None else "only_first") if windows else side
+        stride = self._overlap // (1 if first is None else 2) if windows else 0
+        encoded = self._tokenizer_for((truncation, stride, windows))(
             *texts,
-            truncation=("only_second" if first is not None else "only_first") if windows else side,
+            truncation=truncation,
             max_length=room,
-            stride=self._overlap // (1 if first is None else 2) if windows else 0,
+            stride=stride,
             return_overflowing_tokens=windows,
             padding=False,
             verbose=False,
