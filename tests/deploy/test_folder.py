@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fusetune import api
+from fusetune.deploy import fine_tuned
 
 
 def test_weights_are_as_readable_as_the_other_files(fitted):
@@ -25,7 +25,7 @@ def test_progress_is_shown_where_it_is_asked_for(fitted, shop_tables, monkeypatc
         seen.append(what)
         return iter(found)
 
-    monkeypatch.setattr(api, "track", track)
+    monkeypatch.setattr(fine_tuned, "track", track)
     fitted.predict(shop_tables["test"], progress=asked)
     predicting = ["reading note", "reading photo", "reading voice", "reading price", "reading plan", "predicting"]
     assert seen == (predicting if asked else [])
