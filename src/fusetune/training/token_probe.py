@@ -32,7 +32,7 @@ STEPS = 60
 """The most iterations of L-BFGS for each penalty; it starts from the solution for the one before."""
 MAX_TOKENS = 100_000
 """The model is fitted on evenly spaced rows with about so many tokens at most."""
-LEAST_GAIN = 1e-4
+LEAST_GAIN = 1e-6
 """L-BFGS stops when an iteration lowers the mean loss by less."""
 ROWS = 128
 """Rows whose logits are padded together."""
@@ -59,8 +59,9 @@ class _Rows:
             rows = slice(first, min(first + ROWS, len(self.counts)))
             start = int(ends[first - 1]) if first else 0
             flat = self.tokens[start : int(ends[rows.stop - 1])] @ weight + bias
-            which = torch.from_numpy(np.repeat(np.arange(rows.stop - first), self.counts[rows]))
-            flat = flat + (self.others[rows] @ other_weight)[which]
+            if self.others.shape[1]:
+                which = torch.from_numpy(np.repeat(np.arange(rows.stop - first), self.counts[rows]))
+                flat = flat + (self.others[rows] @ other_weight)[which]
             parts = flat.split(self.counts[rows].tolist())  # type: ignore[no-untyped-call]
             yield rows, torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
 
