@@ -179,7 +179,7 @@ class SearchIndex:
         return queries
 
     def _row_of(self, text: str, columns: Sequence[str]) -> dict[str, str]:
-        """Return a query row from a text or a path of media."""
+        """Return a query row from a path of media, or a text: of several columns of texts it is for the first."""
         raw = _raw_columns(self.bundle, columns)
         kind = (mimetypes.guess_type(text)[0] or "").split("/")[0]
         kinds = {name: self.bundle.modalities[name].kind if name in self.bundle.modalities else "text" for name in raw}
@@ -188,7 +188,7 @@ class SearchIndex:
         if len(raw) == 1:
             fitting = raw
         texts = [name for name in fitting if kinds[name] == "text"]
-        chosen = texts if len(fitting) > 1 and len(texts) == 1 else fitting
+        chosen = texts[:1] if len(fitting) > 1 and texts else fitting
         if len(chosen) != 1:
             raise ConfigError(
                 f"it is not clear which column {text[:60]!r} is for",
