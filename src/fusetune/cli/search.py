@@ -56,20 +56,20 @@ def search(
 
     tuned, shown = api.load(folder), common.shows_progress(as_json)
     index = tuned.index() if catalogue is None else tuned.index(catalogue, find=find, progress=shown)
-    found = index.search(asked, k=k, where=where)
+    answers = index.search(asked, k=k, where=where)
     if out is not None:
-        rows, failed = write([found], out, _ending(out))
+        rows, failed = write([answers], out, _ending(out))
         if as_json:
             common.print_json({"out": str(out), "rows": rows, "errors": failed})
         else:
             common.console().print(f"{rows} rows: {out}")
         return
-    rows_found: list[dict[str, Any]] = found.table.to_pylist()
+    hits: list[dict[str, Any]] = answers.table.to_pylist()
     if as_json:
-        for row in rows_found:
+        for row in hits:
             common.print_json(row)
         return
-    _print(rows_found, index.find)
+    _print(hits, index.find)
 
 
 def _queries(query: list[str] | None, cells: list[str] | None, queries: Path | None) -> Any:

@@ -111,7 +111,7 @@ class _Filter:
             return ~has if positive is type(op) else has
         if positive is ast.In:
             values = value if isinstance(value, list) else [value]
-            parts = [_compare(cells, has, operator.eq, one) for one in values]
+            parts = [_compare(cells, has, operator.eq, value) for value in values]
             matched = np.logical_or.reduce([np.zeros(self.rows, bool), *parts])
         elif positive in _ORDER and not isinstance(value, list):
             matched = _compare(cells, has, _ORDER[positive], value)
@@ -136,7 +136,7 @@ class _Filter:
             hint = f'write a text in quotes: "{node.id}"' if isinstance(node, ast.Name) else None
             raise _wrong(self.expression, hint) from None
         values = list(value) if isinstance(value, list | tuple | set) else [value]
-        if not all(one is None or isinstance(one, int | float | str) for one in values):
+        if not all(entry is None or isinstance(entry, int | float | str) for entry in values):
             raise _wrong(self.expression)
         return values if isinstance(value, list | tuple | set) else value
 

@@ -122,21 +122,21 @@ class SearchIndex:
         names = [name for name in self.bundle.model.compared if name != self.find]
         columns = [column for name in names for column in self.bundle.model.compared[name]]
         table = _read(self.bundle, self._as_rows(queries, columns), columns)
-        total, found = len(table) + len(table.rejected), []
+        total, hits = len(table) + len(table.rejected), []
         errors: dict[int, str] = {}
         for positions, vectors, wrong in _encoded(self.bundle, table, names, columns, None):
             errors |= wrong
             real = np.linalg.norm(vectors, axis=1) > 0
             errors |= dict.fromkeys(positions[~real].tolist(), "it has no cell to search by")
             near, scores = self.vectors.search(vectors[real], min(k, len(self.vectors)), allowed=allowed)
-            found.append((positions[real], near, scores))
-        return self._answers(total, found, errors)
+            hits.append((positions[real], near, scores))
+        return self._answers(total, hits, errors)
 
     def _answers(
-        self, total: int, found: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], errors: Mapping[int, str]
+        self, total: int, hits: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], errors: Mapping[int, str]
     ) -> Predictions:
         """Return the table of answers, in the order of the queries."""
-        by_query = {int(q): hits for queries, *both in found for q, *hits in zip(queries, *both, strict=True)}
+        by_query = {int(q): best for queries, *both in hits for q, *best in zip(queries, *both, strict=True)}
         query: list[int] = []
         rank: list[int | None] = []
         score: list[float | None] = []

@@ -119,18 +119,9 @@ def judge(
         return result
     result.warnings = task.warnings(tuned.answers, truth)
     after = next(system for system, candidate in zip(result.systems, candidates, strict=True) if candidate is tuned)
-    result.sections = task.panels(
-        Evidence(
-            tuned.answers,
-            truth,
-            rows.weights,
-            validation,
-            seed,
-            ids=rows.ids,
-            texts=rows.texts,
-            intervals={name: (found.value, found.low, found.high) for name, found in after.metrics.items()},
-        )
-    )
+    intervals = {name: (metric.value, metric.low, metric.high) for name, metric in after.metrics.items()}
+    more: dict[str, Any] = {"ids": rows.ids, "texts": rows.texts, "intervals": intervals}
+    result.sections = task.panels(Evidence(tuned.answers, truth, rows.weights, validation, seed, **more))
     worst = task.worst(tuned.answers, truth, num_errors)
     result.errors_are = worst.what
     result.errors = [
