@@ -37,6 +37,7 @@ from fusetune.tasks.divergence import positions_divergence
 from fusetune.tasks.panels.choices import calibration, choices_section, errors_section, positions_panel, worst_choices
 from fusetune.tasks.panels.kinds import Evidence, Panel, Section, WorstRows
 from fusetune.tasks.reading import Reading
+from fusetune.tasks.state import restored, state_of
 from fusetune.tasks.token_task import TokenTask
 from fusetune.types import Target, TextTokens
 
@@ -376,18 +377,12 @@ class MultipleChoiceTask(TokenTask, Divergent, DetectedInTable, Choosing):
 
     def state(self) -> dict[str, Any]:
         """Return options, the form of the answers, the columns and counts."""
-        return {
-            "options": {name: getattr(self, name) for name in OPTIONS},
-            **{name: getattr(self, name) for name in FITTED},
-        }
+        return state_of(self, OPTIONS, FITTED)
 
     @classmethod
     def from_state(cls, target: str, state: dict[str, Any]) -> MultipleChoiceTask:
         """Restore a task from its `state()`."""
-        task = cls(target, **state["options"])
-        for name in FITTED:
-            setattr(task, name, state[name])
-        return task
+        return restored(cls(target, **state["options"]), FITTED, state)
 
 
 def _array(rows: Sequence[Any]) -> np.ndarray:

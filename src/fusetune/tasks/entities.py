@@ -22,6 +22,7 @@ from fusetune.tasks.panels.entities import entity_sections, types_panel
 from fusetune.tasks.panels.kinds import Evidence, Panel, Section
 from fusetune.tasks.reading import Reading, text_column
 from fusetune.tasks.span_scorer import SpanScorer, overlaps_in
+from fusetune.tasks.state import state_of
 from fusetune.tasks.taggers import TAGGERS, Tagger
 from fusetune.tasks.tagging import Span, spans_of_tags
 from fusetune.tasks.token_task import TokenTask
@@ -332,10 +333,7 @@ class EntitiesTask(TokenTask, Divergent):
 
     def state(self) -> dict[str, Any]:
         """Options, labels and counts."""
-        return {
-            "options": {name: getattr(self, name) for name in OPTIONS},
-            **{name: getattr(self, name) for name in FITTED},
-        }
+        return state_of(self, OPTIONS, FITTED)
 
     @classmethod
     def from_state(cls, target: str, state: dict[str, Any]) -> EntitiesTask:

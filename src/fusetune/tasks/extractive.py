@@ -22,6 +22,7 @@ from fusetune.tasks.panels.answers import answers_section, margin_section, rows_
 from fusetune.tasks.panels.kinds import Evidence, Panel, Section, WorstRows
 from fusetune.tasks.reading import Reading
 from fusetune.tasks.squad import MEANINGS, best_spans, best_threshold, check_language, scores
+from fusetune.tasks.state import restored, state_of
 from fusetune.tasks.token_task import TokenTask
 from fusetune.types import Target, TextTokens
 
@@ -342,18 +343,12 @@ class AnswerTask(TokenTask, Divergent, Thresholded):
 
     def state(self) -> dict[str, Any]:
         """Return options, the threshold, the longest answer and counts."""
-        return {
-            "options": {name: getattr(self, name) for name in OPTIONS},
-            **{name: getattr(self, name) for name in FITTED},
-        }
+        return state_of(self, OPTIONS, FITTED)
 
     @classmethod
     def from_state(cls, target: str, state: dict[str, Any]) -> AnswerTask:
         """Restore a task from its `state()`."""
-        task = cls(target, **state["options"])
-        for name in FITTED:
-            setattr(task, name, state[name])
-        return task
+        return restored(cls(target, **state["options"]), FITTED, state)
 
 
 def _only(texts: Sequence[str], other: str | None) -> str | None:

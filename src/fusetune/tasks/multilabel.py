@@ -38,6 +38,7 @@ from fusetune.tasks.panels.classes import (
     unpredicted,
 )
 from fusetune.tasks.panels.kinds import Evidence, Head, Panel, Section, WorstRows, WrongRow, ranked
+from fusetune.tasks.state import state_of
 from fusetune.tasks.thresholds import (
     Setting,
     Source,
@@ -383,8 +384,7 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
 
     def state(self) -> dict[str, Any]:
         """Return options, labels, counts and thresholds as JSON data."""
-        options = {name: getattr(self, name) for name in OPTIONS}
-        return {"options": options, **{name: getattr(self, name) for name in FITTED}}
+        return state_of(self, OPTIONS, FITTED)
 
     @classmethod
     def from_state(cls, target: str, state: dict[str, Any]) -> MultilabelTask:
