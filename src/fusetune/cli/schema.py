@@ -129,6 +129,8 @@ def _brief(cell: Any) -> str | None:
 
     if is_missing(cell):
         return None
+    if isinstance(cell, list) and all(isinstance(word, str) for word in cell):
+        cell = " ".join(cell)
     return shown(cell, 60) if not isinstance(cell, str) else " ".join(cell[:60].split()) + "…" * (len(cell) > 60)
 
 
