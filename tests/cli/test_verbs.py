@@ -389,3 +389,18 @@ class TestBackbones:
         assert [one["name"] for one in found] == ["minilm", "", ""]
         only = json.loads(run("backbones", "--kind", "audio", "--json").stdout)
         assert [one["kinds"] for one in only] == [["audio"]]
+
+
+def test_schema_shows_what_a_fit_would_read(tmp_path):
+    """A column of starts tells where the answer is: no input. Lists of words are shown as words."""
+    lines = [
+        {"question": f"who {n} ?", "context": f"it was Ada {n} .", "answer": "Ada", "start": 7, "words": ["a", f"b{n}"]}
+        for n in range(30)
+    ]
+    table = tmp_path / "t.jsonl"
+    table.write_text("\n".join(map(json.dumps, lines)))
+    done = runner.invoke(app, ["schema", str(table), "-t", "answer", "tasks.answer=answer", "--json"])
+    assert done.exit_code == 0, done.output
+    shown = json.loads(done.stdout)
+    assert shown["columns"]["start"]["role"] == "ignore" and shown["row"]["words"] == "a b0"
+    assert shown["columns"]["context"]["role"] == "input"

@@ -93,6 +93,8 @@ def _tasks(found: Schema, rows: Table, config: Config) -> dict[str, dict[str, st
 def _reading(found: Schema, rows: Table, task: TargetTask, *, insist: bool) -> dict[str, str]:
     """Return what a task reads: the columns, and a row as it is read, if the task can show one; empty if nothing.
 
+    In `found`, columns that the task uses and the model does not read become what they are in a fit.
+
     Raises:
         ConfigError: the task finds no such columns, and the settings insist on it.
     """
@@ -111,6 +113,8 @@ def _reading(found: Schema, rows: Table, task: TargetTask, *, insist: bool) -> d
         return {"reads": f"nothing yet: {error.what}" + (f"; {error.do}" if error.do else "")}
     if reading is None:
         return {}
+    for name in (name for name in reading.also if name in found.columns):
+        found.columns[name] = schema.columns[name]
     choices = f"; choices: {', '.join(reading.choices)}" if reading.choices else ""
     told = {"reads": (", ".join(reading.columns) or "no other text") + choices}
     if isinstance(task, Choosing):

@@ -123,8 +123,9 @@ def _with(schema: Schema, reading: Reading, target: str, more: Mapping[str, str]
         specs[name] = ColumnSpec(name, "text", "input", why, {**options, "join": join})
     elif known is not None:
         specs[name] = replace(known, kind="text", role="input", options={**known.options, **options})
-    used = (*(reading.parts if joined else ()), *reading.also)
-    for column in used:
+    used = dict.fromkeys(reading.parts if joined else (), f"used in {name}")
+    used |= dict.fromkeys(reading.also, f"read for {target}, not an input")
+    for column, why in used.items():
         if column in specs and specs[column].role in ("input", "id", "ignore"):
-            specs[column] = replace(specs[column], role="ignore", reason=f"used in {name}")
+            specs[column] = replace(specs[column], role="ignore", reason=why)
     return replace(schema, columns=specs)
