@@ -30,6 +30,12 @@ class Search:
     answer_rows: np.ndarray
     answer_ids: np.ndarray
     right: sparse.csr_array
+    grades: sparse.csr_array | None = None
+
+    @property
+    def gains(self) -> sparse.csr_array:
+        """The grades of the right answers, (queries, answers) sparse float; 1 without grades."""
+        return self.right.astype(np.float64) if self.grades is None else self.grades
 
 
 class MatchTask(Task):

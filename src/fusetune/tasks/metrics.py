@@ -7,7 +7,7 @@ is NaN, without a warning. A division by zero is 0 where scikit-learn defines it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -322,17 +322,19 @@ def weighted_median(values: np.ndarray, weights: np.ndarray | None = None) -> fl
     return float((values[low] + values[high]) / 2)
 
 
-def retrieval(ranks: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
+def retrieval(ranks: np.ndarray, weights: np.ndarray | None = None, *, more: Sequence[int] = ()) -> dict[str, float]:
     """Return mrr, recall@k (the share of queries with a right answer among the first k) and median_rank.
 
     Args:
         ranks: (queries,) rank of the first right answer, from 1; ties may add half a rank.
         weights: (queries,) or None.
+        more: values of k beside 1, 5 and 10.
     """
-    names = ("mrr", *(f"recall@{k}" for k in CUTOFFS), "median_rank")
+    cutoffs = (*CUTOFFS, *more)
+    names = ("mrr", *(f"recall@{k}" for k in cutoffs), "median_rank")
     if not len(ranks) or (weights is not None and not weights.sum() > 0):
         return dict.fromkeys(names, float("nan"))
-    values = [1 / ranks, *((ranks <= k).astype(float) for k in CUTOFFS)]
+    values = [1 / ranks, *((ranks <= k).astype(float) for k in cutoffs)]
     figures = [float(np.average(value, weights=weights)) for value in values]
     return dict(zip(names, [*figures, weighted_median(ranks, weights)], strict=True))
 

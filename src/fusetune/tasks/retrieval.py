@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-from fusetune.tasks import metrics
+from fusetune.tasks import metrics, ranking
 from fusetune.tasks.base import Metric
 from fusetune.tasks.match import MatchTask, Search
 from fusetune.tasks.panels.kinds import Evidence, HistogramPanel, Section, WorstRows, WrongRow
+from fusetune.tasks.ranking import Hits
 
-ANSWER = np.dtype([("rank", np.float64), ("top", np.int64), ("catalogue", np.int64)])
-"""An answer to a query: the rank of its nearest right answer, from 1; the row id of the top answer; the number of
-distinct answers."""
+ANSWER = [("rank", np.float64), ("top", np.int64), ("catalogue", np.int64)]
+"""The first fields of an answer to a query: the rank of its nearest right answer, from 1; the row id of the top answer;
+the number of distinct answers. The figures follow, see `Hits.figures`."""
+FIGURES = ("ndcg@10", "map@10", "mrr@10", "precision@10", "mean_recall@10")
 
 CHUNK = 1024
-"""Queries whose similarities to the whole catalogue are in memory at once."""
+"""Queries that are compared with the whole catalogue at once, at most."""
+AT_ONCE = 2**24
+"""Similarities that are in memory at once, at most; a query's are always together."""
 
 MAX_BINS = 20
 
@@ -58,9 +62,12 @@ class RetrievalTask(MatchTask):
 
     Loss: none of its own; an objective such as `contrastive` trains the vectors.
 
-    Answers: (queries,) of `ANSWER`: the rank of the first right answer, and the answer on top.
+    Answers: (queries,) of `dtype`: the rank of the first right answer, the answer on top, and the figures of the query.
 
     Requires: two or more rows that have both sides.
+
+    Metrics: mrr; recall@1, 5 and 10, the share of queries with a right answer among the first k; median_rank; those
+    of `FIGURES`, and any other one with a cutoff that `measure_by` asks for, such as "ndcg@20".
 
     Relations: the two directions between two sides are two tasks, see `alignment_tasks`.
 
@@ -75,10 +82,13 @@ class RetrievalTask(MatchTask):
     """
 
     name, main = "retrieval", Metric("mrr")
+    asked: tuple[str, ...]
+    """Metrics with a cutoff that were asked for and are not among the usual ones."""
 
     def __init__(self, query: Side, answer: Side) -> None:
         super().__init__(f"{query.name} → {answer.name}")
         self.query, self.answer = query, answer
+        self.asked: tuple[str, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -116,8 +126,18 @@ class RetrievalTask(MatchTask):
             right = right + _right(together, owner, grouped, len(first))
         return Search(rows, ids[rows], listed[first], ids[listed[first]], sparse.csr_array(right > 0))
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The metrics that are the mean of a figure of each query; see `Hits.figures`."""
+        return FIGURES + tuple(name for name in self.asked if ranking.parse(name)[0] != ranking.RECALL)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of answers: `ANSWER`, then the figures."""
+        return np.dtype([*ANSWER, *((name, np.float64) for name in self.figures)])
+
     def answers(self, vectors: Mapping[str, np.ndarray], search: Search) -> np.ndarray:
-        """Return an `ANSWER` per query, (queries,).
+        """Return an answer per query, (queries,) of `dtype`.
 
         Ranks are by cosine similarity among the distinct answers. Other right answers do not lower the rank. A wrong
         answer of equal similarity counts one half, so that a model with equal vectors for all cells ranks in the
@@ -129,17 +149,26 @@ class RetrievalTask(MatchTask):
         """
         queries = self.query.vectors(vectors)[search.rows]
         catalogue = self.answer.vectors(vectors)[search.answer_rows]
-        result = np.empty(len(queries), ANSWER)
-        result["catalogue"] = len(catalogue)
-        for start in range(0, len(queries), CHUNK):
-            part = slice(start, start + CHUNK)
-            similarity = queries[part] @ catalogue.T  # (chunk, answers)
-            right = search.right[part].toarray()
-            best = np.where(right, similarity, -np.inf).max(1, keepdims=True)
-            wrong = np.where(right, -np.inf, similarity)
-            tied = np.isclose(wrong, best, rtol=0, atol=1e-6)
-            result["rank"][part] = 1 + ((wrong > best) & ~tied).sum(1) + tied.sum(1) / 2
-            result["top"][part] = search.answer_ids[similarity.argmax(1)]
+        return self.by_similarity(lambda part: queries[part] @ catalogue.T, search)
+
+    def by_similarity(self, similarity: Callable[[slice], np.ndarray], search: Search) -> np.ndarray:
+        """Return an answer per query, (queries,) of `dtype`, by any similarity; see `answers`.
+
+        Args:
+            similarity: of some of the queries to all answers, (queries, answers).
+            search: the queries and the answers.
+        """
+        result = np.empty(len(search.rows), self.dtype)
+        result["catalogue"] = num = len(search.answer_rows)
+        step = min(CHUNK, max(1, AT_ONCE // num))
+        for start in range(0, len(result), step):
+            part = slice(start, start + step)
+            similar = similarity(part)  # (chunk, answers)
+            hits = ranking.rank_hits(similar, search.gains[part])
+            result["rank"][part] = hits.first
+            result["top"][part] = search.answer_ids[similar.argmax(1)]
+            for name, values in hits.figures(self.figures).items():
+                result[name][part] = values
         return result
 
     def truth(self, search: Search) -> np.ndarray:
@@ -147,21 +176,54 @@ class RetrievalTask(MatchTask):
         return search.ids
 
     def measured(self, answers: np.ndarray, truth: np.ndarray) -> np.ndarray:
-        """Return each query's rank, (queries, 1)."""
-        return np.asarray(answers["rank"][:, None])
+        """Return each query's rank and its figures, (queries, 1 + figures)."""
+        return np.stack([answers["rank"], *(answers[name] for name in self.figures)], 1)
 
     def metrics(self, measured: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
-        """Return mrr, recall@k and median_rank; see `metrics.retrieval`."""
-        return metrics.retrieval(measured[:, 0], weights)
+        """Return mrr, recall@k, median_rank and the mean of each figure; see `metrics.retrieval`."""
+        asked = [ranking.parse(name) for name in self.asked]
+        cutoffs = [k for kind, k in asked if kind == ranking.RECALL]
+        result = metrics.retrieval(measured[:, 0], weights, more=cutoffs)
+        known = len(measured) > 0 and (weights is None or weights.sum() > 0)
+        means = np.average(measured[:, 1:], 0, weights) if known else np.full(len(self.figures), np.nan)
+        return result | dict(zip(self.figures, map(float, means), strict=True))
+
+    def measure_by(self, metric: str | Metric, truth: np.ndarray) -> None:
+        """See `Task.measure_by`. Any cutoff can be asked for: "recall@20", "ndcg@5"."""
+        name = metric.name if isinstance(metric, Metric) else metric
+        if ranking.is_at_k(name) and name not in self.metrics(np.empty((0, 1 + len(self.figures))), truth[:0]):
+            self.asked = (*self.asked, name)
+        super().measure_by(metric, truth)
+
+    @property
+    def meanings(self) -> Mapping[str, str]:
+        """See `Task.meanings`."""
+        return {**super().meanings, **{name: ranking.meaning(name) for name in (*FIGURES, *self.asked)}}
+
+    def warnings(self, answers: np.ndarray, truth: np.ndarray) -> list[str]:
+        """Return a warning if the catalogue has no more answers than a metric's cutoff."""
+        num = int(answers["catalogue"].max())
+        names = [
+            name for name in self.evaluate(answers[:1], truth[:1]) if "@" in name and ranking.parse(name)[1] >= num
+        ]
+        if not names:
+            return []
+        return [f"The catalogue has {num} answers: {', '.join(names)} look at all of them."]
 
     def constant(self, truth: np.ndarray, rows: int) -> np.ndarray:
         """Return the answers of a model whose vectors are all equal: every rank is in the middle."""
         num = len(truth)
-        return np.full(rows, np.array(((num + 1) / 2, -1, num), ANSWER))
+        return self._ranked((num + 1) / 2, num, rows)
 
     def perfect(self, truth: np.ndarray) -> np.ndarray:
-        """Return the answers of a model that has every right answer on top."""
-        return np.full(len(truth), np.array((1, -1, len(truth)), ANSWER))
+        """Return the answers of a model that has every right answer on top, if every query has one."""
+        return self._ranked(1.0, len(truth), len(truth))
+
+    def _ranked(self, rank: float, num_answers: int, rows: int) -> np.ndarray:
+        """Return `rows` equal answers: the only right answer has this rank among `num_answers`."""
+        figures = Hits(np.zeros(1, np.int64), np.array([rank]), np.ones(1), 1).figures(self.figures)
+        values = (rank, -1, num_answers, *(float(figures[name][0]) for name in self.figures))
+        return np.full(rows, np.array(values, self.dtype))
 
     def panels(self, evidence: Evidence) -> list[Section]:
         """Return a histogram of the ranks."""
@@ -172,7 +234,7 @@ class RetrievalTask(MatchTask):
 
     def worst(self, answers: np.ndarray, truth: np.ndarray, num: int) -> WorstRows:
         """Return the queries with the highest ranks, without those whose right answer is on top."""
-        what = self.answer.name
+        what, shown = self.answer.name, ["rank", "top", "catalogue"]
         lowest = np.argsort(-answers["rank"], kind="stable")[:num]
         return WorstRows(
             "queries whose right answer ranked lowest",
@@ -184,17 +246,18 @@ class RetrievalTask(MatchTask):
                     float("nan"),
                     float(rank),
                 )
-                for at, (rank, top, catalogue) in zip(lowest, answers[lowest].tolist(), strict=True)
+                for at, (rank, top, catalogue) in zip(lowest, answers[shown][lowest].tolist(), strict=True)
                 if rank > 1
             ],
         )
 
     def state(self) -> dict[str, Any]:
-        """Return the sides."""
-        return {
+        """Return the sides, and the metrics that were asked for."""
+        sides = {
             key: {"name": side.name, "columns": list(side.columns), "fused": side.fused}
             for key, side in (("query", self.query), ("answer", self.answer))
         }
+        return {**sides, **({"asked": list(self.asked)} if self.asked else {})}
 
     @classmethod
     def from_state(cls, target: str, state: dict[str, Any]) -> RetrievalTask:
@@ -203,7 +266,9 @@ class RetrievalTask(MatchTask):
             Side(str(state[key]["name"]), tuple(map(str, state[key]["columns"])), bool(state[key].get("fused", False)))
             for key in ("query", "answer")
         )
-        return cls(query, answer)
+        task = cls(query, answer)
+        task.asked = tuple(name for name in map(str, state.get("asked", ())) if ranking.is_at_k(name))
+        return task
 
 
 def alignment_tasks(parts: Mapping[str, str]) -> dict[str, RetrievalTask]:
