@@ -8,7 +8,20 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from fusetune.config import adversarial, attack, backbone, columns, config, data, fusion, read, report, text, trainer
+from fusetune.config import (
+    adversarial,
+    attack,
+    backbone,
+    catalogue,
+    columns,
+    config,
+    data,
+    fusion,
+    read,
+    report,
+    text,
+    trainer,
+)
 from fusetune.models.build import options_of
 from fusetune.registry import FUSIONS, MODALITIES, OBJECTIVES, TASKS, Registry
 from fusetune.tasks.match import MatchTask
@@ -26,6 +39,7 @@ SECTIONS = {
     "Config": ("The run", ""),
     "BackboneConfig": ("Backbones", "KIND."),
     "TextConfig": ("Texts", "text."),
+    "CatalogueConfig": ("Documents in a table of their own", "catalogue."),
     "ColumnConfig": ("Columns", "columns.NAME."),
     "AutoConfig": ("Choosing the fusion", "fusion."),
     "StackConfig": ("Trees beside the network", "fusion."),
@@ -136,7 +150,7 @@ def parts(title: str, registry: Registry, prefix: str, *taken: str) -> str:
 
 def page() -> str:
     """The whole page."""
-    modules = (config, backbone, text, columns, attack, adversarial, report, fusion, trainer, data, read)
+    modules = (config, catalogue, backbone, text, columns, attack, adversarial, report, fusion, trainer, data, read)
     sources = [ast.parse(Path(inspect.getfile(module)).read_text(encoding="utf-8")) for module in modules]
     classes = {node.name: node for source in sources for node in source.body if isinstance(node, ast.ClassDef)}
     found = [HEAD.rstrip()]

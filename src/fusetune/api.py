@@ -49,6 +49,7 @@ def fit(
     *,
     val: Source | None = None,
     test: Source | None = None,
+    catalogue: Source | None = None,
     out: str | Path | None = None,
     config: Config | Mapping[str, Any] | str | Path | None = None,
     overrides: Sequence[str] | Mapping[str, Any] = (),
@@ -63,6 +64,7 @@ def fit(
         target: the column, or columns, to predict.
         val: rows that choose the best step; split off from `train` where None.
         test: rows that the report is made on and that choose nothing; split off from `train` where None.
+        catalogue: the documents that rows with a query name by a key, if they have a table of their own.
         out: the folder for the model and its report; a temporary one where None, which `FineTuned.folder` names.
         config: settings, or a YAML file of them. `trainer.metric` may be a function, or a `Metric` with one.
         overrides: settings on top: `["trainer.epochs=5"]` or `{"trainer": {"epochs": 5}}`.
@@ -78,7 +80,7 @@ def fit(
     """
     start = time.monotonic()
     check_process()
-    given = {"train": train, "val": val, "test": test}
+    given = {"train": train, "val": val, "test": test, "catalogue": catalogue}
     asked, functions = read_settings(config, overrides)
     settings, sources = resolve_arguments(given, target, asked, out)
     folder = Path(settings.out) if settings.out else Path(tempfile.mkdtemp(prefix="fusetune-"))
@@ -107,6 +109,7 @@ def dry_run(
     *,
     val: Source | None = None,
     test: Source | None = None,
+    catalogue: Source | None = None,
     config: Config | Mapping[str, Any] | str | Path | None = None,
     overrides: Sequence[str] | Mapping[str, Any] = (),
     progress: bool = True,
@@ -118,7 +121,7 @@ def dry_run(
     Raises:
         UserError: something in the table or the settings has to be put right; see `fusetune.errors`.
     """
-    given = {"train": train, "val": val, "test": test}
+    given = {"train": train, "val": val, "test": test, "catalogue": catalogue}
     asked, functions = read_settings(config, overrides)
     settings, sources = resolve_arguments(given, target, asked, None)
     settings = settings.with_overrides({"data": {"cache": "none"}}).with_absolute_paths()
@@ -176,6 +179,7 @@ def evaluate(
     model: FineTuned | str | Path,
     source: Rows,
     *,
+    catalogue: Source | None = None,
     slices: Sequence[str] = (),
     precision: Precision = "float32",
     missing_columns: Sequence[str] = (),
@@ -184,7 +188,7 @@ def evaluate(
     """Measure a tuned model, or the one in a folder, on labelled rows; see `FineTuned.evaluate`."""
     tuned = model if isinstance(model, FineTuned) else load(model)
     options: dict[str, Any] = {"precision": precision, "missing_columns": missing_columns, "progress": progress}
-    return tuned.evaluate(source, slices=slices, **options)
+    return tuned.evaluate(source, catalogue=catalogue, slices=slices, **options)
 
 
 def schema_of(

@@ -52,7 +52,17 @@ OPTIONS = {
         "--media",
         "--json",
     },
-    "evaluate": {"folder", "table", "--slices", "-s", "--precision", "--missing-columns", "--media", "--json"},
+    "evaluate": {
+        "folder",
+        "table",
+        "settings",
+        "--slices",
+        "-s",
+        "--precision",
+        "--missing-columns",
+        "--media",
+        "--json",
+    },
     "embed": {"--out", "-o", "--precision", "--missing-columns", "--media", "--json", "folder", "table"},
     "index": {"--find", "--dtype", "--add", "--remove", "--json", "folder", "catalogue"},
     "search": {

@@ -196,6 +196,7 @@ class TestEvaluate:
     def test_prints(self, api):
         done = run("evaluate", "m", "t.csv", "--slices", "country", "-s", "plan")
         asked = {"slices": ["country", "plan"], "precision": "float32", "missing_columns": [], "progress": True}
+        asked |= {"catalogue": None}
         assert api.calls == [("evaluate", (Path("m"), "t.csv"), asked)]
         assert done.stdout == "2 rows [in]\n"
 

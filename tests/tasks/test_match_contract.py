@@ -76,6 +76,58 @@ class OneGroupOfStrangers(RetrievalTask):
         return super().search(codes, ids=ids, groups=None if groups is None else groups + 1)
 
 
+class IgnoresRelations(RetrievalTask):
+    """Takes only rows with both sides for pairs."""
+
+    def search(self, codes, *, ids, groups=None, related=None):
+        return super().search(codes, ids=ids, groups=groups)
+
+
+class OneWay(RetrievalTask):
+    """Loses one right answer of each query that has several."""
+
+    def search(self, codes, *, ids, groups=None, related=None):
+        found = super().search(codes, ids=ids, groups=groups, related=related)
+        if found is None or related is None:
+            return found
+        single = found.grades.toarray()
+        single[np.arange(len(single)), single.argmin(1)] = 0
+        best = single * (single == single.max(1, keepdims=True))
+        return replace(found, right=sparse.csr_array(best > 0), grades=sparse.csr_array(best))
+
+
+class AsksForNothing(RetrievalTask):
+    """Asks queries that have no right answer, too."""
+
+    def search(self, codes, *, ids, groups=None, related=None):
+        if related is not None:
+            related = sparse.csr_array(related.toarray() + 1e-9)
+        return super().search(codes, ids=ids, groups=groups, related=related)
+
+
+class SumsGrades(RetrievalTask):
+    def search(self, codes, *, ids, groups=None, related=None):
+        found = super().search(codes, ids=ids, groups=groups, related=related)
+        return found if found is None or related is None else replace(found, grades=found.grades * 2)
+
+
+class Ungraded(RetrievalTask):
+    """Takes all right answers for equally relevant."""
+
+    def search(self, codes, *, ids, groups=None, related=None):
+        found = super().search(codes, ids=ids, groups=groups, related=related)
+        return found if found is None or related is None else replace(found, grades=None)
+
+
+class RanksGradesBackwards(RetrievalTask):
+    def by_similarity(self, similarity, search):
+        if search.grades is not None:
+            inverse = search.grades.copy()
+            inverse.data = 1 / inverse.data
+            search = replace(search, grades=inverse)
+        return super().by_similarity(similarity, search)
+
+
 class ByPosition(RetrievalTask):
     def answers(self, vectors, search):
         answers = super().answers(vectors, search)
@@ -180,6 +232,12 @@ FAULTS = [
     (OwnAnswerAlone, "equal_queries_share_their_right_answers"),
     (IgnoresGroups, "groups_share_their_right_answers"),
     (OneGroupOfStrangers, "groups_share_their_right_answers"),
+    (IgnoresRelations, "given_answers_are_the_right_ones"),
+    (OneWay, "given_answers_are_the_right_ones grades_are_kept"),
+    (AsksForNothing, "a_query_without_a_right_answer_is_not_asked given_answers_are_the_right_ones"),
+    (SumsGrades, "grades_are_kept"),
+    (Ungraded, "grades_are_kept"),
+    (RanksGradesBackwards, "a_better_order_of_grades_scores_no_worse"),
     (ByPosition, "a_query_is_answered_by_itself"),
     (ByAxes, "answers_depend_on_similarity_alone"),
     (Backwards, "better_vectors_score_better the_constant_guess_is_constant"),

@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 
 from fusetune.config.augment import Augmentations
 from fusetune.config.backbone import BackboneConfig
+from fusetune.config.catalogue import Catalogue, CatalogueConfig
 from fusetune.config.columns import Columns
 from fusetune.config.data import DataConfig
 from fusetune.config.fusion import FusionConfig
@@ -46,6 +47,8 @@ class Config(Section):
     """The columns of one side of pairs, in place of a target; see `document`."""
     document: StrList = []
     """The columns of the other side: each row's document is what its query should find."""
+    catalogue: Catalogue = CatalogueConfig()
+    """The table of documents, if they have one of their own; `items.csv` is `{path: items.csv}`."""
     out: str | None = None
     """The folder for the tuned model and the report. None: a temporary one."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

@@ -30,6 +30,11 @@ def rebased(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             out[key] = _path(out[key], folder)
         elif isinstance(out.get(key), list):
             out[key] = [_path(value, folder) if isinstance(value, str) else value for value in out[key]]
+    catalogue = out.get("catalogue")
+    if isinstance(catalogue, str):
+        out["catalogue"] = _path(catalogue, folder)
+    elif isinstance(catalogue, Mapping) and isinstance(catalogue.get("path"), str):
+        out["catalogue"] = {**catalogue, "path": _path(catalogue["path"], folder)}
     for key in ENCODERS:
         out |= {key: _named(out[key], "name", folder)} if key in out else {}
     if isinstance(out.get("columns"), Mapping):

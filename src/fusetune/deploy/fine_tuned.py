@@ -12,6 +12,7 @@ from fusetune.config.data import OnBadCell
 from fusetune.data.table import Source, Table
 from fusetune.deploy.bundle import Bundle, merge_adapters, save_bundle
 from fusetune.deploy.card import write_card
+from fusetune.deploy.judged import in_catalogue, read_judged
 from fusetune.deploy.outputs import EMBEDDINGS
 from fusetune.deploy.predictions import Predictions, check_ending, write
 from fusetune.deploy.rows import Rows, index_of, reading_of
@@ -255,6 +256,7 @@ class FineTuned:
         self,
         source: Rows,
         *,
+        catalogue: Source | None = None,
         slices: Sequence[str] = (),
         precision: Precision = "float32",
         missing_columns: Sequence[str] = (),
@@ -264,6 +266,8 @@ class FineTuned:
 
         Args:
             source: as in `predict`, with the target columns.
+            catalogue: the documents, for a model of pairs whose queries name them by a key. None: those that the model
+                was tuned with, if there were any and the table does not have the documents itself.
             slices: columns whose values the main metric is split by.
             precision: as in `predict`.
             missing_columns: as in `predict`.
@@ -274,13 +278,17 @@ class FineTuned:
         """
         bars = track if progress else None
         bundle, low = arithmetic(self.bundle, precision)
-        examples = read_examples(bundle, source, targets=True, missing=missing_columns, progress=bars)
+        if (table := in_catalogue(bundle, source, catalogue)) is not None:
+            examples, judged = read_judged(bundle, table, progress=bars)
+        else:
+            examples, judged = read_examples(bundle, source, targets=True, missing=missing_columns, progress=bars), None
         examples.check_targets()
         with low:
             return measure(
                 bundle.model,
                 bundle.tasks,
                 examples,
+                judged=judged,
                 slices=slices,
                 group=bundle.schema.group,
                 progress=bars,

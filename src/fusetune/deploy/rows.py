@@ -40,8 +40,7 @@ def read_rows(bundle: Bundle, source: Rows, *, missing: Iterable[str] = ()) -> T
             expected=", ".join(needed),
             do=nearest(lost[0], needed),
         )
-    table = Table.read(_as_source(source, bundle.modalities), read=reading_of(bundle))
-    table = table.read_as(bundle.schema.forms())
+    table = read_source(bundle, source).read_as(bundle.schema.forms())
     table = table.with_missing(name for name in missing if name not in table)
     try:
         table.require(needed)
@@ -55,6 +54,15 @@ def read_rows(bundle: Bundle, source: Rows, *, missing: Iterable[str] = ()) -> T
             file=error.file,
         ) from None
     return table.with_joined(bundle.schema.joins())
+
+
+def read_source(bundle: Bundle, source: Rows) -> Table:
+    """Return a table of rows as it is, whichever columns it has; see `read_rows`.
+
+    Raises:
+        TableError: it cannot be read.
+    """
+    return Table.read(_as_source(source, bundle.modalities), read=reading_of(bundle))
 
 
 def needed_columns(bundle: Bundle) -> list[str]:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from fusetune.config.config import Config
-from fusetune.data.table import Source
 from fusetune.errors import ConfigError, shown
-from fusetune.fitting.check import check_settings
+from fusetune.fitting.check import check_catalogue, check_settings
+from fusetune.fitting.documents import CATALOGUE
 from fusetune.fitting.own_metrics import check_functions, take_functions
+from fusetune.fitting.tables import SPLITS
 from fusetune.objectives.total import standalone_objective
 from fusetune.tasks.main_metric import Metric
 
@@ -21,7 +22,8 @@ def resolve_arguments(
     """Return the complete settings, and the tables by split.
 
     Args:
-        given: the tables under "train", "val" and "test", None if not given; they take precedence over the settings.
+        given: the tables under "train", "val", "test" and "catalogue", None if not given; they take precedence over
+            the settings.
         target: the target column or columns; takes precedence as well.
         settings: the settings.
         out: the folder for the model; takes precedence as well.
@@ -34,16 +36,19 @@ def resolve_arguments(
         explicit["target"] = target_names(target, given["train"])
     for name, source in given.items():
         if source is not None and isinstance(source, str | Path):
-            explicit[name] = str(source)
+            explicit[name] = {"path": str(source)} if name == CATALOGUE else str(source)
         elif isinstance(source, list) and all(isinstance(part, str | Path) for part in source):
             explicit[name] = [str(part) for part in source]
     if out is not None:
         explicit["out"] = str(out)
     settings = settings.with_overrides(explicit) if explicit else settings
-    sources = {name: getattr(settings, name) if source is None else source for name, source in _given(**given).items()}
+    named = {split: getattr(settings, split) for split in SPLITS} | {CATALOGUE: settings.catalogue.path}
+    in_memory = {name: None if isinstance(source, str | Path) else source for name, source in given.items()}
+    sources = named | {name: source for name, source in in_memory.items() if source is not None}
     if not names_table(sources["train"]):
         raise ConfigError("there is no table to learn from", do="name one: fusetune fit TABLE --target COLUMN")
     check_settings(settings)
+    check_catalogue(settings, sources[CATALOGUE])
     if settings.query and standalone_objective(settings.objectives) is None:
         settings = settings.with_overrides({"objectives": {**settings.objectives, "contrastive": {}}})
     return settings, sources
@@ -52,13 +57,6 @@ def resolve_arguments(
 def names_table(train: Any) -> bool:
     """Return whether a train table is given."""
     return train is not None and not (isinstance(train, list) and not train)
-
-
-def _given(train: Source | list[Source] | None, val: Source | None, test: Source | None) -> dict[str, Any]:
-    return {
-        name: None if isinstance(source, str | Path) else source
-        for name, source in (("train", train), ("val", val), ("test", test))
-    }
 
 
 def target_names(target: Any, source: Any) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 from fusetune._private import imports_main
 from fusetune.config.config import Config
@@ -80,6 +81,26 @@ def _check_sides(config: Config) -> None:
             expected=", ".join(name for name in FUSIONS),
             do="name one of these for both sides, or leave fusion out",
         )
+
+
+def check_catalogue(config: Config, source: Any) -> None:
+    """Refuse a catalogue without pairs, and its settings without a catalogue.
+
+    Args:
+        config: the settings.
+        source: the table of documents, or None.
+
+    Raises:
+        ConfigError: the settings contradict each other.
+    """
+    if source is not None and not config.query:
+        raise ConfigError(
+            "a catalogue holds the documents of pairs, and there are no pairs",
+            expected="--query with columns of the query table, and --document with columns of the catalogue",
+            do="name them, or leave the catalogue out",
+        )
+    if source is None and config.catalogue != type(config.catalogue)():
+        raise ConfigError("catalogue has settings and no table", do="name it: catalogue.path=items.csv")
 
 
 def _check_target(name: str, config: Config) -> None:

@@ -12,7 +12,7 @@ from accelerate.utils import set_seed
 
 from fusetune.config.fusion import neural
 from fusetune.data.examples import Examples
-from fusetune.data.overlap import overlapping
+from fusetune.data.overlap import overlapping, row_keys
 from fusetune.deploy.bundle import Bundle
 from fusetune.deploy.outputs import OUTPUTS
 from fusetune.errors import TableError
@@ -65,7 +65,8 @@ class MatchFit:
         self.fit = fit
         set_seed(fit.config.seed)
         self.model = build_model(fit.modalities, fit.tasks, neural(fit.config.fusion))
-        self.searches = {split: searches(fit.tasks, fit.examples[split]) for split in fit.examples}
+        related = {} if fit.tables.documents is None else fit.tables.documents.related
+        self.searches = {split: searches(fit.tasks, fit.examples[split], related.get(split)) for split in fit.examples}
         for split in ("val", "test"):
             if not self.searches.get(split):
                 raise TableError(
@@ -104,13 +105,15 @@ class MatchFit:
             tasks = [self._judge(task, search, systems, findings) for task, search in self.searches["test"].values()]
             title = OUTPUTS[model.name].title(trained.bundle)
             results = findings.run_results(tasks, title)
-            results.warnings[:0] = self._known_sides()
+            results.warnings[:0] = [*self._known_sides(), *self._equal_sides()]
         return trained.bundle, results
 
     def _known_sides(self) -> list[str]:
         """Return a warning for each side of pairs whose cells some test rows share with train rows."""
         train, test = (self.fit.examples[split] for split in ("train", "test"))
         sides = {name: columns for task, _ in self.searches["test"].values() for name, columns in task.sides.items()}
+        if self.fit.tables.documents is not None:  # test rows are searched among the documents of train rows, too
+            sides = {name: columns for name, columns in sides.items() if columns != tuple(self.fit.config.document)}
         warnings = []
         for name, columns in sides.items():
             seen = overlapping(train.restrict(columns), test.restrict(columns))
@@ -120,6 +123,19 @@ class MatchFit:
                     f" {name} is found may be lower."
                 )
         return warnings
+
+    def _equal_sides(self) -> list[str]:
+        """Return a warning if train pairs have the same cells on both sides."""
+        config, train = self.fit.config, self.fit.examples["train"]
+        if not config.query or len(config.query) != len(config.document):
+            return []
+        keys, names = row_keys(train), list(train.columns)
+        query, document = (
+            np.sort(keys[:, [names.index(name) for name in side]], 1) for side in (config.query, config.document)
+        )
+        num = int(np.sum((query == document).all(1) & (query != 0).any(1)))
+        what = "have equal sides: they teach only that equal cells match."
+        return [f"{num:,} of {len(train):,} train pairs {what}"] if num else []
 
     def _start(self, model: Family) -> Alignment | None:
         """Return the best closed-form alignment of the columns with pretrained encoders, chosen on validation rows."""
@@ -209,7 +225,7 @@ class MatchFit:
             [make(task.answers(vectors, search)) for make, vectors in systems],
             EvaluatedRows(
                 task.truth(search),
-                examples.rows[rows],
+                search.ids,
                 weights=examples.weights[rows],
                 groups=groups.tolist() if (groups >= 0).all() else None,
                 slices={column: examples.table.cells(column, rows) for column in fit.config.report.slices},

@@ -168,6 +168,7 @@ def prepare(run_settings: RunSettings) -> Prepared:
     phases: list[Phase] = []
     with timed(phases, "read tables", show=show):
         tables = Tables(config, run_settings.sources)
+        config = tables.config
         targets = _make_tasks(config, tables.schema, tables.splits["train"])
         tables.read_together(targets)
         tables.schema, codes = read_codes(tables.splits["train"], tables.schema, targets, config)
@@ -202,6 +203,8 @@ def prepare(run_settings: RunSettings) -> Prepared:
         if show:
             for line in announcement(tables.schema, tasks, modalities, examples, codes):
                 print_line(line)
+            if tables.documents is not None:
+                print_line(tables.documents.announcement)
         examples["train"] = examples["train"].given(
             augmentation=augmentation, mix=config.data.mix, ratio=config.data.unlabelled
         )

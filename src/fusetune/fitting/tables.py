@@ -20,6 +20,7 @@ from fusetune.data.splits import may_train, split_rows
 from fusetune.data.table import Table
 from fusetune.errors import TableError
 from fusetune.evaluation.results import TableUsed
+from fusetune.fitting.documents import CATALOGUE, Documents
 from fusetune.fitting.reading import join_columns, read_for_tasks, text_pair
 from fusetune.models.build import build_task
 from fusetune.objectives.total import learning_without_target, standalone_objective
@@ -50,6 +51,7 @@ class Tables:
         pair: two text columns that are read one by one and may be read together; None without such.
         apart: the specs of the columns that `text.join` reads together, as if each were read by itself.
         tried: the columns that are read together only because it was tried, not because the settings say so.
+        documents: the catalogue that the rows name documents of; None if each row has its document itself.
     """
 
     def __init__(self, config: Config, sources: Mapping[str, Any]) -> None:
@@ -61,17 +63,27 @@ class Tables:
         self.pair: tuple[str, str] | None = None
         self.apart: dict[str, ColumnSpec] = {}
         self.tried: tuple[str, ...] = ()
+        self.documents: Documents | None = None
         self.splits = self._read(sources)
 
     def _read(self, sources: Mapping[str, Any]) -> dict[str, Table]:
         read = self.config.data.read
-        given = {
+        tables = {
             split: concat([Table.read(part, read=read) for part in (source if isinstance(source, list) else [source])])
-            for split, source in sources.items()
-            if source is not None
+            for split in SPLITS
+            if (source := sources.get(split)) is not None
         }
+        given, overrides = tables, self.config.schema_overrides()
+        if (source := sources.get(CATALOGUE)) is not None:
+            self.documents = Documents(self.config, source, tables)
+            self.config, given = self.documents.config, self.documents.pairs_of(tables)
+            overrides = self.documents.overrides(overrides)
+            self.notes += self.documents.notes
         train, targets = given["train"], self.config.target
-        self.schema = Schema.detect(train, targets=targets, overrides=self.config.schema_overrides(), read=read)
+        if self.documents is not None:
+            self.schema = self.documents.detect(train, overrides, read)
+        else:
+            self.schema = Schema.detect(train, targets=targets, overrides=overrides, read=read)
         self.notes += self.schema.notes
         given = {split: table.read_as(self.schema.forms()) for split, table in given.items()}
         train = given["train"]
@@ -82,12 +94,14 @@ class Tables:
                 expected="a column to predict",
                 file=train.source,
             )
-        for split, table in given.items():
+        for split, table in tables.items():
             self.files[split] = (table.source, len(table) + len(table.rejected))
             self.rejected[split] += table.rejected
             self.notes += table.notes if len(table.files) > 1 else [f"{table.source}: {note}" for note in table.notes]
-            self.schema.validate(table, targets=split == "train")
-            table.require(self.schema.targets)
+            self.schema.validate(given[split], targets=split == "train")
+            given[split].require(self.schema.targets)
+        if self.documents is not None:
+            return self.documents.splits(given, self)
         labelled = {split: self._labelled(split, table) for split, table in given.items()}
         splits = self._split({split: given[split].select(has) for split, has in labelled.items()})
         if self.schema.names("target"):
@@ -140,22 +154,26 @@ class Tables:
 
     def _split(self, given: dict[str, Table]) -> dict[str, Table]:
         """Return the rows of every split; splits without a table of their own are split off from train."""
-        wanted = [split for split in SPLITS if split not in given]
         tables = dict(given)
-        if wanted:
-            train = given["train"]
-            rows = split_rows(
-                train,
-                self.schema,
-                wanted=wanted,
-                fractions=self.config.data.split,
-                sides=[side for side in (self.config.query, self.config.document) if side],
-                seed=self.config.seed,
-            )
-            for split, indices in rows.items():
-                if len(indices):
-                    tables[split] = train.select(indices)
+        for split, indices in self.split_positions(given, [self.config.query, self.config.document]).items():
+            tables[split] = given["train"].select(indices)
         return {split: tables[split] for split in SPLITS if split in tables}
+
+    def split_positions(self, given: Mapping[str, Table], sides: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
+        """Return the positions in the train table of every split that has no table of its own, and of train.
+
+        Args:
+            given: the tables, by split.
+            sides: columns whose equal cells stay in one split; see `split_rows`.
+        """
+        wanted = [split for split in SPLITS if split not in given]
+        if not wanted:
+            return {}
+        settings, sides = self.config.data, [side for side in sides if side]
+        rows = split_rows(
+            given["train"], self.schema, wanted=wanted, fractions=settings.split, sides=sides, seed=self.config.seed
+        )
+        return {split: indices for split, indices in rows.items() if len(indices)}
 
     def read_together(self, tasks: Mapping[str, TargetTask]) -> None:
         """Have texts read as the tasks and the settings want it: token by token, or several together.
@@ -191,6 +209,8 @@ class Tables:
 
     def all_rejected(self, examples: Mapping[str, Examples]) -> list[Rejected]:
         """Return every rejected row, with its file and its row number there."""
+        if self.documents is not None:
+            return self.documents.all_rejected(self.rejected, examples)
         rejected_rows = []
         for split, rows in examples.items():
             for item in [*self.rejected[split], *rows.rejected]:
@@ -205,14 +225,20 @@ class Tables:
             TooManyRejected: the share is above `data.max_rejected`.
         """
         for split, (file, rows_in) in self.files.items():
-            rejected = [*self.rejected[split], *examples[split].rejected]
-            if split == "train":
-                split_off = [other for other in examples if other not in self.files]
-                rejected += [item for other in split_off for item in examples[other].rejected]
+            parts = [split, *(other for other in examples if split == "train" and other not in self.files)]
+            rejected = [*self.rejected[split], *(item for part in parts for item in self._rejected(part, examples))]
             check_rate(rejected, rows_in, limit=self.config.data.max_rejected, source=file)
+
+    def _rejected(self, split: str, examples: Mapping[str, Examples]) -> list[Rejected]:
+        """Return a split's rows that were rejected after reading."""
+        if self.documents is not None:
+            return self.documents.rejected_queries(split, examples[split])
+        return examples[split].rejected
 
     def used(self, examples: Mapping[str, Examples]) -> list[TableUsed]:
         """Return each split's counts: rows in = rows used (unlabelled ones included) + rows rejected."""
+        if self.documents is not None:
+            return self.documents.used(self.files, self.rejected, examples)
         used = []
         for split, rows in examples.items():
             rejected = {item.row for item in [*self.rejected[split], *rows.rejected]}

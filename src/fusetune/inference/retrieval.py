@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from scipy import sparse
 
 from fusetune.data.examples import Examples
 from fusetune.inference.predict import row_vectors
@@ -13,19 +14,28 @@ from fusetune.tasks.base import Task
 from fusetune.tasks.match import MatchTask, Search
 
 
-def searches(tasks: Mapping[str, Task], examples: Examples) -> dict[str, tuple[MatchTask, Search]]:
+def searches(
+    tasks: Mapping[str, Task], examples: Examples, related: sparse.csr_array | None = None
+) -> dict[str, tuple[MatchTask, Search]]:
     """Return each match task with its search among the used rows; tasks that fewer than two rows have are left out.
 
     Args:
         tasks: by name.
         examples: prepared rows.
+        related: (rows, rows) of the table; see `MatchTask.search`. The ids are then row numbers in the rows' files.
     """
-    codes = {name: column.codes[examples.used] for name, column in examples.columns.items()}
-    ids, groups = examples.rows[examples.used], examples.groups[examples.used]
-    by_task = {}
+    used = examples.used
+    codes = {name: column.codes[used] for name, column in examples.columns.items()}
+    ids, groups = examples.rows[used], examples.groups[used]
+    if related is not None:
+        related = sparse.csr_array(related[used][:, used])
+        ids = ids - np.array([first for _, first in examples.table.files])[examples.table.parts()[used]]
+    by_task: dict[str, tuple[MatchTask, Search]] = {}
     for name, task in tasks.items():
-        if isinstance(task, MatchTask) and (search := task.search(codes, ids=ids, groups=groups)) is not None:
-            by_task[name] = (task, search)
+        if isinstance(task, MatchTask):
+            search = task.search(codes, ids=ids, groups=groups, related=related)
+            if search is not None:
+                by_task[name] = (task, search)
     return by_task
 
 

@@ -58,14 +58,24 @@ class MatchTask(Task):
 
     @abc.abstractmethod
     def search(
-        self, codes: Mapping[str, np.ndarray], *, ids: np.ndarray, groups: np.ndarray | None = None
+        self,
+        codes: Mapping[str, np.ndarray],
+        *,
+        ids: np.ndarray,
+        groups: np.ndarray | None = None,
+        related: sparse.csr_array | None = None,
     ) -> Search | None:
         """Return the queries and the catalogue of some rows; None if they are too few to be measured.
+
+        Without `related` each row with both sides is a query, and its own answer is right. With it each distinct query
+        is asked once if it has a right answer, and the catalogue is the distinct answers of all rows.
 
         Args:
             codes: per column, (rows,) the id of each row's cell, -1 for a missing cell.
             ids: (rows,) the row ids.
             groups: (rows,) int; rows of one group are right answers to each other; -1 for no group.
+            related: (rows, rows) sparse, symmetric: the grade, above 0, of the answer in one row for the query in the
+                other, where one of the two has a query and the other one none; `groups` then count for nothing.
         """
 
     @abc.abstractmethod

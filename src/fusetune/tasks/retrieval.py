@@ -101,17 +101,21 @@ class RetrievalTask(MatchTask):
         return {side.name: side.columns for side in (self.query, self.answer) if side.fused}
 
     def search(
-        self, codes: Mapping[str, np.ndarray], *, ids: np.ndarray, groups: np.ndarray | None = None
+        self,
+        codes: Mapping[str, np.ndarray],
+        *,
+        ids: np.ndarray,
+        groups: np.ndarray | None = None,
+        related: sparse.csr_array | None = None,
     ) -> Search | None:
-        """Return the search of some rows. Every row with both sides is a query; None if there are fewer than two.
+        """See `MatchTask.search`. None if there are fewer than two queries.
 
-        The catalogue is the distinct answers of the queries; if the answer's side is fused, also those of rows without
-        a query.
-
-        Args:
-            codes, ids, groups: see `MatchTask.search`.
+        Without `related` the catalogue is the distinct answers of the queries; if the answer's side is fused, also
+        those of rows without a query.
         """
         queries, answers = (np.stack([codes[name] for name in side.columns], 1) for side in (self.query, self.answer))
+        if related is not None:
+            return _search_related(queries, answers, ids, related)
         answered = (answers >= 0).any(1)
         rows = np.flatnonzero((queries >= 0).any(1) & answered)
         if len(rows) < 2:
@@ -297,6 +301,52 @@ def pair_tasks(query: Sequence[str], document: Sequence[str]) -> dict[str, Retri
     sides = Side("query", tuple(query), fused=True), Side("document", tuple(document), fused=True)
     tasks = RetrievalTask(*sides), RetrievalTask(*reversed(sides))
     return {task.target: task for task in tasks}
+
+
+def _search_related(
+    queries: np.ndarray, answers: np.ndarray, ids: np.ndarray, related: sparse.csr_array
+) -> Search | None:
+    """Return the search of rows whose right answers are given; None if fewer than two queries have one.
+
+    Args:
+        queries, answers: (rows, columns) the codes of each side's cells, -1 for a missing one.
+        ids, related: see `MatchTask.search`.
+    """
+    has_query, has_answer = np.any(queries >= 0, axis=1), np.any(answers >= 0, axis=1)
+    query_rows, query_of = _distinct(queries, has_query, has_answer)
+    answer_rows, answer_of = _distinct(answers, has_answer, has_query)
+    given = sparse.coo_array(related)
+    first, second = given.coords
+    real = (given.data > 0) & has_query[first] & has_answer[second]
+    cell, grade = query_of[first[real]] * len(answer_rows) + answer_of[second[real]], given.data[real]
+    order = np.lexsort((grade, cell))
+    last = order[np.r_[np.diff(cell[order]) > 0, True][: len(order)]]  # equal rows: the highest grade
+    entries = cell[last] // max(len(answer_rows), 1), cell[last] % max(len(answer_rows), 1)
+    grades = sparse.csr_array((grade[last], entries), shape=(len(query_rows), len(answer_rows)))
+    asked = np.flatnonzero(np.diff(grades.indptr))
+    if len(asked) < 2:
+        return None
+    grades, rows = sparse.csr_array(grades[asked]), query_rows[asked]
+    return Search(rows, ids[rows], answer_rows, ids[answer_rows], sparse.csr_array(grades > 0), grades)
+
+
+def _distinct(codes: np.ndarray, present: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a row of each distinct side, ascending, and by row the index of its side among them, -1 without it.
+
+    A row that has this side alone comes before those that have the other one too.
+
+    Args:
+        codes: (rows, columns) the codes of the side's cells.
+        present, other: (rows,) bool, the rows that have the side, and the other one.
+    """
+    rows = np.concatenate([np.flatnonzero(present & ~other), np.flatnonzero(present & other)])
+    _, first, number = np.unique(codes[rows], axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(rows[first])
+    place = np.empty(len(first), np.int64)
+    place[order] = np.arange(len(first))
+    owner = np.full(len(codes), -1)
+    owner[rows] = place[number.reshape(-1)]
+    return rows[first][order], owner
 
 
 def _right(ids: np.ndarray, owner: np.ndarray, rows: np.ndarray, num_answers: int) -> sparse.csr_array:

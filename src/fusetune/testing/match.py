@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import sparse
 
 from fusetune.tasks.match import MatchTask, Search
 from fusetune.tasks.panels.kinds import Evidence
@@ -41,6 +42,35 @@ class MatchCase:
     codes: dict[str, np.ndarray]
     ids: np.ndarray
     vectors: dict[str, np.ndarray]
+
+    @property
+    def given(self) -> dict[tuple[int, int], float]:
+        """The grade of answers for queries, by the codes of both: graded, many to many, some queries without any."""
+        asked = np.unique(self.codes["q"][self.codes["q"] >= 0])
+        answered = np.unique(self.codes["a"][self.codes["a"] >= 0])
+        return {
+            (int(q), int(answered[(number + 7 * more) % len(answered)])): float(1 + more)
+            for number, q in enumerate(asked)
+            for more in range(number % 3)
+        }
+
+    @property
+    def apart(self) -> dict[str, np.ndarray]:
+        """The codes, (2 * rows,), with each row's query in a row without an answer, and the answers in rows below."""
+        nothing = np.full(ROWS, -1)
+        return {"q": np.concatenate([self.codes["q"], nothing]), "a": np.concatenate([nothing, self.codes["a"]])}
+
+    @property
+    def related_search(self) -> Search:
+        """The search of `apart` with the right answers of `given`, of which equal rows may have lower grades too."""
+        related, codes = np.zeros((2 * ROWS, 2 * ROWS)), self.apart
+        for (q, a), grade in self.given.items():
+            for place, row in enumerate(np.flatnonzero(codes["q"] == q)):
+                for other in np.flatnonzero(codes["a"] == a):
+                    related[row, other] = related[other, row] = grade if place == 0 else grade / 2
+        search = self.task.search(codes, ids=np.arange(2 * ROWS) * 10, related=sparse.csr_array(related))
+        assert search is not None, "rows whose right answers are given cannot be searched"
+        return search
 
     @property
     def search(self) -> Search:
@@ -122,6 +152,53 @@ class MatchContract(Contract):
         added = (search.right.toarray() > 0) & ~(case.search.right.toarray() > 0)
         assert added[inside].any(), "rows of a group are not right answers to each other"
         assert not added[~inside].any(), "rows of no group are right answers to each other"
+
+    def test_given_answers_are_the_right_ones(self, make: MakeMatch) -> None:
+        """With `related` each distinct query is asked once, of all distinct answers, and exactly these are right."""
+        case = example_match(make)
+        search = case.related_search
+        asked, answered = case.apart["q"][search.rows], case.apart["a"][search.answer_rows]
+        right = {(q, a) for q, row in zip(asked, search.right.toarray() > 0, strict=True) for a in answered[row]}
+        assert len(set(asked)) == len(asked), "a query is asked twice"
+        assert len(set(answered)) == len(answered), "an answer is twice in the catalogue"
+        assert set(answered) == set(case.apart["a"]) - {-1}, "the catalogue is not all distinct answers"
+        assert right == set(case.given), "other answers are right than those that were given"
+
+    def test_a_query_without_a_right_answer_is_not_asked(self, make: MakeMatch) -> None:
+        """Nor is anything searched for if fewer than two queries have one."""
+        case = example_match(make)
+        assert set(case.apart["q"][case.related_search.rows]) == {q for q, _ in case.given}, "other queries are asked"
+        nothing, ids = sparse.csr_array((2 * ROWS, 2 * ROWS)), np.arange(2 * ROWS)
+        assert case.task.search(case.apart, ids=ids, related=nothing) is None, "nothing is related, and searched"
+
+    def test_grades_are_kept(self, make: MakeMatch) -> None:
+        """Each right answer has its grade; of several for equal rows the highest."""
+        case = example_match(make)
+        search = case.related_search
+        grades = search.gains.toarray()
+        asked, answered = case.apart["q"][search.rows], case.apart["a"][search.answer_rows]
+        got = {(asked[q], answered[a]): grades[q, a] for q, a in zip(*np.nonzero(grades), strict=True)}
+        assert got == case.given, "grades are lost or changed"
+
+    def test_a_better_order_of_grades_scores_no_worse(self, make: MakeMatch) -> None:
+        """Vectors that rank answers by their grades score at least as well as those that rank them backwards."""
+        case = example_match(make)
+        search = case.related_search
+        scores = []
+        for power in (1.0, -1.0):
+            near = search.gains.toarray()
+            near[near > 0] **= power  # all right answers before the wrong ones, in one order or the other
+            ends = {
+                "q": np.zeros((2 * ROWS, len(search.answer_rows))),
+                "a": np.zeros((2 * ROWS, len(search.answer_rows))),
+            }
+            ends["q"][search.rows] = near / np.linalg.norm(near, axis=1, keepdims=True)
+            ends["a"][search.answer_rows] = np.eye(len(search.answer_rows))
+            figures = case.task.evaluate(case.task.answers(ends, search), case.task.truth(search))
+            scores.append({name: value for name, value in figures.items() if name.startswith("ndcg")})
+        forward, backward = scores
+        assert all(forward[name] >= backward[name] for name in forward), f"{forward} by grade, {backward} backwards"
+        assert not forward or any(forward[name] > backward[name] for name in forward), "grades count for nothing"
 
     def test_a_query_is_answered_by_itself(self, make: MakeMatch) -> None:
         """In whatever order rows come, each query has the same answer: (queries,) and finite."""

@@ -19,7 +19,7 @@ PROBED = 500
 """Cells of a text column that are checked for file names."""
 
 
-def concat(tables: Sequence[Table], source: str | None = None) -> Table:
+def concat(tables: Sequence[Table], source: str | None = None, *, reserved: int = 0) -> Table:
     """Concatenate tables.
 
     A column that a table lacks is missing in its rows. Row ids continue from table to table, rejected rows included;
@@ -28,6 +28,7 @@ def concat(tables: Sequence[Table], source: str | None = None) -> Table:
     Args:
         tables: one or more; a single table is returned unchanged.
         source: name of the result; None joins the tables' names.
+        reserved: the number of row ids that the first table has, if its rows and rejected rows are not all of them.
 
     Raises:
         TableError: a column's cells in two tables have incompatible types.
@@ -45,6 +46,7 @@ def concat(tables: Sequence[Table], source: str | None = None) -> Table:
         rejected += [replace(item, row=item.row + first) for item in table.rejected]
         files += [(source, start + first) for source, start in table.files]
         first += 1 + max([int(table.rows.max(initial=-1)), *(item.row for item in table.rejected)])
+        first = max(first, reserved)
     schema = pa.schema([field for field, _ in columns.values()])
     made = Table(
         pa.Table.from_arrays([array for _, array in columns.values()], schema=schema),
@@ -58,6 +60,49 @@ def concat(tables: Sequence[Table], source: str | None = None) -> Table:
     )
     made.lone = any(table.lone for table in tables)
     made.fetcher = next((table.fetcher for table in tables if table.fetcher is not None), None)
+    return made
+
+
+def beside(left: Table, left_rows: np.ndarray, right: Table, right_rows: np.ndarray, columns: Sequence[str]) -> Table:
+    """Return rows of two tables side by side, with the row ids and files of the left one.
+
+    If the tables are in two folders, relative file paths of the right one become absolute.
+
+    Args:
+        left, right: the tables.
+        left_rows, right_rows: (rows,) positions in each, in any order; a row may repeat.
+        columns: those of the right table; they replace columns of the left one that have the same name.
+    """
+    apart = left.base_dir.resolve() != right.base_dir.resolve()
+    arrow, take = left.arrow, pa.array(left_rows)
+    names = [name for name in left.column_names if name not in columns]
+    parts = [(arrow.schema.field(name), arrow.column(name).take(take)) for name in names]
+    take = pa.array(right_rows)
+    for name in columns:
+        field, data = _column(right, name, apart=apart)
+        parts.append((field, data.take(take)))
+    made = pa.Table.from_arrays([data for _, data in parts], schema=pa.schema([field for field, _ in parts]))
+    table = _rebuilt(left, made, left.rows[left_rows])
+    table.keep = [left.keep, right.keep]
+    table.lone, table.fetcher = left.lone or right.lone, left.fetcher or right.fetcher
+    return table
+
+
+def only(table: Table, columns: Sequence[str]) -> Table:
+    """Return a table's rows with some of its columns."""
+    return _rebuilt(table, table.arrow.select(list(columns)), table.rows)
+
+
+def with_column(table: Table, name: str, values: pa.Array) -> Table:
+    """Return a table's rows with a column replaced."""
+    arrow = table.arrow
+    return _rebuilt(table, arrow.set_column(arrow.column_names.index(name), name, values), table.rows)
+
+
+def _rebuilt(table: Table, arrow: pa.Table, rows: np.ndarray) -> Table:
+    """Return a table with other content, and the source, folder and files of this one."""
+    made = Table(arrow, source=table.source, base_dir=table.base_dir, rows=rows, keep=table.keep, files=table.files)
+    made.lone, made.fetcher = table.lone, table.fetcher
     return made
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from fusetune.data.column import Progress
 from fusetune.data.examples import Examples
@@ -75,11 +76,29 @@ class Evaluation:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class Judged:
+    """Query rows whose documents are in a table of their own.
+
+    Attributes:
+        related: (rows, rows) of the evaluated table; see `MatchTask.search`.
+        rows_in: the number of query rows.
+        rejected: those that cannot be used.
+        notes: sentences for the user.
+    """
+
+    related: sparse.csr_array
+    rows_in: int
+    rejected: Sequence[Rejected]
+    notes: Sequence[str]
+
+
 def measure(
     model: Family,
     tasks: Mapping[str, Task],
     examples: Examples,
     *,
+    judged: Judged | None = None,
     slices: Sequence[str] = (),
     group: str | None = None,
     seed: int = 0,
@@ -92,6 +111,7 @@ def measure(
         model: the tuned model.
         tasks: the fitted tasks by name.
         examples: prepared rows with their targets checked.
+        judged: the right answers and the counts, of queries that are searched in a catalogue.
         slices: the table's columns to slice by.
         group: a column of the table; the bootstrap draws rows with equal cells together.
         seed: the seed of the bootstrap.
@@ -105,7 +125,8 @@ def measure(
     table = examples.table
     table.require(slices)
     results = []
-    for task, rows, answers, truth in ANSWERED[model.name](model, tasks, examples, stack, progress):
+    related = None if judged is None else judged.related
+    for task, rows, answers, truth in ANSWERED[model.name](model, tasks, examples, stack, progress, related):
         tuned = Candidate("tuned", "after", "the tuned model", answers)
         evaluated = EvaluatedRows(
             truth,
@@ -115,16 +136,16 @@ def measure(
             slices={column: table.cells(column, rows) for column in slices},
         )
         results.append(judge(task, [tuned], evaluated, num_errors=0, seed=seed))
-    rejected = [*table.rejected, *examples.rejected]
+    rejected = [*table.rejected, *examples.rejected] if judged is None else list(judged.rejected)
     problems = [f"row {item.row}, {_described(item)}" for item in [*rejected, *examples.masked]]
     shown = problems[:10] + ([f"and {len(problems) - 10} more"] if len(problems) > 10 else [])
     return Evaluation(
         results,
-        rows_in=len(table) + len(table.rejected),
+        rows_in=len(table) + len(table.rejected) if judged is None else judged.rows_in,
         rows_rejected=len({item.row for item in rejected}),
         cells_masked=len(examples.masked),
         problems=shown,
-        notes=unknown_labels(examples)
+        notes=[*unknown_labels(examples), *(() if judged is None else judged.notes)]
         + [
             f"{task.target} was tuned by {task.tuned_by.name}, a function that no folder holds; it is measured by "
             f"{task.main.name}. In Python load(FOLDER, metric={task.tuned_by.name}) measures by the function."
@@ -141,7 +162,12 @@ def _described(item: Rejected) -> str:
 
 
 def _predictions(
-    model: Family, tasks: Mapping[str, Task], examples: Examples, stack: Stack | None, progress: Progress | None
+    model: Family,
+    tasks: Mapping[str, Task],
+    examples: Examples,
+    stack: Stack | None,
+    progress: Progress | None,
+    related: sparse.csr_array | None,
 ) -> Iterator[Answered]:
     """Yield the predictions of each target's labelled rows."""
     targets = target_tasks(tasks)
@@ -161,10 +187,15 @@ def _predictions(
 
 
 def _rankings(
-    model: Family, tasks: Mapping[str, Task], examples: Examples, stack: Stack | None, progress: Progress | None
+    model: Family,
+    tasks: Mapping[str, Task],
+    examples: Examples,
+    stack: Stack | None,
+    progress: Progress | None,
+    related: sparse.csr_array | None,
 ) -> Iterator[Answered]:
     """Yield the ranks of each direction of retrieval, among the evaluated rows' distinct answers."""
-    searched = searches(tasks, examples)
+    searched = searches(tasks, examples, related)
     if not searched:
         raise TableError(
             "no two rows have a query and its answer",
