@@ -131,9 +131,11 @@ TASKS = Registry(
         "multiclass": "fusetune.tasks.classification:MulticlassTask",
         "multilabel": "fusetune.tasks.multilabel:MultilabelTask",
         "ordinal": "fusetune.tasks.ordinal:OrdinalTask",
+        "pair_classification": "fusetune.tasks.pair_classification:PairClassificationTask",
         "regression": "fusetune.tasks.regression:RegressionTask",
         "relation": "fusetune.tasks.relation:RelationTask",
         "retrieval": "fusetune.tasks.retrieval:RetrievalTask",
+        "similarity": "fusetune.tasks.similarity:SimilarityTask",
     },
 )
 
@@ -144,6 +146,7 @@ OBJECTIVES = Registry(
         "supcon": "fusetune.objectives.supcon:SupConObjective",
         "mixup": "fusetune.objectives.mixup:Mixup",
         "rdrop": "fusetune.objectives.rdrop:RDrop",
+        "similarity": "fusetune.objectives.similarity:SimilarityObjective",
         "unimodal": "fusetune.objectives.unimodal:Unimodal",
         "vat": "fusetune.objectives.vat:VirtualAdversarial",
     },

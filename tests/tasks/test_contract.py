@@ -11,6 +11,7 @@ from fusetune.registry import TASKS
 from fusetune.tasks.base import LinearModel, TargetTask
 from fusetune.tasks.classification import MulticlassTask
 from fusetune.tasks.multilabel import MultilabelTask
+from fusetune.tasks.pairs import PairTask
 from fusetune.tasks.regression import RegressionTask
 from fusetune.tasks.token_task import TokenTask
 from fusetune.testing.rules import broken_rules, rules_of
@@ -29,7 +30,7 @@ OPTIONS = {
 TARGET_TASKS = {
     name: TASKS.get(name)
     for name in TASKS
-    if issubclass(TASKS.get(name), TargetTask) and not issubclass(TASKS.get(name), TokenTask)
+    if issubclass(TASKS.get(name), TargetTask) and not issubclass(TASKS.get(name), TokenTask | PairTask)
 }
 MAKES = TARGET_TASKS | OPTIONS
 CASES = [

@@ -19,18 +19,26 @@ from fusetune.errors import ConfigError
 from fusetune.fusion.base import Fusion
 from fusetune.modalities.base import Modality
 from fusetune.models.family import Family
-from fusetune.models.match import Match
+from fusetune.models.match import Match, Sides
 from fusetune.models.understand import Understand
 from fusetune.registry import FUSIONS, MODALITIES, TASKS
 from fusetune.tasks.base import TargetTask, Task, family_of, target_tasks
 from fusetune.tasks.infer import registered_target_tasks
 from fusetune.tasks.match import MatchTask
+from fusetune.tasks.pairs import PairTask
 
 DIM = 128
 """Default width of the projected tokens."""
 
-SHARED_OPTIONS = {"dim": Annotated[int, Field(ge=1)], "input_dropout": Annotated[float, Field(ge=0, lt=1)]}
-"""Options of the section `fusion` that every fusion has."""
+NO_FUSION = "none"
+"""Name of the fusion of a model of pairs whose sides are not fused, but the sum of their columns' projections."""
+
+SHARED_OPTIONS: dict[str, Any] = {
+    "dim": Annotated[int, Field(ge=1)],
+    "input_dropout": Annotated[float, Field(ge=0, lt=1)],
+    "tied": bool,
+}
+"""Options of the section `fusion` that every fusion has; `tied` that of a model of pairs only."""
 
 
 def options_of(part: type, *filled: str) -> list[str]:
@@ -160,15 +168,20 @@ def _build_understand(parts: _ReaderParts, tasks: Mapping[str, Task], fusion: Na
 
 
 def _build_match(parts: _ReaderParts, tasks: Mapping[str, Task], fusion: NamedConfig) -> Family:
+    columns: dict[str, tuple[str, ...]] = {}
     for task in tasks.values():
-        assert isinstance(task, MatchTask)
-        if unknown := [name for name in task.columns if name not in parts.routes]:
+        assert isinstance(task, MatchTask | PairTask)
+        columns |= task.sides
+        read = task.columns if isinstance(task, MatchTask) else [name for side in task.sides.values() for name in side]
+        if unknown := [name for name in read if name not in parts.routes]:
             raise ConfigError(f"{task.target} reads {unknown[0]!r}, which is no input column")
-    sides: dict[str, Fusion] = {}
-    for task in tasks.values():
-        for name, columns in task.sides.items() if isinstance(task, MatchTask) else ():
-            if name not in sides:
-                sides[name] = build_fusion(columns, parts.dim, fusion)
+    fused = fusion.name != NO_FUSION
+    sides = Sides(
+        columns,
+        {side: build_fusion(names, parts.dim, fusion) if fused else None for side, names in columns.items()},
+        {name: task.build_head(parts.dim) for name, task in target_tasks(tasks).items()},
+        bool(fusion.options.get("tied", False)),
+    )
     return Match(parts.encoders, parts.routes, parts.dim, sides=sides, dropout=parts.dropout)
 
 
@@ -196,8 +209,14 @@ def check_fusion(settings: NamedConfig) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such fusion, or it does not have an option.
     """
-    fusion: Any = FUSIONS.get(settings.name or "attention")
     options = {name: value for name, value in settings.options.items() if name not in SHARED_OPTIONS}
+    if settings.name == NO_FUSION:
+        if options:
+            raise ConfigError(
+                f"fusion (none) has no setting {next(iter(options))!r}", expected=", ".join(SHARED_OPTIONS)
+            )
+        return {}
+    fusion: Any = FUSIONS.get(settings.name or "attention")
     known = [*options_of(fusion, "columns", "dim"), *SHARED_OPTIONS]
     check_options(fusion, options, known=known, where=f"fusion ({settings.name or 'attention'})")
     return options

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -17,22 +18,20 @@ class SideVector(nn.Module):
     """One vector from the columns of a side.
 
     vector = Σ_c mean of column c's projected tokens + W fusion(projected columns), summed over the present columns. W
-    starts at zero, so that training starts from the linear part, which a closed-form alignment can initialise.
+    starts at zero, so that training starts from the linear part, which a closed-form alignment can initialise. Without
+    a fusion the vector is the linear part.
 
     Args:
-        fusion: over the side's columns.
+        columns: of the side.
+        fusion: over these columns, or None.
     """
 
-    def __init__(self, fusion: Fusion) -> None:
+    def __init__(self, columns: Sequence[str], fusion: Fusion | None) -> None:
         super().__init__()
-        self.fusion = fusion
-        self.out = nn.Linear(fusion.dim, fusion.dim, bias=False)
-        nn.init.zeros_(self.out.weight)
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The side's columns."""
-        return self.fusion.columns
+        self.columns, self.fusion = tuple(columns), fusion
+        if fusion is not None:
+            self.out = nn.Linear(fusion.dim, fusion.dim, bias=False)
+            nn.init.zeros_(self.out.weight)
 
     def forward(self, columns: Mapping[str, Tokens], present: Mapping[str, Tensor]) -> Tokens:
         """Return the vectors as one token a row, (batch, 1, dim); a row without the side has no real token.
@@ -44,20 +43,39 @@ class SideVector(nn.Module):
         own = {column: columns[column] for column in self.columns}
         has = {column: present[column] & tokens.mask.any(1) for column, tokens in own.items()}
         absent = ~torch.stack(list(has.values())).any(0)  # (batch,)
-        linear = torch.stack([tokens.mean() for tokens in own.values()]).sum(0)  # (batch, dim)
-        # A fusion needs a column in every row: rows without the side get a token of zeros, and no vector.
-        first, *_ = self.columns
-        mask = own[first].mask.clone()
-        mask[:, 0] |= absent
-        own[first], has[first] = Tokens(own[first].values, mask, own[first].grid), has[first] | absent
-        vectors = linear + self.out(self.fusion(own, has).pooled)
+        vectors = torch.stack([tokens.mean() for tokens in own.values()]).sum(0)  # (batch, dim)
+        if self.fusion is not None:
+            # A fusion needs a column in every row: rows without the side get a token of zeros, and no vector.
+            first, *_ = self.columns
+            mask = own[first].mask.clone()
+            mask[:, 0] |= absent
+            own[first], has[first] = Tokens(own[first].values, mask, own[first].grid), has[first] | absent
+            vectors = vectors + self.out(self.fusion(own, has).pooled)
         return Tokens(vectors.masked_fill(absent.unsqueeze(1), 0).unsqueeze(1), ~absent.unsqueeze(1))
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What a `Match` model fuses and compares.
+
+    Attributes:
+        columns: by side, its columns.
+        fusions: by side, its fusion; None for a side that is not fused. Empty: each column is compared.
+        heads: by task, the head that maps the first two sides' vectors, (batch, 2 · dim), to its logits.
+        tied: whether columns of one encoder share a projection.
+    """
+
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    fusions: Mapping[str, Fusion | None] = field(default_factory=dict)
+    heads: Mapping[str, nn.Module] = field(default_factory=dict)
+    tied: bool = False
 
 
 class Match(Family):
     """Projects every column into one space. What is compared is each column, or each side if there are sides.
 
-    A column's vector is the mean of its projected tokens; for a side's see `SideVector`.
+    A column's vector is the mean of its projected tokens; for a side's see `SideVector`. Tasks about pairs have logits:
+    a head's, of the two sides' vectors.
     """
 
     name = "match"
@@ -68,7 +86,7 @@ class Match(Family):
         routes: Mapping[str, str],
         dim: int,
         *,
-        sides: Mapping[str, Fusion] | None = None,
+        sides: Sides | None = None,
         dropout: float = 0.1,
     ) -> None:
         """
@@ -76,14 +94,16 @@ class Match(Family):
             encoders: by key; `forward(**tensors) -> Tokens`, with the attributes `dim` and `pretrained`.
             routes: by column, the key of its encoder.
             dim: width of the common space.
-            sides: by name, the fusion of a side's columns; None compares the columns.
+            sides: what is fused and compared; None compares the columns.
             dropout: on the encoders' outputs, in [0, 1).
         """
-        super().__init__(encoders, routes, dim, dropout=dropout)
-        sides = sides or {}
-        self.side_names = list(sides)
-        self._columns = {name: fusion.columns for name, fusion in sides.items()}
-        self.sides = nn.ModuleList(SideVector(fusion) for fusion in sides.values())
+        sides = sides or Sides()
+        super().__init__(encoders, routes, dim, dropout=dropout, tied=sides.tied)
+        self.side_names = list(sides.columns)
+        self._columns = {name: tuple(columns) for name, columns in sides.columns.items()}
+        self.sides = nn.ModuleList(SideVector(columns, sides.fusions[name]) for name, columns in sides.columns.items())
+        self.tasks = list(sides.heads)
+        self.heads = nn.ModuleList(sides.heads.values())
 
     @property
     def compared(self) -> dict[str, tuple[str, ...]]:
@@ -102,6 +122,9 @@ class Match(Family):
         present = presence(self.columns, batch.cells, batch.rows)
         for name, side in zip(self.side_names, self.sides, strict=True):
             outputs.sides[name] = side(outputs.columns, present)
+        if self.tasks:
+            pair = torch.cat([outputs.sides[name].values.squeeze(1) for name in self.side_names[:2]], 1)
+            outputs.logits |= {task: head(pair) for task, head in zip(self.tasks, self.heads, strict=True)}
         return outputs
 
     def combine(self, encoded: Encoded, cells: Mapping[str, Tensor], rows: Tensor) -> Outputs:

@@ -48,7 +48,7 @@ class Projection(nn.Module):
 class Reader(nn.Module):
     """Encoders and projections: maps a batch's cells to each column's projected tokens.
 
-    Columns may share an encoder; each column has its own projection.
+    Columns may share an encoder. Each has its own projection; tied columns of one encoder share it.
 
     Attributes:
         columns: names of the columns, in order.
@@ -65,6 +65,7 @@ class Reader(nn.Module):
         *,
         dropout: float = 0.1,
         joined: Mapping[str, int] | None = None,
+        tied: bool = False,
     ) -> None:
         """
         Args:
@@ -73,15 +74,18 @@ class Reader(nn.Module):
             dim: width of the projected tokens.
             dropout: on the encoders' outputs, in [0, 1).
             joined: by column, how many of its encoder's vectors are side by side one token; 1 for the others.
+            tied: whether columns of one encoder share a projection.
         """
         super().__init__()
         self.joined = dict(joined or {})
         self.columns, self.routes, self.dim = list(routes), dict(routes), dim
         self.encoders = nn.ModuleDict(dict(encoders))
+        keys = [(routes[column], self.joined.get(column, 1)) if tied else column for column in self.columns]
+        distinct = list(dict.fromkeys(keys))
+        self._projection_of = {column: distinct.index(key) for column, key in zip(self.columns, keys, strict=True)}
+        first = [self.columns[keys.index(key)] for key in distinct]
         # A list, as names of columns need not be valid module names.
-        self.projections = nn.ModuleList(
-            Projection(self.encoder_dim(column), dim, dropout=dropout) for column in self.columns
-        )
+        self.projections = nn.ModuleList(Projection(self.encoder_dim(name), dim, dropout=dropout) for name in first)
 
     def encoder_dim(self, column: str) -> int:
         """Return the width of a column's encoder output."""
@@ -89,7 +93,7 @@ class Reader(nn.Module):
 
     def projection(self, column: str) -> Projection:
         """Return a column's projection."""
-        projection = self.projections[self.columns.index(column)]
+        projection = self.projections[self._projection_of[column]]
         assert isinstance(projection, Projection)
         return projection
 

@@ -65,6 +65,8 @@ class Objective(nn.Module, abc.ABC):
     name: ClassVar[str]
     standalone: ClassVar[bool] = False
     """Whether the objective can be minimised without any task."""
+    family: ClassVar[str | None] = None
+    """The only family of models that the objective trains; None for any."""
     needs_target: ClassVar[bool] = True
     """Whether only rows with a target enter the losses. Train rows without any target are used if some objective needs
     none."""

@@ -153,21 +153,22 @@ class ContrastiveObjective(BatchObjective):
         self.form = check_choice(f"{where}.form", form, [*FORMS, ALIGN_UNIFORM])
         self.lam = check_number(f"{where}.lambda", lam, 0, 1)
         self.within = self._within(within)
-        self.columns = self._columns(model, bool(tasks), columns, anchor)
+        headed = any(task.learned_by is None for task in tasks.values())  # a head reads the columns besides
+        self.columns = self._columns(model, headed, columns, anchor)
         self.parts = {name: model.compared[name] for name in self.columns}
         self.pairs = [
             (first, second)
             for first, second in itertools.combinations(self.columns, 2)
             if anchor is None or anchor in (first, second)
         ]
-        kind = projection if projection is not None else "linear" if tasks else "none"
+        kind = projection if projection is not None else "linear" if headed else "none"
         check_choice(f"{where}.projection", kind, PROJECTIONS)
         size = int(check_number(f"{where}.dim", dim, 1, math.inf))
         # A list, not a dict: the names of columns are the user's and may not be valid module names.
         self.heads = nn.ModuleList(projection_head(kind, model.dim, size) for _ in self.columns)
         self.scale, self.bias = self._scale(temperature, learn_temperature, bias)
         self.warnings += collapse_warnings(where, self.form, self.lam, within=self.within)
-        if kind != "none" and not tasks:
+        if kind != "none" and not headed:
             self.warnings.append(
                 f"{where}: search reads the vectors before the {kind} projection; take projection=none"
             )
@@ -183,12 +184,12 @@ class ContrastiveObjective(BatchObjective):
         return self.form == "decoupled" if within is None else bool(within)
 
     def _columns(
-        self, model: Family, has_task: bool, columns: Sequence[str] | str | None, anchor: str | None
+        self, model: Family, headed: bool, columns: Sequence[str] | str | None, anchor: str | None
     ) -> list[str]:
         named = [columns] if isinstance(columns, str) else list(columns or ())
         if not named:
             read = [name for name, key in model.routes.items() if isinstance(model.encoders[key], Backbone)]
-            named = read if has_task and len(read) > 1 else list(model.compared)
+            named = read if headed and len(read) > 1 else list(model.compared)
         if anchor is not None and anchor not in named:
             named.insert(0, anchor)
         for name in named:

@@ -13,13 +13,15 @@ from fusetune.types import Batch, Outputs
 class TaskLosses(nn.Module):
     """Compute each task's mean loss over its labelled rows, by the task's name.
 
+    Tasks that an objective learns in place of their own loss have none.
+
     Args:
         tasks: fitted, by target.
     """
 
     def __init__(self, tasks: Mapping[str, TargetTask]) -> None:
         super().__init__()
-        self.tasks = dict(tasks)
+        self.tasks = {name: task for name, task in tasks.items() if task.learned_by is None}
 
     def forward(self, model: nn.Module, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
         """Return the losses by task, each a scalar."""

@@ -28,9 +28,8 @@ if TYPE_CHECKING:
 class Task(abc.ABC):
     """A task defines how a model is measured: answers, metrics, report panels and constant guess.
 
-    Answers are numpy arrays whose first axis is the rows. Everything after the model works on answers, so that a
-    baseline, a probe and the tuned model are measured in the same way. A task that predicts a column is a
-    `TargetTask`.
+    Answers are numpy arrays whose first axis is the rows. Everything after the model works on answers, so that every
+    system is measured in the same way. A task that predicts a column is a `TargetTask`.
 
     Attributes:
         target: the name that results are reported under; the column, in a `TargetTask`.
@@ -210,14 +209,15 @@ class TargetTask(Task):
     answers_spans: ClassVar[bool] = False
     """Whether answers are lists of `{"start", "end", "label", "score"}` in the text `reads`."""
     second: str | None = None
-    """A second column of the target, such as an answer's first character. `resolve` is given the pair of cells, and a
-    row is unlabelled if it lacks both."""
+    """A second column of the target. `resolve` is given the pair of cells; a row that lacks both is unlabelled."""
     constant_is: ClassVar[str] = ""
     """What `constant` answers, for the report, such as "no entity"; "" for the mean or the most frequent answer."""
     num_shared: int = 0
     """Rows of the logits before those of the tokens, of a task with `reads`; see `fusetune.tasks.token_head`."""
     choice: str = ""
     """What the task chose from the train rows and why, for the user; "" for nothing."""
+    learned_by: ClassVar[str | None] = None
+    """The objective that is minimised in place of `loss`; None if `loss` is."""
     empty_is_value: bool = False
     """Whether an empty cell of the target is a value, such as "no answer", rather than an unlabelled row."""
 

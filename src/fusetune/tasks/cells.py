@@ -1,16 +1,18 @@
-"""Target cells as labels, and the order of labels."""
+"""Target cells as labels and numbers, and the order of labels."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fusetune.config.spelling import spelled
 from fusetune.data.table import is_missing
-from fusetune.errors import ConfigError, TableError, shown, unmatched
+from fusetune.errors import BadCell, ConfigError, TableError, shown, unmatched
+from fusetune.modalities.number import NumberModality
 from fusetune.modalities.values import canonical
 
 _WHOLE = re.compile(r"[+-]?(0|[1-9]\d*)")
@@ -106,3 +108,20 @@ def present_cells(values: Sequence[Any], target: str) -> list[Any]:
             column=target,
         )
     return cells
+
+
+def read_number(value: Any, *, row: int, column: str) -> float:
+    """Return a cell's number, read as in a number column.
+
+    Raises:
+        BadCell: the cell is not a number.
+    """
+    return NumberModality(column).decode(value, row=row, base_dir=Path())
+
+
+def number_of(value: Any) -> float | None:
+    """Return a cell's number, or None if it is not a number."""
+    try:
+        return read_number(value, row=0, column="")
+    except BadCell:
+        return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,12 +14,11 @@ from torch.nn import functional as F
 from fusetune.data.table import is_missing
 from fusetune.errors import BadCell, ConfigError, TableError, shown
 from fusetune.modalities.base import Detection
-from fusetune.modalities.number import NumberModality
 from fusetune.modalities.values import canonical
 from fusetune.tasks import metrics as measures
 from fusetune.tasks.abilities import Boosted, Divergent, Probed
 from fusetune.tasks.base import LinearPath, Metric
-from fusetune.tasks.cells import is_whole, label_text, present_cells
+from fusetune.tasks.cells import is_whole, label_text, number_of, present_cells, read_number
 from fusetune.tasks.divergence import squared_difference
 from fusetune.tasks.linear import ridge_path
 from fusetune.tasks.panels.kinds import Evidence, Panel, Section, WorstRows, WrongRow, ranked
@@ -99,7 +97,7 @@ class RegressionTask(Probed, Divergent, Boosted):
     @classmethod
     def detect(cls, values: Sequence[Any]) -> Detection:
         """Return high confidence for cells that are numbers, unless they have leading zeros or at most two values."""
-        readable = [_number(value) for value in values]
+        readable = [number_of(value) for value in values]
         share = sum(number is not None for number in readable) / max(len(values), 1)
         if share < 0.95:
             return Detection(0.0, f"{share:.0%} of the sampled cells are numbers")
@@ -118,7 +116,7 @@ class RegressionTask(Probed, Divergent, Boosted):
             TableError: no cell is a number, or all numbers are equal.
         """
         cells = present_cells(values, self.target)
-        read = [number for number in map(_number, cells) if number is not None]
+        read = [number for number in map(number_of, cells) if number is not None]
         if not read:
             raise TableError(
                 "no train row has a number in the target column",
@@ -145,14 +143,14 @@ class RegressionTask(Probed, Divergent, Boosted):
             BadCell: it is not.
         """
         try:
-            _read(value, row=row, column=self.target)
+            read_number(value, row=row, column=self.target)
         except BadCell as error:
             do = "write it with digits and a decimal point, or leave the cell empty"
             raise BadCell(row=row, column=self.target, value=value, why=error.why, do=do) from None
 
     def truth(self, values: Sequence[Any]) -> np.ndarray:
         """Return numbers in the target's unit, (rows,) float64."""
-        numbers = [_number(value) for value in values]
+        numbers = [number_of(value) for value in values]
         assert None not in numbers, "a cell was not checked"
         return np.asarray(numbers, dtype=np.float64)
 
@@ -278,20 +276,3 @@ class RegressionTask(Probed, Divergent, Boosted):
         task.low, task.high = map(float, state["range"])
         task.mean = float(state["mean"])
         return task
-
-
-def _read(value: Any, *, row: int, column: str) -> float:
-    """Return a cell's number, read as in a number column.
-
-    Raises:
-        BadCell: the cell is not a number.
-    """
-    return NumberModality(column).decode(value, row=row, base_dir=Path())
-
-
-def _number(value: Any) -> float | None:
-    """Return a cell's number, or None if it is not a number."""
-    try:
-        return _read(value, row=0, column="")
-    except BadCell:
-        return None

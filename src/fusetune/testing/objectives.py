@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import unittest
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,11 +22,14 @@ from fusetune.data.table import Table
 from fusetune.modalities.category import CategoryModality
 from fusetune.modalities.number import NumberModality
 from fusetune.models.build import build_model
+from fusetune.models.family import Family
+from fusetune.models.match import Match
 from fusetune.models.understand import Understand
 from fusetune.objectives.base import BatchObjective, Objective
 from fusetune.objectives.gather import gather_rows
 from fusetune.tasks.base import TargetTask
 from fusetune.tasks.classification import MulticlassTask
+from fusetune.tasks.pair_classification import PairClassificationTask
 from fusetune.tasks.regression import RegressionTask
 from fusetune.testing.rules import Contract, check
 from fusetune.types import Batch, Outputs
@@ -63,6 +67,42 @@ def make_parts(rows: int = ROWS, *, dropout: float = 0.0) -> tuple[Understand, d
         for parameter in head.parameters():
             nn.init.normal_(parameter, std=0.3)
     return model, tasks, examples
+
+
+def make_pairs(rows: int = ROWS, *, dropout: float = 0.0) -> tuple[Match, dict[str, TargetTask], Examples]:
+    """Return a model of pairs of a number and a category with a number, each missing in some rows, and their labels.
+
+    Args:
+        rows: how many; rows without a target are among them.
+        dropout: of the model.
+    """
+    rng = np.random.default_rng(0)
+    records = []
+    for place in range(rows):
+        x, z = float(rng.normal()), float(rng.normal())
+        record = {"x": x, "z": z, "c": "pqrstuvw"[place % 8], "k": "yes" if x * z > 0 else "no"}
+        missing = {0: "z", 3: "c", 4: "k"}.get(place % 9)
+        records.append({name: None if name == missing else value for name, value in record.items()})
+    modalities = {"x": NumberModality("x", bins=4), "z": NumberModality("z", bins=4), "c": CategoryModality("c")}
+    task = PairClassificationTask("k")
+    task.compare(["x", "c"], ["z"])
+    tasks: dict[str, TargetTask] = {"k": task}
+    examples = Examples(Table.from_records(records), modalities, tasks)
+    examples.prepare(on_bad_cell="reject")
+    examples.fit()
+    torch.manual_seed(0)
+    fusion = NamedConfig.model_validate({"name": "concat", "dim": 8, "modality_dropout": 0.0, "input_dropout": dropout})
+    model = build_model(modalities, tasks, fusion, dropout=dropout)
+    assert isinstance(model, Match)
+    return model, tasks, examples
+
+
+def parts_for(make: MakeObjective, *, dropout: float = 0.0) -> tuple[Family, dict[str, TargetTask], Examples]:
+    """Return what `make_parts` or `make_pairs` makes, by the family that the objective trains."""
+    objective = make.func if isinstance(make, partial) else make
+    if getattr(objective, "family", None) == Match.name:
+        return make_pairs(dropout=dropout)
+    return make_parts(dropout=dropout)
 
 
 def check_objective(make: MakeObjective) -> None:
@@ -127,7 +167,7 @@ class ObjectiveContract(Contract):
         norms = []
         for times in (1, 4):
             objective, model, _ = _built(make)
-            batch = make_parts()[2].batch(list(range(ROWS)) * times)
+            batch = parts_for(make)[2].batch(list(range(ROWS)) * times)
             total: list[Tensor] = []
             for seed in range(4):  # several draws of whatever is random
                 model.zero_grad()
@@ -195,7 +235,7 @@ class ObjectiveContract(Contract):
     def test_one_row(self, make: MakeObjective) -> None:
         """A batch of one row gives a finite loss with a finite gradient."""
         objective, model, _ = _built(make)
-        _finite(objective, model, make_parts()[2].batch([1]))
+        _finite(objective, model, parts_for(make)[2].batch([1]))
 
     def test_a_column_that_no_row_has(self, make: MakeObjective) -> None:
         """Rows that all lack a column give a finite loss with a finite gradient."""
@@ -254,7 +294,7 @@ class ObjectiveContract(Contract):
     def test_vectors_made_in_parts_give_the_same_loss(self, make: MakeObjective) -> None:
         """Where rows are compared with rows: vectors of micro-batches, concatenated, give the loss of one batch."""
         objective, model = _comparing(make)
-        _, _, examples = make_parts()
+        _, _, examples = parts_for(make)
         whole, parts = examples.batch(range(ROWS)), [examples.batch(range(10)), examples.batch(range(10, ROWS))]
         with torch.no_grad():
             wanted = objective.of_vectors(gather_rows(objective.vectors(whole, model(whole))))
@@ -266,28 +306,28 @@ class ObjectiveContract(Contract):
     def test_the_order_of_rows_does_not_matter(self, make: MakeObjective) -> None:
         """Where rows are compared with rows: their order does not matter."""
         objective, model = _comparing(make)
-        _, _, examples = make_parts()
+        _, _, examples = parts_for(make)
         order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(2)).tolist()
         with torch.no_grad():
             one, two = (_loss(objective, model, examples.batch(rows)) for rows in (list(range(ROWS)), order))
         assert torch.allclose(one, two, rtol=1e-4, atol=1e-6), f"in another order the loss is {two}, not {one}"
 
 
-def _loss(objective: Objective, model: Understand, batch: Batch, *, seed: int = 1) -> Tensor:
+def _loss(objective: Objective, model: Family, batch: Batch, *, seed: int = 1) -> Tensor:
     torch.manual_seed(seed)
     losses = objective(model, batch, model(batch))
     return torch.stack(list(losses.values())).sum()
 
 
-def _built(make: MakeObjective, **settings: float) -> tuple[Objective, Understand, Batch]:
-    model, tasks, examples = make_parts(dropout=0.1)
+def _built(make: MakeObjective, **settings: float) -> tuple[Objective, Family, Batch]:
+    model, tasks, examples = parts_for(make, dropout=0.1)
     torch.manual_seed(0)
     objective = make(model, tasks, **settings)
     assert isinstance(objective, Objective), f"made a {type(objective).__name__}, not an Objective"
     return objective.train(), model.train(), examples.batch(range(ROWS))
 
 
-def _comparing(make: MakeObjective) -> tuple[BatchObjective, Understand]:
+def _comparing(make: MakeObjective) -> tuple[BatchObjective, Family]:
     """Return the objective and the model in evaluation, skipped where rows are not compared with rows."""
     objective, model, _ = _built(make)
     if not isinstance(objective, BatchObjective):
@@ -295,7 +335,7 @@ def _comparing(make: MakeObjective) -> tuple[BatchObjective, Understand]:
     return objective, model.eval()
 
 
-def _finite(objective: Objective, model: Understand, batch: Batch, what: str = "") -> None:
+def _finite(objective: Objective, model: Family, batch: Batch, what: str = "") -> None:
     loss = _loss(objective, model, batch)
     assert loss.isfinite(), f"{what}the loss is {loss}"
     torch.autograd.backward(loss)

@@ -105,7 +105,8 @@ def clear_absent_gradients(learner: Learner, micro_batches: Sequence[Batch], acc
     counts_here = [float(any((batch.cells[name] >= 0).any() for batch in micro_batches)) for name in model.columns]
     rows = accelerator.reduce(torch.tensor(counts_here, device=accelerator.device), "sum").tolist()
     present = {name for name, count in zip(model.columns, rows, strict=True) if count}
-    idle = [model.projections[index] for index, name in enumerate(model.columns) if name not in present]
+    projections = {model.projection(name) for name in present}  # columns may share one
+    idle = [projection for projection in model.projections if projection not in projections]
     used = {model.routes[name] for name in present}
     idle += [encoder for key, encoder in model.encoders.items() if key not in used]
     for parameter in (parameter for part in idle for parameter in part.parameters()):
