@@ -166,6 +166,7 @@ def page() -> str:
             [
                 ("`fusion.dim`", "`128`", "Features of every token in the fusion."),
                 ("`fusion.input_dropout`", "`0.1`", "Dropout on the encoders' outputs."),
+                ("`fusion.tied`", "`false`", "Of pairs only: whether columns of one encoder share a projection."),
             ]
         )
     )

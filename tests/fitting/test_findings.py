@@ -31,4 +31,4 @@ def test_features_of_encoders_as_pretrained(moved, changed, stage, known):
     fit = SimpleNamespace(features={"test": {"note": FEATURES, "photo": FEATURES}})
     model = SimpleNamespace(routes={"note": "text", "photo": "image", "price": "number"})
     trained = SimpleNamespace(bundle=SimpleNamespace(model=model), history=history, val_scores={})
-    assert set(Findings(fit, trained)._unchanged_features("test")) == known
+    assert set(Findings(fit, trained).unchanged_features("test")) == known

@@ -126,7 +126,6 @@ def test_rows_that_share_a_side_stay_in_one_split():
         ({"query": []}, "query is not given"),
         ({"document": ["photo", "title"]}, "'title' is named twice"),
         ({"document": "foto"}, "foto(.|\n)*photo"),
-        ({"target": "price"}, "a target and pairs"),
         ({"fusion": "auto"}, "fusion=auto needs a target"),
         ({"fusion": "stack"}, "fusion=stack needs a target"),
         ({"objectives": {"contrastive": {"columns": ["title", "photo"]}}}, "'title'(.|\n)*query, document"),

@@ -44,7 +44,7 @@ class Config(Section):
     target: StrList = []
     """The column, or columns, to predict."""
     query: StrList = []
-    """The columns of one side of pairs, in place of a target; see `document`."""
+    """The columns of one side of pairs; see `document`. A target beside them says how alike the sides are."""
     document: StrList = []
     """The columns of the other side: each row's document is what its query should find."""
     catalogue: Catalogue = CatalogueConfig()
@@ -69,7 +69,7 @@ class Config(Section):
     fusion: FusionConfig = NamedConfig(name="attention")
     """How the columns become one vector: attention, concat, gated, cross_attention, bottleneck, convolution, low_rank,
     film, mixture or a plug-in's, with its options; `auto` lets validation rows choose one; `stack`
-    sets boosted trees beside the network (the extra `trees`)."""
+    sets boosted trees beside the network (the extra `trees`); `none` adds up the columns of a side of pairs."""
     objectives: Objectives = {}
     """What is minimised besides the task losses: per name its options, `weight` among them. A name alone, a list of
     names or `{contrastive: 0.1}` will do."""
@@ -82,6 +82,12 @@ class Config(Section):
     """What the report compares."""
     data: DataConfig = DataConfig()
     """How rows are read and split."""
+
+    @property
+    def targets(self) -> list[str]:
+        """The columns that the settings name as targets, in `target` or by their role."""
+        by_role = [name for name, column in self.columns.items() if column.role == "target"]
+        return list(dict.fromkeys([*self.target, *by_role]))
 
     def schema_overrides(self) -> dict[str, Any]:
         """What the user says about columns, as `Schema.detect` takes it.

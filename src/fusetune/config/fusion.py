@@ -32,7 +32,7 @@ class AutoConfig(NamedConfig):
 
 def _known_fusion(fusion: NamedConfig) -> NamedConfig:
     if fusion.name is not None:
-        check_known(fusion.name, FUSIONS, also=("auto", "stack"))
+        check_known(fusion.name, FUSIONS, also=("auto", "stack", "none"))
     return fusion
 
 

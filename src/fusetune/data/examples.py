@@ -114,6 +114,14 @@ class Examples:
             keep[piece] &= ~absent
         self.used = mapped_flatnonzero(keep)
 
+    def require(self, sides: Mapping[str, Sequence[str]]) -> None:
+        """Reject the used rows that have no cell in any column of a side, by its name."""
+        for name, columns in sides.items():
+            has = np.any([self.columns[column].codes[self.used] >= 0 for column in columns], axis=0)
+            why = f"no column of the {name} has a value"
+            self.rejected += [Rejected(int(self.rows[index]), None, None, why) for index in self.used[~has]]
+            self.used = mapped_take(self.used, mapped_flatnonzero(has))
+
     def _augmented(self, name: str, indices: np.ndarray, epoch: int) -> dict[str, Tensor]:
         """Return the encoder's input for the augmented cells of some rows, none of which is missing."""
         if views := self.views.get(name):

@@ -110,6 +110,37 @@ class VectorColumns(Output):
             yield f"{name}_vector", kind, values
 
 
+class MatchColumns(VectorColumns):
+    """The answer about the pair, if the model learned a target, then a vector per side."""
+
+    def title(self, bundle: Bundle) -> str:
+        """See `Output.title`."""
+        targets = ", ".join(f"`{cell_text(name)}`" for name in bundle.targets)
+        return super().title(bundle) + (f" by {targets}" if targets else "")
+
+    def details(self, bundle: Bundle) -> list[str]:
+        """See `Output.details`."""
+        lines = [f"- `{cell_text(name)}`, {task.name}" for name, task in bundle.targets.items()]
+        return lines + super().details(bundle)
+
+    def columns(self, bundle: Bundle, examples: Examples | None, progress: Progress | None) -> Iterator[OutputColumn]:
+        """See `Output.columns`."""
+        columns = list(super().columns(bundle, examples, progress))
+        model, sides = bundle.model, [values for _, _, values in columns]
+        for name, task in bundle.targets.items():
+            assert isinstance(model, Match)
+            like, head = task.columns(task.example_answers(torch.zeros(1))), model.heads[model.tasks.index(name)]
+            both = [row for row, pair in enumerate(zip(*sides, strict=True)) if None not in pair]
+            vectors = torch.tensor([[*sides[0][row], *sides[1][row]] for row in both]).view(len(both), -1)
+            predicted = task.columns(task.answers(head(vectors)))
+            for column, values in predicted.items():
+                spread: list[Any] = [None] * len(sides[0])
+                for row, value in zip(both, values, strict=True):
+                    spread[row] = value
+                yield column, pa.array(like[column]).type, spread
+        yield from columns
+
+
 class PooledVectors(VectorColumns):
     """A row's vector: what a model's heads read, before them."""
 
@@ -124,7 +155,7 @@ class PooledVectors(VectorColumns):
 EMBEDDINGS: dict[str, Output] = {Understand.name: PooledVectors(), Match.name: VectorColumns()}
 """What `embed` writes, by the family's name."""
 
-OUTPUTS: dict[str, Output] = {Understand.name: TargetColumns(), Match.name: VectorColumns()}
+OUTPUTS: dict[str, Output] = {Understand.name: TargetColumns(), Match.name: MatchColumns()}
 """By the family's name."""
 
 

@@ -28,6 +28,7 @@ from fusetune.errors import ConfigError, EmptyTable
 from fusetune.inference.predict import model_device
 from fusetune.inference.scores import predict_scores
 from fusetune.models.family import Family
+from fusetune.tasks.pairs import PairTask
 
 PART_ROWS = 8192
 """Rows that are decoded and predicted together."""
@@ -64,6 +65,9 @@ def read_examples(
     group = bundle.schema.group if targets and bundle.schema.group in table else None
     examples = Examples(table, bundle.modalities, bundle.targets if targets else None, weight=weight, group=group)
     examples.prepare(on_bad_cell=on_bad_cell, memory=bundle.config.data.memory, progress=progress)
+    for task in bundle.targets.values() if targets else ():
+        if isinstance(task, PairTask):
+            examples.require(task.sides)
     return examples
 
 

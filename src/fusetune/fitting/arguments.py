@@ -14,6 +14,7 @@ from fusetune.fitting.own_metrics import check_functions, take_functions
 from fusetune.fitting.tables import SPLITS
 from fusetune.objectives.total import standalone_objective
 from fusetune.tasks.main_metric import Metric
+from fusetune.tasks.pairs import PairTask
 
 
 def resolve_arguments(
@@ -49,9 +50,17 @@ def resolve_arguments(
         raise ConfigError("there is no table to learn from", do="name one: fusetune fit TABLE --target COLUMN")
     check_settings(settings)
     check_catalogue(settings, sources[CATALOGUE])
-    if settings.query and standalone_objective(settings.objectives) is None:
-        settings = settings.with_overrides({"objectives": {**settings.objectives, "contrastive": {}}})
+    objective = _objective_of_pairs(settings) if settings.query else None
+    if objective is not None and objective not in settings.objectives:
+        settings = settings.with_overrides({"objectives": {**settings.objectives, objective: {}}})
     return settings, sources
+
+
+def _objective_of_pairs(settings: Config) -> str | None:
+    """Return the objective that pairs are learned by; None if the settings name one that needs no target."""
+    if settings.targets:
+        return PairTask.learned_by
+    return "contrastive" if standalone_objective(settings.objectives) is None else None
 
 
 def names_table(train: Any) -> bool:

@@ -10,9 +10,11 @@ from fusetune._private import imports_main
 from fusetune.config.config import Config
 from fusetune.config.fusion import AutoConfig, StackConfig, neural
 from fusetune.errors import ConfigError, all_at_once, nearest
-from fusetune.models.build import check_fusion, check_task
+from fusetune.models.build import NO_FUSION, check_fusion, check_task
 from fusetune.objectives.total import check_objective
-from fusetune.registry import FUSIONS
+from fusetune.registry import FUSIONS, OBJECTIVES, TASKS
+from fusetune.tasks.infer import registered_target_tasks
+from fusetune.tasks.pairs import PairTask
 from fusetune.training.hardware.devices import check_trackers
 
 
@@ -43,24 +45,28 @@ def _checks(config: Config) -> Iterator[Callable[[], object]]:
     fusion = neural(config.fusion)
     if not isinstance(fusion, AutoConfig):
         yield partial(check_fusion, fusion)
+    if neural(fusion).name == NO_FUSION or "tied" in neural(fusion).options:
+        yield partial(_check_unfused, config)
     for target, task in config.tasks.items():
         if config.target and config.schema_file is None:
             yield partial(_check_target, target, config)
         if task.name is not None:
             yield partial(check_task, target, task.name, task.options)
+            yield partial(_check_task_of_pairs, target, task.name, config)
     if config.query or config.document:
         yield partial(_check_sides, config)
     for name, options in config.objectives.items():
         yield partial(check_objective, name, options)
+        yield partial(_check_family, name, config)
     if config.trainer.trackers != type(config.trainer)().trackers:
         yield partial(check_trackers, config.trainer.trackers)
 
 
 def _check_sides(config: Config) -> None:
-    """Refuse pairs of which a side is missing, shares a column with the other, or is beside a target.
+    """Refuse pairs that lack a side, whose sides share a column, or that have several targets.
 
     Raises:
-        ConfigError: so it is.
+        ConfigError: the pairs are such.
     """
     if not config.query or not config.document:
         lost = "document" if config.query else "query"
@@ -68,13 +74,15 @@ def _check_sides(config: Config) -> None:
     sides = [*config.query, *config.document]
     if twice := sorted({name for name in sides if sides.count(name) > 1}):
         raise ConfigError(f"{twice[0]!r} is named twice in query and document", expected="each column on one side")
-    if config.target:
+    if len(config.targets) > 1:
         raise ConfigError(
-            "there are a target and pairs",
-            expected="--target, or --query and --document",
-            came=f"target {', '.join(config.target)}",
-            do="leave the target out, or fit two models",
+            "pairs have several targets",
+            expected="one column that says how alike both sides are, or none",
+            came=", ".join(config.targets),
+            do="name one of them, or fit several models",
         )
+    if shared := sorted({*config.targets} & {*sides}):
+        raise ConfigError(f"{shared[0]!r} is the target and a column of a side", do="leave it out of one of them")
     if isinstance(config.fusion, AutoConfig | StackConfig):
         raise ConfigError(
             f"fusion={config.fusion.name} needs a target",
@@ -99,12 +107,67 @@ def check_catalogue(config: Config, source: Any) -> None:
             expected="--query with columns of the query table, and --document with columns of the catalogue",
             do="name them, or leave the catalogue out",
         )
+    if source is not None and config.targets:
+        raise ConfigError(
+            "a catalogue and a target do not go together",
+            expected="pairs whose both sides are in one table beside a target",
+            came=f"target {', '.join(config.targets)}",
+            do="leave the target out, or name a column of relevance in the settings of the catalogue",
+        )
     if source is None and config.catalogue != type(config.catalogue)():
         raise ConfigError("catalogue has settings and no table", do="name it: catalogue.path=items.csv")
 
 
+def _check_unfused(config: Config) -> None:
+    """Refuse sides that are not fused, or share projections, where there are no sides.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    if not config.query:
+        fusion = neural(config.fusion)
+        raise ConfigError(
+            "fusion=none is for the sides of pairs" if fusion.name == NO_FUSION else "fusion.tied is for pairs",
+            expected="--query and --document",
+            do="name the columns of both sides, or another fusion" if fusion.name == NO_FUSION else "leave it out",
+        )
+
+
+def _check_task_of_pairs(target: str, name: str, config: Config) -> None:
+    """Refuse a task about pairs without pairs, and another task for the target of pairs.
+
+    Raises:
+        ConfigError: the task is such.
+    """
+    if name not in TASKS:
+        return
+    if issubclass(TASKS.get(name), PairTask) != bool(config.query):
+        pairs = ", ".join(registered_target_tasks(PairTask.family))
+        raise ConfigError(
+            f"tasks.{target}={name} " + ("is no task about pairs" if config.query else "is about pairs"),
+            expected=pairs if config.query else "--query and --document",
+            do=f"take one of these, or leave query and document out to predict {target!r} from all columns"
+            if config.query
+            else "name the columns of both sides, or another task",
+        )
+
+
+def _check_family(name: str, config: Config) -> None:
+    """Refuse an objective that cannot train the model of these settings.
+
+    Raises:
+        ConfigError: it trains models of pairs with a target only, and there are no such pairs.
+    """
+    if name in OBJECTIVES and OBJECTIVES.get(name).family == PairTask.family and not (config.query and config.targets):
+        raise ConfigError(
+            f"objectives.{name} learns pairs with a target",
+            expected="--query, --document and --target",
+            do="name the missing ones, or leave it out",
+        )
+
+
 def _check_target(name: str, config: Config) -> None:
-    targets = [*config.target, *(column for column, spec in config.columns.items() if spec.role == "target")]
+    targets = config.targets
     if name not in targets:
         raise ConfigError(
             f"tasks.{name} is the task of no target",

@@ -51,7 +51,7 @@ class Findings:
     def decide(self) -> dict[str, np.ndarray]:
         """Tune each task's decision thresholds on the validation rows; return the scores by task."""
         rows = self.fit.rows
-        examples = encoded(self.model, self.fit.examples["val"], self._unchanged_features("val"))
+        examples = encoded(self.model, self.fit.examples["val"], self.unchanged_features("val"))
         for name, task in self.fit.targets.items():
             val, train = rows[name]["val"].seen(examples), rows[name]["train"]
             if name not in self.val_scores:
@@ -62,7 +62,7 @@ class Findings:
                 task.tune(self.val_scores[name], val.truth)
         return self.val_scores
 
-    def _unchanged_features(self, split: str) -> dict[str, Tokens]:
+    def unchanged_features(self, split: str) -> dict[str, Tokens]:
         """Return the frozen features of the columns whose encoders are as pretrained in the kept weights."""
         known, moved = self.fit.features[split], self.history.moved
         if self.history.encoders_unchanged and self.history.best.stage == "head":
@@ -86,7 +86,7 @@ class Findings:
             others.setdefault(name, []).append(systems.single(name, fit.targets[name], single, rows[name]))
         attack, attacked = self._attacked()
         self.decide()
-        examples = encoded(model, fit.examples["test"], self._unchanged_features("test"))
+        examples = encoded(model, fit.examples["test"], self.unchanged_features("test"))
         tasks = [
             self._judge(
                 name,

@@ -9,15 +9,26 @@ from fusetune.deploy.bundle import Bundle
 from fusetune.evaluation.results import RunResults, plain
 from fusetune.fitting.match import fit_match
 from fusetune.fitting.prepared import Prepared, RunSettings, prepare
+from fusetune.fitting.similarity import fit_similarity
 from fusetune.fitting.stack import check_stack
 from fusetune.fitting.understand import fit_understand
 from fusetune.models.match import Match
 from fusetune.models.understand import Understand
 from fusetune.tasks.base import family_of
 
+
+def fit_sides(fit: Prepared) -> tuple[Bundle, RunResults]:
+    """Fit a model of the match family: of pairs with a target, or of pairs and columns that belong together.
+
+    Raises:
+        UserError, RunError: see `api.fit`.
+    """
+    return fit_similarity(fit) if fit.targets else fit_match(fit)
+
+
 FAMILIES: dict[str, Callable[[Prepared], tuple[Bundle, RunResults]]] = {
     Understand.name: fit_understand,
-    Match.name: fit_match,
+    Match.name: fit_sides,
 }
 """The function that fits a model, by the family's name."""
 

@@ -184,7 +184,7 @@ class MatchFit:
                 known = {name: column.features for name, column in val.columns.items() if column.features is not None}
                 val = encoded(model, val, known)
                 score, metrics = self._val_score(used_vectors(model, val), error)
-                return _loss(model, objectives, val), score, metrics
+                return batch_loss(model, objectives, val), score, metrics
 
             return evaluate
 
@@ -238,7 +238,7 @@ class MatchFit:
 
 
 @torch.no_grad()
-def _loss(model: Family, objectives: Sequence[Objective], examples: Examples) -> float:
+def batch_loss(model: Family, objectives: Sequence[Objective], examples: Examples) -> float:
     """Return the objectives' weighted loss on the first `MAX_LOSS_ROWS` rows, as one batch."""
     total = 0.0
     was_training = model.training

@@ -40,6 +40,7 @@ from fusetune.tasks.abilities import Probed
 from fusetune.tasks.base import TargetTask, Task, target_tasks
 from fusetune.tasks.infer import infer_task
 from fusetune.tasks.main_metric import Metric
+from fusetune.tasks.pairs import PairTask
 from fusetune.tasks.retrieval import alignment_tasks, pair_tasks
 from fusetune.training.deadline import Deadline
 from fusetune.training.hardware.devices import processes
@@ -182,6 +183,9 @@ def prepare(run_settings: RunSettings) -> Prepared:
                 table, modalities, targets, weight=tables.schema.weight, group=tables.schema.group
             )
             _read(config, split, examples[split], track if show else None)
+            for task in targets.values():
+                if isinstance(task, PairTask):
+                    examples[split].require(task.sides)
         _check_rejected(tables, examples, run_settings.run.folder)
         try:
             examples["train"].fit()
@@ -230,14 +234,23 @@ def backbones_of(config: Config) -> Backbones:
 
 
 def _make_tasks(config: Config, schema: Schema, train: Table) -> dict[str, TargetTask]:
-    tasks = {}
+    tasks: dict[str, TargetTask] = {}
+    family = PairTask.family if config.query else "understand"
     for target in schema.names("target"):
         settings = config.tasks.get(target)
         name, options = (settings.name, settings.options) if settings else (None, {})
         try:
-            tasks[target] = build_task(target, name or infer_task(_sample(train, target), target, train)[0], options)
+            name = name or infer_task(_sample(train, target), target, train, family=family)[0]
         except TableError as error:
             raise error.in_file(train.source) from None
+        tasks[target] = task = build_task(target, name, options)
+        if isinstance(task, PairTask):
+            task.compare(config.query, config.document)
+            if task.learned_by not in config.objectives:
+                raise ConfigError(
+                    "the schema file gives pairs a target that the settings do not name",
+                    do=f"name it: --target {target}",
+                )
     return tasks
 
 
@@ -259,8 +272,10 @@ def input_columns(config: Config, schema: Schema) -> dict[str, tuple[str, Mappin
             came=f"only columns that are left out: {'; '.join(left_out)}" if left_out else "no other column",
             do="insist on one with columns.NAME.role=input",
         )
-    if not schema.names("target"):
-        names = [*config.query, *config.document] or aligned_columns(config.objectives, names)
+    if config.query:
+        names = [*config.query, *config.document]
+    elif not schema.names("target"):
+        names = aligned_columns(config.objectives, names)
     return {name: (schema.columns[name].kind, schema.columns[name].options) for name in names}
 
 

@@ -11,6 +11,7 @@ from fusetune.data.schema import ColumnSpec, Schema
 from fusetune.errors import ConfigError, nearest
 from fusetune.registry import MODALITIES
 from fusetune.tasks.base import Reading, TargetTask
+from fusetune.tasks.pairs import PairTask
 
 
 def read_for_tasks(schema: Schema, tasks: Mapping[str, TargetTask]) -> Schema:
@@ -84,7 +85,7 @@ def text_pair(schema: Schema, tasks: Mapping[str, TargetTask], text: TextConfig)
     Raises:
         ConfigError: `text.join` is `auto` and there are no such columns, or `text.cut` names another column.
     """
-    if isinstance(text.join, list):
+    if isinstance(text.join, list) or any(isinstance(task, PairTask) for task in tasks.values()):
         return None
     inputs = {name: spec for name, spec in schema.columns.items() if spec.role == "input"}
     texts = [name for name, spec in inputs.items() if spec.kind == "text"]

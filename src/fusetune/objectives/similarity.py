@@ -29,8 +29,8 @@ class SimilarityObjective(BatchObjective):
 
     With s_i the cosine of pair i and y_i its target, scaled to [0, 1] over the train rows, by `form`:
 
-    - cosent: log(1 + Σ exp((s_j − s_i)/τ)) over the pairs i, j with y_i > y_j: the order of the cosines is to be that of
-      the targets. It is the loss of Spearman's correlation, and takes graded and two-valued targets.
+    - cosent: log(1 + Σ exp((s_j − s_i)/τ)) over all i, j with y_i > y_j: cosines are to be in the order of the targets,
+      which Spearman's correlation measures. It takes graded and two-valued targets.
     - regression: mean (s_i − (l + (1 − l) y_i))². The least target of the train rows is to have the cosine l, `lowest`,
       the greatest 1.
     - margin: the online contrastive loss of labelled pairs, with the distance d_i = 1 − s_i: L_s = mean d_i² of related

@@ -198,6 +198,8 @@ class PairClassificationTask(Thresholded, PairTask):
         """Restore a task from its `state()`."""
         task = cls(target, threshold=state["setting"])
         task.compare(map(str, state["query"]), map(str, state["document"]))
-        task.binary = BinaryTask.from_state(target, state["binary"])
+        binary = BinaryTask.from_state(target, state["binary"])
+        assert isinstance(binary, BinaryTask)
+        task.binary = binary
         task.threshold = float(state["threshold"])
         return task

@@ -17,7 +17,8 @@ def correlations(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | No
         truth: (rows,).
         weights: (rows,) or None; see `ranks` for those of Spearman's correlation.
     """
-    scores, truth, sizes = np.asarray(scores, float), np.asarray(truth, float), np.ones(len(truth)) if weights is None else weights
+    scores, truth = np.asarray(scores, dtype=float), np.asarray(truth, dtype=float)
+    sizes = np.ones(len(truth)) if weights is None else weights
     return {
         "spearman": pearson(ranks(scores, sizes), ranks(truth, sizes), sizes),
         "pearson": pearson(scores, truth, sizes),

@@ -88,7 +88,8 @@ class PairContract(TaskContract):
         noisy, chance = right + rng.normal(size=len(right)) * right.std(), rng.uniform(0, 0.8, len(right))
         values = [task.evaluate(answers, truth)[task.main.name] for answers in (right, noisy, chance)]
         assert values[0] > values[1] > values[2], f"right, noisy and random cosines score {values}"
-        losses = [float(task.loss(torch.from_numpy(s), task.encode(cells), torch.ones(len(s)))) for s in (right, chance)]
+        target, ones = task.encode(cells), torch.ones(len(cells))
+        losses = [float(task.loss(torch.from_numpy(cosines), target, ones)) for cosines in (right, chance)]
         assert losses[0] < losses[1], f"right and random cosines have the losses {losses}"
 
     def test_equal_cosines_are_no_better_than_chance(self, make: MakeTask, cells: Sequence[Any]) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusetune.data.examples import Examples
 from fusetune.models.family import Family
@@ -26,6 +26,32 @@ from fusetune.types import Tokens
 PENALTIES = (1e-1, 1e-2, 3e-3, 1e-3, 3e-4)
 POWERS = (0.0, 1.0, 2.0)
 MAX_ROWS = 4000
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The encoders' own vectors, of columns that one encoder reads.
+
+    Attributes:
+        columns: whose projections return their input.
+    """
+
+    columns: Sequence[str]
+
+    @property
+    def description(self) -> str:
+        """What the start is, for the report."""
+        return "the frozen encoder's own vectors"
+
+    @torch.no_grad()
+    def install(self, model: Family) -> None:
+        """Make the projections the identity, without standardisation."""
+        for name in self.columns:
+            projection = model.projection(name)
+            projection.shift.zero_()
+            projection.scale.fill_(1)
+            nn.init.eye_(projection.linear.weight)
+            projection.linear.bias.zero_()
 
 
 @dataclass(frozen=True)
@@ -41,6 +67,11 @@ class Alignment:
     maps: Mapping[str, Tensor]
     penalty: float
     power: float
+
+    @property
+    def description(self) -> str:
+        """What the start is, for the report."""
+        return f"frozen encoders, aligned in closed form (penalty {self.penalty:g}, power {self.power:g})"
 
     @torch.no_grad()
     def install(self, model: Family) -> None:

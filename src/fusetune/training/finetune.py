@@ -28,6 +28,7 @@ from fusetune.models.family import Family
 from fusetune.objectives.balance import build_balance
 from fusetune.objectives.total import Total, build_objectives
 from fusetune.tasks.base import TargetTask, Task
+from fusetune.training.alignment import Identity
 from fusetune.training.averaging import load_weights, nonfinite_names, trained_weights
 from fusetune.training.callbacks import Bar, BestStep, Callback, Curve, Trackers
 from fusetune.training.checkpoint_manager import END, CheckpointManager, trainable_state
@@ -131,6 +132,7 @@ def finetune(
     balance = build_balance(settings.balance, model, goal.tasks, rows.train)
     augmented, linear = rows.train.augmentation.augmenters, bool(start.probes)
     options: dict[str, Any] = {"balance": balance, "augmented": augmented, "deadline": context.deadline}
+    options["starts_pretrained"] = isinstance(start.alignment, Identity)
     recipe = Recipe(model, objectives, settings, rules or {}, context.seed, starts_linear=linear, **options)
     _check(recipe, manager)
     learner = Learner(model, Total(goal.tasks, objectives, balance))

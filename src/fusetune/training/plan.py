@@ -11,7 +11,7 @@ from fusetune.data.examples import Examples
 from fusetune.data.storage.feature_cache import FeatureCache
 from fusetune.objectives.base import Objective
 from fusetune.tasks.base import TargetTask
-from fusetune.training.alignment import Alignment
+from fusetune.training.alignment import Alignment, Identity
 from fusetune.training.checkpoint_manager import CheckpointManager
 from fusetune.training.deadline import Deadline
 from fusetune.training.probe import StartingPoint
@@ -84,11 +84,11 @@ class Start:
 
     Attributes:
         probes: by task, the linear model on the frozen features. Without one, the head starts as the task built it.
-        alignment: the linear maps for the projections, in a family without heads.
+        alignment: what the projections start as, in a family without heads.
     """
 
     probes: Mapping[str, StartingPoint] = field(default_factory=dict)
-    alignment: Alignment | None = None
+    alignment: Alignment | Identity | None = None
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,8 @@ class Recipe:
         rules: how encoders are tuned, by key.
         seed: of batches and dropout.
         starts_linear: whether the linear part is initialised from probes.
+        starts_pretrained: whether the new parameters start as the identity on the encoders' vectors. They then learn at
+            the encoders' rate, and with the encoders if these are tuned: there is nothing to learn before.
         balance: of several tasks' losses.
         augmented: names of the columns whose train cells are augmented.
         deadline: the time that training may take.
@@ -77,6 +79,7 @@ class Recipe:
         seed: int,
         *,
         starts_linear: bool,
+        starts_pretrained: bool = False,
         balance: Balance | None = None,
         augmented: Collection[str] = (),
         deadline: Deadline | None = None,
@@ -95,6 +98,10 @@ class Recipe:
         }
         if settings.head_epochs is None and starts_linear and self._tokens_alone():
             self.settings = settings.model_copy(update={"head_epochs": 0})
+        if starts_pretrained:
+            rates: dict[str, float] = {"lr": settings.backbone_lr, "head_lr": settings.backbone_lr}
+            alone = {"head_epochs": 0.0} if settings.head_epochs is None and self.movable() else {}
+            self.settings = settings.model_copy(update=rates | alone)
         self.undecayed = no_decay(model).union(*(no_decay(objective) for objective in self.objectives))
         for key in self.scratch:
             if key in rules and rules[key].freeze not in ("none", "auto"):

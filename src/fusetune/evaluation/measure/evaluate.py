@@ -207,5 +207,12 @@ def _rankings(
         yield task, examples.used[search.rows], task.answers(vectors, search), task.truth(search)
 
 
-ANSWERED: dict[str, Callable[..., Iterator[Answered]]] = {Understand.name: _predictions, Match.name: _rankings}
+def _matched(
+    model: Family, tasks: Mapping[str, Task], examples: Examples, stack: Stack | None, progress: Progress | None
+) -> Iterator[Answered]:
+    """Yield the answers of the pairs' target, or of each direction of retrieval."""
+    return (_predictions if target_tasks(tasks) else _rankings)(model, tasks, examples, stack, progress)
+
+
+ANSWERED: dict[str, Callable[..., Iterator[Answered]]] = {Understand.name: _predictions, Match.name: _matched}
 """The function that yields a model's answers per task, by the family's name."""
