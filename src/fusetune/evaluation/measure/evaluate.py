@@ -208,10 +208,16 @@ def _rankings(
 
 
 def _matched(
-    model: Family, tasks: Mapping[str, Task], examples: Examples, stack: Stack | None, progress: Progress | None
+    model: Family,
+    tasks: Mapping[str, Task],
+    examples: Examples,
+    stack: Stack | None,
+    progress: Progress | None,
+    related: sparse.csr_array | None,
 ) -> Iterator[Answered]:
     """Yield the answers of the pairs' target, or of each direction of retrieval."""
-    return (_predictions if target_tasks(tasks) else _rankings)(model, tasks, examples, stack, progress)
+    answered = _predictions if target_tasks(tasks) else _rankings
+    return answered(model, tasks, examples, stack, progress, related)
 
 
 ANSWERED: dict[str, Callable[..., Iterator[Answered]]] = {Understand.name: _predictions, Match.name: _matched}
