@@ -27,6 +27,8 @@ from pydantic import TypeAdapter, ValidationError
 from fusetune.errors import FolderError, reason
 from fusetune.evaluation.decisions import FusionChoice, ReadingChoice, StackUsed
 from fusetune.evaluation.formats import upgraded
+from fusetune.evaluation.shown import RankedQuery
+from fusetune.evaluation.shown import Shown as Shown
 from fusetune.security.untrusted import TEXT_BYTES, parse_json, read_bytes
 from fusetune.tasks.panels.kinds import Number, Panel, Section
 
@@ -85,27 +87,6 @@ class Slice:
     value: str
     rows: int
     metric: Interval
-
-
-@dataclass
-class Shown:
-    """A cell as the report shows it.
-
-    Attributes:
-        column: the column's name.
-        kind: how the cell is displayed.
-        text: the cell's shortened text, the number, "missing", an image's size or a sound's length.
-        images: thumbnails as JPEG data URIs.
-        sound: a WAV data URI of the sound's first seconds, or "".
-        peaks: the largest amplitude, 0 to 1, in equal segments of the sound.
-    """
-
-    column: str
-    kind: Literal["text", "image", "audio", "number", "category", "missing"]
-    text: str = ""
-    images: list[str] = field(default_factory=list)
-    sound: str = ""
-    peaks: list[Number] = field(default_factory=list)
 
 
 @dataclass
@@ -169,6 +150,8 @@ class TaskResult:
     errors: list[Mistake] = field(default_factory=list)
     errors_are: str = ""
     """A description of the rows in `errors`, such as "rows with the largest error"."""
+    queries: list[RankedQuery] = field(default_factory=list)
+    """Queries with their top answers, of a task that ranks answers."""
     shared: int = 0
     """The number of rows with the same inputs as a train row."""
     encoders_unchanged: bool = False

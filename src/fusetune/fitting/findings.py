@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
@@ -249,12 +249,14 @@ class Findings:
         assert task.reads is not None
         return self.fit.examples["test"].tokens(task.reads, np.array([index])).texts[0]
 
-    def shown(self, index: int) -> list[Shown]:
-        """Return a test row's cells in the form that the report shows."""
+    def shown(self, index: int, columns: Collection[str] | None = None) -> list[Shown]:
+        """Return a test row's cells in the form that the report shows, of some columns or of all."""
         fit = self.fit
         examples = fit.examples["test"]
         table, shown = examples.table, []
         for name, modality in fit.modalities.items():
+            if columns is not None and name not in columns:
+                continue
             column = examples.columns[name]
             code = int(column.codes[index])
             cell = column.local([code])[0] if code >= 0 else table.cells(name, [index])[0]

@@ -16,6 +16,7 @@ from fusetune.data.overlap import overlapping, row_keys
 from fusetune.deploy.bundle import Bundle
 from fusetune.deploy.outputs import OUTPUTS
 from fusetune.errors import TableError
+from fusetune.evaluation.measure import rankings
 from fusetune.evaluation.measure.judge import Candidate, EvaluatedRows, judge
 from fusetune.evaluation.results import RunResults, TaskResult
 from fusetune.fitting.findings import Findings
@@ -28,6 +29,7 @@ from fusetune.models.build import build_model
 from fusetune.models.family import Family
 from fusetune.objectives.base import BatchObjective, Objective
 from fusetune.tasks.match import MatchTask, Search
+from fusetune.tasks.retrieval import RetrievalTask
 from fusetune.training.alignment import Alignment, align
 from fusetune.training.finetune import main_of
 from fusetune.training.plan import Evaluate, Start
@@ -220,9 +222,12 @@ class MatchFit:
         examples = fit.examples["test"]
         rows = examples.used[search.rows]
         groups = examples.groups[rows]
-        return judge(
+        candidates = [make(task.answers(vectors, search)) for make, vectors in systems]
+        if isinstance(task, RetrievalTask):
+            candidates[1:1] = rankings.baselines(task, search, fit.examples["train"], examples)
+        result = judge(
             task,
-            [make(task.answers(vectors, search)) for make, vectors in systems],
+            candidates,
             EvaluatedRows(
                 task.truth(search),
                 search.ids,
@@ -235,6 +240,19 @@ class MatchFit:
             num_errors=fit.config.report.errors,
             seed=fit.config.seed,
         )
+        if isinstance(task, RetrievalTask):
+            before = next((system.answers["rank"] for system in candidates if system.kind == "before"), None)
+            after = candidates[-1].answers["rank"]
+            result.sections += [] if before is None else [rankings.tuning_section(before, after)]
+            if fit.config.report.errors:
+                result.queries = rankings.ranked_queries(
+                    task,
+                    search,
+                    systems[-1][1],
+                    (after, before),
+                    lambda at, columns: findings.shown(int(examples.used[at]), columns),
+                )
+        return result
 
 
 @torch.no_grad()

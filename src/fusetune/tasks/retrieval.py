@@ -20,6 +20,9 @@ ANSWER = [("rank", np.float64), ("top", np.int64), ("catalogue", np.int64)]
 the number of distinct answers. The figures follow, see `Hits.figures`."""
 FIGURES = ("ndcg@10", "map@10", "mrr@10", "precision@10", "mean_recall@10")
 
+FIRST = ("mrr", "recall@10", "recall@1", "ndcg@10", "median_rank")
+"""The metrics that are shown first."""
+
 CHUNK = 1024
 """Queries that are compared with the whole catalogue at once, at most."""
 AT_ONCE = 2**24
@@ -175,6 +178,22 @@ class RetrievalTask(MatchTask):
                 result[name][part] = values
         return result
 
+    def top(
+        self, vectors: Mapping[str, np.ndarray], search: Search, queries: np.ndarray, num: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the nearest answers of some queries and their similarities, (queries, num) each, the nearest first.
+
+        Args:
+            vectors: see `Side.vectors`.
+            search: of the same rows.
+            queries: indices among the search's queries.
+            num: how many answers of each, at most; fewer if there are fewer.
+        """
+        catalogue = self.answer.vectors(vectors)[search.answer_rows]
+        similarity = self.query.vectors(vectors)[search.rows[queries]] @ catalogue.T
+        nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :num]
+        return nearest, np.take_along_axis(similarity, nearest, 1)
+
     def truth(self, search: Search) -> np.ndarray:
         """Return the id of each query's own row, (queries,)."""
         return search.ids
@@ -190,7 +209,9 @@ class RetrievalTask(MatchTask):
         result = metrics.retrieval(measured[:, 0], weights, more=cutoffs)
         known = len(measured) > 0 and (weights is None or weights.sum() > 0)
         means = np.average(measured[:, 1:], 0, weights) if known else np.full(len(self.figures), np.nan)
-        return result | dict(zip(self.figures, map(float, means), strict=True))
+        figures = dict(zip(self.figures, map(float, means), strict=True))
+        first = dict.fromkeys(FIRST, 0.0)
+        return first | result | figures
 
     def measure_by(self, metric: str | Metric, truth: np.ndarray) -> None:
         """See `Task.measure_by`. Any cutoff can be asked for: "recall@20", "ndcg@5"."""

@@ -98,6 +98,9 @@ def _advice(task: TaskResult, before: SystemResult) -> _Advice:
             "Check whether the columns can predict the target, and add train rows or other columns.",
             "bad",
         )
+    if (rule := _better_rule(task)) is not None:
+        step = "Add train rows, tune for longer, or take another backbone."
+        return _Advice(f"Do not use it: {rule.name}, which needs no model, is better.", step, "bad")
     better = gain(task, before) if before.kind == "before" else "better"
     if better == "worse":
         return _Advice(
@@ -132,6 +135,12 @@ def _next_step(task: TaskResult) -> str:
 def _better_alone(task: TaskResult) -> SystemResult | None:
     """Return the best model of one modality if it is clearly better than the tuned model."""
     best = next((system for system in task.all("alone") if _finite(task.main(system))), None)
+    return best if best is not None and gain(task, best) == "worse" else None
+
+
+def _better_rule(task: TaskResult) -> SystemResult | None:
+    """Return the best baseline if it is clearly better than the tuned model."""
+    best = next((system for system in task.all("baseline") if _finite(task.main(system))), None)
     return best if best is not None and gain(task, best) == "worse" else None
 
 
