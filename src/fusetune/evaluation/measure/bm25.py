@@ -20,8 +20,8 @@ def words(text: str) -> Iterator[str]:
 class Bm25:
     """Scores of documents for queries.
 
-    score(q, d) = Σ over the words w of q of idf(w) · f / (f + k1 (1 − b + b |d| / mean |d|)), where f is how often d has
-    w, and idf(w) = ln(1 + (N − n + ½) / (n + ½)) with n of the N documents having w. A word that a query has twice
+    score(q, d) = Σ over the words w of q of idf(w) · f / (f + k1 (1 − b + b |d| / mean |d|)), where f is how often d
+    has w, and idf(w) = ln(1 + (N − n + ½) / (n + ½)) with n of the N documents having w. A word that a query has twice
     counts twice. The constant factor k1 + 1 is left out, as in Lucene.
 
     Args:
