@@ -281,14 +281,14 @@ def ours(case: Case, rows: dict[str, list[Row]], budget: Budget, overrides: list
     assert results is not None
     phases = {phase.name: phase.seconds for phase in results.phases}
     before = {f"before {task.target}": task.main(task.first("before")).value for task in results.tasks}
-    return answers, phases | before
+    return answers, phases | before | {"train": results.updating}
 
 
 def run(name: str, side: str, budget: Budget, most: int | None, overrides: list[str]) -> dict[str, Any]:
     """One side's run on one data set."""
     case = CASES[name]
     rows = rows_of(case, most)
-    start = time.perf_counter()
+    start, processor = time.perf_counter(), time.process_time()
     if side == "ours":
         answers, more = ours(case, rows, budget, overrides)
     else:
@@ -302,6 +302,7 @@ def run(name: str, side: str, budget: Budget, most: int | None, overrides: list[
         "rows": {part: len(some) for part, some in rows.items()},
         "scores": case.score(rows["test"], answers),
         "seconds": time.perf_counter() - start,
+        "processor_seconds": time.process_time() - processor,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "more": more,
     }

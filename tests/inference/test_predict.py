@@ -222,6 +222,26 @@ def test_batches_are_cut_by_tokens(made, monkeypatch):
             assert len(rows) == most or (longer > tokens and len(rows) >= least)
 
 
+def test_encoded_texts_are_cut_by_tokens_where_each_is_read(tiny, monkeypatch):
+    backbones = Backbones({"text": BackboneConfig(name=tiny("bert"), pool="none")})
+    modalities = build_modalities({"text": ("text", {})}, backbones)
+    task = RegressionTask("y")
+    rows = [{"text": " ".join(["w1"] * (1 + place)), "y": place} for place in range(12)]
+    examples = Examples(Table.from_records(rows), modalities, {"y": task})
+    examples.prepare(on_bad_cell="reject")
+    examples.fit()
+    model = build_model(modalities, {"y": task}, NamedConfig(name="concat", dim=16))
+    known = examples.given(features={"text": encode_cells(model, "text", examples.columns["text"])})
+    batches: list[np.ndarray] = []
+    batch = known.batch
+    monkeypatch.setattr(known, "batch", lambda rows: batches.append(rows) or batch(rows))
+    monkeypatch.setattr(inference, "TOKENS", {"cpu": 24})
+    monkeypatch.setattr(inference, "MIN_ROWS", 1)
+    predict_logits(model, known, known.used)
+    assert len(batches) > 3 and sorted(np.concatenate(batches).tolist()) == known.used.tolist()
+    assert all(len(rows) == 1 or len(rows) * known.sizes(rows).max() <= 24 for rows in batches)
+
+
 def test_logits_are_fetched_some_batches_at_a_time(made, monkeypatch):
     model, examples = made
     whole = predict_logits(model, examples, examples.used, batch_size=2)["y"]

@@ -218,7 +218,8 @@ def _cost(results: RunResults) -> str:
     seconds = sum(phase.seconds for phase in results.phases if phase.name == "tune")
     share = results.trained / max(results.parameters, 1)
     return (
-        f"changed {results.trained:,} of {results.parameters:,} parameters ({share:.2%}) in {seconds:,.0f} s; "
-        f"waiting for data took {results.waited:.1%} of the updates' time; peak memory {results.peak_mb:,.0f} MB; "
+        f"changed {results.trained:,} of {results.parameters:,} parameters ({share:.2%}) in {seconds:,.0f} s, "
+        f"{results.updating:,.0f} s of them in updates, of which waiting for data took {results.waited:.1%}; "
+        f"peak memory {results.peak_mb:,.0f} MB; "
         f"on {results.device} with {results.threads} thread{'' if results.threads == 1 else 's'}"
     )

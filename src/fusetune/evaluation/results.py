@@ -282,12 +282,11 @@ class RunResults:
 
     Attributes:
         title: the report's title.
-        version: the version of fusetune.
-        time: when the run ended, ISO 8601.
+        version, time: of fusetune; when the run ended, ISO 8601.
         command: the command line, or the Python call.
         settings, versions: the configuration that was used, as flat `key: value` text, and those of the libraries.
         parameters, trained: of the whole model, and those whose values training changed.
-        waited: the share of the updates' time that went by in waiting for batches, where it was measured.
+        updating, waited: seconds of updates, without evaluations, and the share of them that was waiting for batches.
         rejected: the first of them; `num_rejected` counts all, `rejected_by` by reason.
         warnings: what the user should know, in sentences.
         choice, reading: how the fusion was chosen, and whether two texts are read together, where that was not named.
@@ -309,6 +308,7 @@ class RunResults:
     backbones: list[BackboneUsed] = field(default_factory=list)
     parameters: int = 0
     trained: int = 0
+    updating: Number = math.nan
     waited: Number = math.nan
     warnings: list[str] = field(default_factory=list)
     num_rejected: int = 0

@@ -287,6 +287,7 @@ class Findings:
             backbones=describe.encoders_used(model, fit.modalities, history, rules(fit, fit.modalities)),
             parameters=sum(p.numel() for p in model.parameters()),
             trained=history.changed.get("", history.trained[""]),
+            updating=history.seconds,
             waited=history.waited,
             warnings=[
                 *self._suspicions(),

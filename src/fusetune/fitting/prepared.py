@@ -44,6 +44,7 @@ from fusetune.tasks.pairs import PairTask
 from fusetune.tasks.retrieval import alignment_tasks, pair_tasks
 from fusetune.training.deadline import Deadline
 from fusetune.training.hardware.devices import processes
+from fusetune.training.hardware.kernels import limit_kernel_cache
 from fusetune.training.probe import SplitRows, StartingPoint
 from fusetune.training.progress import print_line, track
 from fusetune.types import Tokens
@@ -175,7 +176,9 @@ def prepare(run_settings: RunSettings) -> Prepared:
         tables.schema, codes = read_codes(tables.splits["train"], tables.schema, targets, config)
     with timed(phases, "read cells", show=show):
         set_seed(config.seed)
-        modalities = build_modalities(input_columns(config, tables.schema), backbones_of(config))
+        inputs = input_columns(config, tables.schema)
+        limit_kernel_cache(kind for kind, _ in inputs.values())
+        modalities = build_modalities(inputs, backbones_of(config))
         tasks = targets or _match_tasks(config, modalities)
         examples = {}
         for split, table in tables.splits.items():

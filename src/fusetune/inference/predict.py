@@ -138,13 +138,17 @@ def _cuts(examples: Examples, indices: np.ndarray, device: str) -> list[int]:
     """Cut rows, sorted by rising cost, into batches; return the positions of the cuts in `indices`.
 
     Batches of texts have up to `TOKENS` tokens, padding included: smaller ones are bound by loading the weights, larger
-    ones by memory bandwidth. Batches with images or sounds have `ROWS` rows.
+    ones by memory bandwidth. Texts that are encoded already count if the model reads each of their tokens. Batches with
+    images or sounds to encode have `ROWS` rows.
     """
     most_tokens, most_rows = TOKENS.get(device, TOKENS["cpu"]), MAX_ROWS.get(device, MAX_ROWS["cpu"])
     encoded = [c for c in examples.columns.values() if c.modality.needs_backbone and c.features is None]
     if any(column.modality.kind != "text" for column in encoded):
         return list(range(ROWS, len(indices), ROWS))
-    tokens = sum((column.costs(column.codes[indices]) for column in encoded), np.zeros(len(indices), np.int64))
+    texts = [column for column in examples.columns.values() if column.modality.kind == "text"]
+    by_token = [c for c in texts if c.features is not None and c.features.mask.shape[1] > 1]
+    costs = [column.costs(column.codes[indices]) for column in [*encoded, *by_token]]
+    tokens = sum(costs, np.zeros(len(indices), np.int64))
     cuts, start, longest = [], 0, 0
     for position, size in enumerate(
         itertools.chain.from_iterable(tokens[piece].tolist() for piece in pieces(len(tokens)))

@@ -189,7 +189,7 @@ def _history(
         )
     history = TrainingHistory(curve.checks, best.check, _trained(recipe.model), moved, recipe.warnings(), precision)
     history.error, history.num_frozen = best.error.value or 0.0, recipe.num_frozen or {}
-    seconds = sum(stage.seconds for stage in recipe.stages)
+    history.seconds = seconds = sum(stage.seconds for stage in recipe.stages)
     history.out_of_time = recipe.out_of_time or any(stage.out_of_time for stage in recipe.stages)
     history.waited = sum(stage.waited for stage in recipe.stages) / seconds if seconds else 0.0
     return history

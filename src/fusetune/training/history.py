@@ -24,7 +24,8 @@ class TrainingHistory:
         changed: number of parameters whose values differ between the start and the final weights, per encoder key; the
             total under "". Empty if they were not counted.
         error: standard error of the score on the validation rows, at the first check; nan where unknown.
-        waited: share of the updates' time spent waiting for batches, 0 to 1.
+        seconds: of all updates, without the evaluations between them.
+        waited: share of `seconds` spent waiting for batches, 0 to 1.
         num_frozen: number of first blocks that a trial kept frozen, per encoder key; empty without a trial.
         out_of_time: whether training stopped, or skipped a stage, because its time was up.
     """
@@ -35,6 +36,7 @@ class TrainingHistory:
     moved: set[str]
     warnings: list[str]
     precision: str = "no"
+    seconds: float = math.nan
     waited: float = 0.0
     changed: dict[str, int] = field(default_factory=dict)
     out_of_time: bool = False
