@@ -176,9 +176,7 @@ def prepare(run_settings: RunSettings) -> Prepared:
         tables.schema, codes = read_codes(tables.splits["train"], tables.schema, targets, config)
     with timed(phases, "read cells", show=show):
         set_seed(config.seed)
-        inputs = input_columns(config, tables.schema)
-        limit_kernel_cache(kind for kind, _ in inputs.values())
-        modalities = build_modalities(inputs, backbones_of(config))
+        modalities = _modalities(config, tables.schema)
         tasks = targets or _match_tasks(config, modalities)
         examples = {}
         for split, table in tables.splits.items():
@@ -228,6 +226,13 @@ def prepare(run_settings: RunSettings) -> Prepared:
         show,
         deadline=run_settings.deadline,
     )
+
+
+def _modalities(config: Config, schema: Schema) -> dict[str, Modality]:
+    """Build the input columns' modalities, with few kernels in memory where that costs nothing."""
+    inputs = input_columns(config, schema)
+    limit_kernel_cache(kind for kind, _ in inputs.values())
+    return build_modalities(inputs, backbones_of(config))
 
 
 def backbones_of(config: Config) -> Backbones:
