@@ -199,6 +199,8 @@ class Outputs:
         logits: by task, (batch, ...) from its head; empty for a family without heads.
         columns: by column, the projected tokens, (batch, tokens, dim); a row without the column has no real token.
         sides: by side, its vector as one token, (batch, 1, dim); empty in a family that fuses no sides.
+        negatives: by column of negatives, its vector as one token, (batch, 1, dim), as the side has that it is to be
+            told apart from; a row without the cell has no real token.
         pooled: (batch, dim), the fused representation that the heads read; None for a family without a fusion.
     """
 
@@ -206,6 +208,7 @@ class Outputs:
     columns: dict[str, Tokens]
     pooled: Tensor | None = None
     sides: dict[str, Tokens] = field(default_factory=dict)
+    negatives: dict[str, Tokens] = field(default_factory=dict)
 
     def compared(self, name: str) -> Tokens:
         """Return what is compared with others: a side's vector, in a family without sides a column's tokens."""

@@ -24,8 +24,8 @@ from fusetune.tasks.token_task import TokenTask
 from fusetune.testing.token_tables import WINDOW, TokenCase, usable_tables
 
 TOKEN_TASKS = {name: TASKS.get(name) for name in TASKS if issubclass(TASKS.get(name), TokenTask)}
-NEEDS_ROW_ANSWERS = {"mixup", "unimodal", "supcon"}
-"""Objectives of one answer a row: nothing to learn from where all targets are answered by token."""
+NEEDS_ROW_ANSWERS = {"mixup", "unimodal", "supcon", "similarity"}
+"""Objectives of one answer a row, or a pair: nothing to learn from where all targets are answered by token."""
 
 
 def parts(make, *, dropout=0.0, max_tokens=WINDOW):

@@ -34,6 +34,7 @@ Query = Annotated[
     str | None, typer.Option(help="Columns of one side of pairs: title,description. In place of --target.")
 ]
 Document = Annotated[str | None, typer.Option(help="Columns of the other side, which queries should find: photo.")]
+Negative = Annotated[str | None, typer.Option(help="Columns of documents that the row's query should not find.")]
 Val = Annotated[str | None, typer.Option(help="Table to choose the best step on; else split off.")]
 Test = Annotated[str | None, typer.Option(help="Table the report is made on; else split off.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write; runs/TARGET if not given.")]
@@ -57,6 +58,7 @@ def fit(
     target: common.Target = None,
     query: Query = None,
     document: Document = None,
+    negative: Negative = None,
     val: Val = None,
     test: Test = None,
     out: Out = None,
@@ -94,7 +96,7 @@ def fit(
     train, config = _table_and_config(source, config)
     more = [setting for setting in settings or [] if "=" not in setting]
     _check_tables(train, more)
-    chosen = _chosen(config, settings, objective, schema, {"query": query, "document": document})
+    chosen = _chosen(config, settings, objective, schema, {"query": query, "document": document, "negative": negative})
     tables = train if train is None else [train, *more]
     if dry_run:
         _print_estimate(api.dry_run(tables, target, val=val, test=test, config=chosen, progress=progress), as_json)

@@ -47,6 +47,9 @@ class Config(Section):
     """The columns of one side of pairs; see `document`. A target beside them says how alike the sides are."""
     document: StrList = []
     """The columns of the other side: each row's document is what its query should find."""
+    negative: StrList = []
+    """Columns with further documents, of the kind of `document`, which is then one column: a row's query should not
+    find them."""
     catalogue: Catalogue = CatalogueConfig()
     """The table of documents, if they have one of their own; `items.csv` is `{path: items.csv}`."""
     out: str | None = None
@@ -98,7 +101,7 @@ class Config(Section):
         overrides: dict[str, Any] = {}
         if self.schema_file is not None:
             overrides = dict(read_yaml(self.schema_file).get("columns") or {})
-        for name in (*self.query, *self.document):  # to name a column is to insist on it
+        for name in (*self.query, *self.document, *self.negative):  # to name a column is to insist on it
             before = overrides.get(name)
             overrides[name] = {"role": "input", **(before if isinstance(before, Mapping) else {})}
         for name, column in self.columns.items():

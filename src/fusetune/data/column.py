@@ -55,6 +55,8 @@ class Column:
         sizes: (cells,) int32, the cost of encoding each cell.
         features: the precomputed encoder output, (cells, tokens, dim), or None.
         trunk: `trunk(indices of cells)` returns the encoder's input where its first layers ran before; or None.
+        keys: (rows,) int64, equal where cells are equal, also between columns with common keys; -1 where it is missing.
+            None: `codes` tell which cells of this column are equal.
     """
 
     def __init__(self, modality: Modality, table: Table, name: str, rows: np.ndarray | None = None) -> None:
@@ -78,6 +80,7 @@ class Column:
         self.sizes = mapped_zeros((len(self.cells),), np.int32)
         self.features: Tokens | None = None
         self.trunk: Callable[[np.ndarray], dict[str, Tensor]] | None = None
+        self.keys: np.ndarray | None = None
         self._rows = table.rows
         self._cache = PackedExamples(len(self.cells))
 
@@ -87,6 +90,12 @@ class Column:
         """Return a view of the column with precomputed features; the cells are shared, not copied."""
         view = copy.copy(self)
         view.features, view.trunk = features, trunk
+        return view
+
+    def keyed(self, keys: np.ndarray) -> Column:
+        """Return a view of the column with keys; the cells are shared, not copied."""
+        view = copy.copy(self)
+        view.keys = keys
         return view
 
     def decode_all(self, budget: int, progress: Progress | None = None) -> int:

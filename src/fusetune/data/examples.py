@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fusetune.data.augmentation import Augmentation, cell_rng
+from fusetune.data.batch_ngrams import ngram_tensors
 from fusetune.data.column import Column, Progress
 from fusetune.data.distinct import is_missing
 from fusetune.data.quarantine import Rejected
@@ -217,6 +218,7 @@ class Examples:
         mix: float | None = None,
         ratio: float | None = None,
         always: bool | None = None,
+        keys: Mapping[str, np.ndarray] | None = None,
     ) -> Examples:
         """Return a view whose batches use other features, views or augmentation; None leaves an aspect unchanged.
 
@@ -228,6 +230,7 @@ class Examples:
             augmentation: of train rows.
             mix, ratio: see `UpdateSampler`.
             always: see the attributes.
+            keys: by column, its `Column.keys`.
         """
         view = copy.copy(self)
         if features is not None:
@@ -236,6 +239,8 @@ class Examples:
         if trunks:
             started = {name: self.columns[name].given(trunk=trunk) for name, trunk in trunks.items()}
             view.columns = {**view.columns, **started}
+        if keys:
+            view.columns = {**view.columns, **{name: view.columns[name].keyed(own) for name, own in keys.items()}}
         if views:
             view.views = {**view.views, **views}
         view.augmentation = self.augmentation if augmentation is None else augmentation
@@ -362,27 +367,13 @@ class Examples:
             weights=torch.from_numpy(self.weights[positions]),
             rows=_to_int64(self.rows[positions]),
             targets=targets,
-            codes={name: _to_int64(column.codes[positions]) for name, column in self.columns.items()},
+            codes={
+                name: _to_int64((column.codes if column.keys is None else column.keys)[positions])
+                for name, column in self.columns.items()
+            },
             groups=_to_int64(self.groups[positions]),
-            ngrams=self._ngrams(positions),
+            ngrams=ngram_tensors(self.columns, positions),
         )
-
-    def _ngrams(self, indices: np.ndarray) -> dict[str, dict[str, Tensor]]:
-        """Return `Batch.ngrams`; augmented cells have the n-grams of the original ones."""
-        result: dict[str, dict[str, Tensor]] = {}
-        for name, column in self.columns.items():
-            codes = column.codes[indices]
-            for part, vocabulary in column.modality.ngrams.items():
-                distinct, inverse = np.unique(codes[codes >= 0], return_inverse=True)
-                vectors = [vocabulary.vector(text) for text in column.token_ids(distinct)]
-                most = max([1, *(len(ids) for ids, _ in vectors)])
-                ids, values = np.zeros((len(codes), most), np.int64), np.zeros((len(codes), most), np.float32)
-                for index, number in zip(np.flatnonzero(codes >= 0), inverse, strict=True):
-                    own = vectors[number]
-                    ids[index, : len(own[0])], values[index, : len(own[1])] = own
-                tensors = {f"{part}_ids": torch.from_numpy(ids), f"{part}_values": torch.from_numpy(values)}
-                result.setdefault(name, {}).update(tensors)
-        return result
 
     def learn_ngrams(self) -> None:
         """Fit the n-gram vocabularies of text columns on the used rows; call it on train rows only, after `fit`."""

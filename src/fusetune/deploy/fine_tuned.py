@@ -12,7 +12,7 @@ from fusetune.config.data import OnBadCell
 from fusetune.data.table import Source, Table
 from fusetune.deploy.bundle import Bundle, merge_adapters, save_bundle
 from fusetune.deploy.card import write_card
-from fusetune.deploy.judged import in_catalogue, read_judged
+from fusetune.deploy.judged import in_catalogue, read_among_negatives, read_judged
 from fusetune.deploy.outputs import EMBEDDINGS
 from fusetune.deploy.predictions import Predictions, check_ending, write
 from fusetune.deploy.rows import Rows, index_of, reading_of
@@ -25,10 +25,9 @@ from fusetune.deploy.tuned import (
     predict,
     predict_parts,
     predict_proba,
-    read_examples,
 )
 from fusetune.errors import ConfigError
-from fusetune.evaluation.measure.evaluate import Evaluation, measure
+from fusetune.evaluation.measure.evaluate import Evaluation, Judged, measure
 from fusetune.evaluation.report.write import write_report
 from fusetune.evaluation.results import RunResults
 from fusetune.training.progress import track
@@ -278,10 +277,11 @@ class FineTuned:
         """
         bars = track if progress else None
         bundle, low = arithmetic(self.bundle, precision)
+        judged: Judged | None
         if (table := in_catalogue(bundle, source, catalogue)) is not None:
             examples, judged = read_judged(bundle, table, progress=bars)
         else:
-            examples, judged = read_examples(bundle, source, targets=True, missing=missing_columns, progress=bars), None
+            examples, judged = read_among_negatives(bundle, source, missing=missing_columns, progress=bars)
         examples.check_targets()
         with low:
             return measure(

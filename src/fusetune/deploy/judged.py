@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from fusetune.data.catalogue import Catalogue, Pairs, Sides
 from fusetune.data.column import Progress
 from fusetune.data.examples import Examples
 from fusetune.data.keys import key_columns
+from fusetune.data.negatives import with_negatives
 from fusetune.data.table import Source, Table
 from fusetune.deploy.bundle import Bundle
 from fusetune.deploy.rows import Rows, read_source, reading_of
+from fusetune.deploy.tuned import read_examples
 from fusetune.errors import ConfigError
 from fusetune.evaluation.measure.evaluate import Judged
 
@@ -56,6 +59,33 @@ def in_catalogue(bundle: Bundle, source: Rows, catalogue: Source | None) -> InCa
     sides = Sides(tuple(config.query), tuple(config.document))
     documents = Catalogue.read(catalogue, settings, table, sides, reading_of(bundle))
     return InCatalogue(table, documents.pairs(table), documents)
+
+
+def read_among_negatives(
+    bundle: Bundle, source: Rows, *, missing: Sequence[str], progress: Progress | None
+) -> tuple[Examples, Judged | None]:
+    """Read and decode rows to be measured; documents that they name as negatives are among those that are searched.
+
+    Args:
+        bundle: the tuned model.
+        source: the rows.
+        missing: input columns that they may lack.
+        progress: wraps iterators.
+
+    Returns:
+        The rows, and their counts if there are negatives among them.
+    """
+    table = read_source(bundle, source)
+    names = [name for name in bundle.config.negative if name in table]
+    if not names:
+        return read_examples(bundle, source, targets=True, missing=missing, progress=progress), None
+    end, rejected = len(table) + len(table.rejected), table.rejected
+    (document,) = bundle.config.document
+    table.require([document])
+    searched = with_negatives(table, document, names, reserved=end)
+    examples = read_examples(bundle, searched, targets=True, missing=missing, progress=progress)
+    rejected = [*rejected, *(item for item in examples.rejected if item.row < end)]
+    return examples, Judged(None, end, rejected, [])
 
 
 def _known(path: str | None) -> str:

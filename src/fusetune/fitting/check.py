@@ -55,6 +55,8 @@ def _checks(config: Config) -> Iterator[Callable[[], object]]:
             yield partial(_check_task_of_pairs, target, task.name, config)
     if config.query or config.document:
         yield partial(_check_sides, config)
+    if config.negative:
+        yield partial(_check_negatives, config)
     for name, options in config.objectives.items():
         yield partial(check_objective, name, options)
         yield partial(_check_family, name, config)
@@ -91,6 +93,35 @@ def _check_sides(config: Config) -> None:
         )
 
 
+def _check_negatives(config: Config) -> None:
+    """Refuse negatives without pairs, beside a target or a document of several columns, and those that are a side.
+
+    Raises:
+        ConfigError: the negatives are such.
+    """
+    came = f"negative {', '.join(config.negative)}"
+    if not config.query or not config.document:
+        do = "name the columns of both sides, or leave it out"
+        raise ConfigError("negatives are for pairs", expected="--query and --document", came=came, do=do)
+    if config.targets:
+        raise ConfigError(
+            "there are negatives and a target",
+            expected="negatives for pairs that are all matches, or a target that says which are",
+            came=came,
+            do="leave one of them out; as rows of their own, with a target of 0, negatives are learned beside scores",
+        )
+    if len(config.document) > 1:
+        raise ConfigError(
+            "negatives need a document of one column",
+            expected="negatives of the kind of that column",
+            came=f"document {', '.join(config.document)}",
+            do="leave the negatives out, or take one column as the document",
+        )
+    columns = [*config.query, *config.document, *config.negative]
+    if twice := sorted({name for name in columns if columns.count(name) > 1} & {*config.negative}):
+        raise ConfigError(f"{twice[0]!r} is named twice in query, document and negative", do="name it once")
+
+
 def check_catalogue(config: Config, source: Any) -> None:
     """Refuse a catalogue without pairs, and its settings without a catalogue.
 
@@ -113,6 +144,12 @@ def check_catalogue(config: Config, source: Any) -> None:
             expected="pairs whose both sides are in one table beside a target",
             came=f"target {', '.join(config.targets)}",
             do="leave the target out, or name a column of relevance in the settings of the catalogue",
+        )
+    if source is not None and config.negative:
+        raise ConfigError(
+            "a catalogue and negatives do not go together",
+            came=f"negative {', '.join(config.negative)}",
+            do="give the negatives as rows of the catalogue, and leave negative out",
         )
     if source is None and config.catalogue != type(config.catalogue)():
         raise ConfigError("catalogue has settings and no table", do="name it: catalogue.path=items.csv")

@@ -21,6 +21,7 @@ from fusetune.data.column import Progress
 from fusetune.data.detect.columns import evenly_spaced
 from fusetune.data.distinct import Cells
 from fusetune.data.examples import Examples
+from fusetune.data.negatives import common_keys
 from fusetune.data.quarantine import write_rejected
 from fusetune.data.schema import Schema
 from fusetune.data.storage.feature_cache import FeatureCache
@@ -210,8 +211,12 @@ def prepare(run_settings: RunSettings) -> Prepared:
                 print_line(line)
             if tables.documents is not None:
                 print_line(tables.documents.announcement)
+        compared = [*config.document, *config.negative] if config.negative else []
         examples["train"] = examples["train"].given(
-            augmentation=augmentation, mix=config.data.mix, ratio=config.data.unlabelled
+            keys=common_keys(examples["train"], compared),
+            augmentation=augmentation,
+            mix=config.data.mix,
+            ratio=config.data.unlabelled,
         )
     cache = FeatureCache.of(config.data.cache, config.data.cache_gib)
     return Prepared(
@@ -265,7 +270,7 @@ def _make_tasks(config: Config, schema: Schema, train: Table) -> dict[str, Targe
 def _match_tasks(config: Config, modalities: Mapping[str, Modality]) -> Mapping[str, Task]:
     """Return the tasks of a fit without a target: retrieval between the sides of pairs, or between all columns."""
     if config.query:
-        return pair_tasks(config.query, config.document)
+        return pair_tasks(config.query, config.document, config.negative)
     return alignment_tasks({name: modality.part_of for name, modality in modalities.items()})
 
 
@@ -281,7 +286,7 @@ def input_columns(config: Config, schema: Schema) -> dict[str, tuple[str, Mappin
             do="insist on one with columns.NAME.role=input",
         )
     if config.query:
-        names = [*config.query, *config.document]
+        names = [*config.query, *config.document, *config.negative]
     elif not schema.names("target"):
         names = aligned_columns(config.objectives, names)
     return {name: (schema.columns[name].kind, schema.columns[name].options) for name in names}

@@ -265,5 +265,6 @@ def fresh_modalities(fit: Prepared, columns: Sequence[str]) -> dict[str, Modalit
 def bundle(fit: Prepared, model: Family, stack: Stack | None = None) -> Bundle:
     """Return the tuned model with all that it needs to read a table."""
     fingerprint = fit.fingerprints["train"]
-    modalities, tasks = dict(fit.modalities), dict(fit.tasks)
+    modalities = {name: part for name, part in fit.modalities.items() if name not in fit.config.negative}
+    tasks = dict(fit.tasks)
     return Bundle(model, modalities, tasks, fit.schema, fit.config, fingerprint=fingerprint, stack=stack)

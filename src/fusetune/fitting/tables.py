@@ -12,6 +12,7 @@ import numpy as np
 from fusetune.config.config import Config
 from fusetune.data.examples import Examples
 from fusetune.data.joins import flat_names
+from fusetune.data.negatives import with_negatives, without_right_answers
 from fusetune.data.quarantine import Rejected, check_rate
 from fusetune.data.reading.joined import concat
 from fusetune.data.resolved import unlabelled_rows
@@ -21,6 +22,7 @@ from fusetune.data.table import Table
 from fusetune.errors import TableError
 from fusetune.evaluation.results import TableUsed
 from fusetune.fitting.documents import CATALOGUE, Documents
+from fusetune.fitting.negatives import as_documents
 from fusetune.fitting.reading import join_columns, read_for_tasks, text_pair
 from fusetune.models.build import build_task
 from fusetune.objectives.total import learning_without_target, standalone_objective
@@ -52,6 +54,8 @@ class Tables:
         apart: the specs of the columns that `text.join` reads together, as if each were read by itself.
         tried: the columns that are read together only because it was tried, not because the settings say so.
         documents: the catalogue that the rows name documents of; None if each row has its document itself.
+        reserved: by split whose negatives are among its documents, the number of row ids of its file: rows with a later
+            id hold these negatives.
     """
 
     def __init__(self, config: Config, sources: Mapping[str, Any]) -> None:
@@ -64,6 +68,7 @@ class Tables:
         self.apart: dict[str, ColumnSpec] = {}
         self.tried: tuple[str, ...] = ()
         self.documents: Documents | None = None
+        self.reserved: dict[str, int] = {}
         self.splits = self._read(sources)
 
     def _read(self, sources: Mapping[str, Any]) -> dict[str, Table]:
@@ -84,6 +89,7 @@ class Tables:
             self.schema = self.documents.detect(train, overrides, read)
         else:
             self.schema = Schema.detect(train, targets=targets, overrides=overrides, read=read)
+        self.schema = as_documents(self.schema, self.config)
         self.notes += self.schema.notes
         given = {split: table.read_as(self.schema.forms()) for split, table in given.items()}
         train = given["train"]
@@ -107,7 +113,19 @@ class Tables:
         if self.schema.names("target"):
             splits["train"] = self._with_unlabelled(given["train"], labelled["train"], splits)
             self._note_unlabelled()
-        return splits
+        return self._with_negatives(splits) if self.config.negative else splits
+
+    def _with_negatives(self, splits: dict[str, Table]) -> dict[str, Table]:
+        """Return train rows without negatives that are right answers, and other splits with theirs as documents."""
+        query, (document,), negative = self.config.query, self.config.document, self.config.negative
+        train, count = without_right_answers(splits["train"], query, document, negative, self.schema.group)
+        if count:
+            self.notes.append(f"{count:,} negatives of train rows equal a right answer of their query: not used.")
+        for split in (split for split in splits if split != "train"):
+            _, self.reserved[split] = self.files.get(split, self.files["train"])
+            splits[split] = with_negatives(splits[split], document, negative, reserved=self.reserved[split])
+        splits["train"] = train
+        return {split: table.read_as(self.schema.forms()) for split, table in splits.items()}
 
     def _labelled(self, split: str, table: Table) -> np.ndarray:
         """Return which rows have at least one target, (rows,) bool; all rows if the table has no target columns."""
@@ -213,7 +231,7 @@ class Tables:
             return self.documents.all_rejected(self.rejected, examples)
         rejected_rows = []
         for split, rows in examples.items():
-            for item in [*self.rejected[split], *rows.rejected]:
+            for item in [*self.rejected[split], *self._rejected(split, examples)]:
                 file, row = rows.table.file_and_row(item.row)
                 rejected_rows.append(replace(item, file=file, row=row))
         return rejected_rows
@@ -233,7 +251,7 @@ class Tables:
         """Return a split's rows that were rejected after reading."""
         if self.documents is not None:
             return self.documents.rejected_queries(split, examples[split])
-        return examples[split].rejected
+        return [item for item in examples[split].rejected if item.row < self.reserved.get(split, item.row + 1)]
 
     def used(self, examples: Mapping[str, Examples]) -> list[TableUsed]:
         """Return each split's counts: rows in = rows used (unlabelled ones included) + rows rejected."""
@@ -241,9 +259,10 @@ class Tables:
             return self.documents.used(self.files, self.rejected, examples)
         used = []
         for split, rows in examples.items():
-            rejected = {item.row for item in [*self.rejected[split], *rows.rejected]}
+            rejected = {item.row for item in [*self.rejected[split], *self._rejected(split, examples)]}
             file, _ = self.files.get(split, (f"{self.files['train'][0]} (split off)", 0))
-            rows_in = len(rows.rows) + len({item.row for item in self.rejected[split]}) + self.unlabelled[split]
+            own = rows.rows[rows.rows < self.reserved.get(split, np.inf)]
+            rows_in = len(own) + len({item.row for item in self.rejected[split]}) + self.unlabelled[split]
             unlabelled = self.unlabelled[split] + int(np.count_nonzero(rows.unlabelled()))
             used.append(TableUsed(split, file, rows_in, rows_in - len(rejected), len(rejected), unlabelled))
         return used

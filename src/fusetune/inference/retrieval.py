@@ -19,16 +19,19 @@ def searches(
 ) -> dict[str, tuple[MatchTask, Search]]:
     """Return each match task with its search among the used rows; tasks that fewer than two rows have are left out.
 
+    The ids are row numbers in the rows' files.
+
     Args:
         tasks: by name.
         examples: prepared rows.
-        related: (rows, rows) of the table; see `MatchTask.search`. The ids are then row numbers in the rows' files.
+        related: (rows, rows) of the table; see `MatchTask.search`.
     """
     used = examples.used
     codes = {name: column.codes[used] for name, column in examples.columns.items()}
     ids, groups = examples.rows[used], examples.groups[used]
     if related is not None:
         related = sparse.csr_array(related[used][:, used])
+    if len(examples.table.files) > 1:
         ids = ids - np.array([first for _, first in examples.table.files])[examples.table.parts()[used]]
     by_task: dict[str, tuple[MatchTask, Search]] = {}
     for name, task in tasks.items():

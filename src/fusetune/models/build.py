@@ -175,12 +175,24 @@ def _build_match(parts: _ReaderParts, tasks: Mapping[str, Task], fusion: NamedCo
         read = task.columns if isinstance(task, MatchTask) else [name for side in task.sides.values() for name in side]
         if unknown := [name for name in read if name not in parts.routes]:
             raise ConfigError(f"{task.target} reads {unknown[0]!r}, which is no input column")
-    fused = fusion.name != NO_FUSION
+    fused, tied = fusion.name != NO_FUSION, bool(fusion.options.get("tied", False))
+    negatives = {
+        column: side
+        for task in tasks.values()
+        for column, side in (task.negatives.items() if isinstance(task, MatchTask) else ())
+    }
+    first: dict[tuple[str, int], str] = {}
+    shares = {column: columns[side][0] for column, side in negatives.items()}
+    for name, key in parts.routes.items() if tied else ():
+        if name not in shares and (other := first.setdefault((key, parts.joined[name]), name)) != name:
+            shares[name] = other
+    shares = {column: shares.get(other, other) for column, other in shares.items()}
     sides = Sides(
         columns,
         {side: build_fusion(names, parts.dim, fusion) if fused else None for side, names in columns.items()},
         {name: task.build_head(parts.dim) for name, task in target_tasks(tasks).items()},
-        bool(fusion.options.get("tied", False)),
+        {column: side for column, side in negatives.items() if column in parts.routes},
+        {column: other for column, other in shares.items() if column in parts.routes},
     )
     return Match(parts.encoders, parts.routes, parts.dim, sides=sides, dropout=parts.dropout)
 

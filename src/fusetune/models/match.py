@@ -62,13 +62,15 @@ class Sides:
         columns: by side, its columns.
         fusions: by side, its fusion; None for a side that is not fused. Empty: each column is compared.
         heads: by task, the head that maps the first two sides' vectors, (batch, 2 · dim), to its logits.
-        tied: whether columns of one encoder share a projection.
+        negatives: by column that is read as a side's only column is, that side; see `Outputs.negatives`.
+        shares: by column without a projection of its own, the column whose projection it shares.
     """
 
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
     fusions: Mapping[str, Fusion | None] = field(default_factory=dict)
     heads: Mapping[str, nn.Module] = field(default_factory=dict)
-    tied: bool = False
+    negatives: Mapping[str, str] = field(default_factory=dict)
+    shares: Mapping[str, str] = field(default_factory=dict)
 
 
 class Match(Family):
@@ -98,8 +100,8 @@ class Match(Family):
             dropout: on the encoders' outputs, in [0, 1).
         """
         sides = sides or Sides()
-        super().__init__(encoders, routes, dim, dropout=dropout, tied=sides.tied)
-        self.side_names = list(sides.columns)
+        super().__init__(encoders, routes, dim, dropout=dropout, shares=sides.shares)
+        self.side_names, self.negatives = list(sides.columns), dict(sides.negatives)
         self._columns = {name: tuple(columns) for name, columns in sides.columns.items()}
         self.sides = nn.ModuleList(SideVector(columns, sides.fusions[name]) for name, columns in sides.columns.items())
         self.tasks = list(sides.heads)
@@ -122,6 +124,10 @@ class Match(Family):
         present = presence(self.columns, batch.cells, batch.rows)
         for name, side in zip(self.side_names, self.sides, strict=True):
             outputs.sides[name] = side(outputs.columns, present)
+        for column, name in self.negatives.items():
+            side = self.sides[self.side_names.index(name)]
+            own = {only: outputs.columns[column] for only in self._columns[name]}
+            outputs.negatives[column] = side(own, {only: present[column] for only in own})
         if self.tasks:
             pair = torch.cat([outputs.sides[name].values.squeeze(1) for name in self.side_names[:2]], 1)
             outputs.logits |= {task: head(pair) for task, head in zip(self.tasks, self.heads, strict=True)}

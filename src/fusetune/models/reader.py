@@ -48,7 +48,7 @@ class Projection(nn.Module):
 class Reader(nn.Module):
     """Encoders and projections: maps a batch's cells to each column's projected tokens.
 
-    Columns may share an encoder. Each has its own projection; tied columns of one encoder share it.
+    Columns may share an encoder, and columns of one encoder also a projection.
 
     Attributes:
         columns: names of the columns, in order.
@@ -65,7 +65,7 @@ class Reader(nn.Module):
         *,
         dropout: float = 0.1,
         joined: Mapping[str, int] | None = None,
-        tied: bool = False,
+        shares: Mapping[str, str] | None = None,
     ) -> None:
         """
         Args:
@@ -74,18 +74,18 @@ class Reader(nn.Module):
             dim: width of the projected tokens.
             dropout: on the encoders' outputs, in [0, 1).
             joined: by column, how many of its encoder's vectors are side by side one token; 1 for the others.
-            tied: whether columns of one encoder share a projection.
+            shares: by column without a projection of its own, the column of the same encoder whose projection, with
+                its standardisation, it shares.
         """
         super().__init__()
         self.joined = dict(joined or {})
         self.columns, self.routes, self.dim = list(routes), dict(routes), dim
         self.encoders = nn.ModuleDict(dict(encoders))
-        keys = [(routes[column], self.joined.get(column, 1)) if tied else column for column in self.columns]
-        distinct = list(dict.fromkeys(keys))
-        self._projection_of = {column: distinct.index(key) for column, key in zip(self.columns, keys, strict=True)}
-        first = [self.columns[keys.index(key)] for key in distinct]
+        self.shares = dict(shares or {})
+        own = [column for column in self.columns if column not in self.shares]
+        self._projection_of = {column: own.index(self.shares.get(column, column)) for column in self.columns}
         # A list, as names of columns need not be valid module names.
-        self.projections = nn.ModuleList(Projection(self.encoder_dim(name), dim, dropout=dropout) for name in first)
+        self.projections = nn.ModuleList(Projection(self.encoder_dim(column), dim, dropout=dropout) for column in own)
 
     def encoder_dim(self, column: str) -> int:
         """Return the width of a column's encoder output."""
@@ -99,7 +99,12 @@ class Reader(nn.Module):
 
     @torch.no_grad()
     def set_scale(self, column: str, shift: Tensor, scale: Tensor) -> None:
-        """Set a column's standardisation, (features - shift) * scale, with shift and scale of shape (encoder dim,)."""
+        """Set a column's standardisation, (features - shift) * scale, with shift and scale of shape (encoder dim,).
+
+        A column that shares a projection keeps the standardisation of the other one.
+        """
+        if column in self.shares:
+            return
         projection = self.projection(column)
         projection.shift.copy_(shift)
         projection.scale.copy_(scale)

@@ -38,6 +38,7 @@ TEMPERATURES = {"sigmoid": 0.1}
 TEMPERATURE = 0.07
 BIAS = -10.0
 VECTOR, CODE, GROUP, WEIGHT = "vector/", "code/", "group", "weight"
+NEGATIVE, NEGATIVE_CODE = "negative/", "negative code/"
 
 
 @dataclass
@@ -52,6 +53,8 @@ class _Rows:
         weights: (rows,) each row's weight; 0 for a row without negatives.
         own: (anchors,) indices of the rows whose losses this process computes.
         counts: (anchors,) their weights times the number of processes.
+        named: (named negatives, dim) unit vectors, of all rows, beside those of y.
+        named_ids: (named negatives,) the codes of their cells, comparable with those of y.
     """
 
     x: Tensor
@@ -60,6 +63,8 @@ class _Rows:
     weights: Tensor
     own: Tensor
     counts: Tensor
+    named: Tensor
+    named_ids: Tensor
 
     def mean(self, terms: Tensor) -> Tensor:
         """Return this process's part of the mean over all rows, a scalar, from (anchors,) terms."""
@@ -108,7 +113,8 @@ class ContrastiveObjective(BatchObjective):
 
     Requires: rows that have two of the columns; a row does not enter the pairs whose columns it lacks. Rows of one
     group, and rows with equal cells in either column, are never negatives of each other. A row without negatives does
-    not count.
+    not count. Documents that the table names as negatives (the setting `negative`) are further candidates of every
+    query in infonce and decoupled, except of a query whose own document they equal.
 
     Relations: `supcon` compares rows by their labels; this objective compares the columns of a row.
 
@@ -166,6 +172,9 @@ class ContrastiveObjective(BatchObjective):
         size = int(check_number(f"{where}.dim", dim, 1, math.inf))
         # A list, not a dict: the names of columns are the user's and may not be valid module names.
         self.heads = nn.ModuleList(projection_head(kind, model.dim, size) for _ in self.columns)
+        self.negatives = self._negatives(model)
+        against = set(self.negatives.values())  # the second of a pair
+        self.pairs = [(second, first) if first in against else (first, second) for first, second in self.pairs]
         self.scale, self.bias = self._scale(temperature, learn_temperature, bias)
         self.warnings += collapse_warnings(where, self.form, self.lam, within=self.within)
         if kind != "none" and not headed:
@@ -209,6 +218,22 @@ class ContrastiveObjective(BatchObjective):
             )
         return named
 
+    def _negatives(self, model: Family) -> dict[str, str]:
+        """Return the model's columns of negatives, each with the side that it is told apart from.
+
+        Raises:
+            ConfigError: the form takes none.
+        """
+        named: dict[str, str] = getattr(model, "negatives", {})
+        if named and self.form not in ("infonce", "decoupled"):
+            raise ConfigError(
+                f"objectives.{self.name}: negatives do not go with form={self.form}",
+                expected="form=infonce or form=decoupled",
+                came=f"negative {', '.join(named)}",
+                do="take one of these forms, or leave negative out",
+            )
+        return {column: side for column, side in named.items() if side in self.columns}
+
     def _scale(
         self, temperature: float | None, learned: bool, bias: float | None
     ) -> tuple[LogitScale | None, nn.Parameter | None]:
@@ -239,11 +264,17 @@ class ContrastiveObjective(BatchObjective):
             tensors[VECTOR + column] = unit(head(tokens.mean()))
             codes = row_codes([batch.codes.get(name, nothing) for name in self.parts[column]])
             tensors[CODE + column] = torch.where(tokens.mask.any(1), codes, -1)
+        for column, side in self.negatives.items():
+            tokens = outputs.negatives[column]
+            tensors[NEGATIVE + column] = unit(self.heads[self.columns.index(side)](tokens.mean()))
+            codes = batch.codes.get(column, nothing)
+            tensors[NEGATIVE_CODE + column] = torch.where(tokens.mask.any(1), codes, -1)
         return tensors
 
     def of_vectors(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `BatchObjective.of_vectors`. The loss is named "contrastive"."""
         units = [vectors[VECTOR + column] for column in self.columns]
+        units += [vectors[NEGATIVE + column] for column in self.negatives]
         own = [parameter.sum() for part in (self.scale,) if part is not None for parameter in part.parameters()]
         own += [] if self.bias is None else [self.bias.sum()]
         # Every parameter enters the loss even if there is nothing to compare: processes that exchange gradients need
@@ -276,10 +307,15 @@ class ContrastiveObjective(BatchObjective):
         groups = vectors[GROUP][complete]
         singletons = -1 - torch.arange(len(complete), device=complete.device)  # one group a row without a group
         ids = torch.stack([codes[0][complete], codes[1][complete], torch.where(groups >= 0, groups, singletons)], 1)
-        weights = weights[complete] * has_related(no_common_id, ids)
+        named = [column for column, side in self.negatives.items() if side == second]
+        named_ids = torch.stack(
+            [ids[:, 1].new_full((len(ids),), -1), *(vectors[NEGATIVE_CODE + n][complete] for n in named)]
+        )
+        weights = weights[complete] * (has_related(no_common_id, ids) | (named_ids >= 0).any(0))
         counts = vectors[COUNTS][complete] if COUNTS in vectors else x.new_ones(len(complete))
         own = counts.nonzero().squeeze(1)
-        return _Rows(x, y, ids, weights, own, (counts * weights)[own])
+        negatives = torch.cat([y[:0], *(vectors[NEGATIVE + name][complete] for name in named)])
+        return _Rows(x, y, ids, weights, own, (counts * weights)[own], negatives, named_ids[1:].flatten())
 
     def _terms(self, rows: _Rows) -> tuple[Tensor, Tensor]:
         """Return this process's part of L_s and L_d for a pair of columns."""
@@ -289,18 +325,19 @@ class ContrastiveObjective(BatchObjective):
             pushes = [uniformity(values @ values.T, negatives) for values in (rows.x, rows.y)]
             return weighted_mean(alignment(rows.x, rows.y), rows.weights), (pushes[0] + pushes[1]) / 2
         (pull, push), (pull_back, push_back) = (
-            self._direction(rows, rows.x, rows.y),
-            self._direction(rows, rows.y, rows.x),
+            self._direction(rows, rows.x, rows.y, named=True),
+            self._direction(rows, rows.y, rows.x, named=False),
         )
         return (pull + pull_back) / 2, (push + push_back) / 2
 
-    def _direction(self, rows: _Rows, anchors: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    def _direction(self, rows: _Rows, anchors: Tensor, others: Tensor, *, named: bool) -> tuple[Tensor, Tensor]:
         """Return this process's part of L_s and L_d with the vectors of one column as anchors.
 
         Args:
             rows: the rows of the pair of columns.
             anchors: (rows, dim), the vectors of the anchors' column.
             others: (rows, dim), the vectors of the other column.
+            named: whether the rows' named negatives are candidates beside `others`.
         """
         assert self.scale is not None
         negatives = no_common_id(rows.ids[rows.own], rows.ids)  # (anchors, rows)
@@ -315,6 +352,11 @@ class ContrastiveObjective(BatchObjective):
             positives = torch.cat([same_row, torch.zeros_like(same_row)], 1)
         if len(candidates) > len(others):
             negatives = torch.cat([negatives, negatives], 1)
+        if named and len(rows.named):
+            # Own negatives and those of other rows, unless they equal the anchor's own answer.
+            told_apart = (rows.named_ids >= 0) & (rows.named_ids != rows.ids[rows.own, 1].unsqueeze(1))
+            candidates, negatives = torch.cat([candidates, rows.named]), torch.cat([negatives, told_apart], 1)
+            positives = torch.cat([positives, torch.zeros_like(told_apart)], 1)
         logits = self.scale() * (anchors[rows.own] @ candidates.T)
         if self.bias is not None:
             logits = logits + self.bias

@@ -45,6 +45,13 @@ class MatchTask(Task):
     """
 
     family = "match"
+    negatives: Mapping[str, str]
+    """By column that train rows have besides, the side whose only column it is read as: documents that the row's query
+    should not find. They are not saved."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__(target)
+        self.negatives = {}
 
     @property
     @abc.abstractmethod

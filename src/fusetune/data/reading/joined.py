@@ -93,7 +93,13 @@ def only(table: Table, columns: Sequence[str]) -> Table:
     return _rebuilt(table, table.arrow.select(list(columns)), table.rows)
 
 
-def with_column(table: Table, name: str, values: pa.Array) -> Table:
+def renamed(table: Table, name: str, other: str) -> Table:
+    """Return a table's rows with a column under another name."""
+    names = [other if column == name else column for column in table.column_names]
+    return _rebuilt(table, table.arrow.rename_columns(names), table.rows)
+
+
+def with_column(table: Table, name: str, values: pa.Array | pa.ChunkedArray) -> Table:
     """Return a table's rows with a column replaced."""
     arrow = table.arrow
     return _rebuilt(table, arrow.set_column(arrow.column_names.index(name), name, values), table.rows)

@@ -78,7 +78,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Judged:
-    """Query rows whose documents are in a table of their own.
+    """Query rows that are searched among more documents than their own: a table of them, or named negatives.
 
     Attributes:
         related: (rows, rows) of the evaluated table; see `MatchTask.search`.
@@ -87,7 +87,7 @@ class Judged:
         notes: sentences for the user.
     """
 
-    related: sparse.csr_array
+    related: sparse.csr_array | None
     rows_in: int
     rejected: Sequence[Rejected]
     notes: Sequence[str]

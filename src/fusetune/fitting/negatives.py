@@ -1,0 +1,33 @@
+"""Columns of negatives: they are read as the document's column is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fusetune.config.config import Config
+from fusetune.data.schema import Schema
+from fusetune.errors import ConfigError
+from fusetune.registry import MODALITIES
+
+
+def as_documents(schema: Schema, config: Config) -> Schema:
+    """Return the schema with the kind and options of the document's column for all negatives.
+
+    Raises:
+        ConfigError: no backbone reads documents of this kind.
+    """
+    if not config.negative:
+        return schema
+    (document,) = config.document
+    spec = schema.columns[document]
+    if not MODALITIES.get(spec.kind).needs_backbone:
+        raise ConfigError(
+            f"negatives are texts, images or sounds, and the document {document!r} is a {spec.kind}",
+            expected="a document that an encoder reads",
+            do=f"leave negative out, or name the kind: columns.{document}.kind=text",
+        )
+    own = {
+        name: replace(schema.columns[name], kind=spec.kind, role="input", options=spec.options, reason="negatives")
+        for name in config.negative
+    }
+    return replace(schema, columns={**schema.columns, **own})
