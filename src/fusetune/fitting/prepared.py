@@ -179,15 +179,9 @@ def prepare(run_settings: RunSettings) -> Prepared:
         set_seed(config.seed)
         modalities = _modalities(config, tables.schema)
         tasks = targets or _match_tasks(config, modalities)
-        examples = {}
-        for split, table in tables.splits.items():
-            examples[split] = Examples(
-                table, modalities, targets, weight=tables.schema.weight, group=tables.schema.group
-            )
-            _read(config, split, examples[split], track if show else None)
-            for task in targets.values():
-                if isinstance(task, PairTask):
-                    examples[split].require(task.sides)
+        examples = {
+            split: _read(tables, split, modalities, targets, track if show else None) for split in tables.splits
+        }
         _check_rejected(tables, examples, run_settings.run.folder)
         try:
             examples["train"].fit()
@@ -292,18 +286,29 @@ def input_columns(config: Config, schema: Schema) -> dict[str, tuple[str, Mappin
     return {name: (schema.columns[name].kind, schema.columns[name].options) for name in names}
 
 
-def _read(config: Config, split: str, examples: Examples, progress: Progress | None) -> None:
-    """Decode a split's cells.
+def _read(
+    tables: Tables,
+    split: str,
+    modalities: Mapping[str, Modality],
+    targets: Mapping[str, TargetTask],
+    progress: Progress | None,
+) -> Examples:
+    """Return a split's rows with their cells decoded.
 
     With the default settings a train row with an unreadable cell is rejected. Such a cell of a validation or test row
-    counts as missing, as in prediction.
+    counts as missing, as in prediction. A pair with a target that lacks a side is rejected.
     """
-    train = split == "train"
+    config, schema, train = tables.config, tables.schema, split == "train"
+    examples = Examples(tables.splits[split], modalities, targets, weight=schema.weight, group=schema.group)
     examples.prepare(
         on_bad_cell=config.data.on_bad_cell if train else "mask",
         memory=config.data.memory if train else config.data.memory / len(SPLITS),
         progress=progress,
     )
+    for task in targets.values():
+        if isinstance(task, PairTask):
+            examples.require(task.sides)
+    return examples
 
 
 def _augmentation(
