@@ -18,15 +18,12 @@ from fusetune.config.backbone import BackboneConfig
 from fusetune.config.config import Config
 from fusetune.data.augmentation import Augmentation
 from fusetune.data.column import Progress
-from fusetune.data.detect.columns import evenly_spaced
-from fusetune.data.distinct import Cells
 from fusetune.data.examples import Examples
 from fusetune.data.negatives import common_keys
 from fusetune.data.quarantine import write_rejected
 from fusetune.data.schema import Schema
 from fusetune.data.storage.feature_cache import FeatureCache
-from fusetune.data.table import Table
-from fusetune.errors import ConfigError, TableError, UserError
+from fusetune.errors import ConfigError, UserError
 from fusetune.evaluation.decisions import FusionChoice, ReadingChoice
 from fusetune.evaluation.results import Phase
 from fusetune.fitting.announce import announcement
@@ -34,12 +31,12 @@ from fusetune.fitting.codes import read_codes
 from fusetune.fitting.own_metrics import choose_metrics
 from fusetune.fitting.run_folder import RunFolder
 from fusetune.fitting.tables import SPLITS, Tables, check_rows
+from fusetune.fitting.tasks import make_tasks
 from fusetune.modalities.base import Modality
-from fusetune.models.build import Backbones, build_modalities, build_task
+from fusetune.models.build import Backbones, build_modalities
 from fusetune.objectives.total import aligned_columns, learning_without_target
 from fusetune.tasks.abilities import Probed
 from fusetune.tasks.base import TargetTask, Task, target_tasks
-from fusetune.tasks.infer import infer_task
 from fusetune.tasks.main_metric import Metric
 from fusetune.tasks.pairs import PairTask
 from fusetune.tasks.retrieval import alignment_tasks, pair_tasks
@@ -49,9 +46,6 @@ from fusetune.training.hardware.kernels import limit_kernel_cache
 from fusetune.training.probe import SplitRows, StartingPoint
 from fusetune.training.progress import print_line, track
 from fusetune.types import Tokens
-
-TASK_SAMPLE = 200_000
-"""Maximum number of cells from which a target's task is inferred."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +166,7 @@ def prepare(run_settings: RunSettings) -> Prepared:
     with timed(phases, "read tables", show=show):
         tables = Tables(config, run_settings.sources)
         config = tables.config
-        targets = _make_tasks(config, tables.schema, tables.splits["train"])
+        targets = make_tasks(config, tables.schema, tables.splits["train"])
         tables.read_together(targets)
         tables.schema, codes = read_codes(tables.splits["train"], tables.schema, targets, config)
     with timed(phases, "read cells", show=show):
@@ -238,27 +232,6 @@ def backbones_of(config: Config) -> Backbones:
     """Return a new loader of the pretrained backbones that the settings name."""
     settings: dict[str, BackboneConfig] = {"text": config.text, "image": config.image, "audio": config.audio}
     return Backbones(settings)
-
-
-def _make_tasks(config: Config, schema: Schema, train: Table) -> dict[str, TargetTask]:
-    tasks: dict[str, TargetTask] = {}
-    family = PairTask.family if config.query else "understand"
-    for target in schema.names("target"):
-        settings = config.tasks.get(target)
-        name, options = (settings.name, settings.options) if settings else (None, {})
-        try:
-            name = name or infer_task(_sample(train, target), target, train, family=family)[0]
-        except TableError as error:
-            raise error.in_file(train.source) from None
-        tasks[target] = task = build_task(target, name, options)
-        if isinstance(task, PairTask):
-            task.compare(config.query, config.document)
-            if task.learned_by not in config.objectives:
-                raise ConfigError(
-                    "the schema file gives pairs a target that the settings do not name",
-                    do=f"name it: --target {target}",
-                )
-    return tasks
 
 
 def _match_tasks(config: Config, modalities: Mapping[str, Modality]) -> Mapping[str, Task]:
@@ -346,9 +319,3 @@ def _some_truth(task: Task, train: Examples, name: str) -> np.ndarray:
     if not isinstance(task, TargetTask):
         return np.asarray(train.rows[train.used[:1000]])
     return task.truth(train.targets[name].take(train.labelled(name)[:1000]))
-
-
-def _sample(table: Table, target: str) -> Cells:
-    """Return the target's cells that are not missing, at most `TASK_SAMPLE` evenly spaced ones."""
-    indices = np.flatnonzero(~table.missing(target))
-    return table.lazy(target, indices[evenly_spaced(len(indices), TASK_SAMPLE)])

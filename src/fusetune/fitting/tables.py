@@ -24,7 +24,7 @@ from fusetune.evaluation.results import TableUsed
 from fusetune.fitting.documents import CATALOGUE, Documents
 from fusetune.fitting.negatives import as_documents
 from fusetune.fitting.reading import join_columns, read_for_tasks, text_pair
-from fusetune.models.build import build_task
+from fusetune.fitting.tasks import passages, settled_tasks
 from fusetune.objectives.total import learning_without_target, standalone_objective
 from fusetune.registry import OBJECTIVES
 from fusetune.tasks.base import TargetTask
@@ -131,7 +131,7 @@ class Tables:
         """Return which rows have at least one target, (rows,) bool; all rows if the table has no target columns."""
         if not self.schema.names("target"):
             return np.ones(len(table), dtype=bool)
-        known = _settled_tasks(self.config, self.schema)
+        known = settled_tasks(self.config, self.schema)
         missing = [
             unlabelled_rows(table, known[target]) if target in known else table.missing(target)
             for target in self.schema.names("target")
@@ -172,8 +172,10 @@ class Tables:
 
     def _split(self, given: dict[str, Table]) -> dict[str, Table]:
         """Return the rows of every split; splits without a table of their own are split off from train."""
-        tables = dict(given)
-        for split, indices in self.split_positions(given, [self.config.query, self.config.document]).items():
+        tables, sides = dict(given), [self.config.query, self.config.document]
+        if any(split not in given for split in SPLITS):
+            sides += [[name] for name in passages(self.config, self.schema, given["train"])]
+        for split, indices in self.split_positions(given, sides).items():
             tables[split] = given["train"].select(indices)
         return {split: tables[split] for split in SPLITS if split in tables}
 
@@ -266,20 +268,6 @@ class Tables:
             unlabelled = self.unlabelled[split] + int(np.count_nonzero(rows.unlabelled()))
             used.append(TableUsed(split, file, rows_in, rows_in - len(rejected), len(rejected), unlabelled))
         return used
-
-
-def _settled_tasks(config: Config, schema: Schema) -> dict[str, TargetTask]:
-    """Return the tasks that the settings name, by target, unfitted.
-
-    They say which rows are unlabelled. A task that is chosen by the target's cells has none but missing ones.
-    """
-    tasks = {}
-    for target in schema.names("target"):
-        settings = config.tasks.get(target)
-        if settings is not None and settings.name is not None:
-            tasks[target] = build_task(target, settings.name, settings.options)
-            tasks[target].reading(schema)
-    return tasks
 
 
 def check_rows(examples: Mapping[str, Examples], targets: Sequence[str]) -> None:

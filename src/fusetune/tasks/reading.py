@@ -39,6 +39,13 @@ class Reading:
         return " + ".join(self.parts)
 
     @property
+    def passage(self) -> str | None:
+        """The text that several rows may ask about: an answer's or choices' context, the text of spans or entities."""
+        if self.read == "choices":
+            return self.columns[0] if len(self.columns) > 1 else None
+        return self.columns[-1] if self.read in ("answer", "markers", "tokens") else None
+
+    @property
     def parts(self) -> list[str]:
         """The columns that are read as one."""
         return [*self.columns, *self.choices, *(name for columns in self.entities for name in columns)]
