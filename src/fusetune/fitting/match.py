@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import torch
 from accelerate.utils import set_seed
+from torch import Tensor
 
 from fusetune.config.fusion import neural
 from fusetune.data.examples import Examples
@@ -20,6 +21,7 @@ from fusetune.evaluation.measure import rankings
 from fusetune.evaluation.measure.judge import Candidate, EvaluatedRows, judge
 from fusetune.evaluation.results import RunResults, TaskResult
 from fusetune.fitting.findings import Findings
+from fusetune.fitting.own_space import identity_start, keep_own_space, sides_of, tied
 from fusetune.fitting.prepared import Prepared
 from fusetune.fitting.saved import Trained, load_trained, reporting, save_trained
 from fusetune.fitting.steps import bundle, encode, tune
@@ -30,7 +32,7 @@ from fusetune.models.family import Family
 from fusetune.objectives.base import BatchObjective, Objective
 from fusetune.tasks.match import MatchTask, Search
 from fusetune.tasks.retrieval import RetrievalTask
-from fusetune.training.alignment import Alignment, align
+from fusetune.training.alignment import Alignment, Identity, align
 from fusetune.training.finetune import main_of
 from fusetune.training.plan import Evaluate, Start
 from fusetune.training.probe import column_scales
@@ -64,9 +66,9 @@ class MatchFit:
     """
 
     def __init__(self, fit: Prepared) -> None:
-        self.fit = fit
-        set_seed(fit.config.seed)
-        self.model = build_model(fit.modalities, fit.tasks, neural(fit.config.fusion))
+        self.fit = fit = keep_own_space(fit)
+        self.scales: Mapping[str, tuple[Tensor, Tensor]] = {}
+        self.model = self._build()
         related = {} if fit.tables.documents is None else fit.tables.documents.related
         self.searches = {split: searches(fit.tasks, fit.examples[split], related.get(split)) for split in fit.examples}
         for split in ("val", "test"):
@@ -80,15 +82,18 @@ class MatchFit:
 
     def run(self) -> tuple[Bundle, RunResults]:
         """Encode, align, tune, save and measure."""
-        model = self.model
         with self.fit.phase("encode with frozen backbones"):
-            self.fit = encode(self.fit, model)
-        fit = self.fit
-        with fit.phase("align in closed form"):
-            start = self._start(model)
+            self.fit = encode(self.fit, self.model)
+            self.scales = column_scales(self.fit.examples["train"], self.fit.features["train"])
+        with self.fit.phase("align in closed form"):
+            start = self._start(self.model)
+            if isinstance(start, Identity):  # both sides start alike, and may stay so
+                self.fit = tied(self.fit)
+                self.model = self._build()
             if start is not None:
-                start.install(model)
-                before = self._vectors(model, "test", fit.features["test"])
+                self._install(start, self.model)
+                before = self._vectors(self.model, "test", self.fit.features["test"])
+        fit, model = self.fit, self.model
         trained = load_trained(fit.run, fit.tasks)
         if trained is None:
             with fit.phase("tune"):
@@ -110,9 +115,16 @@ class MatchFit:
             results.warnings[:0] = [*self._known_sides(), *self._equal_sides()]
         return trained.bundle, results
 
+    def _build(self) -> Family:
+        """Build the model; its initial weights do not depend on models built before."""
+        set_seed(self.fit.config.seed)
+        return build_model(self.fit.modalities, self.fit.tasks, neural(self.fit.config.fusion))
+
     def _known_sides(self) -> list[str]:
         """Return a warning for each side of pairs whose cells some test rows share with train rows."""
         train, test = (self.fit.examples[split] for split in ("train", "test"))
+        own = test.rows[test.used] < self.fit.tables.reserved.get("test", np.inf)  # without negatives, see `Tables`
+        test = test.of(np.flatnonzero(own))
         sides = {name: columns for task, _ in self.searches["test"].values() for name, columns in task.sides.items()}
         if self.fit.tables.documents is not None:  # test rows are searched among the documents of train rows, too
             sides = {name: columns for name, columns in sides.items() if columns != tuple(self.fit.config.document)}
@@ -139,19 +151,30 @@ class MatchFit:
         what = "have equal sides: they teach only that equal cells match."
         return [f"{num:,} of {len(train):,} train pairs {what}"] if num else []
 
-    def _start(self, model: Family) -> Alignment | None:
-        """Return the best closed-form alignment of the columns with pretrained encoders, chosen on validation rows."""
+    def _start(self, model: Family) -> Alignment | Identity | None:
+        """Return the start that validation rows prefer: the encoder's own vectors, if one reads all sides, or the best
+        closed-form alignment of the columns with pretrained encoders.
+        """
         fit = self.fit
-        scales = column_scales(fit.examples["train"], fit.features["train"])
-        for name, (mean, scale) in scales.items():
-            model.set_scale(name, mean, scale)
 
-        def val_score(candidate: Alignment) -> float:
-            candidate.install(model)
+        def val_score(start: Alignment | Identity) -> float:
+            self._install(start, model)
             return self._val_score(self._vectors(model, "val", fit.features["val"]))[0]
 
-        features = fit.features["train"]
-        return align(fit.examples["train"], features, scales, model.dim, val_score, sides=model.compared)
+        starts: list[Alignment | Identity] = []
+        if (own := identity_start(model, sides_of(fit.tasks))) is not None:
+            starts.append(own)
+        columns = [name for names in model.compared.values() for name in names]
+        if not any(name in model.shares for name in columns):  # an alignment has maps for each column
+            train, features = fit.examples["train"], fit.features["train"]
+            if (closed := align(train, features, self.scales, model.dim, val_score, sides=model.compared)) is not None:
+                starts.append(closed)
+        return max(starts, key=val_score) if len(starts) > 1 else next(iter(starts), None)
+
+    def _install(self, start: Alignment | Identity, model: Family) -> None:
+        for name, scale in self.scales.items():
+            model.set_scale(name, *scale)
+        start.install(model)
 
     def _vectors(self, model: Family, split: str, known: Mapping[str, Tokens]) -> Vectors:
         return used_vectors(model, encoded(model, self.fit.examples[split], known))
@@ -193,7 +216,7 @@ class MatchFit:
         return make
 
     def _systems(
-        self, before: tuple[Alignment, Vectors] | None, after: Vectors
+        self, before: tuple[Alignment | Identity, Vectors] | None, after: Vectors
     ) -> list[tuple[Callable[[np.ndarray], Candidate], Vectors]]:
         """Return what is compared, with its vectors of the test rows: random order, closed form, tuned model."""
         rng = np.random.default_rng(self.fit.config.seed)
@@ -204,8 +227,8 @@ class MatchFit:
         ]
         if before is not None:
             start, vectors = before
-            what = f"frozen encoders, aligned in closed form (penalty {start.penalty:g}, power {start.power:g})"
-            systems.append((partial(Candidate, "frozen, aligned", "before", what), vectors))
+            name = "frozen" if isinstance(start, Identity) else "frozen, aligned"
+            systems.append((partial(Candidate, name, "before", start.description), vectors))
         train, val = (len(self.fit.examples[split]) for split in ("train", "val"))
         what = f"tuned on {train} rows; best step chosen on {val} others"
         return [*systems, (partial(Candidate, "tuned", "after", what), after)]

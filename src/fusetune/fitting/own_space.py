@@ -39,17 +39,18 @@ def keep_own_space(fit: Prepared) -> Prepared:
     return replace(fit, config=fit.config.model_copy(update={"fusion": NamedConfig.model_validate(options)}))
 
 
-def identity_start(model: Family, columns: Sequence[str]) -> Identity | None:
+def identity_start(model: Family, sides: Mapping[str, Sequence[str]]) -> Identity | None:
     """Return the start from the encoder's own vectors; None if the model does not compare them in their own space.
 
     Args:
-        model: of pairs.
-        columns: of all sides.
+        model: of the match family.
+        sides: by name, their columns.
     """
+    columns = [name for names in sides.values() for name in names]
     keys = {model.routes[name] for name in columns}
     unfused = all(getattr(side, "fusion", None) is None for side in getattr(model, "sides", ()))
     alone = all(len(names) == 1 for names in model.compared.values())
-    if len(keys) > 1 or not unfused or not alone or any(model.encoder_dim(name) != model.dim for name in columns):
+    if len(keys) != 1 or not unfused or not alone or any(model.encoder_dim(name) != model.dim for name in columns):
         return None
     return Identity(columns)
 

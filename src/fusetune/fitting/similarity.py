@@ -108,10 +108,9 @@ class SimilarityFit:
             return float(np.nan_to_num(value, nan=-np.inf))
 
         starts: list[Alignment | Identity] = []
-        columns = [name for names in task.sides.values() for name in names]
-        if (own := identity_start(model, columns)) is not None:
+        if (own := identity_start(model, task.sides)) is not None:
             starts.append(own)
-        if neural(fit.config.fusion).options.get("tied") is not True:
+        if not model.shares:  # an alignment has maps for each column
             alike = _most_alike(task, self.name, train)
             sides, features = model.compared, fit.features["train"]
             if (closed := align(alike, features, scales, model.dim, score, sides=sides)) is not None:
