@@ -130,3 +130,33 @@ def test_arrays_that_are_no_graph_are_refused(name, change, monkeypatch):
     arrays = {key: part.copy() for key, part in index.arrays().items()}
     with pytest.raises(ValueError, match="index"):
         VectorIndex.restore(index.state(), arrays | {name: change(arrays[name])})
+
+
+def test_vectors_that_come_in_parts_are_those_that_come_at_once(monkeypatch):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(vectors, "EXACT", 300)
+    every, parts = VectorIndex(8), VectorIndex(8)
+    values = unit(2000, 8, 0)
+    every.add(values)
+    for start in range(0, 2000, 90):
+        parts.add(values[start : start + 90])
+    assert np.array_equal(parts.values, every.values) and len(parts) == 2000
+    assert parts.arrays()["vectors"].shape == (2000, 8)
+    positions, _ = parts.search(values[:5], 1)
+    assert positions[:, 0].tolist() == list(range(5))
+
+
+def test_the_recall_is_measured_again_when_the_index_has_grown(monkeypatch):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(vectors, "EXACT", 300)
+    index = VectorIndex(32)
+    index.add(unit(400, 32, 0))
+    sizes = []
+    monkeypatch.setattr(type(index.graph), "tune", lambda self, queries, exact: sizes.append(len(self)) or 0.5)
+    index.add(unit(30, 32, 1))
+    index.settle()
+    assert sizes == [] and index.recall > 0.5
+    index.add(unit(100, 32, 2))
+    index.settle()
+    index.settle()
+    assert sizes == [530] and index.recall == 0.5

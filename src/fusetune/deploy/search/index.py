@@ -88,6 +88,7 @@ class SearchIndex:
             self.owners = np.concatenate([self.owners, first + positions[real]])
             lacking = dict.fromkeys(positions[~real].tolist(), "it has no cell to find it by") | errors
             self.refused |= {first + row: why for row, why in lacking.items() if row not in set(positions[real])}
+        self.vectors.settle()
         shown = _scalars(table)
         self.rows = _joined(self.rows, shown) if first else shown
         return len(self.vectors) - before

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from fusetune.deploy.search.graph import SAMPLE, Graph
 
@@ -13,10 +14,14 @@ EXACT = 100_000
 """Up to this number of vectors a search compares with each; above, it follows a graph."""
 PER_BLOCK = 65_536
 """Vectors that queries are compared with at once."""
+PER_CONVERSION = 2048
+"""Stored vectors that are converted to float32 at once, few enough for the processor's cache."""
 QUERIES = 256
 """Queries that are compared at once."""
 REBUILT = 0.3
 """The share of removed vectors from which on the graph is built again."""
+GROWN = 1.1
+"""How many times the vectors have to grow until `settle` chooses the graph's effort again."""
 
 DType = Literal["float32", "float16", "int8"]
 
@@ -34,7 +39,7 @@ class VectorIndex:
         graph: whether there is a graph; None decides by the number of vectors and needs faiss only above `EXACT`.
 
     Attributes:
-        recall: the share of the exact top 10 that the graph finds, measured when it was built; 1.0 without a graph.
+        recall: the share of the exact top 10 that the graph finds, see `settle`; 1.0 without a graph.
 
     Example:
         >>> index = VectorIndex(2)
@@ -46,7 +51,8 @@ class VectorIndex:
 
     def __init__(self, dim: int, *, dtype: DType = "float32", graph: bool | None = None) -> None:
         self.dim, self.dtype, self.wants_graph = dim, dtype, graph
-        self.values = np.zeros((0, dim), dtype=dtype)
+        self._buffer = np.zeros((0, dim), dtype=dtype)
+        self._num = self._num_tuned = 0
         self.scales = np.ones(0, dtype=np.float32)
         self.alive = np.zeros(0, dtype=bool)
         self.graph: Graph | None = None
@@ -56,11 +62,24 @@ class VectorIndex:
         """Number of vectors that were not removed."""
         return int(self.alive.sum())
 
+    @property
+    def values(self) -> np.ndarray:
+        """The stored vectors, (positions, dim), removed ones included."""
+        return self._buffer[: self._num]
+
     def add(self, vectors: np.ndarray) -> np.ndarray:
-        """Add vectors, (count, dim) of unit length; return their positions, (count,) int64."""
+        """Add vectors, (count, dim) of unit length; return their positions, (count,) int64.
+
+        Call `settle` after the last of several parts.
+        """
         values, scales = _stored(vectors, self.dtype)
-        first = len(self.values)
-        self.values = np.concatenate([self.values, values])
+        first = self._num
+        self._num += len(values)
+        if self._num > len(self._buffer):  # twice the space, so that parts are not copied again for each other
+            grown = np.empty((max(self._num, 2 * len(self._buffer)), self.dim), dtype=self.dtype)
+            grown[:first] = self._buffer[:first]
+            self._buffer = grown
+        self._buffer[first : self._num] = values
         self.scales = np.concatenate([self.scales, scales])
         self.alive = np.concatenate([self.alive, np.ones(len(values), dtype=bool)])
         if self.graph is not None:
@@ -68,6 +87,11 @@ class VectorIndex:
         elif self.wants_graph or (self.wants_graph is None and len(self) > EXACT):
             self._build_graph()
         return np.arange(first, len(self.values))
+
+    def settle(self) -> None:
+        """Choose the graph's effort and measure its recall again, if there are many more vectors than the last time."""
+        if self.graph is not None and self._num > GROWN * self._num_tuned:
+            self._tune()
 
     def remove(self, positions: np.ndarray) -> None:
         """Leave out the vectors at these positions; the positions of the others stay."""
@@ -103,10 +127,23 @@ class VectorIndex:
             best, where = scores[some], near[some]
             for start in range(0, len(positions), PER_BLOCK):
                 block = positions[start : start + PER_BLOCK]
-                products = queries[some] @ self._floats(slice(start, start + PER_BLOCK) if every else block).T
+                products = self._products(queries[some], slice(start, start + PER_BLOCK) if every else block)
                 best, where = _merged(best, where, products, block, k)
             scores[some], near[some] = best, where
         return near, scores
+
+    def _products(self, queries: np.ndarray, positions: np.ndarray | slice) -> np.ndarray:
+        """Return the dot products of queries with stored vectors, (queries, positions) float32."""
+        stored = self.values[positions]
+        if self.dtype == "float32":
+            return np.asarray(queries @ stored.T)
+        result = np.empty((len(queries), len(stored)), dtype=np.float32)
+        floats = torch.empty((min(PER_CONVERSION, len(stored)), self.dim))
+        for start in range(0, len(stored), PER_CONVERSION):
+            some = torch.from_numpy(stored[start : start + PER_CONVERSION])
+            block = floats[: len(some)].copy_(some).numpy()  # numpy converts float16 five times slower
+            np.matmul(queries, block.T, out=result[:, start : start + len(some)])
+        return result * self.scales[positions] if self.dtype == "int8" else result
 
     def _ranked(self, queries: np.ndarray, near: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Sort what the graph found by the stored vectors' scores."""
@@ -126,6 +163,11 @@ class VectorIndex:
         """Link all vectors, removed ones included: positions stay. Choose the effort and measure the recall."""
         self.graph = Graph(self.dim, self.dtype)
         self.graph.add(self._floats(slice(None)))
+        self._tune()
+
+    def _tune(self) -> None:
+        assert self.graph is not None
+        self._num_tuned = self._num
         alive = np.flatnonzero(self.alive)
         sample = np.random.default_rng(0).choice(alive, min(SAMPLE, len(alive)), replace=False)
         # Between a vector and another: queries are near to the catalogue, but not of it.
@@ -161,7 +203,8 @@ class VectorIndex:
         values, scales, alive = arrays["vectors"], arrays["scales"], arrays["alive"].astype(bool)
         if values.dtype != index.dtype or values.shape != (len(alive), index.dim) or scales.shape != alive.shape:
             raise ValueError("the index's vectors are of another form than its description")
-        index.values, index.scales, index.alive, index.recall = values, scales, alive, float(state["recall"])
+        index._buffer, index.scales, index.alive, index.recall = values, scales, alive, float(state["recall"])
+        index._num = index._num_tuned = len(values)
         if state["effort"] is not None:
             index.graph = Graph(index.dim, index.dtype, effort=int(state["effort"]))
             links = {name.removeprefix("graph."): part for name, part in arrays.items() if name.startswith("graph.")}
