@@ -30,6 +30,7 @@ VERBS = {
     "index": "Build a model's search index of a catalogue, add to it or remove from it.",
     "search": "Find the rows of a catalogue that are nearest to a query.",
     "merge": "Work a model's adapters into its weights, for a folder that needs no other.",
+    "export": "Write a model in the format of another library.",
     "report": "Show a model folder's report and write its HTML again.",
     "schema": "Show what each column of a table is taken for, and why.",
     "demo": "Make a sample table, tune on it and show what tuning bought.",

@@ -12,6 +12,7 @@ from fusetune.config.data import OnBadCell
 from fusetune.data.table import Source, Table
 from fusetune.deploy.bundle import Bundle, merge_adapters, save_bundle
 from fusetune.deploy.card import write_card
+from fusetune.deploy.export.sentence_transformers import save_sentence_transformer
 from fusetune.deploy.judged import in_catalogue, read_among_negatives, read_judged
 from fusetune.deploy.outputs import EMBEDDINGS
 from fusetune.deploy.predictions import Predictions, check_ending, write
@@ -305,6 +306,20 @@ class FineTuned:
         if not merge_adapters(self.bundle.model, self.bundle.stack):
             raise ConfigError("no backbone of this model has an adapter", do="it can be used as it is")
         return self
+
+    def save_sentence_transformer(self, folder: str | Path, *, side: str | None = None) -> Path:
+        """Write a side of pairs as a folder of sentence-transformers, which gives texts the same vectors.
+
+        Args:
+            folder: to write.
+            side: "query" or "document", or a column of a model without a target. None: any, if both give a text the
+                same vector.
+
+        Raises:
+            ConfigError: the side is not one text column read by one encoder, or it is fused, or it must be named.
+            StorageError: it cannot be written.
+        """
+        return save_sentence_transformer(self.bundle, Path(folder), side)
 
     def save(self, folder: str | Path) -> Path:
         """Write the model folder.
