@@ -196,3 +196,23 @@ def test_files_of_documents_are_found_from_another_folder(tmp_path):
     assert pairs.table.cells("photo") == [str(homes[1].resolve() / name) for name in ("2.png", "1.png")]
     searched = catalogue.searched(pairs, np.arange(2), reserved=2)
     assert set(searched.table.cells("photo")[:2]) == set(searched.table.cells("photo")[2:])
+
+
+def test_documents_judged_wrong_are_told_apart_from_a_querys_others():
+    more = [
+        {"ask": "wear", "sku": "a1|d4", "grade": 0, "day": "sat"},
+        {"ask": "wear", "sku": "c3", "grade": 0, "day": "sun"},  # another row says that it is relevant
+    ]
+    catalogue, queries = read([*QUERIES, *more], relevance="grade")
+    pairs = catalogue.pairs(queries)
+    wrong = catalogue.judged_wrong(pairs, np.arange(len(pairs.items)))
+    assert pairs.items.tolist() == [0, 1, 2, 2, 3, 1, 0, 3, 2]
+    assert wrong.tolist() == [2, 0, 3, -1, -1, 0, -1, -1, -1]  # light: c3; wear: a1 and d4 in turn
+    assert catalogue.judged_wrong(pairs, np.array([1, 2, 5])).tolist() == [-1, -1, -1]
+
+
+def test_wrong_documents_become_a_column():
+    catalogue, queries = read(relevance="grade", sides=Sides(("ask",), ("title",)))
+    table = catalogue.with_wrong(catalogue.pairs(queries).table, np.array([2, -1, -1, 0, 1, -1]), "wrong")
+    assert table.cells("wrong") == ["coat", None, None, "lamp", "shoe", None]
+    assert table.cells("title")[0] == "lamp" and table.rows.tolist() == [0, 1, 1, 2, 3, 4]

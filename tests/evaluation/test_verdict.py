@@ -203,3 +203,11 @@ def test_a_modality_that_is_better_alone_is_advised() -> None:
     alone.columns = ["note"]
     said = verdict(result(BASE, before(*GAIN), alone, AFTER))
     assert said.use.startswith("Do not use it") and "text alone" in said.use and "“note”" in said.next_step
+
+
+def test_a_rule_that_needs_no_model_may_be_better() -> None:
+    rule = system("BM25", "baseline", 0.95, (-0.07, -0.09, -0.05))
+    said = verdict(result(BASE, rule, before(0.07, 0.05, 0.09), AFTER))
+    assert said.tone == "bad" and said.use == "Do not use it: BM25, which needs no model, is better."
+    as_good = system("BM25", "baseline", 0.88, (0.0, -0.01, 0.01))
+    assert verdict(result(BASE, as_good, before(0.07, 0.05, 0.09), AFTER)).tone == "good"

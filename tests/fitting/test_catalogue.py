@@ -134,6 +134,25 @@ def test_unreadable_documents_reject_the_rows_that_name_them(shop, settings, tmp
         loaded.evaluate(asked)
 
 
+def test_documents_of_relevance_0_are_negatives_in_training(shop, settings, tmp_path, monkeypatch):
+    from fusetune.objectives.contrastive import ContrastiveObjective
+
+    named, terms = [], ContrastiveObjective._terms
+    monkeypatch.setattr(ContrastiveObjective, "_terms", lambda *given: named.append(given[1].named) or terms(*given))
+    more = {"document": "title", "catalogue": str(shop / "items" / "items.csv"), "report": {"bootstrap": 0}}
+    table, out = str(shop / "asked" / "asked.csv"), tmp_path / "model"
+    found = api.fit(table, config=settings | more, out=out, progress=False)
+    assert any(len(values) for values in named)
+    assert any("but as negatives" in note for note in found.results.warnings)
+    assert found.bundle.config.negative == [] and list(found.bundle.modalities) == ["ask", "title"]
+    loaded = api.load(out)
+    assert set(loaded.bundle.schema.columns) <= {"ask", "sku", "relevance", "shop", "title", "photo", "price"}
+    assert loaded.evaluate(table).tasks[0].rows == 90
+    more["objectives"] = {"contrastive": {"form": "sigmoid"}}
+    other = api.fit(table, config=settings | more, out=tmp_path / "sigmoid", progress=False)
+    assert any("nor as negatives, as the form" in note for note in other.results.warnings)
+
+
 def test_tables_of_their_own_and_equal_sides(shop, settings, tmp_path):
     items = pd.DataFrame({"id": range(30), "text": [f"w{n} w{n + 1} {n}" for n in range(30)]})
     asked = pd.DataFrame({"ask": [f"w{n} w{n + 1} {n}" for n in range(20)], "wanted": [str(n) for n in range(20)]})

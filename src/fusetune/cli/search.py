@@ -70,6 +70,8 @@ def search(
             common.print_json(row)
         return
     _print(hits, index.find)
+    if k > len(index):
+        common.console().print(f"the catalogue has {len(index):,} rows to find: -k {k:,} gives all of them")
 
 
 def _queries(query: list[str] | None, cells: list[str] | None, queries: Path | None) -> Any:

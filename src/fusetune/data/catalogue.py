@@ -14,7 +14,7 @@ from fusetune.config.read import ReadConfig
 from fusetune.data.distinct import cell_key
 from fusetune.data.keys import Key, find_key, grades_of, key_of, keys_of
 from fusetune.data.quarantine import Rejected
-from fusetune.data.reading.joined import beside, concat, only, with_column
+from fusetune.data.reading.joined import beside, concat, only, renamed, with_column
 from fusetune.data.table import Source, Table
 from fusetune.errors import TableError, shown
 
@@ -232,6 +232,45 @@ class Catalogue:
                 raise ValueError(f"the key {key!r} names nothing: {why}" if (why := self._unusable.get(key)) else what)
         return [self._positions[key] for key in keys]
 
+    def judged_wrong(self, pairs: Pairs, chosen: np.ndarray) -> np.ndarray:
+        """Return for each of some pairs a document that is judged not relevant to its query, by its position; -1: none.
+
+        The documents of relevance 0 are taken in turn; those that another row of the same query grades higher are not.
+
+        Args:
+            pairs: of a query table.
+            chosen: (chosen,) which pairs; they and no others tell what is relevant.
+        """
+        query, wrong, relevant = self._queries(pairs, chosen), dict[int, list[int]](), set[tuple[int, int]]()
+        named = list(zip(query.tolist(), pairs.items[chosen].tolist(), pairs.grades[chosen].tolist(), strict=True))
+        relevant |= {(asked, item) for asked, item, grade in named if grade > 0}
+        for asked, item, grade in named:
+            if grade == 0 and (asked, item) not in relevant:
+                wrong.setdefault(asked, []).append(item)
+        turn, found = dict.fromkeys(wrong, 0), np.full(len(chosen), -1)
+        for number, (asked, _, grade) in enumerate(named):
+            if grade > 0 and asked in wrong:
+                found[number] = wrong[asked][turn[asked] % len(wrong[asked])]
+                turn[asked] += 1
+        return found
+
+    def with_wrong(self, table: Table, wrong: np.ndarray, name: str) -> Table:
+        """Return pairs with a column of documents that are judged not relevant, missing where there is none.
+
+        Args:
+            table: the pairs.
+            wrong: (pairs,) positions of the documents, -1 for none.
+            name: the new column's name; the documents are one column.
+        """
+        (document,) = self.sides.document
+        items = renamed(only(self.items, [document]), document, name)
+        return beside(table, np.arange(len(table)), items, np.ma.masked_less(wrong, 0), [name])
+
+    def _queries(self, pairs: Pairs, chosen: np.ndarray) -> np.ndarray:
+        """Return the number of each pair's distinct query, (chosen,)."""
+        codes = np.stack([pairs.table.distinct(name)[0][chosen] for name in self.sides.query], 1)
+        return np.asarray(np.unique(codes, axis=0, return_inverse=True)[1]).reshape(-1)
+
     def searched(self, pairs: Pairs, chosen: np.ndarray, *, reserved: int) -> Searched:
         """Return the distinct queries of some pairs, and all items.
 
@@ -240,9 +279,7 @@ class Catalogue:
             chosen: (chosen,) which pairs.
             reserved: the number of row ids of the query table.
         """
-        codes = np.stack([pairs.table.distinct(name)[0][chosen] for name in self.sides.query], 1)
-        _, query = np.unique(codes, axis=0, return_inverse=True)
-        query, item, grade = query.reshape(-1), pairs.items[chosen], pairs.grades[chosen]
+        query, item, grade = self._queries(pairs, chosen), pairs.items[chosen], pairs.grades[chosen]
         order = np.lexsort((chosen, -grade, query))  # of a query, the highest grade first
         best = order[np.r_[True, np.diff(query[order]) > 0][: len(order)]]
         answered = best[grade[best] > 0]

@@ -19,6 +19,7 @@ from fusetune.data.schema import Schema
 from fusetune.data.table import Source, Table
 from fusetune.errors import TableError
 from fusetune.evaluation.results import TableUsed
+from fusetune.registry import MODALITIES
 
 CATALOGUE = "catalogue"
 """The name under which a fit's sources have the table of documents."""
@@ -47,6 +48,7 @@ class Documents:
         catalogue: the documents.
         related: by split other than train, (rows, rows) sparse; see `MatchTask.search`.
         notes: sentences for the user on how the catalogue was read.
+        negative: the train rows' column of documents that are judged not relevant; "" if there is none.
     """
 
     def __init__(self, config: Config, source: Source, tables: Mapping[str, Table]) -> None:
@@ -70,6 +72,7 @@ class Documents:
         check_rate(rejected, self.catalogue.rows_in, limit=limit, source=file)
         self.notes = list(self.catalogue.notes)
         self.related: dict[str, sparse.csr_array] = {}
+        self.negative = ""
         self._pairs: dict[str, Pairs] = {}
         self._ends: dict[str, int] = {}
         self._source_of: dict[str, str] = {}
@@ -141,7 +144,7 @@ class Documents:
         self._source_of = {split: "train" if split in carved else split for split in {**chosen, **carved}}
         chosen |= carved
         splits = {}
-        for split, positions in chosen.items():
+        for split, positions in chosen.items():  # train comes first: it decides whether there are negatives
             pairs = self._pairs[self._source_of[split]]
             self._ids[split] = np.unique(pairs.table.rows[positions])
             if split == "train":
@@ -151,12 +154,48 @@ class Documents:
         return splits
 
     def _train(self, pairs: Pairs, positions: np.ndarray, tables: Splitting) -> Table:
-        relevant = positions[pairs.grades[positions] > 0]
-        if not len(relevant):
+        is_relevant = pairs.grades[positions] > 0
+        if not is_relevant.any():
             raise TableError("no train row names a relevant document", file=pairs.table.source)
-        if num := len(positions) - len(relevant):
-            tables.notes.append(f"{num:,} train pairs of relevance 0 are not learned as pairs.")
-        return pairs.table.select(relevant)
+        table = pairs.table.select(positions[is_relevant])
+        if not (num := int((~is_relevant).sum())):
+            return table
+        wrong = self.catalogue.judged_wrong(pairs, positions)[is_relevant]
+        why, note = (
+            self._why_no_negatives(tables.schema),
+            f"{num:,} train pairs of relevance 0 are not learned as pairs",
+        )
+        if why or not (wrong >= 0).any():
+            tables.notes.append(f"{note}{f', nor as negatives, as {why}' if why else ''}.")
+            return table
+        count = int((wrong >= 0).sum())
+        tables.notes.append(f"{note}, but as negatives: {count:,} of {len(wrong):,} pairs are told apart from one.")
+        (document,) = self.catalogue.sides.document
+        self.negative = f"not relevant {document}"
+        while self.negative in table:
+            self.negative += "_"
+        spec = replace(tables.schema.columns[document], name=self.negative, reason="documents of relevance 0")
+        tables.schema.columns[self.negative] = spec
+        self.config = self.config.with_overrides({"negative": [self.negative]})
+        return self.catalogue.with_wrong(table, wrong, self.negative).read_as(tables.schema.forms())
+
+    def _why_no_negatives(self, schema: Schema) -> str:
+        """Return why documents of relevance 0 are no negatives in training; "" if they are."""
+        documents, objectives = self.catalogue.sides.document, self.config.objectives
+        if len(documents) > 1:
+            return "the document has several columns"
+        if not MODALITIES.get(schema.columns[documents[0]].kind).needs_backbone:
+            return "no encoder reads the document"
+        if objectives.get("contrastive", {}).get("form", "decoupled") not in ("decoupled", "infonce"):
+            return "the form of the contrastive loss takes none"
+        return "" if "contrastive" in objectives else "there is no contrastive loss"
+
+    def without_negatives(self, config: Config, schema: Schema) -> tuple[Config, Schema]:
+        """Return what is saved: the settings and the schema without the column of negatives that was made here."""
+        if not self.negative:
+            return config, schema
+        columns = {name: spec for name, spec in schema.columns.items() if name != self.negative}
+        return config.model_copy(update={"negative": []}), replace(schema, columns=columns)
 
     def _searched(self, split: str, pairs: Pairs, positions: np.ndarray, tables: Splitting) -> Table:
         searched = self.catalogue.searched(pairs, positions, reserved=self._ends[self._source_of[split]])
@@ -165,7 +204,8 @@ class Documents:
                 f"{searched.num_unanswered:,} {split} queries have no document of a relevance above 0: not measured."
             )
         self.related[split] = searched.related
-        return searched.table.read_as(tables.schema.forms())
+        table = searched.table.with_missing([self.negative] if self.negative else [])
+        return table.read_as(tables.schema.forms())
 
     def rejected_queries(self, split: str, examples: Examples) -> list[Rejected]:
         """Return a split's rejected rows without those of the catalogue."""

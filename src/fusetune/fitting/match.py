@@ -229,8 +229,8 @@ class MatchFit:
             start, vectors = before
             name = "frozen" if isinstance(start, Identity) else "frozen, aligned"
             systems.append((partial(Candidate, name, "before", start.description), vectors))
-        train, val = (len(self.fit.examples[split]) for split in ("train", "val"))
-        what = f"tuned on {train} rows; best step chosen on {val} others"
+        train, val = len(self.fit.examples["train"]), self.searches["val"].values()
+        what = f"tuned on {train} rows; best step chosen on {max(len(search.rows) for _, search in val)} others"
         return [*systems, (partial(Candidate, "tuned", "after", what), after)]
 
     def _judge(

@@ -266,5 +266,7 @@ def bundle(fit: Prepared, model: Family, stack: Stack | None = None) -> Bundle:
     """Return the tuned model with all that it needs to read a table."""
     fingerprint = fit.fingerprints["train"]
     modalities = {name: part for name, part in fit.modalities.items() if name not in fit.config.negative}
-    tasks = dict(fit.tasks)
-    return Bundle(model, modalities, tasks, fit.schema, fit.config, fingerprint=fingerprint, stack=stack)
+    tasks, config, schema = dict(fit.tasks), fit.config, fit.schema
+    if fit.tables.documents is not None:
+        config, schema = fit.tables.documents.without_negatives(config, schema)
+    return Bundle(model, modalities, tasks, schema, config, fingerprint=fingerprint, stack=stack)

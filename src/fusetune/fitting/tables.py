@@ -107,7 +107,9 @@ class Tables:
             self.schema.validate(given[split], targets=split == "train")
             given[split].require(self.schema.targets)
         if self.documents is not None:
-            return self.documents.splits(given, self)
+            splits = self.documents.splits(given, self)
+            self.config = self.documents.config
+            return splits
         labelled = {split: self._labelled(split, table) for split, table in given.items()}
         splits = self._split({split: given[split].select(has) for split, has in labelled.items()})
         if self.schema.names("target"):
