@@ -129,9 +129,23 @@ def test_unreadable_documents_reject_the_rows_that_name_them(shop, settings, tmp
     assert rejected and all("row 3" in item["why"] and item["column"] == "photo" for item in rejected)
     tables = {table.split: table for table in found.results.tables}
     assert tables["train"].rows_rejected == len({item["row"] for item in rejected})
+    assert not any("no readable" in warning for warning in found.results.warnings)  # their titles are
     loaded = api.load(tmp_path / "model")
     with pytest.raises(ConfigError, match="evaluate\\(\\.\\.\\., catalogue="):
         loaded.evaluate(asked)
+
+
+def test_queries_whose_documents_cannot_be_read_are_counted(shop, settings, tmp_path):
+    items = pd.read_csv(shop / "items" / "items.csv")
+    items["photo"] = [str(shop / "items" / name) for name in items["photo"]]
+    items.loc[3, "photo"] = "nowhere.png"
+    asked = [{"ask": f"w{n} w{n + 1} {n}", "sku": f"k{n % 8}"} for n in range(40)]
+    more = {"document": "photo", "report": {"bootstrap": 0}, "trainer": {"epochs": 0, "head_epochs": 0, "trackers": []}}
+    tables = {"val": pd.DataFrame(asked[24:32]), "test": pd.DataFrame(asked[32:])}
+    train = pd.DataFrame([row for row in asked[:24] if row["sku"] != "k3"])
+    found = api.fit(train, **tables, catalogue=items, config=settings | more, out=tmp_path / "m", progress=False)
+    assert found.results.tasks[0].rows == 7
+    assert any("1 test queries have no readable" in warning for warning in found.results.warnings)
 
 
 def test_documents_of_relevance_0_are_negatives_in_training(shop, settings, tmp_path, monkeypatch):

@@ -56,11 +56,13 @@ class Searched:
     Attributes:
         table: a row for each distinct query, beside its document of the highest grade; then a row for each item.
         related: (rows, rows) sparse, symmetric: the grade of the document in one row for the query in the other.
+        num_queries: how many queries there are.
         num_unanswered: queries that have no relevant document and are left out.
     """
 
     table: Table
     related: sparse.csr_array
+    num_queries: int
     num_unanswered: int
 
 
@@ -297,7 +299,7 @@ class Catalogue:
         ends = np.array(list(cells), dtype=np.int64).reshape(-1, 2).T
         values, size = np.array(list(cells.values())), (len(table), len(table))
         half = sparse.csr_array((values, (ends[0], ends[1])), shape=size)
-        return Searched(table, sparse.csr_array(half + half.T), len(best) - len(answered))
+        return Searched(table, sparse.csr_array(half + half.T), len(answered), len(best) - len(answered))
 
     def located(self, rejected: Rejected, pairs: Pairs, where: Callable[[int], tuple[str, int]]) -> Rejected:
         """Return the record of a pair that cannot be read; of a document's cell, with the catalogue's row.

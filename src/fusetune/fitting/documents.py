@@ -48,6 +48,7 @@ class Documents:
         catalogue: the documents.
         related: by split other than train, (rows, rows) sparse; see `MatchTask.search`.
         notes: sentences for the user on how the catalogue was read.
+        num_queries: by split other than train, the distinct queries that have a relevant document.
         negative: the train rows' column of documents that are judged not relevant; "" if there is none.
     """
 
@@ -72,6 +73,7 @@ class Documents:
         check_rate(rejected, self.catalogue.rows_in, limit=limit, source=file)
         self.notes = list(self.catalogue.notes)
         self.related: dict[str, sparse.csr_array] = {}
+        self.num_queries: dict[str, int] = {}
         self.negative = ""
         self._pairs: dict[str, Pairs] = {}
         self._ends: dict[str, int] = {}
@@ -204,6 +206,7 @@ class Documents:
                 f"{searched.num_unanswered:,} {split} queries have no document of a relevance above 0: not measured."
             )
         self.related[split] = searched.related
+        self.num_queries[split] = searched.num_queries
         table = searched.table.with_missing([self.negative] if self.negative else [])
         return table.read_as(tables.schema.forms())
 

@@ -112,7 +112,7 @@ class MatchFit:
             tasks = [self._judge(task, search, systems, findings) for task, search in self.searches["test"].values()]
             title = OUTPUTS[model.name].title(trained.bundle)
             results = findings.run_results(tasks, title)
-            results.warnings[:0] = [*self._known_sides(), *self._equal_sides()]
+            results.warnings[:0] = [*self._known_sides(), *self._equal_sides(), *self._unsearched()]
         return trained.bundle, results
 
     def _build(self) -> Family:
@@ -150,6 +150,17 @@ class MatchFit:
         num = int(np.sum((query == document).all(1) & (query != 0).any(1)))
         what = "have equal sides: they teach only that equal cells match."
         return [f"{num:,} of {len(train):,} train pairs {what}"] if num else []
+
+    def _unsearched(self) -> list[str]:
+        """Return a warning if test queries, or all documents that are right for them, cannot be read."""
+        documents, asked = self.fit.tables.documents, tuple(self.fit.config.query)
+        if documents is None:
+            return []
+        for task, search in self.searches["test"].values():
+            num = documents.num_queries["test"] - len(search.rows)
+            if isinstance(task, RetrievalTask) and task.query.columns == asked and num:
+                return [f"{num:,} test queries have no readable cell, or no readable document: not measured."]
+        return []
 
     def _start(self, model: Family) -> Alignment | Identity | None:
         """Return the start that validation rows prefer: the encoder's own vectors, if one reads all sides, or the best
