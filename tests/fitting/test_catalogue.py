@@ -171,11 +171,14 @@ def test_tables_of_their_own_and_equal_sides(shop, settings, tmp_path):
     items = pd.DataFrame({"id": range(30), "text": [f"w{n} w{n + 1} {n}" for n in range(30)]})
     asked = pd.DataFrame({"ask": [f"w{n} w{n + 1} {n}" for n in range(20)], "wanted": [str(n) for n in range(20)]})
     more = {"document": "text", "columns": {"ask": "text", "text": "text"}, "report": {"bootstrap": 0}}
-    more |= {"catalogue": {"key": {"wanted": "id"}}, "trainer": {"epochs": 0, "head_epochs": 1, "trackers": []}}
+    trainer = {"epochs": 0, "head_epochs": 1, "trackers": [], "metric": "ndcg@3"}
+    more |= {"catalogue": {"key": {"wanted": "id"}}, "trainer": trainer}
     parts = {"val": asked[12:16], "test": asked[16:]}
     found = api.fit(asked[:12], **parts, catalogue=items, config=settings | more, out=tmp_path / "m", progress=False)
     there = found.results.tasks[0]
     assert there.rows == 4 and "among 30" in there.sections[0].panels[0].title
+    assert there.metric == "ndcg@3" and found.results.curve.metric.startswith("mean")
+    assert "ndcg@3" in api.load(tmp_path / "m").evaluate(asked, catalogue=items).metrics()["query → document"]
     assert any("12 of 12 train pairs have equal sides" in warning for warning in found.results.warnings)
 
 

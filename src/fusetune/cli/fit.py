@@ -83,6 +83,7 @@ def fit(
       fusetune fit films.csv books.csv -t rating data.mix=0.5
       fusetune fit pairs.csv --objective contrastive --out runs/aligned
       fusetune fit pairs.csv --query title,description --document photo --out runs/photos
+      fusetune fit queries.csv --query question --document title,photo catalogue=items.csv
       fusetune fit runs/rating --resume
       fusetune fit train.csv --target rating --dry-run
     """
