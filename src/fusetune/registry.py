@@ -136,6 +136,7 @@ TASKS = Registry(
         "relation": "fusetune.tasks.relation:RelationTask",
         "retrieval": "fusetune.tasks.retrieval:RetrievalTask",
         "similarity": "fusetune.tasks.similarity:SimilarityTask",
+        "triples": "fusetune.tasks.triples.task:TriplesTask",
     },
 )
 

@@ -5,8 +5,9 @@ import math
 import numpy as np
 
 from fusetune.tasks.entities import EntitiesTask
-from fusetune.tasks.panels.entities import MAX_TEXT, compare
+from fusetune.tasks.panels.entities import compare
 from fusetune.tasks.panels.kinds import Evidence, SpansPanel, TablePanel
+from fusetune.tasks.panels.texts import MAX_TEXT
 
 TEXT = "Ada Lovelace met Bo in Rome near Oslo"
 TRUE = [(0, 12, "person"), (17, 19, "person"), (23, 27, "place"), (33, 37, "place")]

@@ -161,7 +161,7 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
                 "target": task.target,
                 "labels": task.labels,
                 "metric": _metric_entry(task),
-                **({"reads": task.reads} if isinstance(task, TargetTask) and task.reads is not None else {}),
+                **_columns_entry(task),
                 "state": task.state(),
             }
             for name, task in bundle.tasks.items()
@@ -311,8 +311,16 @@ def _restore_task(entry: Mapping[str, Any]) -> Task:
         else:
             task.main = metric
     if isinstance(task, TargetTask):
-        task.reads = entry.get("reads")
+        task.reads, task.second = entry.get("reads"), entry.get("second")
     return task
+
+
+def _columns_entry(task: Task) -> dict[str, Any]:
+    """The columns that a task reads beside the target, if any."""
+    if not isinstance(task, TargetTask):
+        return {}
+    columns = {"reads": task.reads, "second": task.second}
+    return {key: name for key, name in columns.items() if name is not None}
 
 
 def _metric_entry(task: Task) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from fusetune.modalities.base import Detection
 from fusetune.modalities.passages import words_text
 from fusetune.tasks.abilities import Divergent
 from fusetune.tasks.base import Metric
+from fusetune.tasks.metrics import f1_precision_recall
 from fusetune.tasks.panels.entities import entity_sections, types_panel
 from fusetune.tasks.panels.kinds import Evidence, Panel, Section
 from fusetune.tasks.reading import Reading, text_column
@@ -283,9 +284,9 @@ class EntitiesTask(TokenTask, Divergent):
         weights = np.ones(len(measured)) if weights is None else weights
         counts = (measured * weights[:, None]).sum(0).reshape(-1, 3)
         total = counts.sum(0)
-        result = dict(zip(("f1", "precision", "recall"), _scores(total), strict=True))
+        result = dict(zip(("f1", "precision", "recall"), f1_precision_recall(total), strict=True))
         order = np.argsort([-count for count in self.counts], kind="stable")  # the most frequent labels first
-        return result | {f"f1_{self.classes[index]}": _scores(counts[index])[0] for index in order}
+        return result | {f"f1_{self.classes[index]}": f1_precision_recall(counts[index])[0] for index in order}
 
     def target_panels(self, truths: Mapping[str, np.ndarray]) -> list[Panel]:
         """Return a table of each label's entities by split."""
@@ -354,16 +355,6 @@ class Spans(list[Span]):
     def __init__(self, spans: Iterable[Span], split: Mapping[Unit, int] | None = None) -> None:
         super().__init__(spans)
         self.split = dict(split or {})
-
-
-def _scores(counts: np.ndarray) -> tuple[float, float, float]:
-    """Return F1, precision and recall of counts (true positives, false positives, false negatives); nan for none."""
-    right, wrong, missed = (float(count) for count in counts)
-    if right + wrong + missed == 0:
-        return float("nan"), float("nan"), float("nan")
-    precision = right / (right + wrong) if right + wrong else 0.0
-    recall = right / (right + missed) if right + missed else 0.0
-    return 2 * right / (2 * right + wrong + missed), precision, recall
 
 
 def _is_triple(entry: Any) -> bool:

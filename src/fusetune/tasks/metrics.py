@@ -13,6 +13,8 @@ import numpy as np
 
 MEANINGS = {
     "relation_f1": "mean F1 of the relations, without that of no relation; a wrong direction is wrong (SemEval-2010 8)",
+    "triple_f1": "F1 of triples with both entities' characters and labels, the relation and its direction right",
+    "entity_f1": "F1 of entities with characters and label right",
     "accuracy": "share of right answers",
     "balanced_accuracy": "mean recall of the classes",
     "f1_macro": "mean F1 of the classes",
@@ -54,6 +56,16 @@ def _ratio(top: np.ndarray, bottom: np.ndarray, empty: float = 0.0) -> np.ndarra
     result = np.full(np.shape(bottom), empty, dtype=float)
     np.divide(top, bottom, out=result, where=np.asarray(bottom) != 0)
     return result
+
+
+def f1_precision_recall(counts: np.ndarray) -> tuple[float, float, float]:
+    """Return F1, precision and recall of counts (true positives, false positives, false negatives); nan for none."""
+    right, wrong, missed = (float(count) for count in counts)
+    if right + wrong + missed == 0:
+        return float("nan"), float("nan"), float("nan")
+    precision = right / (right + wrong) if right + wrong else 0.0
+    recall = right / (right + missed) if right + missed else 0.0
+    return 2 * right / (2 * right + wrong + missed), precision, recall
 
 
 def _row_weights(weights: np.ndarray | None, rows: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from fusetune.tasks.taggers import Entity
 from fusetune.tasks.tagging import Span
-from fusetune.tasks.token_head import TokenHead
+from fusetune.tasks.token_head import QueryKeyHead
 from fusetune.tasks.words import Unit, continues_word
 from fusetune.types import Target, TextTokens
 
@@ -57,25 +57,6 @@ def overlaps_in(spans: Sequence[Span]) -> tuple[set[Overlap], int]:
                 kinds.add(kind)
                 touched |= {index, other}
     return kinds, len(touched)
-
-
-class SpanHead(TokenHead):
-    """Layers from (batch, tokens, dim) to the channels of `SpanScorer`; the last layer gives all but the keys.
-
-    A model that starts from a probe sets its heads' last layers to zero. The keys are not zero then, so that the
-    queries have a gradient.
-    """
-
-    def __init__(self, dim: int, num_labels: int, *, shared: nn.Parameter) -> None:
-        last = nn.Linear(dim, 2 * num_labels + SIZE)
-        nn.init.constant_(last.bias[: 2 * num_labels].detach(), BIAS)
-        super().__init__(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, SIZE), last, shared=shared)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Return the starts', ends', queries' and keys' channels."""
-        hidden, activation, keys, last = self
-        inner = activation(hidden(inputs))
-        return torch.cat([last(inner), keys(inner)], -1)
 
 
 class SpanScorer:
@@ -142,7 +123,12 @@ class SpanScorer:
     def build(self, dim: int) -> nn.Module:
         """Build (batch, tokens, dim) to (batch, tokens, channels), with the widths as shared rows."""
         shared = nn.Parameter(torch.zeros(self.num_shared, self.num_logits))
-        return SpanHead(dim, len(self.classes), shared=shared)
+        num = 2 * len(self.classes)
+        head = QueryKeyHead(dim, num + SIZE, SIZE, shared=shared)
+        last = head[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.constant_(last.bias[:num].detach(), BIAS)
+        return head
 
     def scores(self, logits: Tensor, num_widths: int) -> Tensor:
         """Return the scores of spans, (rows, tokens, widths, labels); those beyond the last token are arbitrary.

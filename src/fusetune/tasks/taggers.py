@@ -49,12 +49,12 @@ class Tagger:
         for row, spans in enumerate(values):
             if spans:
                 tag_tokens(tags[row], tokens.spans[row], spans, self.classes)
-            tags[row, self._continued(tokens, row)] = self.untagged
+            tags[row, self.continued(tokens, row)] = self.untagged
         labelled = torch.tensor([value is not None for value in values], dtype=torch.bool)
         sizes = torch.from_numpy((tags >= 0).sum(1).astype(np.float32))
         return Target(torch.from_numpy(tags), labelled & (sizes > 0), sizes)
 
-    def _continued(self, tokens: TextTokens, row: int) -> np.ndarray:
+    def continued(self, tokens: TextTokens, row: int) -> np.ndarray:
         """Return which of a row's tokens go on with a unit, (tokens,) bool."""
         spans, continued = tokens.spans[row], np.zeros(tokens.spans.shape[1], dtype=bool)
         real = np.flatnonzero(spans[:, 0] >= 0)
@@ -106,7 +106,7 @@ class Tagger:
         tokens: TextTokens,
         row: int,
     ) -> list[Entity]:
-        real, continued = tokens.spans[row, :, 0] >= 0, self._continued(tokens, row)
+        real, continued = tokens.spans[row, :, 0] >= 0, self.continued(tokens, row)
         indices = np.flatnonzero(real & ~continued)
         spans = tokens.spans[row, indices, 1:].copy()
         last = np.append(indices[1:], real.sum())[: len(indices)] - 1  # of each unit
@@ -160,7 +160,7 @@ class CrfTagger(Tagger):
             return []
         logits = logits.detach().double().cpu()
         transitions, emissions = logits[0, : self.num_shared], logits[:, self.num_shared :]
-        continued = np.stack([self._continued(tokens, row) for row in range(len(logits))])
+        continued = np.stack([self.continued(tokens, row) for row in range(len(logits))])
         mask = torch.from_numpy((tokens.spans[..., 0] >= 0) & ~continued)
         marginals = crf.log_marginals(emissions, transitions, mask).exp().numpy()
         scores, moves = emissions.numpy(), transitions.numpy()

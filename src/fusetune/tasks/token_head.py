@@ -22,6 +22,24 @@ class TokenHead(nn.Sequential):
         self.shared = shared
 
 
+class QueryKeyHead(TokenHead):
+    """Layers from (batch, tokens, dim) to (batch, tokens, outputs + keys); the last layer gives all but the keys.
+
+    A model that starts from a probe sets its heads' last layers to zero. The keys are not zero then, so that queries
+    among the outputs, which the loss multiplies with them, have a gradient.
+    """
+
+    def __init__(self, dim: int, num_outputs: int, num_keys: int, *, shared: nn.Parameter) -> None:
+        layers = nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, num_keys), nn.Linear(dim, num_outputs)
+        super().__init__(*layers, shared=shared)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the outputs, then the keys."""
+        hidden, activation, keys, last = self
+        inner = activation(hidden(inputs))
+        return torch.cat([last(inner), keys(inner)], -1)
+
+
 def with_shared(head: nn.Module, logits: Tensor) -> Tensor:
     """Return the tokens' logits, (batch, tokens, logits), with the head's shared rows before them, if it has any."""
     if not isinstance(head, TokenHead):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -34,6 +35,33 @@ def splits_word(text: str, index: int, unit: Unit) -> bool:
     if unit == "spaced":
         return not before.isspace() and not after.isspace()
     return _of_word(before) and _of_word(after)
+
+
+_SPACELESS = "".join(f"{chr(first)}-{chr(last)}" for first, last in SPACELESS) + f"{chr(0x20000)}-{chr(0x10FFFF)}"
+_WORD = re.compile(rf"[{_SPACELESS}]|[^\W_{_SPACELESS}]+")
+
+
+def word_starts(text: str) -> np.ndarray:
+    """Return the first character of each word of letters and digits, (words,), ascending.
+
+    Characters of scripts without spaces between words are words of their own.
+
+    Example:
+        >>> word_starts("Ada's 東京").tolist()
+        [0, 4, 6, 7]
+    """
+    return np.array([match.start() for match in _WORD.finditer(text)], dtype=np.int64)
+
+
+def word_numbers(starts: np.ndarray, places: Sequence[int]) -> list[int]:
+    """Return the number of the word that begins at each place, or before it, from 0; 0 for a place before all words.
+
+    Args:
+        starts: as `word_starts` returns them.
+        places: characters of the text.
+    """
+    numbers: list[int] = np.maximum(np.searchsorted(starts, places, side="right") - 1, 0).tolist()
+    return numbers
 
 
 def continues_word(text: str, spans: np.ndarray, unit: Unit) -> np.ndarray:

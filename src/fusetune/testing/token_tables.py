@@ -99,7 +99,46 @@ def example_tables(rows: int = 24) -> dict[str, TokenTable]:
             },
             [{**wrong, TARGET: "w2", f"{TARGET}_start": 0}],
         ),
+        **_triples(texts, words),
         **_choices(texts, words),
+    }
+
+
+def _triples(texts: Sequence[str], words: Sequence[Sequence[str]]) -> dict[str, TokenTable]:
+    """Return tables with two or three entities a row and relations between them, as one cell and as lists of triples.
+
+    Args:
+        texts: the rows' texts.
+        words: the same, word by word.
+    """
+    cells: list[dict[str, Any]] = []
+    for row, own in enumerate(words):
+        starts = np.cumsum([0, *(len(word) + 1 for word in own)])[:-1].tolist()
+        places = sorted({0, len(own) - 1, row % len(own)})
+        entities = [
+            {"start": starts[at], "end": starts[at] + len(own[at]), "label": "town" if (row + at) % 3 else "person"}
+            for at in places
+        ]
+        head, tail = (0, len(places) - 1) if row % 2 else (len(places) - 1, 0)
+        relations = [{"head": head, "tail": tail, "label": "in" if row % 3 else "near"}]
+        cells.append({"entities": entities, "relations": relations if row else []})
+    ends = [
+        [{**r, "head": c["entities"][r["head"]], "tail": c["entities"][r["tail"]]} for r in c["relations"]]
+        for c in cells
+    ]
+    one, far = {"start": 0, "end": 2, "label": "town"}, {"start": 0, "end": 9, "label": "town"}
+    wrong = [
+        {"entities": [one], "relations": [{"head": 0, "tail": 1, "label": "in"}]},
+        {"entities": [far], "relations": []},
+    ]
+    return {
+        "entities and relations": TokenTable(
+            {"text": texts, TARGET: cells}, [{"text": "w1 w2", TARGET: cell} for cell in wrong]
+        ),
+        "triples": TokenTable(
+            {"text": texts, TARGET: ends},
+            [{"text": "w1 w2", TARGET: [{"head": one, "tail": far, "label": "in"}]}, {"text": "w1", TARGET: "in"}],
+        ),
     }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from fusetune.tasks.panels.kinds import MarkedSpan, SpansPanel
+from fusetune.tasks.panels.kinds import MarkedLine, MarkedSpan, SpansPanel
 
 MAX_SPANS = 200
 """The most spans that are drawn of a text."""
@@ -20,8 +20,8 @@ def spans(panel: SpansPanel) -> Markup:
     texts = Markup("\n").join(
         Markup('<article class="text">{}{}{}</article>').format(
             Markup('<p class="row">row {}</p>').format(text.row) if text.row >= 0 else "",
-            _side("true", text.text, text.true),
-            _side("predicted", text.text, text.predicted),
+            _side("true", text.text, text.true, text.true_lines),
+            _side("predicted", text.text, text.predicted, text.predicted_lines),
         )
         for text in panel.texts
     )
@@ -31,9 +31,18 @@ def spans(panel: SpansPanel) -> Markup:
     return drawn
 
 
-def _side(name: str, text: str, marks: Sequence[MarkedSpan]) -> Markup:
-    return Markup('<div class="side"><span class="name">{}</span><p class="marked" dir="auto">{}</p></div>').format(
-        name, marked(text, marks)
+def _side(name: str, text: str, marks: Sequence[MarkedSpan], lines: Sequence[MarkedLine]) -> Markup:
+    listed = Markup().join(
+        Markup('<li class="{}" dir="auto">{}{}</li>').format(
+            OUTCOMES.get(line.outcome, "boundary"),
+            line.text,
+            "" if line.outcome == "right" else Markup('<span class="label">{}</span>').format(line.outcome),
+        )
+        for line in lines
+    )
+    below = Markup("<ul>{}</ul>").format(listed) if lines else ""
+    return Markup('<div class="side"><span class="name">{}</span><p class="marked" dir="auto">{}</p>{}</div>').format(
+        name, marked(text, marks), below
     )
 
 

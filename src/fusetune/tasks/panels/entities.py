@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fusetune.tasks.panels.kinds import Evidence, Head, MarkedSpan, MarkedText, Section, SpansPanel, TablePanel
+from fusetune.tasks.panels.kinds import Evidence, Head, MarkedSpan, Section, TablePanel
+from fusetune.tasks.panels.texts import Compared, cut, text_of, texts_section
 
 MISSED, INVENTED, TYPE, BOUNDARY = "missed", "invented", "wrong type", "wrong boundary"
 ERRORS = (MISSED, INVENTED, TYPE, BOUNDARY)
@@ -19,12 +20,6 @@ MEANINGS = (
 )
 NUM_EXAMPLES = 3
 """Examples of each kind of error."""
-NUM_TEXTS, NUM_MORE = 8, 16
-"""Texts with errors that are shown, and texts at random that are folded."""
-MAX_TEXT, BEFORE = 600, 150
-"""The most characters of a text; a longer one is shown from so many before its first error."""
-MAX_SPANS = 60
-"""The most spans of a text."""
 MAX_TYPES = 40
 """With more types, the table is folded, and the most frequent ones stand above it."""
 
@@ -77,14 +72,33 @@ def entity_sections(evidence: Evidence, classes: Sequence[str]) -> list[Section]
     order = sorted(counts, key=lambda label: -counts[label]["true"])
     sections = [_types(counts, order, evidence.intervals), _errors(counts, order)]
     if evidence.texts is not None:
-        sections += [_example_section(compared, evidence), _texts(compared, evidence)]
+        texts = [Compared(true, predicted) for true, predicted in compared]
+        sections += [_example_section(compared, evidence), texts_section(texts, evidence, ERRORS, "entities")]
     return sections
 
 
 def _types(
     counts: Mapping[str, Counter[str]], order: Sequence[str], intervals: Mapping[str, tuple[float, float, float]]
 ) -> Section:
-    heads = [Head("type"), *(Head(name, "count") for name in ("true", "predicted", "right"))]
+    notes = ["An entity is right if its characters and its type are."]
+    return Section("types", "By type", [*figures_by_label(counts, order, intervals, "type")], notes)
+
+
+def figures_by_label(
+    counts: Mapping[str, Counter[str]],
+    order: Sequence[str],
+    intervals: Mapping[str, tuple[float, float, float]],
+    what: str,
+) -> list[TablePanel]:
+    """Return a table of each label's counts, precision, recall and F1; with many labels also one of the first.
+
+    Args:
+        counts: by label how many are "true", "predicted" and "right".
+        order: the labels.
+        intervals: as `Evidence.intervals`; a label's F1 is called f1_LABEL.
+        what: a label is: "type".
+    """
+    heads = [Head(what), *(Head(name, "count") for name in ("true", "predicted", "right"))]
     heads += [Head("precision", "number"), Head("recall", "number"), Head("f1", "number"), Head("95% interval")]
     rows: list[list[Any]] = []
     for label in order:
@@ -93,11 +107,10 @@ def _types(
         ends = f"{low:.3f} to {high:.3f}" if math.isfinite(low) and math.isfinite(high) else None
         shares = [own["right"] / own[side] if own[side] else math.nan for side in ("predicted", "true")]
         rows.append([label, own["true"], own["predicted"], own["right"], *shares, value, ends])
-    panels = [TablePanel(heads, rows)]
-    if len(rows) > MAX_TYPES:
-        most = TablePanel(heads, rows[:MAX_TYPES], f"The {MAX_TYPES} most frequent types of {len(rows)}.")
-        panels = [most, TablePanel(heads, rows, folded=f"All {len(rows)} types")]
-    return Section("types", "By type", [*panels], ["An entity is right if its characters and its type are."])
+    if len(rows) <= MAX_TYPES:
+        return [TablePanel(heads, rows)]
+    most = TablePanel(heads, rows[:MAX_TYPES], f"The {MAX_TYPES} most frequent {what}s of {len(rows)}.")
+    return [most, TablePanel(heads, rows, folded=f"All {len(rows)} {what}s")]
 
 
 def _errors(counts: Mapping[str, Counter[str]], order: Sequence[str]) -> Section:
@@ -143,14 +156,14 @@ def _examples(
     for at, (true, predicted) in enumerate(compared):
         if evidence.texts is None or not any(span.outcome == kind for span in (*true, *predicted)):
             continue
-        text = _text(evidence, at)
+        text = text_of(evidence, at)
         if kind in (MISSED, INVENTED):
             for span in true if kind == MISSED else predicted:
                 if span.outcome == kind:
-                    yield at, f"“{_cut(text[span.start : span.end])}” ({span.label})"
+                    yield at, f"“{cut(text[span.start : span.end])}” ({span.label})"
             continue
         for one, two in _pairs(true, predicted, kind):
-            guessed, right = (_cut(text[span.start : span.end]) for span in (two, one))
+            guessed, right = (cut(text[span.start : span.end]) for span in (two, one))
             if kind == TYPE:
                 yield at, f"“{guessed}” ({two.label}, not {one.label})"
             else:
@@ -168,59 +181,6 @@ def _spread(examples: Iterator[tuple[int, str]], seed: int) -> list[str]:
     return [*first, *rest][:NUM_EXAMPLES]
 
 
-def _texts(compared: Sequence[tuple[list[MarkedSpan], list[MarkedSpan]]], evidence: Evidence) -> Section:
-    """Return texts with errors, in turn from the kinds of error, and texts at random."""
-    rng = np.random.default_rng(evidence.seed)
-    order = [int(at) for at in rng.permutation(len(compared))]
-    queues = [
-        [at for at in order if any(span.outcome == kind for side in compared[at] for span in side)] for kind in ERRORS
-    ]
-    chosen: list[int] = []
-    for place in range(max(map(len, queues))):
-        chosen += [queue[place] for queue in queues if place < len(queue) and queue[place] not in chosen]
-        if len(chosen) >= NUM_TEXTS:
-            break
-    chosen = list(dict.fromkeys(chosen))[:NUM_TEXTS]
-    more = [at for at in order if at not in chosen and any(compared[at])][:NUM_MORE]
-    panels = []
-    if chosen:
-        panels.append(SpansPanel([_marked(at, compared[at], evidence) for at in chosen], "Texts with errors"))
-    if more:
-        texts = [_marked(at, compared[at], evidence) for at in more]
-        panels.append(SpansPanel(texts, "Texts with entities, at random", f"{len(more)} more texts at random"))
-    notes = [] if panels else ["No text has a true or a predicted entity."]
-    return Section("texts", "Texts", [*panels], notes)
-
-
-def _marked(at: int, compared: tuple[list[MarkedSpan], list[MarkedSpan]], evidence: Evidence) -> MarkedText:
-    """Return a text with its spans; of a long one, the part around its first error."""
-    text = _text(evidence, at)
-    wrong = [span.start for side in compared for span in side if span.outcome != "right"]
-    first = max(min(wrong, default=0) - BEFORE, 0) if len(text) > MAX_TEXT else 0
-    last = min(first + MAX_TEXT, len(text))
-    before, after = "…" if first else "", "…" if last < len(text) else ""
-    sides = [
-        [
-            MarkedSpan(span.start - first + len(before), span.end - first + len(before), span.label, span.outcome)
-            for span in side
-            if first <= span.start and span.end <= last
-        ][:MAX_SPANS]
-        for side in compared
-    ]
-    row = -1 if evidence.ids is None else int(evidence.ids[at])
-    return MarkedText(before + text[first:last] + after, sides[0], sides[1], row)
-
-
-def _text(evidence: Evidence, at: int) -> str:
-    texts = evidence.texts(at) if evidence.texts is not None else ()
-    return texts[0] if texts else ""
-
-
-def _cut(text: str, limit: int = 40) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
 def types_panel(truths: Mapping[str, np.ndarray], classes: Sequence[str]) -> TablePanel:
     """Return a table of each type's entities by split, and of the rows without any.
 
@@ -228,11 +188,26 @@ def types_panel(truths: Mapping[str, np.ndarray], classes: Sequence[str]) -> Tab
         truths: by split, (rows,) lists of (start, end, label).
         classes: the labels; true entities may have others, which no train row has.
     """
-    counts = {split: Counter(label for spans in truth for *_, label in spans) for split, truth in truths.items()}
-    labels = dict.fromkeys([*classes, *sorted(label for own in counts.values() for label in own)])
-    order = sorted(labels, key=lambda label: -sum(own[label] for own in counts.values()))
+    labels = {split: [[label for *_, label in spans] for spans in truth] for split, truth in truths.items()}
+    return labels_panel(labels, classes, "type", "entities")
+
+
+def labels_panel(
+    labels: Mapping[str, Sequence[Sequence[str]]], classes: Sequence[str], what: str, items: str
+) -> TablePanel:
+    """Return a table of how often each label occurs in each split, and of the rows without any.
+
+    Args:
+        labels: by split the rows' labels.
+        classes: the labels of train rows.
+        what: a label is: "type".
+        items: that have labels: "entities".
+    """
+    counts = {split: Counter(label for own in rows for label in own) for split, rows in labels.items()}
+    every = dict.fromkeys([*classes, *sorted(label for own in counts.values() for label in own)])
+    order = sorted(every, key=lambda label: -sum(own[label] for own in counts.values()))
     rows: list[list[Any]] = [[label, *(own[label] for own in counts.values())] for label in order]
-    rows.append(["(rows without entities)", *(sum(not spans for spans in truth) for truth in truths.values())])
-    heads = [Head("type"), *(Head(f"{split} entities", "count") for split in truths)]
-    folded = f"All {len(order)} types by split" if len(order) > MAX_TYPES else ""
-    return TablePanel(heads, rows, "Entities of each type by split.", folded)
+    rows.append([f"(rows without {items})", *(sum(not own for own in some) for some in labels.values())])
+    heads = [Head(what), *(Head(f"{split} {items}", "count") for split in labels)]
+    folded = f"All {len(order)} {what}s by split" if len(order) > MAX_TYPES else ""
+    return TablePanel(heads, rows, f"{items.capitalize()} of each {what} by split.", folded)

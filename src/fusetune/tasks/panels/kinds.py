@@ -184,13 +184,28 @@ class MarkedSpan:
 
 
 @dataclass
+class MarkedLine:
+    """A line below a text, such as a relation between two of its spans, and its outcome, as of a `MarkedSpan`."""
+
+    text: str
+    outcome: str = "right"
+
+
+@dataclass
 class MarkedText:
-    """A text with its true and its predicted spans, which may overlap; `row` is the row's id, -1 for none."""
+    """A text with its true and its predicted spans, which may overlap.
+
+    Attributes:
+        row: the row's id, -1 for none.
+        true_lines, predicted_lines: shown below the text on its true and on its predicted side.
+    """
 
     text: str
     true: list[MarkedSpan]
     predicted: list[MarkedSpan]
     row: int = -1
+    true_lines: list[MarkedLine] = field(default_factory=list)
+    predicted_lines: list[MarkedLine] = field(default_factory=list)
 
 
 @dataclass
