@@ -62,8 +62,12 @@ class _Rows:
             if self.others.shape[1]:
                 which = torch.from_numpy(np.repeat(np.arange(rows.stop - first), self.counts[rows]))
                 flat = flat + (self.others[rows] @ other_weight)[which]
-            parts = flat.split(self.counts[rows].tolist())  # type: ignore[no-untyped-call]
-            yield rows, torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)
+            counts = torch.from_numpy(self.counts[rows])
+            real = torch.arange(int(counts.max())) < counts.unsqueeze(1)
+            # The gradient of pad_sequence holds all rows' logits once for each row.
+            padded = flat.new_zeros(real.numel(), flat.shape[1])
+            padded = padded.index_copy(0, real.flatten().nonzero().squeeze(1), flat)
+            yield rows, padded.view(*real.shape, -1)
 
 
 class TokenProbe:
