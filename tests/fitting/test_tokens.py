@@ -137,16 +137,22 @@ def test_relations_with_a_direction_from_a_table_to_a_report(tiny, tmp_path):
 
 
 def test_relations_of_entities_in_columns_are_those_of_tags(tiny, tmp_path):
-    """The same texts, once with tags, once with the entities' words or characters, give the same model."""
+    """The same texts, once with tags, once with the entities' words or characters, give the same model and report."""
     tagged = [pd.DataFrame(relations(rows, seed)) for rows, seed in ((60, 0), (20, 1), (20, 2))]
     settings = config(tiny, target=["relation"], trainer={"epochs": 1, "head_epochs": 2, "probe": "columns"})
-    answers = []
+    answers, texts = [], []
     for number, form in enumerate((lambda frame: frame, in_words, in_characters)):
         train, val, test = (form(frame) for frame in tagged)
         ft.fit(train, val=val, test=test, out=tmp_path / str(number), config=settings)
         tuned = ft.load(tmp_path / str(number))
         answers.append(tuned.predict(test.drop(columns="relation")).table["relation"].to_pylist())
+        sections = json.loads((tmp_path / str(number) / "report.json").read_text())["tasks"][0]["sections"]
+        texts.append(
+            [text for s in sections if s["key"] == "texts" for panel in s["panels"] for text in panel["texts"]]
+        )
     assert answers[0] == answers[1] == answers[2] and None not in answers[0]
+    assert texts[0] == texts[1] == texts[2] and len(texts[0]) >= 16
+    assert all([span["label"] for span in text["true"]] == ["e1", "e2"] for text in texts[0])
     bad = tuned.predict([{"text": "one two", "e1_start": 0, "e1_end": 99, "e2_start": 0, "e2_end": 3}])
     assert "not in a text of 7" in bad.table["error"].to_pylist()[0]
 

@@ -3,6 +3,8 @@ import pytest
 
 from fusetune.data.schema import ColumnSpec, Schema
 from fusetune.errors import ConfigError
+from fusetune.modalities.markers import without_tags
+from fusetune.tasks.panels.kinds import Evidence
 from fusetune.tasks.relation import RelationTask
 
 LABELS = ["Cause-Effect(e1,e2)", "Cause-Effect(e2,e1)", "Content-Container(e1,e2)", "Other"]
@@ -95,3 +97,31 @@ def test_the_columns_of_the_entities_are_named():
         again.reading(schema(a="text", b="text"))
     with pytest.raises(ConfigError, match="tail=COLUMN"):
         RelationTask("relation", head="x")
+
+
+def test_the_report_shows_both_entities_with_the_true_and_the_predicted_relation():
+    task = RelationTask("relation")
+    labels = ["Part(e1,e2)", "Part(e2,e1)", "Use(e1,e2)", "Other"]
+    task.fit(labels)
+    truth = task.truth(["Part(e1,e2)", "Part(e1,e2)", "Use(e1,e2)", "Use(e1,e2)", "Other", "Other"])
+    guesses = ["Part(e1,e2)", "Part(e2,e1)", "Part(e1,e2)", "Other", "Use(e1,e2)", "Other"]
+    answers = np.full((6, 4), 0.1)
+    answers[np.arange(6), [task.classes.index(guess) for guess in guesses]] = 0.7
+    text = "The <e2 thing>car</e2> with a <e1>wheel</e1>."
+    assert all(section.key != "texts" for section in task.panels(Evidence(answers, truth)))
+    section = task.panels(Evidence(answers, truth, texts=lambda at: [text], ids=np.arange(6)))[-1]
+    wrong, rest = section.panels
+    outcomes = {text.row: text.predicted_lines[0].outcome for text in (*wrong.texts, *rest.texts)}
+    assert outcomes == dict(enumerate(["right", "wrong direction", "wrong relation", "missed", "invented", "right"]))
+    shown = next(text for text in wrong.texts if text.row == 1)
+    assert shown.text == "The car with a wheel."
+    assert [(shown.text[span.start : span.end], span.label) for span in shown.true] == [
+        ("wheel", "e1"),
+        ("car", "e2 thing"),
+    ]
+    assert shown.true_lines[0].text == "Part(e1,e2)" and shown.predicted_lines[0].text == "Part(e2,e1), 0.70"
+
+
+def test_entities_within_others_keep_their_places_without_tags():
+    assert without_tags("a <e1>b <e2 x>c</e2></e1> d") == ("a b c d", [(2, 5, None), (4, 5, "x")])
+    assert without_tags("a <e1>b") == ("a b", []) and without_tags("a</e1>") == ("a", [])

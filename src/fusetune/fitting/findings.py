@@ -26,7 +26,7 @@ from fusetune.fitting.steps import fresh_model, rules
 from fusetune.inference.features import encoded
 from fusetune.inference.predict import model_device
 from fusetune.models.family import Family
-from fusetune.tasks.abilities import Choosing, Thresholded
+from fusetune.tasks.abilities import Choosing, ShowsText, Thresholded
 from fusetune.tasks.base import TargetTask
 from fusetune.training.probe import SplitRows
 from fusetune.types import Tokens
@@ -159,13 +159,14 @@ class Findings:
         slices = {column: table.cells(column, test.indices) for column in fit.config.report.slices}
         if 0 < shared.sum() < len(shared):
             slices[ALSO_TRAIN] = ["yes" if also else "no" for also in shared]
+        column = task.shows if isinstance(task, ShowsText) else task.reads
         evaluated = EvaluatedRows(
             test.truth,
             table.rows[test.indices],
             weights=test.examples.weights[test.indices],
             groups=table.cells(group, test.indices) if group and group in table else None,
             slices=slices,
-            texts=None if task.reads is None else lambda at: self.texts(task, int(test.indices[at])),
+            texts=None if column is None else lambda at: self.texts(column, int(test.indices[at])),
         )
         result = judge(
             task,
@@ -244,10 +245,9 @@ class Findings:
         minutes = f"trainer.minutes={fit.config.trainer.minutes:g}"
         return [f"The report lacks, as the time was up ({minutes}): {', '.join(fit.left_out)}."]
 
-    def texts(self, task: TargetTask, index: int) -> Sequence[str]:
-        """Return the texts that a task reads in a test row."""
-        assert task.reads is not None
-        return self.fit.examples["test"].tokens(task.reads, np.array([index])).texts[0]
+    def texts(self, column: str, index: int) -> Sequence[str]:
+        """Return the texts that a column has in a test row."""
+        return self.fit.examples["test"].tokens(column, np.array([index])).texts[0]
 
     def shown(self, index: int, columns: Collection[str] | None = None) -> list[Shown]:
         """Return a test row's cells in the form that the report shows, of some columns or of all."""

@@ -54,6 +54,25 @@ def mark_entities(text: str) -> tuple[str, list[int]]:
     return made + text[last:], [first[name] for name in NAMES]
 
 
+def without_tags(text: str) -> tuple[str, list[Span]]:
+    """Return a text without the tags of its entities, and the entities that have both tags.
+
+    Example:
+        >>> without_tags("<e1 person>Ann</e1> in <e2>Oslo</e2>")
+        ('Ann in Oslo', [(0, 3, 'person'), (7, 11, None)])
+    """
+    made, last, begun, spans = "", 0, dict[str, tuple[int, str | None]](), dict[str, Span]()
+    for match in ENTITY.finditer(text):
+        made, last = made + text[last : match.start()], match.end()
+        name = match.group(2)
+        if not match.group(1):
+            begun[name] = len(made), (match.group(3) or "").strip() or None
+        elif name in begun:
+            start, kind = begun[name]
+            spans[name] = start, len(made), kind
+    return made + text[last:], [spans[name] for name in NAMES if name in spans]
+
+
 def is_tagged(text: str) -> bool:
     """Return whether a text has exactly one `<e1>...</e1>` and one `<e2>...</e2>`."""
     tags = [match.group(1) + match.group(2) for match in ENTITY.finditer(text)]

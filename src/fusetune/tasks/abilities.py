@@ -8,6 +8,7 @@
 | `Boosted` | can be learned by gradient-boosted trees | `fusion: stack` |
 | `Choosing` | chooses among texts of the row | the baselines of a report |
 | `DetectedInTable` | is found by other columns than the target's | the choice of a task |
+| `ShowsText` | answers once a row about parts of a text | the panels of a report |
 | `Thresholded` | tunes decision thresholds on validation rows | the fit, after tuning |
 """
 
@@ -228,6 +229,17 @@ class Choosing(Ability):
             scores: by row (choices,), NaN for blank ones.
             tokens: the rows' choices.
         """
+
+
+class ShowsText(Ability):
+    """A task with one answer a row about parts of a text, which its panels show.
+
+    Attributes:
+        shows: the text column, once `reading` has chosen it.
+    """
+
+    ability = "a text that its panels show"
+    shows: str | None = None
 
 
 class DetectedInTable(Ability):

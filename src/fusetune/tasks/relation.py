@@ -13,8 +13,11 @@ from fusetune.data.schema import Schema
 from fusetune.errors import ConfigError, nearest
 from fusetune.modalities.base import Detection
 from fusetune.tasks import metrics as measures
+from fusetune.tasks.abilities import ShowsText
 from fusetune.tasks.base import Metric
 from fusetune.tasks.classification import ClassificationTask, ClassWeights
+from fusetune.tasks.panels.kinds import Evidence, Section
+from fusetune.tasks.panels.relations import relation_texts
 from fusetune.tasks.reading import Reading, text_column
 
 NONE_WORDS = frozenset({"other", "no_relation", "no relation", "norelation", "none", "na", "n/a", "nil"})
@@ -32,7 +35,7 @@ DIRECTION = re.compile(r"\s*\(e[12],\s*e[12]\)$")
 """What the end of a label says of its direction, as in `Cause-Effect(e1,e2)`."""
 
 
-class RelationTask(ClassificationTask):
+class RelationTask(ClassificationTask, ShowsText):
     """Predict the relation of two entities of a text.
 
     They are marked in the text as `<e1>...</e1>` and `<e2>...</e2>`, or given in columns: their words, which are in the
@@ -116,7 +119,9 @@ class RelationTask(ClassificationTask):
         used = [name for columns in entities for name in columns]
         others = replace(schema, columns={name: spec for name, spec in schema.columns.items() if name not in used})
         column = text_column(others, self.text, task=self.name, target=self.target)
-        return Reading((column,), "markers", entities=entities, by_token=False)
+        reading = Reading((column,), "markers", entities=entities, by_token=False)
+        self.shows = reading.name
+        return reading
 
     def _entities(self, schema: Schema) -> tuple[tuple[str, ...], ...]:
         """Return the columns of each entity; none if the text is tagged."""
@@ -189,6 +194,13 @@ class RelationTask(ClassificationTask):
         if self.main.name == "relation_f1" and len(truth):
             return self._relation_f1(scores.argmax(1), truth, weights)
         return super().main_value(scores, truth, weights)
+
+    def panels(self, evidence: Evidence) -> list[Section]:
+        """Return what `multiclass` has, and texts with both entities and their true and predicted relation."""
+        sections = super().panels(evidence)
+        if evidence.texts is None:
+            return sections
+        return [*sections, relation_texts(evidence, self.classes, self.no_relation, lambda x: DIRECTION.sub("", x))]
 
     def state(self) -> dict[str, Any]:
         """Return options, labels and counts."""

@@ -72,8 +72,9 @@ def entity_sections(evidence: Evidence, classes: Sequence[str]) -> list[Section]
     order = sorted(counts, key=lambda label: -counts[label]["true"])
     sections = [_types(counts, order, evidence.intervals), _errors(counts, order)]
     if evidence.texts is not None:
-        texts = [Compared(true, predicted) for true, predicted in compared]
-        sections += [_example_section(compared, evidence), texts_section(texts, evidence, ERRORS, "entities")]
+        outcomes = [{span.outcome for side in sides for span in side} for sides in compared]
+        texts = texts_section(outcomes, lambda at: Compared(*compared[at]), evidence, ERRORS, "entities")
+        sections += [_example_section(compared, evidence), texts]
     return sections
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,33 +19,37 @@ MAX_SPANS, MAX_ROWS_OF_LINES = 60, 20
 
 @dataclass(frozen=True)
 class Compared:
-    """A text's true and predicted spans with their outcomes, and lines below them."""
+    """A text's true and predicted spans with their outcomes, and lines below them.
+
+    Attributes:
+        text: that the spans are of; None for the evidence's text of the row.
+    """
 
     true: list[MarkedSpan]
     predicted: list[MarkedSpan]
     true_lines: list[MarkedLine] = field(default_factory=list)
     predicted_lines: list[MarkedLine] = field(default_factory=list)
-
-    def outcomes(self) -> Iterator[str]:
-        """Yield the outcome of every span and line."""
-        for side in (self.true, self.predicted):
-            yield from (span.outcome for span in side)
-        for lines in (self.true_lines, self.predicted_lines):
-            yield from (line.outcome for line in lines)
+    text: str | None = None
 
 
-def texts_section(compared: Sequence[Compared], evidence: Evidence, kinds: Sequence[str], items: str) -> Section:
+def texts_section(
+    outcomes: Sequence[Collection[str]],
+    compared: Callable[[int], Compared],
+    evidence: Evidence,
+    kinds: Sequence[str],
+    items: str,
+) -> Section:
     """Return texts with errors, in turn from the kinds of error, and texts at random.
 
     Args:
-        compared: of the evaluated rows.
+        outcomes: of each evaluated row, "right" and kinds of error; rows without any are not shown.
+        compared: returns the row at a position, for rows that are shown.
         evidence: with the texts.
         kinds: the outcomes that are errors, in the order in which they take turns.
         items: what the texts have: "entities".
     """
     rng = np.random.default_rng(evidence.seed)
-    order = [int(at) for at in rng.permutation(len(compared))]
-    outcomes = [set(text.outcomes()) for text in compared]
+    order = [int(at) for at in rng.permutation(len(outcomes))]
     queues = [[at for at in order if kind in outcomes[at]] for kind in kinds]
     chosen: list[int] = []
     for place in range(max(map(len, queues))):
@@ -56,9 +60,9 @@ def texts_section(compared: Sequence[Compared], evidence: Evidence, kinds: Seque
     more = [at for at in order if at not in chosen and outcomes[at]][:NUM_MORE]
     panels = []
     if chosen:
-        panels.append(SpansPanel([marked_text(at, compared[at], evidence) for at in chosen], "Texts with errors"))
+        panels.append(SpansPanel([marked_text(at, compared(at), evidence) for at in chosen], "Texts with errors"))
     if more:
-        texts = [marked_text(at, compared[at], evidence) for at in more]
+        texts = [marked_text(at, compared(at), evidence) for at in more]
         panels.append(SpansPanel(texts, f"Texts with {items}, at random", f"{len(more)} more texts at random"))
     notes = [] if panels else [f"No text has true or predicted {items}."]
     return Section("texts", "Texts", [*panels], notes)
@@ -66,7 +70,7 @@ def texts_section(compared: Sequence[Compared], evidence: Evidence, kinds: Seque
 
 def marked_text(at: int, compared: Compared, evidence: Evidence) -> MarkedText:
     """Return the text of the row at a position with its spans; of a long one, the part around its first error."""
-    text = text_of(evidence, at)
+    text = text_of(evidence, at) if compared.text is None else compared.text
     spans = [*compared.true, *compared.predicted]
     wrong = [span.start for span in spans if span.outcome != "right"] or [span.start for span in spans]
     first = max(min(wrong, default=0) - BEFORE, 0) if len(text) > MAX_TEXT else 0

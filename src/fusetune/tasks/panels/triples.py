@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from fusetune.tasks.panels.entities import ERRORS as ENTITY_ERRORS
 from fusetune.tasks.panels.entities import MAX_TYPES, compare, figures_by_label, labels_panel
-from fusetune.tasks.panels.kinds import Evidence, Head, MarkedLine, Section, TablePanel
+from fusetune.tasks.panels.kinds import Evidence, Head, MarkedLine, MarkedSpan, Section, TablePanel
 from fusetune.tasks.panels.texts import Compared, cut, text_of, texts_section
 
 Triple = tuple[tuple[int, int, str], str, tuple[int, int, str]]
@@ -66,8 +67,8 @@ def triple_sections(evidence: Evidence, relations: Sequence[str]) -> list[Sectio
         relations: the labels; true triples may have others, which no train row has.
     """
     counts: dict[str, Counter[str]] = {label: Counter() for label in relations}
-    compared = []
-    for at, (true, answer) in enumerate(zip(evidence.truth, evidence.answers, strict=True)):
+    compared: list[_Row] = []
+    for true, answer in zip(evidence.truth, evidence.answers, strict=True):
         guessed = set(map(triple_of, answer["triples"]))
         entities = [(entity["start"], entity["end"], entity["label"]) for entity in answer["entities"]]
         right = outcomes_of(true.triples, guessed, set(entities), MISSED)
@@ -76,16 +77,36 @@ def triple_sections(evidence: Evidence, relations: Sequence[str]) -> list[Sectio
             counts.setdefault(label, Counter()).update(["true", outcome])
         for (_, label, _), outcome in found.items():
             counts[label].update(["predicted", *([INVENTED] if outcome == INVENTED else [])])
-        text = text_of(evidence, at)
-        lines = ([_line(triple, outcome, text) for triple, outcome in side.items()] for side in (right, found))
-        compared.append(Compared(*compare(true.entities, entities), *lines))
+        compared.append(_Row(compare(true.entities, entities), (right, found)))
     order = sorted(counts, key=lambda label: -counts[label]["true"])
     note = "A triple is right if both entities' characters and types, the relation and its direction are."
     figures = figures_by_label(counts, order, evidence.intervals, "relation")
     sections = [Section("relations", "By relation", [*figures], [note]), _errors(counts, order)]
     if evidence.texts is not None:
-        sections.append(texts_section(compared, evidence, (*ERRORS, *ENTITY_ERRORS), "entities"))
+        outcomes = [row.outcomes() for row in compared]
+        kinds = (*ERRORS, *ENTITY_ERRORS)
+        shown = texts_section(outcomes, lambda at: compared[at].drawn(evidence, at), evidence, kinds, "entities")
+        sections.append(shown)
     return sections
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row's true and predicted entities, and its true and predicted triples by their outcomes."""
+
+    entities: tuple[list[MarkedSpan], list[MarkedSpan]]
+    triples: tuple[dict[Triple, str], dict[Triple, str]]
+
+    def outcomes(self) -> set[str]:
+        """Return the outcomes of all entities and triples."""
+        spans = {span.outcome for side in self.entities for span in side}
+        return spans.union(*(side.values() for side in self.triples))
+
+    def drawn(self, evidence: Evidence, at: int) -> Compared:
+        """Return the row, at a position of the evidence, as it is drawn."""
+        text = text_of(evidence, at)
+        right, found = ([_line(triple, outcome, text) for triple, outcome in side.items()] for side in self.triples)
+        return Compared(*self.entities, right, found)
 
 
 def _line(triple: Triple, outcome: str, text: str) -> MarkedLine:
