@@ -79,6 +79,8 @@ def test_every_row_is_used_or_rejected(tuned):
     assert list(tables) == ["train", "val", "test", "catalogue"]
     assert sum(tables[split].rows_in for split in ("train", "val", "test")) == 121
     assert sum(tables[split].rows_rejected for split in ("train", "val", "test")) == 1
+    columns = {column.column: column.missing for column in tuned.results.columns}
+    assert columns["ask"] == columns["title"] == {"train": 0, "val": 0, "test": 0}
     assert tables["catalogue"].rows_in == tables["catalogue"].rows_used == NUM_ITEMS
     (rejected,) = map(json.loads, (tuned.folder / "rejected.jsonl").read_text().splitlines())
     assert (rejected["row"], rejected["column"], rejected["value"]) == (120, "sku", "gone")
@@ -100,6 +102,10 @@ def test_the_folder_measures_the_same_rows_alike(tuned, shop):
     assert (found.rows_in, found.rows_rejected) == (121, 1) and "'gone'" in found.problems[0]
     given = loaded.evaluate(pd.read_csv(table), catalogue=pd.read_csv(shop / "items" / "items.csv").assign(photo=None))
     assert found.metrics().keys() == given.metrics().keys()
+    with pytest.raises(TableError, match="'photo'"):
+        loaded.evaluate(str(table), catalogue=pd.read_csv(shop / "items" / "items.csv").drop(columns="photo"))
+    few = pd.read_csv(shop / "items" / "items.csv").drop(columns="photo")
+    assert loaded.evaluate(str(table), catalogue=few, missing_columns=["photo"]).metrics() == given.metrics()
     again = loaded.evaluate(str(table), catalogue=str(shop / "items" / "items.csv"))
     assert again.metrics() == found.metrics()
     assert found.tasks[0].rows == 90

@@ -279,7 +279,7 @@ class FineTuned:
         bars = track if progress else None
         bundle, low = arithmetic(self.bundle, precision)
         judged: Judged | None
-        if (table := in_catalogue(bundle, source, catalogue)) is not None:
+        if (table := in_catalogue(bundle, source, catalogue, missing=missing_columns)) is not None:
             examples, judged = read_judged(bundle, table, progress=bars)
         else:
             examples, judged = read_among_negatives(bundle, source, missing=missing_columns, progress=bars)

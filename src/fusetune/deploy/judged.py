@@ -30,7 +30,9 @@ class InCatalogue:
     catalogue: Catalogue
 
 
-def in_catalogue(bundle: Bundle, source: Rows, catalogue: Source | None) -> InCatalogue | None:
+def in_catalogue(
+    bundle: Bundle, source: Rows, catalogue: Source | None, *, missing: Sequence[str] = ()
+) -> InCatalogue | None:
     """Return rows whose documents are in a catalogue; None if the model or the table has no such documents.
 
     Args:
@@ -38,6 +40,7 @@ def in_catalogue(bundle: Bundle, source: Rows, catalogue: Source | None) -> InCa
         source: the query table.
         catalogue: the documents. None: the catalogue that the model was tuned with, if the table has its key and
             lacks a column of documents.
+        missing: input columns that the tables may lack.
 
     Raises:
         ConfigError: the model is not one of pairs, or the catalogue must be given.
@@ -57,7 +60,10 @@ def in_catalogue(bundle: Bundle, source: Rows, catalogue: Source | None) -> InCa
     relevance = config.catalogue.relevance
     settings = config.catalogue.model_copy(update={"relevance": relevance if relevance in table.column_names else None})
     sides = Sides(tuple(config.query), tuple(config.document))
-    documents = Catalogue.read(catalogue, settings, table, sides, reading_of(bundle))
+    items = Table.read(catalogue, read=reading_of(bundle))
+    items = items.with_missing(name for name in missing if name in sides.document and name not in items)
+    table = table.with_missing(name for name in missing if name in sides.query and name not in table)
+    documents = Catalogue.read(items, settings, table, sides)
     return InCatalogue(table, documents.pairs(table), documents)
 
 

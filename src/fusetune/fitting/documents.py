@@ -31,6 +31,7 @@ class Splitting(Protocol):
     schema: Schema
     notes: list[str]
     rejected: dict[str, list[Rejected]]
+    reserved: dict[str, int]
 
     def split_positions(self, given: Mapping[str, Table], sides: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
         """See `Tables.split_positions`."""
@@ -200,7 +201,8 @@ class Documents:
         return config.model_copy(update={"negative": []}), replace(schema, columns=columns)
 
     def _searched(self, split: str, pairs: Pairs, positions: np.ndarray, tables: Splitting) -> Table:
-        searched = self.catalogue.searched(pairs, positions, reserved=self._ends[self._source_of[split]])
+        tables.reserved[split] = self._ends[self._source_of[split]]
+        searched = self.catalogue.searched(pairs, positions, reserved=tables.reserved[split])
         if searched.num_unanswered:
             tables.notes.append(
                 f"{searched.num_unanswered:,} {split} queries have no document of a relevance above 0: not measured."

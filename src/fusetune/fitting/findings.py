@@ -283,7 +283,7 @@ class Findings:
             settings=describe.flat(fit.config.model_dump(exclude_defaults=True, mode="json")),
             versions=dict(versions()),
             tables=fit.tables.used(fit.examples),
-            columns=describe.columns_used(fit.schema, fit.examples),
+            columns=describe.columns_used(fit.schema, fit.examples, fit.tables.reserved),
             backbones=describe.encoders_used(model, fit.modalities, history, rules(fit, fit.modalities)),
             parameters=sum(p.numel() for p in model.parameters()),
             trained=history.changed.get("", history.trained[""]),

@@ -61,13 +61,23 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return out
 
 
-def columns_used(schema: Schema, examples: Mapping[str, Examples]) -> list[ColumnUsed]:
-    """Return the schema's columns, with the number of missing cells of each input column by split."""
-    used = []
+def columns_used(
+    schema: Schema, examples: Mapping[str, Examples], reserved: Mapping[str, int] | None = None
+) -> list[ColumnUsed]:
+    """Return the schema's columns, with the number of missing cells of each input column by split.
+
+    Args:
+        schema: of the train table.
+        examples: by split.
+        reserved: by split, the row id from which on rows are documents that are searched, and no rows of its table.
+    """
+    used, ends = [], reserved or {}
     for name, spec in schema.columns.items():
-        missing = {
-            split: int((part.columns[name].codes < 0).sum()) for split, part in examples.items() if name in part.columns
-        }
+        missing = {}
+        for split, part in examples.items():
+            if name in part.columns:
+                absent = part.columns[name].codes < 0
+                missing[split] = int((absent & (part.rows < ends[split])).sum() if split in ends else absent.sum())
         used.append(ColumnUsed(name, spec.kind or "", spec.role, spec.reason, missing))
     return used
 
