@@ -126,8 +126,8 @@ def test_rows_that_share_a_side_stay_in_one_split():
         ({"query": []}, "query is not given"),
         ({"document": ["photo", "title"]}, "'title' is named twice"),
         ({"document": "foto"}, "foto(.|\n)*photo"),
-        ({"fusion": "auto"}, "fusion=auto needs a target"),
-        ({"fusion": "stack"}, "fusion=stack needs a target"),
+        ({"fusion": "auto"}, "fusion=auto is not for pairs"),
+        ({"fusion": "stack"}, "fusion=stack is not for pairs"),
         ({"objectives": {"contrastive": {"columns": ["title", "photo"]}}}, "'title'(.|\n)*query, document"),
     ],
 )

@@ -87,8 +87,8 @@ def _check_sides(config: Config) -> None:
         raise ConfigError(f"{shared[0]!r} is the target and a column of a side", do="leave it out of one of them")
     if isinstance(config.fusion, AutoConfig | StackConfig):
         raise ConfigError(
-            f"fusion={config.fusion.name} needs a target",
-            expected=", ".join(name for name in FUSIONS),
+            f"fusion={config.fusion.name} is not for pairs",
+            expected=", ".join([*FUSIONS, NO_FUSION]),
             do="name one of these for both sides, or leave fusion out",
         )
 
