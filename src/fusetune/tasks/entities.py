@@ -40,6 +40,8 @@ LONG = 0.995
 """The share of the train entities that are no longer than the longest span that is scored."""
 SPLIT_WORDS = 0.01
 """If more of the train entities begin or end within a word, predicted ones may too; so with what spaces separate."""
+MOST = 0.9
+"""The share of the cells, and of their entries, by which a target is recognised; the others are rejected."""
 
 
 class EntitiesTask(TokenTask, Divergent):
@@ -111,12 +113,12 @@ class EntitiesTask(TokenTask, Divergent):
     def detect(cls, values: Sequence[Any]) -> Detection:
         """Sure of lists of tags and of lists of spans."""
         lists = [value for value in map(_parsed, values) if isinstance(value, list)]
-        if len(lists) < len(values):
+        if len(lists) < MOST * len(values):
             return Detection(0.0, "the cells are no lists")
         entries = [entry for value in lists for entry in value]
-        if entries and all(isinstance(entry, dict) and {"start", "end"} <= entry.keys() for entry in entries):
+        if _most(isinstance(entry, dict) and {"start", "end"} <= entry.keys() for entry in entries):
             return Detection(0.99, f"lists of spans, {len(entries)} in {len(values)} cells")
-        if entries and all(_is_triple(entry) for entry in entries):
+        if _most(_is_triple(entry) for entry in entries):
             return Detection(0.99, f"lists of [start, end, label], {len(entries)} in {len(values)} cells")
         if entries and all(isinstance(entry, str) for entry in entries):
             tags = Counter(entry[:2] for entry in entries if entry != "O")
@@ -355,6 +357,11 @@ class Spans(list[Span]):
     def __init__(self, spans: Iterable[Span], split: Mapping[Unit, int] | None = None) -> None:
         super().__init__(spans)
         self.split = dict(split or {})
+
+
+def _most(fits: Iterable[bool]) -> bool:
+    fits = list(fits)
+    return bool(fits) and sum(fits) >= MOST * len(fits)
 
 
 def _is_triple(entry: Any) -> bool:

@@ -42,6 +42,14 @@ def test_triples_are_detected(cells):
     assert infer_task(cells)[0] == "triples"
 
 
+@pytest.mark.parametrize("bad", [{"ents": []}, '{"entities": [', "Ada", 3])
+def test_a_few_cells_that_are_broken_do_not_hide_what_the_others_are(bad):
+    assert infer_task([json.dumps(GRAPH)] * 19 + [bad])[0] == "triples"
+    spans = json.dumps([{"start": 0, "end": 3, "label": "person"}])
+    assert infer_task([spans] * 19 + [bad])[0] == "entities"
+    assert TriplesTask.detect([json.dumps(GRAPH)] * 8 + [bad] * 2).confidence == 0
+
+
 @pytest.mark.parametrize("cells", [[[], []], ["[]"], [{"entities": [], "relations": []}], [[{"head": 1, "tail": 2}]]])
 def test_cells_without_a_relation_are_not_taken_for_triples(cells):
     assert TriplesTask.detect(cells).confidence == 0

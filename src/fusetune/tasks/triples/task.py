@@ -16,7 +16,7 @@ from fusetune.modalities.passages import words_text
 from fusetune.tasks.abilities import Divergent
 from fusetune.tasks.answer_cells import parsed
 from fusetune.tasks.base import Metric
-from fusetune.tasks.entities import LONG, SPLIT_WORDS
+from fusetune.tasks.entities import LONG, MOST, SPLIT_WORDS
 from fusetune.tasks.metrics import f1_precision_recall
 from fusetune.tasks.panels.kinds import Evidence, Panel, Section
 from fusetune.tasks.panels.triples import relations_panel, triple_of, triple_sections
@@ -103,14 +103,14 @@ class TriplesTask(TokenTask, Divergent):
 
     @classmethod
     def detect(cls, values: Sequence[Any]) -> Detection:
-        """Sure of cells with entities and relations, and of lists of triples."""
-        cells = [parsed(value) for value in values]
-        if not all(map(is_triples, cells)):
+        """Sure of cells with entities and relations, and of lists of triples; a few others are rejected later."""
+        cells = [cell for cell in map(parsed, values) if is_triples(cell)]
+        if len(cells) < MOST * len(values):
             return Detection(0.0, "the cells are no entities and relations")
         relations = sum(len((cell["relations"] if isinstance(cell, Mapping) else cell) or ()) for cell in cells)
         if not relations:
             return Detection(0.0, "the cells have no relation")
-        return Detection(0.99, f"relations between entities, {relations} in {len(cells)} cells")
+        return Detection(0.99, f"relations between entities, {relations} in {len(cells)} of {len(values)} cells")
 
     def reading(self, schema: Schema) -> Reading:
         """Return the text column, read token by token, and the column of the entities, if there is one.
