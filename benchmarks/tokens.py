@@ -37,6 +37,8 @@ from fusetune.tasks.squad import scores as squad_scores
 from fusetune.tasks.tagging import spans_of_tags
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
+VAL_ROWS = 300
+"""Validation rows at most, by which fusetune chooses its step; the recipes do not read them."""
 Scores = dict[str, float]
 
 
@@ -213,7 +215,7 @@ CASES: dict[str, Case] = {
         ["tags"],
         each(tags=lambda rows, budget: recipes.tags(rows, "tags", budget)),
         score_tags("tags"),
-        1500,
+        1000,
     ),
     "atis-slots": Case(atis, ["slots"], each(**SLOTS), score_tags("slots"), 1000),
     "atis-intent": Case(atis, ["intent"], each(**INTENT), score_labels("intent"), 1000),
@@ -250,10 +252,10 @@ CASES: dict[str, Case] = {
         settings=JOINED,
     ),
     "grocery": Case(
-        lambda: subjqa("grocery"), ["answer"], each(**ANSWER), score_answers, 400, 500, 256, 2, settings=QA
+        lambda: subjqa("grocery"), ["answer"], each(**ANSWER), score_answers, 300, 500, 256, 2, settings=QA
     ),
     "electronics": Case(
-        lambda: subjqa("electronics"), ["answer"], each(**ANSWER), score_answers, 400, 500, 256, 2, settings=QA
+        lambda: subjqa("electronics"), ["answer"], each(**ANSWER), score_answers, 300, 500, 256, 2, settings=QA
     ),
     "socialiqa": Case(
         lambda: (
@@ -271,7 +273,7 @@ CASES: dict[str, Case] = {
 def rows_of(case: Case, most: int | None) -> dict[str, list[Row]]:
     """Return the rows that both sides are given."""
     rows, draw = case.rows(), random.Random(0)
-    sizes = {"train": min(most or case.train_rows, case.train_rows), "test": case.test_rows, "val": case.test_rows}
+    sizes = {"train": min(most or case.train_rows, case.train_rows), "test": case.test_rows, "val": VAL_ROWS}
     for part, size in sizes.items():
         if len(rows[part]) > size:
             rows[part] = draw.sample(rows[part], size)
