@@ -16,6 +16,7 @@ from fusetune.registry import TASKS
 from fusetune.tasks.abilities import Boosted, Divergent, Labelled, Probed, Thresholded, require
 from fusetune.tasks.base import TargetTask
 from fusetune.tasks.classification import BinaryTask
+from fusetune.tasks.pairs import PairTask
 from fusetune.tasks.regression import RegressionTask
 from fusetune.tasks.token_task import TokenTask
 
@@ -36,7 +37,11 @@ def test_no_module_outside_tasks_names_a_class_of_tasks():
 
 @pytest.mark.parametrize(
     "name",
-    [name for name in TASKS if issubclass(TASKS.get(name), TargetTask) and not issubclass(TASKS.get(name), TokenTask)],
+    [
+        name
+        for name in TASKS
+        if issubclass(TASKS.get(name), TargetTask) and not issubclass(TASKS.get(name), TokenTask | PairTask)
+    ],
 )
 def test_what_the_tasks_here_can_do(name):
     kind = TASKS.get(name)

@@ -7,9 +7,9 @@ import pytest
 from scipy import sparse
 
 from fusetune.errors import ConfigError
-from fusetune.tasks.match import Search
+from fusetune.tasks.match import Search, Side
 from fusetune.tasks.ranking import Hits, parse, rank_hits
-from fusetune.tasks.retrieval import FIGURES, RetrievalTask, Side
+from fusetune.tasks.retrieval import FIGURES, RetrievalTask
 
 TASK = RetrievalTask(Side("query", ("q",)), Side("answer", ("a",)))
 TREC = {"ndcg": "ndcg_cut", "map": "map_cut", "precision": "P", "mean_recall": "recall", "recall": "success"}

@@ -10,9 +10,10 @@ import torch
 from torchmetrics.retrieval import RetrievalMRR, RetrievalRecall
 
 from fusetune.evaluation.measure.judge import Candidate, EvaluatedRows, judge
+from fusetune.tasks.match import Side
 from fusetune.tasks.metrics import retrieval, weighted_median
 from fusetune.tasks.panels.kinds import Evidence
-from fusetune.tasks.retrieval import RetrievalTask, Side, alignment_tasks, pair_tasks
+from fusetune.tasks.retrieval import RetrievalTask, alignment_tasks, pair_tasks
 
 IMAGE, TEXT = Side("image", ("photo",)), Side("text", ("note",))
 THERE, BACK = RetrievalTask(IMAGE, TEXT), RetrievalTask(TEXT, IMAGE)

@@ -30,8 +30,7 @@ from fusetune.inference.retrieval import searches, used_vectors
 from fusetune.models.build import build_model
 from fusetune.models.family import Family
 from fusetune.objectives.base import BatchObjective, Objective
-from fusetune.tasks.match import MatchTask, Search
-from fusetune.tasks.retrieval import RetrievalTask
+from fusetune.tasks.match import MatchTask, RankingTask, Search
 from fusetune.training.alignment import Alignment, Identity, align
 from fusetune.training.finetune import main_of
 from fusetune.training.plan import Evaluate, Start
@@ -158,7 +157,7 @@ class MatchFit:
             return []
         for task, search in self.searches["test"].values():
             num = documents.num_queries["test"] - len(search.rows)
-            if isinstance(task, RetrievalTask) and task.query.columns == asked and num:
+            if isinstance(task, RankingTask) and task.query.columns == asked and num:
                 return [f"{num:,} test queries have no readable cell, or no readable document: not measured."]
         return []
 
@@ -257,7 +256,7 @@ class MatchFit:
         rows = examples.used[search.rows]
         groups = examples.groups[rows]
         candidates = [make(task.answers(vectors, search)) for make, vectors in systems]
-        if isinstance(task, RetrievalTask):
+        if isinstance(task, RankingTask):
             candidates[1:1] = rankings.baselines(task, search, fit.examples["train"], examples)
         result = judge(
             task,
@@ -274,7 +273,7 @@ class MatchFit:
             num_errors=fit.config.report.errors,
             seed=fit.config.seed,
         )
-        if isinstance(task, RetrievalTask):
+        if isinstance(task, RankingTask):
             before = next((system.answers["rank"] for system in candidates if system.kind == "before"), None)
             after = candidates[-1].answers["rank"]
             result.sections += [] if before is None else [rankings.tuning_section(before, after)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +36,32 @@ class Search:
     def gains(self) -> sparse.csr_array:
         """The grades of the right answers, (queries, answers) sparse float; 1 without grades."""
         return self.right.astype(np.float64) if self.grades is None else self.grades
+
+
+@dataclass(frozen=True)
+class Side:
+    """The columns of a query or an answer.
+
+    Attributes:
+        name: the name shown in the report: "image", "text".
+        columns: the columns' names.
+        fused: whether the model has one vector for the side; otherwise the vectors of its columns are averaged.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    fused: bool = False
+
+    def vectors(self, vectors: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return the side's vectors, (rows, dim): the normalised mean of its columns', zeros where it is absent.
+
+        Args:
+            vectors: per column, or per fused side, (rows, dim) of unit length, zeros where it is absent.
+        """
+        if self.fused:
+            return vectors[self.name]
+        total = sum((vectors[name] for name in self.columns), np.zeros_like(vectors[self.columns[0]]))
+        return np.asarray(total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12))
 
 
 class MatchTask(Task):
@@ -97,3 +123,36 @@ class MatchTask(Task):
     @abc.abstractmethod
     def truth(self, search: Search) -> np.ndarray:
         """Return what each query's answer is compared with, (queries,)."""
+
+
+class RankingTask(MatchTask):
+    """A task that ranks the answers of one side by the queries of another: what rules without a model are measured by.
+
+    Attributes:
+        query, answer: the two sides.
+    """
+
+    query: Side
+    answer: Side
+
+    @abc.abstractmethod
+    def by_similarity(self, similarity: Callable[[slice], np.ndarray], search: Search) -> np.ndarray:
+        """Return an answer per query, (queries,) of `dtype`, by any similarity; see `answers`.
+
+        Args:
+            similarity: of some of the queries to all answers, (queries, answers).
+            search: the queries and the answers.
+        """
+
+    @abc.abstractmethod
+    def top(
+        self, vectors: Mapping[str, np.ndarray], search: Search, queries: np.ndarray, num: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the nearest answers of some queries and their similarities, (queries, num) each, the nearest first.
+
+        Args:
+            vectors: see `Side.vectors`.
+            search: of the same rows.
+            queries: indices among the search's queries.
+            num: how many answers of each, at most; fewer if there are fewer.
+        """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from scipy import sparse
 
 from fusetune.tasks import metrics, ranking
 from fusetune.tasks.base import Metric
-from fusetune.tasks.match import MatchTask, Search
+from fusetune.tasks.match import RankingTask, Search, Side
 from fusetune.tasks.panels.kinds import Evidence, HistogramPanel, Section, WorstRows, WrongRow
 from fusetune.tasks.ranking import Hits
 
@@ -31,33 +30,7 @@ AT_ONCE = 2**24
 MAX_BINS = 20
 
 
-@dataclass(frozen=True)
-class Side:
-    """The columns of a query or an answer.
-
-    Attributes:
-        name: the name shown in the report: "image", "text".
-        columns: the columns' names.
-        fused: whether the model has one vector for the side; otherwise the vectors of its columns are averaged.
-    """
-
-    name: str
-    columns: tuple[str, ...]
-    fused: bool = False
-
-    def vectors(self, vectors: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return the side's vectors, (rows, dim): the normalised mean of its columns', zeros where it is absent.
-
-        Args:
-            vectors: per column, or per fused side, (rows, dim) of unit length, zeros where it is absent.
-        """
-        if self.fused:
-            return vectors[self.name]
-        total = sum((vectors[name] for name in self.columns), np.zeros_like(vectors[self.columns[0]]))
-        return np.asarray(total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12))
-
-
-class RetrievalTask(MatchTask):
+class RetrievalTask(RankingTask):
     """Find a row's answer by its query, among the distinct answers of all evaluated rows.
 
     Args:
@@ -159,12 +132,7 @@ class RetrievalTask(MatchTask):
         return self.by_similarity(lambda part: queries[part] @ catalogue.T, search)
 
     def by_similarity(self, similarity: Callable[[slice], np.ndarray], search: Search) -> np.ndarray:
-        """Return an answer per query, (queries,) of `dtype`, by any similarity; see `answers`.
-
-        Args:
-            similarity: of some of the queries to all answers, (queries, answers).
-            search: the queries and the answers.
-        """
+        """See `RankingTask.by_similarity`."""
         result = np.empty(len(search.rows), self.dtype)
         result["catalogue"] = num = len(search.answer_rows)
         step = min(CHUNK, max(1, AT_ONCE // num))
@@ -181,14 +149,7 @@ class RetrievalTask(MatchTask):
     def top(
         self, vectors: Mapping[str, np.ndarray], search: Search, queries: np.ndarray, num: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the nearest answers of some queries and their similarities, (queries, num) each, the nearest first.
-
-        Args:
-            vectors: see `Side.vectors`.
-            search: of the same rows.
-            queries: indices among the search's queries.
-            num: how many answers of each, at most; fewer if there are fewer.
-        """
+        """See `RankingTask.top`."""
         catalogue = self.answer.vectors(vectors)[search.answer_rows]
         similarity = self.query.vectors(vectors)[search.rows[queries]] @ catalogue.T
         nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :num]

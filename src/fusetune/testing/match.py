@@ -15,9 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from fusetune.tasks.match import MatchTask, Search
+from fusetune.tasks.match import MatchTask, Search, Side
 from fusetune.tasks.panels.kinds import Evidence
-from fusetune.tasks.retrieval import Side
 from fusetune.testing.rules import Contract
 
 MakeMatch = Callable[[Side, Side], MatchTask]

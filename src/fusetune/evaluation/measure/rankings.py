@@ -12,9 +12,8 @@ from fusetune.evaluation.measure.bm25 import Bm25
 from fusetune.evaluation.measure.judge import Candidate
 from fusetune.evaluation.shown import RankedAnswer, RankedQuery, Shown
 from fusetune.modalities.text import TextModality
-from fusetune.tasks.match import Search
+from fusetune.tasks.match import RankingTask, Search
 from fusetune.tasks.panels.kinds import Head, Section, TablePanel
-from fusetune.tasks.retrieval import RetrievalTask
 
 NUM_ANSWERS = 5
 """Answers that are shown of a query."""
@@ -25,7 +24,7 @@ ShowSide = Callable[[int, Sequence[str]], list[Shown]]
 """Returns some columns of the row at a position among the used rows, for display."""
 
 
-def baselines(task: RetrievalTask, search: Search, train: Examples, test: Examples) -> list[Candidate]:
+def baselines(task: RankingTask, search: Search, train: Examples, test: Examples) -> list[Candidate]:
     """Return rules that rank answers without a model: the most frequent answers first, and BM25 between texts.
 
     Args:
@@ -50,7 +49,7 @@ def baselines(task: RetrievalTask, search: Search, train: Examples, test: Exampl
     return candidates
 
 
-def answer_counts(task: RetrievalTask, search: Search, train: Examples, test: Examples) -> np.ndarray:
+def answer_counts(task: RankingTask, search: Search, train: Examples, test: Examples) -> np.ndarray:
     """Return how many of the used train rows have each answer, (answers,) float64."""
     columns = task.answer.columns
     parts = [_side_keys(examples, columns) for examples in (train, test)]
@@ -107,7 +106,7 @@ def tuning_section(before: np.ndarray, after: np.ndarray) -> Section:
 
 
 def ranked_queries(
-    task: RetrievalTask,
+    task: RankingTask,
     search: Search,
     vectors: Mapping[str, np.ndarray],
     ranks: tuple[np.ndarray, np.ndarray | None],
@@ -118,7 +117,7 @@ def ranked_queries(
     Args:
         task: a direction of retrieval.
         search: among the test rows.
-        vectors: of the tuned model, see `RetrievalTask.answers`.
+        vectors: of the tuned model, see `RankingTask.answers`.
         ranks: (queries,) of the first right answer by the tuned model, and before tuning if that is known.
         show: displays a row's cells.
     """
