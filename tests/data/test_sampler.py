@@ -59,6 +59,17 @@ def test_rows_of_like_cost_share_a_batch() -> None:
     assert padded < 1.1 * sizes.sum()
 
 
+def test_updates_of_a_pool_of_their_own_have_rows_of_all_costs() -> None:
+    sizes = np.random.default_rng(0).integers(1, 500, 2000)
+    alone = UpdateSampler(np.arange(2000), sizes, batch_size=32, accumulate=2, pool=1)
+    batches = list(alone)
+    assert sorted(row for batch in batches for row in batch) == list(range(2000))
+    updates = [one + two for one, two in zip(batches[::2], batches[1::2], strict=True)]
+    assert np.mean([sizes[update].std() for update in updates]) > 0.9 * sizes.std()
+    for one, two in zip(batches[::2], batches[1::2], strict=True):  # micro-batches still have rows of like cost
+        assert sizes[one].max() <= sizes[two].min()
+
+
 @given(counts=st.lists(st.integers(1, 60), min_size=2, max_size=4), mix=st.floats(0, 1), epochs=st.integers(1, 6))
 def test_tables_are_drawn_in_their_share_and_their_rows_in_turn(counts: list[int], mix: float, epochs: int) -> None:
     tables = np.repeat(np.arange(len(counts)), counts)

@@ -19,7 +19,7 @@ from transformers import get_scheduler
 
 from fusetune import _private
 from fusetune.data.examples import Examples
-from fusetune.data.sampler import UpdateSampler
+from fusetune.data.sampler import POOL_BATCHES, UpdateSampler
 from fusetune.errors import Interrupted, NonFiniteLoss, RunError
 from fusetune.inference.memory import retain_freed_memory, trim_memory
 from fusetune.models.perturb import RngState
@@ -110,7 +110,7 @@ class _StageRun:
         self.learner, self.stage, self.train, self.validate = learner, stage, train, validate
         self.accelerator, self.first_step, self.manager = accelerator, first_step, manager
         set_seed(stage.seed, device_specific=True)
-        self.sampler = _sampler(stage, train, accelerator)
+        self.sampler = _sampler(stage, train, accelerator, compares=bool(learner.objective.batch_objectives()))
         self.num_updates = max(1, round(stage.epochs * self.sampler.num_updates))
         self.eval_every = max(1, self.sampler.num_updates // stage.evals_per_epoch)
         optimizer = build_optimizer(stage.optimizer, stage.groups, lr=stage.groups[0]["lr"])
@@ -335,12 +335,13 @@ class _StageRun:
         set_rng_states(process_state["generators"], self.accelerator.device)
 
 
-def _sampler(stage: Stage, train: Examples, accelerator: Accelerator) -> UpdateSampler:
-    """Return the sampler of this process's rows."""
+def _sampler(stage: Stage, train: Examples, accelerator: Accelerator, *, compares: bool) -> UpdateSampler:
+    """Return the sampler of this process's rows; they are not sorted by length if an objective compares them."""
     return train.sampler(
         batch_size=stage.batch_size,
         accumulate=stage.accumulate,
         seed=stage.seed,
         process=accelerator.process_index,
         num_processes=accelerator.num_processes,
+        pool=1 if compares else POOL_BATCHES,
     )
