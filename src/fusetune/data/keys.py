@@ -135,7 +135,8 @@ def find_key(asked: str | Mapping[str, str] | None, queries: Table, items: Table
     fitting = {name: share for name, (share, distinct) in tried.items() if share > MOST and distinct > MOST}
     if len(fitting) == 1:
         name, share = next(iter(fitting.items()))
-        why = f"{share:.0%} of its cells in {queries.source} are cells of it in {items.source}"
+        amount = "all" if share == 1 else f"{share:.1%}"
+        why = f"{amount} of its cells in {queries.source} are cells of it in {items.source}"
         others = [f"{other} {tried[other][0]:.0%}" for other in tried if other != name]
         return Key(name, name, why + (f" (of other columns of both: {', '.join(others)})" if others else ""))
     came = [
