@@ -13,6 +13,7 @@ from torch import nn
 
 from fusetune.config.section import NamedConfig
 from fusetune.data.examples import Examples
+from fusetune.data.sampler import POOL_BATCHES
 from fusetune.data.table import Table
 from fusetune.errors import NonFiniteLoss, RunError
 from fusetune.modalities.category import CategoryModality
@@ -20,13 +21,15 @@ from fusetune.modalities.number import NumberModality
 from fusetune.models.build import build_model
 from fusetune.objectives.balance import build_balance
 from fusetune.objectives.total import Total
+from fusetune.registry import OBJECTIVES
 from fusetune.tasks.classification import MulticlassTask
 from fusetune.tasks.regression import RegressionTask
+from fusetune.testing.objectives import make_parts
 from fusetune.training.callbacks import Callback
 from fusetune.training.checkpoint_manager import CheckpointManager
 from fusetune.training.dropout import QuickDropout
 from fusetune.training.learner import Learner
-from fusetune.training.loop import run_stage
+from fusetune.training.loop import run_stage, sampler_of
 from fusetune.training.optim import no_decay, param_groups
 from fusetune.training.stage import Stage
 from fusetune.training.updates.update import loss_shares, plain
@@ -178,6 +181,13 @@ def test_rows_are_reshuffled_every_epoch_and_repeat_with_the_seed():
     assert found[0][:3] != found[0][3:]
     for epoch in (found[0][:3], found[0][3:]):
         assert sorted(place for batch in epoch for place in batch) == list(range(48))
+
+
+@pytest.mark.parametrize(("name", "pool"), [(None, POOL_BATCHES), ("rdrop", POOL_BATCHES), ("contrastive", 1)])
+def test_rows_that_an_objective_compares_are_not_sorted_by_length(name, pool):
+    model, tasks, examples = make_parts()
+    learner = Learner(model, Total(tasks, [OBJECTIVES.get(name)(model, tasks)] if name else []))
+    assert sampler_of(learner, stage(learner), examples, Accelerator(cpu=True)).pool == pool
 
 
 def test_frozen_parameters_do_not_move():

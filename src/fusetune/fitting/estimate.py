@@ -33,6 +33,7 @@ from fusetune.training.frozen_blocks import choose_frozen_blocks
 from fusetune.training.hardware.devices import make_accelerator
 from fusetune.training.hardware.memory import fit_micro_batches
 from fusetune.training.learner import Learner
+from fusetune.training.loop import sampler_of
 from fusetune.training.optim import build_optimizer
 from fusetune.training.plan import TrainingRows
 from fusetune.training.probe import SplitRows
@@ -257,8 +258,7 @@ def _stage(
 ) -> StageEstimate:
     """Run an update with the largest rows, time some others and a validation pass, and extrapolate."""
     sizes = train.sizes(train.used)
-    options: dict[str, Any] = {"batch_size": stage.batch_size, "accumulate": stage.accumulate, "seed": stage.seed}
-    sampler = train.sampler(**options)
+    sampler = sampler_of(learner, stage, train, accelerator)
     learner.train()
     if stage.fits_memory and (text := fit_micro_batches(learner, train, sampler, accelerator, stage.gradients)):
         notes.append(text)

@@ -199,13 +199,7 @@ def prepare(run_settings: RunSettings) -> Prepared:
                 print_line(line)
             if tables.documents is not None:
                 print_line(tables.documents.announcement)
-        compared = [*config.document, *config.negative] if config.negative else []
-        examples["train"] = examples["train"].given(
-            keys=common_keys(examples["train"], compared),
-            augmentation=augmentation,
-            mix=config.data.mix,
-            ratio=config.data.unlabelled,
-        )
+        examples["train"] = _trained_on(config, examples["train"], augmentation)
     cache = FeatureCache.of(config.data.cache, config.data.cache_gib)
     return Prepared(
         config,
@@ -218,6 +212,17 @@ def prepare(run_settings: RunSettings) -> Prepared:
         phases,
         show,
         deadline=run_settings.deadline,
+    )
+
+
+def _trained_on(config: Config, train: Examples, augmentation: Augmentation) -> Examples:
+    """Return the train rows as updates draw them: augmented, mixed, with keys of the cells that are compared."""
+    compared = [*config.document, *config.negative] if config.negative else []
+    return train.given(
+        keys=common_keys(train, compared),
+        augmentation=augmentation,
+        mix=config.data.mix,
+        ratio=config.data.unlabelled,
     )
 
 

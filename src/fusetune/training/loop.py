@@ -110,7 +110,7 @@ class _StageRun:
         self.learner, self.stage, self.train, self.validate = learner, stage, train, validate
         self.accelerator, self.first_step, self.manager = accelerator, first_step, manager
         set_seed(stage.seed, device_specific=True)
-        self.sampler = _sampler(stage, train, accelerator, compares=bool(learner.objective.batch_objectives()))
+        self.sampler = sampler_of(learner, stage, train, accelerator)
         self.num_updates = max(1, round(stage.epochs * self.sampler.num_updates))
         self.eval_every = max(1, self.sampler.num_updates // stage.evals_per_epoch)
         optimizer = build_optimizer(stage.optimizer, stage.groups, lr=stage.groups[0]["lr"])
@@ -335,8 +335,9 @@ class _StageRun:
         set_rng_states(process_state["generators"], self.accelerator.device)
 
 
-def _sampler(stage: Stage, train: Examples, accelerator: Accelerator, *, compares: bool) -> UpdateSampler:
+def sampler_of(learner: Learner, stage: Stage, train: Examples, accelerator: Accelerator) -> UpdateSampler:
     """Return the sampler of this process's rows; they are not sorted by length if an objective compares them."""
+    compares = bool(learner.objective.batch_objectives())
     return train.sampler(
         batch_size=stage.batch_size,
         accumulate=stage.accumulate,
