@@ -11,27 +11,21 @@ step; fusetune keeps its best step by validation rows, which the other side does
 
 from __future__ import annotations
 
-import argparse
 import csv
-import json
 import random
-import resource
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
+from runs import DATA, Run, asked_keys, collect, details, measured, options, written
 
 import fusetune as ft
 from fusetune.backbones.hub.source import resolve
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
 SIDES = ("sentence_a", "sentence_b")
 MATCH = 4.5
 """Relatedness from which a pair of SICK is a query and its document."""
@@ -129,10 +123,7 @@ def rows_of(case: Case, most: int | None, seed: int) -> dict[str, list[Row]]:
 
 def ours(case: Case, rows: dict[str, list[Row]], budget: Budget, overrides: list[str]) -> tuple[Any, dict[str, float]]:
     """Tune with the defaults but for the budget; return both sides' vectors, and the seconds of the phases."""
-    folder = Path(tempfile.mkdtemp(prefix="fusetune-match-"))
-    for part, some in rows.items():
-        with (folder / f"{part}.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in some)
+    folder, files = written(rows, "match")
     config = {
         "query": SIDES[0],
         "document": SIDES[1],
@@ -149,17 +140,11 @@ def ours(case: Case, rows: dict[str, list[Row]], budget: Budget, overrides: list
         "text": {"name": budget.backbone, "max_tokens": budget.max_tokens},
         **case.settings,
     }
-    given = {part: folder / f"{part}.jsonl" for part in ("val", "test")}
     more = [f"seed={budget.seed}", *overrides]
-    out = folder / "model"
-    tuned = ft.fit(folder / "train.jsonl", **given, config=config, overrides=more, out=out, progress=False)
-    results = tuned.results
-    assert results is not None
+    tuned = ft.fit(files.pop("train"), **files, config=config, overrides=more, out=folder / "model", progress=False)
     frame = tuned.predict(rows["test"]).to_pandas()
     vectors = [np.stack(frame[f"{side}_vector"].tolist()) for side in ("query", "document")]
-    seconds = {phase.name: phase.seconds for phase in results.phases}
-    before = {f"before {task.target}": task.main(task.first("before")).value for task in results.tasks}
-    return vectors, seconds | before | {"train": results.updating}
+    return vectors, details(tuned)
 
 
 def theirs(case: Case, rows: dict[str, list[Row]], budget: Budget) -> tuple[Any, dict[str, float]]:
@@ -196,23 +181,18 @@ def theirs(case: Case, rows: dict[str, list[Row]], budget: Budget) -> tuple[Any,
     return vectors, {"train": seconds}
 
 
-def run(name: str, side: str, budget: Budget, most: int | None, overrides: list[str]) -> dict[str, Any]:
+def run(name: str, side: str, budget: Budget, most: int | None, overrides: list[str]) -> Run:
     """One side's run on one data set."""
     case = CASES[name]
     rows = rows_of(case, most, budget.seed)
-    start, processor = time.perf_counter(), time.process_time()
-    vectors, more = ours(case, rows, budget, overrides) if side == "ours" else theirs(case, rows, budget)
+    with measured() as figures:
+        vectors, more = ours(case, rows, budget, overrides) if side == "ours" else theirs(case, rows, budget)
     return {
-        "name": name,
-        "side": side,
-        "seed": budget.seed,
         "rate": budget.rate,
         "rows": {part: len(some) for part, some in rows.items()},
         "scores": case.score(*vectors, rows["test"]),
         "rows_a_second": len(rows["train"]) * budget.epochs / max(more["train"], 1e-9),
-        "seconds": time.perf_counter() - start,
-        "processor_seconds": time.process_time() - processor,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        **figures,
         "more": more,
     }
 
@@ -242,36 +222,21 @@ def summary(runs: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Run what was asked for, each run in a process of its own."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(CASES)}")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1")
-    parser.add_argument("--side", choices=["ours", "theirs", "both"], default="both")
-    parser.add_argument("--rows", type=int, help="at most so many train rows, drawn by the seed")
+    """Run what was asked for."""
+    parser = options(__doc__, CASES)
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=5e-5, help="the learning rate, at its peak")
     parser.add_argument("--bf16", action="store_true", help="bf16 on both sides")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting for fusetune")
-    parser.add_argument("--out", type=Path, help="figures; what is there already is not measured again")
     asked = parser.parse_args()
-    figures = asked.out and asked.out / "match.json"
-    runs = json.loads(figures.read_text()) if figures and figures.exists() else []
-    done = {(run["name"], run["side"], run["seed"]) for run in runs}
     backbone = str(resolve("minilm").folder)
-    for seed in range(asked.seeds):
+
+    def job(name: str, side: str, seed: int) -> partial[Run]:
         budget = Budget(backbone, asked.epochs, asked.batch, asked.rate, 128, asked.bf16, seed)
-        for name in asked.names or CASES:
-            for side in ["ours", "theirs"] if asked.side == "both" else [asked.side]:
-                if (name, side, seed) in done:
-                    continue
-                with ProcessPoolExecutor(1, get_context("spawn")) as alone:
-                    runs.append(alone.submit(run, name, side, budget, asked.rows, asked.set).result())
-                print(json.dumps(runs[-1]), flush=True)
-                if figures:
-                    figures.parent.mkdir(parents=True, exist_ok=True)
-                    figures.write_text(json.dumps(runs, indent=1))
-    print(summary(runs))
+        return partial(run, name, side, budget, asked.rows, asked.set)
+
+    jobs = ((key, job(*key)) for key in asked_keys(asked, CASES))
+    print(summary(collect(jobs, asked.out and asked.out / "match.json")))
 
 
 if __name__ == "__main__":

@@ -11,24 +11,19 @@ do; fusetune keeps its best step by validation rows, which the recipes do not re
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import random
 import re
-import resource
 import statistics
-import tempfile
-import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 import token_recipes as recipes
+from runs import DATA, Run, asked_keys, collect, details, measured, options, written
 from token_recipes import Budget, Row
 
 import fusetune as ft
@@ -36,7 +31,6 @@ from fusetune.backbones.hub.source import resolve
 from fusetune.tasks.squad import scores as squad_scores
 from fusetune.tasks.tagging import spans_of_tags
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
 VAL_ROWS = 300
 """Validation rows at most, by which fusetune chooses its step; the recipes do not read them."""
 Scores = dict[str, float]
@@ -282,10 +276,7 @@ def rows_of(case: Case, most: int | None) -> dict[str, list[Row]]:
 
 def ours(case: Case, rows: dict[str, list[Row]], budget: Budget, overrides: list[str]) -> tuple[dict[str, Any], Scores]:
     """Tune with the defaults but for the budget. Return answers, and the seconds of all and of a tuned epoch."""
-    folder = Path(tempfile.mkdtemp(prefix="fusetune-tokens-"))
-    for part, some in rows.items():
-        with (folder / f"{part}.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in some)
+    folder, files = written(rows, "tokens")
     config = {
         "trainer": {
             "epochs": budget.epochs,
@@ -302,9 +293,8 @@ def ours(case: Case, rows: dict[str, list[Row]], budget: Budget, overrides: list
     dropped = [key for key in [*unused, "entailment"] if key in rows["train"][0] and key not in case.targets]
     config["columns"] = {key: {"role": "ignore"} for key in dropped}
     tuned = ft.fit(
-        folder / "train.jsonl",
-        val=folder / "val.jsonl",
-        test=folder / "test.jsonl",
+        files.pop("train"),
+        **files,
         target=case.targets,
         config=config,
         overrides=[f"seed={budget.seed}", *overrides],
@@ -313,36 +303,22 @@ def ours(case: Case, rows: dict[str, list[Row]], budget: Budget, overrides: list
     )
     frame = tuned.predict(rows["test"]).to_pandas()
     answers = {t: [list(a) if isinstance(a, np.ndarray) else a for a in frame[t]] for t in case.targets}
-    results = tuned.results
-    assert results is not None
-    phases = {phase.name: phase.seconds for phase in results.phases}
-    before = {f"before {task.target}": task.main(task.first("before")).value for task in results.tasks}
-    return answers, phases | before | {"train": results.updating}
+    return answers, details(tuned)
 
 
-def run(name: str, side: str, budget: Budget, most: int | None, overrides: list[str]) -> dict[str, Any]:
+def run(name: str, side: str, budget: Budget, most: int | None, overrides: list[str]) -> Run:
     """One side's run on one data set."""
     case = CASES[name]
     rows = rows_of(case, most)
-    start, processor = time.perf_counter(), time.process_time()
-    if side == "ours":
-        answers, more = ours(case, rows, budget, overrides)
-    else:
-        assert case.recipe is not None, "sides without a recipe are not run"
-        answers, seconds = case.recipe(rows, budget)
-        more = {"train": seconds}
-    return {
-        "name": name,
-        "side": side,
-        "seed": budget.seed,
-        "rate": budget.rate,
-        "rows": {part: len(some) for part, some in rows.items()},
-        "scores": case.score(rows["test"], answers),
-        "seconds": time.perf_counter() - start,
-        "processor_seconds": time.process_time() - processor,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "more": more,
-    }
+    with measured() as figures:
+        if side == "ours":
+            answers, more = ours(case, rows, budget, overrides)
+        else:
+            assert case.recipe is not None, "sides without a recipe are not run"
+            answers, seconds = case.recipe(rows, budget)
+            more = {"train": seconds}
+    sizes = {part: len(some) for part, some in rows.items()}
+    return {"rate": budget.rate, "rows": sizes, "scores": case.score(rows["test"], answers), **figures, "more": more}
 
 
 def summary(runs: list[dict[str, Any]]) -> str:
@@ -363,37 +339,22 @@ def summary(runs: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Run what was asked for, each run in a process of its own."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(CASES)}")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1")
-    parser.add_argument("--side", choices=["ours", "theirs", "both"], default="both")
-    parser.add_argument("--rows", type=int, help="at most so many train rows")
+    """Run what was asked for."""
+    parser = options(__doc__, CASES)
     parser.add_argument("--epochs", type=int, help="of tuning; by default 3, for answers 2")
     parser.add_argument("--rate", type=float, default=2e-4, help="the backbone's learning rate; the examples' is 5e-5")
     parser.add_argument("--float32", action="store_true", help="no bf16 on either side")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting for fusetune")
-    parser.add_argument("--out", type=Path, help="figures; what is there already is not measured again")
     asked = parser.parse_args()
-    figures = asked.out and asked.out / "tokens.json"
-    runs = json.loads(figures.read_text()) if figures and figures.exists() else []
-    done = {(run["name"], run["side"], run["seed"]) for run in runs}
     backbone = str(resolve("minilm").folder)
-    for seed in range(asked.seeds):
-        for name in asked.names or CASES:
-            for side in ["ours", "theirs"] if asked.side == "both" else [asked.side]:
-                case = CASES[name]
-                if (name, side, seed) in done or (side == "theirs" and case.recipe is None):
-                    continue
-                epochs = asked.epochs or case.epochs
-                budget = Budget(backbone, epochs, 16, case.max_tokens, asked.rate, not asked.float32, seed)
-                with ProcessPoolExecutor(1, get_context("spawn")) as alone:
-                    runs.append(alone.submit(run, name, side, budget, asked.rows, asked.set).result())
-                print(json.dumps(runs[-1]), flush=True)
-                if figures:
-                    figures.parent.mkdir(parents=True, exist_ok=True)
-                    figures.write_text(json.dumps(runs, indent=1))
-    print(summary(runs))
+
+    def job(name: str, side: str, seed: int) -> partial[Run]:
+        case = CASES[name]
+        epochs = asked.epochs or case.epochs
+        budget = Budget(backbone, epochs, 16, case.max_tokens, asked.rate, not asked.float32, seed)
+        return partial(run, name, side, budget, asked.rows, asked.set)
+
+    keys = [key for key in asked_keys(asked, CASES) if key[1] == "ours" or CASES[key[0]].recipe is not None]
+    print(summary(collect(((key, job(*key)) for key in keys), asked.out and asked.out / "tokens.json")))
 
 
 if __name__ == "__main__":
