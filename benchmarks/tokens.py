@@ -28,8 +28,8 @@ from token_recipes import Budget, Row
 
 import fusetune as ft
 from fusetune.backbones.hub.source import resolve
-from fusetune.tasks.squad import scores as squad_scores
-from fusetune.tasks.tagging import spans_of_tags
+from fusetune.tasks.answers.squad import scores as squad_scores
+from fusetune.tasks.entities.tagging import spans_of_tags
 
 VAL_ROWS = 300
 """Validation rows at most, by which fusetune chooses its step; the recipes do not read them."""

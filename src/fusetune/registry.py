@@ -124,10 +124,10 @@ FUSIONS = Registry(
 TASKS = Registry(
     "task",
     {
-        "answer": "fusetune.tasks.extractive:AnswerTask",
+        "answer": "fusetune.tasks.answers.task:AnswerTask",
         "binary": "fusetune.tasks.classification:BinaryTask",
-        "choice": "fusetune.tasks.choice:MultipleChoiceTask",
-        "entities": "fusetune.tasks.entities:EntitiesTask",
+        "choice": "fusetune.tasks.choice.task:MultipleChoiceTask",
+        "entities": "fusetune.tasks.entities.task:EntitiesTask",
         "multiclass": "fusetune.tasks.classification:MulticlassTask",
         "multilabel": "fusetune.tasks.multilabel:MultilabelTask",
         "ordinal": "fusetune.tasks.ordinal:OrdinalTask",

@@ -7,7 +7,7 @@ from fusetune.data.table import Table
 from fusetune.deploy.conll import Spans, conll_block
 from fusetune.deploy.predictions import Predictions, check_ending
 from fusetune.errors import ConfigError
-from fusetune.tasks.entities import EntitiesTask
+from fusetune.tasks.entities.task import EntitiesTask
 
 
 def span(start, end, label, score=0.5):

@@ -18,8 +18,8 @@ from fusetune.objectives.rdrop import RDrop
 from fusetune.objectives.vat import VirtualAdversarial
 from fusetune.registry import OBJECTIVES, TASKS
 from fusetune.tasks.abilities import Divergent
-from fusetune.tasks.choice import MultipleChoiceTask
-from fusetune.tasks.extractive import AnswerTask
+from fusetune.tasks.answers.task import AnswerTask
+from fusetune.tasks.choice.task import MultipleChoiceTask
 from fusetune.tasks.token_task import TokenTask
 from fusetune.testing.token_tables import WINDOW, TokenCase, usable_tables
 

@@ -11,8 +11,8 @@ from annotation_files import GOOD
 
 from fusetune.data.table import Table
 from fusetune.errors import BadCell, TableError, TooManyRejected, UserError
-from fusetune.tasks.answer_cells import gold
-from fusetune.tasks.entities import EntitiesTask
+from fusetune.tasks.answers.cells import gold
+from fusetune.tasks.entities.task import EntitiesTask
 
 ROWS = GOOD * 3
 WRITTEN = {

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from fusetune.tasks.entities import EntitiesTask
+from fusetune.tasks.entities.task import EntitiesTask
 from fusetune.tasks.panels.entities import compare
 from fusetune.tasks.panels.kinds import Evidence, SpansPanel, TablePanel
 from fusetune.tasks.panels.texts import MAX_TEXT

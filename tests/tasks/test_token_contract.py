@@ -10,10 +10,10 @@ from torch import nn
 
 from fusetune.errors import BadCell
 from fusetune.registry import TASKS
-from fusetune.tasks.entities import EntitiesTask
-from fusetune.tasks.extractive import AnswerTask
+from fusetune.tasks.answers.task import AnswerTask
+from fusetune.tasks.entities.tagging import IGNORED
+from fusetune.tasks.entities.task import EntitiesTask
 from fusetune.tasks.reading import Reading
-from fusetune.tasks.tagging import IGNORED
 from fusetune.tasks.token_task import TokenTask
 from fusetune.testing.rules import broken_rules, rules_of
 from fusetune.testing.token_tables import WINDOW

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from fusetune.tasks.entities import EntitiesTask
+from fusetune.tasks.entities.task import EntitiesTask
 from fusetune.testing.token_tables import TARGET, TokenCase
 from fusetune.training import token_probe
 from fusetune.training.probe import SplitRows

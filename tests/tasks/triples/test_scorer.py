@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fusetune.modalities.passages import text_tokens
-from fusetune.tasks.tagging import IGNORED
+from fusetune.tasks.entities.tagging import IGNORED
 from fusetune.tasks.token_head import with_shared
 from fusetune.tasks.triples.cells import Triples, read_triples
 from fusetune.tasks.triples.scorer import DISTANCES, SIZE, Pairing, PairScorer

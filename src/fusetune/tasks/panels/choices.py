@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fusetune.tasks.choice_cells import letter
-from fusetune.tasks.choice_scores import HIT, LOSS, aligned, measure
+from fusetune.tasks.choice.cells import letter
+from fusetune.tasks.choice.scores import HIT, LOSS, aligned, measure
 from fusetune.tasks.panels.calibration import calibration_section
 from fusetune.tasks.panels.kinds import (
     Cell,

@@ -9,9 +9,9 @@ from typing import Any, NoReturn
 
 from fusetune.data.distinct import is_missing
 from fusetune.errors import BadCell, shown
-from fusetune.tasks.answer_cells import parsed
-from fusetune.tasks.tagging import Span
-from fusetune.tasks.words import Unit, splits_by_unit, word_numbers, word_starts
+from fusetune.tasks.answers.cells import parsed
+from fusetune.tasks.entities.tagging import Span
+from fusetune.tasks.entities.words import Unit, splits_by_unit, word_numbers, word_starts
 
 Relation = tuple[int, int, str]
 """The head's number among a text's entities, the tail's, the label."""

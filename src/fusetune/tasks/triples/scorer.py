@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from fusetune.tasks.divergence import tokens_divergence
-from fusetune.tasks.taggers import Entity, Tagger
-from fusetune.tasks.tagging import IGNORED
+from fusetune.tasks.entities.taggers import Entity, Tagger
+from fusetune.tasks.entities.tagging import IGNORED
+from fusetune.tasks.entities.words import Unit, word_numbers, word_starts
 from fusetune.tasks.token_head import QueryKeyHead
 from fusetune.tasks.triples.cells import Triples
-from fusetune.tasks.words import Unit, word_numbers, word_starts
 from fusetune.types import Target, TextTokens
 
 SIZE = 64

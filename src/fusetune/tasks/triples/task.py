@@ -14,9 +14,10 @@ from fusetune.errors import ConfigError, TableError, nearest, shown
 from fusetune.modalities.base import Detection
 from fusetune.modalities.passages import words_text
 from fusetune.tasks.abilities import Divergent
-from fusetune.tasks.answer_cells import parsed
+from fusetune.tasks.answers.cells import parsed
 from fusetune.tasks.base import Metric
-from fusetune.tasks.entities import LONG, MOST, SPLIT_WORDS
+from fusetune.tasks.entities.task import LONG, MOST, SPLIT_WORDS
+from fusetune.tasks.entities.words import UNITS, Unit
 from fusetune.tasks.metrics import f1_precision_recall
 from fusetune.tasks.panels.kinds import Evidence, Panel, Section
 from fusetune.tasks.panels.triples import relations_panel, triple_of, triple_sections
@@ -25,7 +26,6 @@ from fusetune.tasks.state import restored, state_of
 from fusetune.tasks.token_task import TokenTask
 from fusetune.tasks.triples.cells import Triples, is_triples, read_triples
 from fusetune.tasks.triples.scorer import Pairing, PairScorer
-from fusetune.tasks.words import UNITS, Unit
 from fusetune.types import Target, TextTokens
 
 OPTIONS = ("text", "entities", "window")

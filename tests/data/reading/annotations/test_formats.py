@@ -14,7 +14,7 @@ from fusetune.data.reading.annotations.formats import FORMATS
 from fusetune.data.reading.annotations.spans import RawSpan, SpanFault, SpanReader
 from fusetune.data.table import Table
 from fusetune.errors import ConfigError, TableError
-from fusetune.tasks.entities import EntitiesTask
+from fusetune.tasks.entities.task import EntitiesTask
 
 QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusetune.tasks.taggers import Entity
-from fusetune.tasks.tagging import Span
+from fusetune.tasks.entities.taggers import Entity
+from fusetune.tasks.entities.tagging import Span
+from fusetune.tasks.entities.words import Unit, continues_word
 from fusetune.tasks.token_head import QueryKeyHead
-from fusetune.tasks.words import Unit, continues_word
 from fusetune.types import Target, TextTokens
 
 SIZE = 32

@@ -9,8 +9,8 @@ import torch
 
 from fusetune.errors import BadCell, ConfigError
 from fusetune.modalities.passages import text_tokens
-from fusetune.tasks.entities import EntitiesTask
-from fusetune.tasks.span_scorer import NO_SPAN, SIZE, SpanScorer, overlap_of, overlaps_in
+from fusetune.tasks.entities.span_scorer import NO_SPAN, SIZE, SpanScorer, overlap_of, overlaps_in
+from fusetune.tasks.entities.task import EntitiesTask
 from fusetune.tasks.token_head import with_shared
 
 CLASSES = ["person", "place"]

@@ -6,9 +6,9 @@ import torch
 
 from fusetune.errors import BadCell, ConfigError, TableError
 from fusetune.modalities.passages import text_tokens
-from fusetune.tasks.entities import EntitiesTask
-from fusetune.tasks.tagging import allowed, best_path, spans_of_tags, tag_tokens
-from fusetune.tasks.words import splits_word
+from fusetune.tasks.entities.tagging import allowed, best_path, spans_of_tags, tag_tokens
+from fusetune.tasks.entities.task import EntitiesTask
+from fusetune.tasks.entities.words import splits_word
 
 TEXT = "Ada met Bo in Rome"
 

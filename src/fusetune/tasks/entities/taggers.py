@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusetune.tasks import crf
 from fusetune.tasks.divergence import tokens_divergence
-from fusetune.tasks.tagging import IGNORED, Span, allowed, best_path, entities_of, tag_tokens, tags_of
+from fusetune.tasks.entities import crf
+from fusetune.tasks.entities.tagging import IGNORED, Span, allowed, best_path, entities_of, tag_tokens, tags_of
+from fusetune.tasks.entities.words import Unit, continues_word
 from fusetune.tasks.token_head import TokenHead
-from fusetune.tasks.words import Unit, continues_word
 from fusetune.types import Target, TextTokens
 
 Entity = tuple[int, int, str, float]
@@ -116,7 +116,7 @@ class Tagger:
 
 
 class CrfTagger(Tagger):
-    """Tag the tokens of a text as a linear-chain conditional random field; see `fusetune.tasks.crf`.
+    """Tag the tokens of a text as a linear-chain conditional random field; see `fusetune.tasks.entities.crf`.
 
     The shared rows are the transitions, which start at 0: then it is `Tagger`.
     """

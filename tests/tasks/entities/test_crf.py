@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from fusetune.modalities.passages import text_tokens
-from fusetune.tasks import crf
-from fusetune.tasks.entities import EntitiesTask
-from fusetune.tasks.taggers import CrfTagger, Tagger
-from fusetune.tasks.tagging import allowed, best_path
+from fusetune.tasks.entities import crf
+from fusetune.tasks.entities.taggers import CrfTagger, Tagger
+from fusetune.tasks.entities.tagging import allowed, best_path
+from fusetune.tasks.entities.task import EntitiesTask
 from fusetune.tasks.token_head import with_shared
 
 TAGS = 5

@@ -18,16 +18,16 @@ from fusetune.modalities.base import Detection
 from fusetune.modalities.passages import words_text
 from fusetune.tasks.abilities import Divergent
 from fusetune.tasks.base import Metric
+from fusetune.tasks.entities.span_scorer import SpanScorer, overlaps_in
+from fusetune.tasks.entities.taggers import TAGGERS, Tagger
+from fusetune.tasks.entities.tagging import Span, spans_of_tags
+from fusetune.tasks.entities.words import UNITS, Unit, splits_by_unit
 from fusetune.tasks.metrics import f1_precision_recall
 from fusetune.tasks.panels.entities import entity_sections, types_panel
 from fusetune.tasks.panels.kinds import Evidence, Panel, Section
 from fusetune.tasks.reading import Reading, text_column
-from fusetune.tasks.span_scorer import SpanScorer, overlaps_in
 from fusetune.tasks.state import state_of
-from fusetune.tasks.taggers import TAGGERS, Tagger
-from fusetune.tasks.tagging import Span, spans_of_tags
 from fusetune.tasks.token_task import TokenTask
-from fusetune.tasks.words import UNITS, Unit, splits_by_unit
 from fusetune.types import Target, TextTokens
 
 Head = Literal["auto", "softmax", "crf", "span"]

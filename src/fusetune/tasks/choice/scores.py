@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fusetune.tasks.choice_cells import Right
+from fusetune.tasks.choice.cells import Right
 
 TINY = 1e-12
 """The smallest probability in logarithms."""

@@ -9,8 +9,8 @@ from fusetune.data.joins import listed
 from fusetune.data.table import Table
 from fusetune.errors import TableError
 from fusetune.modalities.base import Detection
-from fusetune.tasks.choice_cells import Answered, find_form, real_choices
-from fusetune.tasks.choice_columns import find_choices
+from fusetune.tasks.choice.cells import Answered, find_form, real_choices
+from fusetune.tasks.choice.columns import find_choices
 
 SAMPLE = 500
 """Rows that are looked at."""

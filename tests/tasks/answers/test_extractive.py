@@ -10,9 +10,9 @@ import torch
 from fusetune.data.schema import ColumnSpec, Schema
 from fusetune.errors import BadCell, ConfigError, TableError
 from fusetune.modalities.passages import text_tokens
-from fusetune.tasks.answer_cells import Gold
-from fusetune.tasks.extractive import PADDING, AnswerTask
-from fusetune.tasks.squad import best_spans, best_threshold, normalise, scores
+from fusetune.tasks.answers.cells import Gold
+from fusetune.tasks.answers.squad import best_spans, best_threshold, normalise, scores
+from fusetune.tasks.answers.task import PADDING, AnswerTask
 
 CONTEXT = "Ada met Bo in Rome, and Bo left."
 CELL = ["Where?", CONTEXT]

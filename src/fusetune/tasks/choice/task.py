@@ -17,7 +17,7 @@ from fusetune.errors import ConfigError, TableError, nearest
 from fusetune.modalities.base import Detection
 from fusetune.tasks.abilities import Choosing, DetectedInTable, Divergent, Guess
 from fusetune.tasks.base import Metric
-from fusetune.tasks.choice_cells import (
+from fusetune.tasks.choice.cells import (
     FORMS,
     Answered,
     Form,
@@ -30,9 +30,9 @@ from fusetune.tasks.choice_cells import (
     position_of,
     real_choices,
 )
-from fusetune.tasks.choice_columns import find_choices, find_context
-from fusetune.tasks.choice_detect import detect_choices
-from fusetune.tasks.choice_scores import MEANINGS, Scores, measure, metrics_of, row_probabilities
+from fusetune.tasks.choice.columns import find_choices, find_context
+from fusetune.tasks.choice.detect import detect_choices
+from fusetune.tasks.choice.scores import MEANINGS, Scores, measure, metrics_of, row_probabilities
 from fusetune.tasks.divergence import positions_divergence
 from fusetune.tasks.panels.choices import calibration, choices_section, errors_section, positions_panel, worst_choices
 from fusetune.tasks.panels.kinds import Evidence, Panel, Section, WorstRows

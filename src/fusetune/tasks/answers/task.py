@@ -15,13 +15,13 @@ from fusetune.errors import ConfigError, TableError, nearest
 from fusetune.modalities.base import Detection
 from fusetune.modalities.passages import words_text
 from fusetune.tasks.abilities import Divergent, Thresholded
-from fusetune.tasks.answer_cells import Gold, gold, is_answer_dict, parsed
+from fusetune.tasks.answers.cells import Gold, gold, is_answer_dict, parsed
+from fusetune.tasks.answers.squad import MEANINGS, best_spans, best_threshold, check_language, scores
 from fusetune.tasks.base import Metric
 from fusetune.tasks.divergence import positions_divergence
 from fusetune.tasks.panels.answers import answers_section, margin_section, rows_panel, worst_answers
 from fusetune.tasks.panels.kinds import Evidence, Panel, Section, WorstRows
 from fusetune.tasks.reading import Reading
-from fusetune.tasks.squad import MEANINGS, best_spans, best_threshold, check_language, scores
 from fusetune.tasks.state import restored, state_of
 from fusetune.tasks.token_task import TokenTask
 from fusetune.types import Target, TextTokens

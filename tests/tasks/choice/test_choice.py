@@ -7,10 +7,10 @@ from fusetune.data.schema import ColumnSpec, Schema
 from fusetune.data.table import Table
 from fusetune.errors import BadCell, ConfigError, TableError
 from fusetune.modalities.passages import text_tokens
-from fusetune.tasks.choice import PADDING, MultipleChoiceTask
-from fusetune.tasks.choice_cells import letter
-from fusetune.tasks.choice_columns import find_choices, find_context
-from fusetune.tasks.choice_scores import Scores, measure
+from fusetune.tasks.choice.cells import letter
+from fusetune.tasks.choice.columns import find_choices, find_context
+from fusetune.tasks.choice.scores import Scores, measure
+from fusetune.tasks.choice.task import PADDING, MultipleChoiceTask
 from fusetune.tasks.infer import infer_task
 from fusetune.tasks.panels.kinds import Evidence
 

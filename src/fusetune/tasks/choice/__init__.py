@@ -1,0 +1,1 @@
+"""Multiple choice: which of a row's own choices is right."""

@@ -1,0 +1,1 @@
+"""Named entities and slots: spans of a text, each with a label."""
