@@ -11,7 +11,7 @@ from fusetune.data.examples import Examples
 from fusetune.data.table import Table
 from fusetune.modalities.category import CategoryModality
 from fusetune.modalities.number import NumberModality
-from fusetune.tasks.classification import BinaryTask
+from fusetune.tasks.classes.classification import BinaryTask
 from fusetune.tasks.regression import RegressionTask
 from fusetune.types import Tokens
 

@@ -30,7 +30,7 @@ from fusetune.modalities.number import NumberModality
 from fusetune.modalities.text import TextModality
 from fusetune.models.build import Backbones, build_model
 from fusetune.models.perturb import Ball
-from fusetune.tasks.classification import BinaryTask
+from fusetune.tasks.classes.classification import BinaryTask
 from fusetune.tasks.regression import RegressionTask
 from fusetune.training.probe import Probe, SplitRows
 

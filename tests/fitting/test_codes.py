@@ -10,8 +10,8 @@ from fusetune.config.config import Config
 from fusetune.data.schema import Schema
 from fusetune.data.table import Table
 from fusetune.fitting.codes import compare, read_codes
-from fusetune.tasks.classification import MulticlassTask
-from fusetune.tasks.multilabel import MultilabelTask
+from fusetune.tasks.classes.classification import MulticlassTask
+from fusetune.tasks.classes.multilabel import MultilabelTask
 from fusetune.tasks.regression import RegressionTask
 
 

@@ -9,7 +9,7 @@ from fusetune import api
 from fusetune.config.config import Config
 from fusetune.data.table import Table
 from fusetune.errors import ConfigError
-from fusetune.tasks.classification import MulticlassTask
+from fusetune.tasks.classes.classification import MulticlassTask
 from fusetune.tasks.regression import RegressionTask
 
 

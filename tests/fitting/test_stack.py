@@ -13,8 +13,8 @@ from fusetune.data.folds import fold_of
 from fusetune.errors import FolderError, MissingExtra
 from fusetune.evaluation.decisions import StackUsed
 from fusetune.fitting.stack import choose_weight, mean
-from fusetune.tasks.classification import BinaryTask, MulticlassTask
-from fusetune.tasks.multilabel import MultilabelTask
+from fusetune.tasks.classes.classification import BinaryTask, MulticlassTask
+from fusetune.tasks.classes.multilabel import MultilabelTask
 from fusetune.tasks.regression import RegressionTask
 from fusetune.trees.text import check_booster, lightgbm
 

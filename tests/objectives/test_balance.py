@@ -28,9 +28,9 @@ from fusetune.objectives.balance import (
     constant_losses,
 )
 from fusetune.objectives.total import Total
-from fusetune.tasks.classification import BinaryTask, MulticlassTask
-from fusetune.tasks.multilabel import MultilabelTask
-from fusetune.tasks.ordinal import OrdinalTask
+from fusetune.tasks.classes.classification import BinaryTask, MulticlassTask
+from fusetune.tasks.classes.multilabel import MultilabelTask
+from fusetune.tasks.classes.ordinal import OrdinalTask
 from fusetune.tasks.regression import RegressionTask
 from fusetune.training.learner import Learner
 from fusetune.training.optim import no_decay

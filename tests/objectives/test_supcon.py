@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from fusetune.errors import ConfigError
 from fusetune.objectives.supcon import SupConObjective
 from fusetune.objectives.total import build_objectives
-from fusetune.tasks.multilabel import MultilabelTask
+from fusetune.tasks.classes.multilabel import MultilabelTask
 from fusetune.testing.objectives import ROWS, make_parts
 
 

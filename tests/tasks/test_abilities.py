@@ -15,7 +15,7 @@ from fusetune.errors import ConfigError
 from fusetune.registry import TASKS
 from fusetune.tasks.abilities import Boosted, Divergent, Labelled, Probed, Thresholded, require
 from fusetune.tasks.base import TargetTask
-from fusetune.tasks.classification import BinaryTask
+from fusetune.tasks.classes.classification import BinaryTask
 from fusetune.tasks.pairs import PairTask
 from fusetune.tasks.regression import RegressionTask
 from fusetune.tasks.token_task import TokenTask

@@ -9,8 +9,8 @@ from torch import nn
 
 from fusetune.registry import TASKS
 from fusetune.tasks.base import LinearModel, TargetTask
-from fusetune.tasks.classification import MulticlassTask
-from fusetune.tasks.multilabel import MultilabelTask
+from fusetune.tasks.classes.classification import MulticlassTask
+from fusetune.tasks.classes.multilabel import MultilabelTask
 from fusetune.tasks.pairs import PairTask
 from fusetune.tasks.regression import RegressionTask
 from fusetune.tasks.token_task import TokenTask

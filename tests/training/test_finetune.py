@@ -21,7 +21,7 @@ from fusetune.modalities.number import NumberModality
 from fusetune.modalities.text import TextModality
 from fusetune.models.build import Backbones, build_model
 from fusetune.objectives.balance import build_balance
-from fusetune.tasks.classification import MulticlassTask
+from fusetune.tasks.classes.classification import MulticlassTask
 from fusetune.tasks.regression import RegressionTask
 from fusetune.training import finetune as recipe
 from fusetune.training import loop

@@ -22,7 +22,7 @@ from fusetune.models.build import build_model
 from fusetune.objectives.balance import build_balance
 from fusetune.objectives.total import Total
 from fusetune.registry import OBJECTIVES
-from fusetune.tasks.classification import MulticlassTask
+from fusetune.tasks.classes.classification import MulticlassTask
 from fusetune.tasks.regression import RegressionTask
 from fusetune.testing.objectives import make_parts
 from fusetune.training.callbacks import Callback

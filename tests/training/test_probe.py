@@ -14,7 +14,7 @@ from fusetune.inference.features import fill_features
 from fusetune.modalities.category import CategoryModality
 from fusetune.modalities.number import NumberModality
 from fusetune.models.build import build_model
-from fusetune.tasks.classification import BinaryTask
+from fusetune.tasks.classes.classification import BinaryTask
 from fusetune.training.probe import Probe, SplitRows, block, column_scales, learn_scale
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from fusetune.tasks.classification import MulticlassTask
+from fusetune.tasks.classes.classification import MulticlassTask
 from fusetune.tasks.regression import RegressionTask
 from fusetune.training import finetune as module
 from fusetune.training.score_error import ScoreError, bootstrap_error, mean_error, share_error

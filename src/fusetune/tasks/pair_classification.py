@@ -15,7 +15,7 @@ from fusetune.modalities.values import merged
 from fusetune.tasks.abilities import Thresholded
 from fusetune.tasks.base import Metric
 from fusetune.tasks.cells import label_text, present_cells, sorted_labels
-from fusetune.tasks.classification import BinaryTask
+from fusetune.tasks.classes.classification import BinaryTask
 from fusetune.tasks.pair_metrics import best_f1_threshold, decided_pairs
 from fusetune.tasks.pairs import PairTask
 from fusetune.tasks.panels.kinds import Evidence, HistogramPanel, Panel, Section, WorstRows, WrongRow, ranked

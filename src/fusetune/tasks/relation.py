@@ -15,7 +15,7 @@ from fusetune.modalities.base import Detection
 from fusetune.tasks import metrics as measures
 from fusetune.tasks.abilities import ShowsText
 from fusetune.tasks.base import Metric
-from fusetune.tasks.classification import ClassificationTask, ClassWeights
+from fusetune.tasks.classes.classification import ClassificationTask, ClassWeights
 from fusetune.tasks.panels.kinds import Evidence, Section
 from fusetune.tasks.panels.relations import relation_texts
 from fusetune.tasks.reading import Reading, text_column

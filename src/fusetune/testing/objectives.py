@@ -28,7 +28,7 @@ from fusetune.models.understand import Understand
 from fusetune.objectives.base import BatchObjective, Objective
 from fusetune.objectives.gather import gather_rows
 from fusetune.tasks.base import TargetTask
-from fusetune.tasks.classification import MulticlassTask
+from fusetune.tasks.classes.classification import MulticlassTask
 from fusetune.tasks.pair_classification import PairClassificationTask
 from fusetune.tasks.regression import RegressionTask
 from fusetune.testing.rules import Contract, check

@@ -24,7 +24,7 @@ from fusetune.modalities.text import TextModality
 from fusetune.models.build import Backbones, build_model
 from fusetune.models.perturb import Ball
 from fusetune.objectives.total import Total
-from fusetune.tasks.classification import BinaryTask
+from fusetune.tasks.classes.classification import BinaryTask
 from fusetune.tasks.regression import RegressionTask
 from fusetune.training.learner import Learner
 from fusetune.training.recipe import BackboneRule, Recipe

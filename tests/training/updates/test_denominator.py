@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from fusetune.objectives.base import Objective, labelled_weights, weighted_mean
 from fusetune.objectives.total import Total
-from fusetune.tasks.classification import BinaryTask, MulticlassTask
-from fusetune.tasks.multilabel import MultilabelTask
-from fusetune.tasks.ordinal import OrdinalTask
+from fusetune.tasks.classes.classification import BinaryTask, MulticlassTask
+from fusetune.tasks.classes.multilabel import MultilabelTask
+from fusetune.tasks.classes.ordinal import OrdinalTask
 from fusetune.tasks.regression import RegressionTask
 from fusetune.testing.tasks import example_features, example_targets
 from fusetune.training.learner import Learner

@@ -29,7 +29,7 @@ from fusetune.objectives import balance as balances
 from fusetune.objectives.balance import Balance, Famo, build_balance
 from fusetune.objectives.base import Objective
 from fusetune.objectives.total import Total
-from fusetune.tasks.classification import MulticlassTask
+from fusetune.tasks.classes.classification import MulticlassTask
 from fusetune.tasks.regression import RegressionTask
 from fusetune.training.learner import Learner
 from fusetune.training.recipe import Recipe

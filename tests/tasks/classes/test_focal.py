@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fusetune.errors import ConfigError
-from fusetune.tasks.classification import BinaryTask, MulticlassTask
-from fusetune.tasks.multilabel import MultilabelTask
+from fusetune.tasks.classes.classification import BinaryTask, MulticlassTask
+from fusetune.tasks.classes.multilabel import MultilabelTask
 from fusetune.types import Target
 
 CELLS = {

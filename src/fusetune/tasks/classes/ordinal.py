@@ -17,8 +17,8 @@ from fusetune.tasks import metrics as measures
 from fusetune.tasks.abilities import Boosted, Divergent, Probed
 from fusetune.tasks.base import LinearPath, Metric
 from fusetune.tasks.cells import label_text, named_label
+from fusetune.tasks.classes.labels import LabelTask
 from fusetune.tasks.divergence import bernoulli_divergence
-from fusetune.tasks.labels import LabelTask
 from fusetune.tasks.linear import logistic_path
 from fusetune.types import Target, TextTokens
 

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from fusetune.errors import BadCell, ConfigError, TableError
 from fusetune.tasks.base import Metric
-from fusetune.tasks.label_sets import find_separator, split_labels
-from fusetune.tasks.multilabel import MultilabelTask
-from fusetune.tasks.thresholds import MIN_POSITIVE, best_threshold
+from fusetune.tasks.classes.label_sets import find_separator, split_labels
+from fusetune.tasks.classes.multilabel import MultilabelTask
+from fusetune.tasks.classes.thresholds import MIN_POSITIVE, best_threshold
 
 GENRES = ["Comedy|Drama", "Drama", "[]", "Horror|Comedy", "Drama|Horror"]
 

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from fusetune.errors import BadCell, ConfigError, TableError
-from fusetune.tasks.ordinal import CumulativeHead, OrdinalTask, level_probabilities
+from fusetune.tasks.classes.ordinal import CumulativeHead, OrdinalTask, level_probabilities
 
 LEVELS = ["1", "10", "2", "2.5", "1", "10"]
 

@@ -18,9 +18,9 @@ from fusetune.tasks import metrics as measures
 from fusetune.tasks.abilities import Boosted, Divergent, Probed
 from fusetune.tasks.base import LinearPath, Metric
 from fusetune.tasks.cells import is_whole, label_text, named_label, named_labels, sorted_labels
+from fusetune.tasks.classes.focal import check_focal, focal_loss
+from fusetune.tasks.classes.labels import LabelTask
 from fusetune.tasks.divergence import softmax_divergence
-from fusetune.tasks.focal import check_focal, focal_loss
-from fusetune.tasks.labels import LabelTask
 from fusetune.tasks.linear import logistic_path, one_hot
 from fusetune.types import Target, TextTokens
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from fusetune.errors import BadCell, ConfigError
-from fusetune.tasks.classification import BinaryTask, MulticlassTask
+from fusetune.tasks.classes.classification import BinaryTask, MulticlassTask
+from fusetune.tasks.classes.multilabel import MultilabelTask
+from fusetune.tasks.classes.ordinal import OrdinalTask
 from fusetune.tasks.infer import infer_task
-from fusetune.tasks.multilabel import MultilabelTask
-from fusetune.tasks.ordinal import OrdinalTask
 
 FORMS = [[0, 1, 2], [0.0, 1.0, 2.0], ["0", "1", "2"], ["0.0", "1.0", "2.0"], [np.int64(0), np.float32(1), "2"]]
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from fusetune.errors import BadCell, ConfigError, TableError
 from fusetune.tasks.cells import label_text
-from fusetune.tasks.classification import BinaryTask, MulticlassTask
+from fusetune.tasks.classes.classification import BinaryTask, MulticlassTask
 
 WORDS = ["cat", "dog", "cat", "eel", "dog", "cat"]
 

@@ -21,10 +21,19 @@ from fusetune.tasks import metrics as measures
 from fusetune.tasks.abilities import Boosted, Divergent, Labelled, Probed, Thresholded
 from fusetune.tasks.base import LinearPath, Metric
 from fusetune.tasks.cells import label_text, named_labels, present_cells, sorted_labels
+from fusetune.tasks.classes.focal import check_focal, focal_loss
+from fusetune.tasks.classes.label_sets import find_separator, hot_labels, is_list, multi_hot_width, split_labels
+from fusetune.tasks.classes.labels import MAX_WRITTEN_CLASSES, TINY
+from fusetune.tasks.classes.thresholds import (
+    Setting,
+    Source,
+    Thresholds,
+    check_threshold,
+    initial_thresholds,
+    threshold_notes,
+    tuned_thresholds,
+)
 from fusetune.tasks.divergence import bernoulli_divergence
-from fusetune.tasks.focal import check_focal, focal_loss
-from fusetune.tasks.label_sets import find_separator, hot_labels, is_list, multi_hot_width, split_labels
-from fusetune.tasks.labels import MAX_WRITTEN_CLASSES, TINY
 from fusetune.tasks.linear import logistic_path
 from fusetune.tasks.panels.calibration import calibration_section
 from fusetune.tasks.panels.classes import (
@@ -39,15 +48,6 @@ from fusetune.tasks.panels.classes import (
 )
 from fusetune.tasks.panels.kinds import Evidence, Head, Panel, Section, WorstRows, WrongRow, ranked
 from fusetune.tasks.state import state_of
-from fusetune.tasks.thresholds import (
-    Setting,
-    Source,
-    Thresholds,
-    check_threshold,
-    initial_thresholds,
-    threshold_notes,
-    tuned_thresholds,
-)
 from fusetune.types import Target, TextTokens
 
 OPTIONS = ("separator", "min_count", "positive_weights", "threshold", "focal", "names")
