@@ -39,3 +39,4 @@ def test_unknown_name():
 def test_samples_are_named():
     assert fusetune.samples.make_tickets(3, seed=0).num_rows == 3
     assert fusetune.samples.make_posts(3, seed=0).num_rows == 3
+    assert fusetune.samples.make_shop(3, seed=0).num_rows == 3

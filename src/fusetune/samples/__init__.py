@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fusetune.samples.posts import Posts as Posts
     from fusetune.samples.posts import make_posts as make_posts
+    from fusetune.samples.shop import Shop as Shop
+    from fusetune.samples.shop import make_shop as make_shop
     from fusetune.samples.tickets import Tickets as Tickets
     from fusetune.samples.tickets import make_tickets as make_tickets
 
-_MODULES = {"Posts": "posts", "make_posts": "posts", "Tickets": "tickets", "make_tickets": "tickets"}
+_MODULES = {
+    **{"Posts": "posts", "make_posts": "posts"},
+    **{"Shop": "shop", "make_shop": "shop"},
+    **{"Tickets": "tickets", "make_tickets": "tickets"},
+}
 
-__all__ = ["Posts", "Tickets", "make_posts", "make_tickets"]
+__all__ = ["Posts", "Shop", "Tickets", "make_posts", "make_shop", "make_tickets"]
 
 
 def __getattr__(name: str) -> Any:
