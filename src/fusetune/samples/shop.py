@@ -92,8 +92,8 @@ class Shop:
     ) -> dict[str, float]:
         """Return the best reachable ndcg@10 and mean_recall@10 from these columns, on the rows of a split.
 
-        Each user of the split is a query. All items that the user did not choose before are ranked by the probability
-        of being chosen, given the user's taste and the items' factors that the columns show; an id shows its factor
+        Each user of the split is a query. All items but those that the user chose in the first split are ranked by the
+        probability of being chosen, given the user's taste and the items' factors that the columns show; an id shows its factor
         and, as the other columns' factors follow from the choices, too, all of an item that was chosen before the
         split, and nothing of another. The right answers are the split's items of the user. Items of equal probability
         are in random order: the figures are the mean over all orders.
@@ -208,10 +208,15 @@ class Shop:
         return _readme(self)
 
     def _before(self, rows: range) -> tuple[np.ndarray, np.ndarray]:
-        """Return the known items, (items,) bool, and who chose what before some rows, (users, items) bool."""
+        """Return the known items, (items,) bool, and who chose what in the first split, (users, items) bool.
+
+        Args:
+            rows: those to be measured; only rows before them count.
+        """
+        end = min(rows.start, _train_rows(self.splits))
         known, seen = np.zeros(len(self.levels), bool), np.zeros((len(self.tastes), len(self.levels)), bool)
-        known[self.items[: _train_rows(self.splits)]] = True
-        seen[self.users[: rows.start], self.items[: rows.start]] = True
+        known[self.items[:end]] = True
+        seen[self.users[:end], self.items[:end]] = True
         return known, seen
 
     def _rows(self, split: str | None) -> range:
@@ -335,13 +340,13 @@ Each item has three factors of {NUM_LEVELS} levels: a theme ({", ".join(wares.TH
 a colour ({", ".join(wares.COLOURS)}), which its picture shows; a circle, which no cell shows. Each of \
 {len(shop.tastes)} users likes one level of each factor and chooses an item {MATCH[1]:g} times as often if it has \
 the user's theme, {MATCH[2]:g} times if it has the colour and {MATCH[0]:g} times if it has the circle; with \
-probability {shop.label_noise} a choice is made at random. No user chooses an item twice. A description or a picture is missing \
-with probability {shop.missing}.
+probability {shop.label_noise} a choice is made at random. No user chooses an item twice. A description or a picture \
+is missing with probability {shop.missing}.
 
 Best reachable nDCG@10, by the probabilities that made the choices: for each user of the last split, among all items \
-that the user did not choose before. The id of a known item, which someone chose in the first split, shows all three \
-factors; the id of a new one none. Expected, and on these rows; of known and of new items, the right answers of one \
-kind alone.
+but those that the user chose in the first one. The id of a known item, which someone chose in the first split, shows \
+all three factors; the id of a new one none. Expected, and on these rows; of known and of new items, the right answers \
+of one kind alone.
 
 | columns | expected | these rows | known items | new items |
 | --- | --- | --- | --- | --- |
