@@ -93,10 +93,10 @@ class Shop:
         """Return the best reachable ndcg@10 and mean_recall@10 from these columns, on the rows of a split.
 
         Each user of the split is a query. All items but those that the user chose in the first split are ranked by the
-        probability of being chosen, given the user's taste and the items' factors that the columns show; an id shows its factor
-        and, as the other columns' factors follow from the choices, too, all of an item that was chosen before the
-        split, and nothing of another. The right answers are the split's items of the user. Items of equal probability
-        are in random order: the figures are the mean over all orders.
+        probability of being chosen, given the user's taste and the items' factors that the columns show. The id of a
+        known item shows all three, as they follow from who chose it; the id of a new one shows none. The right answers
+        are the split's items of the user. Items of equal probability are in random order: the figures are the mean over
+        all orders.
 
         Args:
             columns: names out of `COLUMNS`.
