@@ -221,7 +221,7 @@ class Shop:
 
     def _rows(self, split: str | None) -> range:
         if split is None:
-            last = next(reversed(self.splits.values()))
+            last = list(self.splits.values())[-1]
             return range(max(last.start, _train_rows(self.splits)), last.stop)
         if split not in self.splits:
             raise ConfigError(f"there is no split {split!r}", expected=", ".join(self.splits))
