@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -52,18 +53,25 @@ def test_the_order_follows_seed_and_epoch_alone() -> None:
     assert list(first) != list(sampler(100, batch_size=8, seed=2))
 
 
-def test_rows_of_like_cost_share_a_batch() -> None:
-    sizes = np.random.default_rng(0).integers(1, 500, 2000)
-    by_cost = UpdateSampler(np.arange(2000), sizes, batch_size=32)
-    padded = sum(len(batch) * int(sizes[batch].max()) for batch in by_cost)
-    assert padded < 1.1 * sizes.sum()
+def padded(batches: list[list[int]], sizes: np.ndarray) -> float:
+    """Return the cost with padding, relative to that without."""
+    return sum(len(batch) * int(sizes[batch].max()) for batch in batches) / sizes.sum()
 
 
-def test_updates_of_a_pool_of_their_own_have_rows_of_all_costs() -> None:
-    sizes = np.random.default_rng(0).integers(1, 500, 2000)
-    alone = UpdateSampler(np.arange(2000), sizes, batch_size=32, accumulate=2, pool=1)
-    batches = list(alone)
-    assert sorted(row for batch in batches for row in batch) == list(range(2000))
+def test_rows_of_like_cost_share_a_batch_if_an_epoch_has_many_updates() -> None:
+    sizes = np.random.default_rng(0).integers(1, 500, 20_000)
+    ratios = [
+        padded(list(UpdateSampler(np.arange(num), sizes[:num], batch_size=4)), sizes[:num])
+        for num in (400, 4000, 20_000)
+    ]
+    assert ratios[0] > 1.4 and 1.2 > ratios[1] > ratios[2] and ratios[2] < 1.02
+
+
+@pytest.mark.parametrize(("rows", "by_cost"), [(2000, True), (20_000, False)])
+def test_updates_have_rows_of_all_costs_if_they_are_few_or_compared(rows: int, by_cost: bool) -> None:
+    sizes = np.random.default_rng(0).integers(1, 500, rows)
+    batches = list(UpdateSampler(np.arange(rows), sizes, batch_size=32, accumulate=2, by_cost=by_cost))
+    assert sorted(row for batch in batches for row in batch) == list(range(rows))
     updates = [one + two for one, two in zip(batches[::2], batches[1::2], strict=True)]
     assert np.mean([sizes[update].std() for update in updates]) > 0.9 * sizes.std()
     for one, two in zip(batches[::2], batches[1::2], strict=True):  # micro-batches still have rows of like cost

@@ -13,7 +13,6 @@ from torch import nn
 
 from fusetune.config.section import NamedConfig
 from fusetune.data.examples import Examples
-from fusetune.data.sampler import POOL_BATCHES
 from fusetune.data.table import Table
 from fusetune.errors import NonFiniteLoss, RunError
 from fusetune.modalities.category import CategoryModality
@@ -183,11 +182,11 @@ def test_rows_are_reshuffled_every_epoch_and_repeat_with_the_seed():
         assert sorted(place for batch in epoch for place in batch) == list(range(48))
 
 
-@pytest.mark.parametrize(("name", "pool"), [(None, POOL_BATCHES), ("rdrop", POOL_BATCHES), ("contrastive", 1)])
-def test_rows_that_an_objective_compares_are_not_sorted_by_length(name, pool):
+@pytest.mark.parametrize(("name", "by_cost"), [(None, True), ("rdrop", True), ("contrastive", False)])
+def test_rows_that_an_objective_compares_are_not_sorted_by_length(name, by_cost):
     model, tasks, examples = make_parts()
     learner = Learner(model, Total(tasks, [OBJECTIVES.get(name)(model, tasks)] if name else []))
-    assert sampler_of(learner, stage(learner), examples, Accelerator(cpu=True)).pool == pool
+    assert sampler_of(learner, stage(learner), examples, Accelerator(cpu=True)).by_cost == by_cost
 
 
 def test_frozen_parameters_do_not_move():

@@ -16,7 +16,7 @@ from fusetune.data.column import Column, Progress
 from fusetune.data.distinct import is_missing
 from fusetune.data.quarantine import Rejected
 from fusetune.data.resolved import raw_targets, target_cells, unlabelled_rows
-from fusetune.data.sampler import POOL_BATCHES, UpdateSampler
+from fusetune.data.sampler import UpdateSampler
 from fusetune.data.storage.mapped import (
     mapped_arange,
     mapped_concatenate,
@@ -277,7 +277,7 @@ class Examples:
         seed: int = 0,
         process: int = 0,
         num_processes: int = 1,
-        pool: int = POOL_BATCHES,
+        by_cost: bool = True,
     ) -> UpdateSampler:
         """Return the sampler of these rows; see `UpdateSampler`."""
         unlabelled = self.unlabelled()
@@ -293,7 +293,7 @@ class Examples:
             mix=self.mix,
             unlabelled=unlabelled if unlabelled.any() else None,
             ratio=self.ratio,
-            pool=pool,
+            by_cost=by_cost,
         )
 
     @property

@@ -9,15 +9,17 @@ from torch.utils.data import Sampler
 
 from fusetune.data.storage.mapped import mapped_arange, mapped_flatnonzero
 
-POOL_BATCHES = 50
-"""Updates whose rows are sorted by cost together."""
+MAX_POOL = 50
+"""Updates whose rows are sorted by cost together, at most."""
+MIN_POOLS = 64
+"""Pools an epoch has at least: in few updates, rows of one length each make some seeds learn worse."""
 
 
 class UpdateSampler(Sampler[list[int]]):
     """Yields the micro-batches of each update in turn, `accumulate` of them an update on every process.
 
-    The order depends on (seed, epoch) alone. Within pools of some updates rows are sorted by cost, which saves padding.
-    The pools' rows and the order of the updates stay random.
+    The order depends on (seed, epoch) alone. Within pools of some updates rows are sorted by cost, which saves padding,
+    if an epoch has many updates. The pools' rows and the order of the updates stay random.
     """
 
     def __init__(
@@ -34,7 +36,7 @@ class UpdateSampler(Sampler[list[int]]):
         mix: float = 1.0,
         unlabelled: np.ndarray | None = None,
         ratio: float = 1.0,
-        pool: int = POOL_BATCHES,
+        by_cost: bool = True,
     ) -> None:
         """
         Args:
@@ -52,11 +54,11 @@ class UpdateSampler(Sampler[list[int]]):
             unlabelled: whether each row lacks a target, aligned with `indices`. None: all have one.
             ratio: rows without a target that an epoch takes for each row with one, at most. If there are more, the
                 next epoch goes on with the others.
-            pool: updates whose rows are sorted by cost together. 1 leaves an update's rows to chance, so that what
+            by_cost: sort the rows of a pool of updates. False leaves each update's rows to chance, so that what
                 compares them with each other does not compare texts of one length alone.
         """
         self.indices, self.sizes = indices, sizes
-        self.batch_size, self.accumulate, self.seed, self.pool = batch_size, accumulate, seed, pool
+        self.batch_size, self.accumulate, self.seed, self.by_cost = batch_size, accumulate, seed, by_cost
         self.process, self.num_processes = process, num_processes
         self.strata, self.shares = _strata(len(indices), tables, mix, unlabelled, ratio)
         self.epoch = 0
@@ -74,7 +76,8 @@ class UpdateSampler(Sampler[list[int]]):
         generator = np.random.default_rng((self.seed, self.epoch))
         order = self._draw()
         generator.shuffle(order)
-        pool = self.batch_size * self.pool
+        updates = min(MAX_POOL, max(1, self.num_updates // MIN_POOLS)) if self.by_cost else 1
+        pool = self.batch_size * updates  # of one update, rows are sorted for its micro-batches
         for start in range(0, len(order), pool):
             chunk = order[start : start + pool]
             order[start : start + pool] = chunk[np.argsort(self.sizes[chunk], kind="stable")]

@@ -19,7 +19,7 @@ from transformers import get_scheduler
 
 from fusetune import _private
 from fusetune.data.examples import Examples
-from fusetune.data.sampler import POOL_BATCHES, UpdateSampler
+from fusetune.data.sampler import UpdateSampler
 from fusetune.errors import Interrupted, NonFiniteLoss, RunError
 from fusetune.inference.memory import retain_freed_memory, trim_memory
 from fusetune.models.perturb import RngState
@@ -337,12 +337,11 @@ class _StageRun:
 
 def sampler_of(learner: Learner, stage: Stage, train: Examples, accelerator: Accelerator) -> UpdateSampler:
     """Return the sampler of this process's rows; they are not sorted by length if an objective compares them."""
-    compares = bool(learner.objective.batch_objectives())
     return train.sampler(
         batch_size=stage.batch_size,
         accumulate=stage.accumulate,
         seed=stage.seed,
         process=accelerator.process_index,
         num_processes=accelerator.num_processes,
-        pool=1 if compares else POOL_BATCHES,
+        by_cost=not learner.objective.batch_objectives(),
     )
