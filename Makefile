@@ -43,7 +43,7 @@ test-slow: $(READY)
 	$(OFFLINE) $(BIN)/python -m pytest -m slow -s
 
 torture: $(READY)
-	$(OFFLINE) $(BIN)/python -m pytest tests/reliability tests/training/test_checkpoint.py -q
+	$(OFFLINE) $(BIN)/python -m pytest tests/reliability tests/training/checkpoints/test_checkpoint.py -q
 
 # A network of its own, with nothing in it but this machine's loopback.
 test-offline: $(READY)

@@ -34,7 +34,7 @@ import fusetune as ft
 from fusetune.data.storage.feature_cache import FeatureCache
 from fusetune.deploy.tuned import read_examples
 from fusetune.inference.features import fill_features
-from fusetune.training.probe import vectors
+from fusetune.training.probes.probe import vectors
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 MODELS = Path(__file__).parents[2] / "shared" / "models"

@@ -88,7 +88,7 @@ WITHOUT_ASSERTIONS = {
     "security/untrusted.py",
     "security/model_folder.py",
     "backbones/hub/source.py",
-    "training/checkpoint.py",
+    "training/checkpoints/checkpoint.py",
 }
 """Modules that keep strangers' files out: `python -O` takes assertions away, so they have none."""
 FORBIDDEN_ARGUMENTS = {("trust_remote_code", True), ("allow_pickle", True), ("weights_only", False), ("shell", True)}

@@ -32,7 +32,7 @@ from fusetune.models.build import Backbones, build_model
 from fusetune.models.perturb import Ball
 from fusetune.tasks.classes.classification import BinaryTask
 from fusetune.tasks.regression import RegressionTask
-from fusetune.training.probe import Probe, SplitRows
+from fusetune.training.probes.probe import Probe, SplitRows
 
 
 @pytest.fixture

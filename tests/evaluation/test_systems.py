@@ -18,7 +18,7 @@ from fusetune.modalities.number import NumberModality
 from fusetune.modalities.text import TextModality
 from fusetune.models.build import Backbones, build_model
 from fusetune.tasks.classes.classification import BinaryTask
-from fusetune.training.probe import Probe, SplitRows
+from fusetune.training.probes.probe import Probe, SplitRows
 
 
 @pytest.fixture(scope="module")

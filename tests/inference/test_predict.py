@@ -19,7 +19,7 @@ from fusetune.inference.predict import encode_cells, evaluating, predict_logits
 from fusetune.models.build import Backbones, build_modalities, build_model
 from fusetune.registry import FUSIONS
 from fusetune.tasks.regression import RegressionTask
-from fusetune.training.probe import SplitRows, block, column_scales
+from fusetune.training.probes.probe import SplitRows, block, column_scales
 
 MODELS = {"text": "bert", "image": "resnet"}
 

@@ -23,7 +23,7 @@ from fusetune.models.perturb import Ball, RngState, attacked_columns, find_site,
 from fusetune.models.reader import FEATURES
 from fusetune.registry import MODALITIES
 from fusetune.tasks.regression import RegressionTask
-from fusetune.training.probe import column_scales
+from fusetune.training.probes.probe import column_scales
 
 TEXTS = ["w1 w2 w3 w4 w5", "w6", "w7 w8 w9", "w1 w9"]
 MEDIA = ["bert", "t5", "siglip text", "vit", "resnet", "wav2vec2", "hubert", "whisper", "ast", "spectrogram"]

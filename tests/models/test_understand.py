@@ -19,7 +19,7 @@ from fusetune.models.reader import FEATURES
 from fusetune.models.understand import Understand
 from fusetune.registry import FUSIONS, TASKS
 from fusetune.tasks.abilities import Probed
-from fusetune.training.probe import Probe, SplitRows, column_scales
+from fusetune.training.probes.probe import Probe, SplitRows, column_scales
 from fusetune.types import Batch
 
 PROBED = [name for name in TASKS if issubclass(TASKS.get(name), Probed)]

@@ -15,8 +15,8 @@ from fusetune import api
 from fusetune.errors import ConfigError, FolderError, StorageError, TableError
 from fusetune.fitting.run_folder import FOLDER, RUN
 from fusetune.training import checkpoint, loop
-from fusetune.training import checkpoint_manager as manager
-from fusetune.training.checkpoint import Checkpoints
+from fusetune.training.checkpoints import checkpoint_manager as manager
+from fusetune.training.checkpoints.checkpoint import Checkpoints
 
 FAST = ("augmented",)
 

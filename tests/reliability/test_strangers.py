@@ -20,7 +20,7 @@ from fusetune.backbones.load import load_backbone
 from fusetune.data.storage.feature_cache import FeatureCache
 from fusetune.errors import BackboneError
 from fusetune.security.untrusted import pickle_like, read_json, walk
-from fusetune.training.checkpoint import Checkpoints
+from fusetune.training.checkpoints.checkpoint import Checkpoints
 
 HERE = Path(__file__).parent
 spec = importlib.util.spec_from_file_location("attacks", HERE / "attacks.py")

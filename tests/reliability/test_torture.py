@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.torture]
 AT_A_WRITE = """
 import os, signal, sys
 from pathlib import Path
-from fusetune.training import checkpoint
+from fusetune.training.checkpoints import checkpoint
 number, part, real = [0], sys.argv.pop(1), {"save_file": checkpoint.save_file, "rename": Path.rename}
 def die():
     number[0] += 1

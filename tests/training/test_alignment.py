@@ -18,7 +18,7 @@ from fusetune.models.build import build_model
 from fusetune.tasks.retrieval import alignment_tasks
 from fusetune.training import alignment
 from fusetune.training.alignment import align
-from fusetune.training.probe import column_scales
+from fusetune.training.probes.probe import column_scales
 from fusetune.types import Tokens
 
 

@@ -30,7 +30,7 @@ from fusetune.training.finetune import evaluate_loss, finetune
 from fusetune.training.hardware import devices
 from fusetune.training.hardware.devices import make_accelerator
 from fusetune.training.plan import Goal, RunContext, Start, TrainingRows
-from fusetune.training.probe import Probe, SplitRows
+from fusetune.training.probes.probe import Probe, SplitRows
 from fusetune.training.recipe import BackboneRule
 
 

@@ -12,8 +12,8 @@ import torch
 
 import fusetune
 from fusetune.backbones.passes import graphs
-from fusetune.training import checkpoint_manager as manager
 from fusetune.training import loop
+from fusetune.training.checkpoints import checkpoint_manager as manager
 from fusetune.training.hardware import replay
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]

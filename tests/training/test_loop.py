@@ -25,7 +25,7 @@ from fusetune.tasks.classes.classification import MulticlassTask
 from fusetune.tasks.regression import RegressionTask
 from fusetune.testing.objectives import make_parts
 from fusetune.training.callbacks import Callback
-from fusetune.training.checkpoint_manager import CheckpointManager
+from fusetune.training.checkpoints.checkpoint_manager import CheckpointManager
 from fusetune.training.dropout import QuickDropout
 from fusetune.training.learner import Learner
 from fusetune.training.loop import run_stage, sampler_of

@@ -36,7 +36,7 @@ from fusetune.training.learner import Learner
 from fusetune.training.loop import sampler_of
 from fusetune.training.optim import build_optimizer
 from fusetune.training.plan import TrainingRows
-from fusetune.training.probe import SplitRows
+from fusetune.training.probes.probe import SplitRows
 from fusetune.training.recipe import Recipe
 from fusetune.training.stage import Stage
 from fusetune.training.updates.update import update

@@ -28,7 +28,7 @@ from fusetune.inference.predict import model_device
 from fusetune.models.family import Family
 from fusetune.tasks.abilities import Choosing, ShowsText, Thresholded
 from fusetune.tasks.base import TargetTask
-from fusetune.training.probe import SplitRows
+from fusetune.training.probes.probe import SplitRows
 from fusetune.types import Tokens
 
 ALSO_TRAIN = "also a train row"

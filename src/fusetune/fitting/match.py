@@ -34,7 +34,7 @@ from fusetune.tasks.match import MatchTask, RankingTask, Search
 from fusetune.training.alignment import Alignment, Identity, align
 from fusetune.training.finetune import main_of
 from fusetune.training.plan import Evaluate, Start
-from fusetune.training.probe import column_scales
+from fusetune.training.probes.probe import column_scales
 from fusetune.training.score_error import ScoreError
 from fusetune.types import Tokens
 

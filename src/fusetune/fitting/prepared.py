@@ -43,7 +43,7 @@ from fusetune.tasks.retrieval import alignment_tasks, pair_tasks
 from fusetune.training.deadline import Deadline
 from fusetune.training.hardware.devices import processes
 from fusetune.training.hardware.kernels import limit_kernel_cache
-from fusetune.training.probe import SplitRows, StartingPoint
+from fusetune.training.probes.probe import SplitRows, StartingPoint
 from fusetune.training.progress import print_line, track
 from fusetune.types import Tokens
 

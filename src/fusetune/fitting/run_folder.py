@@ -29,7 +29,7 @@ from fusetune.deploy.bundle import versions, write_text
 from fusetune.errors import ConfigError, FolderError, StorageError, TableError, reason, shown
 from fusetune.security.model_folder import BUNDLE, CONFIG
 from fusetune.security.untrusted import read_json, reading, walk
-from fusetune.training.checkpoint_manager import CheckpointManager
+from fusetune.training.checkpoints.checkpoint_manager import CheckpointManager
 from fusetune.training.hardware.devices import processes
 
 FOLDER, LOCK, RUN = "checkpoints", ".lock", "run.json"

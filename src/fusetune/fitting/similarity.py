@@ -30,7 +30,7 @@ from fusetune.tasks.pairs import PairTask
 from fusetune.training.alignment import Alignment, Identity, align
 from fusetune.training.finetune import evaluate_loss
 from fusetune.training.plan import Evaluate, Start
-from fusetune.training.probe import SplitRows, column_scales
+from fusetune.training.probes.probe import SplitRows, column_scales
 from fusetune.training.score_error import ScoreError
 from fusetune.types import Tokens
 

@@ -28,7 +28,7 @@ from fusetune.tasks.abilities import Boosted, Probed
 from fusetune.tasks.base import TargetTask
 from fusetune.training.deadline import COMPARING
 from fusetune.training.history import TrainingHistory
-from fusetune.training.probe import Probe, SplitRows
+from fusetune.training.probes.probe import Probe, SplitRows
 from fusetune.trees.boost import Rows, grow, tree_scores
 from fusetune.trees.stack import Blend, Stack, mix
 from fusetune.trees.text import lightgbm

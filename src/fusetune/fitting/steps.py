@@ -24,16 +24,16 @@ from fusetune.registry import MODALITIES
 from fusetune.tasks.base import TargetTask
 from fusetune.training.changes import changed_parameters, digests
 from fusetune.training.deadline import COMPARING, TRAINING
-from fusetune.training.extra_blocks import NgramBlock
 from fusetune.training.finetune import finetune
 from fusetune.training.hardware.devices import processes
 from fusetune.training.history import TrainingHistory
 from fusetune.training.plan import Evaluate, Goal, RunContext, Start, TrainingRows
-from fusetune.training.probe import SplitRows, StartingPoint
+from fusetune.training.probes.extra_blocks import NgramBlock
+from fusetune.training.probes.probe import SplitRows, StartingPoint
+from fusetune.training.probes.token_probe import fit_probe
 from fusetune.training.progress import print_line
 from fusetune.training.recipe import BackboneRule
 from fusetune.training.score_error import ScoreError
-from fusetune.training.token_probe import fit_probe
 from fusetune.trees.stack import Stack
 
 

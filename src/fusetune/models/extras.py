@@ -1,6 +1,6 @@
 """What the linear part reads besides each column's vector: n-grams of texts, and how two columns' vectors compare.
 
-Both add to the logits of every task. They start as the linear probe found them (`fusetune.training.probe`).
+Both add to the logits of every task. They start as the linear probe found them (`fusetune.training.probes.probe`).
 """
 
 from __future__ import annotations

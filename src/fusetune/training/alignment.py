@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fusetune.data.examples import Examples
 from fusetune.models.family import Family
 from fusetune.models.reader import Projection
-from fusetune.training.probe import vectors
+from fusetune.training.probes.probe import vectors
 from fusetune.types import Tokens
 
 PENALTIES = (1e-1, 1e-2, 3e-3, 1e-3, 3e-4)

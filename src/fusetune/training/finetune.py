@@ -31,14 +31,14 @@ from fusetune.tasks.base import TargetTask, Task
 from fusetune.training.alignment import Identity
 from fusetune.training.averaging import load_weights, nonfinite_names, trained_weights
 from fusetune.training.callbacks import Bar, BestStep, Callback, Curve, Trackers
-from fusetune.training.checkpoint_manager import END, CheckpointManager, trainable_state
+from fusetune.training.checkpoints.checkpoint_manager import END, CheckpointManager, trainable_state
 from fusetune.training.hardware.devices import make_accelerator, processes
 from fusetune.training.hardware.precision import choose_precision
 from fusetune.training.hardware.shard import check_shard
 from fusetune.training.history import TrainingHistory
 from fusetune.training.learner import Learner
 from fusetune.training.plan import Goal, RunContext, Start, TrainingRows
-from fusetune.training.probe import column_scales, install_probes
+from fusetune.training.probes.probe import column_scales, install_probes
 from fusetune.training.recipe import BackboneRule, Recipe
 from fusetune.training.score_error import ScoreError
 from fusetune.training.stages import StageRunner

@@ -25,7 +25,7 @@ from fusetune.inference.memory import retain_freed_memory, trim_memory
 from fusetune.models.perturb import RngState
 from fusetune.training.averaging import Average, load_weights, nonfinite_names, trained_weights
 from fusetune.training.callbacks import Callback, Check, EarlyStopping, Validate
-from fusetune.training.checkpoint_manager import (
+from fusetune.training.checkpoints.checkpoint_manager import (
     CheckpointManager,
     State,
     callback_states,

@@ -12,9 +12,9 @@ from fusetune.data.storage.feature_cache import FeatureCache
 from fusetune.objectives.base import Objective
 from fusetune.tasks.base import TargetTask
 from fusetune.training.alignment import Alignment, Identity
-from fusetune.training.checkpoint_manager import CheckpointManager
+from fusetune.training.checkpoints.checkpoint_manager import CheckpointManager
 from fusetune.training.deadline import Deadline
-from fusetune.training.probe import StartingPoint
+from fusetune.training.probes.probe import StartingPoint
 from fusetune.training.score_error import ScoreError
 from fusetune.types import Tokens
 

@@ -15,7 +15,7 @@ from fusetune.data.examples import Examples
 from fusetune.inference.features import augmented_views
 from fusetune.training.averaging import BestSteps, average_weights, copy_to_cpu, trained_weights
 from fusetune.training.callbacks import Bar, BestStep, Callback, Check, Validate
-from fusetune.training.checkpoint_manager import load_callback_states
+from fusetune.training.checkpoints.checkpoint_manager import load_callback_states
 from fusetune.training.frozen_blocks import choose_frozen_blocks
 from fusetune.training.hardware.replay import graphs
 from fusetune.training.hardware.shard import sharded

@@ -15,7 +15,7 @@ from fusetune.inference.features import fill_features
 from fusetune.models.family import Family
 from fusetune.tasks.abilities import Boosted
 from fusetune.tasks.base import TargetTask
-from fusetune.training.probe import Features
+from fusetune.training.probes.probe import Features
 from fusetune.trees.boost import tree_scores
 from fusetune.trees.view import LinearLogits, TreeFeatures, rows_with_columns
 from fusetune.types import Tokens

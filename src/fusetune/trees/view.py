@@ -17,7 +17,7 @@ from fusetune.data.column import Column
 from fusetune.data.examples import Examples
 from fusetune.modalities.category import CategoryModality
 from fusetune.modalities.number import NumberModality
-from fusetune.training.probe import Features, Probe, SplitRows, block, side_by_side, vectors
+from fusetune.training.probes.probe import Features, Probe, SplitRows, block, side_by_side, vectors
 
 MIN_MISSING = 0.01
 """Trees have learned to do without a column if at least this share of the train rows lacks it."""

@@ -26,12 +26,12 @@ from fusetune.inference.predict import concatenate_logits, encode_cells, model_d
 from fusetune.models.family import Family
 from fusetune.models.perturb import Ball, attacked_columns, find_site, unit_of
 from fusetune.tasks.base import TargetTask
-from fusetune.training.probe import SplitRows, install_probes
+from fusetune.training.probes.probe import SplitRows, install_probes
 from fusetune.training.updates.adversarial import Ascent
 from fusetune.types import Batch
 
 if TYPE_CHECKING:
-    from fusetune.training.probe import StartingPoint
+    from fusetune.training.probes.probe import StartingPoint
 
 UNIT_ROWS = 256
 """The number of train rows on which the columns' units are measured."""

@@ -10,7 +10,7 @@ from fusetune.evaluation.measure.judge import Candidate
 from fusetune.inference.text_vectors import text_vectors
 from fusetune.tasks.abilities import Choosing
 from fusetune.tasks.base import TargetTask
-from fusetune.training.probe import SplitRows
+from fusetune.training.probes.probe import SplitRows
 from fusetune.types import TextTokens
 
 SCALES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0)

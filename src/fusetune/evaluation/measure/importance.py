@@ -14,7 +14,7 @@ from fusetune.evaluation.results import Interval
 from fusetune.models.family import Family
 from fusetune.tasks.base import TargetTask
 from fusetune.tasks.panels.kinds import Cell, Head, TablePanel
-from fusetune.training.probe import SplitRows
+from fusetune.training.probes.probe import SplitRows
 from fusetune.trees.stack import Stack
 
 MAX_COLUMNS = 24

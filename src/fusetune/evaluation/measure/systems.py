@@ -14,8 +14,8 @@ from fusetune.inference.predict import predict_logits
 from fusetune.models.family import Family
 from fusetune.tasks.abilities import Probed, Thresholded
 from fusetune.tasks.base import TargetTask
-from fusetune.training.probe import SplitRows, StartingPoint
-from fusetune.training.token_probe import fit_probe
+from fusetune.training.probes.probe import SplitRows, StartingPoint
+from fusetune.training.probes.token_probe import fit_probe
 from fusetune.trees.stack import Stack
 
 

@@ -23,7 +23,7 @@ from fusetune.data.storage.mapped import pieces
 from fusetune.errors import FolderError, Interrupted
 from fusetune.security.untrusted import read_json, reading
 from fusetune.training.callbacks import Callback
-from fusetune.training.checkpoint import Checkpoints
+from fusetune.training.checkpoints.checkpoint import Checkpoints
 
 State = dict[str, Any]
 

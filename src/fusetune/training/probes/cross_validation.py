@@ -26,7 +26,7 @@ PATIENCE = 4
 
 
 class Labelled(Protocol):
-    """The labelled rows of one split; see `fusetune.training.probe.SplitRows`."""
+    """The labelled rows of one split; see `fusetune.training.probes.probe.SplitRows`."""
 
     examples: Examples
     indices: np.ndarray

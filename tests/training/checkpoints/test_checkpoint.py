@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from fusetune.errors import FolderError, StorageError
-from fusetune.training import checkpoint
-from fusetune.training.checkpoint import MAX_CHECKPOINTS, Checkpoints
+from fusetune.training.checkpoints import checkpoint
+from fusetune.training.checkpoints.checkpoint import MAX_CHECKPOINTS, Checkpoints
 
 
 class Killed(BaseException):

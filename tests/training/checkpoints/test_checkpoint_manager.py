@@ -14,8 +14,14 @@ import torch
 from accelerate import Accelerator
 
 from fusetune.errors import FolderError, Interrupted
-from fusetune.training import checkpoint_manager as keeping
-from fusetune.training.checkpoint_manager import END_PARTS, STATE_PARTS, CheckpointManager, rng_states, set_rng_states
+from fusetune.training.checkpoints import checkpoint_manager as keeping
+from fusetune.training.checkpoints.checkpoint_manager import (
+    END_PARTS,
+    STATE_PARTS,
+    CheckpointManager,
+    rng_states,
+    set_rng_states,
+)
 
 
 @pytest.fixture

@@ -23,10 +23,10 @@ from fusetune.models.family import Family
 from fusetune.models.understand import Understand
 from fusetune.tasks.abilities import Probed
 from fusetune.tasks.base import LinearModel
-from fusetune.training.cross_validation import MAX_ROWS, NESTED_ROWS, Pool, best_penalty, joined
-from fusetune.training.extra_blocks import Key, NgramBlock, PairBlock, compared_columns
-from fusetune.training.selection import as_numbers, column_weights
-from fusetune.training.selection import select as select_blocks
+from fusetune.training.probes.cross_validation import MAX_ROWS, NESTED_ROWS, Pool, best_penalty, joined
+from fusetune.training.probes.extra_blocks import Key, NgramBlock, PairBlock, compared_columns
+from fusetune.training.probes.selection import as_numbers, column_weights
+from fusetune.training.probes.selection import select as select_blocks
 from fusetune.types import Tokens
 
 Features = Mapping[str, Tokens]
@@ -169,7 +169,7 @@ class Probe:
             train, val: the labelled rows.
             columns: the columns, all with features.
             select: also fit a probe with n-grams and comparisons, and without blocks that do not help (see
-                `fusetune.training.selection`); return it if its score on held-out rows is no lower.
+                `fusetune.training.probes.selection`); return it if its score on held-out rows is no lower.
         """
         small = select and len(train.indices) + len(val.indices) < MAX_ROWS
         pool = Pool.of([train, val] if small else [train])

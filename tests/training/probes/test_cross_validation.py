@@ -16,10 +16,10 @@ from fusetune.modalities.number import NumberModality
 from fusetune.models.build import build_model
 from fusetune.tasks.linear import RIDGE_PENALTIES
 from fusetune.tasks.regression import RegressionTask
-from fusetune.training import probe as probes
-from fusetune.training.cross_validation import FOLDS, Pool, best_penalty
-from fusetune.training.probe import Probe, SplitRows
-from fusetune.training.selection import _WeightedRidge, block_r2, held_out_errors
+from fusetune.training.probes import probe as probes
+from fusetune.training.probes.cross_validation import FOLDS, Pool, best_penalty
+from fusetune.training.probes.probe import Probe, SplitRows
+from fusetune.training.probes.selection import _WeightedRidge, block_r2, held_out_errors
 
 WIDTH, TRAIN, VAL = 12, 60, 10
 

@@ -1,8 +1,8 @@
 """Linear models on the frozen features of tokens: what a task that answers token by token starts from.
 
 logits_t = W [x_t; absent] + Σ over the other columns W_c [v_c; absent] + b, with x_t a token's and v_c a column's
-standardised features over the square root of their number, as in `fusetune.training.probe`. W is fitted by the task's
-own loss plus an L2 penalty, which validation rows choose.
+standardised features over the square root of their number, as in `fusetune.training.probes.probe`. W is fitted by the
+task's own loss plus an L2 penalty, which validation rows choose.
 
 Legend: rows, tokens = the most tokens of a row, k = logits of a token.
 """
@@ -22,8 +22,8 @@ from fusetune.models.understand import Understand
 from fusetune.tasks.abilities import Probed
 from fusetune.tasks.base import TargetTask
 from fusetune.tasks.token_head import with_zero_rows
-from fusetune.training.extra_blocks import NgramBlock, PairBlock
-from fusetune.training.probe import Probe, SplitRows, StartingPoint, block, column_scales
+from fusetune.training.probes.extra_blocks import NgramBlock, PairBlock
+from fusetune.training.probes.probe import Probe, SplitRows, StartingPoint, block, column_scales
 from fusetune.types import Target
 
 PENALTIES = (1e-3, 1e-4, 1e-5)

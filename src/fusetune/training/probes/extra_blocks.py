@@ -129,7 +129,7 @@ class PairBlock:
         Args:
             first, second: the columns.
             blocks: by column, the train rows' block, (rows, dim + 1).
-            learn_scale: see `fusetune.training.probe.learn_scale`.
+            learn_scale: see `fusetune.training.probes.probe.learn_scale`.
         """
         left, right, both = _vectors(blocks[first], blocks[second])
         return cls(first, second, *learn_scale(compared(left[both], right[both])))

@@ -15,7 +15,7 @@ from fusetune.modalities.category import CategoryModality
 from fusetune.modalities.number import NumberModality
 from fusetune.models.build import build_model
 from fusetune.tasks.classes.classification import BinaryTask
-from fusetune.training.probe import Probe, SplitRows, block, column_scales, learn_scale
+from fusetune.training.probes.probe import Probe, SplitRows, block, column_scales, learn_scale
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from fusetune.data.table import Table
 from fusetune.modalities.ngrams import SECOND, Ngrams, character_ngrams_of, ngrams_of
 from fusetune.models.understand import Understand
 from fusetune.testing.tiny_models import WORDS, make
-from fusetune.training.selection import block_r2, select
+from fusetune.training.probes.selection import block_r2, select
 
 NAMES = WORDS[:12]
 

@@ -7,9 +7,9 @@ from sklearn.linear_model import LogisticRegression
 
 from fusetune.tasks.entities.task import EntitiesTask
 from fusetune.testing.token_tables import TARGET, TokenCase
-from fusetune.training import token_probe
-from fusetune.training.probe import SplitRows
-from fusetune.training.token_probe import TokenProbe
+from fusetune.training.probes import token_probe
+from fusetune.training.probes.probe import SplitRows
+from fusetune.training.probes.token_probe import TokenProbe
 from fusetune.types import Tokens
 
 DIM = 12

@@ -1,0 +1,1 @@
+"""Checkpoints: how a training is saved, verified and continued."""

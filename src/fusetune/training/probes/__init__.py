@@ -1,0 +1,1 @@
+"""Linear probes: linear models on frozen features, from which tuning starts and with which it is compared."""
