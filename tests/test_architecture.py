@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -102,27 +102,37 @@ def name_of(path: Path) -> str:
     return path.relative_to(SOURCE).as_posix()
 
 
+@cache
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(parse(path)))
 
 
 def layer(path: Path) -> str:
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
-def imported(path: Path) -> Iterator[tuple[int, str]]:
+@cache
+def imported(path: Path) -> list[tuple[int, str]]:
     """(line, full name) of everything that a module imports; `from a import b` gives a.b."""
-    for node in ast.walk(parse(path)):
+    found = []
+    for node in nodes(path):
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
+            found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name_of(path)}:{node.lineno}: imports are absolute"
-            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+            found += [(node.lineno, f"{node.module}.{alias.name}") for alias in node.names]
+    return found
 
 
+@cache
 def only_for_types(path: Path) -> set[int]:
     """The lines inside `if TYPE_CHECKING:`."""
-    blocks = [node for node in ast.walk(parse(path)) if isinstance(node, ast.If)]
+    blocks = [node for node in nodes(path) if isinstance(node, ast.If)]
     return {
         line
         for block in blocks
@@ -159,9 +169,8 @@ def test_imports_go_one_way(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_modules_and_functions_are_short(path):
-    text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= MAX_LINES
-    for node in ast.walk(ast.parse(text)):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+    for node in nodes(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
             lines = (node.end_lineno or 0) - first.lineno + 1
@@ -171,7 +180,7 @@ def test_modules_and_functions_are_short(path):
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_nothing_unsafe_is_used(path):
     assert not {name.split(".")[0] for _, name in imported(path)} & FORBIDDEN_MODULES
-    for node in ast.walk(parse(path)):
+    for node in nodes(path):
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func)
@@ -192,7 +201,7 @@ def private_names_of_ours() -> set[str]:
     """The names with one leading underscore that our own modules define."""
     names: set[str] = set()
     for path in MODULES:
-        for node in ast.walk(parse(path)):
+        for node in nodes(path):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 names.add(node.name)
             elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -212,7 +221,7 @@ def test_private_names_of_other_libraries_are_in_one_module(path):
         root, *parts = name.split(".")
         foreign = root not in ("fusetune", "__future__") and any(map(is_private, parts))
         assert not foreign, f"line {line}: {name} is private"
-    for node in ast.walk(parse(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Attribute):
             assert not is_private(node.attr) or node.attr in OURS, f"line {node.lineno}: {ast.unparse(node)} is private"
             swapped = node.attr == "__class__" and isinstance(node.ctx, ast.Store)
@@ -226,7 +235,7 @@ def test_private_names_of_other_libraries_are_in_one_module(path):
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_no_check_of_what_came_hangs_on_an_assertion(path):
     """An assertion states what our own code made sure of; nothing catches one, and guards have none."""
-    for node in ast.walk(parse(path)):
+    for node in nodes(path):
         assert not (isinstance(node, ast.Assert) and name_of(path) in WITHOUT_ASSERTIONS), f"line {node.lineno}"
         if isinstance(node, ast.ExceptHandler) and node.type is not None:
             assert "AssertionError" not in ast.unparse(node.type), f"line {node.lineno}: AssertionError is caught"
