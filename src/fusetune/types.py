@@ -199,8 +199,8 @@ class Outputs:
         logits: by task, (batch, ...) from its head; empty for a family without heads.
         columns: by column, the projected tokens, (batch, tokens, dim); a row without the column has no real token.
         sides: by side, its vector as one token, (batch, 1, dim); empty in a family that fuses no sides.
-        negatives: by column of negatives, its vector as one token, (batch, 1, dim), as the side has that it is to be
-            told apart from; a row without the cell has no real token.
+        negatives: by the negative's name, its vector as one token, (batch, 1, dim), as the side has that it is read as;
+            a row without it has no real token.
         pooled: (batch, dim), the fused representation that the heads read; None for a family without a fusion.
     """
 

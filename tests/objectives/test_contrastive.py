@@ -21,6 +21,7 @@ from fusetune.testing.objectives import ROWS, make_parts
 from fusetune.types import Tokens
 
 FORMS = ["infonce", "decoupled", "sigmoid", "supcon", "align_uniform"]
+EVERY_FORM = [*FORMS, "triplet"]
 
 
 def make(**settings) -> ContrastiveObjective:
@@ -137,7 +138,7 @@ def test_uniformity_leaves_equal_cells_and_groups_out(mask):
     assert loss(make(form="align_uniform", lam=0), given) == pytest.approx(wanted, abs=1e-9)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", EVERY_FORM)
 def test_rows_that_lack_a_column_take_no_part(form):
     given, cut = vectors(), vectors()
     given["code/x"][[2, 7]] = -1
@@ -147,7 +148,7 @@ def test_rows_that_lack_a_column_take_no_part(form):
     assert loss(make(form=form), given) == pytest.approx(loss(make(form=form), cut), abs=1e-12)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", EVERY_FORM)
 def test_nothing_to_tell_apart_costs_nothing_and_can_be_differentiated(form):
     objective = make(form=form)
     for given in (
@@ -159,6 +160,63 @@ def test_nothing_to_tell_apart_costs_nothing_and_can_be_differentiated(form):
         assert found.item() == 0
         found.backward()
         assert given["vector/x"].grad.abs().sum() == 0
+
+
+def distances(first, second):
+    return 1 - F.cosine_similarity(first, second, dim=-1)
+
+
+def test_half_of_the_hardest_triplet_loss_is_that_of_torch():
+    given, margin = vectors(9), 0.7
+    total = 0.0
+    for anchors, others in (("vector/x", "vector/z"), ("vector/z", "vector/x")):
+        x, z = given[anchors], given[others]
+        nearest = (x @ z.T - 9 * torch.eye(9)).argmax(1)
+        loss_of = torch.nn.TripletMarginWithDistanceLoss(distance_function=distances, margin=margin)
+        total += float(loss_of(x, z, z[nearest])) / 2
+    objective = make(form="triplet", margin=margin, triplets="hard")
+    assert loss(objective, given) == pytest.approx(total / 2, abs=1e-9) and total > 0.1
+    assert loss(make(form="triplet", margin=1e-9, triplets="hard"), {**given, "vector/z": given["vector/x"]}) == 0
+
+
+def test_half_of_the_semi_hard_triplet_loss_is_that_of_sentence_transformers():
+    losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
+    given, margin = vectors(9), 0.4
+    given["vector/z"] = F.normalize(given["vector/x"] + 0.5 * given["vector/z"], dim=1)
+    cosine = lambda rows: 1 - F.normalize(rows, dim=1) @ F.normalize(rows, dim=1).T  # noqa: E731
+    oracle = losses.BatchSemiHardTripletLoss(torch.nn.Identity(), distance_metric=cosine, margin=margin)
+    wanted = oracle.batch_semi_hard_triplet_loss(
+        torch.arange(9).repeat(2), torch.cat([given["vector/x"], given["vector/z"]])
+    )
+    objective = make(form="triplet", margin=margin, within=True)
+    assert loss(objective, given) == pytest.approx(float(wanted) / 2, abs=1e-9)
+    assert float(objective.figures["L_s"] + objective.figures["L_d"]) == pytest.approx(float(wanted), abs=1e-9)
+
+
+def test_right_answers_of_other_rows_are_no_negatives():
+    """Row (0, 5) is no row of the batch, but a train row: query 0 and document 5 belong together."""
+    from fusetune.objectives.contrastive_rows import RelatedPairs
+
+    queries, documents = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([4, 5, 5, 6, 7])
+    known = RelatedPairs(queries, documents)
+    assert known.contain(torch.tensor([0, 1, 2]), torch.tensor([4, 5, 7])).tolist() == [
+        [False, True, False],
+        [False, True, False],
+        [False, False, False],  # of these pairs, the rows themselves know
+    ]
+    assert len(RelatedPairs(queries, documents, every=True)) == 4
+    given = vectors(3, codes=None)
+    given["code/x"], given["code/z"] = torch.tensor([0, 1, 2]), torch.tensor([4, 5, 7])
+    objective = make(form="infonce")
+    apart = loss(objective, given)
+    objective.related = {("x", "z"): known}
+    x, z, scale = given["vector/x"], given["vector/z"], float(objective.scale().detach())
+    total = 0.0
+    for anchors, others in ((x, z), (z, x)):
+        logits = scale * anchors @ others.T
+        logits[0, 1] = logits[1, 0] = -torch.inf
+        total += float((logits.logsumexp(1) - logits.diagonal()).mean()) / 2
+    assert loss(objective, given) == pytest.approx(total / 2, abs=1e-9) and apart != pytest.approx(total / 2, abs=1e-3)
 
 
 def test_the_pairs_are_all_or_those_with_the_anchor():
@@ -237,6 +295,9 @@ def test_the_temperature_is_learned_within_bounds():
         ({"columns": "x"}, "two or more input columns"),
         ({"form": "sigmoid", "within": True}, "within does not go with form=sigmoid"),
         ({"form": "align_uniform", "temperature": 0.1}, "temperature does not go with form=align_uniform"),
+        ({"margin": 0.1}, "margin does not go with form=decoupled"),
+        ({"form": "triplet", "triplets": "soft"}, "triplets is unknown(.|\n)*semihard"),
+        ({"form": "triplet", "temperature": 0.1}, "temperature does not go with form=triplet"),
         ({"bias": 1.0}, "bias does not go with form=decoupled"),
         ({"temperature": 5.0}, "temperature is out of range"),
         ({"projection": "lin"}, "projection is unknown(.|\n)*linear"),
@@ -301,7 +362,7 @@ def _process(rank: int, folder: str, form: str, sizes: list[int], sent) -> None:
 GROUPS = [0, -1, 1, -1, 0, -1, -1, 1, -1, -1, 2, -1, -1]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", EVERY_FORM)
 @pytest.mark.parametrize("sizes", [[6, 6], [4, 9]])
 def test_two_processes_have_the_gradient_of_one(form, sizes, tmp_path):
     context = multiprocessing.get_context("fork")

@@ -92,6 +92,22 @@ class Column:
         view.features, view.trunk = features, trunk
         return view
 
+    @property
+    def row_keys(self) -> np.ndarray:
+        """(rows,) which tell rows with equal cells: `keys`, or `codes` without them."""
+        return self.codes if self.keys is None else self.keys
+
+    def of_rows(self, rows: np.ndarray) -> Column:
+        """Return a view in which each row has the cell of another row; the cells are shared, not copied.
+
+        Args:
+            rows: (rows,) the positions of the rows whose cells are taken; -1 for a missing cell.
+        """
+        view = copy.copy(self)
+        view.codes = np.where(rows >= 0, self.codes[rows], -1).astype(self.codes.dtype)
+        view.keys = None if self.keys is None else np.where(rows >= 0, self.keys[rows], -1)
+        return view
+
     def keyed(self, keys: np.ndarray) -> Column:
         """Return a view of the column with keys; the cells are shared, not copied."""
         view = copy.copy(self)

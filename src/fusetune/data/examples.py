@@ -331,6 +331,10 @@ class Examples:
         task, values = self.tasks[name], self.targets[name].take(rows)
         return task.encode(values, *([] if task.reads is None else [self.tokens(task.reads, rows)]))
 
+    def codes(self, columns: Sequence[str]) -> list[Tensor]:
+        """Return by column the codes of the used rows' cells, as in `Batch.codes`: (used,) int64, -1 where missing."""
+        return [_to_int64(self.columns[name].row_keys[self.used]) for name in columns]
+
     def positions(self, rows: np.ndarray) -> np.ndarray:
         """Return the indices in `used` of rows, given by their positions in the table."""
         return np.searchsorted(self.used, rows)
@@ -375,10 +379,7 @@ class Examples:
             weights=torch.from_numpy(self.weights[positions]),
             rows=_to_int64(self.rows[positions]),
             targets=targets,
-            codes={
-                name: _to_int64((column.codes if column.keys is None else column.keys)[positions])
-                for name, column in self.columns.items()
-            },
+            codes={name: _to_int64(column.row_keys[positions]) for name, column in self.columns.items()},
             groups=_to_int64(self.groups[positions]),
             ngrams=ngram_tensors(self.columns, positions),
         )

@@ -19,6 +19,7 @@ from fusetune.data.schema import Schema
 from fusetune.data.table import Source, Table
 from fusetune.errors import TableError
 from fusetune.evaluation.results import TableUsed
+from fusetune.objectives.contrastive import TAKES_NEGATIVES
 from fusetune.registry import MODALITIES
 
 CATALOGUE = "catalogue"
@@ -189,7 +190,7 @@ class Documents:
             return "the document has several columns"
         if not MODALITIES.get(schema.columns[documents[0]].kind).needs_backbone:
             return "no encoder reads the document"
-        if objectives.get("contrastive", {}).get("form", "decoupled") not in ("decoupled", "infonce"):
+        if objectives.get("contrastive", {}).get("form", "decoupled") not in TAKES_NEGATIVES:
             return "the form of the contrastive loss takes none"
         return "" if "contrastive" in objectives else "there is no contrastive loss"
 

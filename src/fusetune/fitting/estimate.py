@@ -19,6 +19,7 @@ from fusetune.evaluation.measure.judge import EvaluatedRows, judge
 from fusetune.fitting.announce import announcement
 from fusetune.fitting.choose import start_fusion
 from fusetune.fitting.joining import why_apart
+from fusetune.fitting.own_space import identity_start, keep_own_space, sides_of, tied
 from fusetune.fitting.prepared import Prepared, RunSettings, prepare
 from fusetune.fitting.steps import build, fit_probes, rules
 from fusetune.fitting.tables import SPLITS
@@ -104,18 +105,24 @@ def estimate_fit(asked: RunSettings) -> Estimate:
     Raises:
         UserError: see `api.fit`.
     """
-    fit = prepare(asked)
+    fit = keep_own_space(prepare(asked))
     stages = [StageEstimate(phase.name, phase.seconds) for phase in fit.phases]
     model = build(fit, start_fusion(fit))
+    own_space = identity_start(model, sides_of(fit.tasks)) is not None
+    if own_space:
+        fit = tied(fit)
+        model = build(fit, start_fusion(fit))
     features, encoding = _encoding(fit, model)
     train, val = fit.examples["train"], fit.examples["val"]
     objectives = build_objectives(model, fit.targets, fit.config.objectives)
     rows = TrainingRows(train, val, features["train"], features["val"]).for_objectives(objectives)
     train = rows.train
+    for objective in objectives:
+        objective.fit(train)
     settings = fit.config.trainer
     balance = build_balance(settings.balance, model, fit.targets, train)
     own, augmented = rules(fit, fit.modalities), train.augmentation.augmenters
-    options: dict[str, Any] = {"balance": balance, "augmented": augmented}
+    options: dict[str, Any] = {"balance": balance, "augmented": augmented, "starts_pretrained": own_space}
     recipe = Recipe(model, objectives, settings, own, fit.config.seed, starts_linear=True, **options)
     learner = Learner(model, Total(fit.targets, objectives, balance))
     accelerator = make_accelerator(settings, None, precision_of(recipe, learner, rows))

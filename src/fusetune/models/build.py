@@ -19,7 +19,7 @@ from fusetune.errors import ConfigError
 from fusetune.fusion.base import Fusion
 from fusetune.modalities.base import Modality
 from fusetune.models.family import Family
-from fusetune.models.match import Match, Sides
+from fusetune.models.match import Match, Negative, Sides
 from fusetune.models.understand import Understand
 from fusetune.registry import FUSIONS, MODALITIES, TASKS
 from fusetune.tasks.base import TargetTask, Task, family_of, target_tasks
@@ -176,13 +176,9 @@ def _build_match(parts: _ReaderParts, tasks: Mapping[str, Task], fusion: NamedCo
         if unknown := [name for name in read if name not in parts.routes]:
             raise ConfigError(f"{task.target} reads {unknown[0]!r}, which is no input column")
     fused, tied = fusion.name != NO_FUSION, bool(fusion.options.get("tied", False))
-    negatives = {
-        column: side
-        for task in tasks.values()
-        for column, side in (task.negatives.items() if isinstance(task, MatchTask) else ())
-    }
+    negatives = _negatives(tasks, columns, parts.routes)
     first: dict[tuple[str, int], str] = {}
-    shares = {column: columns[side][0] for column, side in negatives.items()}
+    shares = {other: own for part in negatives.values() if not part.mined for own, other in part.columns.items()}
     for name, key in parts.routes.items() if tied else ():
         if name not in shares and (other := first.setdefault((key, parts.joined[name]), name)) != name:
             shares[name] = other
@@ -191,10 +187,37 @@ def _build_match(parts: _ReaderParts, tasks: Mapping[str, Task], fusion: NamedCo
         columns,
         {side: build_fusion(names, parts.dim, fusion) if fused else None for side, names in columns.items()},
         {name: task.build_head(parts.dim) for name, task in target_tasks(tasks).items()},
-        {column: side for column, side in negatives.items() if column in parts.routes},
+        negatives,
         {column: other for column, other in shares.items() if column in parts.routes},
     )
     return Match(parts.encoders, parts.routes, parts.dim, sides=sides, dropout=parts.dropout)
+
+
+def _negatives(
+    tasks: Mapping[str, Task], columns: Mapping[str, Sequence[str]], routes: Mapping[str, str]
+) -> dict[str, Negative]:
+    """Return what queries are told apart from: columns that the model reads, then the documents mined for each row.
+
+    Args:
+        tasks: by name.
+        columns: by side, its columns.
+        routes: the columns that the model reads.
+    """
+    negatives: dict[str, Negative] = {}
+    for task in tasks.values():
+        if not isinstance(task, MatchTask):
+            continue
+        for column, side in task.negatives.items():
+            if column in routes:
+                negatives[column] = Negative(side, {columns[side][0]: column})
+        side = list(task.sides)[-1] if task.mined else ""
+        for number in range(task.mined):
+            name = f"mined {number + 1}"
+            while name in negatives or any(f"{name}: {column}" in routes for column in columns[side]):
+                name += "_"
+            read = {column: f"{name}: {column}" for column in columns[side]}
+            negatives[name] = Negative(side, read, mined=True)
+    return negatives
 
 
 FAMILIES: dict[str, Callable[[_ReaderParts, Mapping[str, Task], NamedConfig], Family]] = {

@@ -55,6 +55,21 @@ class SideVector(nn.Module):
 
 
 @dataclass(frozen=True)
+class Negative:
+    """Cells that are read as a side's are, and that a query should be told apart from.
+
+    Attributes:
+        side: its name.
+        columns: by the side's column, the name under which a batch has the cells.
+        mined: whether they are chosen while the model is trained; then the names are aliases of the side's columns.
+    """
+
+    side: str
+    columns: Mapping[str, str]
+    mined: bool = False
+
+
+@dataclass(frozen=True)
 class Sides:
     """What a `Match` model fuses and compares.
 
@@ -62,14 +77,14 @@ class Sides:
         columns: by side, its columns.
         fusions: by side, its fusion; None for a side that is not fused. Empty: each column is compared.
         heads: by task, the head that maps the first two sides' vectors, (batch, 2 · dim), to its logits.
-        negatives: by column that is read as a side's only column is, that side; see `Outputs.negatives`.
+        negatives: by name; see `Outputs.negatives`.
         shares: by column without a projection of its own, the column whose projection it shares.
     """
 
     columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
     fusions: Mapping[str, Fusion | None] = field(default_factory=dict)
     heads: Mapping[str, nn.Module] = field(default_factory=dict)
-    negatives: Mapping[str, str] = field(default_factory=dict)
+    negatives: Mapping[str, Negative] = field(default_factory=dict)
     shares: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -100,7 +115,9 @@ class Match(Family):
             dropout: on the encoders' outputs, in [0, 1).
         """
         sides = sides or Sides()
-        super().__init__(encoders, routes, dim, dropout=dropout, shares=sides.shares)
+        mined = [negative for negative in sides.negatives.values() if negative.mined]
+        aliases = {name: column for negative in mined for column, name in negative.columns.items()}
+        super().__init__(encoders, routes, dim, dropout=dropout, shares=sides.shares, aliases=aliases)
         self.side_names, self.negatives = list(sides.columns), dict(sides.negatives)
         self._columns = {name: tuple(columns) for name, columns in sides.columns.items()}
         self.sides = nn.ModuleList(SideVector(columns, sides.fusions[name]) for name, columns in sides.columns.items())
@@ -121,13 +138,13 @@ class Match(Family):
     def forward(self, batch: Batch) -> Outputs:
         """See `Family.forward`."""
         outputs = super().forward(batch)
-        present = presence(self.columns, batch.cells, batch.rows)
+        present = presence(self.read_columns, batch.cells, batch.rows)
         for name, side in zip(self.side_names, self.sides, strict=True):
             outputs.sides[name] = side(outputs.columns, present)
-        for column, name in self.negatives.items():
-            side = self.sides[self.side_names.index(name)]
-            own = {only: outputs.columns[column] for only in self._columns[name]}
-            outputs.negatives[column] = side(own, {only: present[column] for only in own})
+        for name, negative in self.negatives.items():
+            side, read = self.sides[self.side_names.index(negative.side)], negative.columns
+            own = {column: outputs.columns[other] for column, other in read.items()}
+            outputs.negatives[name] = side(own, {column: present[other] for column, other in read.items()})
         if self.tasks:
             pair = torch.cat([outputs.sides[name].values.squeeze(1) for name in self.side_names[:2]], 1)
             outputs.logits |= {task: head(pair) for task, head in zip(self.tasks, self.heads, strict=True)}
@@ -136,7 +153,7 @@ class Match(Family):
     def combine(self, encoded: Encoded, cells: Mapping[str, Tensor], rows: Tensor) -> Outputs:
         """See `Family.combine`. The outputs have each column's tokens, but no pooled vector and no logits."""
         columns = {}
-        for column in self.columns:
+        for column in self.read_columns:
             read = encoded(column)
             scaled = None if read is None else self.standardise(column, read)
             columns[column] = self.project(column, scaled, cells.get(column), rows)

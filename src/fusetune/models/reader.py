@@ -55,6 +55,7 @@ class Reader(nn.Module):
         routes: by column, the key of its encoder.
         encoders: by key.
         dim: width of the projected tokens.
+        aliases: names under which a batch may have further cells of a column, each with that column.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Reader(nn.Module):
         dropout: float = 0.1,
         joined: Mapping[str, int] | None = None,
         shares: Mapping[str, str] | None = None,
+        aliases: Mapping[str, str] | None = None,
     ) -> None:
         """
         Args:
@@ -76,9 +78,10 @@ class Reader(nn.Module):
             joined: by column, how many of its encoder's vectors are side by side one token; 1 for the others.
             shares: by column without a projection of its own, the column of the same encoder whose projection, with
                 its standardisation, it shares.
+            aliases: see the attributes.
         """
         super().__init__()
-        self.joined = dict(joined or {})
+        self.joined, self.aliases = dict(joined or {}), dict(aliases or {})
         self.columns, self.routes, self.dim = list(routes), dict(routes), dim
         self.encoders = nn.ModuleDict(dict(encoders))
         self.shares = dict(shares or {})
@@ -87,13 +90,18 @@ class Reader(nn.Module):
         # A list, as names of columns need not be valid module names.
         self.projections = nn.ModuleList(Projection(self.encoder_dim(column), dim, dropout=dropout) for column in own)
 
+    @property
+    def read_columns(self) -> list[str]:
+        """The names under which a batch may have cells: the columns, then the aliases."""
+        return [*self.columns, *self.aliases]
+
     def encoder_dim(self, column: str) -> int:
         """Return the width of a column's encoder output."""
         return int(self.encoders[self.routes[column]].dim) * self.joined.get(column, 1)  # type: ignore[arg-type]
 
     def projection(self, column: str) -> Projection:
         """Return a column's projection."""
-        projection = self.projections[self._projection_of[column]]
+        projection = self.projections[self._projection_of[self.aliases.get(column, column)]]
         assert isinstance(projection, Projection)
         return projection
 
@@ -111,6 +119,7 @@ class Reader(nn.Module):
 
     def encode(self, column: str, tensors: dict[str, Tensor]) -> Tokens:
         """Encode a column's distinct cells, or take their precomputed features: (cells, tokens, encoder dim)."""
+        column = self.aliases.get(column, column)
         if FEATURES in tensors:
             grid = getattr(self.encoders[self.routes[column]], "grid", None)
             return Tokens(tensors[FEATURES], tensors[REAL], grid)

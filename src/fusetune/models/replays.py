@@ -30,7 +30,7 @@ class FusionReplays(Replays):
     def __call__(self, batch: Batch) -> Outputs:
         """Compute the model's outputs; only the passes after the encoders are replayed."""
         model = self.model
-        available = [column for column in model.columns if batch.inputs.get(column)]
+        available = [column for column in model.read_columns if batch.inputs.get(column)]
         encoded = {column: model.encode(column, batch.inputs[column]) for column in available}
         if torch.is_grad_enabled() and not self.failed and all(map(_has_fixed_length, encoded.values())):
             tensors = {"rows": batch.rows}
@@ -51,10 +51,10 @@ class FusionReplays(Replays):
         model, rest = self.model, list(tensors)
         pooled = rest.pop(0) if isinstance(model, Understand) else None
         columns = {}
-        for number, column in enumerate(model.columns):
+        for number, column in enumerate(model.read_columns):
             grid = encoded[column].grid if column in encoded else None
             columns[column] = Tokens(rest[2 * number], rest[2 * number + 1], grid)
-        logits = dict(zip(model.tasks, rest[2 * len(model.columns) :], strict=True))
+        logits = dict(zip(model.tasks, rest[2 * len(model.read_columns) :], strict=True))
         return Outputs(logits=logits, pooled=pooled, columns=columns)
 
 

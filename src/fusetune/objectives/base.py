@@ -14,6 +14,7 @@ from fusetune.objectives.gather import gather_rows
 from fusetune.types import Batch, Outputs
 
 if TYPE_CHECKING:
+    from fusetune.data.examples import Examples
     from fusetune.models.family import Family
     from fusetune.tasks.base import TargetTask
 
@@ -91,6 +92,9 @@ class Objective(nn.Module, abc.ABC):
             batch: the rows, not to be changed.
             outputs: the model's outputs for these rows, not to be changed.
         """
+
+    def fit(self, train: Examples) -> None:
+        """Learn from the train rows what the losses need of rows that are not in the batch; called before training."""
 
     def counts(self, batch: Batch) -> Tensor:
         """Return each row's term in the denominator of the losses, (batch,).

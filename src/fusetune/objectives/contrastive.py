@@ -5,16 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from fusetune.backbones.load import Backbone
 from fusetune.errors import ConfigError, nearest
 from fusetune.objectives.base import BatchObjective, weighted_mean
-from fusetune.objectives.contrastive_forms import FORMS, alignment, has_related, no_common_id, uniformity
+from fusetune.objectives.contrastive_forms import FORMS, Form, alignment, has_related, triplet, uniformity
 from fusetune.objectives.contrastive_parts import (
     DIM,
     PROJECTIONS,
@@ -26,49 +27,26 @@ from fusetune.objectives.contrastive_parts import (
     row_codes,
     unit,
 )
+from fusetune.objectives.contrastive_rows import PairRows, RelatedPairs, unrelated
 from fusetune.objectives.gather import COUNTS
 from fusetune.types import Batch, Outputs
 
 if TYPE_CHECKING:
+    from fusetune.data.examples import Examples
     from fusetune.models.family import Family
+    from fusetune.models.match import Negative
     from fusetune.tasks.base import TargetTask
 
-ALIGN_UNIFORM = "align_uniform"
+ALIGN_UNIFORM, TRIPLET = "align_uniform", "triplet"
+TAKES_NEGATIVES = ("infonce", "decoupled", TRIPLET)
+"""The forms that take named and mined negatives, and cells of the anchor's own column (`within`)."""
+HARD, SEMI_HARD = "hard", "semihard"
 TEMPERATURES = {"sigmoid": 0.1}
 TEMPERATURE = 0.07
 BIAS = -10.0
+MARGIN = 0.2
 VECTOR, CODE, GROUP, WEIGHT = "vector/", "code/", "group", "weight"
 NEGATIVE, NEGATIVE_CODE = "negative/", "negative code/"
-
-
-@dataclass
-class _Rows:
-    """The rows of all processes that have both columns of a pair.
-
-    Legend: rows = of all processes, anchors = the rows of this process.
-
-    Attributes:
-        x, y: (rows, dim) unit vectors of the two columns.
-        ids: (rows, 3): the two cells' codes and the group. Rows that share one are not negatives of each other.
-        weights: (rows,) each row's weight; 0 for a row without negatives.
-        own: (anchors,) indices of the rows whose losses this process computes.
-        counts: (anchors,) their weights times the number of processes.
-        named: (named negatives, dim) unit vectors, of all rows, beside those of y.
-        named_ids: (named negatives,) the codes of their cells, comparable with those of y.
-    """
-
-    x: Tensor
-    y: Tensor
-    ids: Tensor
-    weights: Tensor
-    own: Tensor
-    counts: Tensor
-    named: Tensor
-    named_ids: Tensor
-
-    def mean(self, terms: Tensor) -> Tensor:
-        """Return this process's part of the mean over all rows, a scalar, from (anchors,) terms."""
-        return (terms * self.counts).sum() / self.weights.sum()
 
 
 class ContrastiveObjective(BatchObjective):
@@ -82,6 +60,9 @@ class ContrastiveObjective(BatchObjective):
       2303.15343).
     - supcon: vectors of both columns are candidates; those of the same row, of the same group and of equal cells are
       the positives. λ = ½: ½ SupCon (arXiv 2004.11362).
+    - triplet: with the cosine distances d_p = 1 − s_ii and d_n of one negative, L_s = mean d_p and L_d = mean (m − d_n)
+      over the anchors with d_p − d_n + m > 0, divided by the number of all anchors. λ = ½: ½ triplet loss (arXiv
+      1503.03832).
     - align_uniform: L_s = E‖x − y‖², L_d = ½ [log E exp(−2 ‖x − x'‖²) + the same for y] (arXiv 2005.10242).
 
     The loss is the mean over both directions and over all pairs of columns, each pair weighted by the rows that have
@@ -91,16 +72,19 @@ class ContrastiveObjective(BatchObjective):
         model: see `Objective`.
         tasks: see `Objective`.
         weight: factor of the loss in the total, above 0.
-        form: infonce, decoupled, sigmoid, supcon or align_uniform.
+        form: infonce, decoupled, sigmoid, supcon, triplet or align_uniform.
         lam: λ in [0, 1], the weight of L_s; in a config also `lambda`.
         columns: the columns to compare. By default, with a task, the columns with a text, image or audio encoder if
             there are two or more; otherwise all columns, or both sides.
         anchor: a column to compare each of the others with; by default every pair of columns is compared.
-        within: whether cells of other rows in the anchor's own column are negatives too; for infonce (default false)
-            and decoupled (default true) only.
+        within: whether cells of other rows in the anchor's own column are negatives too; for decoupled (default true),
+            infonce and triplet (default false) only.
         temperature: initial τ, in [0.01, 1]; 0.07 by default, for sigmoid 0.1 (t = 10).
         learn_temperature: whether τ is trained.
         bias: initial b of sigmoid, -10 by default; with small batches a value near -ln(rows) learns faster.
+        margin: m of triplet, above 0 and at most 2; 0.2 by default.
+        triplets: the negative of a triplet: semihard, the nearest of those that are farther away than the positive, or
+            hard, the nearest; semihard by default.
         projection: the head of each column during training: linear, mlp or none. By default linear with a task; none
             without one, because search reads the model's own projections.
         dim: features of the heads' outputs.
@@ -112,9 +96,10 @@ class ContrastiveObjective(BatchObjective):
     head and scaled to unit length.
 
     Requires: rows that have two of the columns; a row does not enter the pairs whose columns it lacks. Rows of one
-    group, and rows with equal cells in either column, are never negatives of each other. A row without negatives does
-    not count. Documents that the table names as negatives (the setting `negative`) are further candidates of every
-    query in infonce and decoupled, except of a query whose own document they equal.
+    group, and rows with equal cells in either column, are never negatives of each other, nor are a query and a document
+    that belong together in another train row. A row without negatives does not count. Documents that the table names as
+    negatives (the setting `negative`) or that are mined are further candidates of every query in infonce, decoupled and
+    triplet, except of a query to which they are right answers.
 
     Relations: `supcon` compares rows by their labels; this objective compares the columns of a row.
 
@@ -151,14 +136,18 @@ class ContrastiveObjective(BatchObjective):
         temperature: float | None = None,
         learn_temperature: bool = True,
         bias: float | None = None,
+        margin: Annotated[float, Field(gt=0, le=2)] | None = None,
+        triplets: str | None = None,
         projection: str | None = None,
         dim: int = DIM,
     ) -> None:
         super().__init__(model, tasks, weight=weight)
         where = f"objectives.{self.name}"
-        self.form = check_choice(f"{where}.form", form, [*FORMS, ALIGN_UNIFORM])
+        self.form = check_choice(f"{where}.form", form, [*FORMS, TRIPLET, ALIGN_UNIFORM])
         self.lam = check_number(f"{where}.lambda", lam, 0, 1)
         self.within = self._within(within)
+        self.compute = self._form(margin, triplets)
+        self.related: dict[tuple[str, str], RelatedPairs] = {}
         headed = any(task.learned_by is None for task in tasks.values())  # a head reads the columns besides
         self.columns = self._columns(model, headed, columns, anchor)
         self.parts = {name: model.compared[name] for name in self.columns}
@@ -173,7 +162,7 @@ class ContrastiveObjective(BatchObjective):
         # A list, not a dict: the names of columns are the user's and may not be valid module names.
         self.heads = nn.ModuleList(projection_head(kind, model.dim, size) for _ in self.columns)
         self.negatives = self._negatives(model)
-        against = set(self.negatives.values())  # the second of a pair
+        against = {negative.side for negative in self.negatives.values()}  # the second of a pair
         self.pairs = [(second, first) if first in against else (first, second) for first, second in self.pairs]
         self.scale, self.bias = self._scale(temperature, learn_temperature, bias)
         self.warnings += collapse_warnings(where, self.form, self.lam, within=self.within)
@@ -183,14 +172,28 @@ class ContrastiveObjective(BatchObjective):
             )
 
     def _within(self, within: bool | None) -> bool:
-        if within is not None and self.form not in ("infonce", "decoupled"):
+        if within is not None and self.form not in TAKES_NEGATIVES:
             raise ConfigError(
                 f"objectives.{self.name}.within does not go with form={self.form}",
-                expected="form=infonce or form=decoupled",
+                expected=f"form={' or form='.join(TAKES_NEGATIVES)}",
                 came=f"within={within}",
                 do="leave within out",
             )
         return self.form == "decoupled" if within is None else bool(within)
+
+    def _form(self, margin: float | None, triplets: str | None) -> Form | None:
+        """Return the function that computes the terms; None for align_uniform, which compares pairs of rows."""
+        for name, value in (("margin", margin), ("triplets", triplets)):
+            if value is not None and self.form != TRIPLET:
+                raise ConfigError(
+                    f"objectives.{self.name}.{name} does not go with form={self.form}",
+                    expected=f"form={TRIPLET}",
+                    do=f"leave {name} out",
+                )
+        if self.form != TRIPLET:
+            return FORMS.get(self.form)
+        kind = check_choice(f"objectives.{self.name}.triplets", triplets or SEMI_HARD, (SEMI_HARD, HARD))
+        return partial(triplet, margin=MARGIN if margin is None else float(margin), hardest=kind == HARD)
 
     def _columns(
         self, model: Family, headed: bool, columns: Sequence[str] | str | None, anchor: str | None
@@ -218,21 +221,21 @@ class ContrastiveObjective(BatchObjective):
             )
         return named
 
-    def _negatives(self, model: Family) -> dict[str, str]:
-        """Return the model's columns of negatives, each with the side that it is told apart from.
+    def _negatives(self, model: Family) -> dict[str, Negative]:
+        """Return the model's negatives of the compared sides, by name.
 
         Raises:
             ConfigError: the form takes none.
         """
-        named: dict[str, str] = getattr(model, "negatives", {})
-        if named and self.form not in ("infonce", "decoupled"):
+        known: dict[str, Negative] = getattr(model, "negatives", {})
+        if known and self.form not in TAKES_NEGATIVES:
             raise ConfigError(
                 f"objectives.{self.name}: negatives do not go with form={self.form}",
-                expected="form=infonce or form=decoupled",
-                came=f"negative {', '.join(named)}",
+                expected=f"form={' or form='.join(TAKES_NEGATIVES)}",
+                came=f"negative {', '.join(known)}",
                 do="take one of these forms, or leave negative out",
             )
-        return {column: side for column, side in named.items() if side in self.columns}
+        return {name: negative for name, negative in known.items() if negative.side in self.columns}
 
     def _scale(
         self, temperature: float | None, learned: bool, bias: float | None
@@ -240,12 +243,12 @@ class ContrastiveObjective(BatchObjective):
         """Build the modules of 1/τ and b; None for what the form does not have."""
         where = f"objectives.{self.name}"
         for name, value, takes in (
-            ("temperature", temperature, self.form != ALIGN_UNIFORM),
+            ("temperature", temperature, self.form not in (ALIGN_UNIFORM, TRIPLET)),
             ("bias", bias, self.form == "sigmoid"),
         ):
             if value is not None and not takes:
                 raise ConfigError(f"{where}.{name} does not go with form={self.form}", do=f"leave {name} out")
-        if self.form == ALIGN_UNIFORM:
+        if self.form in (ALIGN_UNIFORM, TRIPLET):
             return None, None
         start = TEMPERATURES.get(self.form, TEMPERATURE) if temperature is None else temperature
         scale = LogitScale(check_number(f"{where}.temperature", start, 0.01, 1), learned=learned)
@@ -254,6 +257,13 @@ class ContrastiveObjective(BatchObjective):
         return scale, nn.Parameter(
             torch.tensor([check_number(f"{where}.bias", BIAS if bias is None else bias, -100, 100)])
         )
+
+    def fit(self, train: Examples) -> None:
+        """Learn which pairs of cells are right answers to each other; see `Objective.fit`."""
+        for first, second in self.pairs:
+            codes = [train.codes(self.parts[name]) for name in (first, second)]
+            named = any(negative.side == second for negative in self.negatives.values())
+            self.related[first, second] = RelatedPairs(*(row_codes(part) for part in codes), every=named)
 
     def vectors(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
         """Return unit vectors, (batch, dim), and codes, (batch,), of each column; groups and weights, (batch,)."""
@@ -264,17 +274,17 @@ class ContrastiveObjective(BatchObjective):
             tensors[VECTOR + column] = unit(head(tokens.mean()))
             codes = row_codes([batch.codes.get(name, nothing) for name in self.parts[column]])
             tensors[CODE + column] = torch.where(tokens.mask.any(1), codes, -1)
-        for column, side in self.negatives.items():
-            tokens = outputs.negatives[column]
-            tensors[NEGATIVE + column] = unit(self.heads[self.columns.index(side)](tokens.mean()))
-            codes = batch.codes.get(column, nothing)
-            tensors[NEGATIVE_CODE + column] = torch.where(tokens.mask.any(1), codes, -1)
+        for name, negative in self.negatives.items():
+            tokens = outputs.negatives[name]
+            tensors[NEGATIVE + name] = unit(self.heads[self.columns.index(negative.side)](tokens.mean()))
+            codes = row_codes([batch.codes.get(column, nothing) for column in negative.columns.values()])
+            tensors[NEGATIVE_CODE + name] = torch.where(tokens.mask.any(1), codes, -1)
         return tensors
 
     def of_vectors(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `BatchObjective.of_vectors`. The loss is named "contrastive"."""
         units = [vectors[VECTOR + column] for column in self.columns]
-        units += [vectors[NEGATIVE + column] for column in self.negatives]
+        units += [vectors[NEGATIVE + name] for name in self.negatives]
         own = [parameter.sum() for part in (self.scale,) if part is not None for parameter in part.parameters()]
         own += [] if self.bias is None else [self.bias.sum()]
         # Every parameter enters the loss even if there is nothing to compare: processes that exchange gradients need
@@ -290,7 +300,7 @@ class ContrastiveObjective(BatchObjective):
                     continue
                 pull, push = self._terms(rows)
                 with torch.no_grad():
-                    figures = {"L_s": pull.detach(), "L_d": push.detach()} | _geometry(rows)
+                    figures = {"L_s": pull.detach(), "L_d": push.detach()} | rows.geometry()
                 for name, value in (figures | {"": self.lam * pull + (1 - self.lam) * push}).items():
                     sums[name] = sums.get(name, 0) + size * value
                 total += size
@@ -299,7 +309,7 @@ class ContrastiveObjective(BatchObjective):
             self.figures["temperature"] = 1 / self.scale().detach()[0]
         return {self.name: nothing + sums[""] / total if total else nothing}
 
-    def _rows(self, vectors: Mapping[str, Tensor], first: str, second: str) -> _Rows:
+    def _rows(self, vectors: Mapping[str, Tensor], first: str, second: str) -> PairRows:
         codes = [vectors[CODE + first], vectors[CODE + second]]
         weights = vectors[WEIGHT].detach()
         complete = ((codes[0] >= 0) & (codes[1] >= 0) & (weights > 0)).nonzero().squeeze(1)
@@ -307,21 +317,23 @@ class ContrastiveObjective(BatchObjective):
         groups = vectors[GROUP][complete]
         singletons = -1 - torch.arange(len(complete), device=complete.device)  # one group a row without a group
         ids = torch.stack([codes[0][complete], codes[1][complete], torch.where(groups >= 0, groups, singletons)], 1)
-        named = [column for column, side in self.negatives.items() if side == second]
+        names = [name for name, negative in self.negatives.items() if negative.side == second]
         named_ids = torch.stack(
-            [ids[:, 1].new_full((len(ids),), -1), *(vectors[NEGATIVE_CODE + n][complete] for n in named)]
+            [ids[:, 1].new_full((len(ids),), -1), *(vectors[NEGATIVE_CODE + name][complete] for name in names)]
         )
-        weights = weights[complete] * (has_related(no_common_id, ids) | (named_ids >= 0).any(0))
+        related = self.related.get((first, second))
+        told_apart = has_related(partial(unrelated, related=related), ids)
+        weights = weights[complete] * (told_apart | (named_ids >= 0).any(0))
         counts = vectors[COUNTS][complete] if COUNTS in vectors else x.new_ones(len(complete))
         own = counts.nonzero().squeeze(1)
-        negatives = torch.cat([y[:0], *(vectors[NEGATIVE + name][complete] for name in named)])
-        return _Rows(x, y, ids, weights, own, (counts * weights)[own], negatives, named_ids[1:].flatten())
+        named = torch.cat([y[:0], *(vectors[NEGATIVE + name][complete] for name in names)])
+        return PairRows(x, y, ids, weights, own, (counts * weights)[own], named, named_ids[1:].flatten(), related)
 
-    def _terms(self, rows: _Rows) -> tuple[Tensor, Tensor]:
+    def _terms(self, rows: PairRows) -> tuple[Tensor, Tensor]:
         """Return this process's part of L_s and L_d for a pair of columns."""
         if self.form == ALIGN_UNIFORM:
             # The logarithm of a mean over pairs is not a mean over rows, so every process computes all of it.
-            negatives = no_common_id(rows.ids, rows.ids)
+            negatives = unrelated(rows.ids, rows.ids, rows.related)
             pushes = [uniformity(values @ values.T, negatives) for values in (rows.x, rows.y)]
             return weighted_mean(alignment(rows.x, rows.y), rows.weights), (pushes[0] + pushes[1]) / 2
         (pull, push), (pull_back, push_back) = (
@@ -330,7 +342,7 @@ class ContrastiveObjective(BatchObjective):
         )
         return (pull + pull_back) / 2, (push + push_back) / 2
 
-    def _direction(self, rows: _Rows, anchors: Tensor, others: Tensor, *, named: bool) -> tuple[Tensor, Tensor]:
+    def _direction(self, rows: PairRows, anchors: Tensor, others: Tensor, *, named: bool) -> tuple[Tensor, Tensor]:
         """Return this process's part of L_s and L_d with the vectors of one column as anchors.
 
         Args:
@@ -339,8 +351,8 @@ class ContrastiveObjective(BatchObjective):
             others: (rows, dim), the vectors of the other column.
             named: whether the rows' named negatives are candidates beside `others`.
         """
-        assert self.scale is not None
-        negatives = no_common_id(rows.ids[rows.own], rows.ids)  # (anchors, rows)
+        assert self.compute is not None
+        negatives = rows.told_apart()  # (anchors, rows)
         same_row = torch.zeros_like(negatives)
         same_row[torch.arange(len(rows.own), device=rows.own.device), rows.own] = True
         candidates, positives = others, same_row
@@ -353,22 +365,13 @@ class ContrastiveObjective(BatchObjective):
         if len(candidates) > len(others):
             negatives = torch.cat([negatives, negatives], 1)
         if named and len(rows.named):
-            # Own negatives and those of other rows, unless they equal the anchor's own answer.
-            told_apart = (rows.named_ids >= 0) & (rows.named_ids != rows.ids[rows.own, 1].unsqueeze(1))
+            told_apart = rows.told_from_named()  # own negatives and those of other rows
             candidates, negatives = torch.cat([candidates, rows.named]), torch.cat([negatives, told_apart], 1)
             positives = torch.cat([positives, torch.zeros_like(told_apart)], 1)
-        logits = self.scale() * (anchors[rows.own] @ candidates.T)
+        logits = anchors[rows.own] @ candidates.T
+        if self.scale is not None:
+            logits = self.scale() * logits
         if self.bias is not None:
             logits = logits + self.bias
-        pull, push = FORMS[self.form](logits, positives, negatives)
+        pull, push = self.compute(logits, positives, negatives)
         return rows.mean(pull), rows.mean(push)
-
-
-def _geometry(rows: _Rows) -> dict[str, Tensor]:
-    """Return alignment, uniformity and the modality gap of a pair of columns, from this process's rows against all."""
-    gap = (rows.x.mean(0) - rows.y.mean(0)).norm()
-    negatives = no_common_id(rows.ids[rows.own], rows.ids)
-    if not negatives.any():  # this process has no row of the pair
-        return {"gap": gap}
-    pushes = [uniformity(values[rows.own] @ values.T, negatives) for values in (rows.x, rows.y)]
-    return {"alignment": rows.mean(alignment(rows.x, rows.y)[rows.own]), "uniformity": sum(pushes) / 2, "gap": gap}

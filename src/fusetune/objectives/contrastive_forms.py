@@ -3,9 +3,9 @@
 Legend: anchors = the rows that losses are computed for, candidates = the rows that they are compared with.
 
 Every form takes `logits`, `positives` and `negatives`, each (anchors, candidates). A logit is the similarity of an
-anchor and a candidate divided by the temperature (`sigmoid`: times t, plus b). The masks are bool; candidates in
-neither are ignored. It returns L_s and L_d, (anchors,) each: finite for every mask, and 0 for an anchor without
-positives or negatives.
+anchor and a candidate divided by the temperature (`sigmoid`: times t, plus b; `triplet`: the similarity itself). The
+masks are bool; candidates in neither are ignored. It returns L_s and L_d, (anchors,) each: finite for every mask, and 0
+for an anchor without positives or negatives.
 """
 
 from __future__ import annotations
@@ -47,6 +47,34 @@ def sigmoid(logits: Tensor, positives: Tensor, negatives: Tensor) -> Terms:
     λ = ½ gives ½ of SigLIP's loss (Zhai et al. 2023, arXiv 2303.15343).
     """
     return _pull(-F.softplus(-logits), positives), F.softplus(logits).masked_fill(~negatives, 0).sum(1)
+
+
+def triplet(similarities: Tensor, positives: Tensor, negatives: Tensor, *, margin: float, hardest: bool) -> Terms:
+    """L_s = 1 − s_p and L_d = s_n + margin − 1, of anchors whose triplet is active: s_n + margin > s_p; else 0.
+
+    λ = ½ gives ½ of the triplet loss max(0, d_p − d_n + margin), with the cosine distances d = 1 − s to the positive
+    and to one negative.
+
+    Args:
+        similarities: (anchors, candidates) cosines.
+        positives: (anchors, candidates) bool; with several, s_p is their mean.
+        negatives: (anchors, candidates) bool.
+        margin: above 0.
+        hardest: take the nearest negative. Otherwise the semi-hard one: the nearest of those that are farther away than
+            the positive, or the farthest one if none is (Schroff et al. 2015, "FaceNet", arXiv 1503.03832).
+    """
+    own = -_pull(similarities, positives)
+    some = negatives.any(1)
+    with torch.no_grad():
+        given = similarities.masked_fill(~negatives, -torch.inf)
+        chosen = given.argmax(1)
+        if not hardest:
+            farther = given.masked_fill(given >= own.unsqueeze(1), -torch.inf)
+            farthest = similarities.masked_fill(~negatives, torch.inf).argmin(1)
+            chosen = torch.where(farther.isfinite().any(1), farther.argmax(1), farthest)
+    nearest = similarities.gather(1, chosen.unsqueeze(1)).squeeze(1)
+    active = some & positives.any(1) & (nearest + margin > own)
+    return (1 - own).masked_fill(~active, 0), (nearest + margin - 1).masked_fill(~active, 0)
 
 
 FORMS: dict[str, Form] = {"infonce": infonce, "decoupled": decoupled, "sigmoid": sigmoid, "supcon": infonce}

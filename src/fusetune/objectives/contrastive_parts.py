@@ -96,12 +96,17 @@ def row_codes(codes: Sequence[Tensor]) -> Tensor:
     """
     if len(codes) == 1:
         return codes[0]
+    absent = torch.stack([column < 0 for column in codes]).all(0)
+    return torch.where(absent, -1, mixed_codes(codes))
+
+
+def mixed_codes(codes: Sequence[Tensor]) -> Tensor:
+    """Return a hash of 63 bits of several codes, int64; the tensors are broadcast against each other."""
     mixed = torch.zeros_like(codes[0])
     for column in codes:
         mixed = (mixed ^ (column + 1)) * HASH_FACTOR  # wraps at 64 bits
         mixed = mixed ^ (mixed >> 29)
-    absent = torch.stack([column < 0 for column in codes]).all(0)
-    return torch.where(absent, -1, mixed & (2**63 - 1))
+    return mixed & (2**63 - 1)
 
 
 def check_number(setting: str, value: Any, low: float, high: float) -> float:
@@ -143,6 +148,8 @@ def collapse_warnings(where: str, form: str, lam: float, *, within: bool) -> lis
         return [prefix + "nothing is pushed apart, so all vectors may become one point; take a lambda below 1"]
     if lam == 0:
         return [prefix + "nothing is pulled together, so matches are not found; take a lambda above 0"]
+    if form == "triplet":  # a triplet that is far enough apart costs nothing, at any lambda
+        return []
     if form in ("infonce", "supcon") and lam < 0.5:
         return [
             f"{prefix}a match is pushed away once the softmax gives it more than lambda/(1-lambda) = "

@@ -74,10 +74,12 @@ class MatchTask(Task):
     negatives: Mapping[str, str]
     """By column that train rows have besides, the side whose only column it is read as: documents that the row's query
     should not find. They are not saved."""
+    mined: int
+    """How many such documents are found among the train rows for each row while the model is trained. Not saved."""
 
     def __init__(self, target: str) -> None:
         super().__init__(target)
-        self.negatives = {}
+        self.negatives, self.mined = {}, 0
 
     @property
     @abc.abstractmethod

@@ -274,16 +274,19 @@ def alignment_tasks(parts: Mapping[str, str]) -> dict[str, RetrievalTask]:
     return {task.target: task for task in tasks}
 
 
-def pair_tasks(query: Sequence[str], document: Sequence[str], negative: Sequence[str] = ()) -> dict[str, RetrievalTask]:
+def pair_tasks(
+    query: Sequence[str], document: Sequence[str], negative: Sequence[str] = (), *, mined: int = 0
+) -> dict[str, RetrievalTask]:
     """Return retrieval of documents by queries, and of queries by documents, each side fused to one vector.
 
     Args:
         query, document: the columns of each side.
         negative: columns of documents that the row's query should not find; the document is then one column.
+        mined: how many further ones are found for each row in training.
     """
     sides = Side("query", tuple(query), fused=True), Side("document", tuple(document), fused=True)
     tasks = RetrievalTask(*sides), RetrievalTask(*reversed(sides))
-    tasks[0].negatives = dict.fromkeys(negative, sides[1].name)
+    tasks[0].negatives, tasks[0].mined = dict.fromkeys(negative, sides[1].name), mined
     return {task.target: task for task in tasks}
 
 

@@ -129,6 +129,8 @@ def finetune(
     manager, error = context.manager, ScoreError(context.seed)
     objectives = build_objectives(model, goal.tasks, goal.objectives)
     rows = rows.for_objectives(objectives)
+    for objective in objectives:
+        objective.fit(rows.train)
     balance = build_balance(settings.balance, model, goal.tasks, rows.train)
     augmented, linear = rows.train.augmentation.augmenters, bool(start.probes)
     options: dict[str, Any] = {"balance": balance, "augmented": augmented, "deadline": context.deadline}

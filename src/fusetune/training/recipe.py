@@ -56,8 +56,9 @@ class Recipe:
         rules: how encoders are tuned, by key.
         seed: of batches and dropout.
         starts_linear: whether the linear part is initialised from probes.
-        starts_pretrained: whether the new parameters start as the identity on the encoders' vectors. They then learn at
-            the encoders' rate, and with the encoders if these are tuned: there is nothing to learn before.
+        starts_pretrained: whether the model's new parameters start as the identity on the encoders' vectors. They then
+            learn at the encoders' rate, and with the encoders if these are tuned: there is nothing to learn before. The
+            objectives' own parameters, such as a temperature, learn at the rates of other new parameters.
         balance: of several tasks' losses.
         augmented: names of the columns whose train cells are augmented.
         deadline: the time that training may take.
@@ -98,10 +99,9 @@ class Recipe:
         }
         if settings.head_epochs is None and starts_linear and self._tokens_alone():
             self.settings = settings.model_copy(update={"head_epochs": 0})
-        if starts_pretrained:
-            rates: dict[str, float] = {"lr": settings.backbone_lr, "head_lr": settings.backbone_lr}
-            alone = {"head_epochs": 0.0} if settings.head_epochs is None and self.movable() else {}
-            self.settings = settings.model_copy(update=rates | alone)
+        self.start_rate = settings.backbone_lr if starts_pretrained else None
+        if starts_pretrained and settings.head_epochs is None and self.movable():
+            self.settings = settings.model_copy(update={"head_epochs": 0.0})
         self.undecayed = no_decay(model).union(*(no_decay(objective) for objective in self.objectives))
         for key in self.scratch:
             if key in rules and rules[key].freeze not in ("none", "auto"):
@@ -122,11 +122,16 @@ class Recipe:
             any(reads.values()) and len(self.model.columns) == 1 and bool(self.settings.epochs) and bool(self.movable())
         )
 
-    def new_parameters(self) -> list[nn.Parameter]:
-        """Return all parameters without pretrained weights, those of objectives and balance included."""
+    def new_parameters(self, lr: float) -> list[tuple[float, Sequence[Tensor]]]:
+        """Return the parameters without pretrained weights, each list with its learning rate.
+
+        Args:
+            lr: of new parameters, those of objectives and balance included.
+        """
         old = {id(p) for key in self.pretrained for p in self.model.encoders[key].parameters()}
+        new = [p for p in self.model.parameters() if id(p) not in old]
         own = [p for objective in self.objectives for p in objective.parameters()]
-        return [p for p in self.model.parameters() if id(p) not in old] + own
+        return [(lr, new + own)] if self.start_rate is None else [(self.start_rate, new), (lr, own)]
 
     def rule(self, key: str) -> BackboneRule:
         """Return how an encoder is tuned; `auto` as the trial chose, before the trial as if nothing were frozen."""
@@ -163,7 +168,7 @@ class Recipe:
         if linear is not None and self.starts_linear:
             linear.requires_grad_(False)  # it already is the best linear model of these features
         patience = None if self.settings.patience is None else max(HEAD_PATIENCE, self.settings.patience)
-        stage = self._stage("head", epochs, [(self.settings.lr, self.new_parameters())], 1, patience)
+        stage = self._stage("head", epochs, self.new_parameters(self.settings.lr), 1, patience)
         if not self.scratch:
             stage.batch_size = max(stage.batch_size, min(num_rows // HEAD_UPDATES, HEAD_BATCH))
         stage.autocast = bool(self.scratch)  # on precomputed features, lower precision is slower
@@ -224,8 +229,7 @@ class Recipe:
         """Return the stage that trains everything that no rule freezes, with a learning rate per pretrained block."""
         if (linear := self.model.linear_part()) is not None:
             linear.requires_grad_(True)
-        head_lr = self.settings.head_lr if self.settings.head_epochs != 0 else self.settings.lr
-        sets: list[tuple[float, Sequence[Tensor]]] = [(head_lr, self.new_parameters())]
+        sets = self.new_parameters(self.settings.head_lr if self.settings.head_epochs != 0 else self.settings.lr)
         for key in sorted(self.pretrained):
             rule = self.rule(key)
             encoder = self.model.encoders[key]
