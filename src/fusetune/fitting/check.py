@@ -10,6 +10,7 @@ from fusetune._private import imports_main
 from fusetune.config.config import Config
 from fusetune.config.fusion import AutoConfig, StackConfig, neural
 from fusetune.errors import ConfigError, all_at_once, nearest
+from fusetune.fitting.negatives import check_mined
 from fusetune.models.build import NO_FUSION, check_fusion, check_task
 from fusetune.objectives.total import check_objective
 from fusetune.registry import FUSIONS, OBJECTIVES, TASKS
@@ -57,6 +58,8 @@ def _checks(config: Config) -> Iterator[Callable[[], object]]:
         yield partial(_check_sides, config)
     if config.negative:
         yield partial(_check_negatives, config)
+    if config.objectives.get("contrastive", {}).get("mine"):
+        yield partial(check_mined, config)
     for name, options in config.objectives.items():
         yield partial(check_objective, name, options)
         yield partial(_check_family, name, config)

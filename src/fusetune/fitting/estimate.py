@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import resource
 import time
 from collections.abc import Mapping
@@ -35,6 +36,7 @@ from fusetune.training.hardware.devices import make_accelerator
 from fusetune.training.hardware.memory import fit_micro_batches
 from fusetune.training.learner import Learner
 from fusetune.training.loop import sampler_of
+from fusetune.training.mining import Miner
 from fusetune.training.optim import build_optimizer
 from fusetune.training.plan import TrainingRows
 from fusetune.training.probes.probe import SplitRows
@@ -264,6 +266,9 @@ def _stage(
     stage: Stage, learner: Learner, train: Examples, val: Examples, accelerator: Any, notes: list[str]
 ) -> StageEstimate:
     """Run an update with the largest rows, time some others and a validation pass, and extrapolate."""
+    miner = Miner.of(learner, train, accelerator)
+    mining = 0.0 if miner is None else math.ceil(stage.epochs / miner.mining.every) * _predicting(miner.model, train)
+    train = train if miner is None else miner.stand_in()
     sizes = train.sizes(train.used)
     sampler = sampler_of(learner, stage, train, accelerator)
     learner.train()
@@ -287,5 +292,6 @@ def _stage(
     checks = max(1, updates // max(1, sampler.num_updates // stage.evals_per_epoch))
     check = _predicting(learner.model, val) if isinstance(learner.model, Family) else 0.0
     seconds = updates * float(np.mean(took[1:])) + checks * check
-    detail = f"up to {updates:,} updates of {np.mean(took[1:]):.2f} s and {checks} checks of {check:.1f} s"
+    seconds, mined = seconds + mining, f", mining of negatives {mining:,.0f} s" if miner is not None else ""
+    detail = f"up to {updates:,} updates of {np.mean(took[1:]):.2f} s and {checks} checks of {check:.1f} s{mined}"
     return StageEstimate(stage.name, seconds, detail)

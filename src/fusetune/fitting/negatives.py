@@ -1,4 +1,4 @@
-"""Columns of negatives: they are read as the document's column is."""
+"""Documents that a query should not find: columns of the table, read as the document's is, and those that are mined."""
 
 from __future__ import annotations
 
@@ -31,3 +31,24 @@ def as_documents(schema: Schema, config: Config) -> Schema:
         for name in config.negative
     }
     return replace(schema, columns={**schema.columns, **own})
+
+
+def num_mined(config: Config) -> int:
+    """Return how many negatives are mined for each train row (`objectives.contrastive.mine`)."""
+    return int(config.objectives.get("contrastive", {}).get("mine", 0))
+
+
+def check_mined(config: Config) -> None:
+    """Refuse to mine negatives without pairs, or beside a target.
+
+    Raises:
+        ConfigError: there are no pairs, or there is a target.
+    """
+    if config.query and config.document and not config.targets:
+        return
+    raise ConfigError(
+        "objectives.contrastive.mine finds documents for queries, and there are no pairs of these",
+        expected="--query and --document, without a target",
+        came=f"target {', '.join(config.targets)}" if config.targets else "no query and document",
+        do="name the columns of both sides, or leave mine out",
+    )

@@ -28,6 +28,7 @@ from fusetune.evaluation.decisions import FusionChoice, ReadingChoice
 from fusetune.evaluation.results import Phase
 from fusetune.fitting.announce import announcement
 from fusetune.fitting.codes import read_codes
+from fusetune.fitting.negatives import num_mined
 from fusetune.fitting.own_metrics import choose_metrics
 from fusetune.fitting.run_folder import RunFolder
 from fusetune.fitting.tables import SPLITS, Tables, check_rows
@@ -242,7 +243,7 @@ def backbones_of(config: Config) -> Backbones:
 def _match_tasks(config: Config, modalities: Mapping[str, Modality]) -> Mapping[str, Task]:
     """Return the tasks of a fit without a target: retrieval between the sides of pairs, or between all columns."""
     if config.query:
-        return pair_tasks(config.query, config.document, config.negative)
+        return pair_tasks(config.query, config.document, config.negative, mined=num_mined(config))
     return alignment_tasks({name: modality.part_of for name, modality in modalities.items()})
 
 

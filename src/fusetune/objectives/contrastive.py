@@ -20,6 +20,7 @@ from fusetune.objectives.contrastive_parts import (
     DIM,
     PROJECTIONS,
     LogitScale,
+    Mining,
     check_choice,
     check_number,
     collapse_warnings,
@@ -44,7 +45,7 @@ HARD, SEMI_HARD = "hard", "semihard"
 TEMPERATURES = {"sigmoid": 0.1}
 TEMPERATURE = 0.07
 BIAS = -10.0
-MARGIN = 0.2
+MARGIN, MINE_MARGIN = 0.2, 0.95
 VECTOR, CODE, GROUP, WEIGHT = "vector/", "code/", "group", "weight"
 NEGATIVE, NEGATIVE_CODE = "negative/", "negative code/"
 
@@ -85,6 +86,11 @@ class ContrastiveObjective(BatchObjective):
         margin: m of triplet, above 0 and at most 2; 0.2 by default.
         triplets: the negative of a triplet: semihard, the nearest of those that are farther away than the positive, or
             hard, the nearest; semihard by default.
+        mine: how many documents of other train rows are found for each row that are near its query and no right answers
+            to it; they are told apart from the queries as named negatives are. 0 by default.
+        mine_every: epochs after which they are found anew, by the model as it is then; 1 by default.
+        mine_margin: documents that are more similar to the query than this share of its right answer's similarity are
+            left out, as they may be right, too; null leaves out none. 0.95 by default.
         projection: the head of each column during training: linear, mlp or none. By default linear with a task; none
             without one, because search reads the model's own projections.
         dim: features of the heads' outputs.
@@ -104,7 +110,7 @@ class ContrastiveObjective(BatchObjective):
     Relations: `supcon` compares rows by their labels; this objective compares the columns of a row.
 
     Figures: L_s, L_d; alignment and uniformity; the modality gap ‖mean x − mean y‖ (Liang et al. 2022, arXiv
-    2203.02053); the temperature.
+    2203.02053); the temperature; with `mine`, how many negatives a row has, and how many documents were too near.
 
     Example:
         >>> from fusetune.testing.objectives import make_parts
@@ -138,6 +144,9 @@ class ContrastiveObjective(BatchObjective):
         bias: float | None = None,
         margin: Annotated[float, Field(gt=0, le=2)] | None = None,
         triplets: str | None = None,
+        mine: Annotated[int, Field(ge=0, le=16)] = 0,
+        mine_every: Annotated[int, Field(ge=1)] = 1,
+        mine_margin: Annotated[float, Field(gt=0, le=1)] | None = MINE_MARGIN,
         projection: str | None = None,
         dim: int = DIM,
     ) -> None:
@@ -162,6 +171,7 @@ class ContrastiveObjective(BatchObjective):
         # A list, not a dict: the names of columns are the user's and may not be valid module names.
         self.heads = nn.ModuleList(projection_head(kind, model.dim, size) for _ in self.columns)
         self.negatives = self._negatives(model)
+        self.mining, self.mined_figures = self._mining(Mining(mine, mine_every, mine_margin)), dict[str, Tensor]()
         against = {negative.side for negative in self.negatives.values()}  # the second of a pair
         self.pairs = [(second, first) if first in against else (first, second) for first, second in self.pairs]
         self.scale, self.bias = self._scale(temperature, learn_temperature, bias)
@@ -237,6 +247,18 @@ class ContrastiveObjective(BatchObjective):
             )
         return {name: negative for name, negative in known.items() if negative.side in self.columns}
 
+    def _mining(self, mining: Mining) -> Mining | None:
+        """Return how negatives are mined, or None; ConfigError if the model compares no pairs of sides."""
+        if not mining.num:
+            return None
+        if not any(negative.mined for negative in self.negatives.values()):
+            raise ConfigError(
+                f"objectives.{self.name}.mine finds documents for queries, and there are no pairs of these",
+                expected="--query and --document, without a target",
+                do="name the columns of both sides, or leave mine out",
+            )
+        return mining
+
     def _scale(
         self, temperature: float | None, learned: bool, bias: float | None
     ) -> tuple[LogitScale | None, nn.Parameter | None]:
@@ -305,6 +327,7 @@ class ContrastiveObjective(BatchObjective):
                     sums[name] = sums.get(name, 0) + size * value
                 total += size
         self.figures = {name: value / total for name, value in sums.items() if name}
+        self.figures |= self.mined_figures
         if self.scale is not None:
             self.figures["temperature"] = 1 / self.scale().detach()[0]
         return {self.name: nothing + sums[""] / total if total else nothing}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,21 @@ HASH_FACTOR = 0x27D4EB2F165667C5
 PROJECTIONS = ("linear", "mlp", "none")
 MIN_COSINE = 0.5
 """Warn if a collapse costs less than matches that do not reach this mean cosine."""
+
+
+@dataclass(frozen=True)
+class Mining:
+    """How hard negatives are mined among the train rows.
+
+    Attributes:
+        num: documents for each row.
+        every: epochs from one mining to the next.
+        margin: see `fusetune.inference.retrieval.hard_negatives`.
+    """
+
+    num: int
+    every: int
+    margin: float | None
 
 
 class _Bounded(torch.autograd.Function):

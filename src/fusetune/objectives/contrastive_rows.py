@@ -44,13 +44,14 @@ class RelatedPairs:
         self.keys = self.keys.to(first.device)
         asked = mixed_codes([first.unsqueeze(1), second.unsqueeze(0)])
         at = torch.searchsorted(self.keys, asked).clamp(max=len(self.keys) - 1)
-        return torch.eq(self.keys[at], asked)
+        return torch.eq(self.keys.take(at), asked)
 
 
 def _several(codes: Tensor) -> Tensor:
     """Return which codes occur more than once, (rows,) bool."""
     _, inverse, counts = torch.unique(codes, return_inverse=True, return_counts=True)
-    return counts[inverse] > 1
+    result: Tensor = counts[inverse] > 1
+    return result
 
 
 @dataclass

@@ -41,6 +41,7 @@ from fusetune.training.hardware.memory import fit_micro_batches
 from fusetune.training.hardware.precision import Autocast
 from fusetune.training.learner import Learner
 from fusetune.training.loader import PREFETCH, BatchLoader
+from fusetune.training.mining import Miner
 from fusetune.training.optim import build_optimizer, unwrapped
 from fusetune.training.stage import Stage
 from fusetune.training.updates.update import Buffers, is_out_of_memory, update
@@ -87,6 +88,8 @@ def run_stage(
             running.start_or_resume()
             while not running.make_updates():
                 pass
+            if running.miner is not None:
+                stage.notes.append(running.miner.summary)
     finally:
         release(accelerator)
         _private.unwrap_forward(learner)
@@ -112,6 +115,7 @@ class _StageRun:
         set_seed(stage.seed, device_specific=True)
         self.sampler = sampler_of(learner, stage, train, accelerator)
         self.num_updates = max(1, round(stage.epochs * self.sampler.num_updates))
+        self.miner = Miner.of(learner, train, accelerator)
         self.eval_every = max(1, self.sampler.num_updates // stage.evals_per_epoch)
         optimizer = build_optimizer(stage.optimizer, stage.groups, lr=stage.groups[0]["lr"])
         warmup = round(stage.warmup * self.num_updates)
@@ -136,6 +140,8 @@ class _StageRun:
                 self._load(saved)
         for callback in self.callbacks:
             callback.on_stage(self.stage.name, self.num_updates, self.done)
+        if saved is None:
+            self._mine_if_due()
         self.wrapped.train()
         if saved is None and self.stage.fits_memory:
             self._warn(
@@ -143,16 +149,20 @@ class _StageRun:
             )
 
     def make_updates(self) -> bool:
-        """Make updates; return True when the stage is over, False when micro-batches were halved for lack of memory."""
+        """Make updates; return whether the stage is over.
+
+        It is not when micro-batches were halved for lack of memory, or when negatives are to be mined again.
+        """
         stage, accelerator = self.stage, self.accelerator
         on_gpu = accelerator.device.type == "cuda"
         prefetch = 0 if accelerator.device.type == "cpu" else PREFETCH
         if self._evaluate_if_due():
             return True
+        last = self._mine_if_due()
         seconds, waited, paused = stage.seconds, stage.waited, 0.0
         start = time.perf_counter()
         options: dict[str, Any] = {"first": self.done, "workers": stage.workers, "prefetch": prefetch, "pin": on_gpu}
-        with BatchLoader(self.train, self.sampler, self.num_updates, **options) as loader:
+        with BatchLoader(self.train, self.sampler, last, **options) as loader:
             for micro_batches in loader:
                 losses = self._update(micro_batches)
                 trim_memory()
@@ -177,7 +187,16 @@ class _StageRun:
                 paused += time.perf_counter() - pause
                 if over:
                     return True
-        return True
+        return False
+
+    def _mine_if_due(self) -> int:
+        """Mine hard negatives if an epoch begins that is to have new ones; return the last update that has them."""
+        if self.miner is None:
+            return self.num_updates
+        if self.miner.next_time(self.done, self.sampler.num_updates) == self.done:
+            self.train = self.miner.mine(self.done)
+            self.wrapped.train()
+        return min(self.num_updates, self.miner.next_time(self.done, self.sampler.num_updates))
 
     def _evaluate_if_due(self) -> bool:
         """Evaluate on the validation rows if a check is due; return whether the stage is over."""
@@ -306,6 +325,7 @@ class _StageRun:
             "outer": self.manager.outer_state(),
             "sums": [self.loss_sum, self.loss_count, self.skipped, self.stage.seconds, self.stage.waited],
             "said": self.stage.notes,
+            "mined": None if self.miner is None else self.miner.state(),
         }
         states = self.optimizer.state.values()
         moments = [value for state in states for value in state.values() if torch.is_tensor(value)]
@@ -328,6 +348,8 @@ class _StageRun:
         self.done, self.checked, self.sampler.accumulate = saved["done"], saved["checked"], saved["accumulate"]
         self.loss_sum, self.loss_count, self.skipped, self.stage.seconds, self.stage.waited = saved["sums"]
         self.stage.notes = list(saved["said"])
+        if self.miner is not None and saved.get("mined") is not None:
+            self.train = self.miner.load(saved["mined"])
         process_state = saved["processes"][self.accelerator.process_index]
         balance = self.learner.objective.balance
         if balance is not None:
