@@ -21,7 +21,7 @@ from fusetune.objectives.total import Total
 from fusetune.tasks.retrieval import pair_tasks
 from fusetune.testing.objectives import make_parts
 from fusetune.training import loop
-from fusetune.training.checkpoint_manager import CheckpointManager
+from fusetune.training.checkpoints.checkpoint_manager import CheckpointManager
 from fusetune.training.learner import Learner
 from fusetune.training.loop import run_stage
 from fusetune.training.mining import Miner
