@@ -64,8 +64,8 @@ OPTIONS = {
         "--media",
         "--json",
     },
-    "embed": {"--out", "-o", "--precision", "--missing-columns", "--media", "--json", "folder", "table"},
-    "index": {"--find", "--dtype", "--add", "--remove", "--json", "folder", "catalogue"},
+    "embed": {"--out", "-o", "--dim", "--precision", "--missing-columns", "--media", "--json", "folder", "table"},
+    "index": {"--find", "--dtype", "--dim", "--add", "--remove", "--json", "folder", "catalogue"},
     "search": {
         *("--query", "-q", "--set", "--queries", "-k", "--filter", "-f", "--catalogue", "--find", "--out", "-o"),
         *("--json", "folder"),

@@ -57,7 +57,8 @@ def tune(tables, tiny, out, **more):
 
 @pytest.fixture(scope="module")
 def tuned(questions, tiny, tmp_path_factory):
-    return tune(questions, tiny, tmp_path_factory.mktemp("negatives") / "model")
+    objectives = {"contrastive": {"mine": 1, "dims": [8]}}
+    return tune(questions, tiny, tmp_path_factory.mktemp("negatives") / "model", objectives=objectives)
 
 
 def test_negatives_are_searched_among_and_counted_where_they_are_right(tuned, questions):
@@ -89,6 +90,39 @@ def test_the_folder_needs_no_negatives(tuned, questions, tmp_path):
         assert values["mrr"] == pytest.approx(task.main(task.systems[-1]).value, abs=1e-6)
     fewer = loaded.evaluate([{"question": f"w{n} w3", "answer": f"w{n} w4"} for n in range(5)])
     assert fewer.rows_in == 5
+
+
+def test_negatives_are_mined_besides(tuned):
+    notes = [note for note in tuned.results.warnings if "hard negatives were mined once" in note]
+    assert len(notes) == 2 and all("for 50 train rows" in note for note in notes)  # of the stages head and tune
+    assert sorted(tuned.bundle.model.columns) == ["answer", "question", "worse", "wrong"]
+    assert set(api.load(tuned.folder).bundle.model.read_columns) == {"answer", "question"}
+
+
+def test_vectors_can_be_cut_where_they_were_trained_for_it(tuned, questions, recwarn):
+    width = tuned.bundle.model.dim
+    for task in tuned.results.tasks:
+        (section,) = (section for section in task.sections if section.key == "dims")
+        assert list(section.figures) == [str(width), "8"]
+        assert section.figures[str(width)] == pytest.approx(task.main(task.systems[-1]).value)
+    rows = str(questions["test"])
+    whole, cut = (np.stack(tuned.embed(rows, dim=dim)["document_vector"]) for dim in (None, 8))
+    wanted = whole[:, :8] / np.linalg.norm(whole[:, :8], axis=1, keepdims=True)
+    assert cut.shape == (20, 8) and np.allclose(cut, wanted, atol=1e-6)
+    asked = np.stack(tuned.embed(rows, dim=8)["query_vector"])
+    index = tuned.index(rows, dim=8)
+    best = (asked @ cut.T).max(1)
+    for _ in range(2):
+        found = index.search(questions["test"], k=1)
+        assert np.allclose(found["score"], best, atol=1e-5)
+        tuned.save_index(index)
+        index = tuned.index()
+    assert not [warning for warning in recwarn if "cut to" in str(warning.message)]
+    with pytest.warns(UserWarning, match="cut to 5 numbers, and the model was not tuned for 8"):
+        tuned.embed(rows, dim=5)
+    for dim in (0, width + 1):
+        with pytest.raises(UserError, match=f"dim is out of range(.|\n)*1 to {width}"):
+            tuned.index(rows, dim=dim)
 
 
 def parts(tiny, *, tied=False, **settings):
@@ -180,6 +214,8 @@ def test_right_answers_are_no_negatives():
         ({"document": ["answer", "worse"], "negative": "wrong"}, "document of one column"),
         ({"negative": "answer"}, "'answer' is named twice"),
         ({"objectives": {"contrastive": {"form": "sigmoid"}}}, "negatives do not go with form=sigmoid"),
+        ({"objectives": {"contrastive": {"dims": [8, 99]}}}, r"dims is out of range(.|\n)*Came: 99"),
+        ({"target": "worse", "negative": [], "objectives": {"contrastive": {"mine": 1}}}, "mine finds documents for"),
         ({"columns": {"answer": "category"}}, "negatives are texts, images or sounds"),
         ({"negative": "wrongs"}, "wrongs(.|\n)*wrong"),
     ],

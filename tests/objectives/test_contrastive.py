@@ -193,6 +193,16 @@ def test_half_of_the_semi_hard_triplet_loss_is_that_of_sentence_transformers():
     assert float(objective.figures["L_s"] + objective.figures["L_d"]) == pytest.approx(float(wanted), abs=1e-9)
 
 
+@pytest.mark.parametrize("form", EVERY_FORM)
+def test_cut_vectors_are_compared_besides(form):
+    given = vectors(9)
+    cut = [{**given, **{n: F.normalize(given[n][:, :d], dim=1) for n in ("vector/x", "vector/z")}} for d in (5, 3, 2)]
+    wanted = [loss(make(form=form), some) for some in cut]
+    objective = make(form=form, dims=[2, 3, 2])
+    assert objective.dims == (3, 2) and loss(objective, given) == pytest.approx(sum(wanted) / 3, abs=1e-9)
+    assert len({round(value, 6) for value in wanted}) == 3
+
+
 def test_right_answers_of_other_rows_are_no_negatives():
     """Row (0, 5) is no row of the batch, but a train row: query 0 and document 5 belong together."""
     from fusetune.objectives.contrastive_rows import RelatedPairs
@@ -295,6 +305,8 @@ def test_the_temperature_is_learned_within_bounds():
         ({"columns": "x"}, "two or more input columns"),
         ({"form": "sigmoid", "within": True}, "within does not go with form=sigmoid"),
         ({"form": "align_uniform", "temperature": 0.1}, "temperature does not go with form=align_uniform"),
+        ({"dims": [4], "projection": "linear"}, "dims cuts the vectors that are searched"),
+        ({"dims": [0], "projection": "none"}, r"dims is out of range(.|\n)*from 1 to"),
         ({"margin": 0.1}, "margin does not go with form=decoupled"),
         ({"form": "triplet", "triplets": "soft"}, "triplets is unknown(.|\n)*semihard"),
         ({"form": "triplet", "temperature": 0.1}, "temperature does not go with form=triplet"),

@@ -14,7 +14,7 @@ from fusetune.objectives.contrastive import ContrastiveObjective
 from fusetune.objectives.gather import gather_rows
 from fusetune.objectives.similarity import SimilarityObjective
 from fusetune.objectives.tasks import TaskLosses
-from fusetune.testing.objectives import make_pairs, make_parts
+from fusetune.testing.objectives import ROWS, make_pairs, make_parts
 from fusetune.types import Batch
 
 FORMS = ["cosent", "regression", "margin"]
@@ -108,6 +108,35 @@ def test_the_losses_are_those_of_sentence_transformers():
     ):
         theirs = float(getattr(losses, name)(Encoder())(features, labels))
         assert loss(make(**settings), given) * factor == pytest.approx(theirs, rel=1e-5), name
+
+
+def test_the_loss_of_cut_vectors_is_the_mean_of_sentence_transformers_matryoshka():
+    losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
+    model, tasks, examples = make_pairs()
+    batch = examples.batch([row for row in range(ROWS) if row % 9 not in (0, 4)])
+    outputs = model.eval()(batch)
+
+    class Encoder(torch.nn.Module):
+        """Returns the embeddings that it is given."""
+
+        def get_embedding_dimension(self):
+            return model.dim
+
+        def forward(self, features):
+            return {"sentence_embedding": features["x"]}
+
+    encoder = Encoder()
+    features = [{"x": outputs.sides[name].mean().detach()} for name in ("query", "document")]
+    labels, dims = batch.targets["k"].values, [model.dim, 5, 2]
+    theirs = losses.MatryoshkaLoss(encoder, losses.CoSENTLoss(encoder), dims)(features, labels)
+    objective = SimilarityObjective(model, tasks, dims=[2, 5])
+    ours = objective(model, batch, outputs)["similarity"]
+    assert float(ours.detach()) == pytest.approx(float(theirs) / 3, rel=1e-5)
+    assert float(SimilarityObjective(model, tasks)(model, batch, outputs)["similarity"].detach()) != pytest.approx(
+        float(ours.detach()), rel=1e-3
+    )
+    ours.backward()
+    assert model.sides[0].out.weight.grad.abs().sum() > 0
 
 
 def test_what_cannot_be_compared_gives_0():

@@ -94,7 +94,7 @@ def test_batches_have_the_documents_of_other_rows_and_no_right_answers():
     plain = examples.batch(np.arange(ROWS))
     assert told > float(objective(model, plain, model(plain))["contrastive"].detach())
     assert float(objective.figures["mined"]) == pytest.approx(2.0)
-    assert sorted(model.columns) == ["c", "x", "y"] and "78 for 39 train rows" in miner.summary
+    assert sorted(model.columns) == ["c", "x", "y"] and "78 for 39 train rows" in miner.summary("head")
 
 
 def test_they_follow_from_the_weights_alone():
@@ -110,7 +110,7 @@ def test_they_follow_from_the_weights_alone():
     assert np.array_equal(mined[0].rows, mined[1].rows)
     restored = Miner.of(make()[0], examples, Accelerator(cpu=True))
     restored.load(mined[0].state())
-    assert np.array_equal(restored.rows, mined[0].rows) and restored.summary == mined[0].summary
+    assert np.array_equal(restored.rows, mined[0].rows) and restored.summary("tune") == mined[0].summary("tune")
 
 
 def test_when_they_are_due():

@@ -17,6 +17,10 @@ def embed(
     folder: common.ModelFolder,
     table: Annotated[str, typer.Argument(help="Table of rows.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write: .csv, .jsonl or .parquet.")],
+    dim: Annotated[
+        int | None,
+        typer.Option(help="How many of a vector's first numbers to write, for a model of pairs.", show_default="all"),
+    ] = None,
     precision: common.Precision = "float32",
     missing_columns: common.MissingColumns = None,
     media: common.Media = None,
@@ -38,6 +42,7 @@ def embed(
     rows, failed = tuned.embed_to(
         tuned.read(table, media=media) if media else table,
         out,
+        dim=dim,
         precision=precision,
         missing_columns=missing_columns or [],
         progress=common.shows_progress(as_json),

@@ -24,6 +24,9 @@ def index(
         Literal["float32", "float16", "int8"],
         typer.Option(help="How vectors are stored; float16 and int8 take a half and a quarter of the memory."),
     ] = "float32",
+    dim: Annotated[
+        int | None, typer.Option(help="How many of a vector's first numbers are compared.", show_default="all")
+    ] = None,
     add: Annotated[bool, typer.Option("--add", help="Add the rows to the index that there is.")] = False,
     remove: Annotated[
         str | None, typer.Option(help="Remove the rows that a filter keeps: \"sku == 'a1'\".", show_default=False)
@@ -52,7 +55,7 @@ def index(
     if add or catalogue is None:
         built = tuned.index()
     else:
-        built = tuned.index(catalogue, find=find, dtype=dtype, progress=shown)
+        built = tuned.index(catalogue, find=find, dtype=dtype, dim=dim, progress=shown)
     if remove is not None:
         answer["removed"] = built.remove(remove)
     if add and catalogue is not None:

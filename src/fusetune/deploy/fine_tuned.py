@@ -14,11 +14,11 @@ from fusetune.deploy.bundle import Bundle, merge_adapters, save_bundle
 from fusetune.deploy.card import write_card
 from fusetune.deploy.export.sentence_transformers import save_sentence_transformer
 from fusetune.deploy.judged import in_catalogue, read_among_negatives, read_judged
-from fusetune.deploy.outputs import EMBEDDINGS
+from fusetune.deploy.outputs import EMBEDDINGS, VectorColumns
 from fusetune.deploy.predictions import Predictions, check_ending, write
 from fusetune.deploy.rows import Rows, index_of, reading_of
 from fusetune.deploy.search.files import load_index, save_index
-from fusetune.deploy.search.index import SearchIndex
+from fusetune.deploy.search.index import SearchIndex, cut_to
 from fusetune.deploy.search.vectors import DType
 from fusetune.deploy.tuned import (
     Precision,
@@ -161,6 +161,7 @@ class FineTuned:
         self,
         source: Rows,
         *,
+        dim: int | None = None,
         precision: Precision = "float32",
         missing_columns: Sequence[str] = (),
         progress: bool = False,
@@ -169,6 +170,7 @@ class FineTuned:
 
         Args:
             source, precision, missing_columns, progress: as in `predict`.
+            dim: how many of a vector's first numbers are returned, scaled to unit length; see `index`.
 
         Returns:
             `vector`, the fusion of the row's columns that the heads read; for a model of pairs a vector of unit length
@@ -176,8 +178,9 @@ class FineTuned:
 
         Raises:
             TableError: the table cannot be read or lacks a column.
+            ConfigError: the vectors cannot be cut so.
         """
-        parts = list(self._embedded(source, precision, missing_columns, progress))
+        parts = list(self._embedded(source, precision, missing_columns, progress, dim))
         return Predictions(pa.concat_tables([part.table for part in parts]), index=index_of(source))
 
     def embed_to(
@@ -185,6 +188,7 @@ class FineTuned:
         source: Rows,
         path: str | Path,
         *,
+        dim: int | None = None,
         precision: Precision = "float32",
         missing_columns: Sequence[str] = (),
         progress: bool = False,
@@ -197,15 +201,17 @@ class FineTuned:
         Raises:
             TableError: the table cannot be read or lacks a column.
             StorageError: the file cannot be written.
-            ConfigError: its name has another ending.
+            ConfigError: its name has another ending, or the vectors cannot be cut so.
         """
-        return write(self._embedded(source, precision, missing_columns, progress), path, check_ending(path))
+        return write(self._embedded(source, precision, missing_columns, progress, dim), path, check_ending(path))
 
     def _embedded(
-        self, source: Rows, precision: Precision, missing: Sequence[str], progress: bool
+        self, source: Rows, precision: Precision, missing: Sequence[str], progress: bool, dim: int | None
     ) -> Iterator[Predictions]:
         bar = track if progress else None
         output = EMBEDDINGS[self.bundle.model.name]
+        if cut_to(self.bundle, dim) is not None:
+            output = VectorColumns(dim)
         return predict_parts(self.bundle, source, precision=precision, missing=missing, progress=bar, output=output)
 
     def index(
@@ -214,6 +220,7 @@ class FineTuned:
         *,
         find: str | None = None,
         dtype: DType = "float32",
+        dim: int | None = None,
         approximate: bool | None = None,
         progress: bool = False,
     ) -> SearchIndex:
@@ -224,6 +231,8 @@ class FineTuned:
                 the index that `save_index` wrote.
             find: what is found: `document` (the default) or `query`, or a column of a model without a target.
             dtype: how vectors are stored: "float16" takes half of the memory of "float32", "int8" a quarter.
+            dim: how many of a vector's first numbers are compared; None compares all. Tune with the option `dims` of an
+                objective for it.
             approximate: whether searches follow a graph (HNSW) instead of comparing with every vector; None does so
                 above 100,000 vectors. It needs the extra `ann`.
             progress: whether to show progress on standard error.
@@ -238,7 +247,9 @@ class FineTuned:
                 raise ConfigError("a model that is not saved has no saved index", do="give the catalogue")
             return load_index(self.bundle, self.folder / INDEX_FOLDER, self.folder)
         bar = track if progress else None
-        return SearchIndex.build(self.bundle, catalogue, find=find, dtype=dtype, graph=approximate, progress=bar)
+        return SearchIndex.build(
+            self.bundle, catalogue, find=find, dtype=dtype, dim=dim, graph=approximate, progress=bar
+        )
 
     def save_index(self, index: SearchIndex) -> Path:
         """Write an index into the model's folder, from which `index()` loads it.

@@ -77,7 +77,14 @@ class TargetColumns(Output):
 
 
 class VectorColumns(Output):
-    """A vector per input column, or per side, in the common space."""
+    """A vector per input column, or per side, in the common space.
+
+    Args:
+        dim: how many of a vector's first numbers are taken; None takes all.
+    """
+
+    def __init__(self, dim: int | None = None) -> None:
+        self.dim = dim
 
     def title(self, bundle: Bundle) -> str:
         """See `Output.title`."""
@@ -101,7 +108,7 @@ class VectorColumns(Output):
         if examples is None or not len(examples):
             yield from ((f"{name}_vector", kind, []) for name in bundle.model.compared)
             return
-        vectors = row_vectors(bundle.model, examples, examples.used)
+        vectors = row_vectors(bundle.model, examples, examples.used, dim=self.dim)
         for name, columns in bundle.model.compared.items():
             present = np.any([examples.columns[column].codes[examples.used] >= 0 for column in columns], axis=0)
             values = [

@@ -19,7 +19,7 @@ from fusetune.data.schema import Schema
 from fusetune.data.table import Source, Table
 from fusetune.errors import TableError
 from fusetune.evaluation.results import TableUsed
-from fusetune.objectives.contrastive import TAKES_NEGATIVES
+from fusetune.objectives.contrastive_settings import TAKES_NEGATIVES
 from fusetune.registry import MODALITIES
 
 CATALOGUE = "catalogue"

@@ -18,6 +18,7 @@ from fusetune.deploy.bundle import Bundle
 from fusetune.deploy.outputs import OUTPUTS
 from fusetune.errors import TableError
 from fusetune.evaluation.measure import rankings
+from fusetune.evaluation.measure.dims import dims_section
 from fusetune.evaluation.measure.judge import Candidate, EvaluatedRows, judge
 from fusetune.evaluation.results import RunResults, TaskResult
 from fusetune.fitting.findings import Findings
@@ -26,10 +27,11 @@ from fusetune.fitting.prepared import Prepared
 from fusetune.fitting.saved import Trained, load_trained, reporting, save_trained
 from fusetune.fitting.steps import bundle, encode, tune
 from fusetune.inference.features import encoded
-from fusetune.inference.retrieval import searches, used_vectors
+from fusetune.inference.retrieval import cut_vectors, searches, used_vectors
 from fusetune.models.build import build_model
 from fusetune.models.family import Family
 from fusetune.objectives.base import BatchObjective, Objective
+from fusetune.objectives.total import trained_dims
 from fusetune.tasks.match import MatchTask, RankingTask, Search
 from fusetune.training.alignment import Alignment, Identity, align
 from fusetune.training.finetune import main_of
@@ -273,6 +275,12 @@ class MatchFit:
             num_errors=fit.config.report.errors,
             seed=fit.config.seed,
         )
+        if dims := trained_dims(fit.config.objectives):
+            values = {}
+            for dim in (len(next(iter(systems[-1][1].values()))[0]), *dims):
+                measured = task.measured(task.answers(cut_vectors(systems[-1][1], dim), search), task.truth(search))
+                values[dim] = task.main_value(measured, task.truth(search), examples.weights[rows])
+            result.sections.append(dims_section(task.main.name, values))
         if isinstance(task, RankingTask):
             before = next((system.answers["rank"] for system in candidates if system.kind == "before"), None)
             after = candidates[-1].answers["rank"]

@@ -14,6 +14,7 @@ from fusetune.data.table import is_missing
 from fusetune.deploy.bundle import Bundle
 from fusetune.deploy.outputs import OUTPUTS
 from fusetune.evaluation.measure import systems
+from fusetune.evaluation.measure.dims import dims_section
 from fusetune.evaluation.measure.judge import Candidate, EvaluatedRows, judge
 from fusetune.evaluation.results import RunResults, SystemKind, TaskResult
 from fusetune.fitting.findings import Findings
@@ -23,10 +24,14 @@ from fusetune.fitting.prepared import Prepared
 from fusetune.fitting.saved import Trained, load_trained, reporting, save_trained
 from fusetune.fitting.steps import bundle, encode, tune
 from fusetune.inference.features import encoded
+from fusetune.inference.predict import row_vectors
+from fusetune.inference.retrieval import cut_vectors
 from fusetune.models.build import build_model
 from fusetune.models.family import Family
 from fusetune.objectives.base import Objective
+from fusetune.objectives.total import trained_dims
 from fusetune.tasks.pairs import PairTask
+from fusetune.tasks.panels.kinds import Section
 from fusetune.training.alignment import Alignment, Identity, align
 from fusetune.training.finetune import evaluate_loss
 from fusetune.training.plan import Evaluate, Start
@@ -180,9 +185,24 @@ class SimilarityFit:
             num_errors=fit.config.report.errors,
             seed=fit.config.seed,
         )
+        if dims := trained_dims(fit.config.objectives):
+            result.sections.append(self._by_width(model, test, frozen, (model.dim, *dims)))
         result.shared = int(findings.shared("test", test.indices).sum())
         result.balance = task.target_panels({split: rows.truth for split, rows in fit.rows[self.name].items()})
         return result
+
+    def _by_width(self, model: Family, rows: SplitRows, features: Mapping[str, Tokens], dims: Sequence[int]) -> Section:
+        """Return the main metric of rows by how many of the vectors' numbers are compared."""
+        seen = np.isin(rows.indices, rows.examples.used)
+        some = encoded(model, rows.examples, features)
+        vectors = row_vectors(model, some, rows.indices[seen])
+        by_side = {name: values.numpy() for name, values in vectors.items()}
+        values, weights = {}, rows.examples.weights[rows.indices[seen]]
+        for dim in dims:
+            first, second = cut_vectors(by_side, dim).values()
+            cosines = (first * second).sum(1).astype(np.float64)
+            values[dim] = self.task.evaluate(cosines, rows.truth[seen], weights)[self.task.main.name]
+        return dims_section(self.task.main.name, values)
 
     def _words(self, train: SplitRows, val: SplitRows, test: SplitRows) -> Scores | None:
         """Return the cosines of the tf-idf vectors of both sides' words; None unless each side is one text."""

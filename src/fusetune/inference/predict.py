@@ -269,7 +269,9 @@ def _add_to_store(
     return store
 
 
-def row_vectors(model: Family, examples: Examples, indices: np.ndarray, *, batch_size: int = 256) -> dict[str, Tensor]:
+def row_vectors(
+    model: Family, examples: Examples, indices: np.ndarray, *, batch_size: int = 256, dim: int | None = None
+) -> dict[str, Tensor]:
     """Compute the vectors of each column, or of each side, in the common space.
 
     Args:
@@ -277,6 +279,7 @@ def row_vectors(model: Family, examples: Examples, indices: np.ndarray, *, batch
         examples: prepared rows.
         indices: (rows,) positions in the table.
         batch_size: rows per batch.
+        dim: how many of a vector's first numbers are taken; None takes all.
 
     Returns:
         By name in `model.compared`, (rows, dim) float32 of unit length on the CPU; zeros for a row without it.
@@ -287,7 +290,7 @@ def row_vectors(model: Family, examples: Examples, indices: np.ndarray, *, batch
         for start in range(0, len(indices), batch_size):
             outputs = model(examples.batch(indices[start : start + batch_size]).to(device))
             for name, chunks in parts.items():
-                chunks.append(F.normalize(outputs.compared(name).mean().float(), dim=1).cpu())
+                chunks.append(F.normalize(outputs.compared(name).mean().float()[:, :dim], dim=1).cpu())
     return {name: torch.cat(chunks) for name, chunks in parts.items()}
 
 

@@ -52,6 +52,12 @@ def used_vectors(model: Family, examples: Examples) -> dict[str, np.ndarray]:
     return {name: values.numpy() for name, values in row_vectors(model, examples, examples.used).items()}
 
 
+def cut_vectors(vectors: Mapping[str, np.ndarray], dim: int) -> dict[str, np.ndarray]:
+    """Return by name the vectors' first `dim` numbers, scaled to unit length; vectors of zeros stay so."""
+    parts = {name: values[:, :dim] for name, values in vectors.items()}
+    return {name: part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12) for name, part in parts.items()}
+
+
 def hard_negatives(
     queries: Tensor, documents: Tensor, own: Tensor, right: sparse.csr_array, *, num: int, margin: float | None
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -12,16 +12,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fusetune.backbones.load import Backbone
-from fusetune.errors import ConfigError, nearest
 from fusetune.objectives.base import BatchObjective, weighted_mean
-from fusetune.objectives.contrastive_forms import FORMS, Form, alignment, has_related, triplet, uniformity
+from fusetune.objectives.contrastive_forms import FORMS, alignment, has_related, uniformity
 from fusetune.objectives.contrastive_parts import (
     DIM,
     PROJECTIONS,
-    LogitScale,
     Mining,
     check_choice,
+    check_dims,
     check_number,
     collapse_warnings,
     projection_head,
@@ -29,23 +27,25 @@ from fusetune.objectives.contrastive_parts import (
     unit,
 )
 from fusetune.objectives.contrastive_rows import PairRows, RelatedPairs, unrelated
+from fusetune.objectives.contrastive_settings import (
+    ALIGN_UNIFORM,
+    MINE_MARGIN,
+    TRIPLET,
+    resolve_columns,
+    resolve_form,
+    resolve_mining,
+    resolve_negatives,
+    resolve_scale,
+    resolve_within,
+)
 from fusetune.objectives.gather import COUNTS
 from fusetune.types import Batch, Outputs
 
 if TYPE_CHECKING:
     from fusetune.data.examples import Examples
     from fusetune.models.family import Family
-    from fusetune.models.match import Negative
     from fusetune.tasks.base import TargetTask
 
-ALIGN_UNIFORM, TRIPLET = "align_uniform", "triplet"
-TAKES_NEGATIVES = ("infonce", "decoupled", TRIPLET)
-"""The forms that take named and mined negatives, and cells of the anchor's own column (`within`)."""
-HARD, SEMI_HARD = "hard", "semihard"
-TEMPERATURES = {"sigmoid": 0.1}
-TEMPERATURE = 0.07
-BIAS = -10.0
-MARGIN, MINE_MARGIN = 0.2, 0.95
 VECTOR, CODE, GROUP, WEIGHT = "vector/", "code/", "group", "weight"
 NEGATIVE, NEGATIVE_CODE = "negative/", "negative code/"
 
@@ -94,6 +94,9 @@ class ContrastiveObjective(BatchObjective):
         projection: the head of each column during training: linear, mlp or none. By default linear with a task; none
             without one, because search reads the model's own projections.
         dim: features of the heads' outputs.
+        dims: widths below that of the vectors, such as [128, 64]. The loss is the mean of that of whole vectors and of
+            those cut to their first numbers, so that cut vectors can be compared, too (Kusupati et al. 2022,
+            "Matryoshka Representation Learning", arXiv 2205.13147).
 
     Raises:
         ConfigError: a setting is unknown or out of range, or fewer than two columns remain.
@@ -149,16 +152,17 @@ class ContrastiveObjective(BatchObjective):
         mine_margin: Annotated[float, Field(gt=0, le=1)] | None = MINE_MARGIN,
         projection: str | None = None,
         dim: int = DIM,
+        dims: Sequence[int] = (),
     ) -> None:
         super().__init__(model, tasks, weight=weight)
         where = f"objectives.{self.name}"
         self.form = check_choice(f"{where}.form", form, [*FORMS, TRIPLET, ALIGN_UNIFORM])
         self.lam = check_number(f"{where}.lambda", lam, 0, 1)
-        self.within = self._within(within)
-        self.compute = self._form(margin, triplets)
+        self.within = resolve_within(where, self.form, within)
+        self.compute = resolve_form(where, self.form, margin, triplets)
         self.related: dict[tuple[str, str], RelatedPairs] = {}
         headed = any(task.learned_by is None for task in tasks.values())  # a head reads the columns besides
-        self.columns = self._columns(model, headed, columns, anchor)
+        self.columns = resolve_columns(where, model, columns, anchor, headed=headed)
         self.parts = {name: model.compared[name] for name in self.columns}
         self.pairs = [
             (first, second)
@@ -170,115 +174,18 @@ class ContrastiveObjective(BatchObjective):
         size = int(check_number(f"{where}.dim", dim, 1, math.inf))
         # A list, not a dict: the names of columns are the user's and may not be valid module names.
         self.heads = nn.ModuleList(projection_head(kind, model.dim, size) for _ in self.columns)
-        self.negatives = self._negatives(model)
-        self.mining, self.mined_figures = self._mining(Mining(mine, mine_every, mine_margin)), dict[str, Tensor]()
+        self.negatives = resolve_negatives(where, self.form, model, self.columns)
+        self.mining = resolve_mining(where, Mining(mine, mine_every, mine_margin), self.negatives)
+        self.mined_figures: dict[str, Tensor] = {}
         against = {negative.side for negative in self.negatives.values()}  # the second of a pair
         self.pairs = [(second, first) if first in against else (first, second) for first, second in self.pairs]
-        self.scale, self.bias = self._scale(temperature, learn_temperature, bias)
+        self.scale, self.bias = resolve_scale(where, self.form, temperature, bias, learned=learn_temperature)
+        self.dims = check_dims(f"{where}.dims", dims, model.dim, projected=kind != "none")
         self.warnings += collapse_warnings(where, self.form, self.lam, within=self.within)
         if kind != "none" and not headed:
             self.warnings.append(
                 f"{where}: search reads the vectors before the {kind} projection; take projection=none"
             )
-
-    def _within(self, within: bool | None) -> bool:
-        if within is not None and self.form not in TAKES_NEGATIVES:
-            raise ConfigError(
-                f"objectives.{self.name}.within does not go with form={self.form}",
-                expected=f"form={' or form='.join(TAKES_NEGATIVES)}",
-                came=f"within={within}",
-                do="leave within out",
-            )
-        return self.form == "decoupled" if within is None else bool(within)
-
-    def _form(self, margin: float | None, triplets: str | None) -> Form | None:
-        """Return the function that computes the terms; None for align_uniform, which compares pairs of rows."""
-        for name, value in (("margin", margin), ("triplets", triplets)):
-            if value is not None and self.form != TRIPLET:
-                raise ConfigError(
-                    f"objectives.{self.name}.{name} does not go with form={self.form}",
-                    expected=f"form={TRIPLET}",
-                    do=f"leave {name} out",
-                )
-        if self.form != TRIPLET:
-            return FORMS.get(self.form)
-        kind = check_choice(f"objectives.{self.name}.triplets", triplets or SEMI_HARD, (SEMI_HARD, HARD))
-        return partial(triplet, margin=MARGIN if margin is None else float(margin), hardest=kind == HARD)
-
-    def _columns(
-        self, model: Family, headed: bool, columns: Sequence[str] | str | None, anchor: str | None
-    ) -> list[str]:
-        named = [columns] if isinstance(columns, str) else list(columns or ())
-        if not named:
-            read = [name for name, key in model.routes.items() if isinstance(model.encoders[key], Backbone)]
-            named = read if headed and len(read) > 1 else list(model.compared)
-        if anchor is not None and anchor not in named:
-            named.insert(0, anchor)
-        for name in named:
-            if name not in model.compared:
-                raise ConfigError(
-                    f"objectives.{self.name} names {name!r}, which is no input column",
-                    expected=", ".join(model.compared),
-                    do=nearest(name, model.compared),
-                )
-        named = list(dict.fromkeys(named))
-        if len(named) < 2:
-            raise ConfigError(
-                f"objectives.{self.name} compares the columns of a row with each other",
-                expected="two or more input columns",
-                came=", ".join(named),
-                do="name more columns, or take objectives.supcon, which compares rows of equal labels",
-            )
-        return named
-
-    def _negatives(self, model: Family) -> dict[str, Negative]:
-        """Return the model's negatives of the compared sides, by name.
-
-        Raises:
-            ConfigError: the form takes none.
-        """
-        known: dict[str, Negative] = getattr(model, "negatives", {})
-        if known and self.form not in TAKES_NEGATIVES:
-            raise ConfigError(
-                f"objectives.{self.name}: negatives do not go with form={self.form}",
-                expected=f"form={' or form='.join(TAKES_NEGATIVES)}",
-                came=f"negative {', '.join(known)}",
-                do="take one of these forms, or leave negative out",
-            )
-        return {name: negative for name, negative in known.items() if negative.side in self.columns}
-
-    def _mining(self, mining: Mining) -> Mining | None:
-        """Return how negatives are mined, or None; ConfigError if the model compares no pairs of sides."""
-        if not mining.num:
-            return None
-        if not any(negative.mined for negative in self.negatives.values()):
-            raise ConfigError(
-                f"objectives.{self.name}.mine finds documents for queries, and there are no pairs of these",
-                expected="--query and --document, without a target",
-                do="name the columns of both sides, or leave mine out",
-            )
-        return mining
-
-    def _scale(
-        self, temperature: float | None, learned: bool, bias: float | None
-    ) -> tuple[LogitScale | None, nn.Parameter | None]:
-        """Build the modules of 1/τ and b; None for what the form does not have."""
-        where = f"objectives.{self.name}"
-        for name, value, takes in (
-            ("temperature", temperature, self.form not in (ALIGN_UNIFORM, TRIPLET)),
-            ("bias", bias, self.form == "sigmoid"),
-        ):
-            if value is not None and not takes:
-                raise ConfigError(f"{where}.{name} does not go with form={self.form}", do=f"leave {name} out")
-        if self.form in (ALIGN_UNIFORM, TRIPLET):
-            return None, None
-        start = TEMPERATURES.get(self.form, TEMPERATURE) if temperature is None else temperature
-        scale = LogitScale(check_number(f"{where}.temperature", start, 0.01, 1), learned=learned)
-        if self.form != "sigmoid":
-            return scale, None
-        return scale, nn.Parameter(
-            torch.tensor([check_number(f"{where}.bias", BIAS if bias is None else bias, -100, 100)])
-        )
 
     def fit(self, train: Examples) -> None:
         """Learn which pairs of cells are right answers to each other; see `Objective.fit`."""
@@ -320,10 +227,11 @@ class ContrastiveObjective(BatchObjective):
                 size = float(rows.weights.sum())
                 if not size:
                     continue
-                pull, push = self._terms(rows)
+                terms = [self._terms(some) for some in (rows, *map(rows.truncated, self.dims))]
+                loss = torch.stack([self.lam * pull + (1 - self.lam) * push for pull, push in terms]).mean()
                 with torch.no_grad():
-                    figures = {"L_s": pull.detach(), "L_d": push.detach()} | rows.geometry()
-                for name, value in (figures | {"": self.lam * pull + (1 - self.lam) * push}).items():
+                    figures = {"L_s": terms[0][0].detach(), "L_d": terms[0][1].detach()} | rows.geometry()
+                for name, value in (figures | {"": loss}).items():
                     sums[name] = sums.get(name, 0) + size * value
                 total += size
         self.figures = {name: value / total for name, value in sums.items() if name}

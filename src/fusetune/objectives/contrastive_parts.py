@@ -150,6 +150,34 @@ def check_choice(setting: str, value: Any, choices: Collection[str]) -> str:
     return str(value)
 
 
+def check_dims(setting: str, dims: Sequence[int], width: int, *, projected: bool = False) -> tuple[int, ...]:
+    """Return the numbers of features that vectors are cut to, the greatest first, each once.
+
+    Args:
+        setting: the key in the settings.
+        dims: as the user wrote them.
+        width: features of the model's vectors.
+        projected: whether the loss reads other vectors than search does.
+
+    Raises:
+        ConfigError: one is less than 1, or not less than the width, or the vectors are projected.
+    """
+    if dims and projected:
+        raise ConfigError(
+            f"{setting} cuts the vectors that are searched, and the loss reads projections of them",
+            expected="projection=none, without a target that heads predict",
+            do="leave one of them out",
+        )
+    if wrong := [dim for dim in dims if not 1 <= dim < width]:
+        raise ConfigError(
+            f"{setting} is out of range",
+            expected=f"numbers from 1 to {width - 1}, as vectors have {width}",
+            came=str(wrong[0]),
+            do=f"leave it out; fusion.dim={2 * wrong[0]} makes wider vectors" if wrong[0] > 0 else None,
+        )
+    return tuple(sorted(set(dims), reverse=True))
+
+
 def collapse_warnings(where: str, form: str, lam: float, *, within: bool) -> list[str]:
     """Return warnings for a form and λ that are known to collapse, each with the reason and a remedy.
 

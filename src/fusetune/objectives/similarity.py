@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fusetune.errors import ConfigError
 from fusetune.objectives.base import BatchObjective, labelled_weights, weighted_mean
-from fusetune.objectives.contrastive_parts import check_choice, check_number
+from fusetune.objectives.contrastive_parts import check_choice, check_dims, check_number, unit
 from fusetune.tasks.pairs import PairTask
 from fusetune.types import Batch, Outputs
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 COSENT, REGRESSION, MARGIN = FORMS = ("cosent", "regression", "margin")
 OPTIONS = {"temperature": (COSENT,), "lowest": (REGRESSION,), "margin": (MARGIN,), "hard": (MARGIN,)}
 """The forms that have an option."""
-COSINE, TARGET, WEIGHT = "cosine", "target", "weight"
+COSINE, CUT, TARGET, WEIGHT = "cosine", "cut", "target", "weight"
 
 
 class SimilarityObjective(BatchObjective):
@@ -47,6 +47,9 @@ class SimilarityObjective(BatchObjective):
         lowest: l of regression, in [−1, 1); 0 by default.
         margin: m of margin, in [0, 2]; 0.5 by default.
         hard: whether margin counts hard pairs only; true by default.
+        dims: widths below that of the vectors, such as [128, 64]. The loss is the mean of that of whole vectors and of
+            those cut to their first numbers, so that cut vectors can be compared, too (Kusupati et al. 2022,
+            "Matryoshka Representation Learning", arXiv 2205.13147).
 
     Raises:
         ConfigError: a setting is unknown, out of range or of another form, or the target is not that of pairs.
@@ -86,6 +89,7 @@ class SimilarityObjective(BatchObjective):
         lowest: float | None = None,
         margin: float | None = None,
         hard: bool | None = None,
+        dims: Sequence[int] = (),
     ) -> None:
         super().__init__(model, tasks, weight=weight)
         where = f"objectives.{self.name}"
@@ -96,6 +100,7 @@ class SimilarityObjective(BatchObjective):
         self.lowest = check_number(f"{where}.lowest", 0.0 if lowest is None else lowest, -1, 0.999)
         self.margin = check_number(f"{where}.margin", 0.5 if margin is None else margin, 0, 2)
         self.hard = hard is not False
+        self.dims = check_dims(f"{where}.dims", dims, model.dim)
         self.task = _pair_task(tasks, where)
         if self.form == MARGIN and tasks[self.task].name != "pair_classification":
             raise ConfigError(
@@ -110,13 +115,21 @@ class SimilarityObjective(BatchObjective):
         return labelled_weights(batch)
 
     def vectors(self, batch: Batch, outputs: Outputs) -> dict[str, Tensor]:
-        """Return cosines, targets and weights, (batch,) each; the weight is 0 without a target or a side."""
+        """Return cosines, targets and weights, (batch,) each; the weight is 0 without a target or a side.
+
+        With `dims`, also the cosines of the cut vectors, (batch, dims).
+        """
         target = batch.targets[self.task]
         complete = torch.stack([side.mask.squeeze(1) for side in outputs.sides.values()]).all(0)
         weights = batch.weights * target.labelled * complete
         # A missing target is not read: it may be NaN.
         values = target.values.masked_fill(~target.labelled, 0).to(weights.dtype)
-        return {COSINE: outputs.logits[self.task].to(weights.dtype), TARGET: values, WEIGHT: weights}
+        cosines = {COSINE: outputs.logits[self.task].to(weights.dtype), TARGET: values, WEIGHT: weights}
+        if not self.dims:
+            return cosines
+        sides = torch.stack([side.values.squeeze(1) for side in outputs.sides.values()], 1)  # (batch, 2, dim)
+        parts = [unit(sides[:, 0, :dim]) * unit(sides[:, 1, :dim]) for dim in self.dims]
+        return cosines | {CUT: torch.stack([part.sum(1) for part in parts], 1).to(weights.dtype)}
 
     def of_vectors(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See `BatchObjective.of_vectors`. The loss is named "similarity".
@@ -130,9 +143,11 @@ class SimilarityObjective(BatchObjective):
             return {self.name: nothing}
         cosines, targets, weights = (vectors[name][used] for name in (COSINE, TARGET, WEIGHT))
         targets, weights = targets.detach(), weights.detach()
+        cut = vectors[CUT][used].unbind(1) if self.dims else ()
         with torch.autocast(cosines.device.type, enabled=False):
-            loss = getattr(self, f"_{self.form}")(cosines, targets, weights)
-        return {self.name: nothing + loss}
+            # Whole vectors come last: the figures are theirs.
+            losses = [getattr(self, f"_{self.form}")(some, targets, weights) for some in (*cut, cosines)]
+        return {self.name: nothing + torch.stack(losses).mean()}
 
     def _cosent(self, cosines: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         """Return the CoSENT loss; a pair of pairs counts by the product of both weights over their mean."""

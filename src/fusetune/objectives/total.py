@@ -36,6 +36,11 @@ def learning_without_target(settings: Mapping[str, Mapping[str, Any]]) -> list[s
     return [name for name in settings if not OBJECTIVES.get(name).needs_target]
 
 
+def trained_dims(settings: Mapping[str, Mapping[str, Any]]) -> list[int]:
+    """Return the widths below that of whole vectors that the objectives train, the greatest first."""
+    return sorted({int(dim) for options in settings.values() for dim in options.get("dims", ())}, reverse=True)
+
+
 def aligned_columns(settings: Mapping[str, Mapping[str, Any]], inputs: list[str]) -> list[str]:
     """Return the input columns that a fit without a target aligns: all, or those that the objective's options name.
 

@@ -89,7 +89,7 @@ def run_stage(
             while not running.make_updates():
                 pass
             if running.miner is not None:
-                stage.notes.append(running.miner.summary)
+                stage.notes.append(running.miner.summary(stage.name))
     finally:
         release(accelerator)
         _private.unwrap_forward(learner)

@@ -160,9 +160,12 @@ class Miner:
             "too_near": torch.tensor(self.counts["too near"] / num),
         }
 
-    @property
-    def summary(self) -> str:
-        """A sentence for the report."""
+    def summary(self, stage: str) -> str:
+        """Return a sentence for the report.
+
+        Args:
+            stage: the name of the stage whose rows these are.
+        """
         counts, margin = self.counts, self.mining.margin
         near = (
             ""
@@ -174,8 +177,8 @@ class Miner:
         )
         often = "once" if self.times == 1 else f"{self.times} times, last"
         return (
-            f"objectives.contrastive.mine: hard negatives were mined {often} {counts['mined']:,} for"
-            f" {counts['queries']:,} train rows{near}."
+            f"objectives.contrastive.mine: in the stage {stage} hard negatives were mined {often} {counts['mined']:,}"
+            f" for {counts['queries']:,} train rows{near}."
         )
 
     def state(self) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from fusetune.deploy.bundle import Bundle, write_text
 from fusetune.errors import ConfigError, StorageError, nearest
 from fusetune.modalities.text import TextModality
 from fusetune.models.match import Match
+from fusetune.objectives.total import trained_dims
 
 POOLINGS = {"mean": "mean_tokens", "cls": "cls_token", "last": "lasttoken"}
 """By `Backbone.pool`, the end of the key in the library's configuration."""
@@ -184,6 +185,14 @@ def _write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
+def _cut(bundle: Bundle) -> str:
+    """Return how vectors are cut, if the model was tuned for it."""
+    if not (dims := trained_dims(bundle.config.objectives)):
+        return ""
+    shown = ", ".join(map(str, dims))
+    return f"Vectors may be cut to their first {shown} numbers: `SentenceTransformer(PATH, truncate_dim={dims[0]})`.\n"
+
+
 def _readme(bundle: Bundle, column: str) -> str:
     return f"""---
 library_name: sentence-transformers
@@ -193,7 +202,7 @@ pipeline_tag: sentence-similarity
 # Vectors of `{column}`
 
 Tuned with fusetune on pairs of {" with ".join(", ".join(names) for names in bundle.model.compared.values())}.
-
+{_cut(bundle)}
 ```python
 from sentence_transformers import SentenceTransformer
 

@@ -85,7 +85,7 @@ def load_index(bundle: Bundle, folder: Path, model: Path | None) -> SearchIndex:
         index.rows, index.owners = parquet.read_table(folder / ROWS), arrays["owners"].astype(np.int64)
         index.refused = {int(row): str(why) for row, why in content["refused"].items()}
         count = len(index.vectors.values)
-        if index.vectors.dim != bundle.model.dim or len(index.owners) != count:
+        if not 1 <= index.vectors.dim <= bundle.model.dim or len(index.owners) != count:
             raise ValueError("its vectors are not those of the model")
         if count and not 0 <= index.owners.min() <= index.owners.max() < index.rows.num_rows:
             raise ValueError("its vectors are of rows that it does not have")

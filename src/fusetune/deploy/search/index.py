@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mimetypes
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from fusetune.deploy.search.vectors import DType, VectorIndex
 from fusetune.errors import ConfigError, TableError
 from fusetune.inference.predict import row_vectors
 from fusetune.models.match import Match
+from fusetune.objectives.total import trained_dims
 
 PART_ROWS = 8192
 """Rows that are decoded and encoded together."""
@@ -62,11 +64,13 @@ class SearchIndex:
         *,
         find: str | None = None,
         dtype: DType = "float32",
+        dim: int | None = None,
         graph: bool | None = None,
         progress: Progress | None = None,
     ) -> SearchIndex:
         """See `FineTuned.index`."""
-        index = cls(bundle, found_side(bundle, find), VectorIndex(bundle.model.dim, dtype=dtype, graph=graph))
+        side, width = found_side(bundle, find), cut_to(bundle, dim) or bundle.model.dim
+        index = cls(bundle, side, VectorIndex(width, dtype=dtype, graph=graph))
         index.add(catalogue, progress=progress)
         if not len(index):
             names = ", ".join(map(repr, bundle.model.compared[index.find]))
@@ -82,7 +86,7 @@ class SearchIndex:
         columns, before = self.bundle.model.compared[self.find], len(self.vectors)
         table = _read(self.bundle, catalogue, columns)
         first = self.rows.num_rows
-        for positions, vectors, errors in _encoded(self.bundle, table, (self.find,), columns, progress):
+        for positions, vectors, errors in _encoded(self, table, (self.find,), columns, progress):
             real = np.linalg.norm(vectors, axis=1) > 0
             self.vectors.add(vectors[real])
             self.owners = np.concatenate([self.owners, first + positions[real]])
@@ -125,7 +129,7 @@ class SearchIndex:
         table = _read(self.bundle, self._as_rows(queries, columns), columns)
         total, hits = len(table) + len(table.rejected), []
         errors: dict[int, str] = {}
-        for positions, vectors, wrong in _encoded(self.bundle, table, names, columns, None):
+        for positions, vectors, wrong in _encoded(self, table, names, columns, None):
             errors |= wrong
             real = np.linalg.norm(vectors, axis=1) > 0
             errors |= dict.fromkeys(positions[~real].tolist(), "it has no cell to search by")
@@ -199,6 +203,29 @@ class SearchIndex:
         return {chosen[0]: text}
 
 
+def cut_to(bundle: Bundle, dim: int | None) -> int | None:
+    """Return how many of a vector's first numbers are taken; None takes all. A model not tuned for it is warned about.
+
+    Raises:
+        ConfigError: the model has no vectors to compare, or they have fewer numbers.
+    """
+    if dim is None:
+        return None
+    if not isinstance(bundle.model, Match):
+        raise ConfigError(
+            "only vectors that are compared with each other can be cut",
+            expected="a model tuned with --query and --document, or without a target",
+            came=f"a model that predicts {', '.join(bundle.tasks)}, and dim={dim}",
+            do="leave dim out",
+        )
+    if not 1 <= dim <= bundle.model.dim:
+        raise ConfigError("dim is out of range", expected=f"1 to {bundle.model.dim}", came=str(dim))
+    if dim < bundle.model.dim and dim not in (known := trained_dims(bundle.config.objectives)):
+        tuned = f"for {', '.join(map(str, known))}" if known else "with the dims of an objective"
+        warnings.warn(f"the vectors are cut to {dim} numbers, and the model was not tuned {tuned}", stacklevel=3)
+    return dim
+
+
 def found_side(bundle: Bundle, find: str | None) -> str:
     """Return what a model's index finds: `find`, or the document side, or the second of two columns.
 
@@ -238,7 +265,7 @@ def _read(bundle: Bundle, source: Rows, columns: Sequence[str]) -> Table:
 
 
 def _encoded(
-    bundle: Bundle, table: Table, names: Sequence[str], columns: Sequence[str], progress: Progress | None
+    index: SearchIndex, table: Table, names: Sequence[str], columns: Sequence[str], progress: Progress | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str]]]:
     """Yield a part's rows, their vectors, and what is wrong with the other rows.
 
@@ -246,6 +273,7 @@ def _encoded(
         (rows,) int64 numbers in the source; (rows, dim) float32, of unit length: the normalised mean of what `names`
         names, zeros for a row without it; and by row the reason why it has none.
     """
+    bundle, dim = index.bundle, index.vectors.dim
     modalities = {column: bundle.modalities[column] for column in columns}
     wrong = {item.row: item.why for item in table.rejected}
     for start in range(0, max(len(table), 1), PART_ROWS):
@@ -253,9 +281,9 @@ def _encoded(
         examples = Examples(part, modalities)
         examples.prepare(on_bad_cell="mask", memory=bundle.config.data.memory, progress=progress)
         wrong |= {item.row: f"column {item.column!r}: {item.why}" for item in [*examples.masked, *examples.rejected]}
-        vectors = np.zeros((0, bundle.model.dim), dtype=np.float32)
+        vectors = np.zeros((0, dim), dtype=np.float32)
         if len(examples.used):
-            by_name = row_vectors(bundle.model, examples, examples.used)
+            by_name = row_vectors(bundle.model, examples, examples.used, dim=dim)
             total = np.sum([by_name[name].numpy() for name in names], axis=0)
             vectors = total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
         yield part.rows[examples.used], vectors.astype(np.float32), wrong
