@@ -50,6 +50,9 @@ def fit(
     val: Source | None = None,
     test: Source | None = None,
     catalogue: Source | None = None,
+    user: str | None = None,
+    item: str | None = None,
+    users: Source | None = None,
     out: str | Path | None = None,
     config: Config | Mapping[str, Any] | str | Path | None = None,
     overrides: Sequence[str] | Mapping[str, Any] = (),
@@ -64,7 +67,11 @@ def fit(
         target: the column, or columns, to predict.
         val: rows that choose the best step; split off from `train` where None.
         test: rows that the report is made on and that choose nothing; split off from `train` where None.
-        catalogue: the documents that rows with a query name by a key, if they have a table of their own.
+        catalogue: the documents that rows with a query name by a key, if they have a table of their own; or the items
+            that users are recommended.
+        user: the column of users, if rows are interactions of a user with an item.
+        item: the column of items.
+        users: what is known about users, a row for each, with the column `user`.
         out: the folder for the model and its report; a temporary one where None, which `FineTuned.folder` names.
         config: settings, or a YAML file of them. `trainer.metric` may be a function, or a `Metric` with one.
         overrides: settings on top: `["trainer.epochs=5"]` or `{"trainer": {"epochs": 5}}`.
@@ -80,9 +87,9 @@ def fit(
     """
     start = time.monotonic()
     check_process()
-    given = {"train": train, "val": val, "test": test, "catalogue": catalogue}
+    given = {"train": train, "val": val, "test": test, "catalogue": catalogue, "users": users}
     asked, functions = read_settings(config, overrides)
-    settings, sources = resolve_arguments(given, target, asked, out)
+    settings, sources = resolve_arguments(given, target, _with_sides(asked, user, item), out)
     folder = Path(settings.out) if settings.out else Path(tempfile.mkdtemp(prefix="fusetune-"))
     settings = settings.with_absolute_paths()  # the saved config.yaml means the same wherever it is read
     choose_threads()
@@ -110,6 +117,9 @@ def dry_run(
     val: Source | None = None,
     test: Source | None = None,
     catalogue: Source | None = None,
+    user: str | None = None,
+    item: str | None = None,
+    users: Source | None = None,
     config: Config | Mapping[str, Any] | str | Path | None = None,
     overrides: Sequence[str] | Mapping[str, Any] = (),
     progress: bool = True,
@@ -121,15 +131,21 @@ def dry_run(
     Raises:
         UserError: something in the table or the settings has to be put right; see `fusetune.errors`.
     """
-    given = {"train": train, "val": val, "test": test, "catalogue": catalogue}
+    given = {"train": train, "val": val, "test": test, "catalogue": catalogue, "users": users}
     asked, functions = read_settings(config, overrides)
-    settings, sources = resolve_arguments(given, target, asked, None)
+    settings, sources = resolve_arguments(given, target, _with_sides(asked, user, item), None)
     settings = settings.with_overrides({"data": {"cache": "none"}}).with_absolute_paths()
     choose_threads()
     with tempfile.TemporaryDirectory(prefix="fusetune-") as folder, RunFolder(Path(folder) / "run", settings) as place:
         estimate = estimate_fit(RunSettings(settings, sources, place, progress, functions=functions))
         (place.folder / "rejected.jsonl").unlink(missing_ok=True)
     return estimate
+
+
+def _with_sides(settings: Config, user: str | None, item: str | None) -> Config:
+    """Return settings with the columns of users and items that are given."""
+    sides = {name: column for name, column in (("user", user), ("item", item)) if column is not None}
+    return settings.with_overrides(sides) if sides else settings
 
 
 def resume(folder: str | Path, *, progress: bool = True) -> FineTuned:

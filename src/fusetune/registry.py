@@ -102,6 +102,8 @@ MODALITIES = Registry(
         "date": "fusetune.modalities.date:DateModality",
         "category": "fusetune.modalities.category:CategoryModality",
         "text": "fusetune.modalities.text:TextModality",
+        "identifier": "fusetune.modalities.identifier:IdentifierModality",
+        "history": "fusetune.modalities.history:HistoryModality",
     },
 )
 
@@ -131,6 +133,7 @@ TASKS = Registry(
         "multiclass": "fusetune.tasks.classes.classification:MulticlassTask",
         "multilabel": "fusetune.tasks.classes.multilabel:MultilabelTask",
         "ordinal": "fusetune.tasks.classes.ordinal:OrdinalTask",
+        "recommendation": "fusetune.tasks.recommendation:RecommendationTask",
         "pair_classification": "fusetune.tasks.pair_classification:PairClassificationTask",
         "regression": "fusetune.tasks.regression:RegressionTask",
         "relation": "fusetune.tasks.relation:RelationTask",
@@ -146,6 +149,7 @@ OBJECTIVES = Registry(
         "contrastive": "fusetune.objectives.contrastive:ContrastiveObjective",
         "supcon": "fusetune.objectives.supcon:SupConObjective",
         "mixup": "fusetune.objectives.mixup:Mixup",
+        "sampled_softmax": "fusetune.objectives.sampled_softmax:SampledSoftmaxObjective",
         "rdrop": "fusetune.objectives.rdrop:RDrop",
         "similarity": "fusetune.objectives.similarity:SimilarityObjective",
         "unimodal": "fusetune.objectives.unimodal:Unimodal",

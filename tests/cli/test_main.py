@@ -38,6 +38,8 @@ OPTIONS = {
         "--query",
         "--document",
         "--negative",
+        "--user",
+        "--item",
         "--resume",
         "--overwrite",
         "--dry-run",

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 
+LISTS = ("query", "document", "negative")
+"""Options that name one column or several."""
+
 Source = Annotated[
     str,
     typer.Argument(metavar="TABLE|CONFIG|RUN", help="Table to learn from, .yaml of settings, or a stopped run."),
@@ -35,6 +38,8 @@ Query = Annotated[
 ]
 Document = Annotated[str | None, typer.Option(help="Columns of the other side, which queries should find: photo.")]
 Negative = Annotated[str | None, typer.Option(help="Columns of documents that the row's query should not find.")]
+User = Annotated[str | None, typer.Option(help="Column of users, of rows of a user and an item. In place of --target.")]
+Item = Annotated[str | None, typer.Option(help="Column of items, which are recommended to users.")]
 Val = Annotated[str | None, typer.Option(help="Table to choose the best step on; else split off.")]
 Test = Annotated[str | None, typer.Option(help="Table the report is made on; else split off.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write; runs/TARGET if not given.")]
@@ -59,6 +64,8 @@ def fit(
     query: Query = None,
     document: Document = None,
     negative: Negative = None,
+    user: User = None,
+    item: Item = None,
     val: Val = None,
     test: Test = None,
     out: Out = None,
@@ -84,6 +91,7 @@ def fit(
       fusetune fit pairs.csv --objective contrastive --out runs/aligned
       fusetune fit pairs.csv --query title,description --document photo --out runs/photos
       fusetune fit queries.csv --query question --document title,photo catalogue=items.csv
+      fusetune fit ratings.csv --user user_id --item film_id catalogue=films.csv
       fusetune fit runs/rating --resume
       fusetune fit train.csv --target rating --dry-run
     """
@@ -97,7 +105,8 @@ def fit(
     train, config = _table_and_config(source, config)
     more = [setting for setting in settings or [] if "=" not in setting]
     _check_tables(train, more)
-    chosen = _chosen(config, settings, objective, schema, {"query": query, "document": document, "negative": negative})
+    sides = {"query": query, "document": document, "negative": negative, "user": user, "item": item}
+    chosen = _chosen(config, settings, objective, schema, sides)
     tables = train if train is None else [train, *more]
     if dry_run:
         _print_estimate(api.dry_run(tables, target, val=val, test=test, config=chosen, progress=progress), as_json)
@@ -107,13 +116,18 @@ def fit(
         target=target,
         val=val,
         test=test,
-        out=out or chosen.out or _folder_for(target or chosen.target or [*chosen.query, *chosen.document]),
+        out=out or chosen.out or _folder_for(target or chosen.target or _names_of_sides(chosen)),
         config=chosen,
         resume=resume,
         overwrite=overwrite,
         progress=progress,
     )
     show(tuned, as_json=as_json)
+
+
+def _names_of_sides(config: Config) -> list[str]:
+    ids = [name for name in (config.user, config.item) if name is not None]
+    return ids or [*config.query, *config.document]
 
 
 def _names(columns: str) -> list[str]:
@@ -150,7 +164,8 @@ def _chosen(
     if objectives:
         chosen = chosen.with_overrides({"objectives": {name: {} for name in objectives}})
     if any(sides.values()):
-        chosen = chosen.with_overrides({side: _names(names) for side, names in sides.items() if names})
+        lists = {side: _names(names) if side in LISTS else names for side, names in sides.items() if names}
+        chosen = chosen.with_overrides(lists)
     return chosen if schema is None else chosen.with_overrides({"schema_file": schema})
 
 

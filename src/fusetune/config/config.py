@@ -21,6 +21,7 @@ from fusetune.config.catalogue import Catalogue, CatalogueConfig
 from fusetune.config.columns import Columns
 from fusetune.config.data import DataConfig
 from fusetune.config.fusion import FusionConfig
+from fusetune.config.interactions import InteractionsConfig
 from fusetune.config.objectives import Objectives
 from fusetune.config.paths import rebased
 from fusetune.config.report import ReportConfig
@@ -51,7 +52,15 @@ class Config(Section):
     """Columns with further documents, of the kind of `document`, which is then one column: a row's query should not
     find them."""
     catalogue: Catalogue = CatalogueConfig()
-    """The table of documents, if they have one of their own; `items.csv` is `{path: items.csv}`."""
+    """The table of documents, or of items, if they have one of their own; `items.csv` is `{path: items.csv}`."""
+    user: str | None = None
+    """The column of users, where rows are interactions of a user with an item. In place of a target or a query."""
+    item: str | None = None
+    """The column of items, which are recommended to users. Their own columns are in `catalogue`."""
+    users: str | None = None
+    """A table with one row per user: the column `user`, and columns that describe the user."""
+    interactions: InteractionsConfig = InteractionsConfig()
+    """What the rows of users and items say besides."""
     out: str | None = None
     """The folder for the tuned model and the report. None: a temporary one."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-FILES = ("train", "val", "test", "out", "schema_file")
+FILES = ("train", "val", "test", "users", "out", "schema_file")
 """Settings that are paths, or addresses such as s3://bucket/table.parquet."""
 EMBEDDED = "minilm"
 """The backbone that comes with the extra `offline`; never a path."""

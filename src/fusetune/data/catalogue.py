@@ -234,6 +234,10 @@ class Catalogue:
                 raise ValueError(f"the key {key!r} names nothing: {why}" if (why := self._unusable.get(key)) else what)
         return [self._positions[key] for key in keys]
 
+    def positions(self, cells: Sequence[object]) -> np.ndarray:
+        """Return the positions of the items that have some keys, (cells,) int64; -1 for an unknown key."""
+        return np.array([self._positions.get(key_of(cell) or "", -1) for cell in cells], dtype=np.int64)
+
     def judged_wrong(self, pairs: Pairs, chosen: np.ndarray) -> np.ndarray:
         """Return for each of some pairs a document that is judged not relevant to its query, by its position; -1: none.
 

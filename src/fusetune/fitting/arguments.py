@@ -8,13 +8,16 @@ from typing import Any
 
 from fusetune.config.config import Config
 from fusetune.errors import ConfigError, shown
-from fusetune.fitting.check import check_catalogue, check_settings
+from fusetune.fitting.check import check_catalogue, check_interactions, check_settings
 from fusetune.fitting.documents import CATALOGUE
 from fusetune.fitting.own_metrics import check_functions, take_functions
 from fusetune.fitting.tables import SPLITS
 from fusetune.objectives.total import standalone_objective
 from fusetune.tasks.main_metric import Metric
 from fusetune.tasks.pairs import PairTask
+
+USERS = "users"
+"""The name under which a fit's sources have the table of users."""
 
 
 def resolve_arguments(
@@ -23,8 +26,8 @@ def resolve_arguments(
     """Return the complete settings, and the tables by split.
 
     Args:
-        given: the tables under "train", "val", "test" and "catalogue", None if not given; they take precedence over
-            the settings.
+        given: the tables under "train", "val", "test", "catalogue" and "users", None if not given; they take precedence
+            over the settings.
         target: the target column or columns; takes precedence as well.
         settings: the settings.
         out: the folder for the model; takes precedence as well.
@@ -43,14 +46,16 @@ def resolve_arguments(
     if out is not None:
         explicit["out"] = str(out)
     settings = settings.with_overrides(explicit) if explicit else settings
-    named = {split: getattr(settings, split) for split in SPLITS} | {CATALOGUE: settings.catalogue.path}
+    named = {name: getattr(settings, name) for name in (*SPLITS, USERS)}
+    named |= {CATALOGUE: settings.catalogue.path}
     in_memory = {name: None if isinstance(source, str | Path) else source for name, source in given.items()}
     sources = named | {name: source for name, source in in_memory.items() if source is not None}
     if not names_table(sources["train"]):
         raise ConfigError("there is no table to learn from", do="name one: fusetune fit TABLE --target COLUMN")
     check_settings(settings)
     check_catalogue(settings, sources[CATALOGUE])
-    objective = _objective_of_pairs(settings) if settings.query else None
+    check_interactions(settings, sources[USERS])
+    objective = _objective_of_pairs(settings) if settings.query or settings.user is not None else None
     if objective is not None and objective not in settings.objectives:
         settings = settings.with_overrides({"objectives": {**settings.objectives, objective: {}}})
     return settings, sources
@@ -60,7 +65,8 @@ def _objective_of_pairs(settings: Config) -> str | None:
     """Return the objective that pairs are learned by; None if the settings name one that needs no target."""
     if settings.targets:
         return PairTask.learned_by
-    return "contrastive" if standalone_objective(settings.objectives) is None else None
+    usual = "contrastive" if settings.user is None else "sampled_softmax"
+    return usual if standalone_objective(settings.objectives) is None else None
 
 
 def names_table(train: Any) -> bool:

@@ -54,7 +54,9 @@ def _checks(config: Config) -> Iterator[Callable[[], object]]:
         if task.name is not None:
             yield partial(check_task, target, task.name, task.options)
             yield partial(_check_task_of_pairs, target, task.name, config)
-    if config.query or config.document:
+    if config.user is not None or config.item is not None:
+        yield partial(_check_users, config)
+    elif config.query or config.document:
         yield partial(_check_sides, config)
     if config.negative:
         yield partial(_check_negatives, config)
@@ -88,12 +90,54 @@ def _check_sides(config: Config) -> None:
         )
     if shared := sorted({*config.targets} & {*sides}):
         raise ConfigError(f"{shared[0]!r} is the target and a column of a side", do="leave it out of one of them")
+    _check_fused(config)
+
+
+def _check_fused(config: Config) -> None:
+    """Refuse fusions that models of two sides do not have.
+
+    Raises:
+        ConfigError: the fusion is such.
+    """
     if isinstance(config.fusion, AutoConfig | StackConfig):
         raise ConfigError(
             f"fusion={config.fusion.name} is not for pairs",
             expected=", ".join([*FUSIONS, NO_FUSION]),
             do="name one of these for both sides, or leave fusion out",
         )
+
+
+def _check_users(config: Config) -> None:
+    """Refuse users without items, one column for both, and settings of other tasks beside them.
+
+    Raises:
+        ConfigError: the settings are such.
+    """
+    if config.user is None or config.item is None:
+        lost = "item" if config.item is None else "user"
+        do = f"name its column: --{lost} COLUMN"
+        raise ConfigError(f"a recommendation has users and items, and {lost} is not given", do=do)
+    if config.user == config.item:
+        raise ConfigError(f"{config.user!r} is both user and item", expected="a column of each")
+    for name, given in (
+        ("target", config.targets),
+        ("query", config.query),
+        ("negative", config.negative),
+        ("catalogue.relevance", config.catalogue.relevance),
+    ):
+        if given:
+            raise ConfigError(
+                f"user and item do not go with {name}",
+                came=given if isinstance(given, str) else ", ".join(given),
+                do="take interactions.rating for ratings" if "relevance" in name else "leave one of them out",
+            )
+    if twice := [name for name in (config.user, config.item) if name in config.document]:
+        raise ConfigError(
+            f"{twice[0]!r} is named in document, too",
+            expected="columns of the catalogue that describe items, besides their key",
+            do="leave it out of document",
+        )
+    _check_fused(config)
 
 
 def _check_negatives(config: Config) -> None:
@@ -135,7 +179,7 @@ def check_catalogue(config: Config, source: Any) -> None:
     Raises:
         ConfigError: the settings contradict each other.
     """
-    if source is not None and not config.query:
+    if source is not None and not config.query and config.user is None:
         raise ConfigError(
             "a catalogue holds the documents of pairs, and there are no pairs",
             expected="--query with columns of the query table, and --document with columns of the catalogue",
@@ -156,6 +200,33 @@ def check_catalogue(config: Config, source: Any) -> None:
         )
     if source is None and config.catalogue != type(config.catalogue)():
         raise ConfigError("catalogue has settings and no table", do="name it: catalogue.path=items.csv")
+    if source is None and config.user is not None and config.document:
+        raise ConfigError(
+            "document names columns of a catalogue, and there is none",
+            came=", ".join(config.document),
+            do="name it: catalogue=items.csv",
+        )
+
+
+def check_interactions(config: Config, users: Any) -> None:
+    """Refuse settings of users and their rows where rows are not of users.
+
+    Args:
+        config: the settings.
+        users: the table of users, or None.
+
+    Raises:
+        ConfigError: there are such settings.
+    """
+    if config.user is not None:
+        return
+    if users is not None or config.interactions != type(config.interactions)():
+        name = "users" if users is not None else "interactions"
+        raise ConfigError(
+            f"{name} is for recommendations, and there are no users",
+            expected="--user and --item with columns of the table",
+            do="name them, or leave it out",
+        )
 
 
 def _check_unfused(config: Config) -> None:
@@ -164,7 +235,7 @@ def _check_unfused(config: Config) -> None:
     Raises:
         ConfigError: there are none.
     """
-    if not config.query:
+    if not config.query and config.user is None:
         fusion = neural(config.fusion)
         raise ConfigError(
             "fusion=none is for the sides of pairs" if fusion.name == NO_FUSION else "fusion.tied is for pairs",

@@ -48,7 +48,7 @@ class Documents:
     Attributes:
         config: the settings, with the key and the relevance that were found.
         catalogue: the documents.
-        related: by split other than train, (rows, rows) sparse; see `MatchTask.search`.
+        related, seen: by split other than train, (rows, rows) sparse; see `MatchTask.search`.
         notes: sentences for the user on how the catalogue was read.
         num_queries: by split other than train, the distinct queries that have a relevant document.
         negative: the train rows' column of documents that are judged not relevant; "" if there is none.
@@ -66,7 +66,15 @@ class Documents:
             TooManyRejected: too large a share of its rows has no document.
         """
         sides = Sides(tuple(config.query), tuple(config.document))
-        self.catalogue = Catalogue.read(source, config.catalogue, tables["train"], sides, config.data.read)
+        self._start(config, Catalogue.read(source, config.catalogue, tables["train"], sides, config.data.read))
+
+    def _start(self, config: Config, catalogue: Catalogue) -> None:
+        """Set the attributes of a fit with this catalogue.
+
+        Raises:
+            TooManyRejected: too large a share of its rows has no document.
+        """
+        self.catalogue = catalogue
         key, rejected = self.catalogue.key, self.catalogue.rejected
         named = key.query if key.query == key.item else {key.query: key.item}
         settings = {"key": named, "relevance": self.catalogue.relevance}
@@ -75,6 +83,7 @@ class Documents:
         check_rate(rejected, self.catalogue.rows_in, limit=limit, source=file)
         self.notes = list(self.catalogue.notes)
         self.related: dict[str, sparse.csr_array] = {}
+        self.seen: dict[str, sparse.csr_array] = {}
         self.num_queries: dict[str, int] = {}
         self.negative = ""
         self._pairs: dict[str, Pairs] = {}
@@ -157,6 +166,10 @@ class Documents:
                 splits[split] = self._searched(split, pairs, positions, tables)
         return splits
 
+    def keys(self, split: str) -> dict[str, np.ndarray]:
+        """Return `Column.keys` of a split's columns by which rows of all splits are compared; none but for users."""
+        return {}
+
     def _train(self, pairs: Pairs, positions: np.ndarray, tables: Splitting) -> Table:
         is_relevant = pairs.grades[positions] > 0
         if not is_relevant.any():
@@ -194,7 +207,7 @@ class Documents:
             return "the form of the contrastive loss takes none"
         return "" if "contrastive" in objectives else "there is no contrastive loss"
 
-    def without_negatives(self, config: Config, schema: Schema) -> tuple[Config, Schema]:
+    def saved(self, config: Config, schema: Schema) -> tuple[Config, Schema]:
         """Return what is saved: the settings and the schema without the column of negatives that was made here."""
         if not self.negative:
             return config, schema

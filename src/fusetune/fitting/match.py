@@ -24,15 +24,19 @@ from fusetune.evaluation.results import RunResults, TaskResult
 from fusetune.fitting.findings import Findings
 from fusetune.fitting.own_space import identity_start, keep_own_space, sides_of, tied
 from fusetune.fitting.prepared import Prepared
+from fusetune.fitting.recommendations import Recommendations
 from fusetune.fitting.saved import Trained, load_trained, reporting, save_trained
 from fusetune.fitting.steps import bundle, encode, tune
 from fusetune.inference.features import encoded
 from fusetune.inference.retrieval import cut_vectors, searches, used_vectors
 from fusetune.models.build import build_model
 from fusetune.models.family import Family
+from fusetune.models.items import ItemVectors, attach_items, remember_items
+from fusetune.models.match import Match
 from fusetune.objectives.base import BatchObjective, Objective
 from fusetune.objectives.total import trained_dims
 from fusetune.tasks.match import MatchTask, RankingTask, Search
+from fusetune.tasks.recommendation import ITEM
 from fusetune.training.alignment import Alignment, Identity, align
 from fusetune.training.finetune import main_of
 from fusetune.training.plan import Evaluate, Start
@@ -70,8 +74,12 @@ class MatchFit:
         self.fit = fit = keep_own_space(fit)
         self.scales: Mapping[str, tuple[Tensor, Tensor]] = {}
         self.model = self._build()
-        related = {} if fit.tables.documents is None else fit.tables.documents.related
-        self.searches = {split: searches(fit.tasks, fit.examples[split], related.get(split)) for split in fit.examples}
+        documents = fit.tables.documents
+        related, seen = ({}, {}) if documents is None else (documents.related, documents.seen)
+        self.searches = {
+            split: searches(fit.tasks, examples, related.get(split), seen.get(split))
+            for split, examples in fit.examples.items()
+        }
         for split in ("val", "test"):
             if not self.searches.get(split):
                 raise TableError(
@@ -86,6 +94,7 @@ class MatchFit:
         with self.fit.phase("encode with frozen backbones"):
             self.fit = encode(self.fit, self.model)
             self.scales = column_scales(self.fit.examples["train"], self.fit.features["train"])
+            self._attach_items()
         with self.fit.phase("align in closed form"):
             start = self._start(self.model)
             if isinstance(start, Identity):  # both sides start alike, and may stay so
@@ -99,6 +108,8 @@ class MatchFit:
         if trained is None:
             with fit.phase("tune"):
                 history = tune(fit, model, start=Start(alignment=start), evaluator=self._evaluator(model))
+            if isinstance(model, Match):
+                remember_items(model)
             trained = Trained(bundle(fit, model), history, {}, fit.phases)
             save_trained(fit.run, trained)
         self.fit = fit = replace(fit, phases=list(trained.phases))
@@ -121,8 +132,18 @@ class MatchFit:
         set_seed(self.fit.config.seed)
         return build_model(self.fit.modalities, self.fit.tasks, neural(self.fit.config.fusion))
 
+    def _attach_items(self) -> None:
+        """Have users' histories read items by the model's own vectors, computed from the validation rows' catalogue."""
+        documents, model = self.fit.tables.documents, self.model
+        if isinstance(documents, Recommendations) and isinstance(model, Match):
+            rows = self.fit.examples["val"].given(features=self.fit.features["val"])
+            first = len(rows.table) - len(documents.catalogue.items)
+            attach_items(model, ItemVectors(model, ITEM, rows, first))
+
     def _known_sides(self) -> list[str]:
         """Return a warning for each side of pairs whose cells some test rows share with train rows."""
+        if self.fit.config.user is not None:  # users are known, and items as well
+            return []
         train, test = (self.fit.examples[split] for split in ("train", "test"))
         own = test.rows[test.used] < self.fit.tables.reserved.get("test", np.inf)  # without negatives, see `Tables`
         test = test.of(np.flatnonzero(own))
@@ -142,7 +163,7 @@ class MatchFit:
     def _equal_sides(self) -> list[str]:
         """Return a warning if train pairs have the same cells on both sides."""
         config, train = self.fit.config, self.fit.examples["train"]
-        if not config.query or len(config.query) != len(config.document):
+        if config.user is not None or not config.query or len(config.query) != len(config.document):
             return []
         keys, names = row_keys(train), list(train.columns)
         query, document = (
@@ -168,6 +189,8 @@ class MatchFit:
         closed-form alignment of the columns with pretrained encoders.
         """
         fit = self.fit
+        if not all(task.aligned for task in fit.tasks.values() if isinstance(task, MatchTask)):
+            return None
 
         def val_score(start: Alignment | Identity) -> float:
             self._install(start, model)

@@ -30,16 +30,19 @@ from fusetune.fitting.announce import announcement
 from fusetune.fitting.codes import read_codes
 from fusetune.fitting.negatives import num_mined
 from fusetune.fitting.own_metrics import choose_metrics
+from fusetune.fitting.recommendations import Recommendations
 from fusetune.fitting.run_folder import RunFolder
 from fusetune.fitting.tables import SPLITS, Tables, check_rows
 from fusetune.fitting.tasks import make_tasks
 from fusetune.modalities.base import Modality
+from fusetune.modalities.identifier import IdentifierModality
 from fusetune.models.build import Backbones, build_modalities
 from fusetune.objectives.total import aligned_columns, learning_without_target
 from fusetune.tasks.abilities import Probed
 from fusetune.tasks.base import TargetTask, Task, target_tasks
 from fusetune.tasks.main_metric import Metric
 from fusetune.tasks.pairs import PairTask
+from fusetune.tasks.recommendation import recommendation_tasks
 from fusetune.tasks.retrieval import alignment_tasks, pair_tasks
 from fusetune.training.deadline import Deadline
 from fusetune.training.hardware.devices import processes
@@ -173,10 +176,14 @@ def prepare(run_settings: RunSettings) -> Prepared:
     with timed(phases, "read cells", show=show):
         set_seed(config.seed)
         modalities = _modalities(config, tables.schema)
+        if isinstance(tables.documents, Recommendations):
+            tables.documents.know(modalities)
         tasks = targets or _match_tasks(config, modalities)
         examples = {
             split: _read(tables, split, modalities, targets, track if show else None) for split in tables.splits
         }
+        if tables.documents is not None:
+            examples = {split: rows.given(keys=tables.documents.keys(split)) for split, rows in examples.items()}
         _check_rejected(tables, examples, run_settings.run.folder)
         try:
             examples["train"].fit()
@@ -220,7 +227,7 @@ def _trained_on(config: Config, train: Examples, augmentation: Augmentation) -> 
     """Return the train rows as updates draw them: augmented, mixed, with keys of the cells that are compared."""
     compared = [*config.document, *config.negative] if config.negative else []
     return train.given(
-        keys=common_keys(train, compared),
+        keys=common_keys(train, compared) if compared else None,
         augmentation=augmentation,
         mix=config.data.mix,
         ratio=config.data.unlabelled,
@@ -242,6 +249,8 @@ def backbones_of(config: Config) -> Backbones:
 
 def _match_tasks(config: Config, modalities: Mapping[str, Modality]) -> Mapping[str, Task]:
     """Return the tasks of a fit without a target: retrieval between the sides of pairs, or between all columns."""
+    if config.user is not None:
+        return recommendation_tasks(config.query, config.document)
     if config.query:
         return pair_tasks(config.query, config.document, config.negative, mined=num_mined(config))
     return alignment_tasks({name: modality.part_of for name, modality in modalities.items()})
@@ -307,7 +316,7 @@ def _augmentation(
     for name, modality in modalities.items():
         own = config.columns[name].augment if name in config.columns else None
         options = config.augment.get(modality.kind, {}) if own is None else own
-        if any(value not in (None, False) for value in options.values()):
+        if any(value not in (None, False) for value in options.values()) or isinstance(modality, IdentifierModality):
             augmenters[name], column = modality.augmenter(**options), train.columns[name]
             codes = column.codes[train.used]
             augmenters[name].prepare(column.cells, codes, column.example, progress=progress)

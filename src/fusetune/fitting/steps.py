@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from accelerate.utils import set_seed
 
+from fusetune.backbones.backbone import Backbone
 from fusetune.config.fusion import neural
 from fusetune.config.section import NamedConfig
 from fusetune.deploy.bundle import Bundle
@@ -93,11 +94,24 @@ def drop_ngrams(fit: Prepared) -> None:
 def rules(fit: Prepared, modalities: Mapping[str, Modality]) -> dict[str, BackboneRule]:
     """Return how each encoder is tuned, by its key."""
     by_kind = {"text": fit.config.text, "image": fit.config.image, "audio": fit.config.audio}
+    # A user's history is read by the frozen encoders' outputs, which tuned encoders would part from.
+    frozen = {modality.encoder_key for modality in modalities.values() if _pretrained(modality)}
+    still = frozen if fit.config.user is not None else set()
     return {
-        modality.encoder_key: BackboneRule(_freeze(modality.kind, settings.freeze), settings.lr)
+        modality.encoder_key: BackboneRule(
+            "all"
+            if modality.encoder_key in still and settings.freeze == "none"
+            else _freeze(modality.kind, settings.freeze),
+            settings.lr,
+        )
         for modality in modalities.values()
         if (settings := by_kind.get(modality.kind)) is not None
     }
+
+
+def _pretrained(modality: Modality) -> bool:
+    backbone = getattr(modality, "backbone", None)
+    return isinstance(backbone, Backbone) and backbone.pretrained
 
 
 def _freeze(kind: str, rule: str) -> str:
@@ -268,5 +282,5 @@ def bundle(fit: Prepared, model: Family, stack: Stack | None = None) -> Bundle:
     modalities = {name: part for name, part in fit.modalities.items() if name not in fit.config.negative}
     tasks, config, schema = dict(fit.tasks), fit.config, fit.schema
     if fit.tables.documents is not None:
-        config, schema = fit.tables.documents.without_negatives(config, schema)
+        config, schema = fit.tables.documents.saved(config, schema)
     return Bundle(model, modalities, tasks, schema, config, fingerprint=fingerprint, stack=stack)

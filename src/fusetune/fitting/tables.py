@@ -24,6 +24,7 @@ from fusetune.evaluation.results import TableUsed
 from fusetune.fitting.documents import CATALOGUE, Documents
 from fusetune.fitting.negatives import as_documents
 from fusetune.fitting.reading import join_columns, read_for_tasks, text_pair
+from fusetune.fitting.recommendations import Recommendations
 from fusetune.fitting.tasks import passages, settled_tasks
 from fusetune.objectives.total import learning_without_target, standalone_objective
 from fusetune.registry import OBJECTIVES
@@ -79,8 +80,12 @@ class Tables:
             if (source := sources.get(split)) is not None
         }
         given, overrides = tables, self.config.schema_overrides()
-        if (source := sources.get(CATALOGUE)) is not None:
-            self.documents = Documents(self.config, source, tables)
+        source = sources.get(CATALOGUE)
+        if self.config.user is not None or source is not None:
+            recommends = self.config.user is not None
+            self.documents = (
+                Recommendations(self.config, sources, tables) if recommends else Documents(self.config, source, tables)
+            )
             self.config, given = self.documents.config, self.documents.pairs_of(tables)
             overrides = self.documents.overrides(overrides)
             self.notes += self.documents.notes

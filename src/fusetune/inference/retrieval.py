@@ -20,7 +20,10 @@ CHUNK, AT_ONCE = 1024, 2**24
 
 
 def searches(
-    tasks: Mapping[str, Task], examples: Examples, related: sparse.csr_array | None = None
+    tasks: Mapping[str, Task],
+    examples: Examples,
+    related: sparse.csr_array | None = None,
+    seen: sparse.csr_array | None = None,
 ) -> dict[str, tuple[MatchTask, Search]]:
     """Return each match task with its search among the used rows; tasks that fewer than two rows have are left out.
 
@@ -29,19 +32,18 @@ def searches(
     Args:
         tasks: by name.
         examples: prepared rows.
-        related: (rows, rows) of the table; see `MatchTask.search`.
+        related, seen: (rows, rows) of the table; see `MatchTask.search`.
     """
     used = examples.used
     codes = {name: column.codes[used] for name, column in examples.columns.items()}
     ids, groups = examples.rows[used], examples.groups[used]
-    if related is not None:
-        related = sparse.csr_array(related[used][:, used])
+    related, seen = (None if pairs is None else sparse.csr_array(pairs[used][:, used]) for pairs in (related, seen))
     if len(examples.table.files) > 1:
         ids = ids - np.array([first for _, first in examples.table.files])[examples.table.parts()[used]]
     by_task: dict[str, tuple[MatchTask, Search]] = {}
     for name, task in tasks.items():
         if isinstance(task, MatchTask):
-            search = task.search(codes, ids=ids, groups=groups, related=related)
+            search = task.search(codes, ids=ids, groups=groups, related=related, seen=seen)
             if search is not None:
                 by_task[name] = (task, search)
     return by_task

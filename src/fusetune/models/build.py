@@ -18,6 +18,7 @@ from fusetune.config.section import NamedConfig
 from fusetune.errors import ConfigError
 from fusetune.fusion.base import Fusion
 from fusetune.modalities.base import Modality
+from fusetune.modalities.history import HistoryEncoder, start_as_mean
 from fusetune.models.family import Family
 from fusetune.models.match import Match, Negative, Sides
 from fusetune.models.understand import Understand
@@ -168,6 +169,10 @@ def _build_understand(parts: _ReaderParts, tasks: Mapping[str, Task], fusion: Na
 
 
 def _build_match(parts: _ReaderParts, tasks: Mapping[str, Task], fusion: NamedConfig) -> Family:
+    histories = [name for name, key in parts.routes.items() if isinstance(parts.encoders[key], HistoryEncoder)]
+    for encoder in parts.encoders.values():
+        if isinstance(encoder, HistoryEncoder):
+            encoder.set_dim(parts.dim)
     columns: dict[str, tuple[str, ...]] = {}
     for task in tasks.values():
         assert isinstance(task, MatchTask | PairTask)
@@ -190,7 +195,11 @@ def _build_match(parts: _ReaderParts, tasks: Mapping[str, Task], fusion: NamedCo
         negatives,
         {column: other for column, other in shares.items() if column in parts.routes},
     )
-    return Match(parts.encoders, parts.routes, parts.dim, sides=sides, dropout=parts.dropout)
+    joined = {name: parts.joined[name] for name in histories}
+    model = Match(parts.encoders, parts.routes, parts.dim, sides=sides, dropout=parts.dropout, joined=joined)
+    for name in histories:
+        start_as_mean(model.projection(name).linear)
+    return model
 
 
 def _negatives(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fusetune.fusion.base import Fusion
 from fusetune.models.family import Family, presence
@@ -105,6 +106,7 @@ class Match(Family):
         *,
         sides: Sides | None = None,
         dropout: float = 0.1,
+        joined: Mapping[str, int] | None = None,
     ) -> None:
         """
         Args:
@@ -113,11 +115,12 @@ class Match(Family):
             dim: width of the common space.
             sides: what is fused and compared; None compares the columns.
             dropout: on the encoders' outputs, in [0, 1).
+            joined: see `Reader`.
         """
         sides = sides or Sides()
         mined = [negative for negative in sides.negatives.values() if negative.mined]
         aliases = {name: column for negative in mined for column, name in negative.columns.items()}
-        super().__init__(encoders, routes, dim, dropout=dropout, shares=sides.shares, aliases=aliases)
+        super().__init__(encoders, routes, dim, dropout=dropout, joined=joined, shares=sides.shares, aliases=aliases)
         self.side_names, self.negatives = list(sides.columns), dict(sides.negatives)
         self._columns = {name: tuple(columns) for name, columns in sides.columns.items()}
         self.sides = nn.ModuleList(SideVector(columns, sides.fusions[name]) for name, columns in sides.columns.items())
@@ -134,6 +137,17 @@ class Match(Family):
     def after_encoders(self) -> list[nn.Module]:
         """See `Family.after_encoders`."""
         return [self.projections]
+
+    def side(self, name: str, batch: Batch) -> Tensor:
+        """Compute a side's vectors of rows, (batch, dim), scaled to unit length, from its own columns alone."""
+        columns = {}
+        for column in self._columns[name]:
+            read = self.encode(column, tensors) if (tensors := batch.inputs.get(column)) else None
+            scaled = None if read is None else self.standardise(column, read)
+            columns[column] = self.project(column, scaled, batch.cells.get(column), batch.rows)
+        present = presence(self._columns[name], batch.cells, batch.rows)
+        part = self.sides[self.side_names.index(name)]
+        return F.normalize(part(columns, present).values.squeeze(1), dim=1, eps=1e-6)
 
     def forward(self, batch: Batch) -> Outputs:
         """See `Family.forward`."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fusetune.data.examples import Examples
 from fusetune.errors import ConfigError
 from fusetune.objectives.gather import gather_rows
 from fusetune.types import Batch, Outputs

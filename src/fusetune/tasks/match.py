@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from scipy import sparse
@@ -23,6 +24,9 @@ class Search:
         answer_ids: (answers,) its row id.
         right: (queries, answers), sparse bool: the right answers, those of every row with an equal query or in the
             query's group.
+        grades: (queries, answers), sparse: their grades of relevance, above 0; None if each is 1.
+        seen: (queries, answers), sparse bool: answers that are left out of the query's ranking, as its user knows them;
+            None if there are none.
     """
 
     rows: np.ndarray
@@ -31,11 +35,26 @@ class Search:
     answer_ids: np.ndarray
     right: sparse.csr_array
     grades: sparse.csr_array | None = None
+    seen: sparse.csr_array | None = None
 
     @property
     def gains(self) -> sparse.csr_array:
         """The grades of the right answers, (queries, answers) sparse float; 1 without grades."""
         return self.right.astype(np.float64) if self.grades is None else self.grades
+
+    def without_seen(self, similarity: np.ndarray, queries: slice | np.ndarray) -> np.ndarray:
+        """Return similarities with -inf for the answers that are left out, (queries, answers).
+
+        Args:
+            similarity: (queries, answers).
+            queries: which queries these are.
+        """
+        if self.seen is None:
+            return similarity
+        query, answer = self.seen[queries].nonzero()
+        similarity = np.array(similarity)
+        similarity[query, answer] = -np.inf
+        return similarity
 
 
 @dataclass(frozen=True)
@@ -71,6 +90,8 @@ class MatchTask(Task):
     """
 
     family = "match"
+    aligned: ClassVar[bool] = True
+    """Whether training may start from a closed-form alignment of the sides."""
     negatives: Mapping[str, str]
     """By column that train rows have besides, the side whose only column it is read as: documents that the row's query
     should not find. They are not saved."""
@@ -99,6 +120,7 @@ class MatchTask(Task):
         ids: np.ndarray,
         groups: np.ndarray | None = None,
         related: sparse.csr_array | None = None,
+        seen: sparse.csr_array | None = None,
     ) -> Search | None:
         """Return the queries and the catalogue of some rows; None if they are too few to be measured.
 
@@ -111,6 +133,8 @@ class MatchTask(Task):
             groups: (rows,) int; rows of one group are right answers to each other; -1 for no group.
             related: (rows, rows) sparse, symmetric: the grade, above 0, of the answer in one row for the query in the
                 other, where one of the two has a query and the other one none; `groups` then count for nothing.
+            seen: (rows, rows) sparse bool, beside `related`: the answers, by column, that are left out of the ranking
+                of the query in a row.
         """
 
     @abc.abstractmethod

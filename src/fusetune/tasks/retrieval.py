@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,8 @@ class RetrievalTask(RankingTask):
     """
 
     name, main = "retrieval", Metric("mrr")
+    first: tuple[str, ...] = FIRST
+    """The metrics that are shown first."""
     asked: tuple[str, ...]
     """Metrics with a cutoff that were asked for and are not among the usual ones."""
 
@@ -83,6 +86,7 @@ class RetrievalTask(RankingTask):
         ids: np.ndarray,
         groups: np.ndarray | None = None,
         related: sparse.csr_array | None = None,
+        seen: sparse.csr_array | None = None,
     ) -> Search | None:
         """See `MatchTask.search`. None if there are fewer than two queries.
 
@@ -91,7 +95,10 @@ class RetrievalTask(RankingTask):
         """
         queries, answers = (np.stack([codes[name] for name in side.columns], 1) for side in (self.query, self.answer))
         if related is not None:
-            return _search_related(queries, answers, ids, related)
+            search = _search_related(queries, answers, ids, related)
+            if search is None or seen is None:
+                return search
+            return replace(search, seen=sparse.csr_array(seen[search.rows][:, search.answer_rows]))
         answered = (answers >= 0).any(1)
         rows = np.flatnonzero((queries >= 0).any(1) & answered)
         if len(rows) < 2:
@@ -138,7 +145,7 @@ class RetrievalTask(RankingTask):
         step = min(CHUNK, max(1, AT_ONCE // num))
         for start in range(0, len(result), step):
             part = slice(start, start + step)
-            similar = similarity(part)  # (chunk, answers)
+            similar = search.without_seen(similarity(part), part)  # (chunk, answers)
             hits = ranking.rank_hits(similar, search.gains[part])
             result["rank"][part] = hits.first
             result["top"][part] = search.answer_ids[similar.argmax(1)]
@@ -151,7 +158,7 @@ class RetrievalTask(RankingTask):
     ) -> tuple[np.ndarray, np.ndarray]:
         """See `RankingTask.top`."""
         catalogue = self.answer.vectors(vectors)[search.answer_rows]
-        similarity = self.query.vectors(vectors)[search.rows[queries]] @ catalogue.T
+        similarity = search.without_seen(self.query.vectors(vectors)[search.rows[queries]] @ catalogue.T, queries)
         nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :num]
         return nearest, np.take_along_axis(similarity, nearest, 1)
 
@@ -171,7 +178,7 @@ class RetrievalTask(RankingTask):
         known = len(measured) > 0 and (weights is None or weights.sum() > 0)
         means = np.average(measured[:, 1:], 0, weights) if known else np.full(len(self.figures), np.nan)
         figures = dict(zip(self.figures, map(float, means), strict=True))
-        first = dict.fromkeys(FIRST, 0.0)
+        first = dict.fromkeys(self.first, 0.0)
         return first | result | figures
 
     def measure_by(self, metric: str | Metric, truth: np.ndarray) -> None:

@@ -161,7 +161,7 @@ def sample_cells(folder: Path) -> list[Any]:
         {"array": tone(500), "sampling_rate": 8000},
         {"role": "user", "content": "hello"},
         [{"role": "user", "content": "hello"}],
-        *([1.0, 2.0], [], {}, ["red.png", "blue.png"], date(2024, 2, 29), np.float32(1.5), np.int64(3)),
+        *([1.0, 2.0], [0, 2], [1], [], {}, ["red.png", "blue.png"], date(2024, 2, 29), np.float32(1.5), np.int64(3)),
     ]
 
 
