@@ -72,6 +72,9 @@ OPTIONS = {
         *("--query", "-q", "--set", "--queries", "-k", "--filter", "-f", "--catalogue", "--find", "--out", "-o"),
         *("--json", "folder"),
     },
+    "recommend": {
+        *("folder", "--users", "--user-id", "--liked", "-k", "--catalogue", "--known", "--out", "-o", "--json"),
+    },
     "merge": {"folder", "--out", "-o", "--overwrite", "--json"},
     "export": {"folder", "--to", "--side", "--out", "-o", "--overwrite", "--json"},
     "report": {"folder", "--json"},

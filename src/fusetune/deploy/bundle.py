@@ -6,6 +6,7 @@ config.yaml          the run's settings
 schema.yaml          columns, kinds, roles
 backbones/KEY/       architecture and processor of each backbone, without weights
 README.md            the model card
+interactions.safetensors   which user had which items, of a recommendation
 stack/               boosted trees beside the model, if there are any: LightGBM's text format, and tensors
 report.html, report.json, rejected.jsonl, logs/
 """
@@ -35,7 +36,9 @@ from fusetune.backbones.load import Backbone, restore_backbone
 from fusetune.config.config import Config
 from fusetune.config.fusion import neural
 from fusetune.config.section import NamedConfig
+from fusetune.data.interactions import Interactions
 from fusetune.data.schema import Schema
+from fusetune.deploy.interactions_file import INTERACTIONS, load_interactions, save_interactions
 from fusetune.errors import FolderError, StorageError, reason
 from fusetune.modalities.base import Modality
 from fusetune.modalities.ngrams import NGRAM_KEYS
@@ -77,6 +80,7 @@ class Bundle:
         fingerprint: SHA-256 over the used cells of the train table.
         metrics: test metrics by task.
         stack: boosted trees beside the model, or None.
+        interactions: of users with items in the train rows, of a model that recommends; else None.
     """
 
     model: Family
@@ -87,6 +91,7 @@ class Bundle:
     fingerprint: str = ""
     metrics: dict[str, dict[str, float | None]] = field(default_factory=dict)
     stack: Stack | None = None
+    interactions: Interactions | None = None
 
     @property
     def targets(self) -> dict[str, TargetTask]:
@@ -137,11 +142,13 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
         partial.chmod(mode)
         partial.replace(folder / WEIGHTS)
         stack = save_stack(bundle.stack, folder)
+        (folder / INTERACTIONS).unlink(missing_ok=True)
+        own = [] if bundle.interactions is None else [save_interactions(bundle.interactions, folder)]
     except (OSError, SafetensorError) as error:
         raise StorageError(f"the model cannot be written to {folder}: {error}") from error
     write_text(folder / CONFIG, bundle.config.to_yaml())
     write_text(folder / SCHEMA, bundle.schema.to_yaml())
-    files = [folder / WEIGHTS, folder / CONFIG, folder / SCHEMA]
+    files = [folder / WEIGHTS, folder / CONFIG, folder / SCHEMA, *own]
     files += sorted(path for part in (BACKBONES, STACK) for path in (folder / part).rglob("*") if path.is_file())
     content = {
         "format": FORMAT,
@@ -259,7 +266,8 @@ def load_bundle(folder: Path) -> Bundle:
         _check_types(model, header)
         _load_weights(model, str(folder / WEIGHTS))
         stack = load_stack(content.get("stack"), folder, model, target_tasks(tasks))
-        learned = content["data_fingerprint"], content["metrics"], stack
+        interactions = load_interactions(folder) if INTERACTIONS in content["files"] else None
+        learned = content["data_fingerprint"], content["metrics"], stack, interactions
         model.eval()
         return Bundle(model, modalities, tasks, schema, config, *learned)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from fusetune.deploy.export.sentence_transformers import save_sentence_transform
 from fusetune.deploy.judged import in_catalogue, read_among_negatives, read_judged
 from fusetune.deploy.outputs import EMBEDDINGS, VectorColumns
 from fusetune.deploy.predictions import Predictions, check_ending, write
+from fusetune.deploy.recommend import Asked, recommend
 from fusetune.deploy.rows import Rows, index_of, reading_of
 from fusetune.deploy.search.files import load_index, save_index
 from fusetune.deploy.search.index import SearchIndex, cut_to
@@ -262,6 +264,39 @@ class FineTuned:
             raise ConfigError("a model that is not saved has no folder for its index", do="save the model first")
         save_index(index, self.folder / INDEX_FOLDER, self.folder)
         return self.folder / INDEX_FOLDER
+
+    def recommend(
+        self,
+        users: Rows | None = None,
+        *,
+        user_id: Any = None,
+        liked: Sequence[Any] | None = None,
+        k: int = 10,
+        catalogue: Source | None = None,
+        known: bool = False,
+    ) -> Predictions:
+        """Recommend items to users, with a model that was tuned with `user` and `item`.
+
+        Args:
+            users: a table of users: their ids, their attributes, or `liked`, a column of lists of items that they like.
+            user_id: an id, or a list of several, in place of a table. What a user of the train rows did is known.
+            liked: the ids of items that a new user likes, in place of a table; or a list of such lists.
+            k: items a user.
+            catalogue: rank the items of this table, by its columns. None: those that the model was tuned with.
+            known: whether items are recommended that the user knows.
+
+        Returns:
+            Up to k rows a user, the best item first: `row`, the user's number in the request; `user`, the id; `rank`
+            from 1; `score`, the cosine similarity; the item's id and, with a catalogue, its columns; `error`.
+
+        Raises:
+            ConfigError: the model recommends nothing, k is below 1, or it is not clear who is asked for.
+            TableError: a table cannot be read, or lacks a column.
+        """
+        ids = None if user_id is None else list(user_id) if isinstance(user_id, list | tuple) else [user_id]
+        several = liked is not None and all(isinstance(part, list | tuple) for part in liked)
+        lists = None if liked is None else liked if several else [liked]
+        return recommend(self.bundle, Asked(users, ids, lists), k=k, catalogue=catalogue, known=known)
 
     def evaluate(
         self,

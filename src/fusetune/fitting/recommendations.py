@@ -223,7 +223,7 @@ class Recommendations(Documents):
         """Tell the column of histories which items there are."""
         history = modalities[self.history]
         assert isinstance(history, HistoryModality)
-        history.know(self._item_keys())
+        history.know(len(self.catalogue.items))
 
     def _item_keys(self) -> list[str | None]:
         return [key_of(cell) for cell in self.catalogue.items.lazy(self.catalogue.key.item)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from accelerate.utils import set_seed
@@ -15,6 +16,7 @@ from fusetune.deploy.bundle import Bundle
 from fusetune.evaluation.measure import systems
 from fusetune.evaluation.report import describe
 from fusetune.fitting.prepared import Prepared
+from fusetune.fitting.recommendations import Recommendations
 from fusetune.fitting.tables import SPLITS
 from fusetune.inference.features import fill_features
 from fusetune.modalities.base import Modality
@@ -283,4 +285,7 @@ def bundle(fit: Prepared, model: Family, stack: Stack | None = None) -> Bundle:
     tasks, config, schema = dict(fit.tasks), fit.config, fit.schema
     if fit.tables.documents is not None:
         config, schema = fit.tables.documents.saved(config, schema)
-    return Bundle(model, modalities, tasks, schema, config, fingerprint=fingerprint, stack=stack)
+    documents = fit.tables.documents
+    interactions = documents.interactions if isinstance(documents, Recommendations) else None
+    state: dict[str, Any] = {"fingerprint": fingerprint, "stack": stack, "interactions": interactions}
+    return Bundle(model, modalities, tasks, schema, config, **state)

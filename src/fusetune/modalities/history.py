@@ -34,8 +34,7 @@ class HistoryModality(Modality):
     It is made of interactions (`fusetune.data.interactions`), never detected.
 
     Attributes:
-        items: the keys of the catalogue's items in the order of their positions; None for an item without a key. Set
-            with `know` before the encoder is built.
+        num: items of the catalogue; set with `know` before the encoder is built.
     """
 
     kind = "history"
@@ -52,12 +51,11 @@ class HistoryModality(Modality):
                 "a history's length is out of range", column=column, expected="1 or more", came=str(length)
             )
         self.length = length
-        self.items: list[str | None] = []
-        self._num = 0
+        self.num = 0
 
-    def know(self, items: Sequence[str | None]) -> None:
-        """Set the keys of the catalogue's items."""
-        self.items, self._num = list(items), len(items)
+    def know(self, num: int) -> None:
+        """Set the number of the catalogue's items."""
+        self.num = num
 
     @classmethod
     def detect(cls, values: Sequence[Any], *, base_dir: Path) -> Detection:
@@ -77,9 +75,9 @@ class HistoryModality(Modality):
         return np.asarray(numbers, dtype=np.int64)
 
     def fit(self, examples: Sequence[np.ndarray]) -> None:
-        """Know as many items as the train rows name, unless `know` set them."""
-        if not self.items:
-            self._num = 1 + max((int(example.max()) for example in examples), default=-1)
+        """Know as many items as the train rows name, unless `know` set their number."""
+        if not self.num:
+            self.num = 1 + max((int(example.max()) for example in examples), default=-1)
 
     def collate(self, examples: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """Return `items`, (examples, longest) int64 positions, and `real`, (examples, longest) bool, False at padding.
@@ -100,7 +98,7 @@ class HistoryModality(Modality):
 
     def build_encoder(self) -> HistoryEncoder:
         """Return a `HistoryEncoder`; call it once the items are known."""
-        return HistoryEncoder(self._num)
+        return HistoryEncoder(self.num)
 
     @property
     def joined(self) -> int:
@@ -108,14 +106,14 @@ class HistoryModality(Modality):
         return 2
 
     def state(self) -> dict[str, Any]:
-        """Return the length and the items."""
-        return {"length": self.length, "num": self._num, "items": self.items}
+        """Return the length and the number of items."""
+        return {"length": self.length, "num": self.num}
 
     @classmethod
     def from_state(cls, column: str, state: dict[str, Any], backbone: Any = None) -> HistoryModality:
         """Return the modality that `state()` described."""
         modality = cls(column, length=state["length"])
-        modality.items, modality._num = list(state["items"]), int(state["num"])
+        modality.num = int(state["num"])
         return modality
 
 
