@@ -19,6 +19,7 @@ from fusetune.config import (
     fusion,
     read,
     report,
+    rerank,
     text,
     trainer,
 )
@@ -40,6 +41,7 @@ SECTIONS = {
     "BackboneConfig": ("Backbones", "KIND."),
     "TextConfig": ("Texts", "text."),
     "CatalogueConfig": ("Documents in a table of their own", "catalogue."),
+    "RerankConfig": ("Re-ranking", "rerank."),
     "ColumnConfig": ("Columns", "columns.NAME."),
     "AutoConfig": ("Choosing the fusion", "fusion."),
     "StackConfig": ("Trees beside the network", "fusion."),
@@ -96,6 +98,7 @@ def takes(annotation: ast.expr) -> str:
         ("FusionConfig", "a name, options"),
         ("Neural", "a name, options"),
         ("Config", "a section"),
+        ("Rerank", "true, a section"),
         ("Columns", "per name: a section"),
     ):
         if name in source:
@@ -150,7 +153,21 @@ def parts(title: str, registry: Registry, prefix: str, *taken: str) -> str:
 
 def page() -> str:
     """The whole page."""
-    modules = (config, catalogue, backbone, text, columns, attack, adversarial, report, fusion, trainer, data, read)
+    modules = (
+        config,
+        catalogue,
+        rerank,
+        backbone,
+        text,
+        columns,
+        attack,
+        adversarial,
+        report,
+        fusion,
+        trainer,
+        data,
+        read,
+    )
     sources = [ast.parse(Path(inspect.getfile(module)).read_text(encoding="utf-8")) for module in modules]
     classes = {node.name: node for source in sources for node in source.body if isinstance(node, ast.ClassDef)}
     found = [HEAD.rstrip()]

@@ -70,7 +70,7 @@ OPTIONS = {
     "index": {"--find", "--dtype", "--dim", "--add", "--remove", "--json", "folder", "catalogue"},
     "search": {
         *("--query", "-q", "--set", "--queries", "-k", "--filter", "-f", "--catalogue", "--find", "--out", "-o"),
-        *("--json", "folder"),
+        *("--rerank", "--json", "folder"),
     },
     "recommend": {
         *("folder", "--users", "--user-id", "--liked", "-k", "--catalogue", "--known", "--out", "-o", "--json"),

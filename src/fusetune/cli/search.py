@@ -34,6 +34,14 @@ def search(
         typer.Option(help="Search this table instead of the saved index; nothing is kept.", show_default=False),
     ] = None,
     find: Annotated[str | None, typer.Option(help="With --catalogue: what is found.", show_default="document")] = None,
+    rerank: Annotated[
+        bool | None,
+        typer.Option(
+            "--rerank/--no-rerank",
+            help="Read the nearest documents together with the query, by the model of rerank=true.",
+            show_default="if validation rows preferred it",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="File to write: .csv, .jsonl or .parquet.", show_default=False)
     ] = None,
@@ -56,7 +64,7 @@ def search(
 
     tuned, shown = api.load(folder), common.shows_progress(as_json)
     index = tuned.index() if catalogue is None else tuned.index(catalogue, find=find, progress=shown)
-    answers = index.search(asked, k=k, where=where)
+    answers = index.search(asked, k=k, where=where, rerank=rerank)
     if out is not None:
         rows, failed = write([answers], out, _ending(out))
         if as_json:
@@ -70,6 +78,10 @@ def search(
             common.print_json(row)
         return
     _print(hits, index.find)
+    if index.reranker is not None and "relevance" in answers.table.column_names:
+        num = len({row["row"] for row in hits})
+        each = f"{1000 * index.reranker.seconds / max(num, 1):,.0f} ms"
+        common.console().print(f"the nearest {index.reranker.depth} were read together with the query: {each} a query")
     if k > len(index):
         common.console().print(f"the catalogue has {len(index):,} rows to find: -k {k:,} gives all of them")
 
@@ -109,7 +121,7 @@ def _print(rows: list[dict[str, Any]], find: str) -> None:
     """Print answers as a table for people, one for each query."""
     from rich.table import Table
 
-    fixed = ("row", "rank", "score", f"{find}_row", "error")
+    fixed = ("row", "rank", "score", "relevance", f"{find}_row", "error")
     names = [name for name in (rows[0] if rows else {}) if name not in fixed]
     for number in dict.fromkeys(row["row"] for row in rows):
         mine = [row for row in rows if row["row"] == number]

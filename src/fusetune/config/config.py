@@ -25,6 +25,7 @@ from fusetune.config.interactions import InteractionsConfig
 from fusetune.config.objectives import Objectives
 from fusetune.config.paths import rebased
 from fusetune.config.report import ReportConfig
+from fusetune.config.rerank import Rerank
 from fusetune.config.section import ByName, NamedConfig, Section, StrList
 from fusetune.config.tasks import TaskConfig
 from fusetune.config.text import TextConfig
@@ -61,6 +62,10 @@ class Config(Section):
     """A table with one row per user: the column `user`, and columns that describe the user."""
     interactions: InteractionsConfig = InteractionsConfig()
     """What the rows of users and items say besides."""
+    rerank: Rerank = None
+    """A second model that reads a query and a document together, if each is one text. It is tuned after the model of
+    pairs, and searches have it sort the nearest documents anew if validation rows prefer that. `true` takes the
+    defaults of its section."""
     out: str | None = None
     """The folder for the tuned model and the report. None: a temporary one."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

@@ -21,6 +21,7 @@ from fusetune.deploy.recommend import Asked, recommend
 from fusetune.deploy.rows import Rows, index_of, reading_of
 from fusetune.deploy.search.files import load_index, save_index
 from fusetune.deploy.search.index import SearchIndex, cut_to
+from fusetune.deploy.search.rerank import copy_reranker, load_reranker
 from fusetune.deploy.search.vectors import DType
 from fusetune.deploy.tuned import (
     Precision,
@@ -247,11 +248,15 @@ class FineTuned:
         if catalogue is None:
             if self.folder is None:
                 raise ConfigError("a model that is not saved has no saved index", do="give the catalogue")
-            return load_index(self.bundle, self.folder / INDEX_FOLDER, self.folder)
+            index = load_index(self.bundle, self.folder / INDEX_FOLDER, self.folder)
+            index.reranker = load_reranker(self.folder)
+            return index
         bar = track if progress else None
-        return SearchIndex.build(
+        index = SearchIndex.build(
             self.bundle, catalogue, find=find, dtype=dtype, dim=dim, graph=approximate, progress=bar
         )
+        index.reranker = None if self.folder is None else load_reranker(self.folder)
+        return index
 
     def save_index(self, index: SearchIndex) -> Path:
         """Write an index into the model's folder, from which `index()` loads it.
@@ -378,4 +383,6 @@ class FineTuned:
         if self.results is not None:
             write_report(self.results, folder)
         write_card(self.bundle, self.results, folder)
+        if self.folder is not None:
+            copy_reranker(self.folder, folder)
         return folder

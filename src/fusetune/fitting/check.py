@@ -62,6 +62,8 @@ def _checks(config: Config) -> Iterator[Callable[[], object]]:
         yield partial(_check_negatives, config)
     if config.objectives.get("contrastive", {}).get("mine"):
         yield partial(check_mined, config)
+    if config.rerank is not None:
+        yield partial(_check_rerank, config)
     for name, options in config.objectives.items():
         yield partial(check_objective, name, options)
         yield partial(_check_family, name, config)
@@ -227,6 +229,23 @@ def check_interactions(config: Config, users: Any) -> None:
             expected="--user and --item with columns of the table",
             do="name them, or leave it out",
         )
+
+
+def _check_rerank(config: Config) -> None:
+    """Refuse a re-ranker without pairs of two columns, or beside a target.
+
+    Raises:
+        ConfigError: the settings are such.
+    """
+    if len(config.query) == 1 and len(config.document) == 1 and not config.targets:
+        return
+    raise ConfigError(
+        "rerank reads a query and a document together, each of which is one text",
+        expected="--query and --document with one column each, and no target",
+        came=f"query {', '.join(config.query) or 'not given'}; document {', '.join(config.document) or 'not given'}"
+        + (f"; target {', '.join(config.targets)}" if config.targets else ""),
+        do="name one column of texts for each, or leave rerank out",
+    )
 
 
 def _check_unfused(config: Config) -> None:

@@ -136,6 +136,8 @@ def estimate_fit(asked: RunSettings) -> Estimate:
     if fit.tables.pair is not None and why_apart(fit) is None:
         pair = " and ".join(fit.tables.pair)
         notes.append(f"{pair} are tuned apart and together, so head and tune take up to twice as long (text.join)")
+    if fit.config.rerank is not None:
+        notes.append("the re-ranker that is tuned afterwards is not in this estimate (rerank)")
     if recipe.settings.head_epochs != 0:
         given = train.given(features=rows.train_features), val.given(features=rows.val_features)
         stages.append(_stage(recipe.head_stage(train.num_drawn), learner, *given, accelerator, notes))

@@ -9,6 +9,7 @@ from fusetune.deploy.bundle import Bundle
 from fusetune.evaluation.results import RunResults, plain
 from fusetune.fitting.match import fit_match
 from fusetune.fitting.prepared import Prepared, RunSettings, prepare
+from fusetune.fitting.rerank import check_texts, fit_reranker
 from fusetune.fitting.similarity import fit_similarity
 from fusetune.fitting.stack import check_stack
 from fusetune.fitting.understand import fit_understand
@@ -43,9 +44,13 @@ def run_fit(settings: RunSettings) -> tuple[Bundle, RunResults]:
     if settings.config.trainer.compile:
         check_compiler()
     fit = prepare(settings)
+    if settings.config.rerank is not None:
+        check_texts(fit)
     bundle, results = FAMILIES[family_of(fit.tasks)](fit)
     for task in results.tasks:
         after = task.first("after")
         assert after is not None
         bundle.metrics[task.target] = {name: plain(value.value) for name, value in after.metrics.items()}
+    if settings.config.rerank is not None:
+        fit_reranker(fit, bundle, results)
     return bundle, results

@@ -18,6 +18,7 @@ from fusetune.deploy.bundle import Bundle
 from fusetune.deploy.predictions import ERROR, ROW, Predictions
 from fusetune.deploy.rows import Rows, needed_columns, read_rows
 from fusetune.deploy.search.filters import rows_where
+from fusetune.deploy.search.rerank import Reranker
 from fusetune.deploy.search.vectors import DType, VectorIndex
 from fusetune.errors import ConfigError, TableError
 from fusetune.inference.predict import row_vectors
@@ -41,6 +42,7 @@ class SearchIndex:
         rows: the catalogue's scalar columns, one row each, also of rows without a vector.
         owners: (vectors,) int64, each vector's row.
         refused: what is wrong with rows that cannot be found, by row.
+        reranker: reads the nearest documents together with the query; or None.
     """
 
     def __init__(self, bundle: Bundle, find: str, vectors: VectorIndex) -> None:
@@ -48,6 +50,7 @@ class SearchIndex:
         self.rows = pa.table({})
         self.owners = np.zeros(0, dtype=np.int64)
         self.refused: dict[int, str] = {}
+        self.reranker: Reranker | None = None
 
     def __len__(self) -> int:
         """Number of rows that can be found."""
@@ -103,7 +106,7 @@ class SearchIndex:
         self.vectors.remove(np.flatnonzero(gone))
         return int(gone.sum())
 
-    def search(self, queries: Any, *, k: int = 10, where: str | None = None) -> Predictions:
+    def search(self, queries: Any, *, k: int = 10, where: str | None = None, rerank: bool | None = None) -> Predictions:
         """Find the nearest rows of the catalogue for each query.
 
         Args:
@@ -111,16 +114,20 @@ class SearchIndex:
                 a table, or its file as a `Path`.
             k: how many rows a query.
             where: a filter on the catalogue's columns, `price < 50 and colour in ["red", "blue"]`.
+            rerank: whether the re-ranker reads the nearest documents together with the query and sorts them anew. None:
+                if there is one, and validation rows preferred its order.
 
         Returns:
             Up to k rows a query, the nearest first: `row`, the query's number; `rank` from 1; `score`, the cosine
-            similarity; FIND_row, the catalogue's row; the catalogue's columns; `error`. A query that cannot be read
-            has one row with the reason in `error`.
+            similarity; `relevance`, if they are sorted anew, the probability that the document is right; FIND_row, the
+            catalogue's row; the catalogue's columns; `error`. A query that cannot be read has one row with the reason
+            in `error`.
 
         Raises:
-            ConfigError: k is less than 1, or the filter cannot be read.
+            ConfigError: k is less than 1, the filter cannot be read, or there is no re-ranker of what is found.
             TableError: the queries lack a column.
         """
+        reranker = self._reranker(rerank)
         if k < 1:
             raise ConfigError("a search gives at least one row", expected="k of 1 or more", came=f"k={k}")
         allowed = None if where is None else self._where(where)[self.owners]
@@ -133,33 +140,77 @@ class SearchIndex:
             errors |= wrong
             real = np.linalg.norm(vectors, axis=1) > 0
             errors |= dict.fromkeys(positions[~real].tolist(), "it has no cell to search by")
-            near, scores = self.vectors.search(vectors[real], min(k, len(self.vectors)), allowed=allowed)
-            hits.append((positions[real], near, scores))
-        return self._answers(total, hits, errors)
+            num = min(k if reranker is None else max(k, reranker.depth), len(self.vectors))
+            near, scores = self.vectors.search(vectors[real], num, allowed=allowed)
+            if reranker is None:
+                hits.append((positions[real], near, scores, np.full(near.shape, np.nan)))
+                continue
+            cells = table.cells(reranker.query, np.searchsorted(table.rows, positions[real]))
+            hits.append((positions[real], *self._sorted_anew(reranker, cells, near, scores, k)))
+        return self._answers(total, hits, errors, relevance=reranker is not None)
+
+    def _reranker(self, asked: bool | None) -> Reranker | None:
+        """Return the re-ranker that a search takes, or None; ConfigError if it is asked for and cannot be taken."""
+        known = self.reranker
+        fits = known is not None and (known.document,) == self.bundle.model.compared[self.find]
+        fits = fits and known is not None and known.document in self.rows.column_names
+        if asked and not fits:
+            raise ConfigError(
+                "there is no re-ranker of what is found",
+                expected="a model of pairs of a text each that was fitted with rerank=true, and find=document",
+                came=f"find={self.find}",
+                do="leave rerank out",
+            )
+        return known if fits and known is not None and asked is not False and (asked or known.preferred) else None
+
+    def _sorted_anew(
+        self, reranker: Reranker, queries: Sequence[Any], near: np.ndarray, scores: np.ndarray, k: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the best k of the nearest vectors, their similarities and probabilities, (queries, k) each."""
+        column = self.rows.column(reranker.document)
+        owners = np.where(near >= 0, self.owners[near], 0)
+        cells = column.take(pa.array(owners.reshape(-1))).to_pylist()
+        documents = [
+            [cell if real else None for cell, real in zip(row, there, strict=True)]
+            for row, there in zip(_rows_of(cells, near.shape), near >= 0, strict=True)
+        ]
+        order, relevance = reranker.order(queries, documents)
+        taken = [np.take_along_axis(values, order, 1)[:, :k] for values in (near, scores)]
+        return taken[0], taken[1], relevance[:, :k]
 
     def _answers(
-        self, total: int, hits: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]], errors: Mapping[int, str]
+        self, total: int, hits: Sequence[tuple[np.ndarray, ...]], errors: Mapping[int, str], *, relevance: bool
     ) -> Predictions:
-        """Return the table of answers, in the order of the queries."""
+        """Return the table of answers, in the order of the queries.
+
+        Args:
+            total: number of queries.
+            hits: their numbers, and (queries, k) the positions, similarities and probabilities of vectors.
+            errors: by number, why a query has no answer.
+            relevance: whether there are probabilities.
+        """
         by_query = {int(q): best for queries, *both in hits for q, *best in zip(queries, *both, strict=True)}
         query: list[int] = []
         rank: list[int | None] = []
         score: list[float | None] = []
+        probability: list[float | None] = []
         owner: list[int | None] = []
         error: list[str | None] = []
         for number in range(total):
-            near, scores = by_query.get(number, (np.zeros(0, int), np.zeros(0)))
+            near, scores, own = by_query.get(number, (np.zeros(0, int), np.zeros(0), np.zeros(0)))
             real = int((near >= 0).sum())
             rows = max(real, 1)
             query += [number] * rows
             rank += list(range(1, real + 1)) or [None]
             score += scores[:real].tolist() or [None]
+            probability += [None if np.isnan(value) else float(value) for value in own[:real]] or [None]
             owner += self.owners[near[:real]].tolist() or [None]
             error += [errors.get(number, None if real else "no row of the catalogue passes the filter")] * rows
         columns: dict[str, Any] = {
             ROW: pa.array(query, pa.int64()),
             "rank": pa.array(rank, pa.int64()),
             "score": pa.array(score, pa.float32()),
+            **({"relevance": pa.array(probability, pa.float32())} if relevance else {}),
             f"{self.find}_row": (rows := pa.array(owner, pa.int64())),
         }
         for name in self.rows.column_names:
@@ -201,6 +252,11 @@ class SearchIndex:
                 do=f'name the column: {{"{raw[0]}": …}}, on the command line --set {raw[0]}=…',
             )
         return {chosen[0]: text}
+
+
+def _rows_of(cells: Sequence[Any], shape: tuple[int, ...]) -> list[Sequence[Any]]:
+    """Return a flat sequence as rows of `shape[1]` cells each."""
+    return [cells[start : start + shape[1]] for start in range(0, shape[0] * shape[1], shape[1])]
 
 
 def cut_to(bundle: Bundle, dim: int | None) -> int | None:
