@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fusetune.tasks.recommendation import recommendation_tasks
 from scipy import sparse
 
 import fusetune as ft
@@ -38,6 +37,7 @@ from fusetune.evaluation.measure.interactions import ItemKnn, popularity
 from fusetune.evaluation.measure.judge import Candidate
 from fusetune.evaluation.measure.recommended import FIGURES, GROUPS, Chosen, Scorer, sections
 from fusetune.tasks.match import Search
+from fusetune.tasks.recommendation import recommendation_tasks
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "movietweetings"
 SPLITS = ("train", "val", "test")

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from fusetune.tasks.recommendation import recommendation_tasks
 from scipy import sparse
 
 from fusetune.evaluation.measure.interactions import ItemKnn
 from fusetune.evaluation.measure.recommended import GROUPS, Chosen, baselines, by_vectors, sections
 from fusetune.tasks.match import Search
+from fusetune.tasks.recommendation import recommendation_tasks
 
 TASK = recommendation_tasks(["user_id"], ["item_id"])["user → item"]
 

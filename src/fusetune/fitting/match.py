@@ -25,6 +25,7 @@ from fusetune.fitting.findings import Findings
 from fusetune.fitting.own_space import identity_start, keep_own_space, sides_of, tied
 from fusetune.fitting.prepared import Prepared
 from fusetune.fitting.recommendations import Recommendations
+from fusetune.fitting.recommended import Compared
 from fusetune.fitting.saved import Trained, load_trained, reporting, save_trained
 from fusetune.fitting.steps import bundle, encode, tune
 from fusetune.inference.features import encoded
@@ -268,6 +269,14 @@ class MatchFit:
         what = f"tuned on {train} rows; best step chosen on {max(len(search.rows) for _, search in val)} others"
         return [*systems, (partial(Candidate, "tuned", "after", what), after)]
 
+    def _compared(self, task: MatchTask) -> Compared | None:
+        """Return the rules that recommendation is compared with; None for another task."""
+        documents = self.fit.tables.documents
+        if not isinstance(documents, Recommendations) or not isinstance(task, RankingTask):
+            return None
+        own = {split: found[task.target][1] for split, found in self.searches.items() if task.target in found}
+        return Compared(task, documents, self.fit.examples, own)
+
     def _judge(
         self,
         task: MatchTask,
@@ -281,7 +290,11 @@ class MatchFit:
         rows = examples.used[search.rows]
         groups = examples.groups[rows]
         candidates = [make(task.answers(vectors, search)) for make, vectors in systems]
-        if isinstance(task, RankingTask):
+        known = {system.name: vectors for system, (_, vectors) in zip(candidates, systems, strict=True)}
+        compared = self._compared(task)
+        if compared is not None:
+            candidates[1:1] = [system for system, _ in compared.baselines]
+        elif isinstance(task, RankingTask):
             candidates[1:1] = rankings.baselines(task, search, fit.examples["train"], examples)
         result = judge(
             task,
@@ -304,6 +317,9 @@ class MatchFit:
                 measured = task.measured(task.answers(cut_vectors(systems[-1][1], dim), search), task.truth(search))
                 values[dim] = task.main_value(measured, task.truth(search), examples.weights[rows])
             result.sections.append(dims_section(task.main.name, values))
+        if compared is not None:
+            num, weights = fit.config.report.bootstrap, examples.weights[rows]
+            result.sections += compared.sections(candidates, known, weights=weights, num=num, seed=fit.config.seed)
         if isinstance(task, RankingTask):
             before = next((system.answers["rank"] for system in candidates if system.kind == "before"), None)
             after = candidates[-1].answers["rank"]

@@ -206,7 +206,8 @@ def _sizes(search: Search, chosen: Chosen) -> list[int]:
 
 def _groups_section(groups: Mapping[str, Mapping[str, Mapping[str, Interval]]], sizes: Mapping[str, int]) -> Section:
     heads = [Head("system"), *(Head(f"{name} ({size:,})") for name, size in sizes.items())]
-    panels, figures = [], {}
+    panels: list[TablePanel] = []
+    figures: dict[str, float] = {}
     for figure in FIGURES:
         rows: list[list[Cell]] = []
         for system, by_group in groups.items():
@@ -218,7 +219,7 @@ def _groups_section(groups: Mapping[str, Mapping[str, Mapping[str, Interval]]], 
         "Of known and of new items: the right answers of one kind, ranked among the whole catalogue. Right answers of"
         " the other kind are left out.",
     ]
-    return Section("known_and_new", "Known and new users and items", list(panels), notes, figures)
+    return Section("known_and_new", "Known and new users and items", [*panels], notes, figures)
 
 
 def _exposure_section(shown: Mapping[str, Mapping[str, float]]) -> Section:
