@@ -50,7 +50,7 @@ def tables_of(train: pd.DataFrame, *, catalogue=None, overrides=(), **given) -> 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recommend") / "run"
-    overrides = ["columns.side=number", "columns.taste=category", "trainer.head_epochs=12", "report.bootstrap=20"]
+    overrides = ["columns.side=number", "columns.taste=category", "trainer.head_epochs=8", "report.bootstrap=20"]
     return ft.fit(
         ratings(),
         user="who",
@@ -139,6 +139,16 @@ def test_ratings_may_weigh_rows():
     assert tables.splits["train"].cells(weight) == tables.splits["train"].cells("rating")
 
 
+def test_earlier_rows_weigh_less_with_a_half_life():
+    rows = ratings()
+    tables, _ = tables_of(rows.assign(time=rows.time * 86_400), overrides=["interactions.half_life=10"])
+    train = tables.splits["train"]
+    weights = dict(zip(train.cells("time"), train.cells(tables.schema.weight), strict=True))
+    assert weights[100 * 86_400] == pytest.approx(2 * weights[90 * 86_400])
+    with pytest.raises(TableError, match="no column of times"):
+        tables_of(ratings(time=False), overrides=["interactions.half_life=10"])
+
+
 @pytest.mark.parametrize(
     ("settings", "what"),
     [
@@ -224,3 +234,21 @@ def test_wrong_requests_are_told(tuned):
     assert len(table) == 3 and "zzz" in table.error[0]
     nobody = tuned.recommend(liked=["zzz"]).to_pandas()
     assert nobody.film.isna().all() and "zzz" in nobody.error[0]
+
+
+def test_new_rows_are_measured_without_what_users_know(tuned):
+    known = ratings()
+    interactions = tuned.bundle.interactions
+    pairs = zip(*interactions.matrix.nonzero(), strict=True)
+    train = {(interactions.users[user], interactions.items[item]) for user, item in pairs}
+    held_out = known[[(row.who, row.film) not in train for row in known.itertuples()]]
+    everything, rest = tuned.evaluate(known, catalogue=items()), tuned.evaluate(held_out, catalogue=items())
+    assert everything.metrics() == rest.metrics()
+    assert everything.rows_in == len(known) and "repeat a train row" in " ".join(everything.notes)
+    assert rest.metrics()["user → item"]["ndcg@10"] > 0.15
+
+
+def test_new_rows_with_unknown_users_and_items_are_counted(tuned):
+    rows = pd.DataFrame({"who": ["u1", "new", "u2", "u3"], "film": ["f0", "f1", "f999", "f1"]})
+    found = tuned.evaluate(rows, catalogue=items())
+    assert found.rows_in == 4 and found.rows_rejected == 1

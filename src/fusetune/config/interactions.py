@@ -24,6 +24,9 @@ class InteractionsConfig(Section):
     """Items with a lower rating are known to the user, but no right answers, and not learned. None: every row
     counts."""
     weigh: bool = False
-    """Whether a train row's weight is its rating, which is then above 0."""
+    """Whether a train row's weight is its rating, which is then 0 or more."""
+    half_life: Annotated[float, Field(gt=0)] | None = None
+    """Days after which a train row weighs half, for tastes and catalogues that change fast; a time in numbers counts
+    seconds. None: all rows weigh alike."""
     history: Annotated[int, Field(ge=1, le=10_000)] = 50
     """Items that a user's history holds, at most: the latest ones, or any without a time."""

@@ -15,6 +15,7 @@ from fusetune.deploy.bundle import Bundle, merge_adapters, save_bundle
 from fusetune.deploy.card import write_card
 from fusetune.deploy.export.sentence_transformers import save_sentence_transformer
 from fusetune.deploy.judged import in_catalogue, read_among_negatives, read_judged
+from fusetune.deploy.judged_users import read_users
 from fusetune.deploy.outputs import EMBEDDINGS, VectorColumns
 from fusetune.deploy.predictions import Predictions, check_ending, write
 from fusetune.deploy.recommend import Asked, recommend
@@ -330,7 +331,9 @@ class FineTuned:
         bars = track if progress else None
         bundle, low = arithmetic(self.bundle, precision)
         judged: Judged | None
-        if (table := in_catalogue(bundle, source, catalogue, missing=missing_columns)) is not None:
+        if bundle.interactions is not None:
+            examples, judged = read_users(bundle, source, catalogue, missing=missing_columns, progress=bars)
+        elif (table := in_catalogue(bundle, source, catalogue, missing=missing_columns)) is not None:
             examples, judged = read_judged(bundle, table, progress=bars)
         else:
             examples, judged = read_among_negatives(bundle, source, missing=missing_columns, progress=bars)

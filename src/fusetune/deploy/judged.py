@@ -55,7 +55,7 @@ def in_catalogue(
     if catalogue is None and config.catalogue.key is not None:
         if key_columns(config.catalogue.key)[0] not in table and all(name in table for name in config.document):
             return None
-        catalogue = _known(config.catalogue.path)
+        catalogue = known_catalogue(config.catalogue.path)
     assert catalogue is not None
     relevance = config.catalogue.relevance
     settings = config.catalogue.model_copy(update={"relevance": relevance if relevance in table.column_names else None})
@@ -94,7 +94,7 @@ def read_among_negatives(
     return examples, Judged(None, end, rejected, [])
 
 
-def _known(path: str | None) -> str:
+def known_catalogue(path: str | None) -> str:
     """Return the catalogue that a model was tuned with.
 
     Raises:

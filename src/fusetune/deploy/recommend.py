@@ -80,7 +80,7 @@ def recommend(
     users, histories, seen, errors = _known(interactions, rows, bundle)
     items = _catalogue(bundle, interactions) if catalogue is None else _encoded(bundle, catalogue)
     table = Table.from_records(
-        [{**row, bundle_history(bundle): history or None} for row, history in zip(rows, histories, strict=True)],
+        [{**row, history_column(bundle): history or None} for row, history in zip(rows, histories, strict=True)],
         source="the users",
     )
     vectors, wrong = _vectors(bundle, table, USER)
@@ -90,7 +90,7 @@ def recommend(
     return _answers(bundle, users, vectors, items, hidden, errors, k)
 
 
-def bundle_history(bundle: Bundle) -> str:
+def history_column(bundle: Bundle) -> str:
     """Return the name of a model's column of histories."""
     return next(name for name, modality in bundle.modalities.items() if isinstance(modality, HistoryModality))
 
@@ -115,7 +115,7 @@ def _rows(bundle: Bundle, asked: Asked) -> list[dict[str, Any]]:
         return [{LIKED: list(keys)} for keys in asked.liked]
     assert asked.users is not None
     table = read_source(bundle, asked.users).read_as(bundle.schema.forms())
-    columns = [name for name in side_columns(bundle, USER) if name != bundle_history(bundle)]
+    columns = [name for name in side_columns(bundle, USER) if name != history_column(bundle)]
     own = [name for name in (*columns, LIKED) if name in table]
     if not own:
         raise TableError(
@@ -157,7 +157,7 @@ def _part(interactions: Interactions, user: int) -> slice:
 
 def _catalogue(bundle: Bundle, interactions: Interactions) -> _Items:
     """Return the items that the model was tuned with."""
-    encoder = bundle.model.encoders[bundle.model.routes[bundle_history(bundle)]]
+    encoder = bundle.model.encoders[bundle.model.routes[history_column(bundle)]]
     assert isinstance(encoder, HistoryEncoder)
     vectors = encoder.stored.detach().cpu().numpy()
     return _Items(interactions.items, vectors, pa.table({"": pa.nulls(len(vectors))}).select([]))

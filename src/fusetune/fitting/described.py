@@ -125,6 +125,13 @@ def column_notes(
     Raises:
         TableError: the settings need ratings, and there are none.
     """
+    if time[0] is None and asked.half_life is not None:
+        raise TableError(
+            "there is no column of times",
+            expected="a column for interactions.half_life",
+            do="name it: interactions.time=COLUMN",
+            file=source,
+        )
     if time[0] is not None:
         notes = [f"The time of {source} is {time[0]!r}: {time[1]}."]
     else:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from scipy import sparse
 
 from fusetune.config.config import Config
+from fusetune.config.interactions import NONE
 from fusetune.config.read import ReadConfig
 from fusetune.config.section import NamedConfig
 from fusetune.data.catalogue import Catalogue, Pairs, Sides
@@ -36,6 +37,7 @@ from fusetune.errors import TableError
 from fusetune.fitting.described import Users, column_notes, described, items_of
 from fusetune.fitting.documents import Documents, Splitting
 from fusetune.modalities.base import Modality
+from fusetune.modalities.date import DAY
 from fusetune.modalities.history import HistoryModality
 from fusetune.models.build import NO_FUSION
 
@@ -147,16 +149,29 @@ class Recommendations(Documents):
             if self._users is not None:
                 table, lost = self._users.beside(table, users, list(numbers))
                 self.notes += [lost] if lost else []
-            if self.config.interactions.weigh:
+            if self._weighs:
                 table = table.with_missing([self._weight])
-                table = with_column(table, self._weight, pa.array(self._rows[split].ratings))
+                table = with_column(table, self._weight, pa.array(self._weights(self._rows[split], len(table))))
             table = table.with_missing([self.history])
             self._pairs[split] = replace(pairs, table=table)
         return {split: pairs.table for split, pairs in self._pairs.items()}
 
     @property
+    def _weighs(self) -> bool:
+        return self.config.interactions.weigh or self.config.interactions.half_life is not None
+
+    @property
     def _weight(self) -> str:
-        return f"{self.rating} as weight"
+        return " and ".join(str(name) for name in (self.rating, self.time) if name is not None) + " as weight"
+
+    def _weights(self, rows: _Rows, num: int) -> np.ndarray:
+        """Return each row's weight, (rows,): its rating, halved for every half-life before the last row."""
+        asked, weights = self.config.interactions, np.ones(num)
+        if asked.weigh and rows.ratings is not None:
+            weights = weights * rows.ratings
+        if asked.half_life is not None and rows.times is not None:
+            weights = weights * 0.5 ** ((rows.times.max() - rows.times) / DAY / asked.half_life)
+        return weights
 
     def _readable(self, split: str, queries: Table, pairs: Pairs) -> Pairs:
         """Return the pairs whose time and rating can be read; the others are rejected."""
@@ -210,8 +225,8 @@ class Recommendations(Documents):
             elif spec.role not in ("split", "weight"):
                 reason = {self.time: "the time", self.rating: "the rating"}.get(name, "describes neither side")
                 schema.columns[name] = replace(spec, role="ignore", reason=reason)
-        if self.config.interactions.weigh:
-            schema.columns[self._weight] = ColumnSpec(self._weight, "number", "weight", "the rating")
+        if self._weighs:
+            schema.columns[self._weight] = ColumnSpec(self._weight, "number", "weight", "made of ratings or times")
         length = self.config.interactions.history
         schema.columns |= described
         schema.columns[self.history] = ColumnSpec(
@@ -378,4 +393,6 @@ class Recommendations(Documents):
 
     def saved(self, config: Config, schema: Schema) -> tuple[Config, Schema]:
         """Return what is saved: the settings as they were given, with the columns that were detected."""
-        return config.model_copy(update={"query": self._own.query, "document": self._own.document}), schema
+        found = config.interactions.model_copy(update={"time": self.time or NONE, "rating": self.rating or NONE})
+        sides = {"query": self._own.query, "document": self._own.document}
+        return config.model_copy(update={**sides, "interactions": found}), schema

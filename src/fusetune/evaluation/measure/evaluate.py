@@ -81,7 +81,7 @@ class Judged:
     """Query rows that are searched among more documents than their own: a table of them, or named negatives.
 
     Attributes:
-        related: (rows, rows) of the evaluated table; see `MatchTask.search`.
+        related, seen: (rows, rows) of the evaluated table; see `MatchTask.search`.
         rows_in: the number of query rows.
         rejected: those that cannot be used.
         notes: sentences for the user.
@@ -91,6 +91,7 @@ class Judged:
     rows_in: int
     rejected: Sequence[Rejected]
     notes: Sequence[str]
+    seen: sparse.csr_array | None = None
 
 
 def measure(
@@ -125,8 +126,7 @@ def measure(
     table = examples.table
     table.require(slices)
     results = []
-    related = None if judged is None else judged.related
-    for task, rows, answers, truth in ANSWERED[model.name](model, tasks, examples, stack, progress, related):
+    for task, rows, answers, truth in ANSWERED[model.name](model, tasks, examples, stack, progress, judged):
         tuned = Candidate("tuned", "after", "the tuned model", answers)
         evaluated = EvaluatedRows(
             truth,
@@ -167,7 +167,7 @@ def _predictions(
     examples: Examples,
     stack: Stack | None,
     progress: Progress | None,
-    related: sparse.csr_array | None,
+    judged: Judged | None,
 ) -> Iterator[Answered]:
     """Yield the predictions of each target's labelled rows."""
     targets = target_tasks(tasks)
@@ -192,10 +192,11 @@ def _rankings(
     examples: Examples,
     stack: Stack | None,
     progress: Progress | None,
-    related: sparse.csr_array | None,
+    judged: Judged | None,
 ) -> Iterator[Answered]:
     """Yield the ranks of each direction of retrieval, among the evaluated rows' distinct answers."""
-    searched = searches(tasks, examples, related)
+    related, seen = (None, None) if judged is None else (judged.related, judged.seen)
+    searched = searches(tasks, examples, related, seen)
     if not searched:
         raise TableError(
             "no two rows have a query and its answer",
@@ -213,11 +214,11 @@ def _matched(
     examples: Examples,
     stack: Stack | None,
     progress: Progress | None,
-    related: sparse.csr_array | None,
+    judged: Judged | None,
 ) -> Iterator[Answered]:
     """Yield the answers of the pairs' target, or of each direction of retrieval."""
     answered = _predictions if target_tasks(tasks) else _rankings
-    return answered(model, tasks, examples, stack, progress, related)
+    return answered(model, tasks, examples, stack, progress, judged)
 
 
 ANSWERED: dict[str, Callable[..., Iterator[Answered]]] = {Understand.name: _predictions, Match.name: _matched}
