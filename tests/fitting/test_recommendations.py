@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.torch import load_file
 
 import fusetune as ft
 from fusetune.config.config import Config
@@ -10,6 +11,7 @@ from fusetune.errors import ConfigError, TableError, UserError
 from fusetune.fitting.arguments import resolve_arguments
 from fusetune.fitting.recommendations import Recommendations
 from fusetune.fitting.tables import Tables
+from fusetune.training import loop
 
 NUM_USERS, NUM_ITEMS = 60, 40
 
@@ -47,10 +49,8 @@ def tables_of(train: pd.DataFrame, *, catalogue=None, overrides=(), **given) -> 
     return tables, tables.documents
 
 
-@pytest.fixture(scope="module")
-def tuned(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("recommend") / "run"
-    overrides = ["columns.side=number", "columns.taste=category", "trainer.head_epochs=8", "report.bootstrap=20"]
+def fit(folder, **options):
+    overrides = ["columns.side=number", "columns.taste=category", "columns.who.dropout=0.4", "report.bootstrap=20"]
     return ft.fit(
         ratings(),
         user="who",
@@ -58,9 +58,22 @@ def tuned(tmp_path_factory):
         catalogue=items(),
         users=users(),
         out=folder,
-        overrides=[*overrides, "trainer.lr=0.01", "fusion.dim=16", "trainer.trackers=[]"],
+        overrides=[
+            *overrides,
+            "trainer.lr=0.02",
+            "trainer.head_epochs=8",
+            "trainer.checkpoint_minutes=0",
+            "fusion.dim=16",
+            "trainer.trackers=[]",
+        ],
         progress=False,
+        **options,
     )
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    return fit(tmp_path_factory.mktemp("recommend") / "run")
 
 
 def test_nothing_of_the_future_is_in_a_history():
@@ -207,6 +220,24 @@ def test_new_users_are_known_by_what_they_like_or_are(tuned):
     new = tuned.recommend(pd.DataFrame({"taste": [0, 1]}), k=8).to_pandas()
     odd = new.film.str[1:].astype(int) % 2
     assert odd[new.row == 1].mean() > odd[new.row == 0].mean() + 0.4
+
+
+def test_a_stopped_run_ends_with_the_same_weights(tuned, tmp_path, monkeypatch):
+    begun, real = [], loop.update
+
+    def update(*args, **kwargs):
+        begun.append(len(begun))
+        if len(begun) == 20:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "update", update)
+        with pytest.raises(KeyboardInterrupt):
+            fit(tmp_path / "run")
+    fit(tmp_path / "run", resume=True)
+    first, second = (load_file(folder / "model.safetensors") for folder in (tuned.folder, tmp_path / "run"))
+    assert first.keys() == second.keys() and all((first[name] == second[name]).all() for name in first)
 
 
 def test_a_saved_model_recommends_the_same(tuned):

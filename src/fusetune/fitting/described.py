@@ -68,6 +68,25 @@ class Users:
         return made, f"{lost:,} users of {table.source} are not in {self.table.source}." if lost else ""
 
 
+def check_apart(users: Users | None, items: Sequence[str]) -> None:
+    """Refuse a column that describes both users and items.
+
+    Args:
+        users: the table of users, or None.
+        items: the columns of items.
+
+    Raises:
+        TableError: there is one.
+    """
+    if users is not None and (both := [name for name in users.attributes if name in items]):
+        raise TableError(
+            f"both users and items have a column {both[0]!r}",
+            expected="columns of different names",
+            do="rename one of them",
+            file=users.table.source,
+        )
+
+
 def items_of(config: Config, source: Source | None, tables: Mapping[str, Table]) -> tuple[Table, Key]:
     """Return the catalogue's table and its key; without one, the distinct items of all tables."""
     assert config.item is not None

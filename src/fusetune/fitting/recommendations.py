@@ -34,7 +34,7 @@ from fusetune.data.reading.joined import only, with_column
 from fusetune.data.schema import ColumnSpec, Schema
 from fusetune.data.table import Table
 from fusetune.errors import TableError
-from fusetune.fitting.described import Users, column_notes, described, items_of
+from fusetune.fitting.described import Users, check_apart, column_notes, described, items_of
 from fusetune.fitting.documents import Documents, Splitting
 from fusetune.modalities.base import Modality
 from fusetune.modalities.date import DAY
@@ -95,7 +95,7 @@ class Recommendations(Documents):
         source = sources.get("users")
         self._users = None if source is None else Users(Table.read(source, read=read), self.user, overrides, read)
         self._attributes = {} if self._users is None else self._users.attributes
-        self._check_apart()
+        check_apart(self._users, [key.item, *self._items])
         sides = Sides((self.user,), (key.item, *self._items))
         self._start(config, Catalogue(items, key, sides, None))
         taken = [self.user, config.item]
@@ -117,16 +117,6 @@ class Recommendations(Documents):
         self.config = self.config.model_copy(update=columns)
         self._rows: dict[str, _Rows] = {}
         self._keys: dict[str, dict[str, np.ndarray]] = {}
-
-    def _check_apart(self) -> None:
-        """Refuse a column that describes both users and items."""
-        if both := [name for name in self._attributes if name in self._items or name == self.item]:
-            raise TableError(
-                f"both users and items have a column {both[0]!r}",
-                expected="columns of different names",
-                do="rename one of them",
-                file=None if self._users is None else self._users.table.source,
-            )
 
     @property
     def announcement(self) -> str:
@@ -215,13 +205,14 @@ class Recommendations(Documents):
         """Return the schema: ids, what describes items and users, histories; other columns are not read."""
         described = {**self._items, **self._attributes}
         own = {name: value for name, value in overrides.items() if name not in described}
+        for name in (self.user, self.item):
+            own[name] = {**_mapping(own.get(name)), "kind": "identifier", "role": "input"}
         rest = [name for name in pairs.column_names if name not in (*described, self.history)]
         schema = Schema.detect(only(pairs, rest), overrides=own, read=read)
         reasons = {self.user: "the column of users", self.item: "the column of items"}
         for name, spec in schema.columns.items():
             if name in reasons:
-                options = spec.options if spec.kind == "identifier" else {}
-                schema.columns[name] = ColumnSpec(name, "identifier", "input", reasons[name], options)
+                schema.columns[name] = replace(spec, reason=reasons[name])
             elif spec.role not in ("split", "weight"):
                 reason = {self.time: "the time", self.rating: "the rating"}.get(name, "describes neither side")
                 schema.columns[name] = replace(spec, role="ignore", reason=reason)
@@ -396,3 +387,7 @@ class Recommendations(Documents):
         found = config.interactions.model_copy(update={"time": self.time or NONE, "rating": self.rating or NONE})
         sides = {"query": self._own.query, "document": self._own.document}
         return config.model_copy(update={**sides, "interactions": found}), schema
+
+
+def _mapping(override: Any) -> dict[str, Any]:
+    return dict(override) if isinstance(override, Mapping) else {}
