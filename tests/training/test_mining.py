@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from scipy import sparse
+from torch import multiprocessing
 
 from fusetune.config.section import NamedConfig
 from fusetune.data.examples import Examples
@@ -111,6 +114,31 @@ def test_they_follow_from_the_weights_alone():
     restored = Miner.of(make()[0], examples, Accelerator(cpu=True))
     restored.load(mined[0].state())
     assert np.array_equal(restored.rows, mined[0].rows) and restored.summary("tune") == mined[0].summary("tune")
+
+
+def _process(rank: int, folder: str, sent) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}", rank=rank, world_size=2)
+    learner, examples = make()
+    miner = Miner.of(learner, examples, SimpleNamespace(num_processes=2, process_index=rank, device="cpu"))
+    miner.mine(0)
+    sent.put(miner.rows)
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_share_the_work_and_mine_what_one_does(tmp_path):
+    context = multiprocessing.get_context("fork")
+    sent = context.SimpleQueue()
+    processes = [context.Process(target=_process, args=(rank, str(tmp_path / "sync"), sent)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    mined = [sent.get() for _ in processes]
+    for process in processes:
+        process.join(60)
+    learner, examples = make()
+    alone = Miner.of(learner, examples, Accelerator(cpu=True))
+    alone.mine(0)
+    assert np.array_equal(mined[0], mined[1]) and np.array_equal(mined[0], alone.rows)
 
 
 def test_when_they_are_due():

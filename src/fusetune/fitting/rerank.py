@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,10 +27,14 @@ from fusetune.fitting.prepared import Prepared, RunSettings, prepare
 from fusetune.fitting.run_folder import RunFolder
 from fusetune.fitting.understand import fit_understand
 from fusetune.inference.features import encoded
+from fusetune.inference.predict import model_device
 from fusetune.inference.retrieval import hard_negatives, searches, used_vectors
 from fusetune.tasks.match import RankingTask, Search
 from fusetune.tasks.panels.kinds import Head, Section, TablePanel
 from fusetune.training.hardware.devices import processes
+
+MAX_QUERIES = 1000
+"""Queries of a split on which a re-ranker is measured, at most: it reads several documents for each."""
 
 
 def check_texts(fit: Prepared) -> None:
@@ -83,7 +87,7 @@ def fit_reranker(fit: Prepared, bundle: Bundle, results: RunResults) -> None:
         second, found = fit_understand(prepare(RunSettings(config, tables, run, fit.show, fit.deadline)))
         reranker = Reranker(second, query, document, settings.depth, preferred=False)
         with fit.phase("re-rank"):
-            measured = {split: splits[split].measure(reranker) for split in ("val", "test")}
+            measured = {split: splits[split].some(MAX_QUERIES).measure(reranker) for split in ("val", "test")}
         reranker.preferred = measured["val"].gain > 0
         if processes().is_main_process:
             write_report(found, folder)
@@ -167,13 +171,13 @@ class _Searched:
         if (direction := next(asked, None)) is None:
             raise TableError(f"a re-ranker needs two or more {split} rows with both sides")
         task, search = direction
-        vectors = used_vectors(bundle.model, encoded(bundle.model, examples))
+        vectors, device = used_vectors(bundle.model, encoded(bundle.model, examples)), model_device(bundle.model)
         rows, answers = examples.used[search.rows], examples.used[search.answer_rows]
         return cls(
             task,
             search,
-            torch.from_numpy(task.query.vectors(vectors)[search.rows]),
-            torch.from_numpy(task.answer.vectors(vectors)[search.answer_rows]),
+            torch.from_numpy(task.query.vectors(vectors)[search.rows]).to(device),
+            torch.from_numpy(task.answer.vectors(vectors)[search.answer_rows]).to(device),
             examples.table.cells(query, rows),
             examples.table.cells(document, answers),
             examples.weights[rows],
@@ -206,9 +210,29 @@ class _Searched:
             num, margin: see `hard_negatives`.
         """
         right = sparse.csr_array(self.search.right[asked])
-        own = torch.from_numpy(right.indices[right.indptr[:-1]].astype(np.int64))
-        queries = self.queries[torch.from_numpy(asked)]
+        own = torch.from_numpy(right.indices[right.indptr[:-1]].astype(np.int64)).to(self.queries.device)
+        queries = self.queries[torch.from_numpy(asked).to(self.queries.device)]
         return hard_negatives(queries, self.documents, own, left_out, num=num, margin=margin)[0]
+
+    def some(self, num: int) -> _Searched:
+        """Return the search of at most `num` of the queries, evenly spaced."""
+        total = len(self.search.rows)
+        chosen = np.unique(np.linspace(0, total - 1, min(num, total)).astype(np.int64))
+        grades = None if self.search.grades is None else sparse.csr_array(self.search.grades[chosen])
+        search = replace(
+            self.search,
+            rows=self.search.rows[chosen],
+            ids=self.search.ids[chosen],
+            right=sparse.csr_array(self.search.right[chosen]),
+            grades=grades,
+        )
+        return replace(
+            self,
+            search=search,
+            queries=self.queries[torch.from_numpy(chosen).to(self.queries.device)],
+            query_cells=[self.query_cells[at] for at in chosen],
+            weights=self.weights[chosen],
+        )
 
     def measure(self, reranker: Reranker) -> _Measured:
         """Return the main metric before and after the nearest documents are sorted anew."""
@@ -221,13 +245,16 @@ class _Searched:
         seconds = (time.perf_counter() - start) / len(every)
         best = np.take_along_axis(near, order, 1)
 
+        def by_vectors(part: slice) -> np.ndarray:
+            return np.asarray((self.queries[part] @ self.documents.T).cpu().numpy())
+
         def similarity(part: slice) -> np.ndarray:
-            similar = (self.queries[part] @ self.documents.T).numpy()
+            similar = by_vectors(part)
             # Cosines are at most 1: the documents that were read come first, in their new order.
             np.put_along_axis(similar, best[part], 2 + np.linspace(1, 0, best.shape[1])[None], 1)
             return similar
 
-        truth, by_vectors = self.task.truth(self.search), lambda part: (self.queries[part] @ self.documents.T).numpy()
+        truth = self.task.truth(self.search)
         before, after = (
             self.task.main_value(
                 self.task.measured(self.task.by_similarity(rule, self.search), truth), truth, self.weights

@@ -40,6 +40,11 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def weights_hash(folder: Path) -> str:
+    """Return the SHA-256 of the weights of a model folder, as its `bundle.json` has it."""
+    return str(read_json(folder / BUNDLE)["files"][WEIGHTS])
+
+
 def read_folder(folder: Path) -> dict[str, Any]:
     """Check a model folder's files and return the content of `bundle.json`.
 

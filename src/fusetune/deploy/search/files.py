@@ -18,7 +18,7 @@ from fusetune.deploy.bundle import Bundle, write_text
 from fusetune.deploy.search.index import SearchIndex, found_side
 from fusetune.deploy.search.vectors import VectorIndex
 from fusetune.errors import FolderError, StorageError
-from fusetune.security.model_folder import BUNDLE, WEIGHTS, file_hash
+from fusetune.security.model_folder import file_hash, weights_hash
 from fusetune.security.untrusted import read_json, reading, tensors_of
 
 FORMAT = 1
@@ -49,7 +49,7 @@ def save_index(index: SearchIndex, folder: Path, model: Path | None) -> None:
         "find": index.find,
         "vectors": index.vectors.state(),
         "refused": {str(row): why for row, why in index.refused.items()},
-        "model": None if model is None else _weights_hash(model),
+        "model": None if model is None else weights_hash(model),
         "files": {name: file_hash(folder / name) for name in (VECTORS, ROWS)},
     }
     write_text(folder / INDEX, json.dumps(content, indent=1, ensure_ascii=False))
@@ -75,7 +75,7 @@ def load_index(bundle: Bundle, folder: Path, model: Path | None) -> SearchIndex:
         for name in (VECTORS, ROWS):
             if file_hash(folder / name) != content["files"][name]:
                 raise ValueError(f"{name} was changed or is damaged")
-        if model is not None and content["model"] is not None and content["model"] != _weights_hash(model):
+        if model is not None and content["model"] is not None and content["model"] != weights_hash(model):
             raise ValueError("it was made with other weights than the model's, so that its vectors are no longer those")
         tensors_of(folder / VECTORS)
         arrays = load_file(folder / VECTORS)
@@ -90,7 +90,3 @@ def load_index(bundle: Bundle, folder: Path, model: Path | None) -> SearchIndex:
         if count and not 0 <= index.owners.min() <= index.owners.max() < index.rows.num_rows:
             raise ValueError("its vectors are of rows that it does not have")
     return index
-
-
-def _weights_hash(model: Path) -> str:
-    return str(read_json(model / BUNDLE)["files"][WEIGHTS])

@@ -24,7 +24,7 @@ import numpy as np
 from fusetune.deploy.bundle import Bundle, load_bundle, move, write_text
 from fusetune.deploy.tuned import predict_proba
 from fusetune.errors import StorageError
-from fusetune.security.model_folder import BUNDLE, WEIGHTS
+from fusetune.security.model_folder import weights_hash
 from fusetune.security.untrusted import read_json, reading
 
 RERANKER, SETTINGS, FORMAT = "reranker", "rerank.json", 1
@@ -99,7 +99,7 @@ def save_reranker(reranker: Reranker, folder: Path, model: Path) -> None:
         StorageError: it cannot be written.
     """
     settings = {"query": reranker.query, "document": reranker.document, "depth": reranker.depth}
-    content = {"format": FORMAT, **settings, "preferred": reranker.preferred, "model": _weights_hash(model)}
+    content = {"format": FORMAT, **settings, "preferred": reranker.preferred, "model": weights_hash(model)}
     write_text(folder / SETTINGS, json.dumps(content, indent=1, ensure_ascii=False))
 
 
@@ -116,7 +116,7 @@ def load_reranker(model: Path) -> Reranker | None:
         content = read_json(folder / SETTINGS)
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']}, not {FORMAT}")
-        if content["model"] != _weights_hash(model):
+        if content["model"] != weights_hash(model):
             return None
         query, document, depth = str(content["query"]), str(content["document"]), int(content["depth"])
         bundle = load_bundle(folder)
@@ -138,7 +138,3 @@ def copy_reranker(source: Path, target: Path) -> None:
     except OSError as error:
         raise StorageError(f"the re-ranker cannot be written to {target}: {error}") from error
     save_reranker(reranker, target / RERANKER, target)
-
-
-def _weights_hash(model: Path) -> str:
-    return str(read_json(model / BUNDLE)["files"][WEIGHTS])
