@@ -317,6 +317,8 @@ class Catalogue:
         if rejected.column not in self.sides.document:
             return Rejected(row, rejected.column, rejected.value, rejected.why, file=file, do=rejected.do)
         own = pairs.items[pairs.table.rows == rejected.row]
+        if not len(own):  # the row names no document
+            return Rejected(row, rejected.column, rejected.value, rejected.why, file=file, do=rejected.do)
         cells = self.items.cells(rejected.column, own)
         same = [item for item, cell in zip(own, cells, strict=True) if cell_key(cell) == cell_key(rejected.value)]
         at = int(self.items.rows[same[0] if same else own[0]])

@@ -160,9 +160,14 @@ def read_times(table: Table, column: str) -> tuple[np.ndarray, dict[int, str]]:
 
     Args:
         table: of interactions, with its cells' forms.
-        column: dates, or numbers that grow; one of both in all rows.
+        column: dates, or numbers that grow. If there are both, those that fewer rows have cannot be read.
     """
-    return _read(table, column, _moment, "it is no date and no number")
+    values, wrong = _read(table, column, _moment, "it is no date and no number")
+    read = np.array([position for position in range(len(table)) if position not in wrong], dtype=np.int64)
+    is_number = np.array([_number(cell) is not None for cell in table.lazy(column, read)], dtype=bool)
+    fewer = is_number.mean() <= 0.5 if len(read) else False
+    why = "it is a number, and other rows have dates" if fewer else "it is a date, and other rows have numbers"
+    return values, wrong | dict.fromkeys(read[is_number == fewer].tolist(), why)
 
 
 def read_ratings(table: Table, column: str) -> tuple[np.ndarray, dict[int, str]]:

@@ -16,7 +16,7 @@ from fusetune.data.keys import Key, key_columns, key_of
 from fusetune.data.reading.joined import beside, only
 from fusetune.data.schema import ColumnSpec, Schema
 from fusetune.data.table import Source, Table
-from fusetune.errors import TableError, nearest
+from fusetune.errors import ConfigError, TableError, nearest
 
 
 class Users:
@@ -171,3 +171,26 @@ def column_notes(
     else:
         use = "every row counts alike; interactions.min_rating=7 counts high ones, interactions.weigh=true weighs"
     return [*notes, f"The rating is {rating[0]!r}, {rating[1]}: {use}."]
+
+
+def as_ids(name: str, what: str, asked: Any) -> dict[str, Any]:
+    """Return what is said about a column of ids, with the kind and the role that it has.
+
+    Args:
+        name: the column.
+        what: what it holds, in words.
+        asked: what the user says about it, if anything.
+
+    Raises:
+        ConfigError: another kind or role is asked for.
+    """
+    said = dict(asked) if isinstance(asked, Mapping) else {} if asked is None else {"kind": asked}
+    fixed = {"kind": "identifier", "role": "input"}
+    if wrong := [f"{key}={said[key]}" for key, value in fixed.items() if said.get(key, value) != value]:
+        raise ConfigError(
+            f"{name!r} is {what}",
+            expected="kind identifier, role input",
+            came=", ".join(wrong),
+            do=f"leave it out; to learn without ids: columns.{name}.min_count=1000000",
+        )
+    return {**said, **fixed}

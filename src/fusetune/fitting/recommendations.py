@@ -34,7 +34,7 @@ from fusetune.data.reading.joined import only, with_column
 from fusetune.data.schema import ColumnSpec, Schema
 from fusetune.data.table import Table
 from fusetune.errors import TableError
-from fusetune.fitting.described import Users, check_apart, column_notes, described, items_of
+from fusetune.fitting.described import Users, as_ids, check_apart, column_notes, described, items_of
 from fusetune.fitting.documents import Documents, Splitting
 from fusetune.modalities.base import Modality
 from fusetune.modalities.date import DAY
@@ -205,11 +205,10 @@ class Recommendations(Documents):
         """Return the schema: ids, what describes items and users, histories; other columns are not read."""
         described = {**self._items, **self._attributes}
         own = {name: value for name, value in overrides.items() if name not in described}
-        for name in (self.user, self.item):
-            own[name] = {**_mapping(own.get(name)), "kind": "identifier", "role": "input"}
+        reasons = {self.user: "the column of users", self.item: "the column of items"}
+        own |= {name: as_ids(name, what, own.get(name)) for name, what in reasons.items()}
         rest = [name for name in pairs.column_names if name not in (*described, self.history)]
         schema = Schema.detect(only(pairs, rest), overrides=own, read=read)
-        reasons = {self.user: "the column of users", self.item: "the column of items"}
         for name, spec in schema.columns.items():
             if name in reasons:
                 schema.columns[name] = replace(spec, reason=reasons[name])
@@ -387,7 +386,3 @@ class Recommendations(Documents):
         found = config.interactions.model_copy(update={"time": self.time or NONE, "rating": self.rating or NONE})
         sides = {"query": self._own.query, "document": self._own.document}
         return config.model_copy(update={**sides, "interactions": found}), schema
-
-
-def _mapping(override: Any) -> dict[str, Any]:
-    return dict(override) if isinstance(override, Mapping) else {}
