@@ -147,7 +147,7 @@ def test_low_ratings_are_known_but_not_learned():
 
 
 def test_ratings_may_weigh_rows():
-    tables, _ = tables_of(ratings(), overrides=["interactions.weigh=true"])
+    tables, _ = tables_of(ratings(), overrides=["interactions.weigh=true", "interactions.half_life=none"])
     weight = tables.schema.weight
     assert tables.splits["train"].cells(weight) == tables.splits["train"].cells("rating")
 

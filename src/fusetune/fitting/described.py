@@ -144,7 +144,7 @@ def column_notes(
     Raises:
         TableError: the settings need ratings, and there are none.
     """
-    if time[0] is None and asked.half_life is not None:
+    if time[0] is None and isinstance(asked.half_life, float):
         raise TableError(
             "there is no column of times",
             expected="a column for interactions.half_life",

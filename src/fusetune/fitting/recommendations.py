@@ -34,10 +34,10 @@ from fusetune.data.reading.joined import only, with_column
 from fusetune.data.schema import ColumnSpec, Schema
 from fusetune.data.table import Table
 from fusetune.errors import TableError
+from fusetune.fitting.aging import age_weights
 from fusetune.fitting.described import Users, as_ids, check_apart, column_notes, described, items_of
 from fusetune.fitting.documents import Documents, Splitting
 from fusetune.modalities.base import Modality
-from fusetune.modalities.date import DAY
 from fusetune.modalities.history import HistoryModality
 from fusetune.models.build import NO_FUSION
 
@@ -122,9 +122,7 @@ class Recommendations(Documents):
     def announcement(self) -> str:
         """A line on what the splits hold."""
         users = f"{len(self.interactions.users):,} users with train rows"
-        return (
-            f"items    {len(self.catalogue.items):,} of {self.item}; {users}; val and test rows are users and all items"
-        )
+        return f"items    {len(self.catalogue.items):,} of {self.item}; {users}; val and test: users and all items"
 
     def pairs_of(self, tables: Mapping[str, Table]) -> dict[str, Table]:
         """Return the rows beside their items and users' attributes, with room for histories."""
@@ -140,28 +138,19 @@ class Recommendations(Documents):
                 table, lost = self._users.beside(table, users, list(numbers))
                 self.notes += [lost] if lost else []
             if self._weighs:
-                table = table.with_missing([self._weight])
-                table = with_column(table, self._weight, pa.array(self._weights(self._rows[split], len(table))))
+                weights = self._rows[split].ratings if self.config.interactions.weigh else np.ones(len(table))
+                table = with_column(table.with_missing([self._weight]), self._weight, pa.array(weights))
             table = table.with_missing([self.history])
             self._pairs[split] = replace(pairs, table=table)
         return {split: pairs.table for split, pairs in self._pairs.items()}
 
     @property
     def _weighs(self) -> bool:
-        return self.config.interactions.weigh or self.config.interactions.half_life is not None
+        return self.config.interactions.weigh or (self.time is not None and self.config.interactions.half_life != NONE)
 
     @property
     def _weight(self) -> str:
-        return " and ".join(str(name) for name in (self.rating, self.time) if name is not None) + " as weight"
-
-    def _weights(self, rows: _Rows, num: int) -> np.ndarray:
-        """Return each row's weight, (rows,): its rating, halved for every half-life before the last row."""
-        asked, weights = self.config.interactions, np.ones(num)
-        if asked.weigh and rows.ratings is not None:
-            weights = weights * rows.ratings
-        if asked.half_life is not None and rows.times is not None:
-            weights = weights * 0.5 ** ((rows.times.max() - rows.times) / DAY / asked.half_life)
-        return weights
+        return "weight of a row"
 
     def _readable(self, split: str, queries: Table, pairs: Pairs) -> Pairs:
         """Return the pairs whose time and rating can be read; the others are rejected."""
@@ -250,11 +239,29 @@ class Recommendations(Documents):
             self._ids[split] = np.unique(self._pairs[self._source_of[split]].table.rows[positions])
         self._collect(chosen["train"])
         self._note_order(chosen, tables)
+        self._age(chosen, tables)
         train = self._train(self._pairs["train"], chosen["train"], tables)
         others = [split for split in chosen if split != "train"]
         return {"train": train} | {
             split: self._searched(split, self._pairs[self._source_of[split]], chosen[split], tables) for split in others
         }
+
+    def _age(self, chosen: Mapping[str, np.ndarray], tables: Splitting) -> None:
+        """Let earlier train rows weigh less."""
+        if not self._weighs:
+            return
+        pairs, rows, positions = self._pairs["train"], self._rows["train"], chosen["train"]
+        times = None if rows.times is None else rows.times[positions]
+        source, right = self._source_of.get("val", "train"), chosen.get("val", positions[:0])
+        right = right[self._pairs[source].grades[right] > 0]
+        users = self._rows[source].users[right]
+        held_out = np.where(users < len(self.interactions.users), users, -1), self._pairs[source].items[right]
+        half_life = self.config.interactions.half_life
+        factors, note = age_weights(half_life, self.interactions, (pairs.items[positions], times), held_out)
+        tables.notes += [note] if note else []
+        weights = np.array(pairs.table.cells(self._weight), dtype=np.float64)
+        weights[positions] *= factors
+        self._pairs["train"] = replace(pairs, table=with_column(pairs.table, self._weight, pa.array(weights)))
 
     def _carved(self, given: Mapping[str, Table], tables: Splitting) -> dict[str, np.ndarray]:
         """Return the positions of splits without a table of their own, and of train, in the train table."""
