@@ -18,6 +18,9 @@ from fusetune.data.schema import ColumnSpec, Schema
 from fusetune.data.table import Source, Table
 from fusetune.errors import ConfigError, TableError, nearest
 
+USER_DROPOUT = 0.5
+"""How often a user's id is dropped, if the settings do not say: histories say more of most users."""
+
 
 class Users:
     """A table with a row for each user.

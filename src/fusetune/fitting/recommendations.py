@@ -35,7 +35,15 @@ from fusetune.data.schema import ColumnSpec, Schema
 from fusetune.data.table import Table
 from fusetune.errors import TableError
 from fusetune.fitting.aging import age_weights
-from fusetune.fitting.described import Users, as_ids, check_apart, column_notes, described, items_of
+from fusetune.fitting.described import (
+    USER_DROPOUT,
+    Users,
+    as_ids,
+    check_apart,
+    column_notes,
+    described,
+    items_of,
+)
 from fusetune.fitting.documents import Documents, Splitting
 from fusetune.modalities.base import Modality
 from fusetune.modalities.history import HistoryModality
@@ -196,6 +204,7 @@ class Recommendations(Documents):
         own = {name: value for name, value in overrides.items() if name not in described}
         reasons = {self.user: "the column of users", self.item: "the column of items"}
         own |= {name: as_ids(name, what, own.get(name)) for name, what in reasons.items()}
+        own[self.user]["options"] = {"dropout": USER_DROPOUT, **own[self.user].get("options", {})}
         rest = [name for name in pairs.column_names if name not in (*described, self.history)]
         schema = Schema.detect(only(pairs, rest), overrides=own, read=read)
         for name, spec in schema.columns.items():
@@ -206,11 +215,9 @@ class Recommendations(Documents):
                 schema.columns[name] = replace(spec, role="ignore", reason=reason)
         if self._weighs:
             schema.columns[self._weight] = ColumnSpec(self._weight, "number", "weight", "made of ratings or times")
-        length = self.config.interactions.history
+        options = {"length": self.config.interactions.history}
         schema.columns |= described
-        schema.columns[self.history] = ColumnSpec(
-            self.history, "history", "input", "the user's items before", {"length": length}
-        )
+        schema.columns[self.history] = ColumnSpec(self.history, "history", "input", "the user's items before", options)
         return schema
 
     def know(self, modalities: Mapping[str, Modality]) -> None:

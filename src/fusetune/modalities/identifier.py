@@ -22,8 +22,8 @@ UNSEEN = 0
 """The embedding of every id that no train row has, and of ids that are dropped in training."""
 DROPPED = ""
 """The example of an id that is dropped; no cell is decoded to it."""
-STD = 1.0
-"""Standard deviation of an embedding's initial norm."""
+NORM = 0.1
+"""Approximate norm of an embedding at the start: small, so that rare ids stay near the unseen one."""
 
 
 class IdentifierModality(Modality):
@@ -38,7 +38,7 @@ class IdentifierModality(Modality):
 
     kind = "identifier"
 
-    def __init__(self, column: str, *, dim: int = 64, dropout: float = 0.1, min_count: int = 1) -> None:
+    def __init__(self, column: str, *, dim: int = 32, dropout: float = 0.1, min_count: int = 1) -> None:
         """
         Args:
             column: the column's name.
@@ -168,7 +168,7 @@ class IdentifierEncoder(nn.Module):
         super().__init__()
         self.dim = dim
         self.embedding = nn.Embedding(num + 1, dim)
-        nn.init.normal_(self.embedding.weight, std=STD / dim**0.5)
+        nn.init.normal_(self.embedding.weight, std=NORM / dim**0.5)
 
     def forward(self, *, indices: Tensor) -> Tokens:
         """
