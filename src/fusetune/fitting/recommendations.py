@@ -354,8 +354,7 @@ class Recommendations(Documents):
         user = np.where(rows.users < len(known.users), rows.users, -1)[positions]
         repeated = known.contains(user, pairs.items[positions])
         right = positions[~repeated & (pairs.grades[positions] > 0)]
-        if repeated.any():
-            count = int(repeated.sum())
+        if count := int(repeated.sum()):
             tables.notes.append(f"{count:,} {split} rows repeat a train row's user and item: not measured.")
         if not len(right):
             raise TableError(
@@ -374,8 +373,7 @@ class Recommendations(Documents):
         best = self.catalogue.positions(searched.table.cells(self.item, np.arange(num)))
         self._keys[split] = {self.user: np.r_[front, np.full(len(alone), -1)], self.item: np.r_[best, alone]}
         cells = as_cells([*lists, *([np.zeros(0, np.int64)] * len(alone))])
-        table = searched.table if self.history in searched.table else searched.table.with_missing([self.history])
-        return with_column(table, self.history, cells).read_as(tables.schema.forms())
+        return with_column(searched.table, self.history, cells).read_as(tables.schema.forms())
 
     def _histories_before(self, users: np.ndarray, rows: _Rows, positions: np.ndarray) -> list[np.ndarray]:
         """Return the items that users liked in train rows strictly before the first of their held-out rows.
