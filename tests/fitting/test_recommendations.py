@@ -263,6 +263,8 @@ def test_wrong_requests_are_told(tuned):
         tuned.recommend(pd.DataFrame({"age": [3]}))
     table = tuned.recommend(liked=["f1", "zzz"], k=3).to_pandas()
     assert len(table) == 3 and "zzz" in table.error[0]
+    table = tuned.recommend(user_id=["u1", "stranger"], k=2).to_pandas()
+    assert table.error.isna().tolist() == [True, True, False, False] and table.film.notna().all()
     nobody = tuned.recommend(liked=["zzz"]).to_pandas()
     assert nobody.film.isna().all() and "zzz" in nobody.error[0]
 

@@ -146,6 +146,8 @@ def _known(
         liked = keys_of(row.pop(LIKED, None), items)
         if lost := [key for key in liked if key not in items]:
             errors[number] = f"items that the model does not know: {', '.join(lost[:3])}"
+        elif user < 0 and not liked and row.keys() <= {bundle.config.user} and keys[-1] is not None:
+            errors[number] = "the user has no train rows: these items are recommended to anyone"
         histories.append([*interactions.history(user).tolist(), *(items[key] for key in liked if key in items)])
         seen.append([key for key in (*own, *liked) if key is not None])
     return keys, histories, seen, errors

@@ -25,6 +25,7 @@ from fusetune.fitting.saved import Trained
 from fusetune.fitting.steps import fresh_model, rules
 from fusetune.inference.features import encoded
 from fusetune.inference.predict import model_device
+from fusetune.modalities.history import HistoryModality
 from fusetune.models.family import Family
 from fusetune.tasks.abilities import Choosing, ShowsText, Thresholded
 from fusetune.tasks.base import TargetTask
@@ -255,8 +256,8 @@ class Findings:
         examples = fit.examples["test"]
         table, shown = examples.table, []
         for name, modality in fit.modalities.items():
-            if columns is not None and name not in columns:
-                continue
+            if (columns is not None and name not in columns) or isinstance(modality, HistoryModality):
+                continue  # a history's cells are positions in the catalogue, which tell a reader nothing
             column = examples.columns[name]
             code = int(column.codes[index])
             cell = column.local([code])[0] if code >= 0 else table.cells(name, [index])[0]
