@@ -6,9 +6,12 @@ from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fusetune import _private
+from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.passes.base import PlainPass, using
+from fusetune.backbones.passes.grouping import one_pass
 from fusetune.errors import BackboneError
 from fusetune.types import Tokens
 
@@ -49,9 +52,13 @@ def run_encoder(encoder: nn.Module, tensors: dict[str, Tensor]) -> Tokens:
     with ExitStack() as after:
         if perturbation is not None:
             table = word_embeddings(encoder)
-            handle = table.register_forward_hook(lambda module, args, output: output + perturbation.to(output.dtype))
-            after.callback(handle.remove)
-            after.enter_context(using(encoder, PlainPass()))
+
+            def add(module: nn.Module, args: Any, output: Tensor, more: Tensor = perturbation) -> Tensor:
+                return output + F.pad(more, (0, 0, 0, output.shape[1] - more.shape[1])).to(output.dtype)
+
+            after.callback(table.register_forward_hook(add).remove)
+            strategy = one_pass(encoder, rest) if isinstance(encoder, Backbone) else PlainPass()
+            after.enter_context(using(encoder, strategy))
         elif any(tensor.requires_grad for tensor in rest.values()):
             after.enter_context(_private.inputs_not_leaves(encoder))
         tokens: Tokens = encoder(**rest)

@@ -12,7 +12,7 @@ from fusetune.backbones.passes.boundary import BoundaryPass
 from fusetune.backbones.passes.choice import choose
 from fusetune.backbones.passes.compiled import CompiledPass
 from fusetune.backbones.passes.graphs import ReplayedPass
-from fusetune.backbones.passes.grouping import ExactPass, GroupedPass, PicturesPass
+from fusetune.backbones.passes.grouping import ExactPass, GroupedPass, PicturesPass, RoundedPass
 
 
 @pytest.fixture
@@ -27,8 +27,13 @@ def uneven(text):
 
 def test_an_encoders_own_way(text, uneven, tiny, monkeypatch) -> None:
     even = {name: tensor[:2, :3] for name, tensor in uneven.items()}
-    assert isinstance(choose(text, even), PlainPass)
     monkeypatch.setattr(grouping, "PASS_TOKENS", 8)
+    assert type(choose(text.eval(), even)) is PlainPass and isinstance(choose(text, uneven), GroupedPass)
+    for gradients in (False, True):  # a pass without gradients draws the same dropout
+        with torch.set_grad_enabled(gradients):
+            assert isinstance(choose(text.train(), even), RoundedPass)
+            assert isinstance(choose(text, uneven), RoundedPass)
+    monkeypatch.setattr(grouping, "TRAINING_TOKENS", 8)
     assert isinstance(choose(text, uneven), GroupedPass)
     text.start = BoundaryPass(1, gives_tuples=False)
     assert choose(text, {**uneven, BOUNDARY: torch.zeros(4, 22, 16)}) is text.start

@@ -13,20 +13,20 @@ from hypothesis import strategies as st
 from fusetune.backbones.load import load_backbone
 from fusetune.backbones.passes import grouping
 from fusetune.backbones.passes.base import PlainPass, using
-from fusetune.backbones.passes.grouping import length_cuts
+from fusetune.backbones.passes.grouping import RoundedPass, length_cuts
 
 
-@given(st.lists(st.integers(1, 200), max_size=80))
-def test_cuts_save_what_a_pass_costs(lengths: list[int]) -> None:
+@given(st.lists(st.integers(1, 200), max_size=80), st.integers(1, 600))
+def test_cuts_save_what_a_pass_costs(lengths: list[int], overhead: int) -> None:
     found = np.sort(np.asarray(lengths, dtype=np.int64))
-    cuts = length_cuts(found)
+    cuts = length_cuts(found, overhead)
     assert cuts == sorted(set(cuts)) and all(0 < cut < len(found) for cut in cuts)
     groups = np.split(found, cuts)
     padded = sum(len(group) * int(group.max(initial=0)) for group in groups)
     alone = len(found) * int(found.max(initial=0))
-    assert alone - padded >= len(cuts) * grouping.PASS_TOKENS
+    assert alone - padded >= len(cuts) * overhead
     for group in groups:  # and no cut that pays is left out
-        assert all(place * (group[-1] - group[place - 1]) < grouping.PASS_TOKENS for place in range(1, len(group)))
+        assert all(place * (group[-1] - group[place - 1]) < overhead for place in range(1, len(group)))
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "t5", "llama", "gpt2", "clip"])
@@ -64,3 +64,21 @@ def test_a_plain_pass_that_is_asked_for_is_one_pass(tiny, monkeypatch: pytest.Mo
         backbone(**tensors)
     backbone(**tensors)
     assert len(passes) == 3
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "t5", "gpt2"])
+@pytest.mark.parametrize("pool", ["mean", "last", "none"])
+def test_texts_padded_to_few_widths_give_the_same(tiny, name, pool, monkeypatch) -> None:
+    backbone = load_backbone(tiny(name), "text", pool=pool, max_tokens=20).eval()
+    widths: list[int] = []
+    encode = backbone.hidden_states
+    monkeypatch.setattr(
+        backbone, "hidden_states", lambda **inputs: widths.append(inputs["input_ids"].shape[1]) or encode(**inputs)
+    )
+    for words in (3, 11, 40):  # the last is cut at the limit, which is no multiple
+        tensors = backbone.collate_text([backbone.tokenize("w1 w2 w3"), backbone.tokenize("w5 " * words)])
+        plain, rounded = (strategy(backbone, tensors) for strategy in (PlainPass(), RoundedPass()))
+        width = tensors["input_ids"].shape[1]
+        assert widths[-2:] == [width, min(-(-width // 8) * 8, 20)]
+        assert torch.equal(rounded.mask, plain.mask)
+        torch.testing.assert_close(rounded.values[rounded.mask], plain.values[plain.mask], atol=1e-5, rtol=1e-4)

@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fusetune import _private
 from fusetune.backbones.convolutions import channels_last
 from fusetune.backbones.inputs import AudioInputs, TextInputs
 from fusetune.backbones.inspection import structure
 from fusetune.backbones.passes.base import BOUNDARY, Encoder, EncoderPass, PlainPass, using
+from fusetune.backbones.passes.grouping import RoundedPass, one_pass
 from fusetune.types import Tokens
 
 TOLERANCE = 1e-4
@@ -51,8 +53,11 @@ class BoundaryPass(EncoderPass):
         hidden = inputs[BOUNDARY].to(next(encoder.model.parameters()).dtype)
         hidden = channels_last(hidden) if encoder.channels_last else hidden
         rest = {name: tensor for name, tensor in inputs.items() if name != BOUNDARY}
+        strategy = one_pass(encoder, rest)
+        if isinstance(strategy, RoundedPass):  # as in passes of all layers, so that dropout draws the same
+            hidden = F.pad(hidden, (0, 0, 0, strategy.padding(encoder, rest)))
         with starting_at(encoder, self.layer, hidden, gives_tuples=self.gives_tuples):
-            return PlainPass()(encoder, rest)
+            return strategy(encoder, rest)
 
 
 def frozen_layers(backbone: Any) -> int:

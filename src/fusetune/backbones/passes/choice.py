@@ -6,8 +6,15 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from fusetune.backbones.passes.base import BOUNDARY, Encoder, EncoderPass, PlainPass, single_pass
-from fusetune.backbones.passes.grouping import ExactPass, GroupedPass, PicturesPass, is_many_pictures, length_groups
+from fusetune.backbones.passes.base import BOUNDARY, Encoder, EncoderPass, single_pass
+from fusetune.backbones.passes.grouping import (
+    ExactPass,
+    GroupedPass,
+    PicturesPass,
+    is_many_pictures,
+    length_groups,
+    one_pass,
+)
 
 
 def choose(encoder: Encoder, inputs: Mapping[str, Tensor]) -> EncoderPass:
@@ -28,4 +35,4 @@ def choose(encoder: Encoder, inputs: Mapping[str, Tensor]) -> EncoderPass:
         return ExactPass()
     if groups := length_groups(encoder, inputs):
         return GroupedPass(groups)
-    return PicturesPass() if is_many_pictures(encoder, inputs) else PlainPass()
+    return PicturesPass() if is_many_pictures(encoder, inputs) else one_pass(encoder, inputs)

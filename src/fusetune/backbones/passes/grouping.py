@@ -14,7 +14,11 @@ from fusetune.backbones.passes.base import Encoder, EncoderPass, PlainPass
 from fusetune.types import Tokens
 
 PASS_TOKENS = 64
-"""The overhead of a pass, in tokens that could be computed in that time."""
+"""The overhead of a pass in evaluation mode, in tokens that could be computed in that time."""
+TRAINING_TOKENS = 512
+"""The overhead of a pass in training mode: its graph is kept, and its shape needs kernels for both directions."""
+MULTIPLE = 8
+"""In training mode on a CPU, texts are padded to a multiple of so many tokens."""
 PICTURES = 64
 """Images of a pass without gradients on a CPU."""
 
@@ -35,12 +39,36 @@ class GroupedPass(EncoderPass):
         parts = []
         for rows in self.groups:
             longest = int(inputs["attention_mask"][rows].sum(1).max())
-            parts.append(PlainPass()(encoder, _cut(inputs, rows, width, longest)))
+            own = _cut(inputs, rows, width, longest)
+            parts.append(one_pass(encoder, own)(encoder, own))
         back = torch.cat(list(self.groups)).argsort()
         if any(part.values.shape[1] > 1 for part in parts):  # every token is wanted
             parts = [_padded(part, width) for part in parts]
         tokens = concatenated(parts)
         return Tokens(tokens.values[back], tokens.mask[back])
+
+
+class RoundedPass(PlainPass):
+    """Encode all texts at once, padded to a multiple of `MULTIPLE` tokens.
+
+    A CPU compiles kernels for each shape of a batch and direction, which takes time and memory; so there are fewer.
+    """
+
+    @staticmethod
+    def padding(encoder: Encoder, inputs: Mapping[str, Tensor]) -> int:
+        """Return how many tokens are added to each text, up to the encoder's maximum."""
+        width = inputs["attention_mask"].shape[1]
+        return max(0, min(-(-width // MULTIPLE) * MULTIPLE, encoder.max_tokens) - width)
+
+    def __call__(self, encoder: Encoder, inputs: Mapping[str, Tensor]) -> Tokens:
+        """See `EncoderPass`."""
+        width, more = inputs["attention_mask"].shape[1], self.padding(encoder, inputs)
+        wide = {}
+        for name, tensor in inputs.items():
+            filler = encoder.inputs.filler if name == "input_ids" else 0
+            wide[name] = F.pad(tensor, (0, more), value=filler) if tensor.shape[1:] == (width,) else tensor
+        values, mask, own = encoder.hidden_states(**wide)
+        return encoder.as_tokens(values[:, :width], mask[:, :width], own)
 
 
 class ExactPass(EncoderPass):
@@ -91,6 +119,17 @@ def _padded(tokens: Tokens, width: int) -> Tokens:
     return Tokens(F.pad(tokens.values, (0, 0, 0, more)), F.pad(tokens.mask, (0, more)))
 
 
+def one_pass(encoder: Encoder, inputs: Mapping[str, Tensor]) -> EncoderPass:
+    """Return the strategy for rows that are encoded at once: padded to few widths for texts on a CPU in training.
+
+    It depends on the mode and not on gradients: passes with and without them draw the same dropout.
+    """
+    mask = inputs.get("attention_mask")
+    if not encoder.max_tokens or mask is None or mask.device.type != "cpu" or not encoder.model.training:
+        return PlainPass()
+    return RoundedPass()
+
+
 def length_groups(encoder: Encoder, inputs: Mapping[str, Tensor]) -> list[Tensor]:
     """Return the rows of texts in groups of similar length, or an empty list if one pass is faster.
 
@@ -100,28 +139,30 @@ def length_groups(encoder: Encoder, inputs: Mapping[str, Tensor]) -> list[Tensor
     if mask is None or mask.device.type != "cpu":
         return []
     lengths, order = mask.sum(1).sort()
-    cuts = length_cuts(lengths.numpy())
+    cuts = length_cuts(lengths.numpy(), TRAINING_TOKENS if encoder.model.training else PASS_TOKENS)
     return list(order.tensor_split(torch.tensor(cuts))) if cuts else []
 
 
-def length_cuts(lengths: np.ndarray) -> list[int]:
+def length_cuts(lengths: np.ndarray, overhead: int) -> list[int]:
     """Return the positions at which to split texts, sorted by length, into groups that are padded separately.
 
     Args:
         lengths: (texts,) numbers of tokens, ascending.
+        overhead: of a pass, in tokens.
 
     Returns:
-        Ascending positions between 0 and the number of texts; each split saves at least `PASS_TOKENS`.
+        Ascending positions between 0 and the number of texts; each split saves at least the overhead.
     """
     num = len(lengths)
     if num < 2:
         return []
     saved = np.arange(1, num) * (lengths[-1] - lengths[:-1])
     best = int(saved.argmax())
-    if saved[best] < PASS_TOKENS:
+    if saved[best] < overhead:
         return []
     cut = best + 1
-    return [*length_cuts(lengths[:cut]), cut, *(cut + later for later in length_cuts(lengths[cut:]))]
+    later = length_cuts(lengths[cut:], overhead)
+    return [*length_cuts(lengths[:cut], overhead), cut, *(cut + position for position in later)]
 
 
 def is_many_pictures(encoder: Encoder, inputs: Mapping[str, Tensor]) -> bool:
