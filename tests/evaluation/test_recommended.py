@@ -1,5 +1,7 @@
 """Baselines of recommendation, and figures of known and new users and items, by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import sparse
@@ -48,6 +50,15 @@ def test_baselines_are_popularity_and_item_knn(random):
             answers = TASK.by_similarity(lambda part, knn=knn: knn.scores(chosen.history[part]), search)
             best = max(best, answers["ndcg@10"].mean())
     assert systems["item-kNN"][0].answers["ndcg@10"].mean() == pytest.approx(best)
+
+
+def test_what_is_popular_lately_is_a_rule_of_its_own(random):
+    search, chosen = random
+    recent = np.random.default_rng(1).random(chosen.train.shape[1])
+    rules = baselines(TASK, search, replace(chosen, recent=recent), None)
+    assert [candidate.name for candidate, _ in rules] == ["most popular", "popular lately", "item-kNN"]
+    assert np.array_equal(rules[1][1](slice(0, 2)), [recent, recent])
+    assert not np.array_equal(rules[0][0].answers["rank"], rules[1][0].answers["rank"])
 
 
 def test_without_train_choices_nothing_but_equal_scores_is_left():

@@ -158,6 +158,8 @@ def test_earlier_rows_weigh_less_with_a_half_life():
     train = tables.splits["train"]
     weights = dict(zip(train.cells("time"), train.cells(tables.schema.weight), strict=True))
     assert weights[100 * 86_400] == pytest.approx(2 * weights[90 * 86_400])
+    assert tables.documents.recent.sum() == pytest.approx(sum(train.cells(tables.schema.weight)))
+    assert tables_of(rows, overrides=["interactions.half_life=none"])[0].documents.recent is None
     with pytest.raises(TableError, match="no column of times"):
         tables_of(ratings(time=False), overrides=["interactions.half_life=10"])
 

@@ -75,11 +75,13 @@ class Recommendations(Documents):
 
     Attributes:
         interactions: of the train rows; set by `splits`.
+        recent: (items,) each item's train rows, weighed by age; None if all weigh alike. Set by `splits`.
         user, item: the columns of ids.
         history: the column of histories that is made here.
     """
 
     interactions: Interactions
+    recent: np.ndarray | None = None
 
     def __init__(self, config: Config, sources: Mapping[str, Any], tables: Mapping[str, Table]) -> None:
         """
@@ -246,7 +248,8 @@ class Recommendations(Documents):
             self._ids[split] = np.unique(self._pairs[self._source_of[split]].table.rows[positions])
         self._collect(chosen["train"])
         self._note_order(chosen, tables)
-        self._age(chosen, tables)
+        if self._weighs:
+            self._age(chosen, tables)
         train = self._train(self._pairs["train"], chosen["train"], tables)
         others = [split for split in chosen if split != "train"]
         return {"train": train} | {
@@ -255,19 +258,18 @@ class Recommendations(Documents):
 
     def _age(self, chosen: Mapping[str, np.ndarray], tables: Splitting) -> None:
         """Let earlier train rows weigh less."""
-        if not self._weighs:
-            return
         pairs, rows, positions = self._pairs["train"], self._rows["train"], chosen["train"]
-        times = None if rows.times is None else rows.times[positions]
+        train = pairs.items[positions], None if rows.times is None else rows.times[positions]
         source, right = self._source_of.get("val", "train"), chosen.get("val", positions[:0])
         right = right[self._pairs[source].grades[right] > 0]
         users = self._rows[source].users[right]
         held_out = np.where(users < len(self.interactions.users), users, -1), self._pairs[source].items[right]
-        half_life = self.config.interactions.half_life
-        factors, note = age_weights(half_life, self.interactions, (pairs.items[positions], times), held_out)
+        factors, note = age_weights(self.config.interactions.half_life, self.interactions, train, held_out)
         tables.notes += [note] if note else []
         weights = np.array(pairs.table.cells(self._weight), dtype=np.float64)
         weights[positions] *= factors
+        if factors.min() < 1:
+            self.recent = np.bincount(train[0], factors * (pairs.grades[positions] > 0), len(self.catalogue.items))
         self._pairs["train"] = replace(pairs, table=with_column(pairs.table, self._weight, pa.array(weights)))
 
     def _carved(self, given: Mapping[str, Table], tables: Splitting) -> dict[str, np.ndarray]:
@@ -298,13 +300,11 @@ class Recommendations(Documents):
     def _note_order(self, chosen: Mapping[str, np.ndarray], tables: Splitting) -> None:
         """Note how many rows of a given split are not later than all train rows."""
         times = {split: self._rows[self._source_of[split]].times for split in chosen}
-        if times["train"] is None:
+        if (train := times.pop("train")) is None:
             return
-        last = times["train"][chosen["train"]].max()
-        for split in (split for split in chosen if split != "train"):
-            own = times[split]
-            assert own is not None
-            if early := int((own[chosen[split]] <= last).sum()):
+        last = train[chosen["train"]].max()
+        for split, own in times.items():
+            if own is not None and (early := int((own[chosen[split]] <= last).sum())):
                 tables.notes.append(
                     f"{early:,} {split} rows are not later than the last train row: users' histories stop before them."
                 )

@@ -87,4 +87,5 @@ def chosen_beside(documents: Recommendations, split: str, examples: Examples, se
     train = sparse.csr_array(train[:, items])
     known = np.flatnonzero((users >= 0) & (users < train.shape[0]))
     picked = sparse.csr_array((np.ones(len(known)), (known, users[known])), shape=(len(users), train.shape[0]))
-    return Chosen(train, sparse.csr_array(picked @ train))
+    recent = None if documents.recent is None else documents.recent[items]
+    return Chosen(train, sparse.csr_array(picked @ train), recent)

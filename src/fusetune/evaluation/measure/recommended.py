@@ -43,10 +43,12 @@ class Chosen:
     Attributes:
         train: (users, answers) sparse, 1 where a train user chose an answer of the search.
         history: (queries, answers) sparse, 1 where the query's user did.
+        recent: (answers,) the train rows of each answer, weighed by their age; None if all rows weigh alike.
     """
 
     train: sparse.csr_array
     history: sparse.csr_array
+    recent: np.ndarray | None = None
 
     @property
     def counts(self) -> np.ndarray:
@@ -62,7 +64,7 @@ class Chosen:
 def baselines(
     task: RankingTask, search: Search, chosen: Chosen, validation: tuple[Search, Chosen] | None
 ) -> list[System]:
-    """Return recommendation without content: the most popular items, and item-kNN, each with its scorer.
+    """Return recommendation without content: popular items, in all and lately, and item-kNN, each with its scorer.
 
     Args:
         task: recommendation.
@@ -74,6 +76,9 @@ def baselines(
     systems: list[tuple[str, str, Scorer]] = [
         ("most popular", "the items that most train users chose", lambda part: _repeated(counts, search.rows[part]))
     ]
+    if (recent := chosen.recent) is not None:
+        what = "the items of most train rows, weighed by age as in training"
+        systems.append(("popular lately", what, lambda part: _repeated(recent, search.rows[part])))
     sizes = np.diff(chosen.train.indptr).astype(np.float64)
     if chosen.train.nnz and (sizes**2).sum() <= MAX_PAIRS:
         neighbours, shrinkage = _choose_knn(task, validation)
