@@ -274,7 +274,7 @@ class TestDemo:
 class TestSamples:
     def test_list(self):
         assert run("samples").stdout.startswith("tickets  ")
-        assert list(json.loads(run("samples", "--json").stdout)) == ["tickets", "posts"]
+        assert list(json.loads(run("samples", "--json").stdout)) == ["tickets", "posts", "shop"]
 
     def test_writes_tables_and_readme(self, tmp_path):
         out = str(tmp_path / "t")

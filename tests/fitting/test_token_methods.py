@@ -20,7 +20,7 @@ METHODS = {
     "sam": {"trainer": {"sam": 0.05}},
     "averages": {"trainer": {"ema": 0.9, "soup": 2}},
     "accumulated": {"trainer": {"accumulate": 2}},
-    "lora": {"text": {"adapter": {"name": "lora", "rank": 2}}},
+    "lora": {"text": {"adapter": {"name": "lora", "rank": 2}}, "trainer": {"epochs": 3, "backbone_lr": 0.01}},
     "frozen": {"text": {"freeze": "all"}},
     "partly frozen": {"text": {"freeze": "bottom:2"}},
     "checkpointing": {"trainer": {"gradient_checkpointing": True}},

@@ -68,7 +68,7 @@ RDROP = "objectives={rdrop: {weight: 1.0}}"
 
 @pytest.mark.parametrize("objective", [name for name in OBJECTIVES if not OBJECTIVES.get(name).needs_target])
 def test_they_train_an_objective_that_needs_no_target_and_nothing_else(fit, objective):
-    columns = ["columns={price: number}"] if objective == "contrastive" else []
+    columns = ["columns={price: number}"] if objective in ("contrastive", "sampled_softmax") else []
     tuned = fit("partly", f"objectives={{{objective}: {{}}}}", *columns)
     fewer = fit("labelled", f"objectives={{{objective}: {{}}}}", *columns, out="fewer")
     train, without = tuned.results.tables[0], fewer.results.tables[0]

@@ -14,7 +14,8 @@ from stopping import CASES, settings, weights
 from fusetune import api
 from fusetune.errors import ConfigError, FolderError, StorageError, TableError
 from fusetune.fitting.run_folder import FOLDER, RUN
-from fusetune.training import checkpoint, loop
+from fusetune.training import loop
+from fusetune.training.checkpoints import checkpoint
 from fusetune.training.checkpoints import checkpoint_manager as manager
 from fusetune.training.checkpoints.checkpoint import Checkpoints
 
@@ -53,7 +54,9 @@ def test_the_same_weights_wherever_it_ends(base, tmp_path, monkeypatch, case):
         begun = ends_at(patched, 0)
         whole = api.fit(config=config, out=tmp_path / "whole", progress=False)
     total = len(begun)
-    assert total >= 8
+    if case == "each alone":  # the model itself, without those that see one column
+        total = whole.results.curve.points[-1].step
+    assert 8 <= total <= len(begun)
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
     late = (total - 4, 2)  # candidates for the fusion are begun anew
     for number in late if case == "fusion of their choice" else (total // 3, total // 2):  # from where it went on

@@ -20,7 +20,8 @@ from fusetune.deploy.rows import Rows, read_source, reading_of
 from fusetune.errors import ConfigError, TableError, nearest
 from fusetune.inference.predict import row_vectors
 from fusetune.modalities.history import HistoryEncoder, HistoryModality
-from fusetune.tasks.recommendation import ITEM, USER, RecommendationTask
+from fusetune.tasks.match import RankingTask
+from fusetune.tasks.recommendation import ITEM, USER
 
 LIKED = "liked"
 """The column of items that a user likes, in a table of users: a list of keys, or text with `|`, `;` or `,`."""
@@ -97,7 +98,7 @@ def history_column(bundle: Bundle) -> str:
 
 def side_columns(bundle: Bundle, side: str) -> tuple[str, ...]:
     """Return a side's columns."""
-    return next(task for task in bundle.tasks.values() if isinstance(task, RecommendationTask)).sides[side]
+    return next(task for task in bundle.tasks.values() if isinstance(task, RankingTask)).sides[side]
 
 
 def _rows(bundle: Bundle, asked: Asked) -> list[dict[str, Any]]:

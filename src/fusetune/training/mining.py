@@ -21,8 +21,7 @@ from fusetune.inference.retrieval import hard_negatives, searches
 from fusetune.models.match import Match
 from fusetune.objectives.contrastive import ContrastiveObjective
 from fusetune.objectives.gather import gather_rows
-from fusetune.tasks.match import Side
-from fusetune.tasks.retrieval import RetrievalTask
+from fusetune.tasks.retrieval import pair_tasks
 from fusetune.training.hardware.dtensor import is_sharded
 from fusetune.training.learner import Learner
 
@@ -86,12 +85,11 @@ class Miner:
     def mine(self, done: int) -> Examples:
         """Mine after `done` updates of the stage, and return the train rows with the documents found."""
         train, model, mining = self.train, self.model, self.mining
-        sides = (Side(name, model.compared[name], fused=True) for name in (self.query, self.document))
-        found = searches({"": RetrievalTask(*sides)}, train)
+        found = searches(pair_tasks(*(model.compared[name] for name in (self.query, self.document))), train)
         self.mined_at, self.times = done, self.times + 1
         self.rows[:] = -1
         if found:
-            _, search = found[""]
+            _, search = next(iter(found.values()))  # documents for queries
             rows, documents = train.used[search.rows], train.used[search.answer_rows]
             asked, query_of = self._distinct(self.query, rows)
             _, document_of = self._distinct(self.document, np.concatenate([documents, rows]))
