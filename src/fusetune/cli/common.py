@@ -18,6 +18,8 @@ from fusetune.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fusetune.deploy.predictions import Predictions
+
 ENDINGS = (".csv", ".jsonl", ".parquet")
 """Of files that tables are written to."""
 WIDTH_OF_LOGS = 120
@@ -101,6 +103,31 @@ def print_json(value: Any) -> None:
     if leads():
         text = value if isinstance(value, str) else json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
         print(text, flush=True)
+
+
+def written(answers: Predictions, out: Path | None, *, as_json: bool) -> bool:
+    """Write answers to a file, or print them as JSON; return False if they are still to be shown to a person.
+
+    Args:
+        answers: the rows.
+        out: the file, or None.
+        as_json: what is printed is for machines.
+
+    Raises:
+        ConfigError, StorageError: the file's ending is not known, or it cannot be written.
+    """
+    from fusetune.deploy.predictions import check_ending, write
+
+    if out is not None:
+        rows, failed = write([answers], out, check_ending(out))
+        if as_json:
+            print_json({"out": str(out), "rows": rows, "errors": failed})
+        else:
+            console().print(f"{rows} rows: {out}")
+    elif as_json:
+        for row in answers.table.to_pylist():
+            print_json(row)
+    return out is not None or as_json
 
 
 def _plain(value: Any) -> Any:

@@ -44,24 +44,12 @@ def recommend(
       fusetune recommend runs/films --users new.csv --out found.csv
     """
     from fusetune import api
-    from fusetune.deploy.predictions import check_ending, write
 
     tuned = api.load(folder)
     lists = None if liked is None else [[key.strip() for key in keys.split(",") if key.strip()] for keys in liked]
     answers = tuned.recommend(users, user_id=user_id, liked=lists, k=k, catalogue=catalogue, known=known)
-    if out is not None:
-        rows, failed = write([answers], out, check_ending(out))
-        if as_json:
-            common.print_json({"out": str(out), "rows": rows, "errors": failed})
-        else:
-            common.console().print(f"{rows} rows: {out}")
-        return
-    rows_shown: list[dict[str, Any]] = answers.table.to_pylist()
-    if as_json:
-        for row in rows_shown:
-            common.print_json(row)
-        return
-    _print(rows_shown)
+    if not common.written(answers, out, as_json=as_json):
+        _print(answers.table.to_pylist())
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

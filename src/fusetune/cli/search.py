@@ -60,23 +60,13 @@ def search(
     """
     asked = _queries(query, cells, queries)
     from fusetune import api
-    from fusetune.deploy.predictions import write
 
     tuned, shown = api.load(folder), common.shows_progress(as_json)
     index = tuned.index() if catalogue is None else tuned.index(catalogue, find=find, progress=shown)
     answers = index.search(asked, k=k, where=where, rerank=rerank)
-    if out is not None:
-        rows, failed = write([answers], out, _ending(out))
-        if as_json:
-            common.print_json({"out": str(out), "rows": rows, "errors": failed})
-        else:
-            common.console().print(f"{rows} rows: {out}")
+    if common.written(answers, out, as_json=as_json):
         return
     hits: list[dict[str, Any]] = answers.table.to_pylist()
-    if as_json:
-        for row in hits:
-            common.print_json(row)
-        return
     _print(hits, index.find)
     if index.reranker is not None and "relevance" in answers.table.column_names:
         num = len({row["row"] for row in hits})
@@ -109,12 +99,6 @@ def _queries(query: list[str] | None, cells: list[str] | None, queries: Path | N
             raise ConfigError(f"{cell!r} names no column", expected="--set COLUMN=VALUE")
         row[column] = value
     return [row]
-
-
-def _ending(out: Path) -> str:
-    from fusetune.deploy.predictions import check_ending
-
-    return check_ending(out)
 
 
 def _print(rows: list[dict[str, Any]], find: str) -> None:

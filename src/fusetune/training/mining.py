@@ -91,12 +91,12 @@ class Miner:
         if found:
             _, search = next(iter(found.values()))  # documents for queries
             rows, documents = train.used[search.rows], train.used[search.answer_rows]
-            asked, query_of = self._distinct(self.query, rows)
+            first, query_of = self._distinct(self.query, rows)
             _, document_of = self._distinct(self.document, np.concatenate([documents, rows]))
             number = np.empty(document_of.max() + 1, np.int64)
             number[document_of[: len(documents)]] = np.arange(len(documents))
             own = number[document_of[len(documents) :]]
-            queries, answers = self._vectors(self.query, rows[asked]), self._vectors(self.document, documents)
+            queries, answers = self._vectors(self.query, rows[first]), self._vectors(self.document, documents)
             nearest, too_near = hard_negatives(
                 queries[torch.from_numpy(query_of).to(queries.device)],
                 answers,
