@@ -41,13 +41,27 @@ MEANINGS = {
     "recall@5": "share of queries with a right answer among the first 5",
     "recall@10": "share of queries with a right answer among the first 10",
     "median_rank": "median rank of the right answer",
+    "bleu": "BLEU, 0 to 100: words and runs of up to 4 words shared with a reference, less if too short (sacreBLEU)",
+    "chrf": "chrF2, 0 to 100: F-score of runs of up to 6 characters shared with a reference (sacreBLEU)",
+    "rouge1": "F1 of words shared with the reference",
+    "rouge2": "F1 of pairs of words shared with the reference",
+    "rouge_lsum": "F1 of words in the same order as in the reference, by line",
+    "exact_match": "share of answers that are the right one, but for case, punctuation and articles",
+    "token_f1": "mean F1 of the words that an answer shares with the right one",
+    "vqa_accuracy": "mean of min(1, people who gave the answer / 3)",
+    "wer": "wrong, missing and additional words by words of the references",
+    "cer": "wrong, missing and additional characters by characters of the references",
+    "repetition": "mean share of an answer's runs of 4 words that repeat an earlier one",
+    "length_ratio": "characters of the answers by characters of the references",
 }
 """Explanations of the metrics in plain words, by name."""
 
 CUTOFFS = (10, 1, 5)
 """The k of recall@k."""
 
-LOWER_IS_BETTER = frozenset({"log_loss", "hamming_loss", "mae", "rmse", "brier", "median_rank"})
+LOWER_IS_BETTER = frozenset(
+    {"log_loss", "hamming_loss", "mae", "rmse", "brier", "median_rank", "wer", "cer", "repetition"}
+)
 """The metrics of which lower values are better; for all others higher ones are."""
 
 

@@ -1,0 +1,1 @@
+"""Written answers: the task whose target is a text, and its metrics."""

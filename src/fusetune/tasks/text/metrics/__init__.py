@@ -1,0 +1,1 @@
+"""Metrics of written texts, computed from counts that are summed over rows."""
