@@ -80,6 +80,8 @@ FORBIDDEN_CALLS = set(
 )
 FORBIDDEN_METHODS = {"extractall", "unpack_archive", "read_pickle", "to_pickle", "load_module", "apply_chat_template"}
 """Whatever they are called on."""
+RENDERS_TEMPLATES = {"backbones/template_worker.py"}
+"""The only module that renders a chat template: in a process with limits on time and memory."""
 UNREAD = {"json.load", "np.load", "numpy.load", "np.loadtxt"}
 """Readers that take a file of any size and sort."""
 READS_ITS_OWN = {"data/reading/readers.py"}
@@ -191,6 +193,13 @@ def test_nothing_unsafe_is_used(path):
             if isinstance(keyword.value, ast.Constant):
                 pair = (keyword.arg, keyword.value.value)
                 assert pair not in FORBIDDEN_ARGUMENTS, f"line {node.lineno}: {pair}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_chat_templates_are_rendered_in_the_sandbox_only(path):
+    names = {node.attr for node in nodes(path) if isinstance(node, ast.Attribute)}
+    names |= {name.rpartition(".")[2] for _, name in imported(path)}
+    assert "render_jinja_template" not in names or name_of(path) in RENDERS_TEMPLATES
 
 
 def is_private(name: str) -> bool:

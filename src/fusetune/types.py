@@ -1,4 +1,4 @@
-"""The containers that modules exchange: Tokens, TextTokens, Target, Batch and Outputs.
+"""The containers that modules exchange: Tokens, TextTokens, Target, Batch, Outputs and Message.
 
 Legend: batch = rows, cells = distinct cells of one column in this batch, tokens = tokens per cell, dim = features.
 """
@@ -219,6 +219,44 @@ class Outputs:
         """`pooled`, (batch, dim); an assertion error for a family without a fusion."""
         assert self.pooled is not None, "only a family that fuses its columns has a pooled vector"
         return self.pooled
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a message's content.
+
+    Attributes:
+        type: "text", "image" or "audio".
+        value: the text; or the file's path, URL or `data:` URL.
+    """
+
+    type: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of a chat.
+
+    Attributes:
+        role: "system", "user" or "assistant".
+        content: a text, or blocks of text, images and sounds in order.
+    """
+
+    role: str
+    content: str | tuple[Block, ...]
+
+    @property
+    def text(self) -> str:
+        """The message's text: its blocks of text, one a line; images and sounds are left out."""
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(block.value for block in self.content if block.type == "text")
+
+    @property
+    def media(self) -> tuple[Block, ...]:
+        """The message's images and sounds, in order."""
+        return () if isinstance(self.content, str) else tuple(block for block in self.content if block.type != "text")
 
 
 def as_numbers(scalars: Mapping[str, Tensor | float]) -> dict[str, float]:
