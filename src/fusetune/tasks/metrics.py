@@ -52,6 +52,7 @@ MEANINGS = {
     "wer": "wrong, missing and additional words by words of the references",
     "cer": "wrong, missing and additional characters by characters of the references",
     "repetition": "mean share of an answer's runs of 4 words that repeat an earlier one",
+    "parses": "share of answers that are Python that can be parsed; nothing is run",
     "length_ratio": "characters of the answers by characters of the references",
 }
 """Explanations of the metrics in plain words, by name."""

@@ -24,8 +24,8 @@ def repeated(text: str) -> float:
     """Return the share of a text's 4-grams of words that repeat an earlier one, in [0, 1); nan without any.
 
     Example:
-        >>> repeated("I do not know I do not know")
-        0.2
+        >>> repeated("no no no no no")
+        0.5
     """
     words = text.split()
     total = len(words) - ORDER + 1

@@ -89,7 +89,7 @@ def common_indices(first: Sequence[Hashable], second: Sequence[Hashable]) -> lis
 
     Example:
         >>> common_indices("abcde", "badxe")
-        [4, 3, 1]
+        [4, 3, 0]
     """
     masks, full = positions(second), (1 << len(second)) - 1
     levels = [full]  # bit j is 0 where the length grows with symbol j of `second`

@@ -9,12 +9,13 @@ import numpy as np
 from fusetune.tasks.text.metrics.answers import ANSWERS
 from fusetune.tasks.text.metrics.bleu import BLEU
 from fusetune.tasks.text.metrics.chrf import CHRF
+from fusetune.tasks.text.metrics.code import CODE
 from fusetune.tasks.text.metrics.edits import EDITS
 from fusetune.tasks.text.metrics.form import FORM
 from fusetune.tasks.text.metrics.measure import Measure
 from fusetune.tasks.text.metrics.rouge import ROUGE
 
-MEASURES: tuple[Measure, ...] = (CHRF, BLEU, ROUGE, ANSWERS, EDITS, FORM)
+MEASURES: tuple[Measure, ...] = (CHRF, BLEU, ROUGE, ANSWERS, EDITS, FORM, CODE)
 WIDTH = 1 + sum(measure.width for measure in MEASURES)
 """The number of counts of a row; the first is 1, so that the sum is the number of rows."""
 NAMES = tuple(name for measure in MEASURES for name in measure.metrics(np.ones(measure.width), 1.0))
@@ -48,7 +49,8 @@ def metrics_of(counts: np.ndarray, weights: np.ndarray | None = None) -> dict[st
     """Return the metrics of some rows by name, nan where undefined.
 
     `bleu` and `chrf` are in [0, 100], as sacreBLEU prints them; `wer`, `cer` and `length_ratio` are 0 or more; the
-    others are in [0, 1].
+    others are in [0, 1]. `rouge1`, `rouge2` and `rouge_lsum` are nan where no reference has a Latin letter or digit,
+    `vqa_accuracy` where no row has several people's answers, `parses` where most references are no code.
 
     Args:
         counts: (rows, `WIDTH`) as `row_counts` returns them, of any selection of rows.

@@ -1,0 +1,123 @@
+"""The choice of the main metric of a text target from its train rows.
+
+| train targets | metric | why |
+| --- | --- | --- |
+| at least 90 % are Python | `chrf` | of the metrics without running code, nearest to people's judgement |
+| at most 3 words at the median, several people's answers a row | `vqa_accuracy` | the field's for visual questions |
+| at most 3 words at the median | `exact_match` | a short answer is right or wrong |
+| a fourth of their source's words or fewer, 70 % of them from it | `rouge_lsum` | the field's for summaries |
+| over 40 words at the median, or lines in most rows, in Latin script | `rouge_lsum` | sentences may be in any order |
+| others | `chrf` | for sentences of any script, without a tokenizer |
+
+The first line that holds decides; shares and lengths are medians over rows.
+
+BLEU is no default: on single rows it is mostly 0, and its tokens do not suit all scripts. Transcripts cannot be
+told from other sentences: choose `wer` or `cer` for them (`trainer.metric=wer`).
+
+Reference: Evtikhiev et al. 2023 (arXiv 2208.03133) on code; Kocmi et al. 2021 (arXiv 2107.10821), which recommends chrF
+over BLEU.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from fusetune.tasks.answers.squad import normalise
+from fusetune.tasks.text.metrics.answers import has_votes
+from fusetune.tasks.text.metrics.code import is_python
+from fusetune.tasks.text.metrics.tokens import rouge_tokens
+
+FEW_WORDS, MANY_WORDS = 3, 40
+CODE_SHARE = 0.9
+SHORTER, COPIED = 4, 0.7
+SAMPLE = 2_000
+"""The choice reads so many rows, spread evenly over the train rows."""
+_ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_ALONE}]|[^\s{_ALONE}]+")
+"""A word, or a character of a script without spaces: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
+
+
+def num_words(text: str) -> int:
+    """Return the number of words; each character of a script without spaces between words is one.
+
+    Example:
+        >>> num_words("two words"), num_words("猫が座る")
+        (2, 4)
+    """
+    return len(_WORD.findall(text))
+
+
+def main_metric(values: Sequence[str | Sequence[str]], sources: Sequence[str] | None = None) -> tuple[str, str]:
+    """Return the main metric of a target and the reason, for the user; see the table above.
+
+    Args:
+        values: the train rows' targets, each a text or a list of right ones.
+        sources: (rows,) the rows' longest input texts, by which summaries are told; None if there are none.
+
+    Example:
+        >>> main_metric(["red", "two", "a red bus"])
+        ('exact_match', 'answers have 1 word at the median')
+    """
+    step = max(len(values) // SAMPLE, 1)
+    given = [""] * len(values) if sources is None else sources
+    pairs = [(_references(value), source) for value, source in zip(values[::step], given[::step], strict=True)]
+    pairs = [(references, source) for references, source in pairs if references]
+    if not pairs:
+        return "chrf", "no answer has any text"
+    rows = [references for references, _ in pairs]
+    texts = [row[0] for row in rows]
+    if (share := _share(map(is_python, texts))) >= CODE_SHARE:
+        return "chrf", f"{share:.0%} of the answers are Python"
+    words = statistics.median(map(num_words, texts))
+    has = f"answers have {words:g} {'word' if words == 1 else 'words'} at the median"
+    if words <= FEW_WORDS:
+        if _share(map(_agrees, rows)) >= 0.5:
+            return "vqa_accuracy", f"{has} and are given by several people"
+        return "exact_match", has
+    if _latin(texts) < 0.5:
+        return "chrf", has
+    if _summarise(texts, [source for _, source in pairs]):
+        return "rouge_lsum", f"{has}, taken from sources that are {SHORTER} or more times as long"
+    if words > MANY_WORDS:
+        return "rouge_lsum", has
+    if _share("\n" in text.strip() for text in texts) >= 0.5:
+        return "rouge_lsum", f"{has} and several lines"
+    return "chrf", has
+
+
+def _references(value: str | Sequence[str]) -> list[str]:
+    """Return the references that are not blank."""
+    return [text for text in ([value] if isinstance(value, str) else value) if text.strip()]
+
+
+def _summarise(texts: Sequence[str], sources: Sequence[str]) -> bool:
+    """Return whether most texts are much shorter than their sources and consist of the sources' words."""
+    lengths, shares = [], []
+    for text, source in zip(texts, sources, strict=True):
+        words, theirs = rouge_tokens(text), rouge_tokens(source)
+        if words:
+            known = set(theirs)
+            lengths.append(len(theirs) / len(words))
+            shares.append(sum(word in known for word in words) / len(words))
+    return bool(lengths) and statistics.median(lengths) >= SHORTER and statistics.median(shares) >= COPIED
+
+
+def _share(values: Iterable[bool]) -> float:
+    known = list(values)
+    return sum(known) / len(known)
+
+
+def _agrees(references: Sequence[str]) -> bool:
+    """Return whether short references are several people's answers, of which two are equal: other ones are synonyms."""
+    if not has_votes(references):
+        return False
+    return max(Counter(map(normalise, references)).values()) > 1
+
+
+def _latin(texts: Sequence[str]) -> float:
+    """Return the share of characters, white space left out, that ROUGE reads."""
+    total = sum(len("".join(text.split())) for text in texts)
+    return sum(len(word) for text in texts for word in rouge_tokens(text)) / total

@@ -1,0 +1,46 @@
+"""Each kind of text target has the metric that its field uses."""
+
+import pytest
+
+from fusetune.tasks.text.metrics.choose import SAMPLE, main_metric, num_words
+from fusetune.tasks.text.metrics.table import NAMES
+
+SENTENCE = "the quick brown fox jumps over the lazy dog"
+SOURCE = " ".join(f"{SENTENCE} and then number {n} rests." for n in range(4))
+FUNCTION = "def double(x):\n    return 2 * x"
+
+
+@pytest.mark.parametrize(
+    ("values", "sources", "metric"),
+    [
+        (["red", "two", "an old bus", "no"], None, "exact_match"),
+        ([["red"] * 7 + ["dark red"] * 3] * 4, None, "vqa_accuracy"),
+        ([["UK", "United Kingdom", "Great Britain"]] * 4, None, "exact_match"),  # synonyms, not votes
+        ([SENTENCE] * 4, None, "chrf"),
+        ([SENTENCE] * 4, [SENTENCE[::-1]] * 4, "chrf"),
+        ([SENTENCE] * 4, [SOURCE] * 4, "rouge_lsum"),
+        ([f"{n} sentences are of other words than these sources" for n in range(4)], [SOURCE] * 4, "chrf"),
+        ([SOURCE * 2] * 4, None, "rouge_lsum"),
+        ([f"{SENTENCE}\n{SENTENCE}"] * 4, None, "rouge_lsum"),
+        (["白い猫が椅子に座っている"] * 4, None, "chrf"),
+        (["белая кошка сидит на стуле. " * 20] * 4, None, "chrf"),  # ROUGE reads no Cyrillic letters
+        (["白い猫"] * 4, None, "exact_match"),
+        ([FUNCTION] * 9 + ["no code here"], None, "chrf"),
+        (["return x"] * 4, None, "chrf"),
+        (["", "  "], None, "chrf"),
+        ([], None, "chrf"),
+    ],
+)
+def test_main_metric(values, sources, metric):
+    chosen, reason = main_metric(values, sources)
+    assert chosen == metric and chosen in NAMES and reason
+
+
+def test_many_rows_are_sampled_over_the_table():
+    """The first rows of a sorted table do not decide alone."""
+    values = ["yes"] * SAMPLE + [SENTENCE] * 3 * SAMPLE
+    assert main_metric(values)[0] == "chrf"
+
+
+def test_characters_of_scripts_without_spaces_are_words():
+    assert num_words("a cat 猫が 座る") == 6
