@@ -27,7 +27,7 @@ from pydantic import TypeAdapter, ValidationError
 from fusetune.errors import FolderError, reason
 from fusetune.evaluation.decisions import FusionChoice, ReadingChoice, StackUsed
 from fusetune.evaluation.formats import upgraded
-from fusetune.evaluation.shown import RankedQuery
+from fusetune.evaluation.shown import ChangedAnswer, RankedQuery
 from fusetune.evaluation.shown import Shown as Shown
 from fusetune.security.untrusted import TEXT_BYTES, parse_json, read_bytes
 from fusetune.tasks.panels.kinds import Number, Panel, Section
@@ -152,6 +152,10 @@ class TaskResult:
     """A description of the rows in `errors`, such as "rows with the largest error"."""
     queries: list[RankedQuery] = field(default_factory=list)
     """Queries with their top answers, of a task that ranks answers."""
+    changed: list[ChangedAnswer] = field(default_factory=list)
+    """Rows with their answers before and after tuning, of a task that shows them."""
+    changed_are: str = ""
+    """What the scores of `changed` are, and how many rows tuning made better and worse."""
     shared: int = 0
     """The number of rows with the same inputs as a train row."""
     encoders_unchanged: bool = False

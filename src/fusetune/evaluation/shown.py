@@ -1,4 +1,4 @@
-"""Cells and ranked answers as a report shows them, as plain data."""
+"""Cells, ranked answers and answers before and after tuning as a report shows them, as plain data."""
 
 from __future__ import annotations
 
@@ -57,3 +57,25 @@ class RankedQuery:
     before: Number
     cells: list[Shown] = field(default_factory=list)
     answers: list[RankedAnswer] = field(default_factory=list)
+
+
+@dataclass
+class ChangedAnswer:
+    """A row's answers before and after tuning, beside the truth.
+
+    Attributes:
+        row: the row.
+        outcome: "better", "worse" or "at random".
+        truth, before, after: as text.
+        before_score, after_score: of the answers.
+        cells: the row's.
+    """
+
+    row: int
+    outcome: str
+    truth: str
+    before: str
+    after: str
+    before_score: Number
+    after_score: Number
+    cells: list[Shown] = field(default_factory=list)

@@ -8,6 +8,7 @@
 | `Boosted` | can be learned by gradient-boosted trees | `fusion: stack` |
 | `Choosing` | chooses among texts of the row | the baselines of a report |
 | `DetectedInTable` | is found by other columns than the target's | the choice of a task |
+| `ShowsChange` | answers that people compare before and after tuning | the report |
 | `ShowsText` | answers once a row about parts of a text | the panels of a report |
 | `Thresholded` | tunes decision thresholds on validation rows | the fit, after tuning |
 """
@@ -26,6 +27,7 @@ from torch import Tensor
 from fusetune.errors import ConfigError
 from fusetune.modalities.base import Detection
 from fusetune.tasks.base import LinearModel, LinearPath, TargetTask
+from fusetune.tasks.panels.kinds import ChangedRows
 from fusetune.types import TextTokens, Tokens
 
 if TYPE_CHECKING:
@@ -240,6 +242,25 @@ class ShowsText(Ability):
 
     ability = "a text that its panels show"
     shows: str | None = None
+
+
+class ShowsChange(Ability):
+    """A task whose answers before and after tuning are shown side by side."""
+
+    ability = "answers that are shown before and after tuning"
+
+    @abc.abstractmethod
+    def changed(
+        self, before: tuple[np.ndarray, np.ndarray], after: tuple[np.ndarray, np.ndarray], truth: np.ndarray, num: int
+    ) -> ChangedRows:
+        """Return the rows whose answers tuning changed most for the better and for the worse, and some at random.
+
+        Args:
+            before: answers of the pretrained model, (rows, ...), and what `Task.measured` returns for them.
+            after: the same of the tuned model.
+            truth: (rows, ...).
+            num: the most rows.
+        """
 
 
 class DetectedInTable(Ability):

@@ -12,9 +12,10 @@ import numpy as np
 from fusetune.evaluation.measure.compare import draw_all
 from fusetune.evaluation.measure.slices import SLICE_DRAWS, measure_slices
 from fusetune.evaluation.results import Mistake, Shown, SystemKind, SystemResult, TaskResult
-from fusetune.tasks.abilities import Thresholded
+from fusetune.evaluation.shown import ChangedAnswer
+from fusetune.tasks.abilities import ShowsChange, Thresholded
 from fusetune.tasks.base import Task
-from fusetune.tasks.panels.kinds import Evidence
+from fusetune.tasks.panels.kinds import ChangedRows, Evidence
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Candidate:
         answers: (rows, ...) as the task returns them, in the order of the truth.
         validation: the same for the validation rows, on which the system's own decision thresholds are tuned. None if
             it takes those of the tuned model.
+        cut: (rows,) bool, the written answers that ended at the limit on their length; None for others.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Candidate:
     answers: np.ndarray
     columns: list[str] = field(default_factory=list)
     validation: np.ndarray | None = None
+    cut: np.ndarray | None = None
 
     def measured(self, task: Task, truth: np.ndarray, val_truth: np.ndarray | None) -> np.ndarray:
         """Return the input to the task's metrics, (rows, k), with decisions by the system's own thresholds.
@@ -120,8 +123,14 @@ def judge(
     result.warnings = task.warnings(tuned.answers, truth)
     after = next(system for system, candidate in zip(result.systems, candidates, strict=True) if candidate is tuned)
     intervals = {name: (metric.value, metric.low, metric.high) for name, metric in after.metrics.items()}
+    before = next((index for index, system in enumerate(candidates) if system.kind == "before"), None)
+    answers_before = None if before is None else candidates[before].answers
     more: dict[str, Any] = {"ids": rows.ids, "texts": rows.texts, "intervals": intervals}
+    more |= {"before": answers_before, "cut": tuned.cut}
     result.sections = task.panels(Evidence(tuned.answers, truth, rows.weights, validation, seed, **more))
+    if isinstance(task, ShowsChange) and answers_before is not None and before is not None:
+        pair = (answers_before, measured[before]), (tuned.answers, tuned_measured)
+        _add_changed(result, task.changed(*pair, truth, num_errors), rows, show)
     worst = task.worst(tuned.answers, truth, num_errors)
     result.errors_are = worst.what
     result.errors = [
@@ -131,6 +140,29 @@ def judge(
         for row in worst.rows
     ]
     return result
+
+
+def _add_changed(
+    result: TaskResult, changed: ChangedRows, rows: EvaluatedRows, show: Callable[[int], list[Shown]] | None
+) -> None:
+    """Add answers before and after tuning to a result; `show` returns the cells of the row at a position."""
+    result.changed = [
+        ChangedAnswer(
+            int(rows.ids[row.at]),
+            row.outcome,
+            row.truth,
+            row.before,
+            row.after,
+            row.before_score,
+            row.after_score,
+            show(row.at) if show else [],
+        )
+        for row in changed.rows
+    ]
+    result.changed_are = (
+        f"By {changed.score}, tuning made {changed.better:,} rows better and {changed.worse:,} worse; "
+        f"{changed.same:,} stayed the same."
+    )
 
 
 def _systems(

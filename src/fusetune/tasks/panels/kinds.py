@@ -268,6 +268,8 @@ class Evidence:
         ids: (rows,) the row ids, or None.
         texts: returns the texts that the task reads in the row at a position; None if they are not at hand.
         intervals: the model's metrics, by name: value, low end and high end; the ends are nan if they are undefined.
+        before: (rows, ...) the answers of the pretrained model before tuning, or None.
+        cut: (rows,) bool, of written answers those that ended at the limit on their length, or None.
     """
 
     answers: np.ndarray
@@ -278,6 +280,8 @@ class Evidence:
     ids: np.ndarray | None = None
     texts: Callable[[int], Sequence[str]] | None = None
     intervals: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    before: np.ndarray | None = None
+    cut: np.ndarray | None = None
 
 
 @dataclass
@@ -304,6 +308,43 @@ class WorstRows:
 
     what: str
     rows: list[WrongRow]
+
+
+@dataclass
+class ChangedRow:
+    """A row's answers before and after tuning.
+
+    Attributes:
+        at: index among the evaluated rows.
+        outcome: "better" or "worse" for a row whose answer tuning changed most, "at random" for others.
+        truth, before, after: as shown to the reader.
+        before_score, after_score: of the answers.
+    """
+
+    at: int
+    outcome: Literal["better", "worse", "at random"]
+    truth: str
+    before: str
+    after: str
+    before_score: float
+    after_score: float
+
+
+@dataclass
+class ChangedRows:
+    """Rows before and after tuning.
+
+    Attributes:
+        score: the name of the rows' score.
+        rows: in the order in which they are shown.
+        better, worse, same: the number of evaluated rows whose score rose, fell, or stayed.
+    """
+
+    score: str
+    rows: list[ChangedRow]
+    better: int = 0
+    worse: int = 0
+    same: int = 0
 
 
 def ranked(loss: np.ndarray, kinds: np.ndarray, num: int, *, among: np.ndarray | None = None) -> list[int]:
