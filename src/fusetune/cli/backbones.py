@@ -25,7 +25,7 @@ def backbones(
 ) -> None:
     """List the pretrained models at hand, or describe one.
 
-    Without a source: the embedded text model, the small encoders that are
+    Without a source: the embedded text models, the small encoders that are
     trained from scratch, and what is in the hub's cache. With a model: it is
     loaded and described for every kind of column that it reads; the setting
     freeze=bottom:K counts the blocks shown.
@@ -84,15 +84,14 @@ def _refused(folder: Path, listed: set[str]) -> list[dict[str, Any]]:
 def _list(listed: list[dict[str, Any]]) -> None:
     from rich.table import Column, Table
 
-    shown = Table(Column("name", overflow="fold"), "reads", "dim", "parameters", "where")
+    shown = Table(Column("name", overflow="fold"), "reads", "writes", "dim", "parameters", "where")
     for one in listed:
         if "refused" in one:
-            shown.add_row(one["name"], "", "", "", f"cannot be used: {one['refused']}")
+            shown.add_row(one["name"], "", "", "", "", f"cannot be used: {one['refused']}")
             continue
         dim = "" if one["dim"] is None else str(one["dim"])
-        shown.add_row(
-            one["name"] or "(none named)", ", ".join(one["kinds"]), dim, f"{one['parameters']:,}", one["where"]
-        )
+        reads, writes = ", ".join(one["kinds"]), "text" if one["writes"] else ""
+        shown.add_row(one["name"] or "(none named)", reads, writes, dim, f"{one['parameters']:,}", one["where"])
     common.console().print(shown)
 
 

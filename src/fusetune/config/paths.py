@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 FILES = ("train", "val", "test", "users", "out", "schema_file")
 """Settings that are paths, or addresses such as s3://bucket/table.parquet."""
-EMBEDDED = "minilm"
-"""The backbone that comes with the extra `offline`; never a path."""
+EMBEDDED = ("minilm", "smollm2")
+"""The backbones that come with the extras `offline` and `offline-lm`; never paths."""
 ENCODERS = ("text", "image", "audio")
 """Sections whose `name` is a folder or a hub id."""
 
@@ -56,6 +60,24 @@ def user_cache() -> Path | None:
         return None
 
 
+def cache_folder() -> Path:
+    """Return `$FUSETUNE_CACHE`, else the user's cache folder.
+
+    For a user without a home, and if $FUSETUNE_CACHE is "none", it is a temporary folder that is removed at exit.
+    """
+    named = os.environ.get("FUSETUNE_CACHE")
+    if named and named != "none":
+        return Path(named)
+    return _temporary_cache() if named else user_cache() or _temporary_cache()
+
+
+@cache
+def _temporary_cache() -> Path:
+    folder = tempfile.mkdtemp(prefix="fusetune-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
 def _expanded(name: str) -> Path:
     try:
         return Path(name).expanduser()
@@ -74,7 +96,7 @@ def _named(section: Any, key: str, folder: Path) -> Any:
 
 def _backbone(name: str, folder: Path) -> str:
     path = folder / _expanded(name)
-    is_path = name.startswith((".", "~")) or (name != EMBEDDED and path.is_dir())
+    is_path = name.startswith((".", "~")) or (name not in EMBEDDED and path.is_dir())
     return str(path) if is_path else name
 
 

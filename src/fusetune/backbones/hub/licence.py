@@ -6,7 +6,7 @@ import contextlib
 import re
 from pathlib import Path
 
-from fusetune.backbones.hub import embedded
+from fusetune.backbones.hub import embedded, embedded_lm
 from fusetune.security.untrusted import TEXT_BYTES, read_bytes
 
 _FIELD = re.compile(r"^license(?:_name)?:\s*[\"']?([^\s\"'#][^\"'#\n]*)", re.MULTILINE)
@@ -21,12 +21,13 @@ def stated_licence(source: str) -> str:
     for a hub id, from the card in the hub's cache.
 
     Args:
-        source: a folder, a hub id ("owner/name" or "owner/name@revision") or "minilm".
+        source: a folder, a hub id ("owner/name" or "owner/name@revision"), "minilm" or "smollm2".
     """
-    if source == embedded.NAME:
-        if not embedded.is_installed():
-            return _of_hub(embedded.HUB_ID)
-        source = str(embedded.folder())
+    for package in (embedded, embedded_lm):
+        if source == package.NAME:
+            if not package.is_installed():
+                return _of_hub(package.HUB_ID)
+            source = str(package.folder())
     folder = Path(source)
     if folder.is_dir():
         return _of_card(folder / "README.md") or next(filter(None, (_first_line(folder / name) for name in _FILES)), "")

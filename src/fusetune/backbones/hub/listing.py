@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fusetune.backbones.hub import embedded, source
+from fusetune.backbones.hub import embedded, embedded_lm, source
 from fusetune.backbones.load import load_backbone
 from fusetune.backbones.spectrogram import FILE as SPECTROGRAM
 from fusetune.errors import BackboneError, FusetuneError
@@ -25,7 +25,8 @@ class Listed:
         dim: features of its output, None if it must be loaded to find out.
         parameters: number of weights in its files.
         where: "package", "folder", "hub cache" or "built in".
-        path: its folder, "" for the small encoders.
+        path: its folder, "" for the small encoders, and for the embedded language model before it is first used.
+        writes: whether it is a language model with its head, which also writes texts.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Listed:
     parameters: int
     where: str
     path: str
+    writes: bool = False
 
 
 def list_backbones(folders: list[Path] | None = None) -> list[Listed]:
@@ -45,6 +47,10 @@ def list_backbones(folders: list[Path] | None = None) -> list[Listed]:
     result: list[Listed] = []
     if embedded.is_installed():
         result.append(_listed(embedded.NAME, embedded.folder(), "package"))
+    if embedded_lm.is_installed():
+        result.append(
+            Listed(embedded_lm.NAME, ("text",), embedded_lm.DIM, embedded_lm.PARAMETERS, "package", "", writes=True)
+        )
     for kind in ("image", "audio"):
         backbone = load_backbone(None, kind)
         size = sum(parameter.numel() for parameter in backbone.parameters())
@@ -72,7 +78,17 @@ def _listed(name: str, path: Path, where: str) -> Listed:
     dims = [config.get(key) for key in ("projection_dim", *_DIMS)] + [texts.get(key) for key in _DIMS]
     dim = next((value for value in dims if isinstance(value, int)), None)
     size = source.count_weights(source.weight_files(path))
-    return Listed(name, kinds_of(path, config), dim, size, where, str(path))
+    return Listed(name, kinds_of(path, config), dim, size, where, str(path), writes=_writes(config))
+
+
+def _writes(config: dict[str, Any]) -> bool:
+    """Return whether a model folder's config states a decoder or an encoder-decoder with its language-model head."""
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
+
+    kind = CONFIG_MAPPING[config["model_type"]]
+    mappings: tuple[Any, ...] = (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING)
+    heads = {getattr(mapping.get(kind, None), "__name__", "") for mapping in mappings} - {""}
+    return bool(heads & set(config.get("architectures") or ()))
 
 
 def kinds_of(path: Path, config: dict[str, Any]) -> tuple[str, ...]:

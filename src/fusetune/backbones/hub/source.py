@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fusetune.backbones.hub import embedded
+from fusetune.backbones.hub import embedded, embedded_lm
 from fusetune.errors import BackboneError, MissingExtra
 from fusetune.security.untrusted import PICKLED, parse_json, pickle_like, read_bytes, tensors_of, walk
 from fusetune.security.untrusted import TEXT_BYTES as MOST
@@ -57,20 +57,23 @@ def short_name(text: str) -> str:
 
 
 def resolve(source: str) -> ResolvedSource:
-    """Resolve a source: "minilm", a folder, or a hub id ("owner/name" or "owner/name@revision").
+    """Resolve a source: "minilm", "smollm2", a folder, or a hub id ("owner/name" or "owner/name@revision").
 
     Raises:
         BackboneError: the folder does not exist, the id is unknown, or it is not cached and the hub cannot be reached.
-        MissingExtra: "minilm" is neither installed nor in the hub's cache.
+        MissingExtra: "minilm" or "smollm2" is neither installed nor in the hub's cache.
+        StorageError: "smollm2" cannot be converted, as its folder in the cache cannot be written.
     """
-    if source == embedded.NAME:
-        try:
-            return ResolvedSource(embedded.folder(), source, embedded.NAME)
-        except MissingExtra as error:
+    for package in (embedded, embedded_lm):
+        if source == package.NAME:
             try:
-                return ResolvedSource(_from_hub(embedded.HUB_ID), source, embedded.NAME)
-            except BackboneError:
-                raise error from None
+                with quiet():
+                    return ResolvedSource(package.folder(), source, source)
+            except MissingExtra as error:
+                try:
+                    return ResolvedSource(_from_hub(package.HUB_ID), source, source)
+                except BackboneError:
+                    raise error from None
     path = Path(os.path.expanduser(source))
     if path.is_dir():
         return ResolvedSource(path, source, short_name(path.resolve().name))
@@ -84,7 +87,7 @@ def resolve(source: str) -> ResolvedSource:
     if not _HUB_ID.match(source) or path.is_absolute():
         raise BackboneError(
             f"there is no backbone folder {source!r}",
-            expected="an existing folder, a hub id such as 'google/vit-base-patch16-224' or 'minilm'",
+            expected="an existing folder, a hub id such as 'google/vit-base-patch16-224', 'minilm' or 'smollm2'",
             do="check the path; relative ones start at the current folder",
         )
     return ResolvedSource(_from_hub(source), source, short_name(source.split("@")[0].rpartition("/")[2]))
@@ -113,7 +116,8 @@ def _from_hub(source: str) -> Path:
             f"{source!r} is neither a folder here nor in the hub's cache, and {mode}",
             came=str(error).splitlines()[0] if str(error) else type(error).__name__,
             do=f"on a machine with the hub run 'hf download {repository}' and copy the folder here, or use 'minilm' "
-            "(text), or leave the backbone out (image, audio: a small encoder trained from scratch)",
+            "(reads texts) or 'smollm2' (writes them), or leave the backbone out (image, audio: a small encoder "
+            "trained from scratch)",
         ) from error
     return Path(folder)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,11 @@ from typing import Any
 import torch
 
 from fusetune.backbones.hub.source import check_safe, fingerprint, quiet, resolve, weight_files
-from fusetune.config.paths import user_cache
+from fusetune.config.paths import cache_folder
 from fusetune.errors import BackboneError, StorageError
 
 BATCH = 16
 BEAMS = 4
-
-
-def cache_folder() -> Path:
-    """Return `$FUSETUNE_CACHE`, else `fusetune` in the user's cache folder."""
-    base = os.environ.get("FUSETUNE_CACHE")
-    return Path(base) if base else user_cache() or Path(tempfile.mkdtemp(prefix="fusetune-"))
 
 
 class Paraphrases:
