@@ -5,13 +5,13 @@ import numpy as np
 from fusetune.evaluation.measure.judge import Candidate, EvaluatedRows, judge
 from fusetune.evaluation.report.write import render
 from fusetune.evaluation.results import RunResults, Shown, from_json, to_json
-from fusetune.tasks.abilities import ShowsChange
+from fusetune.tasks.abilities import ShowsChange, Summed
 from fusetune.tasks.base import Metric
 from fusetune.tasks.panels.written import changed_rows, worst_written, written_sections
 from fusetune.tasks.text.metrics.table import metrics_of, row_counts
 
 
-class TextTask(ShowsChange):
+class TextTask(ShowsChange, Summed):
     """Answers with a text a row."""
 
     name, main = "text", Metric("chrf")

@@ -13,6 +13,7 @@ from fusetune.evaluation.measure.compare import (
     MIN_DRAWS,
     bootstrap,
     draw_all,
+    draw_sums,
     interval,
     limit,
     paired_difference,
@@ -132,3 +133,22 @@ def test_large_tables_get_fewer_draws_but_never_under_the_least() -> None:
     assert limit(1000, MAX_WORK // 500) == 500
     assert limit(1000, MAX_WORK) == MIN_DRAWS
     assert limit(50, MAX_WORK) == 50
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_draws_of_sums_are_the_draws_of_rows(weighted: bool, grouped: bool) -> None:
+    rng = np.random.default_rng(0)
+    counts = {"a": rng.integers(0, 9, (60, 2)).astype(float), "b": rng.integers(0, 9, (60, 2)).astype(float)}
+
+    def share(counts: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
+        top, bottom = counts.sum(0) if weights is None else weights @ counts
+        return {"share": float(top / bottom), "never": math.nan}
+
+    more = {"weights": rng.random(60) if weighted else None, "groups": np.arange(60) // 3 if grouped else None}
+    rows_drawn = draw_all(share, counts, np.zeros(60), num=120, seed=3, **more)
+    sums_drawn = draw_sums(share, counts, np.zeros(60), num=120, seed=3, **more)
+    for name in counts:
+        assert sums_drawn[name].value == pytest.approx(rows_drawn[name].value, nan_ok=True)
+        for metric in ("share", "never"):
+            np.testing.assert_allclose(sums_drawn[name].drawn[metric], rows_drawn[name].drawn[metric])

@@ -10,6 +10,7 @@
 | `DetectedInTable` | is found by other columns than the target's | the choice of a task |
 | `ShowsChange` | answers that people compare before and after tuning | the report |
 | `ShowsText` | answers once a row about parts of a text | the panels of a report |
+| `Summed` | has metrics of sums of counts | fast bootstrap intervals |
 | `Thresholded` | tunes decision thresholds on validation rows | the fit, after tuning |
 """
 
@@ -261,6 +262,15 @@ class ShowsChange(Ability):
             truth: (rows, ...).
             num: the most rows.
         """
+
+
+class Summed(Ability):
+    """A task whose `metrics` depend on the weighted sums of the measured counts only, never on single rows or truths.
+
+    The metrics of all rows are those of one row that has the sums of their counts.
+    """
+
+    ability = "metrics of sums of counts"
 
 
 class DetectedInTable(Ability):

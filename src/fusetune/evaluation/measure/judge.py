@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from fusetune.evaluation.measure.compare import draw_all
+from fusetune.evaluation.measure.compare import draw_all, draw_sums
 from fusetune.evaluation.measure.slices import SLICE_DRAWS, measure_slices
 from fusetune.evaluation.results import Mistake, Shown, SystemKind, SystemResult, TaskResult
 from fusetune.evaluation.shown import ChangedAnswer
-from fusetune.tasks.abilities import ShowsChange, Thresholded
+from fusetune.tasks.abilities import ShowsChange, Summed, Thresholded
 from fusetune.tasks.base import Task
 from fusetune.tasks.panels.kinds import ChangedRows, Evidence
 
@@ -175,7 +175,8 @@ def _systems(
     seed: int,
 ) -> list[SystemResult]:
     """Return each candidate's metrics, and their paired differences to the tuned model's."""
-    draws = draw_all(
+    draw = draw_sums if isinstance(task, Summed) else draw_all
+    draws = draw(
         task.all_metrics,
         {str(index): values for index, values in enumerate(measured)},
         rows.truth,

@@ -1,9 +1,11 @@
 """Each kind of text target has the metric that its field uses."""
 
+import math
+
 import pytest
 
-from fusetune.tasks.text.metrics.choose import SAMPLE, main_metric, num_words
-from fusetune.tasks.text.metrics.table import NAMES
+from fusetune.tasks.text.metrics.choose import RELATED, SAMPLE, in_order, main_metric, num_words
+from fusetune.tasks.text.metrics.table import NAMES, metrics_of, row_counts
 
 SENTENCE = "the quick brown fox jumps over the lazy dog"
 SOURCE = " ".join(f"{SENTENCE} and then number {n} rests." for n in range(4))
@@ -44,3 +46,15 @@ def test_many_rows_are_sampled_over_the_table():
 
 def test_characters_of_scripts_without_spaces_are_words():
     assert num_words("a cat 猫が 座る") == 6
+
+
+@pytest.mark.parametrize("main", NAMES)
+def test_related_metrics_come_first_and_undefined_ones_last(main):
+    metrics = metrics_of(row_counts(["a very red bus", "no"], ["a red bus", "yes"]))
+    ordered = in_order(metrics, main)
+    names = list(ordered)
+    assert sorted(names) == sorted(metrics) and names[0] == main
+    undefined = {"vqa_accuracy", "parses"} - {main}
+    assert undefined == set(names[-len(undefined) :])
+    defined = [name for name in RELATED.get(main, ("chrf", "bleu")) if not math.isnan(metrics[name])]
+    assert [name for name in names[1:] if name in defined] == [name for name in defined if name != main]

@@ -20,10 +20,11 @@ over BLEU.
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from fusetune.tasks.answers.squad import normalise
 from fusetune.tasks.text.metrics.answers import has_votes
@@ -35,6 +36,18 @@ CODE_SHARE = 0.9
 SHORTER, COPIED = 4, 0.7
 SAMPLE = 2_000
 """The choice reads so many rows, spread evenly over the train rows."""
+RELATED = {
+    "exact_match": ("token_f1", "vqa_accuracy", "chrf"),
+    "token_f1": ("exact_match", "vqa_accuracy", "chrf"),
+    "vqa_accuracy": ("exact_match", "token_f1", "chrf"),
+    "rouge_lsum": ("rouge1", "rouge2", "chrf"),
+    "rouge1": ("rouge2", "rouge_lsum", "chrf"),
+    "rouge2": ("rouge1", "rouge_lsum", "chrf"),
+    "wer": ("cer", "exact_match", "chrf"),
+    "cer": ("wer", "exact_match", "chrf"),
+    "bleu": ("chrf", "rouge_lsum", "token_f1"),
+}
+"""Metrics to show beside a main one, first of all; for others those beside `chrf`."""
 _ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_ALONE}]|[^\s{_ALONE}]+")
 """A word, or a character of a script without spaces: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
@@ -86,6 +99,18 @@ def main_metric(values: Sequence[str | Sequence[str]], sources: Sequence[str] | 
     if _share("\n" in text.strip() for text in texts) >= 0.5:
         return "rouge_lsum", f"{has} and several lines"
     return "chrf", has
+
+
+def in_order(metrics: Mapping[str, float], main: str) -> dict[str, float]:
+    """Return metrics with the main one first, then those of `RELATED` and `parses`, and undefined ones last.
+
+    Args:
+        metrics: as `metrics_of` returns them, of all rows.
+        main: the main metric's name.
+    """
+    first = (main, *RELATED.get(main, ("chrf", "bleu", "rouge_lsum", "token_f1")), "parses", "length_ratio")
+    names = [*(name for name in first if name in metrics), *(name for name in metrics if name not in first)]
+    return {name: metrics[name] for name in sorted(names, key=lambda name: math.isnan(metrics[name]) and name != main)}
 
 
 def _references(value: str | Sequence[str]) -> list[str]:
