@@ -11,9 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fusetune.data.schema import Schema
 from fusetune.data.table import Table
-from fusetune.errors import BadCell
-from fusetune.modalities.messages import is_chat, last_turn, parse_messages
+from fusetune.errors import BadCell, ConfigError
+from fusetune.modalities.messages import chat_text, is_chat, last_turn, parse_messages, transcript
+from fusetune.modalities.text import TextModality
+from fusetune.testing.modalities import TinyBackbone
 from fusetune.types import Block, Message
 
 OPENAI = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi!"}]
@@ -111,6 +114,42 @@ def test_detection() -> None:
         [],
     ):
         assert is_chat(values).confidence == 0.0
+
+
+def test_a_transcript_has_a_line_a_message() -> None:
+    picture = Message("user", (Block("text", "What is it?"), Block("image", "a.png")))
+    assert transcript([KIND, picture, TALK[1]]) == "System: Be kind.\nUser: What is it? (image)\nAssistant: Hi!"
+    assert chat_text(OPENAI) == chat_text(json.dumps(SHAREGPT)) == transcript(TALK)
+    assert chat_text("Hello") is chat_text([1]) is chat_text(None) is None
+
+
+def test_text_columns_read_chats(tmp_path: Any) -> None:
+    backbone: Any = TinyBackbone("text")
+    modality = TextModality("chat", backbone=backbone, chat=True)
+    for cell in (OPENAI, json.dumps(SHAREGPT)):
+        tokens = modality.decode(cell, row=7, base_dir=tmp_path)
+        assert tokens.tolist() == backbone.tokenize(transcript(TALK)).tolist()
+    for cell in ("Hello", [{"role": "tool", "content": "5"}]):
+        with pytest.raises(BadCell):
+            modality.decode(cell, row=7, base_dir=tmp_path)
+    again = TextModality.from_state("chat", json.loads(json.dumps(modality.state())), backbone)
+    assert again.chat and not TextModality.from_state("chat", {}, backbone).chat
+    with pytest.raises(ConfigError, match="cannot be augmented"):
+        modality.augmenter()
+
+
+def test_columns_of_chats_are_detected() -> None:
+    rows = [{"a": OPENAI, "b": json.dumps(SHAREGPT), "c": f"not a chat at all {n}", "y": n % 2} for n in range(30)]
+    table = Table.from_records(rows)
+    schema = Schema.detect(table, ["y"])
+    assert {name: (spec.kind, spec.options) for name, spec in schema.columns.items() if name != "y"} == {
+        "a": ("text", {"chat": True}),
+        "b": ("text", {"chat": True}),
+        "c": ("text", {}),
+    }
+    assert Schema.detect(table, ["y"], {"b": {"kind": "text", "options": {"chat": False}}}).columns["b"].options == {
+        "chat": False
+    }
 
 
 def user(content: Any, **more: Any) -> list[dict[str, Any]]:

@@ -131,9 +131,11 @@ def _brief(cell: Any) -> str | None:
     """Return a cell as a display shows it: None for a missing one."""
     from fusetune.data.table import is_missing
     from fusetune.errors import shown
+    from fusetune.modalities.messages import chat_text
 
     if is_missing(cell):
         return None
+    cell = chat_text(cell) or cell
     if isinstance(cell, list) and all(isinstance(word, str) for word in cell):
         cell = " ".join(cell)
     return shown(cell, 60) if not isinstance(cell, str) else " ".join(cell[:60].split()) + "…" * (len(cell) > 60)

@@ -97,6 +97,20 @@ def last_turn(messages: Sequence[Message], *, row: int, column: str) -> tuple[li
     return before, last.text
 
 
+def transcript(messages: Sequence[Message]) -> str:
+    """Return messages as one text, for models that read a chat as text: a line each, "User: Hello".
+
+    Images and sounds are named in brackets in their place.
+    """
+    return "\n".join(f"{message.role.capitalize()}: {_named(message)}" for message in messages)
+
+
+def chat_text(cell: Any) -> str | None:
+    """Return a cell's `transcript` if it is a chat, else None."""
+    messages = _messages_or_none(cell)
+    return None if messages is None else transcript(messages)
+
+
 def is_chat(values: Sequence[Any]) -> Detection:
     """Rate how well a sample of a column's cells fits the kind "chat".
 
@@ -116,6 +130,12 @@ def _messages_or_none(value: Any) -> list[Message] | None:
         return _parse(value)
     except _Why:
         return None
+
+
+def _named(message: Message) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    return " ".join(block.value if block.type == "text" else f"({block.type})" for block in message.content)
 
 
 def _as_dict(message: Message) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fusetune.errors import BadCell, ConfigError
 from fusetune.modalities.base import Augmenter, Detection
+from fusetune.modalities.messages import is_chat, parse_messages, transcript
 from fusetune.modalities.ngrams import NGRAM_KEYS, Ngrams, fit_ngrams, keys_by_part
 from fusetune.modalities.on_backbone import BackboneModality
 from fusetune.modalities.passages import ID, WIDTH, Passages, Read, is_blank, rows_of, words_text
@@ -69,6 +70,7 @@ class TextModality(BackboneModality):
         read: Read = "vector",
         join: Sequence[str | Sequence[str]] = (),
         cut: str = "longest",
+        chat: bool = False,
     ) -> None:
         """
         Args:
@@ -78,15 +80,19 @@ class TextModality(BackboneModality):
                 `fusetune.modalities.passages`.
             join: the columns that a cell's texts come from, if it has several; choices as a list at the end.
             cut: the column whose text is cut if they are too long together; "longest" cuts the longer one.
+            chat: whether cells are chats, which are read as their transcripts; see `fusetune.modalities.messages`.
         """
         super().__init__(column, backbone=backbone)
         self.num_truncated = 0
         self.passages = Passages(backbone, read, tuple(name for name in join if isinstance(name, str)), cut)
-        self.read, self.join = read, list(join)
+        self.read, self.join, self.chat = read, list(join), chat
 
     @classmethod
     def detect(cls, values: Sequence[Any], *, base_dir: Path) -> Detection:
-        """Rate the cells: strings of several words that rarely repeat."""
+        """Rate the cells: strings of several words that rarely repeat, lists of words, or chats."""
+        chats = is_chat(values)
+        if chats.confidence:
+            return chats
         if lists_of_words(values) and len({len(value) for value in values}) > 1:  # labels have fixed places
             return Detection(0.7, f"lists of words, {np.mean([len(value) for value in values]):.1f} each")
         seen = profile_cells(values)
@@ -109,7 +115,7 @@ class TextModality(BackboneModality):
         """
         if self.by_passages:
             return self._passage(cell, row=row)
-        cell = plain(cell)
+        cell = self._text_of(plain(cell), row=row)
         if isinstance(cell, bool | int | float | Decimal | date | time):
             cell = str(cell)
         if isinstance(cell, list) and not lists_of_words([cell]):
@@ -155,7 +161,14 @@ class TextModality(BackboneModality):
         Raises:
             BadCell: it is not text.
         """
+        cell = self._text_of(cell, row=row)
         return [text[:MAX_CHARS] for text in self.passages.texts(cell, row=row, column=self.column)]
+
+    def _text_of(self, cell: Any, *, row: int) -> Any:
+        """Return a chat's transcript; in a column without chats, the cell itself."""
+        if not self.chat or self.join:
+            return cell
+        return transcript(parse_messages(cell, row=row, column=self.column))
 
     def tokens(self, example: np.ndarray) -> np.ndarray:
         """What the tokens of an example stand for, (tokens, 3) int32; see `TextTokens.spans`."""
@@ -184,9 +197,9 @@ class TextModality(BackboneModality):
 
     def augmenter(self, **options: Any) -> Augmenter:
         """Return a `TextAugmenter`."""
-        if self.by_passages:
+        if self.by_passages or self.chat:
             raise ConfigError(
-                "a text that is read token by token or together with another cannot be augmented",
+                "a chat, or a text that is read token by token or together with another, cannot be augmented",
                 column=self.column,
                 do=f"set columns.{self.column}.augment=none, or leave out augment.text",
             )
@@ -211,7 +224,7 @@ class TextModality(BackboneModality):
         state: dict[str, Any] = {NGRAM_KEYS[part]: vocabulary.state() for part, vocabulary in self.ngrams.items()}
         if self.by_passages:
             state |= {"read": self.read, "join": self.join, "cut": self.passages.cut}
-        return state
+        return state | ({"chat": True} if self.chat else {})
 
     @classmethod
     def from_state(cls, column: str, state: dict[str, Any], backbone: Any = None) -> TextModality:

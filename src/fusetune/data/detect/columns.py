@@ -26,6 +26,7 @@ from fusetune.data.reading.cell_forms import CellForm, missing_words
 from fusetune.data.schema import ColumnSpec, Override, Schema, checked_overrides
 from fusetune.data.table import Table, is_missing
 from fusetune.errors import SchemaError, TableError, shown
+from fusetune.modalities.messages import is_chat
 from fusetune.registry import MODALITIES
 
 SAMPLE = 1000
@@ -205,6 +206,8 @@ class _Detector:
                 reason += " (unsure: name its kind if this is wrong)"
         if is_target:
             return ColumnSpec(name, kind, "target", _joined("the target", *settings, reason), options)
+        if kind == "text" and "chat" not in options and is_chat(column.sample()).confidence:
+            options = {**options, "chat": True}
         if role is None:
             role, reason = self._role(name, kind, column, reason)
         if role == "input":

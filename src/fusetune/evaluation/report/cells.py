@@ -17,6 +17,7 @@ from fusetune.errors import UserError
 from fusetune.evaluation.results import Shown
 from fusetune.modalities.media import audio_files, image_files
 from fusetune.modalities.media.cells import decode_base64, holds_base64, split_cell
+from fusetune.modalities.messages import chat_text
 
 MAX_TEXT = 400
 THUMBNAIL = 192
@@ -46,6 +47,8 @@ def show_cell(column: str, kind: str, cell: Any, *, base_dir: Path) -> Shown:
         return Shown(column, "text", f"(cannot be shown: {cut(str(error), 120)})")
     if kind in ("number", "category"):
         return Shown(column, "number" if kind == "number" else "category", cut(str(cell)))
+    if kind == "text" and (chat := chat_text(cell)) is not None:
+        return Shown(column, "text", cut(chat))
     words = isinstance(cell, list) and all(isinstance(word, str) for word in cell)
     return Shown(column, "text", cut(" ".join(cell) if words else str(cell)))
 
