@@ -25,9 +25,9 @@ from fusetune.tasks.panels.kinds import (
     ranked,
 )
 from fusetune.tasks.panels.texts import cut
-from fusetune.tasks.text.metrics.choose import num_words
 from fusetune.tasks.text.metrics.form import repeated
 from fusetune.tasks.text.metrics.table import row_scores
+from fusetune.tasks.text.metrics.tokens import num_words
 
 MAX_TEXT, MAX_REFERENCES = 600, 3
 """Characters of a text, and right answers of a row, that are shown."""

@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from fusetune.tasks.text.metrics.choose import RELATED, SAMPLE, in_order, main_metric, num_words
+from fusetune.tasks.text.metrics.choose import RELATED, SAMPLE, in_order, main_metric
 from fusetune.tasks.text.metrics.table import NAMES, metrics_of, row_counts
+from fusetune.tasks.text.metrics.tokens import num_words
 
 SENTENCE = "the quick brown fox jumps over the lazy dog"
 SOURCE = " ".join(f"{SENTENCE} and then number {n} rests." for n in range(4))

@@ -140,7 +140,8 @@ def test_votes_of_several_people():
 
 def test_repetition_counts_four_words_that_come_again():
     assert repeated("a b c d a b c d") == pytest.approx(1 / 5)
-    assert np.isnan(repeated("a b c"))
+    assert repeated("猫が座る猫が座る") == pytest.approx(1 / 5)
+    assert np.isnan(repeated("a b c")) and np.isnan(repeated("猫が座"))
     loop = row_counts(["yes " * 50, "a b c d e", "no"], ["x", "x", "x"])
     assert metrics_of(loop)["repetition"] == pytest.approx((1 - 1 / 47) / 2)
 

@@ -21,7 +21,6 @@ over BLEU.
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +28,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fusetune.tasks.answers.squad import normalise
 from fusetune.tasks.text.metrics.answers import has_votes
 from fusetune.tasks.text.metrics.code import is_python
-from fusetune.tasks.text.metrics.tokens import rouge_tokens
+from fusetune.tasks.text.metrics.tokens import num_words, rouge_tokens
 
 FEW_WORDS, MANY_WORDS = 3, 40
 CODE_SHARE = 0.9
@@ -48,19 +47,6 @@ RELATED = {
     "bleu": ("chrf", "rouge_lsum", "token_f1"),
 }
 """Metrics to show beside a main one, first of all; for others those beside `chrf`."""
-_ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_ALONE}]|[^\s{_ALONE}]+")
-"""A word, or a character of a script without spaces: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
-
-
-def num_words(text: str) -> int:
-    """Return the number of words; each character of a script without spaces between words is one.
-
-    Example:
-        >>> num_words("two words"), num_words("猫が座る")
-        (2, 4)
-    """
-    return len(_WORD.findall(text))
 
 
 def main_metric(values: Sequence[str | Sequence[str]], sources: Sequence[str] | None = None) -> tuple[str, str]:

@@ -3,7 +3,8 @@
     repetition     mean over answers of 1 − different 4-grams of words / 4-grams of words
     length_ratio   Σ characters of the answers / Σ characters of the references
 
-Answers with fewer than four words have no repetition. Of several references, the one with the closest length counts.
+Answers with fewer than four words have no repetition; a character of a script without spaces is a word. Of several
+references, the one with the closest length counts.
 
 Reference: Welleck et al. 2020 (arXiv 1908.04319), seq-rep-4.
 """
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fusetune.tasks.text.metrics.measure import Measure, ratio
-from fusetune.tasks.text.metrics.tokens import ngrams
+from fusetune.tasks.text.metrics.tokens import ngrams, words
 
 ORDER = 4
 
@@ -27,9 +28,9 @@ def repeated(text: str) -> float:
         >>> repeated("no no no no no")
         0.5
     """
-    words = text.split()
-    total = len(words) - ORDER + 1
-    return 1 - len(ngrams(words, ORDER)) / total if total > 0 else float("nan")
+    own = words(text)
+    total = len(own) - ORDER + 1
+    return 1 - len(ngrams(own, ORDER)) / total if total > 0 else float("nan")
 
 
 def _row(answer: str, references: Sequence[str]) -> list[float]:

@@ -15,6 +15,9 @@ _AFTER_NO_DIGIT = re.compile(r"([^0-9])([.,])")
 _BEFORE_NO_DIGIT = re.compile(r"([.,])([^0-9])")
 _DASH = re.compile(r"([0-9])(-)")
 _ROUGE_WORD = re.compile(r"[a-z0-9]+")
+_ALONE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_ALONE}]|[^\s{_ALONE}]+")
+"""A word, or a character of a script without spaces: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
 
 
 def mteval_tokens(text: str) -> list[str]:
@@ -46,6 +49,21 @@ def rouge_tokens(text: str) -> list[str]:
         ['the', 'u', 's', 'caf']
     """
     return _ROUGE_WORD.findall(text.lower())
+
+
+def words(text: str) -> list[str]:
+    """Return what stands between white space; each character of a script without spaces between words by itself.
+
+    Example:
+        >>> words("a cat: 猫が")
+        ['a', 'cat:', '猫', 'が']
+    """
+    return _WORD.findall(text)
+
+
+def num_words(text: str) -> int:
+    """Return the number of `words`."""
+    return len(words(text))
 
 
 def ngrams(tokens: Sequence[str], order: int) -> Counter[tuple[str, ...]]:
