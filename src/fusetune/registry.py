@@ -104,6 +104,7 @@ MODALITIES = Registry(
         "text": "fusetune.modalities.text:TextModality",
         "identifier": "fusetune.modalities.identifier:IdentifierModality",
         "history": "fusetune.modalities.history:HistoryModality",
+        "prompt": "fusetune.modalities.prompt:PromptModality",
     },
 )
 
@@ -130,6 +131,7 @@ TASKS = Registry(
         "binary": "fusetune.tasks.classes.classification:BinaryTask",
         "choice": "fusetune.tasks.choice.task:MultipleChoiceTask",
         "entities": "fusetune.tasks.entities.task:EntitiesTask",
+        "generate": "fusetune.tasks.text.task:GenerateTask",
         "multiclass": "fusetune.tasks.classes.classification:MulticlassTask",
         "multilabel": "fusetune.tasks.classes.multilabel:MultilabelTask",
         "ordinal": "fusetune.tasks.classes.ordinal:OrdinalTask",

@@ -12,6 +12,7 @@ Each adapter is initialised to compute the pretrained model. `target_modules` ch
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
 from collections.abc import Sequence
@@ -84,7 +85,9 @@ def target_modules(model: nn.Module, how: str, *, where: str = "adapter", fits: 
     Raises:
         ConfigError: no module fits, or the regular expression is invalid.
     """
-    known = {path: type(module).__name__ for path, module in model.named_modules() if _fits(module, fits)}
+    head = _output_embeddings(model)
+    modules = ((path, module) for path, module in model.named_modules() if module is not head)
+    known = {path: type(module).__name__ for path, module in modules if _fits(module, fits)}
     linear = [path for path, name in known.items() if name in ("Linear", "Conv1D")]
     inside = [path for path in linear if ATTENTION.search(path)]
     convolutions = [path for path in known if path not in linear]
@@ -107,6 +110,15 @@ def target_modules(model: nn.Module, how: str, *, where: str = "adapter", fits: 
             do="" if some else "take adapter=lora, or freeze=only:norm",
         )
     return result
+
+
+def _output_embeddings(model: nn.Module) -> nn.Module | None:
+    """Return the head of a language model, which is left out: it is often tied to the input embeddings."""
+    found = getattr(model, "get_output_embeddings", None)
+    with contextlib.suppress(NotImplementedError, AttributeError):
+        head = found() if callable(found) else None
+        return head if isinstance(head, nn.Module) else None
+    return None
 
 
 def _fits(module: nn.Module, kinds: Sequence[str]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,8 @@ from fusetune.backbones.inputs import (
 from fusetune.backbones.inspection import structure
 from fusetune.backbones.inspection.pooling import check_weights, finalize, fold_norms
 from fusetune.backbones.inspection.trial import check_vectors
+from fusetune.backbones.load_language import load_language, restore_language
+from fusetune.backbones.pretrained import lacking, processor_of, steady, tokenizer_of
 from fusetune.backbones.spectrogram import FILE as SPECTROGRAM
 from fusetune.backbones.spectrogram import Spectrogram
 from fusetune.backbones.tuned import is_tuned, load_tuned
@@ -47,8 +48,6 @@ from fusetune.security.untrusted import reading
 __all__ = ["Backbone", "load_backbone", "restore_backbone"]
 
 USUAL_TOKENS = 512
-VOCABULARIES = ("tokenizer.json", "tekken.json", "*vocab*", "*.model", "*.tiktoken", "*.bpe", "*.spm")
-"""Patterns of files with a tokenizer's vocabulary."""
 MOST_RANK = 8192
 CHECK = "check that config.json belongs to the weights and that the files are whole"
 _restoring: ContextVar[tuple[Path, ...]] = ContextVar("restoring", default=())
@@ -119,23 +118,13 @@ def _loaded(
         norm_eval=norm_eval,
     )
     finalize(backbone, pool, resolved.folder)
-    lacking = [names[id(p)] for p in backbone.parameters() if names.get(id(p)) in missing]
-    if lacking:
-        raise _lacking(sorted(lacking), resolved.folder)
+    lost = [names[id(p)] for p in backbone.parameters() if names.get(id(p)) in missing]
+    if lost:
+        raise lacking(sorted(lost), resolved.folder)
     check_weights(backbone, resolved.folder)
     fold_norms(backbone)
     check_vectors(backbone)
     return backbone
-
-
-def _lacking(names: list[str], folder: Path) -> BackboneError:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return BackboneError(
-        "the checkpoint lacks weights of the encoder, which would be random",
-        came=f"no {', '.join(names[:3])}{more}",
-        do="check that config.json belongs to these weights",
-        file=str(folder),
-    )
 
 
 def restore_backbone(folder: Path, *, most: int | None = None) -> Backbone:
@@ -161,7 +150,7 @@ def restore_backbone(folder: Path, *, most: int | None = None) -> Backbone:
             if saved.get("adapter") is not None:
                 return _adapted(saved)
             check_safe(folder)
-            return _restore(folder, saved, most)
+            return restore_language(folder, saved, most) if saved.get("writes") else _restore(folder, saved, most)
     except FusetuneError as error:
         raise FolderError("the encoder cannot be restored", came=str(error), file=str(folder)) from error
     finally:
@@ -170,13 +159,17 @@ def restore_backbone(folder: Path, *, most: int | None = None) -> Backbone:
 
 def _adapted(saved: dict[str, Any]) -> Backbone:
     """Restore a backbone with an adapter: pretrained weights from their source, adapter weights at random."""
-    backbone = load_backbone(
-        saved["source"],
-        saved["kind"],
-        pool=saved["pool"],
-        max_tokens=int(saved["max_tokens"]) or None,
-        max_seconds=float(saved["max_seconds"]),
-        norm_eval=bool(saved["norm_eval"]),
+    backbone = (
+        load_language(saved["source"])
+        if saved.get("writes")
+        else load_backbone(
+            saved["source"],
+            saved["kind"],
+            pool=saved["pool"],
+            max_tokens=int(saved["max_tokens"]) or None,
+            max_seconds=float(saved["max_seconds"]),
+            norm_eval=bool(saved["norm_eval"]),
+        )
     )
     if backbone.fingerprint != saved["fingerprint"]:
         raise BackboneError(
@@ -196,7 +189,7 @@ def _restore(folder: Path, saved: dict[str, Any], most: int | None) -> Backbone:
     from transformers import AutoConfig, AutoModel
 
     with quiet():
-        config = _steady(AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
+        config = steady(AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
         if most is not None:
             structure.check_size(config, most)
         model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)  # type: ignore[no-untyped-call]
@@ -227,17 +220,6 @@ def _choose(name: str, value: str, known: tuple[str, ...]) -> None:
         raise BackboneError(f"unknown {name} {value!r}", expected=", ".join(known), do=hint)
 
 
-_DRAWS = (("apply_spec_augment", False), ("layerdrop", 0.0), ("encoder_layerdrop", 0.0), ("mask_ratio", 0.0))
-
-
-def _steady(config: Any) -> Any:
-    """Turn off a config's random masking and layer dropout, which draw from the global random generator."""
-    for name, value in _DRAWS:
-        if hasattr(config, name):
-            setattr(config, name, value)
-    return config
-
-
 def _load(folder: Path, raw: dict[str, Any], most: int) -> tuple[Any, set[str]]:
     """Load the model of a folder; return it with the names of the parameters that its checkpoint lacks.
 
@@ -250,7 +232,7 @@ def _load(folder: Path, raw: dict[str, Any], most: int) -> tuple[Any, set[str]]:
 
     what = f"transformers cannot load this model (model_type {raw.get('model_type')!r})"
     with reading(what, file=folder, do=CHECK, error=BackboneError), quiet():
-        config = _steady(AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
+        config = steady(AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True))
         structure.check_size(config, most)
         model, info = AutoModel.from_pretrained(
             str(folder),
@@ -271,7 +253,7 @@ def _inputs(
     if kind == "audio" and (folder / SPECTROGRAM).is_file():
         return SpectrogramInputs(Spectrogram.read(folder), max_seconds)
     if kind == "text":
-        tokenizer = _tokenizer(folder)
+        tokenizer = tokenizer_of(folder)
         usual = USUAL_TOKENS
         if (folder / "sentence_bert_config.json").is_file():
             usual = int(read_json(folder / "sentence_bert_config.json").get("max_seq_length") or usual)
@@ -290,39 +272,5 @@ def _inputs(
                 do=f"for sounds, add {SPECTROGRAM} and use it for an audio column",
                 file=str(folder),
             )
-        return ImageInputs(_processor("AutoImageProcessor", folder, "preprocessor_config.json", backend="pil"))
-    return AudioInputs(_processor("AutoFeatureExtractor", folder, "preprocessor_config.json"), max_seconds)
-
-
-def _tokenizer(folder: Path) -> Any:
-    """Return the folder's tokenizer.
-
-    Raises:
-        BackboneError: the folder has no vocabulary, or it is empty.
-    """
-    names = [path.name for path in folder.iterdir()]
-    do = "copy the tokenizer's files from where the model comes from; model.save_pretrained alone writes none"
-    if not any(fnmatch.fnmatch(name, pattern) for name in names for pattern in VOCABULARIES):
-        raise BackboneError(
-            "the folder has no tokenizer",
-            expected="tokenizer.json, or a vocabulary such as vocab.txt or spiece.model",
-            came=", ".join(sorted(names)[:8]),
-            do=do,
-            file=str(folder),
-        )
-    tokenizer = _processor("AutoTokenizer", folder, "tokenizer.json")
-    vocabulary = set(tokenizer.get_vocab().values())
-    if vocabulary <= set(tokenizer.all_special_ids):
-        came = f"{len(vocabulary)} tokens, all special"
-        raise BackboneError("the tokenizer has no words", expected="a vocabulary", came=came, do=do, file=str(folder))
-    return tokenizer
-
-
-def _processor(auto: str, folder: Path, file: str, **options: Any) -> Any:
-    import transformers
-
-    do = f"copy {file} and the processor's other files from where the model comes from"
-    with reading("the model's processor cannot be loaded", file=folder, do=do, error=BackboneError), quiet():
-        return getattr(transformers, auto).from_pretrained(
-            str(folder), trust_remote_code=False, local_files_only=True, **options
-        )
+        return ImageInputs(processor_of("AutoImageProcessor", folder, "preprocessor_config.json", backend="pil"))
+    return AudioInputs(processor_of("AutoFeatureExtractor", folder, "preprocessor_config.json"), max_seconds)

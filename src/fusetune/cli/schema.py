@@ -80,8 +80,9 @@ def _tasks(found: Schema, rows: Table, config: Config) -> dict[str, dict[str, st
         name, reason = (given.name or "", "as the settings say") if given else ("", "")
         if not name:
             try:
+                families = ("match",) if config.query else ("understand", "generate")
                 cells = rows.cells(target, evenly_spaced(len(rows), MAX_CELLS))
-                name, reason = infer_task(cells, target, rows, family="match" if config.query else "understand")
+                name, reason = infer_task(cells, target, rows, families=families)
             except TableError as error:
                 name, reason = "", error.what
         tasks[target] = {"task": name, "reason": reason}

@@ -16,7 +16,7 @@ class AdapterConfig(Section):
 
     name: str
     """`lora` (arXiv 2106.09685), `rslora` (2312.03732), `dora` (2402.09353), `ia3` (2205.05638), `vera` (2310.11454) or
-    `oft` (2306.07280)."""
+    `oft` (2306.07280). `none`: no adapter, also where a language model would have one by default."""
     rank: Annotated[int, Field(ge=1)] | None = None
     """Of the products that are added; for `oft` the size of a block. None: 8, `vera` 64, `oft` 16. Not for `ia3`."""
     alpha: Annotated[int, Field(ge=1)] | None = None
@@ -30,7 +30,7 @@ class AdapterConfig(Section):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        return known_name(name, ADAPTERS)
+        return known_name(name, (*ADAPTERS, "none"))
 
     @model_validator(mode="after")
     def _fits(self) -> AdapterConfig:

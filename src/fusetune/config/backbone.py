@@ -30,4 +30,6 @@ class BackboneConfig(Section):
     """Learning rate of this backbone's last block. None: `trainer.backbone_lr`, for an adapter 10 times that, for
     `ia3` and `vera` 50 times."""
     adapter: Annotated[AdapterConfig | None, ByName] = None
-    """Train few weights beside the backbone's: `lora`, `rslora`, `dora`, `ia3`, `vera` or `oft`, with its settings."""
+    """Train few weights beside the backbone's: `lora`, `rslora`, `dora`, `ia3`, `vera` or `oft`, with its settings.
+    None: for a language model that writes and has 100 million weights or more `lora` of rank 16 on all linear layers;
+    for others no adapter, as `none`."""

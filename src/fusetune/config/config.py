@@ -24,6 +24,7 @@ from fusetune.config.fusion import FusionConfig
 from fusetune.config.interactions import InteractionsConfig
 from fusetune.config.objectives import Objectives
 from fusetune.config.paths import rebased
+from fusetune.config.prompt import GenerationConfig, PromptConfig
 from fusetune.config.report import ReportConfig
 from fusetune.config.rerank import Rerank
 from fusetune.config.section import ByName, NamedConfig, Section, StrList
@@ -83,6 +84,10 @@ class Config(Section):
     """What reads image columns."""
     audio: Annotated[BackboneConfig, ByName] = BackboneConfig()
     """What reads audio columns."""
+    prompt: PromptConfig = PromptConfig()
+    """What a language model reads of a row, where the target is text that is written."""
+    generation: GenerationConfig = GenerationConfig()
+    """How a language model writes."""
     fusion: FusionConfig = NamedConfig(name="attention")
     """How the columns become one vector: attention, concat, gated, cross_attention, bottleneck, convolution, low_rank,
     film, mixture or a plug-in's, with its options; `auto` lets validation rows choose one; `stack`
@@ -196,8 +201,14 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return rebased(settings, path.parent)
 
 
+TEXTS = ("template", "system")
+"""Settings that are texts with braces and colons, which YAML would read otherwise."""
+
+
 def parse_override(override: str) -> dict[str, Any]:
     """`a.b=1` as `{"a": {"b": 1}}`; the value is YAML, but one sign alone, as `,` or `|`, is itself.
+
+    The texts of prompts (`TEXTS`) are taken as they are, with `\\n` as a line break.
 
     Raises:
         ConfigError: there is no `=`, or the value is not YAML.
@@ -206,7 +217,7 @@ def parse_override(override: str) -> dict[str, Any]:
     if not equals or not key:
         raise ConfigError(f"{override!r} is no setting", expected="key=value, as trainer.epochs=5")
     try:
-        value = text if _is_sign(text) else parse_yaml(text)
+        value = _value(key, text)
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"the value of {key} is not YAML", came=text) from error
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
@@ -215,6 +226,13 @@ def parse_override(override: str) -> dict[str, Any]:
         value = {part: value}
     assert isinstance(value, dict)
     return value
+
+
+def _value(key: str, text: str) -> Any:
+    """Return the value of a key, as text or by YAML."""
+    if key.rpartition(".")[2] in TEXTS:
+        return text.replace("\\n", "\n")
+    return text if _is_sign(text) else parse_yaml(text)
 
 
 def _is_sign(text: str) -> bool:

@@ -18,6 +18,8 @@ class ReportConfig(Section):
     trained alone); `tuned` trains every modality alone with the same recipe; `none` leaves it out."""
     single: bool = False
     """Where there are several targets: each of them trained by itself too, with the same recipe, and compared with."""
+    zero_shot: bool = True
+    """Have a language model write the test rows' answers before it is tuned, too."""
     bootstrap: Annotated[int, Field(ge=0)] = 1000
     """Resamples for the intervals; 0 leaves them out."""
     attack: Annotated[AttackConfig | None, ByName] = None

@@ -1,9 +1,9 @@
-"""Cells that are lists of other columns' cells, as texts that are read together are."""
+"""Cells that are lists of other columns' cells, as texts that are read together are, and prompts."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
@@ -14,9 +14,10 @@ from fusetune.data.reading.arrow import MARK
 
 ROWS = 4096
 """Rows whose cells are joined together."""
-Parts = Sequence[str | Sequence[str]]
+Parts = Sequence[str | Sequence[str] | Mapping[str, Sequence[str]]]
 """Names of columns. A list of names among them stands for one entry, the list of these columns' cells, None for missing
-ones; a list of one name for that column's own list."""
+ones; a list of one name for that column's own list; `{"present": [names]}` for a list of which of these have a cell."""
+PRESENT = "present"
 GetCells = Callable[[str, range], list[Any]]
 """Returns a column's cells in some rows."""
 
@@ -24,7 +25,7 @@ GetCells = Callable[[str, range], list[Any]]
 def flat_names(parts: Parts) -> Iterator[str]:
     """Yield the names of the columns that are joined."""
     for part in parts:
-        yield from [part] if isinstance(part, str) else part
+        yield from [part] if isinstance(part, str) else part[PRESENT] if isinstance(part, Mapping) else part
 
 
 def joined_column(name: str, cells: GetCells, rows: int, parts: Parts) -> tuple[pa.Field, pa.ChunkedArray]:
@@ -45,12 +46,21 @@ def joined_cells(get_cells: GetCells, parts: Parts, rows: range) -> list[str | N
         if all(is_missing(cell) for cell in own.values()):
             joined.append(None)
             continue
-        entries = [own[part] if isinstance(part, str) else _listed(part, own) for part in parts]
+        entries = [_entry(part, own) for part in parts]
         joined.append(json.dumps(entries, ensure_ascii=False, default=str))
     return joined
 
 
-def _listed(names: Sequence[str], cells: dict[str, Any]) -> list[Any]:
+def _entry(part: str | Sequence[str] | Mapping[str, Sequence[str]], cells: Mapping[str, Any]) -> Any:
+    """Return what a joined cell has of one part."""
+    if isinstance(part, str):
+        return cells[part]
+    if isinstance(part, Mapping):
+        return [not is_missing(cells[name]) for name in part[PRESENT]]
+    return _listed(part, cells)
+
+
+def _listed(names: Sequence[str], cells: Mapping[str, Any]) -> list[Any]:
     """Return the cells of several columns as one list, None for missing ones, or the list that one column holds."""
     if len(names) > 1:
         return [None if is_missing(cells[name]) else cells[name] for name in names]

@@ -10,13 +10,17 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from fusetune.backbones.language import LanguageModel
 from fusetune.data.column import Progress
 from fusetune.data.examples import Examples
 from fusetune.deploy.bundle import Bundle
 from fusetune.inference.predict import pooled_vectors, row_vectors
 from fusetune.inference.scores import predict_scores
+from fusetune.inference.write import Written, decoding_of, write
+from fusetune.models.generate import Generate
 from fusetune.models.match import Match
 from fusetune.models.understand import Understand
+from fusetune.tasks.abilities import Writes
 
 OutputColumn = tuple[str, pa.DataType, list[Any]]
 """Name, type, and a value for each used row; None where there is none."""
@@ -148,6 +152,33 @@ class MatchColumns(VectorColumns):
         yield from columns
 
 
+class TextColumns(TargetColumns):
+    """A text per target, its log-probability, and why it ends."""
+
+    def details(self, bundle: Bundle) -> list[str]:
+        """See `Output.details`."""
+        return [f"- `{cell_text(name)}`, written by {_language(bundle).source}" for name in bundle.targets]
+
+    def columns(self, bundle: Bundle, examples: Examples | None, progress: Progress | None) -> Iterator[OutputColumn]:
+        """See `Output.columns`."""
+        model = bundle.model
+        assert isinstance(model, Generate)
+        for name, task in bundle.targets.items():
+            assert isinstance(task, Writes)
+            written = Written.empty(0)
+            if examples is not None and len(examples):
+                decoding = decoding_of(bundle.config.generation, task)
+                written = write(model, name, task, examples, examples.used, decoding, progress=progress)
+            yield task.target, pa.string(), list(written.texts)
+            yield f"{task.target}_log_probability", pa.float32(), written.log_probabilities.tolist()
+            yield f"{task.target}_finish", pa.string(), list(written.finish)
+
+
+def _language(bundle: Bundle) -> LanguageModel:
+    assert isinstance(bundle.model, Generate)
+    return bundle.model.language
+
+
 class PooledVectors(VectorColumns):
     """A row's vector: what a model's heads read, before them."""
 
@@ -162,7 +193,11 @@ class PooledVectors(VectorColumns):
 EMBEDDINGS: dict[str, Output] = {Understand.name: PooledVectors(), Match.name: VectorColumns()}
 """What `embed` writes, by the family's name."""
 
-OUTPUTS: dict[str, Output] = {Understand.name: TargetColumns(), Match.name: MatchColumns()}
+OUTPUTS: dict[str, Output] = {
+    Understand.name: TargetColumns(),
+    Match.name: MatchColumns(),
+    Generate.name: TextColumns(),
+}
 """By the family's name."""
 
 

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from fusetune.backbones.passes.compiled import check_compiler
 from fusetune.deploy.bundle import Bundle
 from fusetune.evaluation.results import RunResults, plain
+from fusetune.fitting.generate import fit_generate
 from fusetune.fitting.match import fit_match
 from fusetune.fitting.prepared import Prepared, RunSettings, prepare
 from fusetune.fitting.rerank import check_texts, fit_reranker
 from fusetune.fitting.similarity import fit_similarity
 from fusetune.fitting.stack import check_stack
 from fusetune.fitting.understand import fit_understand
+from fusetune.models.generate import Generate
 from fusetune.models.match import Match
 from fusetune.models.understand import Understand
 from fusetune.tasks.base import family_of
@@ -30,6 +32,7 @@ def fit_sides(fit: Prepared) -> tuple[Bundle, RunResults]:
 FAMILIES: dict[str, Callable[[Prepared], tuple[Bundle, RunResults]]] = {
     Understand.name: fit_understand,
     Match.name: fit_sides,
+    Generate.name: fit_generate,
 }
 """The function that fits a model, by the family's name."""
 

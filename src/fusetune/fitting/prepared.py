@@ -36,7 +36,7 @@ from fusetune.fitting.tables import SPLITS, Tables, check_rows
 from fusetune.fitting.tasks import make_tasks
 from fusetune.modalities.base import Modality
 from fusetune.modalities.identifier import IdentifierModality
-from fusetune.models.build import Backbones, build_modalities
+from fusetune.models.build import Backbones, build_modalities, give_tokenizers
 from fusetune.objectives.total import aligned_columns, learning_without_target
 from fusetune.tasks.abilities import Probed
 from fusetune.tasks.base import TargetTask, Task, target_tasks
@@ -179,6 +179,7 @@ def prepare(run_settings: RunSettings) -> Prepared:
         if isinstance(tables.documents, Recommendations):
             tables.documents.know(modalities)
         tasks = targets or _match_tasks(config, modalities)
+        give_tokenizers(tasks, modalities)
         examples = {
             split: _read(tables, split, modalities, targets, track if show else None) for split in tables.splits
         }

@@ -95,7 +95,7 @@ def drop_ngrams(fit: Prepared) -> None:
 
 def rules(fit: Prepared, modalities: Mapping[str, Modality]) -> dict[str, BackboneRule]:
     """Return how each encoder is tuned, by its key."""
-    by_kind = {"text": fit.config.text, "image": fit.config.image, "audio": fit.config.audio}
+    by_kind = {"text": fit.config.text, "prompt": fit.config.text, "image": fit.config.image, "audio": fit.config.audio}
     # A user's history is read by the frozen encoders' outputs, which tuned encoders would part from.
     frozen = {modality.encoder_key for modality in modalities.values() if _pretrained(modality)}
     still = frozen if fit.config.user is not None else set()

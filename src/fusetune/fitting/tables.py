@@ -23,6 +23,7 @@ from fusetune.errors import TableError
 from fusetune.evaluation.results import TableUsed
 from fusetune.fitting.documents import CATALOGUE, Documents
 from fusetune.fitting.negatives import as_documents
+from fusetune.fitting.prompting import with_prompts
 from fusetune.fitting.reading import join_columns, read_for_tasks, text_pair
 from fusetune.fitting.recommendations import Recommendations
 from fusetune.fitting.tasks import passages, settled_tasks
@@ -209,7 +210,7 @@ class Tables:
             ConfigError: a task or a setting finds no such columns.
         """
         text = self.config.text
-        schema = read_for_tasks(self.schema, tasks)
+        schema = with_prompts(read_for_tasks(self.schema, tasks), tasks, self.config)
         self.pair = text_pair(schema, tasks, text)
         joins = text.join if isinstance(text.join, list) else []
         self.schema = schema if self.pair is not None else join_columns(schema, joins, text.cut)

@@ -32,12 +32,12 @@ def make_tasks(config: Config, schema: Schema, train: Table) -> dict[str, Target
         ConfigError: a task is unknown, or does not take its options.
     """
     tasks: dict[str, TargetTask] = {}
-    family = PairTask.family if config.query else "understand"
+    families = (PairTask.family,) if config.query else ("understand", "generate")
     for target in schema.names("target"):
         settings = config.tasks.get(target)
         name, options = (settings.name, settings.options) if settings else (None, {})
         try:
-            name = name or infer_task(_sample(train, target), target, train, family=family)[0]
+            name = name or infer_task(_sample(train, target), target, train, families=families)[0]
         except TableError as error:
             raise error.in_file(train.source) from None
         tasks[target] = task = build_task(target, name, options)

@@ -12,6 +12,8 @@ from torch import nn
 
 from fusetune.backbones.adapters import adapt
 from fusetune.backbones.load import Backbone, load_backbone
+from fusetune.backbones.load_language import load_language
+from fusetune.config.adapter import AdapterConfig
 from fusetune.config.backbone import BackboneConfig
 from fusetune.config.options import check_options, check_value
 from fusetune.config.section import NamedConfig
@@ -19,10 +21,13 @@ from fusetune.errors import ConfigError
 from fusetune.fusion.base import Fusion
 from fusetune.modalities.base import Modality
 from fusetune.modalities.history import HistoryEncoder, start_as_mean
+from fusetune.modalities.prompt import PromptModality
 from fusetune.models.family import Family
+from fusetune.models.generate import Generate, Prompts
 from fusetune.models.match import Match, Negative, Sides
 from fusetune.models.understand import Understand
 from fusetune.registry import FUSIONS, MODALITIES, TASKS
+from fusetune.tasks.abilities import Writes
 from fusetune.tasks.base import TargetTask, Task, family_of, target_tasks
 from fusetune.tasks.infer import registered_target_tasks
 from fusetune.tasks.match import MatchTask
@@ -33,6 +38,11 @@ DIM = 128
 
 NO_FUSION = "none"
 """Name of the fusion of a model of pairs whose sides are not fused, but the sum of their columns' projections."""
+
+NO_ADAPTER = "none"
+ADAPTED = 100_000_000
+"""Weights of a language model from which on it has an adapter by default."""
+DEFAULT_ADAPTER = AdapterConfig(name="lora", rank=16, targets="linear")
 
 SHARED_OPTIONS: dict[str, Any] = {
     "dim": Annotated[int, Field(ge=1)],
@@ -61,12 +71,18 @@ class Backbones:
 
     def get(self, kind: str, name: str | None) -> Backbone:
         """Return the backbone of a name for columns of a kind, loaded on first use; None is the kind's default."""
-        setting = self.settings[kind]
-        name = name or setting.name
+        setting = self.settings["text" if kind == PromptModality.kind else kind]
+        name, adapter = name or setting.name, setting.adapter
         if (kind, name) not in self._loaded:
-            loaded = load_backbone(name, kind, pool=setting.pool, max_tokens=setting.max_tokens)
-            if setting.adapter is not None:
-                adapt(loaded, setting.adapter)
+            loaded: Backbone
+            if kind == PromptModality.kind:
+                loaded = load_language(name)
+                if adapter is None and sum(weight.numel() for weight in loaded.parameters()) >= ADAPTED:
+                    adapter = DEFAULT_ADAPTER
+            else:
+                loaded = load_backbone(name, kind, pool=setting.pool, max_tokens=setting.max_tokens)
+            if adapter is not None and adapter.name != NO_ADAPTER:
+                adapt(loaded, adapter)
             self._loaded[kind, name] = loaded
         return self._loaded[kind, name]
 
@@ -90,6 +106,20 @@ def build_modalities(columns: Mapping[str, tuple[str, Mapping[str, Any]]], backb
             chosen["backbone"] = backbones.get(kind, options.get("backbone"))
         modalities[name] = modality(name, **chosen)
     return modalities
+
+
+def give_tokenizers(tasks: Mapping[str, Task], modalities: Mapping[str, Modality]) -> None:
+    """Have the tasks whose answers a language model writes encode them by its tokenizer.
+
+    Args:
+        tasks: by name.
+        modalities: by column, that of the prompts among them.
+    """
+    for task in tasks.values():
+        if isinstance(task, Writes):
+            prompt = modalities[task.prompt]
+            assert isinstance(prompt, PromptModality)
+            task.write_with(prompt.answer, prompt.most_answer_tokens, fixed=prompt.answer_tokens is not None)
 
 
 def build_task(target: str, name: str, options: Mapping[str, Any]) -> TargetTask:
@@ -121,13 +151,15 @@ def check_task(target: str, name: str, options: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class _ReaderParts:
-    """The arguments of `Reader`: encoders by key, each column's key, width, dropout, vectors side by side."""
+    """The arguments of `Reader`: encoders by key, each column's key, width, dropout, vectors side by side; and the
+    columns' modalities."""
 
     encoders: dict[str, nn.Module]
     routes: dict[str, str]
     dim: int
     dropout: float
     joined: dict[str, int]
+    modalities: Mapping[str, Modality]
 
 
 def build_model(
@@ -156,7 +188,8 @@ def build_model(
         check_value(f"fusion.{name}", value, SHARED_OPTIONS[name])
     dim, dropout = int(shared.get("dim", DIM)), float(shared.get("input_dropout", dropout))
     joined = {name: modality.joined for name, modality in modalities.items()}
-    return FAMILIES[family_of(tasks)](_ReaderParts(encoders, routes, dim, dropout, joined), tasks, fusion)
+    parts = _ReaderParts(encoders, routes, dim, dropout, joined, modalities)
+    return FAMILIES[family_of(tasks)](parts, tasks, fusion)
 
 
 def _build_understand(parts: _ReaderParts, tasks: Mapping[str, Task], fusion: NamedConfig) -> Family:
@@ -202,6 +235,22 @@ def _build_match(parts: _ReaderParts, tasks: Mapping[str, Task], fusion: NamedCo
     return model
 
 
+def _build_generate(parts: _ReaderParts, tasks: Mapping[str, Task], fusion: NamedConfig) -> Family:
+    prompts = {name: part for name, part in parts.modalities.items() if isinstance(part, PromptModality)}
+    give_tokenizers(tasks, prompts)
+    first = next(iter(prompts.values()))
+    routes = {name: key for name, key in parts.routes.items() if name not in prompts}
+    encoders = {key: encoder for key, encoder in parts.encoders.items() if key in routes.values()}
+    named = Prompts(
+        {name: task.prompt for name, task in tasks.items() if isinstance(task, Writes)},
+        {name: tuple(part.soft) for name, part in prompts.items()},
+        first.soft_tokens,
+        first.projector,
+        first.noise,
+    )
+    return Generate(encoders, routes, first.backbone, named, dropout=parts.dropout)
+
+
 def _negatives(
     tasks: Mapping[str, Task], columns: Mapping[str, Sequence[str]], routes: Mapping[str, str]
 ) -> dict[str, Negative]:
@@ -232,6 +281,7 @@ def _negatives(
 FAMILIES: dict[str, Callable[[_ReaderParts, Mapping[str, Task], NamedConfig], Family]] = {
     Understand.name: _build_understand,
     Match.name: _build_match,
+    Generate.name: _build_generate,
 }
 """The function that builds a model, by the family's name."""
 

@@ -320,7 +320,7 @@ BALANCES: dict[str, type[Balance]] = {
 
 
 def build_balance(name: str, model: Family, tasks: Mapping[str, TargetTask], train: Examples) -> Balance | None:
-    """Build a balance by name; return None if there is only one task.
+    """Build a balance by name; return None for one task, and for written ones, whose losses are all by tokens.
 
     Args:
         name: a key of `BALANCES`.
@@ -328,4 +328,5 @@ def build_balance(name: str, model: Family, tasks: Mapping[str, TargetTask], tra
         tasks: fitted, by target.
         train: the prepared train rows.
     """
-    return BALANCES[name](constant_losses(model, tasks, train)) if len(tasks) > 1 else None
+    balanced = len(tasks) > 1 and isinstance(model, Understand)
+    return BALANCES[name](constant_losses(model, tasks, train)) if balanced else None

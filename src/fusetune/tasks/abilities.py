@@ -11,13 +11,14 @@
 | `ShowsChange` | answers that people compare before and after tuning | the report |
 | `ShowsText` | answers once a row about parts of a text | the panels of a report |
 | `Summed` | has metrics of sums of counts | fast bootstrap intervals |
+| `Writes` | is answered by a language model that writes | the generate family |
 | `Thresholded` | tunes decision thresholds on validation rows | the fit, after tuning |
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -29,7 +30,7 @@ from fusetune.errors import ConfigError
 from fusetune.modalities.base import Detection
 from fusetune.tasks.base import LinearModel, LinearPath, TargetTask
 from fusetune.tasks.panels.kinds import ChangedRows
-from fusetune.types import TextTokens, Tokens
+from fusetune.types import Target, TextTokens, Tokens
 
 if TYPE_CHECKING:
     from fusetune.data.table import Table
@@ -271,6 +272,35 @@ class Summed(Ability):
     """
 
     ability = "metrics of sums of counts"
+
+
+class Writes(Ability):
+    """A task that a language model answers by writing text.
+
+    Attributes:
+        prompt: the column of the rows' prompts, once the fit has made it.
+        template: the task's own template of a prompt, or None.
+        max_tokens: most tokens of an answer, its end included; 0 before `fit`.
+    """
+
+    ability = "answers that a language model writes"
+    prompt: str
+    template: str | None
+    max_tokens: int
+
+    @abc.abstractmethod
+    def write_with(self, encode: Callable[[str], list[int]], most: int, *, fixed: bool = False) -> None:
+        """Take the language model's tokenizer: call it before `fit` and `encode`.
+
+        Args:
+            encode: returns the ids of an answer, its end included.
+            most: most tokens of an answer.
+            fixed: whether answers may be so long although no train row's is.
+        """
+
+    @abc.abstractmethod
+    def candidates(self, texts: Sequence[str]) -> Target:
+        """Encode texts as `encode` does cells, whichever they are."""
 
 
 class DetectedInTable(Ability):

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedTokenizerFast,
+)
 
 WORDS = [f"w{number}" for number in range(40)]
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -76,10 +82,10 @@ def feature_extractor(folder: Path, **settings: Any) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
 
 
-def _save(folder: Path, model_type: str, **settings: Any) -> None:
+def _save(folder: Path, model_type: str, *, auto: Any = AutoModel, **settings: Any) -> None:
     torch.manual_seed(0)
     config = AutoConfig.for_model(model_type, **settings)
-    model: Any = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+    model: Any = auto.from_config(config)
     model.save_pretrained(str(folder))
 
 
@@ -114,6 +120,35 @@ def _llama(folder: Path) -> None:
 def _gpt2(folder: Path) -> None:
     _save(folder, "gpt2", vocab_size=len(VOCAB), n_embd=16, n_layer=2, n_head=2, n_positions=64)
     tokenizer(folder, pad=False, specials=False, limit=64)
+
+
+ENDS = {"eos_token_id": VOCAB["[SEP]"], "bos_token_id": VOCAB["[CLS]"], "pad_token_id": 0}
+
+
+def _ending(folder: Path, *, specials: bool = False) -> None:
+    """Write a tokenizer of 96 tokens a text whose `eos_token` is [SEP]."""
+    tokenizer(folder, specials=specials, limit=96)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": "[SEP]"}))
+
+
+def _llama_writer(folder: Path) -> None:
+    sizes = {"num_key_value_heads": 1, "max_position_embeddings": 96, "tie_word_embeddings": True}
+    _save(folder, "llama", auto=AutoModelForCausalLM, vocab_size=len(VOCAB), **sizes, **ENDS, **SMALL)
+    _ending(folder)
+
+
+def _gpt2_writer(folder: Path) -> None:
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 96}
+    _save(folder, "gpt2", auto=AutoModelForCausalLM, vocab_size=len(VOCAB), **sizes, **ENDS)
+    _ending(folder)
+
+
+def _t5_writer(folder: Path) -> None:
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    ends = {"eos_token_id": VOCAB["[SEP]"], "pad_token_id": 0, "decoder_start_token_id": 0}
+    _save(folder, "t5", auto=AutoModelForSeq2SeqLM, vocab_size=len(VOCAB), **sizes, **ends)
+    _ending(folder, specials=True)
 
 
 def _vit(folder: Path) -> None:
@@ -314,7 +349,13 @@ CASES = [
 ]
 """All names of `make`, each with the kinds of cells that the model encodes."""
 
+WRITERS = ["llama_writer", "gpt2_writer", "t5_writer"]
+"""The names of `make` of language models with their heads."""
+
 _MAKERS: dict[str, Callable[[Path], None]] = {
+    "llama_writer": _llama_writer,
+    "gpt2_writer": _gpt2_writer,
+    "t5_writer": _t5_writer,
     "bert": _bert,
     "roberta": _roberta,
     "t5": _t5,

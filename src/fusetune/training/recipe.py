@@ -13,6 +13,7 @@ from fusetune.backbones.load import Backbone
 from fusetune.config.trainer import TrainerConfig
 from fusetune.errors import ConfigError
 from fusetune.models.family import Family
+from fusetune.models.generate import Generate
 from fusetune.models.understand import Understand
 from fusetune.objectives.balance import Balance
 from fusetune.objectives.base import BatchObjective, Objective
@@ -99,6 +100,10 @@ class Recipe:
         }
         if settings.head_epochs is None and starts_linear and self._tokens_alone():
             self.settings = settings.model_copy(update={"head_epochs": 0})
+        if isinstance(model, Generate):
+            own = {"head_epochs": min(1.0, float(len(model.columns)))} if settings.head_epochs is None else {}
+            own |= {} if "layer_decay" in settings.model_fields_set else {"layer_decay": 1.0}
+            self.settings = self.settings.model_copy(update=own)
         self.start_rate = settings.backbone_lr if starts_pretrained else None
         if starts_pretrained and settings.head_epochs is None and self.movable():
             self.settings = settings.model_copy(update={"head_epochs": 0.0})
@@ -169,11 +174,12 @@ class Recipe:
             linear.requires_grad_(False)  # it already is the best linear model of these features
         patience = None if self.settings.patience is None else max(HEAD_PATIENCE, self.settings.patience)
         stage = self._stage("head", epochs, self.new_parameters(self.settings.lr), 1, patience)
-        if not self.scratch:
+        writes = isinstance(self.model, Generate)  # its language model runs in this stage, too
+        if not self.scratch and not writes:
             stage.batch_size = max(stage.batch_size, min(num_rows // HEAD_UPDATES, HEAD_BATCH))
-        stage.autocast = bool(self.scratch)  # on precomputed features, lower precision is slower
+        stage.autocast = bool(self.scratch) or writes  # on precomputed features, lower precision is slower
         stage.gradients = balanced(self.settings.balance, self.balance, self.seed) or cached
-        stage.fits_memory = bool(self.scratch)
+        stage.fits_memory = bool(self.scratch) or writes
         if not self.tunes():
             stage.gradients = self.gradients()
         return stage

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +16,15 @@ from fusetune.errors import TableError
 from fusetune.evaluation.measure.judge import Candidate, EvaluatedRows, judge
 from fusetune.evaluation.measure.unknown import unknown_labels
 from fusetune.evaluation.results import TaskResult, plain
+from fusetune.inference.decoding import Decoding
 from fusetune.inference.retrieval import searches, used_vectors
 from fusetune.inference.scores import predict_scores
+from fusetune.inference.write import write
 from fusetune.models.family import Family
+from fusetune.models.generate import Generate
 from fusetune.models.match import Match
 from fusetune.models.understand import Understand
+from fusetune.tasks.abilities import Writes
 from fusetune.tasks.base import Task, target_tasks
 from fusetune.trees.stack import Stack
 
@@ -172,18 +176,23 @@ def _predictions(
     """Yield the predictions of each target's labelled rows."""
     targets = target_tasks(tasks)
     if not any(len(examples.labelled(name)) for name in targets):
-        names = {task.target for task in targets.values()}
-        groups = group_rejected(item for item in examples.rejected if item.column in names)
-        raise TableError(
-            "no row has a target that the model can be measured on",
-            expected=f"values in {', '.join(task.target for task in targets.values())}",
-            came="; ".join(f"{group.text} ({group.count} rows)" for group in groups) or None,
-            file=examples.table.source,
-        )
+        raise _no_targets(targets.values(), examples)
     predicted = predict_scores(model, targets, examples, stack=stack, progress=progress)
     for name, task in targets.items():
         if len(rows := examples.labelled(name)):
             yield task, rows, predicted[name][examples.positions(rows)], examples.truth(name, rows)
+
+
+def _no_targets(tasks: Iterable[Task], examples: Examples) -> TableError:
+    """Return the error that no row can be measured."""
+    names = [task.target for task in tasks]
+    groups = group_rejected(item for item in examples.rejected if item.column in names)
+    return TableError(
+        "no row has a target that the model can be measured on",
+        expected=f"values in {', '.join(names)}",
+        came="; ".join(f"{group.text} ({group.count} rows)" for group in groups) or None,
+        file=examples.table.source,
+    )
 
 
 def _rankings(
@@ -221,5 +230,28 @@ def _matched(
     return answered(model, tasks, examples, stack, progress, judged)
 
 
-ANSWERED: dict[str, Callable[..., Iterator[Answered]]] = {Understand.name: _predictions, Match.name: _matched}
+def _written(
+    model: Family,
+    tasks: Mapping[str, Task],
+    examples: Examples,
+    stack: Stack | None,
+    progress: Progress | None,
+    judged: Judged | None,
+) -> Iterator[Answered]:
+    """Yield the answers that a language model writes for each target's labelled rows."""
+    assert isinstance(model, Generate)
+    if not any(len(examples.labelled(name)) for name in tasks):
+        raise _no_targets(tasks.values(), examples)
+    for name, task in tasks.items():
+        if isinstance(task, Writes) and len(rows := examples.labelled(name)):
+            decoding = Decoding(task.max_tokens)
+            written = write(model, name, task, examples, rows, decoding, progress=progress)
+            yield task, rows, written.texts, examples.truth(name, rows)
+
+
+ANSWERED: dict[str, Callable[..., Iterator[Answered]]] = {
+    Understand.name: _predictions,
+    Match.name: _matched,
+    Generate.name: _written,
+}
 """The function that yields a model's answers per task, by the family's name."""

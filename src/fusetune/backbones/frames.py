@@ -1,0 +1,92 @@
+"""What surrounds a prompt and an answer: special tokens, or the turns of a chat template."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fusetune.backbones.templates import ChatTemplate
+from fusetune.errors import BackboneError
+from fusetune.types import Message
+
+if TYPE_CHECKING:
+    from fusetune.backbones.language import LanguageModel
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What surrounds prompts and answers.
+
+    Attributes:
+        start, ending: ids before and behind a prompt's.
+        before: text before an answer.
+        after: ids that end an answer, the last of which is its end.
+        template: of chats, of which a prompt is a user's turn; None if it is plain text.
+        system: the text of the system turn, "" for none.
+    """
+
+    start: list[int] = field(default_factory=list)
+    ending: list[int] = field(default_factory=list)
+    before: str = ""
+    after: list[int] = field(default_factory=list)
+    template: ChatTemplate | None = None
+    system: str = ""
+
+    def prompt(self, text: str) -> str:
+        """Return a prompt as the model reads it.
+
+        Raises:
+            BackboneError: see `ChatTemplate.prompt`.
+        """
+        return text if self.template is None else self.template.prompt(_turns(self.system, text))
+
+
+def make_frame(language: LanguageModel, chat: str, system: str, *, ends_in_space: bool) -> Frame:
+    """Return the frame of a model's prompts and answers.
+
+    Args:
+        language: the model.
+        chat: "yes", "no" or "auto"; see `PromptConfig`.
+        system: the text of the system turn; "" for none.
+        ends_in_space: whether prompts end in white space, so that none is needed before an answer.
+
+    Raises:
+        BackboneError: the tokenizer has no token that ends a text, or the chat template cannot be used.
+    """
+    if not language.end_ids:
+        raise BackboneError(
+            "the language model's tokenizer has no token that ends a text, so answers would never end",
+            expected="eos_token in tokenizer_config.json",
+            do="name it there, or take another model",
+        )
+    if chat != "no" and not language.seq2seq:
+        template = ChatTemplate(language.tokenizer, where=language.source)
+        if template.stated or chat == "yes":
+            before, after = template.turn(_turns(system, "Is it right?"))
+            return Frame([], [], before, _end(language, after), template, system)
+    start, ending = _specials(language)
+    if language.seq2seq:
+        return Frame(start, ending, "", language.end_ids[:1])
+    return Frame(start, [], "" if ends_in_space else " ", language.end_ids[:1])
+
+
+def _turns(system: str, text: str) -> list[Message]:
+    return [*([Message("system", system)] if system else []), Message("user", text)]
+
+
+def _end(language: LanguageModel, after: str) -> list[int]:
+    """Return the ids of the text behind an answer, up to the first special one, or with the end of a text behind it."""
+    ids = language.encode(after)
+    special = {*language.tokenizer.all_special_ids, *language.end_ids}
+    first = next((number for number, token in enumerate(ids) if token in special), None)
+    return [*ids, language.end_ids[0]] if first is None else ids[: first + 1]
+
+
+def _specials(language: LanguageModel) -> tuple[list[int], list[int]]:
+    """Return the special ids that the tokenizer puts before and behind a text."""
+    probe: Any = language.encode("a")
+    every = list(language.tokenizer("a")["input_ids"])
+    for at in range(len(every) - len(probe) + 1):
+        if probe and every[at : at + len(probe)] == probe:
+            return every[:at], every[at + len(probe) :]
+    return [], []

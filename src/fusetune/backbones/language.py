@@ -1,0 +1,264 @@
+"""`LanguageModel`: a pretrained model that writes, with its tokenizer: a decoder, or an encoder with a decoder."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fusetune.backbones.backbone import Backbone
+from fusetune.backbones.frames import Frame, make_frame
+from fusetune.backbones.inputs import TextInputs
+from fusetune.backbones.inspection.structure import Part
+from fusetune.types import Tokens
+
+CHUNK = 2**24
+"""Most logits, positions times vocabulary, that are computed at a time."""
+
+
+@dataclass
+class Embedded:
+    """What a language model reads before it writes.
+
+    Attributes:
+        values: (batch, tokens, dim), its input vectors, real ones first.
+        lengths: (batch,) int64, the number of real ones of each row, at least 1.
+    """
+
+    values: Tensor
+    lengths: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """(batch, tokens) int64, 1 where a vector is real."""
+        return (torch.arange(self.values.shape[1], device=self.values.device) < self.lengths[:, None]).long()
+
+    def at_the_end(self) -> tuple[Tensor, Tensor]:
+        """Return the vectors and the mask with the padding before them, as decoders are continued."""
+        width = self.values.shape[1]
+        at = torch.arange(width, device=self.values.device) - (width - self.lengths)[:, None]  # (batch, tokens)
+        index = at.clamp(min=0).unsqueeze(-1).expand(-1, -1, self.values.shape[2])
+        return self.values.gather(1, index), (at >= 0).long()
+
+
+class LanguageModel(Backbone):
+    """A language model with its head.
+
+    It reads vectors (`embed`) and gives the log-likelihoods of what follows them. The adapter, freezing, learning rates
+    and files are those of other backbones.
+
+    Attributes:
+        seq2seq: whether it is an encoder with a decoder, which starts an answer anew.
+        limit: most positions of a prompt with its answer; None without a limit.
+        end_ids: ids that end an answer: the tokenizer's, the model's and those of frames.
+        causal: whether what follows a token cannot change its logits, so that padding at the right needs no mask.
+        plain_head: whether the logits are the output embeddings' of the last hidden state, without anything between.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, tokenizer: Any, max_tokens: int, limit: int | None, config: Any, **named: Any
+    ) -> None:
+        """
+        Args:
+            model: with a head; from `AutoModelForCausalLM` or `AutoModelForSeq2SeqLM`.
+            tokenizer: a fast one.
+            max_tokens: most tokens of a prompt.
+            limit: see the attributes.
+            config: the model's.
+            named: `source`, `key` and `fingerprint`; see `Backbone`.
+        """
+        inputs = TextInputs(tokenizer, max_tokens)
+        super().__init__(model, inputs=inputs, kind="text", pool="none", pretrained=True, config=config, **named)
+        self.limit = limit
+        self.seq2seq = bool(getattr(config, "is_encoder_decoder", False))
+        embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+        self.dim = int(embedding.weight.shape[1])
+        self.vocabulary = int(embedding.weight.shape[0])
+        self._backend = inputs.tokenizer("whole").backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self.end_ids = self._known_ends()
+        self.causal, self.plain_head = (False, False) if self.seq2seq else _tried(model)
+        # Positions of a prompt begin at 0 behind the padding, where the model takes them as an argument.
+        self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+
+    # ---- texts and ids
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer."""
+        return self.processor
+
+    def encode(self, text: str) -> list[int]:
+        """Return a text's token ids, without special tokens."""
+        return list(self._backend.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, without special tokens."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def frame(self, chat: str, system: str, *, ends_in_space: bool) -> Frame:
+        """Return what surrounds prompts and answers; see `make_frame`."""
+        frame = make_frame(self, chat, system, ends_in_space=ends_in_space)
+        self.end_ids = list(dict.fromkeys([*self.end_ids, *frame.after[-1:]]))
+        return frame
+
+    def _known_ends(self) -> list[int]:
+        """Return the ids that end a text: the tokenizer's and the model's."""
+        generation = getattr(self.model, "generation_config", None)
+        known = [self.tokenizer.eos_token_id, getattr(generation, "eos_token_id", None)]
+        known.append(getattr(self.config, "eos_token_id", None))
+        flat = [token for item in known for token in (item if isinstance(item, list) else [item])]
+        return list(dict.fromkeys(int(token) for token in flat if token is not None))
+
+    @property
+    def start_id(self) -> int:
+        """The id with which the decoder of an encoder-decoder starts."""
+        names = ("decoder_start_token_id", "bos_token_id")
+        known = [*(getattr(self.config, name, None) for name in names), self.tokenizer.pad_token_id, 0]
+        return int(next(token for token in known if token is not None))
+
+    # ---- from ids to log-likelihoods
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Return the input embeddings of ids, (batch, tokens) int64: (batch, tokens, dim)."""
+        embedding: Any = self.model.get_input_embeddings()  # type: ignore[operator]
+        values: Tensor = embedding(ids)
+        return values
+
+    def log_likelihoods(self, prompt: Embedded, answer: Tensor) -> Tensor:
+        """Return the log-probability of each token of the answers, and the mean over the vocabulary there.
+
+        Args:
+            prompt: of the rows.
+            answer: (batch, answer tokens) int64, −1 behind a row's answer.
+
+        Returns:
+            (batch, answer tokens, 2) float32, 0 behind a row's answer.
+        """
+        if self.seq2seq:
+            return self._of_logits(self._decoded(prompt, answer), answer)
+        values, first = self._joined(prompt, answer)
+        options = {} if self.causal else {"attention_mask": self._joined_mask(prompt, answer, values)}
+        at = first.unsqueeze(1) + torch.arange(answer.shape[1], device=answer.device)  # (batch, answer tokens)
+        at = at.clamp(max=values.shape[1] - 1)
+        if not self.plain_head:
+            logits = self.model(inputs_embeds=values, use_cache=False, **options).logits
+            return self._of_logits(logits.gather(1, at.unsqueeze(-1).expand(-1, -1, logits.shape[2])), answer)
+        base: Any = self.model.base_model
+        hidden = base(inputs_embeds=values, use_cache=False, **options).last_hidden_state
+        hidden = hidden.gather(1, at.unsqueeze(-1).expand(-1, -1, hidden.shape[2]))  # (batch, answer tokens, dim)
+        return self._of_hidden(hidden, answer)
+
+    def _joined(self, prompt: Embedded, answer: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each row's prompt and, right behind it, its answer, (batch, tokens, dim), padded at the right; and the
+        position of each prompt's last vector, (batch,)."""
+        following = self.embed(answer.clamp(min=0))
+        width, lengths = prompt.values.shape[1], prompt.lengths
+        total = int((lengths + (answer >= 0).sum(1)).max())
+        at = torch.arange(total, device=answer.device).expand(len(answer), -1)  # (batch, tokens)
+        behind = (at - lengths[:, None] + width).clamp(max=width + answer.shape[1] - 1)
+        index = torch.where(at < lengths[:, None], at, behind)
+        both = torch.cat([prompt.values, following.to(prompt.values.dtype)], 1)
+        return both.gather(1, index.unsqueeze(-1).expand(-1, -1, both.shape[2])), lengths - 1
+
+    def _joined_mask(self, prompt: Embedded, answer: Tensor, values: Tensor) -> Tensor:
+        ends = prompt.lengths + (answer >= 0).sum(1)
+        return (torch.arange(values.shape[1], device=values.device) < ends[:, None]).long()
+
+    def _decoded(self, prompt: Embedded, answer: Tensor) -> Tensor:
+        """Return the decoder's logits for the answers, (batch, answer tokens, vocabulary)."""
+        start = answer.new_full((len(answer), 1), self.start_id)
+        given = torch.cat([start, answer[:, :-1].clamp(min=0)], 1)
+        out = self.model(
+            inputs_embeds=prompt.values, attention_mask=prompt.mask, decoder_input_ids=given, use_cache=False
+        )
+        logits: Tensor = out.logits
+        return logits
+
+    def _of_hidden(self, hidden: Tensor, answer: Tensor) -> Tensor:
+        """Return `log_likelihoods` from the last hidden states, (batch, answer tokens, dim), of real tokens alone."""
+        head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
+        real = answer >= 0
+        states, ids = hidden[real], answer[real]  # (tokens, dim), (tokens,)
+        size = max(1, CHUNK // self.vocabulary)
+
+        def chunk(states: Tensor, ids: Tensor) -> Tensor:
+            return _scores(head(states), ids)
+
+        saves = torch.is_grad_enabled() and len(states) > size
+        starts = range(0, len(states), size)
+        pieces = [(states[start : start + size], ids[start : start + size]) for start in starts]
+        parts = [checkpoint(chunk, *piece, use_reentrant=False) if saves else chunk(*piece) for piece in pieces]
+        scores = torch.cat(parts) if parts else hidden.new_zeros(0, 2)
+        return hidden.new_zeros(*answer.shape, 2, dtype=torch.float32).masked_scatter(
+            real.unsqueeze(-1).expand(-1, -1, 2), scores
+        )
+
+    def _of_logits(self, logits: Tensor, answer: Tensor) -> Tensor:
+        """Return `log_likelihoods` from (batch, answer tokens, vocabulary)."""
+        scores = _scores(logits, answer.clamp(min=0))
+        return scores.masked_fill((answer < 0).unsqueeze(-1), 0)
+
+    def forward(self, **inputs: Tensor) -> Tokens:  # type: ignore[override]
+        """Refuse: a language model that writes is called by `log_likelihoods`."""
+        raise NotImplementedError("a language model that writes encodes no cells")
+
+    # ---- training and files
+
+    def blocks(self) -> list[tuple[str, nn.Module]]:
+        """See `Backbone.blocks`; a tied head belongs to the embeddings."""
+        seen: set[int] = set()
+        result = []
+        for name, block in super().blocks():
+            parts = [block] if not isinstance(block, Part) else [*block.parts]
+            new = [part for part in parts if any(id(p) not in seen for p in part.parameters())]
+            loose = [p for p in block.loose if id(p) not in seen] if isinstance(block, Part) else []
+            seen |= {id(p) for p in block.parameters()}
+            if new or loose:
+                result.append((name, block if not isinstance(block, Part) else Part(new, loose)))
+        return result
+
+    def describe(self) -> dict[str, Any]:
+        """See `Backbone.describe`."""
+        return {**super().describe(), "writes": True, "limit": self.limit}
+
+    def save(self, folder: Path) -> None:
+        """See `Backbone.save`; with the settings by which the model writes."""
+        super().save(folder)
+        if (generation := getattr(self.model, "generation_config", None)) is not None:
+            generation.save_pretrained(str(folder))
+
+
+def _scores(logits: Tensor, ids: Tensor) -> Tensor:
+    """Return the log-probability of ids and the mean over the vocabulary, (..., 2) float32."""
+    logits = logits.float()
+    total = logits.logsumexp(-1)
+    chosen = logits.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    return torch.stack([chosen - total, logits.mean(-1) - total], -1)
+
+
+@torch.no_grad()
+def _tried(model: Any) -> tuple[bool, bool]:
+    """Return whether a decoder is causal, and whether its head is plain, by its logits for a few ids."""
+    device = next(model.parameters()).device
+    size = model.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(1, 9, device=device).remainder(size).unsqueeze(0)
+    was_training = model.training
+    model.eval()
+    logits = model(input_ids=ids, use_cache=False).logits
+    fewer = model(input_ids=ids[:, :5], use_cache=False).logits
+    causal = torch.allclose(logits[:, :5], fewer, rtol=1e-3, atol=1e-3)
+    head, base = model.get_output_embeddings(), model.base_model
+    plain = False
+    if head is not None and base is not model:
+        hidden = base(input_ids=ids, use_cache=False).last_hidden_state
+        plain = torch.allclose(head(hidden), logits, rtol=1e-4, atol=1e-4)
+    model.train(was_training)
+    return causal, plain

@@ -1,0 +1,68 @@
+"""The sections `prompt` and `generation`: what a language model reads of a row, and how it writes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from fusetune.config.section import Section, StrList
+
+
+class PromptConfig(Section):
+    """What a language model reads before it writes a row's target."""
+
+    template: str | None = None
+    """Text with columns in braces: `Translate to German: {en}`. A line is left out where all of its columns are
+    missing; `{{` and `}}` are braces. Pictures and sounds are read where their columns stand. None: a line per column,
+    `en: {en}`, then the target's name. Several targets have their own, as the option `template` of their tasks."""
+    system: str = ""
+    """What a chat template's system turn says; without one, the model's template decides."""
+    chat: Literal["auto", "yes", "no"] = "auto"
+    """Whether the prompt is a user's turn in the model's chat template. `auto`: if the model has one."""
+    soft: StrList = []
+    """Columns of numbers, categories or dates that enter as learned vectors rather than as words."""
+    projector: Literal["mlp", "queries"] = "mlp"
+    """How an encoder's vectors become those of a language model: each by a small network, or by learned queries that
+    attend to them."""
+    soft_tokens: Annotated[int, Field(ge=1, le=256)] = 4
+    """Vectors that the language model reads of a picture, sound or soft column."""
+    max_tokens: Annotated[int, Field(ge=8)] = 512
+    """Longer prompts are cut within their longest cell."""
+    max_answer_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Longer targets are cut when they are learned, without an end, and answers when they are written. None: the
+    longest train target, at most 256."""
+    noise: Annotated[float, Field(ge=0)] = 0.0
+    """NEFTune (arXiv 2310.05914): uniform noise on the embeddings in training, of size noise / √(tokens · width); 5 is
+    usual."""
+
+
+class GenerationConfig(Section):
+    """How answers are written."""
+
+    beams: Annotated[int, Field(ge=1, le=64)] = 1
+    """Beams that are searched; 1 takes the likeliest token each time."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """Above 0, tokens are drawn at random, by `seed`; 1 draws by the model's own probabilities."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Tokens are drawn among the likeliest that make up this share."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Tokens are drawn among so many of the likeliest; 0 for all."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of draws: a row's draws depend on it and on the row's id alone."""
+    stop: StrList = []
+    """Texts before which an answer ends."""
+    choices: StrList = []
+    """Answers to choose from, by their likelihood; nothing else is then answered."""
+    val_rows: Annotated[int, Field(ge=0)] = 64
+    """Validation rows whose answers are written at each evaluation while the model is tuned; the loss is of all."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> GenerationConfig:
+        if self.temperature and self.beams > 1:
+            raise ValueError("beams do not go with a temperature; leave one of them out")
+        if self.choices and (self.temperature or self.beams > 1):
+            raise ValueError("choices are compared by their likelihood: no beams, no temperature")
+        if not self.temperature and (self.top_p < 1 or self.top_k):
+            raise ValueError("top_p and top_k are of draws: set a temperature, or leave them out")
+        return self

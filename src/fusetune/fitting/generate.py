@@ -1,0 +1,306 @@
+"""The fit of the generate family: a language model learns to write the target from a row's prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from accelerate.utils import set_seed
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from fusetune.config.fusion import AutoConfig, StackConfig, neural
+from fusetune.data.examples import Examples
+from fusetune.deploy.bundle import Bundle
+from fusetune.deploy.outputs import OUTPUTS
+from fusetune.errors import ConfigError
+from fusetune.evaluation.measure.judge import Candidate, EvaluatedRows, judge
+from fusetune.evaluation.results import RunResults, TaskResult
+from fusetune.fitting.findings import Findings
+from fusetune.fitting.prepared import Prepared
+from fusetune.fitting.saved import Trained, load_trained, reporting, save_trained
+from fusetune.fitting.steps import bundle, encode, tune
+from fusetune.inference.token_loss import token_losses
+from fusetune.inference.write import Written, decoding_of, write
+from fusetune.modalities.prompt import PromptModality
+from fusetune.models.build import build_model
+from fusetune.models.generate import Generate
+from fusetune.objectives.base import Objective
+from fusetune.tasks.abilities import Writes
+from fusetune.training.deadline import COMPARING
+from fusetune.training.hardware.devices import processes
+from fusetune.training.plan import Evaluate, Start
+from fusetune.training.probes.probe import SplitRows
+from fusetune.training.score_error import ScoreError
+
+
+def fit_generate(fit: Prepared) -> tuple[Bundle, RunResults]:
+    """Tune a language model on the prepared rows, save it, and compare it with what it wrote before.
+
+    Raises:
+        UserError, RunError: see `api.fit`.
+    """
+    return GenerateFit(fit).run()
+
+
+def check_generate(fit: Prepared) -> None:
+    """Refuse settings that a language model that writes is not tuned with.
+
+    Raises:
+        ConfigError: there are such settings.
+    """
+    config = fit.config
+    asked = [f"objectives.{name}" for name in config.objectives]
+    asked += ["trainer.adversarial"] if config.trainer.adversarial is not None else []
+    asked += ["trainer.compile"] if config.trainer.compile else []
+    asked += ["trainer.shard"] if config.trainer.shard else []
+    asked += [f"trainer.balance={config.trainer.balance}"] if config.trainer.balance != "sum" else []
+    asked += [f"fusion={config.fusion.name}"] if isinstance(config.fusion, AutoConfig | StackConfig) else []
+    asked += ["text.join"] if config.text.join else []
+    if asked:
+        raise ConfigError(
+            f"{asked[0]} is not for targets that a language model writes",
+            came=", ".join(fit.tasks),
+            do="leave it out",
+        )
+
+
+class GenerateFit:
+    """The steps of a fit of the generate family.
+
+    Args:
+        fit: with its cells read.
+    """
+
+    def __init__(self, fit: Prepared) -> None:
+        check_generate(fit)
+        self.fit = fit
+        self.tasks: dict[str, Writes] = {name: task for name, task in fit.targets.items() if isinstance(task, Writes)}
+
+    def run(self) -> tuple[Bundle, RunResults]:
+        """Encode, write untuned, tune, save, write and measure."""
+        set_seed(self.fit.config.seed)
+        model = build_model(self.fit.modalities, self.fit.tasks, neural(self.fit.config.fusion))
+        assert isinstance(model, Generate)
+        with self.fit.phase("encode with frozen backbones"):
+            self.fit = encode(self.fit, model)
+        fit = self.fit
+        before: dict[str, Written] = {}
+        if fit.config.report.zero_shot:
+            with fit.phase("write untuned"):
+                model.to(processes().device)
+                before = {name: self._write(model, name, "test", hidden=model.columns) for name in self.tasks}
+        trained = load_trained(fit.run, fit.tasks)
+        if trained is None:
+            with fit.phase("tune"):
+                history = tune(fit, model, start=Start(), evaluator=self._evaluator(model))
+            trained = Trained(bundle(fit, model), history, {}, fit.phases)
+            save_trained(fit.run, trained)
+        self.fit = fit = replace(fit, phases=list(trained.phases))
+        tuned = trained.bundle.model
+        assert isinstance(tuned, Generate)
+        with reporting(fit.folder), fit.phase("write and measure"):
+            findings = Findings(fit, trained)
+            results = [self._judge(tuned, name, before.get(name), findings) for name in self.tasks]
+            run_results = findings.run_results(results, OUTPUTS[tuned.name].title(trained.bundle))
+        return trained.bundle, run_results
+
+    def _write(
+        self, model: Generate, name: str, split: str, rows: np.ndarray | None = None, *, hidden: Sequence[str] = ()
+    ) -> Written:
+        """Write a task's answers of labelled rows of a split, with some soft columns hidden.
+
+        Args:
+            model: at any state.
+            name: the task's name.
+            split: the split's name.
+            rows: positions in the table; None for all that are labelled.
+            hidden: columns that are not read.
+        """
+        examples = self._known(model, split)
+        rows = examples.labelled(name) if rows is None else rows
+        if hidden:
+            columns = {key: column for key, column in examples.columns.items() if key not in hidden}
+            view = examples.reading(examples.table, columns)
+            examples = view
+        task = self.tasks[name]
+        decoding = decoding_of(self.fit.config.generation, task)
+        return write(model, name, task, examples, rows, decoding, progress=self.fit.progress)
+
+    def _known(self, model: Generate, split: str) -> Examples:
+        """Return a split's rows with the features of encoders that are as pretrained."""
+        still = {name for name, key in model.routes.items() if key not in self._moved(model)}
+        known = {name: values for name, values in self.fit.features[split].items() if name in still}
+        return self.fit.examples[split].given(features=known)
+
+    def _moved(self, model: Generate) -> set[str]:
+        """Return the keys of the soft columns' encoders that tuning may have changed."""
+        return {
+            key
+            for key in set(model.routes.values())
+            if any(parameter.requires_grad for parameter in model.encoders[key].parameters())
+        }
+
+    def _evaluator(self, model: Generate) -> Callable[[Sequence[Objective], ScoreError], Evaluate]:
+        """Return a function that takes the built objectives and returns the evaluation on validation rows.
+
+        The score is −loss by tokens, unless the user named a metric.
+        """
+        settings = self.fit.config
+
+        def make(objectives: Sequence[Objective], error: ScoreError) -> Evaluate:
+            def evaluate(val: Examples) -> tuple[float, float, dict[str, dict[str, float]]]:
+                total, scores, metrics = 0.0, [], {}
+                for name, task in self.tasks.items():
+                    rows = val.labelled(name)
+                    if not len(rows):
+                        continue
+                    losses, sizes = token_losses(model, name, task, val, rows)
+                    weights = val.weights[rows]
+                    loss = _mean(losses, sizes, weights, np.arange(len(rows)))
+                    total += loss
+                    metrics[name] = {"loss": loss, "perplexity": float(np.exp(min(loss, 50.0)))}
+                    metrics[name] |= self._val_metrics(model, name, task, val, rows)
+                    by_metric = settings.trainer.metric is not None and task.main.name in metrics[name]
+                    value = metrics[name][task.main.name] if by_metric else -loss
+                    scores.append(value if not by_metric or task.main.greater_is_better else -value)
+                    if not error.known:
+                        error.add("loss", -loss, partial(_negative, losses, sizes, weights), weights)
+                if not error.known:
+                    error.close()
+                return total, float(np.mean(scores)) if scores else float("nan"), metrics
+
+            return evaluate
+
+        return make
+
+    def _val_metrics(
+        self, model: Generate, name: str, task: Writes, val: Examples, rows: np.ndarray
+    ) -> dict[str, float]:
+        """Return the metrics of the answers of some validation rows, the same at each evaluation."""
+        num = self.fit.config.generation.val_rows
+        if self.fit.config.trainer.metric is not None:
+            num = len(rows)
+        if not num:
+            return {}
+        chosen = np.sort(np.random.default_rng(self.fit.config.seed).permutation(len(rows))[:num])
+        some = rows[chosen]
+        written = write(model, name, task, val, some, decoding_of(self.fit.config.generation, task))
+        return task.evaluate(written.texts, val.truth(name, some), val.weights[some])
+
+    def _judge(self, model: Generate, name: str, before: Written | None, findings: Findings) -> TaskResult:
+        """Measure the systems on the test rows of a task."""
+        fit, task = self.fit, self.tasks[name]
+        train, val, test = (fit.rows[name][split] for split in ("train", "val", "test"))
+        candidates = [
+            Candidate(
+                "most frequent",
+                "baseline",
+                "the most frequent train answer",
+                task.constant(train.truth, len(test.indices)),
+            )
+        ]
+        candidates += self._copies(task, test)
+        candidates += self._nearest(model, task, train, test)
+        if before is not None:
+            what = "the language model untuned, with the same prompt"
+            what += f", without {', '.join(model.columns)}" if model.columns else ""
+            candidates.append(Candidate("zero-shot", "before", what, before.texts))
+        for column in model.columns if not fit.deadline.part(COMPARING).passed() else ():
+            hidden = self._write(model, name, "test", test.indices, hidden=[column])
+            what = f"the tuned model, {column} hidden"
+            candidates.append(Candidate(f"without {column}", "without", what, hidden.texts, [column]))
+        what = f"tuned on {len(train.indices)} rows; best step chosen on {len(val.indices)} validation rows"
+        after = self._write(model, name, "test", test.indices)
+        candidates.append(Candidate("tuned", "after", what, after.texts, list(fit.modalities)))
+        table, group = test.examples.table, fit.schema.group
+        result = judge(
+            task,
+            candidates,
+            EvaluatedRows(
+                test.truth,
+                table.rows[test.indices],
+                weights=test.examples.weights[test.indices],
+                groups=table.cells(group, test.indices) if group and group in table else None,
+                slices={column: table.cells(column, test.indices) for column in fit.config.report.slices},
+            ),
+            show=lambda at: findings.shown(int(test.indices[at])),
+            num=fit.config.report.bootstrap,
+            num_errors=fit.config.report.errors,
+            seed=fit.config.seed,
+        )
+        result.shared = int(findings.shared("test", test.indices).sum())
+        result.balance = task.target_panels({split: rows.truth for split, rows in fit.rows[name].items()})
+        return result
+
+    def _prompt(self, task: Writes) -> PromptModality:
+        modality = self.fit.modalities[task.prompt]
+        assert isinstance(modality, PromptModality)
+        return modality
+
+    def _copies(self, task: Writes, test: SplitRows) -> list[Candidate]:
+        """Return the system that answers with a column of the prompt, the longest if it has several texts."""
+        names = [name for name in self._prompt(task).join if self.fit.schema.columns[name].kind == "text"]
+        if not names:
+            return []
+        texts = {name: _texts(test.examples.table.cells(name, test.indices)) for name in names}
+        name = max(names, key=lambda name: sum(map(len, texts[name])))
+        return [Candidate(f"copy of {name}", "baseline", f"the row's {name}", np.array(texts[name], dtype=object))]
+
+    def _nearest(self, model: Generate, task: Writes, train: SplitRows, test: SplitRows) -> list[Candidate]:
+        """Return the system that answers as the nearest train row is labelled.
+
+        What is near is told by the cosine of the prompts' words, weighted by tf-idf of the train rows, plus that of
+        each soft column's frozen features.
+        """
+        prompt = self._prompt(task)
+        texts = {
+            split: [_shown(prompt, cell) for cell in rows.examples.table.cells(task.prompt, rows.indices)]
+            for split, rows in (("train", train), ("test", test))
+        }
+        try:
+            words = TfidfVectorizer(token_pattern=r"(?u)\w+").fit(texts["train"])
+        except ValueError:  # no words
+            return []
+        known, asked = (words.transform(texts[split]) for split in ("train", "test"))
+        features = {split: self._features(split) for split in ("train", "test")}
+        best = np.empty(len(test.indices), dtype=np.int64)
+        for start in range(0, len(best), 256):
+            piece = slice(start, start + 256)
+            similarity: Any = np.asarray((asked[piece] @ known.T).todense())
+            for column, values in features["test"].items():
+                similarity = similarity + values[test.indices[piece]] @ features["train"][column][train.indices].T
+            best[piece] = similarity.argmax(1)
+        answers = task.perfect(train.truth)[best]
+        what = "the answer of the train row with the nearest prompt"
+        return [Candidate("nearest train row", "baseline", what, answers)]
+
+    def _features(self, split: str) -> Mapping[str, np.ndarray]:
+        """Return each soft column's frozen vectors of a split's rows, (rows, dim), centred and of unit length."""
+        vectors = {}
+        for name, tokens in self.fit.features[split].items():
+            means, codes = tokens.mean().numpy(), self.fit.examples[split].columns[name].codes
+            train = self.fit.features["train"][name].mean().numpy()
+            means = means - train.mean(0)
+            means = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+            vectors[name] = np.where(codes[:, None] >= 0, means[np.maximum(codes, 0)], 0)
+        return vectors
+
+
+def _mean(losses: np.ndarray, sizes: np.ndarray, weights: np.ndarray, rows: np.ndarray) -> float:
+    total = float((sizes[rows] * weights[rows]).sum())
+    return float((losses[rows] * weights[rows]).sum()) / total if total else float("nan")
+
+
+def _negative(losses: np.ndarray, sizes: np.ndarray, weights: np.ndarray, rows: np.ndarray) -> float:
+    return -_mean(losses, sizes, weights, rows)
+
+
+def _texts(cells: Sequence[Any]) -> list[str]:
+    return ["" if cell is None else str(cell) for cell in cells]
+
+
+def _shown(prompt: PromptModality, cell: Any) -> str:
+    return "" if cell is None else prompt.text(cell)

@@ -1,0 +1,126 @@
+"""The prompts of targets that a language model writes, as columns of the schema."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fusetune.config.config import Config
+from fusetune.data.joins import PRESENT
+from fusetune.data.schema import ColumnSpec, Schema
+from fusetune.errors import ConfigError, nearest
+from fusetune.modalities.template import Template, default_template
+from fusetune.tasks.abilities import Writes
+from fusetune.tasks.base import TargetTask
+
+PROMPT = "prompt"
+"""The column of prompts, and their kind."""
+WORDS = ("text", "category", "number", "date")
+"""Kinds of columns that are read as words."""
+SOFT = ("image", "audio")
+"""Kinds that are always read as vectors."""
+
+
+def with_prompts(schema: Schema, tasks: Mapping[str, TargetTask], config: Config) -> Schema:
+    """Return the schema with a column of prompts for each task that writes, and tell the tasks theirs.
+
+    Columns of words that a prompt names are inputs no longer, nor are those that no prompt names.
+
+    Args:
+        schema: as detected; it stays as it is.
+        tasks: by target.
+        config: the settings.
+
+    Raises:
+        ConfigError: a template names no column, or one that is not read; or some targets are written and others not.
+    """
+    writing = {target: task for target, task in tasks.items() if isinstance(task, Writes)}
+    if not writing:
+        _check_unused(tasks, config)
+        return schema
+    if len(writing) < len(tasks):
+        others = [target for target in tasks if target not in writing]
+        raise ConfigError(
+            f"{', '.join(writing)} is written by a language model, and {', '.join(others)} is not",
+            expected="targets that are all written, or none",
+            do=f"fit a model for each; or have {others[0]} written too: tasks.{others[0]}=generate",
+        )
+    inputs = {name: spec for name, spec in schema.columns.items() if spec.role == "input"}
+    soft = _soft(inputs, config.prompt.soft)
+    specs, used = dict(schema.columns), dict[str, str]()
+    for target, task in writing.items():
+        name = _free(PROMPT if len(writing) == 1 else f"{PROMPT}: {target}", specs)
+        text = task.template or config.prompt.template or default_template(inputs, target)
+        template = Template(text)
+        template.check(inputs, where=f"tasks.{target}.template" if task.template else "prompt.template")
+        why = "made of the columns in its template"
+        specs[name] = ColumnSpec(name, PROMPT, "input", why, _options(template, soft, config))
+        task.prompt = name
+        used |= {column: f"read in {name}" for column in template.columns}
+    for column, spec in inputs.items():
+        if column not in used:
+            specs[column] = replace(spec, role="ignore", reason="no prompt names it")
+        elif column not in soft:
+            specs[column] = replace(spec, role="ignore", reason=used[column])
+    return replace(schema, columns=specs)
+
+
+def _check_unused(tasks: Mapping[str, TargetTask], config: Config) -> None:
+    """Refuse settings of prompts and of writing where nothing is written.
+
+    Raises:
+        ConfigError: there are such settings.
+    """
+    for name, section in (("prompt", config.prompt), ("generation", config.generation)):
+        if section != type(section)():
+            found = ", ".join(f"{target}, {task.name}" for target, task in tasks.items()) or "no target"
+            raise ConfigError(
+                f"{name} is for targets that a language model writes",
+                came=found,
+                do=f"have it written: tasks.{next(iter(tasks), 'TARGET')}=generate; or leave {name} out",
+            )
+
+
+def _options(template: Template, soft: Sequence[str], config: Config) -> dict[str, Any]:
+    """Return the options of `PromptModality`."""
+    own = [column for column in template.columns if column in soft]
+    join: list[Any] = [column for column in template.columns if column not in own]
+    settings = config.prompt
+    return {
+        "template": template.text,
+        "join": [*join, *([{PRESENT: own}] if own else [])],
+        "soft": own,
+        "soft_tokens": settings.soft_tokens,
+        "system": settings.system,
+        "chat": settings.chat,
+        "max_tokens": settings.max_tokens,
+        "answer_tokens": settings.max_answer_tokens,
+        "projector": settings.projector,
+        "noise": settings.noise,
+    }
+
+
+def _soft(inputs: Mapping[str, ColumnSpec], named: Sequence[str]) -> list[str]:
+    """Return the columns that are read as vectors.
+
+    Raises:
+        ConfigError: a named one is no input, or its kind is read as words alone.
+    """
+    for name in named:
+        if name not in inputs or inputs[name].kind == "text":
+            kinds = [column for column, spec in inputs.items() if spec.kind != "text"]
+            raise ConfigError(
+                f"prompt.soft names {name!r}, which is "
+                + ("text, and always read as words" if name in inputs else "no column that is read"),
+                expected=", ".join(kinds) or "a column of numbers, categories or dates",
+                do=nearest(name, kinds) or "leave it out",
+            )
+    return [name for name, spec in inputs.items() if spec.kind not in WORDS or name in named]
+
+
+def _free(name: str, known: Mapping[str, ColumnSpec]) -> str:
+    """Return a name that no column has."""
+    while name in known:
+        name += "_"
+    return name

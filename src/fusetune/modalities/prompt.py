@@ -1,0 +1,226 @@
+"""The prompt of a language model: a row's cells in a template, as token ids with places for learned vectors."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusetune.errors import BadCell, ConfigError
+from fusetune.modalities.base import Detection
+from fusetune.modalities.on_backbone import BackboneModality
+from fusetune.modalities.passages import is_blank
+from fusetune.modalities.template import Template
+from fusetune.modalities.text import MAX_CHARS, check_text
+
+if TYPE_CHECKING:
+    from fusetune.backbones.language import LanguageModel
+
+OPEN, CLOSE = "\ue000", "\ue001"
+"""Characters of private use around the number of a soft column, in a rendered prompt; cells lose theirs."""
+_PLACE = re.compile(f"{OPEN}([0-9]+){CLOSE}")
+SOFT = 4096
+"""An id below 0 is a place for a vector: −1 − (SOFT · column + number of the column's vector)."""
+MOST_ANSWER, SHORTEST = 256, 8
+"""Most tokens of an answer if the user does not say otherwise, and least of a prompt."""
+CUTS = 12
+"""How often a prompt that is too long is cut and rendered again, at most."""
+
+
+class PromptModality(BackboneModality):
+    """The text that a language model reads of a row: a template that the row's cells fill.
+
+    A cell is a list of the cells of the columns in the template, then, with soft columns, a list of which of these the
+    row has. Its example is the prompt's token ids, (tokens,) int32; those below 0 are places of soft columns' vectors.
+
+    Attributes:
+        num_truncated: number of prompts that were longer than `max_tokens`.
+    """
+
+    kind = "prompt"
+    backbone: LanguageModel
+
+    def __init__(
+        self,
+        column: str,
+        *,
+        backbone: LanguageModel,
+        template: str,
+        join: Sequence[Any],
+        soft: Sequence[str] = (),
+        soft_tokens: int = 4,
+        system: str = "",
+        chat: str = "auto",
+        max_tokens: int = 512,
+        answer_tokens: int | None = None,
+        projector: str = "mlp",
+        noise: float = 0.0,
+    ) -> None:
+        """
+        Args:
+            column: the column's name.
+            backbone: the language model.
+            template: see `Template`.
+            join: names of the columns whose cells a cell has, then `{"present": soft}` if there are soft columns.
+            soft: names of the columns that enter as vectors.
+            soft_tokens: vectors of each.
+            system, chat: see `PromptConfig`.
+            max_tokens: most tokens of a prompt; fewer if the model has no room for an answer behind so many.
+            answer_tokens: most tokens of an answer; None: 256, or half of the model's positions.
+
+            projector, noise: see `PromptConfig`.
+
+        Raises:
+            ConfigError: the model has no room for so long an answer.
+        """
+        super().__init__(column, backbone=backbone)
+        self.template, self.soft, self.soft_tokens = Template(template), list(soft), soft_tokens
+        self.system, self.chat = system, chat
+        self.answer_tokens, self.most_answer_tokens = answer_tokens, _room(backbone, answer_tokens)
+        limit = None if backbone.seq2seq or backbone.limit is None else backbone.limit - self.most_answer_tokens
+        self.max_tokens = max_tokens if limit is None else min(max_tokens, limit)
+        self.projector, self.noise, self.parts = projector, noise, list(join)
+        self.join = [name for name in join if isinstance(name, str)]
+        self.num_truncated = 0
+        self.frame = backbone.frame(chat, system, ends_in_space=template[-1:].isspace())
+
+    @classmethod
+    def detect(cls, values: Sequence[Any], *, base_dir: Path) -> Detection:
+        """Return 0: prompts are made, not found in tables."""
+        return Detection(0.0, "prompts are made of other columns")
+
+    def decode(self, cell: Any, *, row: int, base_dir: Path) -> np.ndarray:
+        """Return the token ids of a row's prompt, (tokens,) int32.
+
+        Raises:
+            BadCell: a cell holds half a character, or everything is blank.
+        """
+        cells, present = self._cells(cell, row=row)
+        return np.asarray(self._encode(cells, present), dtype=np.int32)
+
+    def text(self, cell: Any, *, row: int = 0) -> str:
+        """Return a row's prompt as the language model reads it, with the names of soft columns in angle brackets."""
+        cells, present = self._cells(cell, row=row)
+        return _PLACE.sub(lambda match: f"<{self.soft[int(match[1])]}>", self._rendered(cells, present))
+
+    def _cells(self, cell: Any, *, row: int) -> tuple[dict[str, str | None], list[str]]:
+        """Return the cells as words, by column, and the soft columns that the row has."""
+        entries = cell if isinstance(cell, list) else [cell]
+        cells = {name: _words(value) for name, value in zip(self.join, entries, strict=False)}
+        for name, text in cells.items():
+            if text is not None:
+                check_text(text, row=row, column=name)
+        here = entries[len(self.join)] if self.soft and len(entries) > len(self.join) else []
+        present = [name for name, has in zip(self.soft, here, strict=False) if has]
+        if not present and all(text is None for text in cells.values()):
+            do = "empty the cells if the row is missing"
+            raise BadCell(row=row, column=self.column, value=cell, why="there is nothing to read in it", do=do)
+        return cells, present
+
+    def _rendered(self, cells: Mapping[str, str | None], present: Sequence[str]) -> str:
+        """Return the prompt as text, with places for the soft columns."""
+        places = {name: f"{OPEN}{self.soft.index(name)}{CLOSE}" for name in present}
+        absent = dict.fromkeys(self.soft)
+        return self.frame.prompt(self.template.fill({**absent, **cells, **places}))
+
+    def _encode(self, cells: Mapping[str, str | None], present: Sequence[str]) -> list[int]:
+        """Return the prompt's ids, at most `max_tokens`: the longest cell is cut until they fit."""
+        cells, ids = dict(cells), self._ids(self._rendered(cells, present))
+        was_long = len(ids) > self.max_tokens
+        for _ in range(CUTS):
+            longest = max(cells, key=lambda name: len(cells[name] or ""), default=None)
+            text = cells[longest] if longest is not None else None
+            if len(ids) <= self.max_tokens or not text:
+                break
+            assert longest is not None
+            tokens = self.backbone.encode(text)
+            keep = max(0, len(tokens) - (len(ids) - self.max_tokens) - 1)
+            cells[longest] = self.backbone.decode(tokens[:keep]) if keep else ""
+            ids = self._ids(self._rendered(cells, present))
+        self.num_truncated += was_long
+        return ids if len(ids) <= self.max_tokens else ids[-self.max_tokens :]
+
+    def _ids(self, text: str) -> list[int]:
+        """Return the ids of a rendered prompt, with those of soft columns' places."""
+        ids = list(self.frame.start)
+        for index, part in enumerate(_PLACE.split(text)):
+            if index % 2:
+                ids += [-1 - (SOFT * int(part) + number) for number in range(self.soft_tokens)]
+            elif part:
+                ids += self.backbone.encode(part)
+        return [*ids, *self.frame.ending]
+
+    def answer(self, text: str) -> list[int]:
+        """Return the token ids of an answer, its end included."""
+        return [*self.backbone.encode(self.frame.before + _unmarked(text)), *self.frame.after]
+
+    def size(self, example: np.ndarray) -> int:
+        """Return the number of tokens."""
+        return len(example)
+
+    def collate(self, examples: Sequence[np.ndarray]) -> dict[str, Tensor]:
+        """Return `input_ids` and `attention_mask`, (examples, longest) int64, padded at the right."""
+        longest = max(len(ids) for ids in examples)
+        ids = torch.zeros((len(examples), longest), dtype=torch.int64)
+        mask = torch.zeros((len(examples), longest), dtype=torch.int64)
+        for row, example in enumerate(examples):
+            ids[row, : len(example)] = torch.from_numpy(np.asarray(example, dtype=np.int64))
+            mask[row, : len(example)] = 1
+        return {"input_ids": ids, "attention_mask": mask}
+
+    def state(self) -> dict[str, Any]:
+        """Return the template and how it is read."""
+        return {
+            "template": self.template.text,
+            "join": self.parts,
+            "soft": self.soft,
+            "soft_tokens": self.soft_tokens,
+            "system": self.system,
+            "chat": self.chat,
+            "max_tokens": self.max_tokens,
+            "answer_tokens": self.answer_tokens,
+            "projector": self.projector,
+            "noise": self.noise,
+        }
+
+
+def _room(language: LanguageModel, asked: int | None) -> int:
+    """Return the most tokens of an answer: those asked for, or `MOST_ANSWER` or half of the model's positions.
+
+    Raises:
+        ConfigError: the model has fewer positions, 8 of which are for a prompt.
+    """
+    if language.limit is None:
+        return asked or MOST_ANSWER
+    if asked is not None and asked > language.limit - SHORTEST:
+        raise ConfigError(
+            "prompt.max_answer_tokens leaves no room for a prompt",
+            expected=f"at most {language.limit - SHORTEST} for this language model",
+            came=str(asked),
+        )
+    return asked or min(MOST_ANSWER, language.limit // 2)
+
+
+def _words(cell: Any) -> str | None:
+    """Return a cell as words, None for a missing one: lists with commas, whole numbers without a point."""
+    if isinstance(cell, list | tuple):
+        return ", ".join(text for part in cell if (text := _words(part)) is not None) or None
+    if cell is None or (isinstance(cell, str) and is_blank(cell)):
+        return None
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    if isinstance(cell, float | Decimal) and math.isfinite(cell) and cell == int(cell) and abs(float(cell)) < 2**53:
+        return str(int(cell))
+    return _unmarked(str(cell)[:MAX_CHARS])
+
+
+def _unmarked(text: str) -> str:
+    """Return a text without the characters that mark places of vectors."""
+    return text.replace(OPEN, "\ufffd").replace(CLOSE, "\ufffd")

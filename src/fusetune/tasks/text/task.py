@@ -1,0 +1,216 @@
+"""Text that a language model writes: translations, summaries, answers, captions, dialogue."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fusetune.errors import BadCell, ConfigError, TableError
+from fusetune.modalities.base import Detection
+from fusetune.modalities.passages import is_blank
+from fusetune.modalities.profile import plain, profile_cells
+from fusetune.modalities.text import check_text
+from fusetune.tasks.abilities import Writes
+from fusetune.tasks.base import Metric
+from fusetune.tasks.metrics import LOWER_IS_BETTER
+from fusetune.tasks.state import restored, state_of
+from fusetune.tasks.text.metrics.choose import main_metric
+from fusetune.tasks.text.metrics.table import metrics_of, row_counts
+from fusetune.types import Target, TextTokens
+
+
+MIN_WORDS = 4
+"""Words of each text, on average, by which lists of texts are told from lists of labels."""
+
+
+class GenerateTask(Writes):
+    """Text that a language model writes.
+
+    A cell is a text, or a list of texts that are equally right, the first of which is learned. A row's loss is
+    −Σ log p(token | prompt, tokens before) over the answer's tokens and its end; its size is their number, so that the
+    mean loss is that of tokens. With label smoothing ε a token's loss is (1 − ε) · (−log p) + ε · mean −log p over the
+    vocabulary (Szegedy et al. 2016, arXiv 1512.00567).
+
+    Answers and truths are texts, (rows,) of dtype object; a truth may be a list of texts.
+    """
+
+    name = "generate"
+    family = "generate"
+    constant_is = "the most frequent answer"
+
+    def __init__(self, target: str, *, template: str | None = None, label_smoothing: float = 0.0) -> None:
+        """
+        Args:
+            target: the column's name.
+            template: of the prompt; None for that of the settings.
+            label_smoothing: ε, in [0, 1).
+
+        Raises:
+            ConfigError: an option is out of range.
+        """
+        super().__init__(target)
+        if not 0 <= label_smoothing < 1:
+            what = f"tasks.{target}.label_smoothing is a share"
+            raise ConfigError(what, expected="from 0 to below 1", came=str(label_smoothing))
+        self.template, self.label_smoothing = template, label_smoothing
+        self.prompt, self.max_tokens, self.choice = "", 0, ""
+        self.main = Metric("chrf", True)
+        self._encode: Callable[[str], list[int]] | None = None
+        self._most, self._fixed = 0, False
+
+    @classmethod
+    def detect(cls, values: Sequence[Any]) -> Detection:
+        """Rate the cells: texts of several words, most of which differ, or lists of such texts."""
+        texts = [text for value in values for text in _references(value)[:1]]
+        if len(texts) < len(values):
+            return Detection(0.0, "the cells are no texts")
+        seen = profile_cells(texts)
+        said = f"{seen.num_distinct} distinct texts in {seen.num} cells, {seen.words:.1f} words each"
+        if not any(isinstance(value, str) for value in values):  # several texts a row, which labels would repeat
+            return Detection(0.98 if seen.words >= MIN_WORDS and seen.distinct >= 0.9 else 0.1, said)
+        if seen.numbers >= 0.5 or seen.words < 1.5 or seen.distinct < 0.5:
+            return Detection(0.05, said)
+        return Detection(0.6, said)
+
+    def write_with(self, encode: Callable[[str], list[int]], most: int, *, fixed: bool = False) -> None:
+        """See `Writes.write_with`."""
+        self._encode, self._most, self._fixed = encode, most, fixed
+
+    def fit(self, values: Sequence[Any]) -> None:
+        """Find the main metric and the longest answer.
+
+        Raises:
+            TableError: no cell has a text.
+        """
+        texts = [found[0] for value in values if (found := _references(value))]
+        if not texts:
+            raise TableError("the target has no texts", do="name another target column", column=self.target)
+        name, why = main_metric([found for value in values if (found := _references(value))])
+        self.main = Metric(name, name not in LOWER_IS_BETTER)
+        self.choice = f"measured by {name}: {why}"
+        longest = max(len(self._tokens(text)) for text in texts)
+        self.max_tokens = self._most if self._fixed else min(longest, self._most)
+
+    def check(self, value: Any, *, row: int) -> None:
+        """See `TargetTask.check`: refuse cells without a text."""
+        references = _references(value)
+        if not references:
+            why = "it is no text that can be written"
+            raise BadCell(row=row, column=self.target, value=value, why=why, do="give a text, or empty the cell")
+        for text in references:
+            check_text(text, row=row, column=self.target)
+
+    def encode(self, values: Sequence[Any], tokens: TextTokens | None = None) -> Target:
+        """See `TargetTask.encode`: values are token ids, (rows, answer tokens) int64, −1 behind an answer."""
+        texts = [(_references(value) or [""])[0] for value in values]
+        return _padded([self._tokens(text)[: self.max_tokens] if text else [] for text in texts])
+
+    def candidates(self, texts: Sequence[str]) -> Target:
+        """See `Writes.candidates`; texts are not cut."""
+        return _padded([self._tokens(text) for text in texts])
+
+    def _tokens(self, text: str) -> list[int]:
+        assert self._encode is not None, "the language model's tokenizer is set"
+        return self._encode(text)
+
+    def build_head(self, dim: int) -> nn.Module:
+        """Return nothing to learn: the language model has its head."""
+        return nn.Identity()
+
+    def terms(self, logits: Tensor, target: Target) -> Tensor:
+        """See `TargetTask.terms`.
+
+        Args:
+            logits: (batch, answer tokens, 2) of `Generate.forward`: 0 behind an answer.
+            target: of the same rows.
+        """
+        share = self.label_smoothing
+        losses: Tensor = -((1 - share) * logits[..., 0] + share * logits[..., 1])
+        return losses.sum(1)
+
+    def answers(self, logits: Tensor, tokens: TextTokens | None = None) -> np.ndarray:
+        """Refuse: answers are written, see `fusetune.inference.write`."""
+        raise NotImplementedError("answers are written by the language model")
+
+    def truth(self, values: Sequence[Any]) -> np.ndarray:
+        """Return each cell's text, or list of texts, (rows,) of dtype object."""
+        result = np.empty(len(values), dtype=object)
+        for row, value in enumerate(values):
+            references = _references(value)
+            result[row] = references if len(references) != 1 else references[0]
+        return result
+
+    def measured(self, answers: np.ndarray, truth: np.ndarray) -> np.ndarray:
+        """See `Task.measured`: counts of the texts' matches."""
+        return row_counts(["" if answer is None else str(answer) for answer in answers], list(truth))
+
+    def metrics(self, measured: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
+        """Return BLEU, chrF, ROUGE, exact match and others; see `fusetune.tasks.text.metrics`."""
+        return metrics_of(measured, weights)
+
+    def constant(self, truth: np.ndarray, rows: int) -> np.ndarray:
+        """Return the most frequent text of `truth`, `rows` times."""
+        counts: dict[str, int] = {}
+        for value in truth:
+            text = value if isinstance(value, str) else value[0]
+            counts[text] = counts.get(text, 0) + 1
+        return np.array([max(counts, key=lambda text: counts[text])] * rows, dtype=object)
+
+    def perfect(self, truth: np.ndarray) -> np.ndarray:
+        """Return the first text of each truth."""
+        result = np.empty(len(truth), dtype=object)
+        result[:] = [value if isinstance(value, str) else value[0] for value in truth]
+        return result
+
+    def columns(self, answers: np.ndarray) -> dict[str, list[Any]]:
+        """Return the texts under the target's name."""
+        return {self.target: list(answers)}
+
+    def state(self) -> dict[str, Any]:
+        """See `Task.state`."""
+        return state_of(self, ("template", "label_smoothing"), ("prompt", "max_tokens", "choice"))
+
+    @classmethod
+    def from_state(cls, target: str, state: dict[str, Any]) -> GenerateTask:
+        """Restore a task from its `state()`."""
+        return restored(cls(target, **state["options"]), ("prompt", "max_tokens", "choice"), state)
+
+
+def _padded(ids: Sequence[Sequence[int]]) -> Target:
+    """Return rows' ids as a target; rows without any are unlabelled."""
+    longest = max([1, *map(len, ids)])
+    padded = torch.full((len(ids), longest), -1, dtype=torch.int64)
+    for row, own in enumerate(ids):
+        padded[row, : len(own)] = torch.tensor(own, dtype=torch.int64)
+    sizes = torch.tensor([float(len(own)) for own in ids])
+    return Target(padded, sizes > 0, sizes)
+
+
+def _references(cell: Any) -> list[str]:
+    """Return the texts of a cell, each equally right; none if it has no text."""
+    cell = plain(cell)
+    if isinstance(cell, str) and cell.lstrip()[:1] == "[":
+        try:
+            listed = json.loads(cell)
+        except ValueError:
+            listed = None
+        if isinstance(listed, list) and listed and all(isinstance(text, str) for text in listed):
+            cell = listed
+    if isinstance(cell, list | tuple) and all(isinstance(text, str) for text in cell):
+        return [text.strip() for text in cell if not is_blank(text)]
+    if isinstance(cell, Mapping | list | tuple) or cell is None:
+        return []
+    if isinstance(cell, bool):
+        return ["yes" if cell else "no"]
+    if isinstance(cell, float | Decimal) and cell != cell:
+        return []
+    if isinstance(cell, float) and cell == int(cell):
+        return [str(int(cell))]
+    text = str(cell).strip()
+    return [text] if text else []

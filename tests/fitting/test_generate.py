@@ -1,0 +1,126 @@
+"""Fits whose target is written: from a table to a folder, a report and predictions."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fusetune as ft
+from fusetune.errors import ConfigError, TableError
+from fusetune.models.generate import Generate
+from fusetune.tasks.text.task import GenerateTask
+
+WRITE = "tasks.out=generate"
+QUICK = ["trainer.checkpoint_minutes=null", "trainer.trackers=[]", "report.bootstrap=20", "generation.val_rows=8"]
+
+
+def table(path, rows):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(path)
+
+
+def words(rng, num):
+    return " ".join(f"w{number}" for number in rng.integers(1, 9, num))
+
+
+@pytest.fixture(scope="module", params=["llama_writer", "t5_writer"])
+def run(request, tiny, tmp_path_factory):
+    """A fit that learns a sentence, one word of which a picture tells."""
+    folder = tmp_path_factory.mktemp("fit")
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(80):
+        colour, text = rng.integers(0, 2), words(rng, 4)
+        path = folder / f"{number}.png"
+        Image.new("RGB", (32, 32), (255, 0, 0) if colour else (0, 0, 255)).save(path)
+        rows.append({"source": text, "photo": path.name, "out": f"w22 w23 w24 {'w20 w20' if colour else 'w21'}"})
+    data = table(folder / "rows.csv", rows)
+    settings = [WRITE, f"text={tiny(request.param)}", "trainer.epochs=8", "trainer.batch_size=8"]
+    settings += ["trainer.backbone_lr=1e-2", "trainer.evals_per_epoch=1"]
+    tuned = ft.fit(data, target="out", out=str(folder / "run"), overrides=[*settings, *QUICK])
+    return tuned, folder, rows
+
+
+def test_text_that_differs_is_written_and_measured(run):
+    tuned, folder, _ = run
+    assert isinstance(tuned.bundle.model, Generate) and isinstance(tuned.bundle.tasks["out"], GenerateTask)
+    report = json.loads((folder / "run" / "report.json").read_text())
+    (task,) = report["tasks"]
+    kinds = {system["name"]: system["kind"] for system in task["systems"]}
+    assert kinds["zero-shot"] == "before" and kinds["tuned"] == "after" and kinds["without photo"] == "without"
+    assert {"most frequent", "copy of source", "nearest train row"} <= kinds.keys()
+    value = {system["name"]: system["metrics"]["exact_match"]["value"] for system in task["systems"]}
+    assert value["tuned"] > 0.25 > value["zero-shot"]
+
+
+def test_a_saved_folder_answers_the_same(run):
+    tuned, folder, rows = run
+    before = tuned.predict(str(folder / "rows.csv")).table
+    after = ft.load(folder / "run").predict(str(folder / "rows.csv")).table
+    assert before.num_rows == len(rows) and before.column("out").to_pylist() == after.column("out").to_pylist()
+    np.testing.assert_allclose(before["out_log_probability"], after["out_log_probability"], atol=1e-4)
+    assert set(after["out_finish"].to_pylist()) <= {"end", "length"}
+
+
+def test_each_row_has_an_answer_and_a_broken_picture_is_masked(run):
+    tuned, folder, _ = run
+    rows = [
+        {"source": "w1 w2", "photo": str(folder / "0.png")},
+        {"source": "", "photo": ""},
+        {"source": "w3", "photo": "lost.png"},
+    ]
+    found = tuned.predict(rows).table
+    assert found.num_rows == 3
+    assert found["out"].to_pylist()[0] and found["out"].to_pylist()[2] and found["out"].to_pylist()[1] is None
+
+
+def test_evaluate_measures_what_is_written(run):
+    tuned, folder, _ = run
+    found = tuned.evaluate(str(folder / "rows.csv"))
+    assert found.metrics()["out"]["exact_match"] > 0.25 and found.tasks[0].rows == 80
+
+
+def test_settings_that_do_not_go_with_writing_are_refused(run, tiny):
+    _, folder, _ = run
+    for setting, said in [
+        ("objectives=[rdrop]", "rdrop"),
+        ("prompt.template={sourse}", "source"),
+        ("prompt.soft=[source]", "always read as words"),
+        ("fusion=auto", "fusion=auto"),
+        ("prompt.max_answer_tokens=95", "no room"),
+    ]:
+        settings = [WRITE, f"text={tiny('llama_writer')}", "generation.beams=1", setting]
+        with pytest.raises(ConfigError, match=said):
+            ft.fit(str(folder / "rows.csv"), target="out", overrides=settings)
+    with pytest.raises(ConfigError, match="tasks.out=generate"):
+        ft.fit(str(folder / "rows.csv"), target="out", overrides=["prompt.template={source}"])
+
+
+def test_written_and_chosen_targets_do_not_share_a_model(run, tiny, tmp_path):
+    rng = np.random.default_rng(1)
+    rows = [{"source": words(rng, 4), "out": f"{words(rng, 5)}", "label": "ab"[number % 2]} for number in range(40)]
+    with pytest.raises(ConfigError, match="written"):
+        ft.fit(table(tmp_path / "t.csv", rows), target=["out", "label"], overrides=[f"text={tiny('llama_writer')}"])
+
+
+def test_two_targets_have_a_prompt_each(tiny, tmp_path):
+    rng = np.random.default_rng(1)
+    rows = [{"source": words(rng, 4), "one": words(rng, 3), "two": words(rng, 3)} for number in range(60)]
+    path = table(tmp_path / "t.csv", rows)
+    templates = ["tasks.one.name=generate", "tasks.one.template=w1 {source}", "tasks.two.name=generate"]
+    settings = [f"text={tiny('llama_writer')}", "trainer.epochs=1", *templates, *QUICK]
+    tuned = ft.fit(path, target=["one", "two"], overrides=settings, out=str(tmp_path / "run"))
+    found = ft.load(tmp_path / "run").predict(path).table
+    assert found["one"].to_pylist() == tuned.predict(path).table["one"].to_pylist()
+    assert {"one", "two", "two_finish"} <= set(found.column_names)
+
+
+def test_an_empty_target_is_refused(tiny, tmp_path):
+    path = table(tmp_path / "t.csv", [{"source": "w1 w2", "out": ""} for _ in range(30)])
+    with pytest.raises(TableError):
+        ft.fit(path, target="out", overrides=[f"text={tiny('llama_writer')}", "tasks.out=generate"])
