@@ -17,12 +17,14 @@ from fusetune.config import (
     config,
     data,
     fusion,
+    prompt,
     read,
     report,
     rerank,
     text,
     trainer,
 )
+from fusetune.modalities.prompt import PromptModality
 from fusetune.models.build import options_of
 from fusetune.registry import FUSIONS, MODALITIES, OBJECTIVES, TASKS, Registry
 from fusetune.tasks.match import MatchTask
@@ -40,6 +42,8 @@ SECTIONS = {
     "Config": ("The run", ""),
     "BackboneConfig": ("Backbones", "KIND."),
     "TextConfig": ("Texts", "text."),
+    "PromptConfig": ("Prompts of language models", "prompt."),
+    "GenerationConfig": ("Writing", "generation."),
     "CatalogueConfig": ("Documents in a table of their own", "catalogue."),
     "RerankConfig": ("Re-ranking", "rerank."),
     "ColumnConfig": ("Columns", "columns.NAME."),
@@ -144,7 +148,7 @@ def parts(title: str, registry: Registry, prefix: str, *taken: str) -> str:
     """The options of every part of a registry."""
     found = [f"## {title}"]
     for name in registry:
-        if issubclass(registry.get(name), MatchTask):  # no column's task, so that no setting names it
+        if issubclass(registry.get(name), MatchTask | PromptModality):  # no column's, so that no setting names it
             continue
         rows = options(registry.get(name), prefix, *taken)
         found.append(f"### {name}\n\n" + (table(rows) if rows else "No options."))
@@ -159,6 +163,7 @@ def page() -> str:
         rerank,
         backbone,
         text,
+        prompt,
         columns,
         attack,
         adversarial,

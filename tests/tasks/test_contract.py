@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fusetune.registry import TASKS
+from fusetune.tasks.abilities import Writes
 from fusetune.tasks.base import LinearModel, TargetTask
 from fusetune.tasks.classes.classification import MulticlassTask
 from fusetune.tasks.classes.multilabel import MultilabelTask
@@ -30,7 +31,7 @@ OPTIONS = {
 TARGET_TASKS = {
     name: TASKS.get(name)
     for name in TASKS
-    if issubclass(TASKS.get(name), TargetTask) and not issubclass(TASKS.get(name), TokenTask | PairTask)
+    if issubclass(TASKS.get(name), TargetTask) and not issubclass(TASKS.get(name), TokenTask | PairTask | Writes)
 }
 MAKES = TARGET_TASKS | OPTIONS
 CASES = [

@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from fusetune.backbones.templates import ChatTemplate
 from fusetune.errors import BackboneError
 from fusetune.types import Message
 
-if TYPE_CHECKING:
-    from fusetune.backbones.language import LanguageModel
+
+class Tokenizes(Protocol):
+    """What a frame is made from; `fusetune.backbones.language.LanguageModel` is such.
+
+    Attributes:
+        source: the user's name for the model.
+        tokenizer: of transformers.
+        seq2seq: whether an answer starts anew, in a decoder of its own.
+        end_ids: ids that end an answer.
+    """
+
+    source: str
+    seq2seq: bool
+    end_ids: list[int]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Return a text's ids, without special tokens."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -41,7 +62,7 @@ class Frame:
         return text if self.template is None else self.template.prompt(_turns(self.system, text))
 
 
-def make_frame(language: LanguageModel, chat: str, system: str, *, ends_in_space: bool) -> Frame:
+def make_frame(language: Tokenizes, chat: str, system: str, *, ends_in_space: bool) -> Frame:
     """Return the frame of a model's prompts and answers.
 
     Args:
@@ -74,7 +95,7 @@ def _turns(system: str, text: str) -> list[Message]:
     return [*([Message("system", system)] if system else []), Message("user", text)]
 
 
-def _end(language: LanguageModel, after: str) -> list[int]:
+def _end(language: Tokenizes, after: str) -> list[int]:
     """Return the ids of the text behind an answer, up to the first special one, or with the end of a text behind it."""
     ids = language.encode(after)
     special = {*language.tokenizer.all_special_ids, *language.end_ids}
@@ -82,7 +103,7 @@ def _end(language: LanguageModel, after: str) -> list[int]:
     return [*ids, language.end_ids[0]] if first is None else ids[: first + 1]
 
 
-def _specials(language: LanguageModel) -> tuple[list[int], list[int]]:
+def _specials(language: Tokenizes) -> tuple[list[int], list[int]]:
     """Return the special ids that the tokenizer puts before and behind a text."""
     probe: Any = language.encode("a")
     every = list(language.tokenizer("a")["input_ids"])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from accelerate.utils import set_seed
@@ -13,27 +13,42 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from fusetune.config.fusion import AutoConfig, StackConfig, neural
 from fusetune.data.examples import Examples
+from fusetune.data.table import is_missing
 from fusetune.deploy.bundle import Bundle
 from fusetune.deploy.outputs import OUTPUTS
 from fusetune.errors import ConfigError
 from fusetune.evaluation.measure.judge import Candidate, EvaluatedRows, judge
+from fusetune.evaluation.measure.written import guesses, nearest
 from fusetune.evaluation.results import RunResults, TaskResult
 from fusetune.fitting.findings import Findings
 from fusetune.fitting.prepared import Prepared
 from fusetune.fitting.saved import Trained, load_trained, reporting, save_trained
 from fusetune.fitting.steps import bundle, encode, tune
 from fusetune.inference.token_loss import token_losses
-from fusetune.inference.write import Written, decoding_of, write
+from fusetune.inference.write import LENGTH, Written, decoding_of, write
 from fusetune.modalities.prompt import PromptModality
 from fusetune.models.build import build_model
 from fusetune.models.generate import Generate
 from fusetune.objectives.base import Objective
 from fusetune.tasks.abilities import Writes
+from fusetune.tasks.panels.kinds import Cell, Head, Section, TablePanel
 from fusetune.training.deadline import COMPARING
 from fusetune.training.hardware.devices import processes
 from fusetune.training.plan import Evaluate, Start
 from fusetune.training.probes.probe import SplitRows
 from fusetune.training.score_error import ScoreError
+
+WORDS = 4096
+"""Most words by which a row's nearest train row is found."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a model writes of the test rows, and how likely it holds the truth: (rows,) −log p and numbers of tokens."""
+
+    written: Written
+    losses: np.ndarray
+    sizes: np.ndarray
 
 
 def fit_generate(fit: Prepared) -> tuple[Bundle, RunResults]:
@@ -87,11 +102,11 @@ class GenerateFit:
         with self.fit.phase("encode with frozen backbones"):
             self.fit = encode(self.fit, model)
         fit = self.fit
-        before: dict[str, Written] = {}
+        before: dict[str, Told] = {}
         if fit.config.report.zero_shot:
             with fit.phase("write untuned"):
                 model.to(processes().device)
-                before = {name: self._write(model, name, "test", hidden=model.columns) for name in self.tasks}
+                before = {name: self._told(model, name, hidden=model.columns) for name in self.tasks}
         trained = load_trained(fit.run, fit.tasks)
         if trained is None:
             with fit.phase("tune"):
@@ -107,27 +122,24 @@ class GenerateFit:
             run_results = findings.run_results(results, OUTPUTS[tuned.name].title(trained.bundle))
         return trained.bundle, run_results
 
-    def _write(
-        self, model: Generate, name: str, split: str, rows: np.ndarray | None = None, *, hidden: Sequence[str] = ()
-    ) -> Written:
-        """Write a task's answers of labelled rows of a split, with some soft columns hidden.
+    def _told(self, model: Generate, name: str, *, hidden: Sequence[str] = ()) -> Told:
+        """Write the test rows' answers and measure the likelihood of the true ones, with some soft columns hidden."""
+        examples = self._seen(model, "test", hidden)
+        losses, sizes = token_losses(model, name, self.tasks[name], examples, examples.labelled(name))
+        return Told(self._write(model, name, "test", hidden=hidden), losses, sizes)
 
-        Args:
-            model: at any state.
-            name: the task's name.
-            split: the split's name.
-            rows: positions in the table; None for all that are labelled.
-            hidden: columns that are not read.
-        """
-        examples = self._known(model, split)
-        rows = examples.labelled(name) if rows is None else rows
-        if hidden:
-            columns = {key: column for key, column in examples.columns.items() if key not in hidden}
-            view = examples.reading(examples.table, columns)
-            examples = view
-        task = self.tasks[name]
+    def _write(self, model: Generate, name: str, split: str, *, hidden: Sequence[str] = ()) -> Written:
+        """Write a task's answers of a split's labelled rows, with some soft columns hidden."""
+        examples, task = self._seen(model, split, hidden), self.tasks[name]
         decoding = decoding_of(self.fit.config.generation, task)
+        rows = examples.labelled(name)
         return write(model, name, task, examples, rows, decoding, progress=self.fit.progress)
+
+    def _seen(self, model: Generate, split: str, hidden: Sequence[str]) -> Examples:
+        """Return a split's rows without the hidden columns; all of them, as each row has a prompt."""
+        examples = self._known(model, split)
+        columns = {name: column for name, column in examples.columns.items() if name not in hidden}
+        return examples.reading(examples.table, columns) if hidden else examples
 
     def _known(self, model: Generate, split: str) -> Examples:
         """Return a split's rows with the features of encoders that are as pretrained."""
@@ -190,31 +202,26 @@ class GenerateFit:
         written = write(model, name, task, val, some, decoding_of(self.fit.config.generation, task))
         return task.evaluate(written.texts, val.truth(name, some), val.weights[some])
 
-    def _judge(self, model: Generate, name: str, before: Written | None, findings: Findings) -> TaskResult:
+    def _judge(self, model: Generate, name: str, before: Told | None, findings: Findings) -> TaskResult:
         """Measure the systems on the test rows of a task."""
         fit, task = self.fit, self.tasks[name]
         train, val, test = (fit.rows[name][split] for split in ("train", "val", "test"))
-        candidates = [
-            Candidate(
-                "most frequent",
-                "baseline",
-                "the most frequent train answer",
-                task.constant(train.truth, len(test.indices)),
-            )
-        ]
-        candidates += self._copies(task, test)
-        candidates += self._nearest(model, task, train, test)
+        candidates = guesses(train.truth, self._sources(task, test), len(test.indices))
+        if (vectors := self._vectors(task, train, test)) is not None:
+            what = "the answer of the train row with the nearest prompt: its words by tf-idf, its frozen features"
+            candidates.append(Candidate("nearest train row", "baseline", what, nearest(*vectors, train.truth)))
         if before is not None:
             what = "the language model untuned, with the same prompt"
             what += f", without {', '.join(model.columns)}" if model.columns else ""
-            candidates.append(Candidate("zero-shot", "before", what, before.texts))
+            candidates.append(Candidate("zero-shot", "before", what, before.written.texts))
         for column in model.columns if not fit.deadline.part(COMPARING).passed() else ():
-            hidden = self._write(model, name, "test", test.indices, hidden=[column])
+            hidden = self._write(model, name, "test", hidden=[column])
             what = f"the tuned model, {column} hidden"
             candidates.append(Candidate(f"without {column}", "without", what, hidden.texts, [column]))
         what = f"tuned on {len(train.indices)} rows; best step chosen on {len(val.indices)} validation rows"
-        after = self._write(model, name, "test", test.indices)
-        candidates.append(Candidate("tuned", "after", what, after.texts, list(fit.modalities)))
+        after = self._told(model, name)
+        candidates.append(Candidate("tuned", "after", what, after.written.texts, list(fit.modalities)))
+        candidates[-1].cut = after.written.finish == LENGTH
         table, group = test.examples.table, fit.schema.group
         result = judge(
             task,
@@ -231,6 +238,7 @@ class GenerateFit:
             num_errors=fit.config.report.errors,
             seed=fit.config.seed,
         )
+        result.sections.insert(0, _likelihood({"zero-shot": before, "tuned": after}))
         result.shared = int(findings.shared("test", test.indices).sum())
         result.balance = task.target_panels({split: rows.truth for split, rows in fit.rows[name].items()})
         return result
@@ -240,42 +248,29 @@ class GenerateFit:
         assert isinstance(modality, PromptModality)
         return modality
 
-    def _copies(self, task: Writes, test: SplitRows) -> list[Candidate]:
-        """Return the system that answers with a column of the prompt, the longest if it has several texts."""
+    def _sources(self, task: Writes, test: SplitRows) -> dict[str, list[str | None]]:
+        """Return the cells of the text columns in a task's prompts, by column."""
         names = [name for name in self._prompt(task).join if self.fit.schema.columns[name].kind == "text"]
-        if not names:
-            return []
-        texts = {name: _texts(test.examples.table.cells(name, test.indices)) for name in names}
-        name = max(names, key=lambda name: sum(map(len, texts[name])))
-        return [Candidate(f"copy of {name}", "baseline", f"the row's {name}", np.array(texts[name], dtype=object))]
+        cells = {name: test.examples.table.cells(name, test.indices) for name in names}
+        return {name: [None if is_missing(cell) else str(cell) for cell in own] for name, own in cells.items()}
 
-    def _nearest(self, model: Generate, task: Writes, train: SplitRows, test: SplitRows) -> list[Candidate]:
-        """Return the system that answers as the nearest train row is labelled.
+    def _vectors(self, task: Writes, train: SplitRows, test: SplitRows) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return vectors of the train and test rows, (rows, dim), by which the nearest are found; None without any.
 
-        What is near is told by the cosine of the prompts' words, weighted by tf-idf of the train rows, plus that of
-        each soft column's frozen features.
+        They are the tf-idf of the prompts' words, fitted on train rows, and each soft column's frozen features.
         """
-        prompt = self._prompt(task)
-        texts = {
-            split: [_shown(prompt, cell) for cell in rows.examples.table.cells(task.prompt, rows.indices)]
-            for split, rows in (("train", train), ("test", test))
-        }
-        try:
-            words = TfidfVectorizer(token_pattern=r"(?u)\w+").fit(texts["train"])
-        except ValueError:  # no words
-            return []
-        known, asked = (words.transform(texts[split]) for split in ("train", "test"))
-        features = {split: self._features(split) for split in ("train", "test")}
-        best = np.empty(len(test.indices), dtype=np.int64)
-        for start in range(0, len(best), 256):
-            piece = slice(start, start + 256)
-            similarity: Any = np.asarray((asked[piece] @ known.T).todense())
-            for column, values in features["test"].items():
-                similarity = similarity + values[test.indices[piece]] @ features["train"][column][train.indices].T
-            best[piece] = similarity.argmax(1)
-        answers = task.perfect(train.truth)[best]
-        what = "the answer of the train row with the nearest prompt"
-        return [Candidate("nearest train row", "baseline", what, answers)]
+        prompt, parts = self._prompt(task), dict[str, list[np.ndarray]]()
+        words = TfidfVectorizer(token_pattern=r"(?u)\w+", max_features=WORDS, dtype=np.float32)
+        for split, rows in (("train", train), ("test", test)):
+            cells = rows.examples.table.cells(task.prompt, rows.indices)
+            texts = ["" if is_missing(cell) else prompt.text(cell) for cell in cells]
+            parts[split] = [values[rows.indices] for values in self._features(split).values()]
+            with contextlib.suppress(ValueError):  # no words
+                found = words.fit_transform(texts) if split == "train" else words.transform(texts)
+                parts[split].append(found.toarray())
+        if not parts["train"]:
+            return None
+        return np.concatenate(parts["train"], 1), np.concatenate(parts["test"], 1)
 
     def _features(self, split: str) -> Mapping[str, np.ndarray]:
         """Return each soft column's frozen vectors of a split's rows, (rows, dim), centred and of unit length."""
@@ -298,9 +293,15 @@ def _negative(losses: np.ndarray, sizes: np.ndarray, weights: np.ndarray, rows: 
     return -_mean(losses, sizes, weights, rows)
 
 
-def _texts(cells: Sequence[Any]) -> list[str]:
-    return ["" if cell is None else str(cell) for cell in cells]
-
-
-def _shown(prompt: PromptModality, cell: Any) -> str:
-    return "" if cell is None else prompt.text(cell)
+def _likelihood(known: Mapping[str, Told | None]) -> Section:
+    """Return the loss and the perplexity of the test rows' targets, by system."""
+    rows: list[list[Cell]] = []
+    figures: dict[str, float] = {}
+    for name, told in known.items():
+        if told is not None:
+            loss = _mean(told.losses, told.sizes, np.ones(len(told.losses)), np.arange(len(told.losses)))
+            rows.append([name, loss, float(np.exp(min(loss, 50.0)))])
+            figures[f"{name}_loss"] = loss
+    heads = [Head("system"), Head("−log p of a token", "number"), Head("perplexity", "number")]
+    notes = ["Of the true answers' tokens, given the prompt and the tokens before."]
+    return Section("likelihood", "Likelihood of the true answers", [TablePanel(heads, rows)], notes, figures)

@@ -16,20 +16,21 @@ from fusetune.modalities.base import Detection
 from fusetune.modalities.passages import is_blank
 from fusetune.modalities.profile import plain, profile_cells
 from fusetune.modalities.text import check_text
-from fusetune.tasks.abilities import Writes
+from fusetune.tasks.abilities import ShowsChange, Writes
 from fusetune.tasks.base import Metric
 from fusetune.tasks.metrics import LOWER_IS_BETTER
+from fusetune.tasks.panels.kinds import ChangedRows, Evidence, Panel, Section, WorstRows
+from fusetune.tasks.panels.written import changed_rows, sizes_panel, worst_written, written_sections
 from fusetune.tasks.state import restored, state_of
 from fusetune.tasks.text.metrics.choose import main_metric
 from fusetune.tasks.text.metrics.table import metrics_of, row_counts
 from fusetune.types import Target, TextTokens
 
-
 MIN_WORDS = 4
 """Words of each text, on average, by which lists of texts are told from lists of labels."""
 
 
-class GenerateTask(Writes):
+class GenerateTask(Writes, ShowsChange):
     """Text that a language model writes.
 
     A cell is a text, or a list of texts that are equally right, the first of which is learned. A row's loss is
@@ -167,6 +168,24 @@ class GenerateTask(Writes):
         result = np.empty(len(truth), dtype=object)
         result[:] = [value if isinstance(value, str) else value[0] for value in truth]
         return result
+
+    def target_panels(self, truths: Mapping[str, np.ndarray]) -> list[Panel]:
+        """Return a table of the texts' lengths by split."""
+        return [sizes_panel(truths)]
+
+    def panels(self, evidence: Evidence) -> list[Section]:
+        """Return what can be said of the answers' form."""
+        return written_sections(evidence)
+
+    def worst(self, answers: np.ndarray, truth: np.ndarray, num: int) -> WorstRows:
+        """Return the rows with the worst answers."""
+        return worst_written(answers, truth, self.measured(answers, truth), self.main, num)
+
+    def changed(
+        self, before: tuple[np.ndarray, np.ndarray], after: tuple[np.ndarray, np.ndarray], truth: np.ndarray, num: int
+    ) -> ChangedRows:
+        """See `ShowsChange.changed`."""
+        return changed_rows(before, after, truth, self.main, num)
 
     def columns(self, answers: np.ndarray) -> dict[str, list[Any]]:
         """Return the texts under the target's name."""
