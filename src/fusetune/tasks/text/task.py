@@ -16,7 +16,7 @@ from fusetune.modalities.base import Detection
 from fusetune.modalities.passages import is_blank
 from fusetune.modalities.profile import plain, profile_cells
 from fusetune.modalities.text import check_text
-from fusetune.tasks.abilities import ShowsChange, Writes
+from fusetune.tasks.abilities import ShowsChange, Summed, Writes
 from fusetune.tasks.base import Metric
 from fusetune.tasks.metrics import LOWER_IS_BETTER
 from fusetune.tasks.panels.kinds import ChangedRows, Evidence, Panel, Section, WorstRows
@@ -30,7 +30,7 @@ MIN_WORDS = 4
 """Words of each text, on average, by which lists of texts are told from lists of labels."""
 
 
-class GenerateTask(Writes, ShowsChange):
+class GenerateTask(Writes, ShowsChange, Summed):
     """Text that a language model writes.
 
     A cell is a text, or a list of texts that are equally right, the first of which is learned. A row's loss is
