@@ -100,15 +100,15 @@ def test_choices_are_compared_by_their_likelihood(parts):
 
 
 def test_a_stream_s_pieces_are_the_answer(parts):
-    model, _, examples = parts
+    model, task, examples = parts
     whole = answers(parts)
     for row in range(3):
-        pieces = list(stream(model, "out", examples, row, Decoding(8)))
+        pieces = list(stream(model, "out", task, examples, Decoding(8), index=row))
         assert "".join(pieces) == whole.texts[row]
         assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
     word = whole.texts[0].split()[-1]
     assert (
-        "".join(stream(model, "out", examples, 0, Decoding(8, stop=(word,)))) == whole.texts[0].split(word)[0].strip()
+        "".join(stream(model, "out", task, examples, Decoding(8, stop=(word,)))) == whole.texts[0].split(word)[0].strip()
     )
 
 

@@ -54,6 +54,9 @@ class GenerationConfig(Section):
     """Texts before which an answer ends."""
     choices: StrList = []
     """Answers to choose from, by their likelihood; nothing else is then answered."""
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Most tokens of a written answer, its end included. None: `prompt.max_answer_tokens`, or the longest train
+    target."""
     val_rows: Annotated[int, Field(ge=0)] = 64
     """Validation rows whose answers are written at each evaluation while the model is tuned; the loss is of all."""
 

@@ -31,6 +31,7 @@ from fusetune.deploy.tuned import (
     predict_parts,
     predict_proba,
 )
+from fusetune.deploy.writing import Writing
 from fusetune.errors import ConfigError
 from fusetune.evaluation.measure.evaluate import Evaluation, Judged, measure
 from fusetune.evaluation.report.write import write_report
@@ -41,7 +42,7 @@ INDEX_FOLDER = "index"
 """Where a model's folder has its search index."""
 
 
-class FineTuned:
+class FineTuned(Writing):
     """A tuned model.
 
     Attributes:
@@ -348,6 +349,7 @@ class FineTuned:
                 group=bundle.schema.group,
                 progress=bars,
                 stack=bundle.stack,
+                generation=bundle.config.generation,
             )
 
     def merge(self) -> FineTuned:

@@ -12,9 +12,11 @@ from fusetune.backbones.language import Embedded
 from fusetune.config.prompt import GenerationConfig
 from fusetune.data.column import Progress
 from fusetune.data.examples import Examples
+from fusetune.errors import ConfigError
 from fusetune.inference.decoding import Decoding, Step, beam_search, decode
 from fusetune.inference.memory import retain_freed_memory, trim_memory
 from fusetune.inference.predict import evaluating, model_device
+from fusetune.modalities.prompt import PromptModality
 from fusetune.models.generate import Generate
 from fusetune.tasks.abilities import Writes
 from fusetune.types import Batch
@@ -52,7 +54,7 @@ class Written:
 def decoding_of(settings: GenerationConfig, task: Writes) -> Decoding:
     """Return how a task's answers are written by the settings."""
     own = settings.model_dump(include={"beams", "temperature", "top_p", "top_k", "seed"})
-    return Decoding(task.max_tokens, stop=tuple(settings.stop), choices=tuple(settings.choices), **own)
+    return Decoding(settings.max_tokens or task.max_tokens, stop=tuple(settings.stop), choices=tuple(settings.choices), **own)
 
 
 def write(
@@ -78,7 +80,11 @@ def write(
         indices: (rows,) positions in the table.
         decoding: how they are written.
         progress: wraps the iterator over batches.
+
+    Raises:
+        ConfigError: the model has no positions for so long an answer.
     """
+    _check_room(model, task, examples, decoding)
     indices = np.asarray(indices, dtype=np.int64)
     if not len(indices):
         return Written.empty(0)
@@ -98,6 +104,26 @@ def write(
             _put(result, group, _written(model, name, task, batch, decoding))
             trim_memory()
     return result.take(inverse.reshape(-1))
+
+
+def _check_room(model: Generate, task: Writes, examples: Examples, decoding: Decoding) -> None:
+    """Refuse answers that are longer than the model has positions behind the longest prompt that it may read.
+
+    Raises:
+        ConfigError: they are.
+    """
+    language, modality = model.language, examples.columns[task.prompt].modality
+    if language.limit is None:
+        return
+    assert isinstance(modality, PromptModality)
+    room = language.limit - (0 if language.seq2seq else modality.max_tokens)
+    if decoding.max_tokens > room:
+        raise ConfigError(
+            "the language model has no positions for so long an answer",
+            expected=f"at most {room} tokens behind a prompt of {modality.max_tokens}",
+            came=f"max_tokens={decoding.max_tokens}",
+            do="lower generation.max_tokens, or tune with a lower prompt.max_tokens",
+        )
 
 
 def _groups(sizes: np.ndarray, decoding: Decoding, device: str) -> Iterator[np.ndarray]:
@@ -191,16 +217,32 @@ def _chosen(model: Generate, task: Writes, prompt: Embedded, decoding: Decoding)
     return result
 
 
-def stream(model: Generate, name: str, examples: Examples, index: int, decoding: Decoding) -> Iterator[str]:
-    """Yield the pieces of one row's answer as they are written; together they are the answer.
+def stream(
+    model: Generate, name: str, task: Writes, examples: Examples, decoding: Decoding, *, index: int = 0
+) -> Iterator[str]:
+    """Return an iterator over the pieces of one row's answer, as they are written; together they are the answer.
+
+    Beams and choices give the answer as one piece.
 
     Args:
         model: in any mode and on any device.
         name: the task's name in the model.
+        task: fitted.
         examples: prepared rows.
+        decoding: how it is written.
         index: the row's position in the table.
-        decoding: without beams or choices.
+
+    Raises:
+        ConfigError: the model has no positions for so long an answer.
     """
+    _check_room(model, task, examples, decoding)
+    if decoding.beams > 1 or decoding.choices:
+        return iter(write(model, name, task, examples, np.array([index]), decoding).texts.tolist())
+    return _pieces(model, name, examples, index, decoding)
+
+
+def _pieces(model: Generate, name: str, examples: Examples, index: int, decoding: Decoding) -> Iterator[str]:
+    """Yield the pieces of a row's answer."""
     batch = _without_targets(examples.batch(np.array([index])).to(model_device(model)))
     ids: list[int] = []
     given, stopped, held = "", set[int](), max([0, *(len(stop) - 1 for stop in decoding.stop)])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from fusetune.config.prompt import GenerationConfig
 from fusetune.data.column import Progress
 from fusetune.data.examples import Examples
 from fusetune.data.quarantine import Rejected, group_rejected
@@ -16,10 +17,9 @@ from fusetune.errors import TableError
 from fusetune.evaluation.measure.judge import Candidate, EvaluatedRows, judge
 from fusetune.evaluation.measure.unknown import unknown_labels
 from fusetune.evaluation.results import TaskResult, plain
-from fusetune.inference.decoding import Decoding
 from fusetune.inference.retrieval import searches, used_vectors
 from fusetune.inference.scores import predict_scores
-from fusetune.inference.write import write
+from fusetune.inference.write import decoding_of, write
 from fusetune.models.family import Family
 from fusetune.models.generate import Generate
 from fusetune.models.match import Match
@@ -98,6 +98,16 @@ class Judged:
     seen: sparse.csr_array | None = None
 
 
+@dataclass(frozen=True)
+class _How:
+    """How answers are computed and searched; see the arguments of `measure`."""
+
+    stack: Stack | None
+    progress: Progress | None
+    judged: Judged | None
+    generation: GenerationConfig
+
+
 def measure(
     model: Family,
     tasks: Mapping[str, Task],
@@ -109,6 +119,7 @@ def measure(
     seed: int = 0,
     progress: Progress | None = None,
     stack: Stack | None = None,
+    generation: GenerationConfig | None = None,
 ) -> Evaluation:
     """Measure metrics with bootstrap intervals on the labelled rows, and the main metric by slice.
 
@@ -122,6 +133,7 @@ def measure(
         seed: the seed of the bootstrap.
         progress: wraps iterators to show progress.
         stack: the boosted trees beside the model, if any.
+        generation: how answers are written, by a model that writes; None for the defaults.
 
     Raises:
         TableError: a column of `slices` is not in the table, or no row has what is
@@ -130,7 +142,8 @@ def measure(
     table = examples.table
     table.require(slices)
     results = []
-    for task, rows, answers, truth in ANSWERED[model.name](model, tasks, examples, stack, progress, judged):
+    how = _How(stack, progress, judged, generation or GenerationConfig())
+    for task, rows, answers, truth in ANSWERED[model.name](model, tasks, examples, how):
         tuned = Candidate("tuned", "after", "the tuned model", answers)
         evaluated = EvaluatedRows(
             truth,
@@ -165,19 +178,12 @@ def _described(item: Rejected) -> str:
     return f"column {item.column!r}: {item.why}{cell}"
 
 
-def _predictions(
-    model: Family,
-    tasks: Mapping[str, Task],
-    examples: Examples,
-    stack: Stack | None,
-    progress: Progress | None,
-    judged: Judged | None,
-) -> Iterator[Answered]:
+def _predictions(model: Family, tasks: Mapping[str, Task], examples: Examples, how: _How) -> Iterator[Answered]:
     """Yield the predictions of each target's labelled rows."""
     targets = target_tasks(tasks)
     if not any(len(examples.labelled(name)) for name in targets):
         raise _no_targets(targets.values(), examples)
-    predicted = predict_scores(model, targets, examples, stack=stack, progress=progress)
+    predicted = predict_scores(model, targets, examples, stack=how.stack, progress=how.progress)
     for name, task in targets.items():
         if len(rows := examples.labelled(name)):
             yield task, rows, predicted[name][examples.positions(rows)], examples.truth(name, rows)
@@ -195,15 +201,9 @@ def _no_targets(tasks: Iterable[Task], examples: Examples) -> TableError:
     )
 
 
-def _rankings(
-    model: Family,
-    tasks: Mapping[str, Task],
-    examples: Examples,
-    stack: Stack | None,
-    progress: Progress | None,
-    judged: Judged | None,
-) -> Iterator[Answered]:
+def _rankings(model: Family, tasks: Mapping[str, Task], examples: Examples, how: _How) -> Iterator[Answered]:
     """Yield the ranks of each direction of retrieval, among the evaluated rows' distinct answers."""
+    judged = how.judged
     related, seen = (None, None) if judged is None else (judged.related, judged.seen)
     searched = searches(tasks, examples, related, seen)
     if not searched:
@@ -217,35 +217,21 @@ def _rankings(
         yield task, examples.used[search.rows], task.answers(vectors, search), task.truth(search)
 
 
-def _matched(
-    model: Family,
-    tasks: Mapping[str, Task],
-    examples: Examples,
-    stack: Stack | None,
-    progress: Progress | None,
-    judged: Judged | None,
-) -> Iterator[Answered]:
+def _matched(model: Family, tasks: Mapping[str, Task], examples: Examples, how: _How) -> Iterator[Answered]:
     """Yield the answers of the pairs' target, or of each direction of retrieval."""
     answered = _predictions if target_tasks(tasks) else _rankings
-    return answered(model, tasks, examples, stack, progress, judged)
+    return answered(model, tasks, examples, how)
 
 
-def _written(
-    model: Family,
-    tasks: Mapping[str, Task],
-    examples: Examples,
-    stack: Stack | None,
-    progress: Progress | None,
-    judged: Judged | None,
-) -> Iterator[Answered]:
+def _written(model: Family, tasks: Mapping[str, Task], examples: Examples, how: _How) -> Iterator[Answered]:
     """Yield the answers that a language model writes for each target's labelled rows."""
     assert isinstance(model, Generate)
     if not any(len(examples.labelled(name)) for name in tasks):
         raise _no_targets(tasks.values(), examples)
     for name, task in tasks.items():
         if isinstance(task, Writes) and len(rows := examples.labelled(name)):
-            decoding = Decoding(task.max_tokens)
-            written = write(model, name, task, examples, rows, decoding, progress=progress)
+            decoding = decoding_of(how.generation, task)
+            written = write(model, name, task, examples, rows, decoding, progress=how.progress)
             yield task, rows, written.texts, examples.truth(name, rows)
 
 
