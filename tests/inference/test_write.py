@@ -108,7 +108,8 @@ def test_a_stream_s_pieces_are_the_answer(parts):
         assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
     word = whole.texts[0].split()[-1]
     assert (
-        "".join(stream(model, "out", task, examples, Decoding(8, stop=(word,)))) == whole.texts[0].split(word)[0].strip()
+        "".join(stream(model, "out", task, examples, Decoding(8, stop=(word,))))
+        == whole.texts[0].split(word)[0].strip()
     )
 
 

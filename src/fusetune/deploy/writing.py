@@ -11,7 +11,7 @@ from fusetune.config.config import Config
 from fusetune.config.data import OnBadCell
 from fusetune.deploy.bundle import Bundle
 from fusetune.deploy.predictions import Predictions
-from fusetune.deploy.rows import Rows, index_of
+from fusetune.deploy.rows import Rows
 from fusetune.deploy.tuned import predict, read_examples
 from fusetune.errors import ConfigError, TableError, nearest
 from fusetune.inference.write import decoding_of, stream

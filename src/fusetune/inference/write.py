@@ -54,7 +54,9 @@ class Written:
 def decoding_of(settings: GenerationConfig, task: Writes) -> Decoding:
     """Return how a task's answers are written by the settings."""
     own = settings.model_dump(include={"beams", "temperature", "top_p", "top_k", "seed"})
-    return Decoding(settings.max_tokens or task.max_tokens, stop=tuple(settings.stop), choices=tuple(settings.choices), **own)
+    return Decoding(
+        settings.max_tokens or task.max_tokens, stop=tuple(settings.stop), choices=tuple(settings.choices), **own
+    )
 
 
 def write(
