@@ -75,6 +75,7 @@ OPTIONS = {
     "recommend": {
         *("folder", "--users", "--user-id", "--liked", "-k", "--catalogue", "--known", "--out", "-o", "--json"),
     },
+    "chat": {"source", "--system", "--set", "--temperature", "--seed", "--max-tokens", "--json"},
     "merge": {"folder", "--out", "-o", "--overwrite", "--json"},
     "export": {"folder", "--to", "--side", "--out", "-o", "--overwrite", "--json"},
     "report": {"folder", "--json"},

@@ -140,6 +140,21 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
+def named_cells(cells: Sequence[str]) -> dict[str, str]:
+    """Return the values of `--set COLUMN=VALUE` by column.
+
+    Raises:
+        ConfigError: one has no column.
+    """
+    named = {}
+    for cell in cells:
+        column, equals, value = cell.partition("=")
+        if not equals or not column:
+            raise ConfigError(f"{cell!r} names no column", expected="--set COLUMN=VALUE")
+        named[column] = value
+    return named
+
+
 def check_model_and_table(model: Path, table: str) -> None:
     """Refuse a table in the place of the model folder, and a model folder in the place of the table.
 

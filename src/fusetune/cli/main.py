@@ -30,6 +30,7 @@ VERBS = {
     "index": "Build a model's search index of a catalogue, add to it or remove from it.",
     "search": "Find the rows of a catalogue that are nearest to a query.",
     "recommend": "Recommend items to users.",
+    "chat": "Chat with a language model, tuned or as it is.",
     "merge": "Work a model's adapters into its weights, for a folder that needs no other.",
     "export": "Write a model in the format of another library.",
     "report": "Show a model folder's report and write its HTML again.",

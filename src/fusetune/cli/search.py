@@ -92,13 +92,7 @@ def _queries(query: list[str] | None, cells: list[str] | None, queries: Path | N
         return query
     if queries is not None:
         return queries
-    row = {}
-    for cell in cells or []:
-        column, equals, value = cell.partition("=")
-        if not equals or not column:
-            raise ConfigError(f"{cell!r} names no column", expected="--set COLUMN=VALUE")
-        row[column] = value
-    return [row]
+    return [common.named_cells(cells or [])]
 
 
 def _print(rows: list[dict[str, Any]], find: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fusetune.backbones.language import Embedded
+from fusetune.backbones.language import Embedded, LanguageModel
 from fusetune.config.prompt import GenerationConfig
 from fusetune.data.column import Progress
 from fusetune.data.examples import Examples
@@ -246,16 +246,29 @@ def stream(
 def _pieces(model: Generate, name: str, examples: Examples, index: int, decoding: Decoding) -> Iterator[str]:
     """Yield the pieces of a row's answer."""
     batch = _without_targets(examples.batch(np.array([index])).to(model_device(model)))
+    with evaluating(model):
+        prompt = model.read(name, batch)
+    yield from stream_prompt(model.language, prompt, decoding, row=int(batch.rows[0]))
+
+
+def stream_prompt(language: LanguageModel, prompt: Embedded, decoding: Decoding, *, row: int) -> Iterator[str]:
+    """Yield the pieces of the answer to one prompt as they are written; together they are the answer.
+
+    Args:
+        language: in any mode and on any device.
+        prompt: of one row.
+        decoding: without beams or choices.
+        row: the row's id, by which draws differ.
+    """
     ids: list[int] = []
     given, stopped, held = "", set[int](), max([0, *(len(stop) - 1 for stop in decoding.stop)])
-    with evaluating(model):
-        steps = decode(model.language, model.read(name, batch), decoding, batch.rows.tolist(), stopped=stopped)
+    steps = decode(language, prompt, decoding, [row], stopped=stopped)
     while True:
-        with evaluating(model):  # not while the caller has a piece
+        with evaluating(language):  # not while the caller has a piece
             step = next(steps, None)
         if step is not None:
             ids.append(int(step.ids[0]))
-        text = model.language.decode(ids).strip()
+        text = language.decode(ids).strip()
         cuts = [at for stop in decoding.stop if (at := text.find(stop)) >= 0]
         if cuts:
             stopped.add(0)
