@@ -35,6 +35,8 @@ LOOPS = 0.2
 """A text of which a larger share of the runs of four words come again repeats itself."""
 MAX_FREQUENT, MIN_FREQUENT = 12, 3
 """The most answers in the table of frequent ones, and the fewest rows with the first of them."""
+SHOWN_TOGETHER = 3
+"""So many rows that tuning made better come first, then so many that it made worse, then so many at random; and on."""
 MAX_BINS = 20
 TAIL = 99.0
 """The percentile of all lengths at which the histograms end; longer texts are in the last bar."""
@@ -174,7 +176,7 @@ def changed_rows(
 ) -> ChangedRows:
     """Return the rows that tuning changed most, a third for the better, a third for the worse, and others at random.
 
-    Rows whose metric changed equally are in the order of their change in chrF.
+    They take turns, `SHOWN_TOGETHER` of each. Rows whose metric changed equally are ordered by their change in chrF.
 
     Args:
         before, after: answers, (rows,) of texts, and (rows, k) as `row_counts` returns them.
@@ -206,8 +208,9 @@ def changed_rows(
             float(scores[0][at]),
             float(scores[1][at]),
         )
+        for start in range(0, num, SHOWN_TOGETHER)
         for outcome, places in outcomes
-        for at in places
+        for at in places[start : start + SHOWN_TOGETHER]
     ]
     name = "chrf" if metric.name == "bleu" else metric.name
     return ChangedRows(name, rows, int((gains > 0).sum()), int((gains < 0).sum()), int((gains == 0).sum()))
