@@ -65,6 +65,17 @@ def test_numbers_and_booleans_are_written_as_words():
     assert task().truth([3.0, True, "x ", ["a", "b"]]).tolist() == ["3", "yes", "x", ["a", "b"]]
 
 
+def test_the_main_metric_and_what_goes_with_it_come_first():
+    made = task()
+    made.fit(["red", "two", "a bus"])
+    truth = made.truth(["red", "two", "a bus"])
+    names = list(made.metrics(made.measured(truth, truth), truth))
+    assert names[:2] == ["exact_match", "token_f1"] == [made.main.name, names[1]]
+    made.measure_by("wer", truth)
+    names = list(made.metrics(made.measured(truth, truth), truth))
+    assert names[:2] == ["wer", "cer"] and not made.main.greater_is_better
+
+
 def test_metrics_and_constant():
     made = task()
     truth = made.truth(["a red dog sits", "a red dog sits", ["a cat sits there", "the cat sits there"]])

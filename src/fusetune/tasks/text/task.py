@@ -22,7 +22,7 @@ from fusetune.tasks.metrics import LOWER_IS_BETTER
 from fusetune.tasks.panels.kinds import ChangedRows, Evidence, Panel, Section, WorstRows
 from fusetune.tasks.panels.written import changed_rows, sizes_panel, worst_written, written_sections
 from fusetune.tasks.state import restored, state_of
-from fusetune.tasks.text.metrics.choose import main_metric
+from fusetune.tasks.text.metrics.choose import in_order, main_metric
 from fusetune.tasks.text.metrics.table import metrics_of, row_counts
 from fusetune.types import Target, TextTokens
 
@@ -153,7 +153,7 @@ class GenerateTask(Writes, ShowsChange, Summed):
 
     def metrics(self, measured: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
         """Return BLEU, chrF, ROUGE, exact match and others; see `fusetune.tasks.text.metrics`."""
-        return metrics_of(measured, weights)
+        return in_order(metrics_of(measured, weights), self.main.name)
 
     def constant(self, truth: np.ndarray, rows: int) -> np.ndarray:
         """Return the most frequent text of `truth`, `rows` times."""
