@@ -1,10 +1,13 @@
 """`LanguageModel` beside transformers: log-likelihoods, padding, files."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_model, save_file, save_model
+from transformers import AutoModelForSeq2SeqLM
 
 from fusetune.backbones.adapters import adapt
 from fusetune.backbones.language import Embedded, LanguageModel
@@ -94,6 +97,27 @@ def test_a_saved_model_is_restored_with_its_head(language, tmp_path: Path):
     restored.load_state_dict(language.state_dict())
     torch.testing.assert_close(scores(restored.eval(), PROMPTS, ANSWERS), scores(language, PROMPTS, ANSWERS))
     assert restored.end_ids == [VOCAB["[SEP]"]]
+
+
+def test_a_head_of_its_own_is_saved_and_restored(tiny, tmp_path: Path):
+    """T5's configs say in transformers that the head is tied, which flan-t5's is not."""
+    model = AutoModelForSeq2SeqLM.from_pretrained(tiny("t5_writer"))
+    shutil.copytree(tiny("t5_writer"), tmp_path / "own")
+    weights = {name: value.clone() for name, value in model.state_dict().items() if "embed_tokens" not in name}
+    weights["lm_head.weight"] = torch.randn_like(weights["lm_head.weight"])
+    save_file(weights, tmp_path / "own" / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "own" / "config.json").read_text()) | {"tie_word_embeddings": False}
+    config.pop("scale_decoder_outputs", None)
+    (tmp_path / "own" / "config.json").write_text(json.dumps(config))
+    language = load_language(str(tmp_path / "own")).eval()
+    language.save(tmp_path / "saved")
+    restored = restore_backbone(tmp_path / "saved").eval()
+    save_model(language, str(tmp_path / "weights.safetensors"))
+    load_model(restored, str(tmp_path / "weights.safetensors"))
+    torch.testing.assert_close(scores(restored, PROMPTS, ANSWERS), scores(language, PROMPTS, ANSWERS))
+    assert not language.config.scale_decoder_outputs and not restored.config.scale_decoder_outputs
+    restored.save(tmp_path / "again")
+    assert not json.loads((tmp_path / "again" / "backbone.json").read_text())["tied"]
 
 
 @pytest.mark.parametrize("name", ["bert", "vit", "llama"])

@@ -227,13 +227,19 @@ class LanguageModel(Backbone):
 
     def describe(self) -> dict[str, Any]:
         """See `Backbone.describe`."""
-        return {**super().describe(), "writes": True, "limit": self.limit}
+        return {**super().describe(), "writes": True, "limit": self.limit, "tied": tied(self.model)}
 
     def save(self, folder: Path) -> None:
         """See `Backbone.save`; with the settings by which the model writes."""
         super().save(folder)
         if (generation := getattr(self.model, "generation_config", None)) is not None:
             generation.save_pretrained(str(folder))
+
+
+def tied(model: Any) -> bool:
+    """Return whether a model's head has the weights of its embeddings; true without a head."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    return head is None or getattr(head, "weight", None) is embedding.weight
 
 
 def _scores(logits: Tensor, ids: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from fusetune.backbones.hub.source import (
     weight_files,
 )
 from fusetune.backbones.inspection import structure
-from fusetune.backbones.language import LanguageModel
+from fusetune.backbones.language import LanguageModel, tied
 from fusetune.backbones.pretrained import lacking, steady, tokenizer_of
 from fusetune.errors import BackboneError
 from fusetune.security.untrusted import reading
@@ -63,6 +63,8 @@ def restore_language(folder: Path, saved: dict[str, Any], most: int | None) -> L
         if most is not None:
             structure.check_size(config, most)
         model = _auto(config, folder).from_config(config, dtype=torch.float32, trust_remote_code=False)
+    if not saved.get("tied", True):
+        _untie(model)
     named = {name: saved[name] for name in ("key", "source", "fingerprint")}
     return _made(model, folder, config, named, trusted=True)
 
@@ -105,6 +107,8 @@ def _made(model: Any, folder: Path, config: Any, named: dict[str, str], *, trust
     Raises:
         BackboneError: the model reads both ways, or its tokenizer has ids that it does not.
     """
+    if not tied(model):  # T5's config says that it is, whatever the file says, and scales the outputs by that
+        config.tie_word_embeddings = False
     tokenizer = tokenizer_of(folder)
     structure.check_words(model, max(tokenizer.get_vocab().values(), default=0))
     relative = bool(getattr(config, "is_encoder_decoder", False)) and hasattr(config, "relative_attention_num_buckets")
@@ -121,6 +125,12 @@ def _made(model: Any, folder: Path, config: Any, named: dict[str, str], *, trust
             file=str(folder),
         )
     return language
+
+
+def _untie(model: Any) -> None:
+    """Give the head weights of its own, which transformers ties to the embeddings by some types' configs."""
+    if (head := model.get_output_embeddings()) is not None:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
 
 
 def _auto(config: Any, folder: Path) -> Any:
