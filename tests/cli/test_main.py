@@ -55,6 +55,10 @@ OPTIONS = {
         "--media",
         "--json",
     },
+    "generate": {
+        *("folder", "table", "--set", "--out", "-o", "--beams", "--temperature", "--top-p", "--top-k", "--seed"),
+        *("--stop", "--choice", "--max-tokens", "--missing-columns", "--media", "--json"),
+    },
     "evaluate": {
         "folder",
         "table",

@@ -1,11 +1,14 @@
 """What a tuned model that writes offers: answers by other settings, streams, and every other verb."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import fusetune as ft
+from fusetune.cli.main import app
 from fusetune.errors import ConfigError, TableError
 
 QUICK = ["trainer.checkpoint_minutes=null", "trainer.trackers=[]", "report.bootstrap=20", "generation.val_rows=4"]
@@ -105,3 +108,41 @@ def test_wrong_settings_are_named(tuned, how):
     for write in (tuned.write, tuned.stream):
         with pytest.raises(ConfigError):
             write({"source": "w1", "size": 1}, **how)
+
+
+class TestCommand:
+    def run(self, *arguments, code=0):
+        done = CliRunner().invoke(app, list(map(str, arguments)))
+        assert done.exit_code == code, done.output
+        return done
+
+    def test_a_row_is_answered(self, tuned):
+        asked = ("generate", tuned.folder, "--set", "source=w1 w2", "--set", "size=3")
+        answer = tuned.write([{"source": "w1 w2", "size": "3"}])
+        assert self.run(*asked).stdout.strip() == answer["out"][0]
+        (line,) = self.run(*asked, "--json").stdout.splitlines()
+        assert json.loads(line)["out"] == answer["out"][0]
+        assert self.run(*asked, "--choice", "w7", "--choice", "w7 w8").stdout.strip() in {"w7", "w7 w8"}
+        assert self.run(*asked[:-2], "--missing-columns", "size").stdout.strip()
+
+    def test_a_table_is_answered(self, tuned, rows, tmp_path):
+        how = ("--temperature", 1.5, "--seed", 2, "--max-tokens", 3)
+        self.run("generate", tuned.folder, rows, "-o", tmp_path / "o.jsonl", *how)
+        lines = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+        assert [line["out"] for line in lines] == tuned.write(rows, temperature=1.5, seed=2, max_tokens=3)["out"]
+        assert self.run("generate", tuned.folder, rows).stdout.count("\n") == 61
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            ([], "--set COLUMN=VALUE"),
+            (["--set", "source"], "names no column"),
+            (["--set", "source=a", "--set", "source=b"], "twice"),
+            (["--set", "sorce=w1"], "did you mean 'source'"),
+            (["--set", "source=w1"], "--missing-columns size"),
+            (["--set", "source=w1", "--set", "size=1", "--beams", "2", "--temperature", "1"], "beams"),
+            (["--set", "source=w1", "--set", "size=1", "-o", "x.xlsx"], ".csv"),
+        ],
+    )
+    def test_mistakes(self, tuned, arguments, said):
+        assert said in self.run("generate", tuned.folder, *arguments, code=2).stderr

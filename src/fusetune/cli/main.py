@@ -25,6 +25,7 @@ from fusetune.errors import Interrupted, nearest
 VERBS = {
     "fit": "Tune a model on a table; write the model folder and the report.",
     "predict": "Predict the rows of a table with a tuned model.",
+    "generate": "Write answers with a tuned model that writes: of one row, or of a table.",
     "evaluate": "Measure a tuned model on labelled rows.",
     "embed": "Write a vector for every row of a table.",
     "index": "Build a model's search index of a catalogue, add to it or remove from it.",
