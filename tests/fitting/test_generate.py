@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -124,3 +125,51 @@ def test_an_empty_target_is_refused(tiny, tmp_path):
     path = table(tmp_path / "t.csv", [{"source": "w1 w2", "out": ""} for _ in range(30)])
     with pytest.raises(TableError):
         ft.fit(path, target="out", overrides=[f"text={tiny('llama_writer')}", "tasks.out=generate"])
+
+
+@pytest.fixture(scope="module")
+def chats(tiny, tmp_path_factory):
+    """A fit whose target is a column of chats, with a model that has a chat template."""
+    folder = tmp_path_factory.mktemp("chats")
+    model = folder / "model"
+    shutil.copytree(tiny("llama_writer"), model)
+    template = (
+        "{% for m in messages %}[CLS] {{ m.content }} [SEP] {% endfor %}{% if add_generation_prompt %}[CLS] {% endif %}"
+    )
+    (model / "chat_template.jinja").write_text(template)
+    rng = np.random.default_rng(0)
+    rows = []
+    for _ in range(60):
+        turns = [{"role": "user", "content": words(rng, 3)}, {"role": "assistant", "content": words(rng, 2)}]
+        turns += [{"role": "user", "content": words(rng, 3)}, {"role": "assistant", "content": f"w22 {words(rng, 3)}"}]
+        rows.append({"messages": turns})
+    path = folder / "chats.jsonl"
+    path.write_text("\n".join(map(json.dumps, [*rows, {"messages": rows[0]["messages"][:1]}])))
+    settings = [f"text={model}", "trainer.epochs=1", *QUICK]
+    return ft.fit(str(path), target="messages", overrides=settings, out=str(folder / "run")), folder, rows
+
+
+def test_chats_are_prompts_up_to_their_last_answer(chats):
+    tuned, folder, rows = chats
+    task, modality = tuned.bundle.tasks["messages"], tuned.bundle.modalities["prompt"]
+    turns = rows[0]["messages"]
+    assert task.chats and list(task.truth([turns])) == [turns[-1]["content"]]
+    text = modality.text([turns])
+    assert text.count("[SEP]") == 3 and turns[2]["content"] in text and turns[3]["content"] not in text
+    rejected = (folder / "run" / "rejected.jsonl").read_text()
+    assert "no answer to learn from" in rejected and len(rejected.splitlines()) == 1
+
+
+def test_a_chat_is_answered_with_or_without_its_last_answer(chats):
+    _, folder, rows = chats
+    whole, asked = rows[0]["messages"], rows[0]["messages"][:-1]
+    found = ft.load(folder / "run").predict([{"messages": whole}, {"messages": asked}, {"messages": "no chat"}]).table
+    answers = found["messages"].to_pylist()
+    assert answers[0] == answers[1] and answers[0] is not None and answers[2] is None
+
+
+def test_a_chat_needs_no_template_of_its_own(chats):
+    _, folder, _ = chats
+    with pytest.raises(ConfigError, match="own prompts"):
+        settings = [f"text={folder / 'model'}", "prompt.template=w1 {messages}"]
+        ft.fit(str(folder / "chats.jsonl"), target="messages", overrides=settings)

@@ -249,7 +249,9 @@ class GenerateFit:
         return modality
 
     def _sources(self, task: Writes, test: SplitRows) -> dict[str, list[str | None]]:
-        """Return the cells of the text columns in a task's prompts, by column."""
+        """Return the cells of the text columns in a task's prompts, by column; a chat has its answer in it."""
+        if task.chats:
+            return {}
         names = [name for name in self._prompt(task).join if self.fit.schema.columns[name].kind == "text"]
         cells = {name: test.examples.table.cells(name, test.indices) for name in names}
         return {name: [None if is_missing(cell) else str(cell) for cell in own] for name, own in cells.items()}

@@ -51,6 +51,12 @@ def with_prompts(schema: Schema, tasks: Mapping[str, TargetTask], config: Config
     specs, used = dict(schema.columns), dict[str, str]()
     for target, task in writing.items():
         name = _free(PROMPT if len(writing) == 1 else f"{PROMPT}: {target}", specs)
+        if task.chats:
+            specs[name] = ColumnSpec(
+                name, PROMPT, "input", f"{target} up to the last answer", _chat_options(task, config)
+            )
+            task.prompt = name
+            continue
         text = task.template or config.prompt.template or default_template(inputs, target)
         template = Template(text)
         template.check(inputs, where=f"tasks.{target}.template" if task.template else "prompt.template")
@@ -97,6 +103,29 @@ def _options(template: Template, soft: Sequence[str], config: Config) -> dict[st
         "max_tokens": settings.max_tokens,
         "answer_tokens": settings.max_answer_tokens,
         "projector": settings.projector,
+        "noise": settings.noise,
+    }
+
+
+def _chat_options(task: Writes, config: Config) -> dict[str, Any]:
+    """Return the options of `PromptModality` for a target whose cells are chats.
+
+    Raises:
+        ConfigError: a template is given, or no chat template is to be used.
+    """
+    settings = config.prompt
+    if task.template or settings.template or settings.chat == "no":
+        raise ConfigError(
+            f"the cells of {task.target} are chats, which are their own prompts",
+            came="prompt.chat=no" if settings.chat == "no" else "a template",
+            do="leave it out, or give the answers as a column of their own",
+        )
+    return {
+        "messages": task.target,
+        "join": [task.target],
+        "system": settings.system,
+        "max_tokens": settings.max_tokens,
+        "answer_tokens": settings.max_answer_tokens,
         "noise": settings.noise,
     }
 

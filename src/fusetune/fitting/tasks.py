@@ -11,6 +11,7 @@ from fusetune.data.schema import Schema
 from fusetune.data.table import Table
 from fusetune.errors import ConfigError, TableError
 from fusetune.models.build import build_task
+from fusetune.tasks.abilities import Writes
 from fusetune.tasks.base import TargetTask
 from fusetune.tasks.infer import infer_task
 from fusetune.tasks.pairs import PairTask
@@ -41,6 +42,8 @@ def make_tasks(config: Config, schema: Schema, train: Table) -> dict[str, Target
         except TableError as error:
             raise error.in_file(train.source) from None
         tasks[target] = task = build_task(target, name, options)
+        if isinstance(task, Writes):
+            task.look(_sample(train, target))
         if isinstance(task, PairTask):
             task.compare(config.query, config.document)
             if task.learned_by not in config.objectives:

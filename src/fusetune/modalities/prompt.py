@@ -15,10 +15,12 @@ from torch import Tensor
 
 from fusetune.errors import BadCell, ConfigError
 from fusetune.modalities.base import Detection
+from fusetune.modalities.messages import last_turn, parse_messages
 from fusetune.modalities.on_backbone import BackboneModality
 from fusetune.modalities.passages import is_blank
 from fusetune.modalities.template import Template
 from fusetune.modalities.text import MAX_CHARS, check_text
+from fusetune.types import Message
 
 if TYPE_CHECKING:
     from fusetune.backbones.language import LanguageModel
@@ -52,7 +54,8 @@ class PromptModality(BackboneModality):
         column: str,
         *,
         backbone: LanguageModel,
-        template: str,
+        template: str = "",
+        messages: str | None = None,
         join: Sequence[Any],
         soft: Sequence[str] = (),
         soft_tokens: int = 4,
@@ -67,7 +70,9 @@ class PromptModality(BackboneModality):
         Args:
             column: the column's name.
             backbone: the language model.
-            template: see `Template`.
+            template: see `Template`; "" where the prompt is a chat.
+            messages: the column of chats, each of which is a prompt up to the assistant's last turn; None if the prompt
+                is a template's.
             join: names of the columns whose cells a cell has, then `{"present": soft}` if there are soft columns.
             soft: names of the columns that enter as vectors.
             soft_tokens: vectors of each.
@@ -81,6 +86,7 @@ class PromptModality(BackboneModality):
             ConfigError: the model has no room for so long an answer.
         """
         super().__init__(column, backbone=backbone)
+        self.messages = messages
         self.template, self.soft, self.soft_tokens = Template(template), list(soft), soft_tokens
         self.system, self.chat = system, chat
         self.answer_tokens, self.most_answer_tokens = answer_tokens, _room(backbone, answer_tokens)
@@ -89,6 +95,7 @@ class PromptModality(BackboneModality):
         self.projector, self.noise, self.parts = projector, noise, list(join)
         self.join = [name for name in join if isinstance(name, str)]
         self.num_truncated = 0
+        chat = chat if messages is None else "yes"
         self.frame = backbone.frame(chat, system, ends_in_space=template[-1:].isspace())
 
     @classmethod
@@ -100,15 +107,52 @@ class PromptModality(BackboneModality):
         """Return the token ids of a row's prompt, (tokens,) int32.
 
         Raises:
-            BadCell: a cell holds half a character, or everything is blank.
+            BadCell: a cell holds half a character, everything is blank, or a chat cannot be read.
         """
+        if self.messages is not None:
+            return np.asarray(self._chat(self._before(cell, row=row)), dtype=np.int32)
         cells, present = self._cells(cell, row=row)
         return np.asarray(self._encode(cells, present), dtype=np.int32)
 
     def text(self, cell: Any, *, row: int = 0) -> str:
         """Return a row's prompt as the language model reads it, with the names of soft columns in angle brackets."""
+        if self.messages is not None:
+            return self._asked(self._before(cell, row=row))
         cells, present = self._cells(cell, row=row)
         return _PLACE.sub(lambda match: f"<{self.soft[int(match[1])]}>", self._rendered(cells, present))
+
+    def _before(self, cell: Any, *, row: int) -> list[Message]:
+        """Return a chat's messages before the assistant's last turn, which a chat that is to be answered lacks."""
+        assert self.messages is not None
+        entry = cell[0] if isinstance(cell, list) and len(cell) == 1 else cell
+        messages = parse_messages(entry, row=row, column=self.messages)
+        if messages and messages[-1].role == "assistant":
+            messages = last_turn(messages, row=row, column=self.messages)[0]
+        if media := next((message.media[0] for message in messages if message.media), None):
+            why, do = f"a message has an {media.type}", "give it as a column of its own, named in a template"
+            raise BadCell(row=row, column=self.messages, value=cell, why=why, do=do)
+        for message in messages:
+            check_text(message.text, row=row, column=self.messages)
+        return messages
+
+    def _asked(self, messages: Sequence[Message]) -> str:
+        """Return a chat's text up to where the assistant answers."""
+        assert self.frame.template is not None, "a chat's frame has a template"
+        has_system = not self.system or messages[0].role == "system"
+        told = messages if has_system else [Message("system", self.system), *messages]
+        return _unmarked(self.frame.template.prompt(told))
+
+    def _chat(self, messages: list[Message]) -> list[int]:
+        """Return a chat's ids, at most `max_tokens`: the oldest turns that do not fit are left out."""
+        ids = self._ids(self._asked(messages))
+        self.num_truncated += len(ids) > self.max_tokens
+        while len(ids) > self.max_tokens:
+            users = [number for number, message in enumerate(messages) if message.role == "user"]
+            if len(users) < 2:
+                break
+            messages = [message for message in messages[: users[0]] if message.role == "system"] + messages[users[1] :]
+            ids = self._ids(self._asked(messages))
+        return ids[-self.max_tokens :]
 
     def _cells(self, cell: Any, *, row: int) -> tuple[dict[str, str | None], list[str]]:
         """Return the cells as words, by column, and the soft columns that the row has."""
@@ -179,6 +223,7 @@ class PromptModality(BackboneModality):
         """Return the template and how it is read."""
         return {
             "template": self.template.text,
+            "messages": self.messages,
             "join": self.parts,
             "soft": self.soft,
             "soft_tokens": self.soft_tokens,

@@ -281,12 +281,18 @@ class Writes(Ability):
         prompt: the column of the rows' prompts, once the fit has made it.
         template: the task's own template of a prompt, or None.
         max_tokens: most tokens of an answer, its end included; 0 before `fit`.
+        chats: whether cells are chats, whose last turn, the assistant's, is the answer and the others the prompt.
     """
 
     ability = "answers that a language model writes"
     prompt: str
     template: str | None
     max_tokens: int
+    chats: bool = False
+
+    @abc.abstractmethod
+    def look(self, values: Sequence[Any]) -> None:
+        """Find out from a sample of the target's cells whether they are chats."""
 
     @abc.abstractmethod
     def write_with(self, encode: Callable[[str], list[int]], most: int, *, fixed: bool = False) -> None:

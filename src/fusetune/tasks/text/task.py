@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fusetune.data.table import is_missing
 from fusetune.errors import BadCell, ConfigError, TableError
 from fusetune.modalities.base import Detection
+from fusetune.modalities.messages import is_chat, last_turn, parse_messages
 from fusetune.modalities.passages import is_blank
 from fusetune.modalities.profile import plain, profile_cells
 from fusetune.modalities.text import check_text
@@ -28,12 +30,16 @@ from fusetune.types import Target, TextTokens
 
 MIN_WORDS = 4
 """Words of each text, on average, by which lists of texts are told from lists of labels."""
+LEARNED = ("prompt", "max_tokens", "choice", "chats")
+CHATS = 0.9
+"""Least confidence that cells are chats."""
 
 
 class GenerateTask(Writes, ShowsChange, Summed):
     """Text that a language model writes.
 
-    A cell is a text, or a list of texts that are equally right, the first of which is learned. A row's loss is
+    A cell is a text, or a list of texts that are equally right, the first of which is learned; or a chat, whose last
+    turn is learned. A row's loss is
     −Σ log p(token | prompt, tokens before) over the answer's tokens and its end; its size is their number, so that the
     mean loss is that of tokens. With label smoothing ε a token's loss is (1 − ε) · (−log p) + ε · mean −log p over the
     vocabulary (Szegedy et al. 2016, arXiv 1512.00567).
@@ -68,6 +74,8 @@ class GenerateTask(Writes, ShowsChange, Summed):
     @classmethod
     def detect(cls, values: Sequence[Any]) -> Detection:
         """Rate the cells: texts of several words, most of which differ, or lists of such texts."""
+        if (chats := is_chat(values)).confidence >= CHATS:
+            return chats
         texts = [text for value in values for text in _references(value)[:1]]
         if len(texts) < len(values):
             return Detection(0.0, "the cells are no texts")
@@ -79,6 +87,28 @@ class GenerateTask(Writes, ShowsChange, Summed):
             return Detection(0.05, said)
         return Detection(0.6, said)
 
+    def look(self, values: Sequence[Any]) -> None:
+        """See `Writes.look`."""
+        self.chats = is_chat(values).confidence >= CHATS
+
+    def _texts(self, value: Any, *, row: int = 0) -> list[str]:
+        """Return the right answers of a cell; none if it has no text.
+
+        Raises:
+            BadCell: it is a chat that does not end with an answer.
+        """
+        if not self.chats or is_missing(value):
+            return _references(value)
+        messages = parse_messages(value, row=row, column=self.target)
+        return _references(last_turn(messages, row=row, column=self.target)[1])
+
+    def _readable(self, value: Any) -> list[str]:
+        """Return the right answers of a cell; none if it cannot be read."""
+        try:
+            return self._texts(value)
+        except BadCell:
+            return []
+
     def write_with(self, encode: Callable[[str], list[int]], most: int, *, fixed: bool = False) -> None:
         """See `Writes.write_with`."""
         self._encode, self._most, self._fixed = encode, most, fixed
@@ -89,10 +119,11 @@ class GenerateTask(Writes, ShowsChange, Summed):
         Raises:
             TableError: no cell has a text.
         """
-        texts = [found[0] for value in values if (found := _references(value))]
+        known = [found for value in values if (found := self._readable(value))]
+        texts = [found[0] for found in known]
         if not texts:
             raise TableError("the target has no texts", do="name another target column", column=self.target)
-        name, why = main_metric([found for value in values if (found := _references(value))])
+        name, why = main_metric(known)
         self.main = Metric(name, name not in LOWER_IS_BETTER)
         self.choice = f"measured by {name}: {why}"
         longest = max(len(self._tokens(text)) for text in texts)
@@ -100,7 +131,7 @@ class GenerateTask(Writes, ShowsChange, Summed):
 
     def check(self, value: Any, *, row: int) -> None:
         """See `TargetTask.check`: refuse cells without a text."""
-        references = _references(value)
+        references = self._texts(value, row=row)
         if not references:
             why = "it is no text that can be written"
             raise BadCell(row=row, column=self.target, value=value, why=why, do="give a text, or empty the cell")
@@ -109,7 +140,7 @@ class GenerateTask(Writes, ShowsChange, Summed):
 
     def encode(self, values: Sequence[Any], tokens: TextTokens | None = None) -> Target:
         """See `TargetTask.encode`: values are token ids, (rows, answer tokens) int64, −1 behind an answer."""
-        texts = [(_references(value) or [""])[0] for value in values]
+        texts = [(self._readable(value) or [""])[0] for value in values]
         return _padded([self._tokens(text)[: self.max_tokens] if text else [] for text in texts])
 
     def candidates(self, texts: Sequence[str]) -> Target:
@@ -143,7 +174,7 @@ class GenerateTask(Writes, ShowsChange, Summed):
         """Return each cell's text, or list of texts, (rows,) of dtype object."""
         result = np.empty(len(values), dtype=object)
         for row, value in enumerate(values):
-            references = _references(value)
+            references = self._readable(value)
             result[row] = references if len(references) != 1 else references[0]
         return result
 
@@ -193,12 +224,12 @@ class GenerateTask(Writes, ShowsChange, Summed):
 
     def state(self) -> dict[str, Any]:
         """See `Task.state`."""
-        return state_of(self, ("template", "label_smoothing"), ("prompt", "max_tokens", "choice"))
+        return state_of(self, ("template", "label_smoothing"), LEARNED)
 
     @classmethod
     def from_state(cls, target: str, state: dict[str, Any]) -> GenerateTask:
         """Restore a task from its `state()`."""
-        return restored(cls(target, **state["options"]), ("prompt", "max_tokens", "choice"), state)
+        return restored(cls(target, **state["options"]), LEARNED, state)
 
 
 def _padded(ids: Sequence[Sequence[int]]) -> Target:
