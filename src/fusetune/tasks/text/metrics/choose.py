@@ -5,14 +5,13 @@
 | at least 90 % are Python | `chrf` | of the metrics without running code, nearest to people's judgement |
 | at most 3 words at the median, several people's answers a row | `vqa_accuracy` | the field's for visual questions |
 | at most 3 words at the median | `exact_match` | a short answer is right or wrong |
-| a fourth of their source's words or fewer, 70 % of them from it | `rouge_lsum` | the field's for summaries |
 | over 40 words at the median, or lines in most rows, in Latin script | `rouge_lsum` | sentences may be in any order |
 | others | `chrf` | for sentences of any script, without a tokenizer |
 
 The first line that holds decides; shares and lengths are medians over rows.
 
-BLEU is no default: on single rows it is mostly 0, and its tokens do not suit all scripts. Transcripts cannot be
-told from other sentences: choose `wer` or `cer` for them (`trainer.metric=wer`).
+BLEU is no default: on single rows it is mostly 0, and its tokens do not suit all scripts. Transcripts and short
+summaries cannot be told from other sentences: choose `wer` or `cer`, or `rouge_lsum`, for them (`trainer.metric=wer`).
 
 Reference: Evtikhiev et al. 2023 (arXiv 2208.03133) on code; Kocmi et al. 2021 (arXiv 2107.10821), which recommends chrF
 over BLEU.
@@ -32,7 +31,6 @@ from fusetune.tasks.text.metrics.tokens import num_words, rouge_tokens
 
 FEW_WORDS, MANY_WORDS = 3, 40
 CODE_SHARE = 0.9
-SHORTER, COPIED = 4, 0.7
 SAMPLE = 2_000
 """The choice reads so many rows, spread evenly over the train rows."""
 RELATED = {
@@ -49,24 +47,20 @@ RELATED = {
 """Metrics to show beside a main one, first of all; for others those beside `chrf`."""
 
 
-def main_metric(values: Sequence[str | Sequence[str]], sources: Sequence[str] | None = None) -> tuple[str, str]:
+def main_metric(values: Sequence[str | Sequence[str]]) -> tuple[str, str]:
     """Return the main metric of a target and the reason, for the user; see the table above.
 
     Args:
         values: the train rows' targets, each a text or a list of right ones.
-        sources: (rows,) the rows' longest input texts, by which summaries are told; None if there are none.
 
     Example:
         >>> main_metric(["red", "two", "a red bus"])
         ('exact_match', 'answers have 1 word at the median')
     """
     step = max(len(values) // SAMPLE, 1)
-    given = [""] * len(values) if sources is None else sources
-    pairs = [(_references(value), source) for value, source in zip(values[::step], given[::step], strict=True)]
-    pairs = [(references, source) for references, source in pairs if references]
-    if not pairs:
+    rows = [references for value in values[::step] if (references := _references(value))]
+    if not rows:
         return "chrf", "no answer has any text"
-    rows = [references for references, _ in pairs]
     texts = [row[0] for row in rows]
     if (share := _share(map(is_python, texts))) >= CODE_SHARE:
         return "chrf", f"{share:.0%} of the answers are Python"
@@ -78,8 +72,6 @@ def main_metric(values: Sequence[str | Sequence[str]], sources: Sequence[str] | 
         return "exact_match", has
     if _latin(texts) < 0.5:
         return "chrf", has
-    if _summarise(texts, [source for _, source in pairs]):
-        return "rouge_lsum", f"{has}, taken from sources that are {SHORTER} or more times as long"
     if words > MANY_WORDS:
         return "rouge_lsum", has
     if _share("\n" in text.strip() for text in texts) >= 0.5:
@@ -102,18 +94,6 @@ def in_order(metrics: Mapping[str, float], main: str) -> dict[str, float]:
 def _references(value: str | Sequence[str]) -> list[str]:
     """Return the references that are not blank."""
     return [text for text in ([value] if isinstance(value, str) else value) if text.strip()]
-
-
-def _summarise(texts: Sequence[str], sources: Sequence[str]) -> bool:
-    """Return whether most texts are much shorter than their sources and consist of the sources' words."""
-    lengths, shares = [], []
-    for text, source in zip(texts, sources, strict=True):
-        words, theirs = rouge_tokens(text), rouge_tokens(source)
-        if words:
-            known = set(theirs)
-            lengths.append(len(theirs) / len(words))
-            shares.append(sum(word in known for word in words) / len(words))
-    return bool(lengths) and statistics.median(lengths) >= SHORTER and statistics.median(shares) >= COPIED
 
 
 def _share(values: Iterable[bool]) -> float:
