@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from fusetune.backbones import templates
+from fusetune.backbones.load_language import load_language
 from fusetune.backbones.templates import ChatTemplate
 from fusetune.errors import BackboneError
 from fusetune.types import Block, Message
@@ -185,6 +187,16 @@ def test_a_hostile_template_fails_by_name(name: str, tmp_path: Any, monkeypatch:
         chat_template(FAILS[name]).prompt(ASKED)
     assert not list(tmp_path.iterdir())
     assert chat_template().prompt(ASKED).endswith("assistant\n"), "the process serves other templates"
+
+
+def test_a_hostile_template_of_a_language_model_is_refused_unless_it_is_not_used(tiny: Any, tmp_path: Any) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny("llama_writer"), folder)
+    (folder / "chat_template.jinja").write_text("{{ messages.__class__.__base__ }}")
+    language = load_language(str(folder))
+    with pytest.raises(BackboneError, match=f"{folder}.*the chat template fails"):
+        language.frame("auto", "", ends_in_space=False)
+    assert language.frame("no", "", ends_in_space=False).template is None
 
 
 FOREVER = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"

@@ -156,6 +156,12 @@ def test_a_tuned_model_reads_messages_as_it_was_tuned(run: Path) -> None:
     assert other.conversation is not None and other.conversation.messages[0] == Message("system", "w8")
 
 
+def test_a_tuned_model_offers_chats(run: Path) -> None:
+    tuned, given = ft.load(run), {"tone": "w30"}
+    session = tuned.chat(given=given, max_tokens=6)
+    assert say(session, "w5") == say(ChatSession.of_bundle(tuned.bundle, SHORT, given), "w5")
+
+
 def test_columns_of_the_prompt_are_checked(run: Path) -> None:
     bundle = ft.load(run).bundle
     for given, why in [

@@ -1,4 +1,4 @@
-"""What a tuned model that writes offers beside predictions: answers by other settings, and streamed ones."""
+"""What a tuned model that writes offers beside predictions: answers by other settings, streamed ones, and chats."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Self, TypedDict, Unpack
 from fusetune.config.config import Config
 from fusetune.config.data import OnBadCell
 from fusetune.deploy.bundle import Bundle
+from fusetune.deploy.chat import ChatOptions, ChatSession
 from fusetune.deploy.predictions import Predictions
 from fusetune.deploy.rows import Rows
 from fusetune.deploy.tuned import predict, read_examples
@@ -133,6 +134,26 @@ class Writing:
         task, model = bundle.targets[name], bundle.model
         assert isinstance(task, Writes) and isinstance(model, Generate)
         return stream(model, name, task, examples, decoding_of(bundle.config.generation, task))
+
+    def chat(
+        self, *, system: str | None = None, given: Mapping[str, str] | None = None, **generation: Unpack[Generation]
+    ) -> ChatSession:
+        """Return a chat, whose messages fill a column of the model's prompt.
+
+        Args:
+            system: the text of the system message; None for that of the tuning.
+            given: texts of the prompt's other columns, by name.
+            generation: see `with_generation`; beams are left out.
+
+        Raises:
+            ConfigError: see `ChatSession.of_bundle` and `with_generation`.
+
+        Example:
+            >>> session = tuned.chat()
+            >>> "".join(session.reply("Where is my parcel?"))
+            'It arrives tomorrow.'
+        """
+        return ChatSession.of_bundle(self.with_generation(**generation).bundle, ChatOptions(system), given or {})
 
 
 def _writer(bundle: Bundle) -> Generate:
