@@ -19,6 +19,7 @@ from fusetune.cli.main import app
 from fusetune.deploy import chat as chats
 from fusetune.deploy.chat import ChatOptions, ChatSession
 from fusetune.errors import ConfigError, UserError
+from fusetune.modalities.prompt import PromptModality
 from fusetune.types import Message
 
 MARKS = "{'system': 'w1', 'user': 'w2', 'assistant': 'w3'}[m.role]"
@@ -171,6 +172,14 @@ def test_columns_of_the_prompt_are_checked(run: Path) -> None:
     ]:
         with pytest.raises(ConfigError, match=why):
             ChatSession.of_bundle(bundle, SHORT, given)
+
+
+def test_a_model_tuned_on_chats_reads_messages_as_they_are(talker: Path) -> None:
+    language = load_language(str(talker))
+    prompt = PromptModality("prompt", backbone=language, template="", join=["turns"], messages="turns")
+    assert chats._filled(prompt, {})("w4 {w5}") == "w4 {w5}"
+    with pytest.raises(ConfigError, match="leave --set out"):
+        chats._filled(prompt, {"turns": "w4"})
 
 
 class TestVerb:

@@ -173,7 +173,14 @@ def _with(decoding: Decoding, options: ChatOptions) -> Decoding:
 
 
 def _filled(prompt: PromptModality, given: Mapping[str, str]) -> Callable[[str], str]:
-    """Return a function that fills a prompt's template with a message and what is given of other columns."""
+    """Return a function that fills a prompt's template with a message and what is given of other columns.
+
+    A model that was tuned on chats reads messages as they are.
+    """
+    if prompt.messages is not None:
+        if given:
+            raise ConfigError("this model was tuned on chats and reads no columns", do="leave --set out")
+        return str
     columns = [name for name in prompt.template.columns if name not in prompt.soft]
     if unknown := [name for name in given if name not in columns]:
         raise ConfigError(
