@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import wave
 
 import numpy as np
 import pytest
@@ -173,3 +174,54 @@ def test_a_chat_needs_no_template_of_its_own(chats):
     with pytest.raises(ConfigError, match="own prompts"):
         settings = [f"text={folder / 'model'}", "prompt.template=w1 {messages}"]
         ft.fit(str(folder / "chats.jsonl"), target="messages", overrides=settings)
+
+
+@pytest.fixture(scope="module")
+def speech(tiny, tmp_path_factory):
+    """A fit of a model of speech on tones, each of which is a word."""
+    folder = tmp_path_factory.mktemp("speech")
+    rng, rows = np.random.default_rng(0), []
+    for number in range(20):
+        high = number % 2
+        wave_ = np.sin(np.arange(8000) * (0.8 if high else 0.1)) * 0.5 + rng.normal(0, 0.01, 8000)
+        path = folder / f"{number}.wav"
+        with wave.open(str(path), "wb") as file:
+            file.setparams((1, 2, 16000, 0, "NONE", ""))
+            file.writeframes((wave_ * 32767).astype(np.int16).tobytes())
+        rows.append({"sound": path.name, "said": "w20 w21" if high else "w22 w23 w24"})
+    path = table(folder / "rows.csv", rows)
+    settings = [
+        f"text={tiny('whisper_writer')}",
+        "tasks.said=generate",
+        "trainer.epochs=4",
+        "trainer.backbone_lr=1e-2",
+    ]
+    settings += ["trainer.evals_per_epoch=1", "trainer.batch_size=8"]
+    return ft.fit(path, target="said", overrides=[*settings, *QUICK], out=str(folder / "run")), folder
+
+
+def test_a_model_of_speech_writes_what_it_hears(speech):
+    tuned, folder = speech
+    assert tuned.bundle.model.language.hears
+    found = tuned.predict(str(folder / "rows.csv")).table
+    restored = ft.load(folder / "run").predict(str(folder / "rows.csv")).table
+    assert restored["said"].to_pylist() == found["said"].to_pylist()
+    low, high = (np.array(found["said_log_probability"])[start::2] for start in (0, 1))
+    assert abs(low.mean() - high.mean()) > 3 * max(low.std(), high.std())
+    used = {backbone.kind: backbone for backbone in tuned.results.backbones}
+    assert used["audio"].how == "tuned" and used["text"].how == "tuned"
+
+
+def test_a_row_without_a_sound_has_no_answer(speech):
+    tuned, folder = speech
+    rows = [{"sound": str(folder / "0.wav")}, {"sound": str(folder / "lost.wav")}, {"sound": ""}]
+    answers = tuned.predict(rows).table["said"].to_pylist()
+    assert answers[0] is not None and answers[1] is None and answers[2] is None
+
+
+def test_a_model_of_speech_reads_one_sound_alone(speech, tiny):
+    _, folder = speech
+    settings = [f"text={tiny('whisper_writer')}", "tasks.said=generate"]
+    for setting, said in (("prompt.template=w1 {sound}", "one sound"), (f"audio={tiny('whisper')}", "own encoder")):
+        with pytest.raises(ConfigError, match=said):
+            ft.fit(str(folder / "rows.csv"), target="said", overrides=[*settings, setting])

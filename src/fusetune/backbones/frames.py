@@ -17,11 +17,13 @@ class Tokenizes(Protocol):
         source: the user's name for the model.
         tokenizer: of transformers.
         seq2seq: whether an answer starts anew, in a decoder of its own.
+        hears: whether it is the decoder of a model of speech.
         end_ids: ids that end an answer.
     """
 
     source: str
     seq2seq: bool
+    hears: bool
     end_ids: list[int]
 
     @property
@@ -62,7 +64,7 @@ class Frame:
         return text if self.template is None else self.template.prompt(_turns(self.system, text))
 
 
-def make_frame(language: Tokenizes, chat: str, system: str, *, ends_in_space: bool) -> Frame:
+def make_frame(language: Tokenizes, chat: str, system: str, *, ends_in_space: bool, spoken: str = "en") -> Frame:
     """Return the frame of a model's prompts and answers.
 
     Args:
@@ -70,9 +72,11 @@ def make_frame(language: Tokenizes, chat: str, system: str, *, ends_in_space: bo
         chat: "yes", "no" or "auto"; see `PromptConfig`.
         system: the text of the system turn; "" for none.
         ends_in_space: whether prompts end in white space, so that none is needed before an answer.
+        spoken: the language that is spoken, for a model of speech: "en".
 
     Raises:
-        BackboneError: the tokenizer has no token that ends a text, or the chat template cannot be used.
+        BackboneError: the tokenizer has no token that ends a text, a model of speech does not know the language, or the
+            chat template cannot be used.
     """
     if not language.end_ids:
         raise BackboneError(
@@ -80,6 +84,8 @@ def make_frame(language: Tokenizes, chat: str, system: str, *, ends_in_space: bo
             expected="eos_token in tokenizer_config.json",
             do="name it there, or take another model",
         )
+    if language.hears:
+        return Frame(_spoken(language, spoken), [], " ", language.end_ids[:1])
     if chat != "no" and not language.seq2seq:
         template = ChatTemplate(language.tokenizer, where=language.source)
         if template.stated or chat == "yes":
@@ -89,6 +95,25 @@ def make_frame(language: Tokenizes, chat: str, system: str, *, ends_in_space: bo
     if language.seq2seq:
         return Frame(start, ending, "", language.end_ids[:1])
     return Frame(start, [], "" if ends_in_space else " ", language.end_ids[:1])
+
+
+def _spoken(language: Tokenizes, spoken: str) -> list[int]:
+    """Return the ids by which Whisper is told what to do (Radford et al. 2022, arXiv 2212.04356).
+
+    Raises:
+        BackboneError: the model does not know the language.
+    """
+    marks = [f"<|{mark}|>" for mark in ("startoftranscript", spoken, "transcribe", "notimestamps")]
+    known = language.tokenizer.get_vocab()
+    marks = [mark for mark in marks if mark in known or mark == f"<|{spoken}|>"]
+    if marks[1:] and f"<|{spoken}|>" not in known:
+        raise BackboneError(
+            f"the model of speech does not know the language {spoken!r}",
+            expected="a code such as en, de or zh",
+            do="name one that it knows: prompt.language=en",
+            file=language.source,
+        )
+    return [int(known[mark]) for mark in marks if mark in known] or language.end_ids[:1]
 
 
 def _turns(system: str, text: str) -> list[Message]:

@@ -29,10 +29,17 @@ class Embedded:
     Attributes:
         values: (batch, tokens, dim), its input vectors, real ones first.
         lengths: (batch,) int64, the number of real ones of each row, at least 1.
+        heard: (batch, frames, dim), what the encoder of a model that hears gave for the rows' sounds; None for others.
     """
 
     values: Tensor
     lengths: Tensor
+    heard: Tensor | None = None
+
+    def repeated(self, num: int) -> Embedded:
+        """Return each row `num` times, one after the other."""
+        heard = None if self.heard is None else self.heard.repeat_interleave(num, 0)
+        return Embedded(self.values.repeat_interleave(num, 0), self.lengths.repeat_interleave(num), heard)
 
     @property
     def mask(self) -> Tensor:
@@ -55,6 +62,9 @@ class LanguageModel(Backbone):
 
     Attributes:
         seq2seq: whether it is an encoder with a decoder, which starts an answer anew.
+        hears: whether it is the decoder of a speech model, which reads the states of that model's encoder, too. The
+            encoder itself is the backbone of the column of sounds.
+        suppressed: ids that are never written, as the model's settings say.
         limit: most positions of a prompt with its answer; None without a limit.
         end_ids: ids that end an answer: the tokenizer's, the model's and those of frames.
         causal: whether what follows a token cannot change its logits, so that padding at the right needs no mask.
@@ -62,21 +72,31 @@ class LanguageModel(Backbone):
     """
 
     def __init__(
-        self, model: nn.Module, *, tokenizer: Any, max_tokens: int, limit: int | None, config: Any, **named: Any
+        self,
+        model: nn.Module,
+        *,
+        tokenizer: Any,
+        max_tokens: int,
+        limit: int | None,
+        config: Any,
+        hears: bool = False,
+        **named: Any,
     ) -> None:
         """
         Args:
             model: with a head; from `AutoModelForCausalLM` or `AutoModelForSeq2SeqLM`.
             tokenizer: a fast one.
             max_tokens: most tokens of a prompt.
-            limit: see the attributes.
+            limit, hears: see the attributes.
             config: the model's.
             named: `source`, `key` and `fingerprint`; see `Backbone`.
         """
         inputs = TextInputs(tokenizer, max_tokens)
         super().__init__(model, inputs=inputs, kind="text", pool="none", pretrained=True, config=config, **named)
         self.limit = limit
-        self.seq2seq = bool(getattr(config, "is_encoder_decoder", False))
+        self.hears = hears
+        self.seq2seq = bool(getattr(config, "is_encoder_decoder", False)) and not hears
+        self.suppressed = list(getattr(getattr(model, "generation_config", None), "suppress_tokens", None) or [])
         embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
         self.dim = int(embedding.weight.shape[1])
         self.vocabulary = int(embedding.weight.shape[0])
@@ -84,9 +104,10 @@ class LanguageModel(Backbone):
         self._backend.no_truncation()
         self._backend.no_padding()
         self.end_ids = self._known_ends()
-        self.causal, self.plain_head = (False, False) if self.seq2seq else _tried(model)
+        self.causal, self.plain_head = (hears, False) if self.seq2seq or hears else _tried(model)
         # Positions of a prompt begin at 0 behind the padding, where the model takes them as an argument.
-        self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self._takes = set(inspect.signature(model.forward).parameters)
+        self.takes_positions = self._named("position_ids") in self._takes
 
     # ---- texts and ids
 
@@ -103,9 +124,9 @@ class LanguageModel(Backbone):
         """Return the text of token ids, without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    def frame(self, chat: str, system: str, *, ends_in_space: bool) -> Frame:
+    def frame(self, chat: str, system: str, *, ends_in_space: bool, spoken: str = "en") -> Frame:
         """Return what surrounds prompts and answers; see `make_frame`."""
-        frame = make_frame(self, chat, system, ends_in_space=ends_in_space)
+        frame = make_frame(self, chat, system, ends_in_space=ends_in_space, spoken=spoken)
         self.end_ids = list(dict.fromkeys([*self.end_ids, *frame.after[-1:]]))
         return frame
 
@@ -132,6 +153,27 @@ class LanguageModel(Backbone):
         values: Tensor = embedding(ids)
         return values
 
+    def _named(self, argument: str) -> str:
+        """Return the name of an argument of the decoder's."""
+        return f"decoder_{argument}" if self.hears else argument
+
+    def run(self, prompt: Embedded | None = None, *, heard: Tensor | None = None, **arguments: Any) -> Any:
+        """Run a decoder with its head; return the model's output.
+
+        Args:
+            prompt: what is read; or `input_ids` among the arguments.
+            heard: see `Embedded`.
+            arguments: of the model, under the names that decoders give them; those that it does not take are left out.
+        """
+        if prompt is not None:
+            arguments, heard = {"inputs_embeds": prompt.values, **arguments}, prompt.heard
+        common = ("past_key_values", "use_cache")
+        named = {key if key in common else self._named(key): value for key, value in arguments.items()}
+        if heard is not None:
+            named["encoder_outputs"] = (heard,)
+        known = {key: value for key, value in named.items() if key in self._takes}
+        return self.model(**known)
+
     def log_likelihoods(self, prompt: Embedded, answer: Tensor) -> Tensor:
         """Return the log-probability of each token of the answers, and the mean over the vocabulary there.
 
@@ -149,7 +191,7 @@ class LanguageModel(Backbone):
         at = first.unsqueeze(1) + torch.arange(answer.shape[1], device=answer.device)  # (batch, answer tokens)
         at = at.clamp(max=values.shape[1] - 1)
         if not self.plain_head:
-            logits = self.model(inputs_embeds=values, use_cache=False, **options).logits
+            logits = self.run(Embedded(values, prompt.lengths, prompt.heard), use_cache=False, **options).logits
             return self._of_logits(logits.gather(1, at.unsqueeze(-1).expand(-1, -1, logits.shape[2])), answer)
         base: Any = self.model.base_model
         hidden = base(inputs_embeds=values, use_cache=False, **options).last_hidden_state
@@ -227,7 +269,13 @@ class LanguageModel(Backbone):
 
     def describe(self) -> dict[str, Any]:
         """See `Backbone.describe`."""
-        return {**super().describe(), "writes": True, "limit": self.limit, "tied": tied(self.model)}
+        return {
+            **super().describe(),
+            "writes": True,
+            "hears": self.hears,
+            "limit": self.limit,
+            "tied": tied(self.model),
+        }
 
     def save(self, folder: Path) -> None:
         """See `Backbone.save`; with the settings by which the model writes."""

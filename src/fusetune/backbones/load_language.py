@@ -69,6 +69,37 @@ def restore_language(folder: Path, saved: dict[str, Any], most: int | None) -> L
     return _made(model, folder, config, named, trusted=True)
 
 
+def hears(source: str | None) -> bool:
+    """Return whether a source is a model of speech, such as Whisper, that writes what it hears.
+
+    Raises:
+        BackboneError, MissingExtra: see `load_language`.
+    """
+    from transformers import CONFIG_MAPPING
+
+    raw = check_safe(resolve(source or DEFAULT).folder)
+    return _hears(CONFIG_MAPPING[raw["model_type"]]())
+
+
+def _hears(config: Any) -> bool:
+    import transformers
+
+    known: Any = transformers.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING
+    return type(config) in known
+
+
+def _drop_encoder(model: Any) -> None:
+    """Remove a speech model's encoder, which is the backbone of the column of sounds.
+
+    Raises:
+        BackboneError: the model is built in another way than Whisper's.
+    """
+    inner = model.base_model
+    if not hasattr(inner, "encoder") or not hasattr(inner, "decoder"):
+        raise BackboneError("this model of speech cannot be taken apart", expected="one such as Whisper")
+    inner.encoder = torch.nn.Identity()
+
+
 def _loaded(resolved: ResolvedSource) -> LanguageModel:
     from transformers import AutoConfig
 
@@ -110,12 +141,13 @@ def _made(model: Any, folder: Path, config: Any, named: dict[str, str], *, trust
     if not tied(model):  # T5's config says that it is, whatever the file says, and scales the outputs by that
         config.tie_word_embeddings = False
     tokenizer = tokenizer_of(folder)
+    if _hears(config):
+        _drop_encoder(model)
     structure.check_words(model, max(tokenizer.get_vocab().values(), default=0))
     relative = bool(getattr(config, "is_encoder_decoder", False)) and hasattr(config, "relative_attention_num_buckets")
     limit = None if relative else structure.num_positions(model, config)
-    language = LanguageModel(
-        model.eval(), tokenizer=tokenizer, max_tokens=limit or 2**20, limit=limit, config=config, **named
-    )
+    more: dict[str, Any] = {"max_tokens": limit or 2**20, "limit": limit, "hears": _hears(config), **named}
+    language = LanguageModel(model.eval(), tokenizer=tokenizer, config=config, **more)
     if not (language.seq2seq or language.causal or trusted):
         raise BackboneError(
             "this model reads a text both ways, so it cannot write one",
@@ -141,6 +173,8 @@ def _auto(config: Any, folder: Path) -> Any:
     """
     import transformers
 
+    if _hears(config):
+        return transformers.AutoModelForSpeechSeq2Seq
     seq2seq = bool(getattr(config, "is_encoder_decoder", False))
     auto: Any = transformers.AutoModelForSeq2SeqLM if seq2seq else transformers.AutoModelForCausalLM
     decoders: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING

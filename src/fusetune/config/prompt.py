@@ -20,6 +20,8 @@ class PromptConfig(Section):
     """What a chat template's system turn says; without one, the model's template decides."""
     chat: Literal["auto", "yes", "no"] = "auto"
     """Whether the prompt is a user's turn in the model's chat template. `auto`: if the model has one."""
+    language: str = "en"
+    """The language that is spoken, for a model of speech such as Whisper, by its code: `de`."""
     soft: StrList = []
     """Columns of numbers, categories or dates that enter as learned vectors rather than as words."""
     projector: Literal["mlp", "queries"] = "mlp"

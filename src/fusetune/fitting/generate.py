@@ -106,7 +106,7 @@ class GenerateFit:
         if fit.config.report.zero_shot:
             with fit.phase("write untuned"):
                 model.to(processes().device)
-                before = {name: self._told(model, name, hidden=model.columns) for name in self.tasks}
+                before = {name: self._told(model, name, hidden=_soft(model)) for name in self.tasks}
         trained = load_trained(fit.run, fit.tasks)
         if trained is None:
             with fit.phase("tune"):
@@ -212,9 +212,9 @@ class GenerateFit:
             candidates.append(Candidate("nearest train row", "baseline", what, nearest(*vectors, train.truth)))
         if before is not None:
             what = "the language model untuned, with the same prompt"
-            what += f", without {', '.join(model.columns)}" if model.columns else ""
+            what += f", without {', '.join(_soft(model))}" if _soft(model) else ""
             candidates.append(Candidate("zero-shot", "before", what, before.written.texts))
-        for column in model.columns if not fit.deadline.part(COMPARING).passed() else ():
+        for column in _soft(model) if not fit.deadline.part(COMPARING).passed() else ():
             hidden = self._write(model, name, "test", hidden=[column])
             what = f"the tuned model, {column} hidden"
             candidates.append(Candidate(f"without {column}", "without", what, hidden.texts, [column]))
@@ -284,6 +284,11 @@ class GenerateFit:
             means = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
             vectors[name] = np.where(codes[:, None] >= 0, means[np.maximum(codes, 0)], 0)
         return vectors
+
+
+def _soft(model: Generate) -> list[str]:
+    """Return the columns that a model reads as learned vectors; what a model of speech hears is none."""
+    return [] if model.language.hears else model.columns
 
 
 def _mean(losses: np.ndarray, sizes: np.ndarray, weights: np.ndarray, rows: np.ndarray) -> float:

@@ -172,6 +172,7 @@ def prepare(run_settings: RunSettings) -> Prepared:
         config = tables.config
         targets = make_tasks(config, tables.schema, tables.splits["train"])
         tables.read_together(targets)
+        config = tables.config
         tables.schema, codes = read_codes(tables.splits["train"], tables.schema, targets, config)
     with timed(phases, "read cells", show=show):
         set_seed(config.seed)

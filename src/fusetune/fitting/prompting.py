@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from fusetune.backbones.load_language import hears
+from fusetune.backbones.tuned import is_tuned
 from fusetune.config.config import Config
 from fusetune.data.joins import PRESENT
 from fusetune.data.schema import ColumnSpec, Schema
@@ -47,7 +49,7 @@ def with_prompts(schema: Schema, tasks: Mapping[str, TargetTask], config: Config
             do=f"fit a model for each; or have {others[0]} written too: tasks.{others[0]}=generate",
         )
     inputs = {name: spec for name, spec in schema.columns.items() if spec.role == "input"}
-    soft = _soft(inputs, config.prompt.soft)
+    soft, speaks = _soft(inputs, config.prompt.soft), is_speech(config)
     specs, used = dict(schema.columns), dict[str, str]()
     for target, task in writing.items():
         name = _free(PROMPT if len(writing) == 1 else f"{PROMPT}: {target}", specs)
@@ -58,6 +60,8 @@ def with_prompts(schema: Schema, tasks: Mapping[str, TargetTask], config: Config
             task.prompt = name
             continue
         text = task.template or config.prompt.template or default_template(inputs, target)
+        if speaks:
+            text = _heard(inputs, text, default=not (task.template or config.prompt.template))
         template = Template(text)
         template.check(inputs, where=f"tasks.{target}.template" if task.template else "prompt.template")
         why = "made of the columns in its template"
@@ -99,6 +103,7 @@ def _options(template: Template, soft: Sequence[str], config: Config) -> dict[st
         "soft": own,
         "soft_tokens": settings.soft_tokens,
         "system": settings.system,
+        "language": settings.language,
         "chat": settings.chat,
         "max_tokens": settings.max_tokens,
         "answer_tokens": settings.max_answer_tokens,
@@ -128,6 +133,48 @@ def _chat_options(task: Writes, config: Config) -> dict[str, Any]:
         "answer_tokens": settings.max_answer_tokens,
         "noise": settings.noise,
     }
+
+
+def is_speech(config: Config) -> bool:
+    """Return whether the language model of the settings is a model of speech."""
+    return config.text.name is not None and not is_tuned(config.text.name) and hears(config.text.name)
+
+
+def with_hearing(config: Config) -> Config:
+    """Return the settings with sounds read by the encoder of the model of speech that writes.
+
+    Raises:
+        ConfigError: the settings name another one.
+    """
+    if config.audio.name not in (None, config.text.name):
+        raise ConfigError(
+            "a model of speech hears by its own encoder",
+            came=f"audio={config.audio.name}",
+            do="leave audio out, or name a language model that reads text: text=FOLDER",
+        )
+    return config.model_copy(
+        update={"audio": config.audio.model_copy(update={"name": config.text.name, "pool": "none"})}
+    )
+
+
+def _heard(inputs: Mapping[str, ColumnSpec], text: str, *, default: bool) -> str:
+    """Return the template of a model of speech: its column of sounds, and nothing else.
+
+    Raises:
+        ConfigError: there is no such column, or several, or the template has more.
+    """
+    sounds = [name for name, spec in inputs.items() if spec.kind == "audio"]
+    template = Template(text)
+    if default and len(sounds) == 1:
+        return f"{{{sounds[0]}}}"
+    if len(template.columns) == 1 and template.columns[0] in sounds and text.strip() == f"{{{template.columns[0]}}}":
+        return text.strip()
+    raise ConfigError(
+        "a model of speech reads one sound, and no other column",
+        expected=f"prompt.template={{{sounds[0]}}}" if sounds else "a column of sounds",
+        came=f"the columns {', '.join(inputs)}" if default else text[:80],
+        do="name the column; or a language model that reads text, and sounds as vectors: text=smollm2",
+    )
 
 
 def _soft(inputs: Mapping[str, ColumnSpec], named: Sequence[str]) -> list[str]:

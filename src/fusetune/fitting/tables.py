@@ -23,12 +23,13 @@ from fusetune.errors import TableError
 from fusetune.evaluation.results import TableUsed
 from fusetune.fitting.documents import CATALOGUE, Documents
 from fusetune.fitting.negatives import as_documents
-from fusetune.fitting.prompting import with_prompts
+from fusetune.fitting.prompting import is_speech, with_hearing, with_prompts
 from fusetune.fitting.reading import join_columns, read_for_tasks, text_pair
 from fusetune.fitting.recommendations import Recommendations
 from fusetune.fitting.tasks import passages, settled_tasks
 from fusetune.objectives.total import learning_without_target, standalone_objective
 from fusetune.registry import OBJECTIVES
+from fusetune.tasks.abilities import Writes
 from fusetune.tasks.base import TargetTask
 
 SPLITS = ("train", "val", "test")
@@ -210,6 +211,8 @@ class Tables:
             ConfigError: a task or a setting finds no such columns.
         """
         text = self.config.text
+        if any(isinstance(task, Writes) for task in tasks.values()) and is_speech(self.config):
+            self.config = with_hearing(self.config)
         schema = with_prompts(read_for_tasks(self.schema, tasks), tasks, self.config)
         self.pair = text_pair(schema, tasks, text)
         joins = text.join if isinstance(text.join, list) else []

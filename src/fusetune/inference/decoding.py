@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fusetune.backbones.language import Embedded, LanguageModel
+from fusetune.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class _State:
     rows: Tensor
     mask: Tensor
     encoded: Any = None
+    heard: Tensor | None = None
     cache: Any = None
     positions: Tensor | None = None
     done: list[int] = field(default_factory=list)
@@ -67,6 +68,8 @@ class _State:
         self.cache.batch_select_indices(chosen)
         if self.positions is not None:
             self.positions = self.positions[chosen]
+        if self.heard is not None:
+            self.heard = self.heard[chosen]
         if self.encoded is not None:
             self.encoded = type(self.encoded)(last_hidden_state=self.encoded.last_hidden_state[chosen])
 
@@ -96,8 +99,11 @@ def decode(
     draws = [np.random.default_rng([decoding.seed, abs(int(row))]) for row in ids] if decoding.temperature else []
     for number in range(decoding.max_tokens):
         logits = logits.float()
+        total = logits.logsumexp(-1)
+        if language.suppressed:
+            logits[:, language.suppressed] = -torch.inf
         chosen = _drawn(logits, decoding, [draws[row] for row in state.rows.tolist()]) if draws else logits.argmax(-1)
-        scores = logits.gather(-1, chosen.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+        scores = logits.gather(-1, chosen.unsqueeze(-1)).squeeze(-1) - total
         ended = torch.isin(chosen, ends)
         yield Step(*(part.cpu().numpy() for part in (state.rows, chosen, scores, ended)))
         if stopped:
@@ -123,10 +129,9 @@ def _started(language: LanguageModel, prompt: Embedded) -> tuple[_State, Tensor]
     options: dict[str, Any] = {}
     if language.takes_positions:
         options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        options["logits_to_keep"] = 1
-    out = model(inputs_embeds=values, attention_mask=mask, use_cache=True, **options)
-    state = _State(rows, mask, cache=out.past_key_values)
+    read = Embedded(values, prompt.lengths, prompt.heard)
+    out = language.run(read, attention_mask=mask, use_cache=True, logits_to_keep=1, **options)
+    state = _State(rows, mask, heard=prompt.heard, cache=out.past_key_values)
     state.positions = prompt.lengths - 1 if language.takes_positions else None
     return state, out.logits[:, -1]
 
@@ -149,7 +154,7 @@ def _continued(language: LanguageModel, state: _State, ids: Tensor) -> Tensor:
             state.positions = state.positions + 1
             options["position_ids"] = state.positions.unsqueeze(1)
         options |= {"attention_mask": state.mask, "past_key_values": state.cache}
-        out = model(input_ids=ids.unsqueeze(1), use_cache=True, **options)
+        out = language.run(input_ids=ids.unsqueeze(1), heard=state.heard, use_cache=True, **options)
     state.cache = out.past_key_values
     logits: Tensor = out.logits[:, -1]
     return logits
@@ -173,6 +178,8 @@ def _drawn(logits: Tensor, decoding: Decoding, draws: Sequence[np.random.Generat
 def beam_search(language: LanguageModel, prompt: Embedded, decoding: Decoding) -> list[list[int]]:
     """Return the ids of each row's best of `decoding.beams` beams, its end included, by transformers' search."""
     model: Any = language.model
+    if language.hears:
+        raise ConfigError("beams are not for models of speech", came=f"beams={decoding.beams}", do="leave them out")
     values, mask = (prompt.values, prompt.mask) if language.seq2seq else prompt.at_the_end()
     ends = language.end_ids
     start = {"decoder_start_token_id": language.start_id} if language.seq2seq else {}

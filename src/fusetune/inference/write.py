@@ -90,6 +90,12 @@ def write(
     indices = np.asarray(indices, dtype=np.int64)
     if not len(indices):
         return Written.empty(0)
+    if not (heard := _heard(model, examples, indices)).all():
+        result = Written.empty(len(indices))
+        result.log_probabilities[:] = np.nan
+        some = write(model, name, task, examples, indices[heard], decoding, progress=progress)
+        _put(result, np.flatnonzero(heard), some)
+        return result
     keys = np.stack([column.codes[indices] for column in examples.columns.values()], 1)
     first, inverse = np.arange(len(indices)), np.arange(len(indices))
     if not decoding.temperature:
@@ -106,6 +112,14 @@ def write(
             _put(result, group, _written(model, name, task, batch, decoding))
             trim_memory()
     return result.take(inverse.reshape(-1))
+
+
+def _heard(model: Generate, examples: Examples, indices: np.ndarray) -> np.ndarray:
+    """Return which rows can be answered, (rows,) bool: by a model of speech those with a sound, by others all."""
+    if not model.language.hears:
+        return np.ones(len(indices), dtype=bool)
+    has = [examples.columns[name].codes[indices] >= 0 for name in model.columns]
+    return np.asarray(np.all(has, axis=0))
 
 
 def _check_room(model: Generate, task: Writes, examples: Examples, decoding: Decoding) -> None:
@@ -208,7 +222,7 @@ def _chosen(model: Generate, task: Writes, prompt: Embedded, decoding: Decoding)
     """Return the likeliest of the choices for each row, and its log-probability among them."""
     target, num = task.candidates(decoding.choices), len(decoding.choices)
     rows = len(prompt.lengths)
-    repeated = Embedded(prompt.values.repeat_interleave(num, 0), prompt.lengths.repeat_interleave(num))
+    repeated = prompt.repeated(num)
     ids = target.values.to(prompt.values.device).repeat(rows, 1)
     scores = model.language.log_likelihoods(repeated, ids)[..., 0].sum(1).view(rows, num).log_softmax(1).cpu().numpy()
     best = scores.argmax(1)

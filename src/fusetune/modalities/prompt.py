@@ -60,6 +60,7 @@ class PromptModality(BackboneModality):
         soft: Sequence[str] = (),
         soft_tokens: int = 4,
         system: str = "",
+        language: str = "en",
         chat: str = "auto",
         max_tokens: int = 512,
         answer_tokens: int | None = None,
@@ -76,7 +77,7 @@ class PromptModality(BackboneModality):
             join: names of the columns whose cells a cell has, then `{"present": soft}` if there are soft columns.
             soft: names of the columns that enter as vectors.
             soft_tokens: vectors of each.
-            system, chat: see `PromptConfig`.
+            system, language, chat: see `PromptConfig`.
             max_tokens: most tokens of a prompt; fewer if the model has no room for an answer behind so many.
             answer_tokens: most tokens of an answer; None: 256, or half of the model's positions.
 
@@ -96,7 +97,8 @@ class PromptModality(BackboneModality):
         self.join = [name for name in join if isinstance(name, str)]
         self.num_truncated = 0
         chat = chat if messages is None else "yes"
-        self.frame = backbone.frame(chat, system, ends_in_space=template[-1:].isspace())
+        self.language = language
+        self.frame = backbone.frame(chat, system, ends_in_space=template[-1:].isspace(), spoken=language)
 
     @classmethod
     def detect(cls, values: Sequence[Any], *, base_dir: Path) -> Detection:
@@ -196,7 +198,8 @@ class PromptModality(BackboneModality):
         ids = list(self.frame.start)
         for index, part in enumerate(_PLACE.split(text)):
             if index % 2:
-                ids += [-1 - (SOFT * int(part) + number) for number in range(self.soft_tokens)]
+                num = 0 if self.backbone.hears else self.soft_tokens  # what is heard is read beside the prompt
+                ids += [-1 - (SOFT * int(part) + number) for number in range(num)]
             elif part:
                 ids += self.backbone.encode(part)
         return [*ids, *self.frame.ending]
@@ -228,6 +231,7 @@ class PromptModality(BackboneModality):
             "soft": self.soft,
             "soft_tokens": self.soft_tokens,
             "system": self.system,
+            "language": self.language,
             "chat": self.chat,
             "max_tokens": self.max_tokens,
             "answer_tokens": self.answer_tokens,

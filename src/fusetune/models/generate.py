@@ -62,12 +62,15 @@ class Generate(Family):
             dropout: on the encoders' outputs, in [0, 1).
         """
         super().__init__({**encoders, language.key: language}, routes, language.dim, dropout=dropout)
+        if language.hears:  # by the states of its own encoder, as they are
+            self.projections = nn.ModuleList()
         self.prompts, self._key = prompts, language.key
         self.tasks = list(prompts.columns)
         weight = language.model.get_input_embeddings().weight  # type: ignore[operator]
         scale = float(weight.detach()[: 2**14].float().square().mean().sqrt())
         make = PROJECTORS[prompts.projector]
-        self.projectors = nn.ModuleList(make(self.dim, prompts.soft_tokens, scale=scale) for _ in self.columns)
+        projected = [] if language.hears else self.columns
+        self.projectors = nn.ModuleList(make(self.dim, prompts.soft_tokens, scale=scale) for _ in projected)
 
     @property
     def language(self) -> LanguageModel:
@@ -80,8 +83,16 @@ class Generate(Family):
         """See `Family.after_encoders`."""
         return [self.projections, self.projectors]
 
+    def set_scale(self, column: str, shift: Tensor, scale: Tensor) -> None:
+        """See `Reader.set_scale`; what a model of speech hears has no scale."""
+        if not self.language.hears:
+            super().set_scale(column, shift, scale)
+
     def combine(self, encoded: Encoded, cells: Mapping[str, Tensor], rows: Tensor) -> Outputs:
         """See `Family.combine`: each soft column's vectors, (batch, soft tokens, dim)."""
+        if self.language.hears:
+            heard = {name: self._heard(encoded(name), cells.get(name), len(rows)) for name in self.columns}
+            return Outputs(logits={}, columns=heard)
         present = presence(self.columns, cells, rows)
         columns = {}
         for column, projector in zip(self.columns, self.projectors, strict=True):
@@ -91,6 +102,15 @@ class Generate(Family):
             has = (present[column] & projected.mask.any(1)).unsqueeze(1).expand(-1, self.prompts.soft_tokens)
             columns[column] = Tokens(projector(projected), has)
         return Outputs(logits={}, columns=columns)
+
+    def _heard(self, read: Tokens | None, cells: Tensor | None, rows: int) -> Tokens:
+        """Return the states of the rows' sounds, (batch, frames, dim), with silent frames; zeros without a sound."""
+        if read is None or cells is None:
+            device = next(self.parameters()).device
+            return Tokens(torch.zeros(rows, 1, self.dim, device=device), torch.zeros(rows, 1, device=device).bool())
+        has = (cells >= 0).unsqueeze(1)  # (batch, 1)
+        values = read.values[cells.clamp(min=0)].masked_fill(~has.unsqueeze(-1), 0)
+        return Tokens(values, has.expand(-1, values.shape[1]))
 
     def forward(self, batch: Batch) -> Outputs:
         """Compute, for the rows' targets, `LanguageModel.log_likelihoods` by task: (batch, answer tokens, 2)."""
@@ -116,7 +136,8 @@ class Generate(Family):
         ids, real = self._ids(column, batch)
         values = self.language.embed(ids.clamp(min=0))
         place = (-1 - ids).clamp(min=0)
-        for number, name in enumerate(self.prompts.soft.get(column, ())):
+        soft_columns = () if self.language.hears else self.prompts.soft.get(column, ())
+        for number, name in enumerate(soft_columns):
             at = real & (ids < 0) & (place // SOFT == number)  # (batch, tokens)
             soft = outputs.columns[name]
             index = (place % SOFT).clamp(max=soft.values.shape[1] - 1)
@@ -129,7 +150,8 @@ class Generate(Family):
         values = values[:, : int(lengths.max())]
         if self.training and self.prompts.noise:
             values = values + self._noise(values, lengths)
-        return Embedded(values, lengths)
+        heard = next((outputs.columns[name].values for name in self.columns), None) if self.language.hears else None
+        return Embedded(values, lengths, heard)
 
     def _ids(self, column: str, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the rows' prompts, (batch, tokens) int64, and which ids are real; a row without one has an end."""

@@ -13,6 +13,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
     PreTrainedTokenizerFast,
 )
 
@@ -149,6 +150,24 @@ def _t5_writer(folder: Path) -> None:
     ends = {"eos_token_id": VOCAB["[SEP]"], "pad_token_id": 0, "decoder_start_token_id": 0}
     _save(folder, "t5", auto=AutoModelForSeq2SeqLM, vocab_size=len(VOCAB), **sizes, **ends)
     _ending(folder, specials=True)
+
+
+def _whisper_writer(folder: Path) -> None:
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": len(VOCAB), "num_mel_bins": 8}
+    sizes |= {f"{part}_attention_heads": 2 for part in ("encoder", "decoder")}
+    sizes |= {f"{part}_ffn_dim": 24 for part in ("encoder", "decoder")}
+    sizes |= {"max_source_positions": 100, "max_target_positions": 32, "decoder_start_token_id": VOCAB["[CLS]"]}
+    _save(folder, "whisper", auto=AutoModelForSpeechSeq2Seq, **sizes, **ENDS)
+    _ending(folder)
+    feature_extractor(
+        folder,
+        feature_extractor_type="WhisperFeatureExtractor",
+        feature_size=8,
+        chunk_length=2,
+        sampling_rate=16000,
+        hop_length=160,
+        n_fft=400,
+    )
 
 
 def _vit(folder: Path) -> None:
@@ -356,6 +375,7 @@ _MAKERS: dict[str, Callable[[Path], None]] = {
     "llama_writer": _llama_writer,
     "gpt2_writer": _gpt2_writer,
     "t5_writer": _t5_writer,
+    "whisper_writer": _whisper_writer,
     "bert": _bert,
     "roberta": _roberta,
     "t5": _t5,

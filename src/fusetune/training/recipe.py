@@ -101,7 +101,7 @@ class Recipe:
         if settings.head_epochs is None and starts_linear and self._tokens_alone():
             self.settings = settings.model_copy(update={"head_epochs": 0})
         if isinstance(model, Generate):
-            own = {"head_epochs": min(1.0, float(len(model.columns)))} if settings.head_epochs is None else {}
+            own = {"head_epochs": min(1.0, float(len(model.projections)))} if settings.head_epochs is None else {}
             own |= {} if "layer_decay" in settings.model_fields_set else {"layer_decay": 1.0}
             self.settings = self.settings.model_copy(update=own)
         self.start_rate = settings.backbone_lr if starts_pretrained else None
