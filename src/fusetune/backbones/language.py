@@ -16,6 +16,7 @@ from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.frames import Frame, make_frame
 from fusetune.backbones.inputs import TextInputs
 from fusetune.backbones.inspection.structure import Part
+from fusetune.backbones.special_tokens import SpecialTokens
 from fusetune.types import Tokens
 
 CHUNK = 2**24
@@ -68,6 +69,7 @@ class LanguageModel(Backbone):
         limit: most positions of a prompt with its answer; None without a limit.
         end_ids: ids that end an answer: the tokenizer's, the model's and those of frames.
         causal: whether what follows a token cannot change its logits, so that padding at the right needs no mask.
+        special: the special tokens and how texts that spell them are encoded.
         plain_head: whether the logits are the output embeddings' of the last hidden state, without anything between.
     """
 
@@ -100,10 +102,11 @@ class LanguageModel(Backbone):
         embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
         self.dim = int(embedding.weight.shape[1])
         self.vocabulary = int(embedding.weight.shape[0])
-        self._backend = inputs.tokenizer("whole").backend_tokenizer
-        self._backend.no_truncation()
-        self._backend.no_padding()
+        backend = inputs.tokenizer("whole").backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
         self.end_ids = self._known_ends()
+        self.special = SpecialTokens(tokenizer, backend, ends=self.end_ids)
         self.causal, self.plain_head = (hears, False) if self.seq2seq or hears else _tried(model)
         # Positions of a prompt begin at 0 behind the padding, where the model takes them as an argument.
         self._takes = set(inspect.signature(model.forward).parameters)
@@ -117,8 +120,15 @@ class LanguageModel(Backbone):
         return self.processor
 
     def encode(self, text: str) -> list[int]:
-        """Return a text's token ids, without special tokens."""
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        """Return a text's token ids, without special tokens around it; those in it are read as such.
+
+        Texts that a template's special tokens surround are to be escaped first: see `escape`.
+        """
+        return self.special.encode(text)
+
+    def escape(self, text: str) -> str:
+        """Return a cell's text such that `encode` reads the special tokens that it spells as characters."""
+        return self.special.escape(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens."""

@@ -132,7 +132,7 @@ class ChatSession:
         Raises:
             UserError: the message is too long, or the chat template refuses it.
         """
-        turn = self.fill(text)
+        turn = self.fill(self.language.escape(text))
         prompt = turn if self.conversation is None else self.conversation.ask(turn)
         written: list[str] = []
         try:
@@ -142,7 +142,7 @@ class ChatSession:
                 yield piece
         finally:
             if self.conversation is not None:
-                self.conversation.add_answer("".join(written))
+                self.conversation.add_answer(self.language.escape("".join(written)))
 
     def reset(self) -> None:
         """Forget what was said."""
@@ -197,4 +197,5 @@ def _filled(prompt: PromptModality, given: Mapping[str, str]) -> Callable[[str],
             do=" ".join(f"--set {name}=..." for name in open_columns[:-1]) or "leave one --set out",
         )
     absent: dict[str, str | None] = dict.fromkeys(prompt.soft)
-    return lambda text: prompt.template.fill({**absent, **given, open_columns[0]: text})
+    escaped = {name: prompt.backbone.escape(text) for name, text in given.items()}
+    return lambda text: prompt.filled({**absent, **escaped, open_columns[0]: text})

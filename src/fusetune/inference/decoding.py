@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fusetune.backbones.language import Embedded, LanguageModel
-from fusetune.errors import ConfigError
+from fusetune.errors import BackboneError, ConfigError
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,9 @@ def decode(
         decoding: without beams or choices.
         ids: (rows,) the row ids.
         stopped: rows that the caller adds to it are not continued.
+
+    Raises:
+        BackboneError: the model's logits are NaN.
     """
     state, logits = _started(language, prompt)
     ends = torch.tensor(language.end_ids, device=logits.device)
@@ -100,6 +103,7 @@ def decode(
     for number in range(decoding.max_tokens):
         logits = logits.float()
         total = logits.logsumexp(-1)
+        check_numbers(total)
         if language.suppressed:
             logits[:, language.suppressed] = -torch.inf
         chosen = _drawn(logits, decoding, [draws[row] for row in state.rows.tolist()]) if draws else logits.argmax(-1)
@@ -114,6 +118,21 @@ def decode(
         if len(going) < len(ended):
             state.keep(going)
         logits = _continued(language, state, chosen[going])
+
+
+def check_numbers(scores: Tensor) -> None:
+    """Refuse scores that are NaN, by which no token can be chosen.
+
+    Raises:
+        BackboneError: some are.
+    """
+    if bool(scores.isnan().any()):
+        raise BackboneError(
+            "the language model computes NaN, so it cannot write an answer",
+            expected="logits that are numbers",
+            came=f"NaN for {int(scores.isnan().sum())} of {scores.numel()} answers of a batch",
+            do="check its weights; take a checkpoint in float32 or bfloat16, or tune again with a lower learning rate",
+        )
 
 
 def _started(language: LanguageModel, prompt: Embedded) -> tuple[_State, Tensor]:

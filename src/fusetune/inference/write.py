@@ -13,7 +13,7 @@ from fusetune.config.prompt import GenerationConfig
 from fusetune.data.column import Progress
 from fusetune.data.examples import Examples
 from fusetune.errors import ConfigError
-from fusetune.inference.decoding import Decoding, Step, beam_search, decode
+from fusetune.inference.decoding import Decoding, Step, beam_search, check_numbers, decode
 from fusetune.inference.memory import retain_freed_memory, trim_memory
 from fusetune.inference.predict import evaluating, model_device
 from fusetune.modalities.prompt import PromptModality
@@ -215,7 +215,9 @@ def _scores(model: Generate, prompt: Embedded, answers: Sequence[Sequence[int]])
     for row, own in enumerate(answers):
         padded[row, : len(own)] = own
     scores = model.language.log_likelihoods(prompt, torch.from_numpy(padded).to(prompt.values.device))
-    return np.asarray(scores[..., 0].sum(1).cpu().numpy())
+    sums = scores[..., 0].sum(1)
+    check_numbers(sums)
+    return np.asarray(sums.cpu().numpy())
 
 
 def _chosen(model: Generate, task: Writes, prompt: Embedded, decoding: Decoding) -> Written:
@@ -224,7 +226,9 @@ def _chosen(model: Generate, task: Writes, prompt: Embedded, decoding: Decoding)
     rows = len(prompt.lengths)
     repeated = prompt.repeated(num)
     ids = target.values.to(prompt.values.device).repeat(rows, 1)
-    scores = model.language.log_likelihoods(repeated, ids)[..., 0].sum(1).view(rows, num).log_softmax(1).cpu().numpy()
+    sums = model.language.log_likelihoods(repeated, ids)[..., 0].sum(1)
+    check_numbers(sums)
+    scores = sums.view(rows, num).log_softmax(1).cpu().numpy()
     best = scores.argmax(1)
     result = Written.empty(rows)
     result.texts[:] = [decoding.choices[index] for index in best]

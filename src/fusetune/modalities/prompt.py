@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fusetune.backbones.special_tokens import BREAK
 from fusetune.errors import BadCell, ConfigError
 from fusetune.modalities.base import Detection
 from fusetune.modalities.messages import last_turn, parse_messages
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 OPEN, CLOSE = "\ue000", "\ue001"
 """Characters of private use around the number of a soft column, in a rendered prompt; cells lose theirs."""
 _PLACE = re.compile(f"{OPEN}([0-9]+){CLOSE}")
+_MARKS = {ord(mark): "\ufffd" for mark in (OPEN, CLOSE, BREAK)}
 SOFT = 4096
 """An id below 0 is a place for a vector: −1 − (SOFT · column + number of the column's vector)."""
 MOST_ANSWER, SHORTEST = 256, 8
@@ -87,6 +89,7 @@ class PromptModality(BackboneModality):
             ConfigError: the model has no room for so long an answer.
         """
         super().__init__(column, backbone=backbone)
+        template, system = _unmarked(template), _unmarked(system)
         self.messages = messages
         self.template, self.soft, self.soft_tokens = Template(template), list(soft), soft_tokens
         self.system, self.chat = system, chat
@@ -119,9 +122,10 @@ class PromptModality(BackboneModality):
     def text(self, cell: Any, *, row: int = 0) -> str:
         """Return a row's prompt as the language model reads it, with the names of soft columns in angle brackets."""
         if self.messages is not None:
-            return self._asked(self._before(cell, row=row))
+            return self._asked(self._before(cell, row=row)).replace(BREAK, "")
         cells, present = self._cells(cell, row=row)
-        return _PLACE.sub(lambda match: f"<{self.soft[int(match[1])]}>", self._rendered(cells, present))
+        rendered = self._rendered(cells, present).replace(BREAK, "")
+        return _PLACE.sub(lambda match: f"<{self.soft[int(match[1])]}>", rendered)
 
     def _before(self, cell: Any, *, row: int) -> list[Message]:
         """Return a chat's messages before the assistant's last turn, which a chat that is to be answered lacks."""
@@ -135,14 +139,14 @@ class PromptModality(BackboneModality):
             raise BadCell(row=row, column=self.messages, value=cell, why=why, do=do)
         for message in messages:
             check_text(message.text, row=row, column=self.messages)
-        return messages
+        return [Message(message.role, self._given(message.text)) for message in messages]
 
     def _asked(self, messages: Sequence[Message]) -> str:
         """Return a chat's text up to where the assistant answers."""
         assert self.frame.template is not None, "a chat's frame has a template"
         has_system = not self.system or messages[0].role == "system"
         told = messages if has_system else [Message("system", self.system), *messages]
-        return _unmarked(self.frame.template.prompt(told))
+        return self.frame.template.prompt(told)
 
     def _chat(self, messages: list[Message]) -> list[int]:
         """Return a chat's ids, at most `max_tokens`: the oldest turns that do not fit are left out."""
@@ -163,6 +167,7 @@ class PromptModality(BackboneModality):
         for name, text in cells.items():
             if text is not None:
                 check_text(text, row=row, column=name)
+                cells[name] = self._given(text)
         here = entries[len(self.join)] if self.soft and len(entries) > len(self.join) else []
         present = [name for name, has in zip(self.soft, here, strict=False) if has]
         if not present and all(text is None for text in cells.values()):
@@ -174,7 +179,21 @@ class PromptModality(BackboneModality):
         """Return the prompt as text, with places for the soft columns."""
         places = {name: f"{OPEN}{self.soft.index(name)}{CLOSE}" for name in present}
         absent = dict.fromkeys(self.soft)
-        return self.frame.prompt(self.template.fill({**absent, **cells, **places}))
+        return self.frame.prompt(self.filled({**absent, **cells, **places}))
+
+    def filled(self, cells: Mapping[str, str | None]) -> str:
+        """Return the template with escaped cells, which make no special tokens with what stands beside them, either."""
+        text, special = self.template.fill(cells), self.backbone.special
+        if num := special.count(text):
+            bare = self.template.fill({name: cell and BREAK for name, cell in cells.items()})
+            if num > special.count(bare):
+                apart = {name: cell and f"{BREAK}{cell}{BREAK}" for name, cell in cells.items()}
+                return self.template.fill(apart)
+        return text
+
+    def _given(self, text: str) -> str:
+        """Return a text of the table as it goes into a prompt or an answer: it marks no places and ends no turns."""
+        return self.backbone.escape(_unmarked(text))
 
     def _encode(self, cells: Mapping[str, str | None], present: Sequence[str]) -> list[int]:
         """Return the prompt's ids, at most `max_tokens`: the longest cell is cut until they fit."""
@@ -188,7 +207,7 @@ class PromptModality(BackboneModality):
             assert longest is not None
             tokens = self.backbone.encode(text)
             keep = max(0, len(tokens) - (len(ids) - self.max_tokens) - 1)
-            cells[longest] = self.backbone.decode(tokens[:keep]) if keep else ""
+            cells[longest] = self._given(self.backbone.decode(tokens[:keep])) if keep else ""
             ids = self._ids(self._rendered(cells, present))
         self.num_truncated += was_long
         return ids if len(ids) <= self.max_tokens else ids[-self.max_tokens :]
@@ -206,7 +225,7 @@ class PromptModality(BackboneModality):
 
     def answer(self, text: str) -> list[int]:
         """Return the token ids of an answer, its end included."""
-        return [*self.backbone.encode(self.frame.before + _unmarked(text)), *self.frame.after]
+        return [*self.backbone.encode(self.frame.before + self._given(text)), *self.frame.after]
 
     def size(self, example: np.ndarray) -> int:
         """Return the number of tokens."""
@@ -267,9 +286,9 @@ def _words(cell: Any) -> str | None:
         return "yes" if cell else "no"
     if isinstance(cell, float | Decimal) and math.isfinite(cell) and cell == int(cell) and abs(float(cell)) < 2**53:
         return str(int(cell))
-    return _unmarked(str(cell)[:MAX_CHARS])
+    return str(cell)[:MAX_CHARS]
 
 
 def _unmarked(text: str) -> str:
-    """Return a text without the characters that mark places of vectors."""
-    return text.replace(OPEN, "\ufffd").replace(CLOSE, "\ufffd")
+    """Return a text without the characters that mark places of vectors and breaks."""
+    return text.translate(_MARKS)
