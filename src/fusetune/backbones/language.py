@@ -17,6 +17,7 @@ from fusetune.backbones.frames import Frame, make_frame
 from fusetune.backbones.inputs import TextInputs
 from fusetune.backbones.inspection.structure import Part
 from fusetune.backbones.special_tokens import SpecialTokens
+from fusetune.errors import BackboneError
 from fusetune.types import Tokens
 
 CHUNK = 2**24
@@ -310,13 +311,20 @@ def _scores(logits: Tensor, ids: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _tried(model: Any) -> tuple[bool, bool]:
-    """Return whether a decoder is causal, and whether its head is plain, by its logits for a few ids."""
+    """Return whether a decoder is causal, and whether its head is plain, by its logits for a few ids.
+
+    Raises:
+        BackboneError: they are NaN.
+    """
     device = next(model.parameters()).device
     size = model.get_input_embeddings().weight.shape[0]
     ids = torch.arange(1, 9, device=device).remainder(size).unsqueeze(0)
     was_training = model.training
     model.eval()
     logits = model(input_ids=ids, use_cache=False).logits
+    if bool(logits.isnan().any()):
+        do = "check its weights; take a checkpoint in float32 or bfloat16"
+        raise BackboneError("the language model computes NaN", expected="logits that are numbers", came="NaN", do=do)
     fewer = model(input_ids=ids[:, :5], use_cache=False).logits
     causal = torch.allclose(logits[:, :5], fewer, rtol=1e-3, atol=1e-3)
     head, base = model.get_output_embeddings(), model.base_model

@@ -1,4 +1,4 @@
-"""Special tokens that texts of a table spell: they are read as characters, so that no cell ends a turn or begins one."""
+"""Special tokens that texts of a table spell: they are read as characters, so that no cell ends or begins a turn."""
 
 from __future__ import annotations
 
