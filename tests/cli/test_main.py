@@ -80,7 +80,7 @@ OPTIONS = {
         *("folder", "--users", "--user-id", "--liked", "-k", "--catalogue", "--known", "--out", "-o", "--json"),
     },
     "chat": {"source", "--system", "--set", "--temperature", "--seed", "--max-tokens", "--json"},
-    "merge": {"folder", "--out", "-o", "--overwrite", "--json"},
+    "merge": {"folder", "--out", "-o", "--to", "--overwrite", "--json"},
     "export": {"folder", "--to", "--side", "--out", "-o", "--overwrite", "--json"},
     "report": {"folder", "--json"},
     "schema": {"table", "settings", "--target", "-t", "--out", "-o", "--json"},

@@ -323,6 +323,24 @@ class TestSchema:
         assert found["columns"]["stars"]["role"] == "target"
         assert found["warnings"] == []
 
+    def test_prompt_of_a_written_target(self, tmp_path):
+        rows = [
+            {
+                "en": f"word{i} and {i} others here",
+                "de": f"wort{i} und {i} andere hier",
+                "n": i % 7 + 0.5 if i else None,
+            }
+            for i in range(40)
+        ]
+        (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        asked = ("schema", str(tmp_path / "t.jsonl"), "-t", "de", "tasks.de=generate")
+        lines = [line.strip() for line in run(*asked).stdout.splitlines()]
+        assert lines[-2:] == ["en: word0 and 0 others here", "de:"]
+        given = (*asked, "prompt.template=To German, {n} times: {en}", "prompt.soft=[n]", "--json")
+        task = json.loads(run(*given).stdout)["tasks"]["de"]
+        assert task["prompt"] == "To German,  times: word0 and 0 others here"
+        assert "did you mean 'en'" in run(*asked, "prompt.template={enn}", code=2).stderr
+
     def test_misspelt_target(self, table):
         assert "stars" in run("schema", table, "-t", "star", code=2).stderr
 

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import fusetune as ft
@@ -146,3 +147,13 @@ class TestCommand:
     )
     def test_mistakes(self, tuned, arguments, said):
         assert said in self.run("generate", tuned.folder, *arguments, code=2).stderr
+
+    def test_a_plain_folder_of_transformers(self, tuned, tmp_path):
+        found = json.loads(self.run("merge", tuned.folder, "--out", tmp_path / "a", "--json").stdout)
+        assert found["format"] == "transformers" and found["bytes"] > 0 and found["notes"] == []
+        assert "not empty" in self.run("merge", tuned.folder, "--out", tmp_path / "a", code=2).stderr
+        self.run("export", tuned.folder, "--to", "transformers", "--out", tmp_path / "b")
+        weights = [load_file(tmp_path / name / "model.safetensors") for name in "ab"]
+        assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
+        said = self.run("merge", tuned.folder, "--out", tmp_path / "c", "--to", "fusetune", code=2).stderr
+        assert "adapter" in said

@@ -139,7 +139,7 @@ def _made(model: Any, folder: Path, config: Any, named: dict[str, str], *, trust
         BackboneError: the model reads both ways, or its tokenizer has ids that it does not.
     """
     if not tied(model):  # T5's config says that it is, whatever the file says, and scales the outputs by that
-        config.tie_word_embeddings = False
+        config.tie_word_embeddings = model.config.tie_word_embeddings = False
     tokenizer = tokenizer_of(folder)
     if _hears(config):
         _drop_encoder(model)

@@ -194,6 +194,18 @@ def is_config(source: str) -> bool:
     return Path(source).suffix.lower() in (".yaml", ".yml")
 
 
+def check_empty(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder with files in it, unless they may be replaced.
+
+    Raises:
+        ConfigError: it has some.
+    """
+    if not overwrite and folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(
+            f"{folder} is not empty", do="give another folder as --out, or replace its files: --overwrite"
+        )
+
+
 def check_out(out: Path, table: str, *, also: Sequence[str] = ()) -> None:
     """Refuse a file that cannot be written, before anything is predicted.
 

@@ -17,6 +17,7 @@ class Format(StrEnum):
     """The formats that a model can be written in."""
 
     SENTENCE_TRANSFORMERS = "sentence-transformers"
+    TRANSFORMERS = "transformers"
 
 
 @app.command()
@@ -32,17 +33,25 @@ def export(
 ) -> None:
     """Write a model in the format of another library.
 
+    sentence-transformers for a side of a model of pairs; transformers for a
+    model that writes.
+
     \b
-    Example:
+    Examples:
       fusetune export runs/pairs --to sentence-transformers --out runs/pairs-st
+      fusetune export runs/german --to transformers --out german
     """
     from fusetune import api
-    from fusetune.errors import ConfigError
 
-    if not overwrite and out.is_dir() and any(out.iterdir()):
-        raise ConfigError(f"{out} is not empty", do="give another folder as --out, or replace its files: --overwrite")
-    api.load(folder).save_sentence_transformer(out, side=side)
-    if as_json:
-        common.print_json({"folder": str(out), "format": to.value})
+    common.check_empty(out, overwrite=overwrite)
+    tuned, notes = api.load(folder), list[str]()
+    if to is Format.TRANSFORMERS:
+        notes = tuned.save_transformers(out)
     else:
-        common.console().print(f"{to.value}  {out}", soft_wrap=True)
+        tuned.save_sentence_transformer(out, side=side)
+    if as_json:
+        common.print_json({"folder": str(out), "format": to.value, "notes": notes})
+        return
+    common.console().print(f"{to.value}  {out}", soft_wrap=True)
+    for note in notes:
+        common.console().print(f"note: {note}", soft_wrap=True)

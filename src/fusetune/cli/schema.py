@@ -33,9 +33,9 @@ def schema(
 ) -> None:
     """Show what each column of a table is taken for, and why.
 
-    Shows a row as it will be read and, for a target, the task. With --out the
-    schema is written as YAML. Edit kinds and roles there and give it back to
-    `fit` with --schema.
+    Shows a row as it will be read and, for a target, the task; for one that a
+    language model writes, the prompt. With --out the schema is written as
+    YAML. Edit kinds and roles there and give it back to `fit` with --schema.
 
     \b
     Examples:
@@ -43,6 +43,7 @@ def schema(
       fusetune schema train.csv -t rating -o schema.yaml
       fusetune schema sales.csv -t price data.read.decimal=','
       fusetune schema quiz.csv -t correct tasks.correct=choice
+      fusetune schema pairs.csv -t de "prompt.template=Translate to German: {en}"
       fusetune fit train.csv -t rating --schema schema.yaml
     """
     common.check_table(table)
@@ -50,7 +51,8 @@ def schema(
     from fusetune.config.config import Config
     from fusetune.data.table import Table
 
-    config = Config().with_overrides([text for text in settings or [] if text.startswith(("data.read", "tasks."))])
+    sections = ("data.read", "tasks.", "prompt.")
+    config = Config().with_overrides([text for text in settings or [] if text.startswith(sections)])
     rows = Table.read(table, read=config.data.read)
     found = api.schema_of(rows, target=target or [], overrides=settings or [])
     if out is not None:
@@ -88,7 +90,7 @@ def _tasks(found: Schema, rows: Table, config: Config) -> dict[str, dict[str, st
         tasks[target] = {"task": name, "reason": reason}
         if name:
             task = build_task(target, name, given.options if given else {})
-            tasks[target] |= _reading(found, rows, task, insist=bool(given))
+            tasks[target] |= _reading(found, rows, task, insist=bool(given)) | _prompt(found, rows, task, config)
     return tasks
 
 
@@ -128,6 +130,18 @@ def _reading(found: Schema, rows: Table, task: TargetTask, *, insist: bool) -> d
     return told
 
 
+def _prompt(found: Schema, rows: Table, task: TargetTask, config: Config) -> dict[str, str]:
+    """Return the template of a written target's prompt, and a row's prompt; empty for other targets.
+
+    Raises:
+        ConfigError: the template names a column that is not read.
+    """
+    from fusetune.fitting.prompting import filled_prompt
+
+    template, prompt = filled_prompt(found, rows, task.target, task, config)
+    return {"template": template, "prompt": prompt} if template else {}
+
+
 def _brief(cell: Any) -> str | None:
     """Return a cell as a display shows it: None for a missing one."""
     from fusetune.data.table import is_missing
@@ -158,5 +172,8 @@ def _show(found: Schema, notes: list[str], tasks: dict[str, dict[str, str]], row
         to.print(f"task    {target}: {task['task'] or 'none'} ({task['reason']})", soft_wrap=True, markup=False)
         for key in [key for key in ("reads", "example") if key in task]:
             to.print(f"{key:<8}{task[key]}", soft_wrap=True, markup=False)
+        if "prompt" in task:
+            to.print("prompt of the first row, without what the language model's chat template puts around it:")
+            to.print("\n".join(f"    {line}" for line in task["prompt"].split("\n")), soft_wrap=True, markup=False)
     for note in [*notes, *found.notes, *found.warnings]:
         to.print(f"note: {note}", style="yellow", soft_wrap=True)

@@ -1,16 +1,18 @@
-"""What a tuned model that writes offers beside predictions: answers by other settings, streamed ones, and chats."""
+"""What a tuned model that writes offers beside predictions: other settings, streams, chats, and a plain folder."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self, TypedDict, Unpack
 
 from fusetune.config.config import Config
 from fusetune.config.data import OnBadCell
 from fusetune.deploy.bundle import Bundle
 from fusetune.deploy.chat import ChatOptions, ChatSession
+from fusetune.deploy.export.transformers_folder import save_transformers
 from fusetune.deploy.predictions import Predictions
 from fusetune.deploy.rows import Rows
 from fusetune.deploy.tuned import predict, read_examples
@@ -154,6 +156,22 @@ class Writing:
             'It arrives tomorrow.'
         """
         return ChatSession.of_bundle(self.with_generation(**generation).bundle, ChatOptions(system), given or {})
+
+    def save_transformers(self, folder: str | Path) -> list[str]:
+        """Write the language model as a plain folder of transformers, its adapter merged; this model stays as it is.
+
+        Args:
+            folder: to write.
+
+        Returns:
+            Sentences on what the folder lacks: the encoders of columns that enter as vectors.
+
+        Raises:
+            ConfigError: the model does not write.
+            StorageError: it cannot be written.
+        """
+        _writer(self.bundle)
+        return save_transformers(self.bundle, Path(folder))
 
 
 def _writer(bundle: Bundle) -> Generate:

@@ -6,18 +6,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from fusetune.backbones.load_language import hears
 from fusetune.backbones.tuned import is_tuned
 from fusetune.config.config import Config
 from fusetune.data.joins import PRESENT
 from fusetune.data.schema import ColumnSpec, Schema
-from fusetune.errors import ConfigError, nearest
+from fusetune.data.table import Table, is_missing
+from fusetune.errors import BadCell, ConfigError, nearest
+from fusetune.modalities.messages import last_turn, parse_messages
+from fusetune.modalities.prompt import words_of
 from fusetune.modalities.template import Template, default_template
 from fusetune.tasks.abilities import Writes
 from fusetune.tasks.base import TargetTask
 
 PROMPT = "prompt"
 """The column of prompts, and their kind."""
+EXAMPLES = 500
+"""Rows by which it is found whether a target's cells are chats."""
 WORDS = ("text", "category", "number", "date")
 """Kinds of columns that are read as words."""
 SOFT = ("image", "audio")
@@ -74,6 +81,44 @@ def with_prompts(schema: Schema, tasks: Mapping[str, TargetTask], config: Config
         elif column not in soft:
             specs[column] = replace(spec, role="ignore", reason=used[column])
     return replace(schema, columns=specs)
+
+
+def filled_prompt(schema: Schema, rows: Table, target: str, task: TargetTask, config: Config) -> tuple[str, str]:
+    """Return the template of a target's prompt, and the prompt of the first row that has the target.
+
+    No language model is loaded: what its chat template puts around a prompt is left out.
+
+    Args:
+        schema: as detected.
+        rows: of the table.
+        target: the column.
+        task: that writes it; other tasks give two empty texts.
+        config: with the sections `prompt` and `tasks`.
+
+    Raises:
+        ConfigError: see `with_prompts`.
+    """
+    if not isinstance(task, Writes):
+        return "", ""
+    given = np.flatnonzero(~rows.missing(target))
+    task.look(rows.cells(target, given[:EXAMPLES]))
+    spec = with_prompts(schema, {target: task}, config).columns[task.prompt]
+    first = rows.row(int(given[0])) if len(given) else {}
+    if task.chats:
+        return f"{target} up to the last answer", _chat_before(first[target]) if first else ""
+    template, soft = Template(spec.options["template"]), spec.options["soft"]
+    cells = {name: words_of(first.get(name)) for name in template.columns}
+    cells |= {name: None if is_missing(first.get(name)) else f"<{name}>" for name in soft}
+    return template.text, template.fill(cells) if first else ""
+
+
+def _chat_before(cell: Any) -> str:
+    """Return a chat's messages before its last answer, a line each; "" if it cannot be read."""
+    try:
+        messages = parse_messages(cell, row=0, column="")
+        return "\n".join(f"{message.role}: {message.text}" for message in last_turn(messages, row=0, column="")[0])
+    except BadCell:
+        return ""
 
 
 def _check_unused(tasks: Mapping[str, TargetTask], config: Config) -> None:

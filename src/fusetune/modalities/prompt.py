@@ -163,7 +163,7 @@ class PromptModality(BackboneModality):
     def _cells(self, cell: Any, *, row: int) -> tuple[dict[str, str | None], list[str]]:
         """Return the cells as words, by column, and the soft columns that the row has."""
         entries = cell if isinstance(cell, list) else [cell]
-        cells = {name: _words(value) for name, value in zip(self.join, entries, strict=False)}
+        cells = {name: words_of(value) for name, value in zip(self.join, entries, strict=False)}
         for name, text in cells.items():
             if text is not None:
                 check_text(text, row=row, column=name)
@@ -276,10 +276,10 @@ def _room(language: LanguageModel, asked: int | None) -> int:
     return asked or min(MOST_ANSWER, language.limit // 2)
 
 
-def _words(cell: Any) -> str | None:
+def words_of(cell: Any) -> str | None:
     """Return a cell as words, None for a missing one: lists with commas, whole numbers without a point."""
     if isinstance(cell, list | tuple):
-        return ", ".join(text for part in cell if (text := _words(part)) is not None) or None
+        return ", ".join(text for part in cell if (text := words_of(part)) is not None) or None
     if cell is None or (isinstance(cell, str) and is_blank(cell)):
         return None
     if isinstance(cell, bool):
