@@ -100,7 +100,8 @@ def _generation(bundle: Bundle, language: LanguageModel) -> Any:
         options |= {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": settings.top_k}
     if language.seq2seq:
         options["decoder_start_token_id"] = language.start_id
-    return transformers.GenerationConfig(**options)
+    make: Any = transformers.GenerationConfig
+    return make(**options)
 
 
 def _lacks(prompts: dict[str, PromptModality]) -> list[str]:
