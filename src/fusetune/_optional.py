@@ -23,6 +23,7 @@ EXTRAS = {
     "pandas": "pandas",
     "datasets": "datasets",
     "faiss": "ann",
+    "llguidance": "constrain",
 }
 
 

@@ -57,7 +57,7 @@ OPTIONS = {
     },
     "generate": {
         *("folder", "table", "--set", "--out", "-o", "--beams", "--temperature", "--top-p", "--top-k", "--seed"),
-        *("--stop", "--choice", "--max-tokens", "--missing-columns", "--media", "--json"),
+        *("--stop", "--choice", "--regex", "--json-schema", "--max-tokens", "--missing-columns", "--media", "--json"),
     },
     "evaluate": {
         "folder",

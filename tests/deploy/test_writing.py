@@ -111,6 +111,30 @@ def test_wrong_settings_are_named(tuned, how):
             write({"source": "w1", "size": 1}, **how)
 
 
+def test_choices_have_probabilities(tuned, rows):
+    found = tuned.write(rows, choices=["w1", "w2 w3 w4", "w5 w6"])
+    for answer, score, cell in zip(found["out"], found["out_log_probability"], found["out_choices"], strict=True):
+        shares = json.loads(cell)
+        assert max(shares, key=shares.get) == answer and sum(shares.values()) == pytest.approx(1, abs=1e-4)
+        assert np.log(shares[answer]) == pytest.approx(score, abs=1e-3)
+
+
+def test_answers_follow_an_expression(tuned, rows):
+    pytest.importorskip("llguidance")
+    found = tuned.write(rows, regex="w7 (w8|w9)")
+    assert set(found["out"]) <= {"w7 w8", "w7 w9"} and set(found["out_finish"]) == {"end"}
+    for how in ({"regex": "(a"}, {"json_schema": {"type": "objct"}}, {"regex": "a", "beams": 2}):
+        with pytest.raises(ConfigError):
+            tuned.write(rows, **how)
+
+
+def test_what_a_model_that_writes_cannot_do_is_said(tuned, rows):
+    for call in (tuned.embed, tuned.index, tuned.predict_proba, tuned.recommend):
+        with pytest.raises(ConfigError):
+            call(rows)
+    assert "source" in repr(tuned) and "prompt" not in repr(tuned)
+
+
 class TestCommand:
     def run(self, *arguments, code=0):
         done = CliRunner().invoke(app, list(map(str, arguments)))
@@ -124,6 +148,7 @@ class TestCommand:
         (line,) = self.run(*asked, "--json").stdout.splitlines()
         assert json.loads(line)["out"] == answer["out"][0]
         assert self.run(*asked, "--choice", "w7", "--choice", "w7 w8").stdout.strip() in {"w7", "w7 w8"}
+        assert self.run(*asked, "--regex", "w7( w8)?").stdout.strip() in {"w7", "w7 w8"}
         assert self.run(*asked[:-2], "--missing-columns", "size").stdout.strip()
 
     def test_a_table_is_answered(self, tuned, rows, tmp_path):

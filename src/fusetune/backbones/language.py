@@ -196,18 +196,18 @@ class LanguageModel(Backbone):
             (batch, answer tokens, 2) float32, 0 behind a row's answer.
         """
         if self.seq2seq:
-            return self._of_logits(self._decoded(prompt, answer), answer)
+            return self.of_logits(self._decoded(prompt, answer), answer)
         values, first = self._joined(prompt, answer)
         options = {} if self.causal else {"attention_mask": self._joined_mask(prompt, answer, values)}
         at = first.unsqueeze(1) + torch.arange(answer.shape[1], device=answer.device)  # (batch, answer tokens)
         at = at.clamp(max=values.shape[1] - 1)
         if not self.plain_head:
             logits = self.run(Embedded(values, prompt.lengths, prompt.heard), use_cache=False, **options).logits
-            return self._of_logits(logits.gather(1, at.unsqueeze(-1).expand(-1, -1, logits.shape[2])), answer)
+            return self.of_logits(logits.gather(1, at.unsqueeze(-1).expand(-1, -1, logits.shape[2])), answer)
         base: Any = self.model.base_model
         hidden = base(inputs_embeds=values, use_cache=False, **options).last_hidden_state
         hidden = hidden.gather(1, at.unsqueeze(-1).expand(-1, -1, hidden.shape[2]))  # (batch, answer tokens, dim)
-        return self._of_hidden(hidden, answer)
+        return self.of_hidden(hidden, answer)
 
     def _joined(self, prompt: Embedded, answer: Tensor) -> tuple[Tensor, Tensor]:
         """Return each row's prompt and, right behind it, its answer, (batch, tokens, dim), padded at the right; and the
@@ -235,7 +235,7 @@ class LanguageModel(Backbone):
         logits: Tensor = out.logits
         return logits
 
-    def _of_hidden(self, hidden: Tensor, answer: Tensor) -> Tensor:
+    def of_hidden(self, hidden: Tensor, answer: Tensor) -> Tensor:
         """Return `log_likelihoods` from the last hidden states, (batch, answer tokens, dim), of real tokens alone."""
         head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
         real = answer >= 0
@@ -254,7 +254,7 @@ class LanguageModel(Backbone):
             real.unsqueeze(-1).expand(-1, -1, 2), scores
         )
 
-    def _of_logits(self, logits: Tensor, answer: Tensor) -> Tensor:
+    def of_logits(self, logits: Tensor, answer: Tensor) -> Tensor:
         """Return `log_likelihoods` from (batch, answer tokens, vocabulary)."""
         scores = _scores(logits, answer.clamp(min=0))
         return scores.masked_fill((answer < 0).unsqueeze(-1), 0)

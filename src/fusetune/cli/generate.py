@@ -37,6 +37,12 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Of draws: same seed, same answers.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text before which an answer ends; again for several.")] = None,
     choice: Annotated[list[str] | None, typer.Option(help="Answer to choose from; again for each.")] = None,
+    regex: Annotated[
+        str | None, typer.Option(help="Regular expression that the answer matches.", show_default=False)
+    ] = None,
+    json_schema: Annotated[
+        Path | None, typer.Option(help="File with a JSON schema that the answer follows.", show_default=False)
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer.")] = None,
     missing_columns: common.MissingColumns = None,
     media: common.Media = None,
@@ -53,12 +59,14 @@ def generate(
     Examples:
       fusetune generate runs/german --set "en=A dog runs." --beams 4
       fusetune generate runs/captions --set photo=dog.jpg --temperature 0.7 --seed 3
+      fusetune generate runs/dates --set text=today --regex "[0-9]{4}-[0-9]{2}-[0-9]{2}"
       fusetune generate runs/german new.csv --out answers.csv --max-tokens 40
     """
     row = _row(table, cells)
     asked: dict[str, Any] = {
         **{"beams": beams, "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed},
         **{"stop": stop or None, "choices": choice or None, "max_tokens": max_tokens},
+        **{"regex": regex, "json_schema": None if json_schema is None else _schema(json_schema)},
     }
     if table is not None:
         common.check_model_and_table(folder, table)
@@ -107,6 +115,23 @@ def _row(table: str | None, cells: list[str] | None) -> dict[str, str] | None:
             raise ConfigError(f"{column!r} is set twice", expected="a value for each column")
         row[column] = value
     return row if cells else None
+
+
+def _schema(path: Path) -> dict[str, Any]:
+    """Return the JSON schema in a file.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    from fusetune.security.untrusted import read_json
+
+    try:
+        schema: Any = read_json(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError("the JSON schema cannot be read", came=str(error), do="check --json-schema") from None
+    if not isinstance(schema, dict):
+        raise ConfigError("the file has no JSON schema", expected="an object in braces", came=type(schema).__name__)
+    return schema
 
 
 def _check_columns(tuned: FineTuned, row: dict[str, str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -56,6 +56,11 @@ class GenerationConfig(Section):
     """Texts before which an answer ends."""
     choices: StrList = []
     """Answers to choose from, by their likelihood; nothing else is then answered."""
+    regex: str = ""
+    """A regular expression that a whole answer matches, in the syntax of Rust's crate regex, without look-around. An
+    answer of `max_tokens` may end within it. It needs the extra `constrain`."""
+    json_schema: dict[str, Any] | None = None
+    """A JSON schema that an answer, which is then JSON, follows; needs the extra `constrain`."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     """Most tokens of a written answer, its end included. None: `prompt.max_answer_tokens`, or the longest train
     target."""
@@ -70,4 +75,9 @@ class GenerationConfig(Section):
             raise ValueError("choices are compared by their likelihood: no beams, no temperature")
         if not self.temperature and (self.top_p < 1 or self.top_k):
             raise ValueError("top_p and top_k are of draws: set a temperature, or leave them out")
+        constraints = [name for name in ("regex", "json_schema", "choices") if getattr(self, name)]
+        if len(constraints) > 1:
+            raise ValueError(f"{' and '.join(constraints)} are constraints: name one of them")
+        if constraints and constraints != ["choices"] and (self.beams > 1 or self.stop):
+            raise ValueError(f"{constraints[0]} says where an answer ends: no beams, no stop texts")
         return self

@@ -16,10 +16,10 @@ from fusetune.deploy.card import write_card
 from fusetune.deploy.export.sentence_transformers import save_sentence_transformer
 from fusetune.deploy.judged import in_catalogue, read_among_negatives, read_judged
 from fusetune.deploy.judged_users import read_users
-from fusetune.deploy.outputs import EMBEDDINGS, VectorColumns
+from fusetune.deploy.outputs import VectorColumns, embeddings_of
 from fusetune.deploy.predictions import Predictions, check_ending, write
 from fusetune.deploy.recommend import Asked, recommend
-from fusetune.deploy.rows import Rows, index_of, reading_of
+from fusetune.deploy.rows import Rows, index_of, needed_columns, reading_of
 from fusetune.deploy.search.files import load_index, save_index
 from fusetune.deploy.search.index import SearchIndex, cut_to
 from fusetune.deploy.search.rerank import copy_reranker, load_reranker
@@ -56,7 +56,7 @@ class FineTuned(Writing):
 
     def __repr__(self) -> str:
         targets = ", ".join(self.bundle.tasks)
-        return f"FineTuned({targets} from {', '.join(self.bundle.modalities)}; folder={str(self.folder)!r})"
+        return f"FineTuned({targets} from {', '.join(needed_columns(self.bundle))}; folder={str(self.folder)!r})"
 
     def predict(
         self,
@@ -183,7 +183,7 @@ class FineTuned(Writing):
 
         Raises:
             TableError: the table cannot be read or lacks a column.
-            ConfigError: the vectors cannot be cut so.
+            ConfigError: the model writes, or the vectors cannot be cut so.
         """
         parts = list(self._embedded(source, precision, missing_columns, progress, dim))
         return Predictions(pa.concat_tables([part.table for part in parts]), index=index_of(source))
@@ -214,7 +214,7 @@ class FineTuned(Writing):
         self, source: Rows, precision: Precision, missing: Sequence[str], progress: bool, dim: int | None
     ) -> Iterator[Predictions]:
         bar = track if progress else None
-        output = EMBEDDINGS[self.bundle.model.name]
+        output = embeddings_of(self.bundle)
         if cut_to(self.bundle, dim) is not None:
             output = VectorColumns(dim)
         return predict_parts(self.bundle, source, precision=precision, missing=missing, progress=bar, output=output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from fusetune.backbones.language import LanguageModel
 from fusetune.data.column import Progress
 from fusetune.data.examples import Examples
 from fusetune.deploy.bundle import Bundle
+from fusetune.errors import ConfigError
 from fusetune.inference.predict import pooled_vectors, row_vectors
 from fusetune.inference.scores import predict_scores
 from fusetune.inference.write import Written, decoding_of, write
@@ -153,7 +155,7 @@ class MatchColumns(VectorColumns):
 
 
 class TextColumns(TargetColumns):
-    """A text per target, its log-probability, and why it ends."""
+    """A text per target, its log-probability, and why it ends; with choices their probabilities as JSON."""
 
     def details(self, bundle: Bundle) -> list[str]:
         """See `Output.details`."""
@@ -165,13 +167,20 @@ class TextColumns(TargetColumns):
         assert isinstance(model, Generate)
         for name, task in bundle.targets.items():
             assert isinstance(task, Writes)
-            written = Written.empty(0)
+            decoding = decoding_of(bundle.config.generation, task)
+            written = Written.empty(0, choices=len(decoding.choices))
             if examples is not None and len(examples):
-                decoding = decoding_of(bundle.config.generation, task)
                 written = write(model, name, task, examples, examples.used, decoding, progress=progress)
             yield task.target, pa.string(), list(written.texts)
             yield f"{task.target}_log_probability", pa.float32(), written.log_probabilities.tolist()
             yield f"{task.target}_finish", pa.string(), list(written.finish)
+            if decoding.choices:
+                rows = [dict(zip(decoding.choices, map(float, row), strict=True)) for row in np.exp(written.choices)]
+                scores = [
+                    None if text is None else json.dumps(row, ensure_ascii=False)
+                    for text, row in zip(written.texts, rows, strict=True)
+                ]
+                yield f"{task.target}_choices", pa.string(), scores
 
 
 def _language(bundle: Bundle) -> LanguageModel:
@@ -192,6 +201,23 @@ class PooledVectors(VectorColumns):
 
 EMBEDDINGS: dict[str, Output] = {Understand.name: PooledVectors(), Match.name: VectorColumns()}
 """What `embed` writes, by the family's name."""
+
+
+def embeddings_of(bundle: Bundle) -> Output:
+    """Return what `embed` writes.
+
+    Raises:
+        ConfigError: the model writes.
+    """
+    if bundle.model.name not in EMBEDDINGS:
+        raise ConfigError(
+            "a model that writes gives no vectors",
+            expected="a model that predicts or compares",
+            came=f"a model that writes {', '.join(bundle.targets)}",
+            do="call predict for its answers",
+        )
+    return EMBEDDINGS[bundle.model.name]
+
 
 OUTPUTS: dict[str, Output] = {
     Understand.name: TargetColumns(),

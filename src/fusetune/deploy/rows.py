@@ -62,7 +62,7 @@ def read_source(bundle: Bundle, source: Rows) -> Table:
     Raises:
         TableError: it cannot be read.
     """
-    return Table.read(_as_source(source, bundle.modalities), read=reading_of(bundle))
+    return Table.read(_as_source(source, bundle.modalities, needed_columns(bundle)), read=reading_of(bundle))
 
 
 def needed_columns(bundle: Bundle) -> list[str]:
@@ -91,8 +91,8 @@ def _is_picture(cell: Any) -> bool:
     return isinstance(cell, Image.Image | np.ndarray)
 
 
-def _as_source(source: Any, columns: Mapping[str, Modality]) -> Source:
-    """Convert rows to a source for `Table.read`."""
+def _as_source(source: Any, columns: Mapping[str, Modality], needed: Sequence[str]) -> Source:
+    """Convert rows to a source for `Table.read`; `needed` are the columns that a table has to have."""
     if _is_frame(source):
         changed = {
             name: source[name].map(lambda cell, name=name: _as_cell(cell, columns[name]))
@@ -109,14 +109,14 @@ def _as_source(source: Any, columns: Mapping[str, Modality]) -> Source:
     if not isinstance(source, list | tuple):
         read: Source = source
         return read
-    rows = [row if isinstance(row, Mapping) else _single_cell(row, columns) for row in source]
+    rows = [row if isinstance(row, Mapping) else _single_cell(row, needed) for row in source]
     return Table.from_records(
         [{name: _as_cell(cell, columns.get(str(name))) for name, cell in row.items()} for row in rows],
         source="the rows",
     )
 
 
-def _single_cell(cell: Any, columns: Mapping[str, Modality]) -> dict[str, Any]:
+def _single_cell(cell: Any, columns: Sequence[str]) -> dict[str, Any]:
     """Return a row of a single cell, for models with one input column."""
     if len(columns) != 1:
         raise TableError(
@@ -124,7 +124,7 @@ def _single_cell(cell: Any, columns: Mapping[str, Modality]) -> dict[str, Any]:
             expected=f"rows as dictionaries with {', '.join(columns)}",
             came=f"a {type(cell).__name__}",
         )
-    return {next(iter(columns)): cell}
+    return {columns[0]: cell}
 
 
 def _as_cell(cell: Any, column: Modality | None) -> Any:

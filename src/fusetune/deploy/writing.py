@@ -33,6 +33,8 @@ class Generation(TypedDict, total=False):
     seed: int
     stop: Sequence[str]
     choices: Sequence[str]
+    regex: str
+    json_schema: dict[str, Any] | None
     max_tokens: int | None
 
 
@@ -85,7 +87,8 @@ class Writing:
 
         Returns:
             For each target its answer; `TARGET_log_probability`, the sum over the answer's tokens; and
-            `TARGET_finish`, why it ends: "end", "length", "stop" or "choice". Last `error`.
+            `TARGET_finish`, why it ends: "end", "length", "stop", "choice", or "stuck" where no token
+            goes on by the constraint; with choices `TARGET_choices`, the probability of each as JSON. Last `error`.
 
         Raises:
             TableError: the table cannot be read or lacks a column.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fusetune.backbones.language import Embedded, LanguageModel
 from fusetune.errors import BackboneError, ConfigError
+from fusetune.inference.constraints import Guide
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Decoding:
     Attributes:
         max_tokens: most tokens of an answer, its end included.
         beams, temperature, top_p, top_k, seed, stop, choices: see `GenerationConfig`.
+        grammar: of `fusetune.inference.constraints`, that answers follow; None if they are free.
     """
 
     max_tokens: int
@@ -31,6 +33,7 @@ class Decoding:
     seed: int = 0
     stop: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
+    grammar: str | None = None
 
 
 @dataclass
@@ -51,7 +54,7 @@ class Step:
 
 
 @dataclass
-class _State:
+class State:
     """A batch while it is decoded: the model's cache and what each continued row has read so far."""
 
     rows: Tensor
@@ -81,6 +84,7 @@ def decode(
     ids: Sequence[int],
     *,
     stopped: set[int] | None = None,
+    stuck: set[int] | None = None,
 ) -> Iterator[Step]:
     """Continue prompts greedily, or by draws at a temperature, until each has ended or is as long as it may be.
 
@@ -93,31 +97,40 @@ def decode(
         decoding: without beams or choices.
         ids: (rows,) the row ids.
         stopped: rows that the caller adds to it are not continued.
+        stuck: gets the rows that end as no token continues them by the grammar.
 
     Raises:
         BackboneError: the model's logits are NaN.
     """
-    state, logits = _started(language, prompt)
+    state, logits = started(language, prompt)
     ends = torch.tensor(language.end_ids, device=logits.device)
     draws = [np.random.default_rng([decoding.seed, abs(int(row))]) for row in ids] if decoding.temperature else []
+    guide = None if decoding.grammar is None else Guide(language, decoding.grammar, len(ids))
     for number in range(decoding.max_tokens):
-        logits = logits.float()
+        logits, rows = logits.float(), state.rows.tolist()
         total = logits.logsumexp(-1)
         check_numbers(total)
         if language.suppressed:
             logits[:, language.suppressed] = -torch.inf
-        chosen = _drawn(logits, decoding, [draws[row] for row in state.rows.tolist()]) if draws else logits.argmax(-1)
+        allowed, without = (logits, []) if guide is None else guide.masked(logits, rows)
+        chosen = _drawn(allowed, decoding, [draws[row] for row in rows]) if draws else allowed.argmax(-1)
+        if guide is not None:
+            going = [number for number, row in enumerate(rows) if row not in without]
+            guide.take([rows[number] for number in going], chosen[going].tolist())
+            chosen[[row in without for row in rows]] = ends[0]
+            stuck = set() if stuck is None else stuck
+            stuck.update(without)
         scores = logits.gather(-1, chosen.unsqueeze(-1)).squeeze(-1) - total
         ended = torch.isin(chosen, ends)
         yield Step(*(part.cpu().numpy() for part in (state.rows, chosen, scores, ended)))
         if stopped:
             ended = ended | torch.tensor([row in stopped for row in state.rows.tolist()], device=ended.device)
-        going = (~ended).nonzero().squeeze(1)
-        if not len(going) or number + 1 == decoding.max_tokens:
+        rest = (~ended).nonzero().squeeze(1)
+        if not len(rest) or number + 1 == decoding.max_tokens:
             return
-        if len(going) < len(ended):
-            state.keep(going)
-        logits = _continued(language, state, chosen[going])
+        if len(rest) < len(ended):
+            state.keep(rest)
+        logits = _continued(language, state, chosen[rest])
 
 
 def check_numbers(scores: Tensor) -> None:
@@ -135,14 +148,14 @@ def check_numbers(scores: Tensor) -> None:
         )
 
 
-def _started(language: LanguageModel, prompt: Embedded) -> tuple[_State, Tensor]:
+def started(language: LanguageModel, prompt: Embedded) -> tuple[State, Tensor]:
     """Read the prompts; return the state and the logits of the first tokens, (rows, vocabulary)."""
     model: Any = language.model
     rows = torch.arange(len(prompt.lengths), device=prompt.values.device)
     if language.seq2seq:
         encoder = model.get_encoder()
         encoded = encoder(inputs_embeds=prompt.values, attention_mask=prompt.mask)
-        state = _State(rows, prompt.mask, encoded=encoded)
+        state = State(rows, prompt.mask, encoded=encoded)
         return state, _continued(language, state, rows.new_full((len(rows),), language.start_id))
     values, mask = prompt.at_the_end()
     options: dict[str, Any] = {}
@@ -150,12 +163,12 @@ def _started(language: LanguageModel, prompt: Embedded) -> tuple[_State, Tensor]
         options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
     read = Embedded(values, prompt.lengths, prompt.heard)
     out = language.run(read, attention_mask=mask, use_cache=True, logits_to_keep=1, **options)
-    state = _State(rows, mask, heard=prompt.heard, cache=out.past_key_values)
+    state = State(rows, mask, heard=prompt.heard, cache=out.past_key_values)
     state.positions = prompt.lengths - 1 if language.takes_positions else None
     return state, out.logits[:, -1]
 
 
-def _continued(language: LanguageModel, state: _State, ids: Tensor) -> Tensor:
+def _continued(language: LanguageModel, state: State, ids: Tensor) -> Tensor:
     """Read a token of each row; return the logits of the next ones, (rows, vocabulary)."""
     model: Any = language.model
     if language.seq2seq:

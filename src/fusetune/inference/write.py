@@ -13,6 +13,8 @@ from fusetune.config.prompt import GenerationConfig
 from fusetune.data.column import Progress
 from fusetune.data.examples import Examples
 from fusetune.errors import ConfigError
+from fusetune.inference.choices import choice_scores
+from fusetune.inference.constraints import grammar_of
 from fusetune.inference.decoding import Decoding, Step, beam_search, check_numbers, decode
 from fusetune.inference.memory import retain_freed_memory, trim_memory
 from fusetune.inference.predict import evaluating, model_device
@@ -23,8 +25,9 @@ from fusetune.types import Batch
 
 TOKENS, ROWS = {"cpu": 4096, "cuda": 65_536}, {"cpu": 64, "cuda": 512}
 """Most tokens, of prompts and answers, and rows that are decoded together, by type of device."""
-END, LENGTH, STOP, CHOICE = "end", "length", "stop", "choice"
-"""Why an answer ends: by itself, as it was as long as it may be, at a stop text, or as it is one of the choices."""
+END, LENGTH, STOP, CHOICE, STUCK = "end", "length", "stop", "choice", "stuck"
+"""Why an answer ends: by itself, as it was as long as it may be, at a stop text, as it is one of the choices, or as no
+token of the vocabulary continues it by the constraint."""
 
 
 @dataclass
@@ -34,28 +37,39 @@ class Written:
     Attributes:
         texts: (rows,) of dtype object.
         log_probabilities: (rows,) float32: of the answer's tokens, summed; of a choice, among the choices.
-        finish: (rows,) of dtype object: "end", "length", "stop" or "choice".
+        finish: (rows,) of dtype object: "end", "length", "stop", "choice" or "stuck".
+        choices: (rows, choices) float32, the log-probability of each choice among them; no choices if answers are free.
     """
 
     texts: np.ndarray
     log_probabilities: np.ndarray
     finish: np.ndarray
+    choices: np.ndarray
 
     @classmethod
-    def empty(cls, rows: int) -> Written:
+    def empty(cls, rows: int, *, choices: int = 0) -> Written:
         """Return room for the answers of rows."""
-        return cls(np.empty(rows, dtype=object), np.zeros(rows, dtype=np.float32), np.empty(rows, dtype=object))
+        scores = np.zeros((rows, choices), dtype=np.float32)
+        return cls(np.empty(rows, dtype=object), np.zeros(rows, dtype=np.float32), np.empty(rows, dtype=object), scores)
 
     def take(self, rows: np.ndarray) -> Written:
         """Return the answers of some rows, (rows,) int64."""
-        return Written(self.texts[rows], self.log_probabilities[rows], self.finish[rows])
+        return Written(self.texts[rows], self.log_probabilities[rows], self.finish[rows], self.choices[rows])
 
 
 def decoding_of(settings: GenerationConfig, task: Writes) -> Decoding:
-    """Return how a task's answers are written by the settings."""
+    """Return how a task's answers are written by the settings.
+
+    Raises:
+        ConfigError: a constraint is invalid.
+    """
     own = settings.model_dump(include={"beams", "temperature", "top_p", "top_k", "seed"})
     return Decoding(
-        settings.max_tokens or task.max_tokens, stop=tuple(settings.stop), choices=tuple(settings.choices), **own
+        settings.max_tokens or task.max_tokens,
+        stop=tuple(settings.stop),
+        choices=tuple(settings.choices),
+        grammar=grammar_of(settings.regex, settings.json_schema),
+        **own,
     )
 
 
@@ -89,10 +103,10 @@ def write(
     _check_room(model, task, examples, decoding)
     indices = np.asarray(indices, dtype=np.int64)
     if not len(indices):
-        return Written.empty(0)
+        return Written.empty(0, choices=len(decoding.choices))
     if not (heard := _heard(model, examples, indices)).all():
-        result = Written.empty(len(indices))
-        result.log_probabilities[:] = np.nan
+        result = Written.empty(len(indices), choices=len(decoding.choices))
+        result.log_probabilities[:], result.choices[:] = np.nan, np.nan
         some = write(model, name, task, examples, indices[heard], decoding, progress=progress)
         _put(result, np.flatnonzero(heard), some)
         return result
@@ -101,8 +115,11 @@ def write(
     if not decoding.temperature:
         _, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     distinct = indices[first]
-    result, device = Written.empty(len(distinct)), model_device(model)
-    groups = list(_groups(examples.sizes(distinct), decoding, device.type))
+    result, device = Written.empty(len(distinct), choices=len(decoding.choices)), model_device(model)
+    behind = decoding.max_tokens
+    if decoding.choices:
+        behind = task.candidates(decoding.choices).values.numel()
+    groups = list(_groups(examples.sizes(distinct), behind, decoding.beams, device.type))
     steps: Iterator[np.ndarray] = iter(groups)
     if progress is not None:
         steps = progress(steps, "writing", len(groups))
@@ -142,13 +159,20 @@ def _check_room(model: Generate, task: Writes, examples: Examples, decoding: Dec
         )
 
 
-def _groups(sizes: np.ndarray, decoding: Decoding, device: str) -> Iterator[np.ndarray]:
-    """Yield the rows of each batch, (rows,) int64, from the longest prompts to the shortest."""
+def _groups(sizes: np.ndarray, behind: int, beams: int, device: str) -> Iterator[np.ndarray]:
+    """Yield the rows of each batch, (rows,) int64, from the longest prompts to the shortest.
+
+    Args:
+        sizes: of the prompts.
+        behind: tokens behind a prompt.
+        beams: continuations of each.
+        device: its type.
+    """
     order = np.argsort(-sizes, kind="stable")
     tokens, rows = TOKENS.get(device, TOKENS["cpu"]), ROWS.get(device, ROWS["cpu"])
     start = 0
     while start < len(order):
-        width = (int(sizes[order[start]]) + decoding.max_tokens) * decoding.beams * max(1, len(decoding.choices))
+        width = (int(sizes[order[start]]) + behind) * beams
         num = max(1, min(rows, tokens // max(width, 1)))
         yield order[start : start + num]
         start += num
@@ -161,7 +185,7 @@ def _without_targets(batch: Batch) -> Batch:
 
 def _put(result: Written, at: np.ndarray, part: Written) -> None:
     result.texts[at], result.finish[at] = part.texts, part.finish
-    result.log_probabilities[at] = part.log_probabilities
+    result.log_probabilities[at], result.choices[at] = part.log_probabilities, part.choices
 
 
 def _written(model: Generate, name: str, task: Writes, batch: Batch, decoding: Decoding) -> Written:
@@ -179,13 +203,15 @@ def _written(model: Generate, name: str, task: Writes, batch: Batch, decoding: D
 def _decoded(model: Generate, prompt: Embedded, decoding: Decoding, rows: Sequence[int]) -> Written:
     """Return the answers of greedy decoding, or of draws."""
     ids: list[list[int]] = [[] for _ in rows]
-    scores, stopped = np.zeros(len(rows), dtype=np.float32), set[int]()
-    for step in decode(model.language, prompt, decoding, rows, stopped=stopped):
+    scores, stopped, stuck = np.zeros(len(rows), dtype=np.float32), set[int](), set[int]()
+    for step in decode(model.language, prompt, decoding, rows, stopped=stopped, stuck=stuck):
         _collect(step, ids, scores)
         if decoding.stop:
             texts = {row: model.language.decode(ids[row]) for row in step.rows.tolist()}
             stopped |= {row for row, text in texts.items() if any(stop in text for stop in decoding.stop)}
-    return _finished(model, ids, scores, decoding, [row in stopped for row in range(len(rows))])
+    result = _finished(model, ids, scores, decoding, [row in stopped for row in range(len(rows))])
+    result.finish[sorted(stuck)] = STUCK
+    return result
 
 
 def _collect(step: Step, ids: list[list[int]], scores: np.ndarray) -> None:
@@ -222,15 +248,13 @@ def _scores(model: Generate, prompt: Embedded, answers: Sequence[Sequence[int]])
 
 def _chosen(model: Generate, task: Writes, prompt: Embedded, decoding: Decoding) -> Written:
     """Return the likeliest of the choices for each row, and its log-probability among them."""
-    target, num = task.candidates(decoding.choices), len(decoding.choices)
-    rows = len(prompt.lengths)
-    repeated = prompt.repeated(num)
-    ids = target.values.to(prompt.values.device).repeat(rows, 1)
-    sums = model.language.log_likelihoods(repeated, ids)[..., 0].sum(1)
+    ids, rows = task.candidates(decoding.choices).values.to(prompt.values.device), len(prompt.lengths)
+    sums = choice_scores(model.language, prompt, ids)
     check_numbers(sums)
-    scores = sums.view(rows, num).log_softmax(1).cpu().numpy()
+    scores = sums.log_softmax(1).cpu().numpy()
     best = scores.argmax(1)
-    result = Written.empty(rows)
+    result = Written.empty(rows, choices=len(decoding.choices))
+    result.choices[:] = scores
     result.texts[:] = [decoding.choices[index] for index in best]
     result.log_probabilities[:] = scores[np.arange(rows), best]
     result.finish[:] = CHOICE
