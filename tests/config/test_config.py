@@ -280,3 +280,9 @@ def test_a_user_without_a_home_has_no_cache(monkeypatch, tmp_path):
     assert FeatureCache.of(None, 1.0) is None
     assert FeatureCache.of(str(tmp_path), 1.0) is not None
     assert Config.build({"train": "t.csv"}).with_absolute_paths().train == [str(paths.Path.cwd() / "t.csv")]
+
+
+def test_words_that_yaml_takes_for_booleans_and_numbers_are_texts():
+    found = Config().with_overrides(["prompt.chat=no", "generation.choices=[yes,no,2,maybe]", "generation.stop=no"])
+    assert found.prompt.chat == "no" and Config().with_overrides(["prompt.chat=yes"]).prompt.chat == "yes"
+    assert found.generation.choices == ["yes", "no", "2", "maybe"] and found.generation.stop == ["no"]

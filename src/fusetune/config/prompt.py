@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fusetune.config.section import Section, StrList
 
@@ -38,6 +38,11 @@ class PromptConfig(Section):
     """NEFTune (arXiv 2310.05914): uniform noise on the embeddings in training, of size noise / √(tokens · width); 5 is
     usual."""
 
+    @field_validator("chat", mode="before")
+    @classmethod
+    def _words(cls, value: object) -> object:
+        return _word(value)
+
 
 class GenerationConfig(Section):
     """How answers are written."""
@@ -67,6 +72,11 @@ class GenerationConfig(Section):
     val_rows: Annotated[int, Field(ge=0)] = 64
     """Validation rows whose answers are written at each evaluation while the model is tuned; the loss is of all."""
 
+    @field_validator("stop", "choices", mode="before")
+    @classmethod
+    def _words(cls, value: object) -> object:
+        return [_word(part) for part in value] if isinstance(value, list | tuple) else _word(value)
+
     @model_validator(mode="after")
     def _fits(self) -> GenerationConfig:
         if self.temperature and self.beams > 1:
@@ -81,3 +91,10 @@ class GenerationConfig(Section):
         if constraints and constraints != ["choices"] and (self.beams > 1 or self.stop):
             raise ValueError(f"{constraints[0]} says where an answer ends: no beams, no stop texts")
         return self
+
+
+def _word(value: object) -> object:
+    """Return the text of what YAML takes for a boolean or a number: it reads the words yes and no as booleans."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value) if isinstance(value, int | float) else value

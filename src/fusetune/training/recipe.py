@@ -101,12 +101,13 @@ class Recipe:
         if settings.head_epochs is None and starts_linear and self._tokens_alone():
             self.settings = settings.model_copy(update={"head_epochs": 0})
         if isinstance(model, Generate):
-            own = {"head_epochs": min(1.0, float(len(model.projections)))} if settings.head_epochs is None else {}
+            asked = 1.0 if settings.head_epochs is None else settings.head_epochs
+            own = {"head_epochs": asked if len(model.projections) else 0.0}  # a prompt of words alone has no new parts
             own |= {} if "layer_decay" in settings.model_fields_set else {"layer_decay": 1.0}
             self.settings = self.settings.model_copy(update=own)
         self.start_rate = settings.backbone_lr if starts_pretrained else None
         if starts_pretrained and settings.head_epochs is None and self.movable():
-            self.settings = settings.model_copy(update={"head_epochs": 0.0})
+            self.settings = self.settings.model_copy(update={"head_epochs": 0.0})
         self.undecayed = no_decay(model).union(*(no_decay(objective) for objective in self.objectives))
         for key in self.scratch:
             if key in rules and rules[key].freeze not in ("none", "auto"):
