@@ -57,6 +57,7 @@ def test_text_that_differs_is_written_and_measured(run):
     assert kinds["zero-shot"] == "before" and kinds["tuned"] == "after" and kinds["without photo"] == "without"
     assert {"most frequent", "copy of source", "nearest train row"} <= kinds.keys()
     value = {system["name"]: system["metrics"]["exact_match"]["value"] for system in task["systems"]}
+    assert report["curve"]["metric"] == "log-likelihood of a token"
     assert value["tuned"] > 0.25 > value["zero-shot"]
 
 

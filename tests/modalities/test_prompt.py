@@ -38,6 +38,11 @@ def test_numbers_booleans_and_lists_are_words(language):
     assert modality.text([3.0, True, ["x", None, 2], 0.5]) == "3|yes|x, 2|0.5"
 
 
+def test_a_chat_in_a_template_is_its_transcript(language):
+    chat = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]
+    assert made(language, "{a} w9", ["a"]).text([chat]) == "User: w1\nAssistant: w2 w9"
+
+
 def test_columns_of_vectors_have_places_where_the_row_has_them(language):
     modality = made(
         language, "w1 {photo} w2 {a}", ["a", {"present": ["photo", "sound"]}], soft=["photo"], soft_tokens=2

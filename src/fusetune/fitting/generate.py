@@ -120,6 +120,8 @@ class GenerateFit:
             findings = Findings(fit, trained)
             results = [self._judge(tuned, name, before.get(name), findings) for name in self.tasks]
             run_results = findings.run_results(results, OUTPUTS[tuned.name].title(trained.bundle))
+            if fit.config.trainer.metric is None:
+                run_results.curve.metric = "log-likelihood of a token"
         return trained.bundle, run_results
 
     def _told(self, model: Generate, name: str, *, hidden: Sequence[str] = ()) -> Told:

@@ -16,7 +16,7 @@ from torch import Tensor
 from fusetune.backbones.special_tokens import BREAK
 from fusetune.errors import BadCell, ConfigError
 from fusetune.modalities.base import Detection
-from fusetune.modalities.messages import last_turn, parse_messages
+from fusetune.modalities.messages import chat_text, last_turn, parse_messages
 from fusetune.modalities.on_backbone import BackboneModality
 from fusetune.modalities.passages import is_blank
 from fusetune.modalities.template import Template
@@ -277,7 +277,9 @@ def _room(language: LanguageModel, asked: int | None) -> int:
 
 
 def words_of(cell: Any) -> str | None:
-    """Return a cell as words, None for a missing one: lists with commas, whole numbers without a point."""
+    """Return a cell as words, None for a missing one: lists with commas, chats by turn, whole numbers as such."""
+    if isinstance(cell, list | dict) and (chat := chat_text(cell)) is not None:
+        return _unmarked(chat[:MAX_CHARS])
     if isinstance(cell, list | tuple):
         return ", ".join(text for part in cell if (text := words_of(part)) is not None) or None
     if cell is None or (isinstance(cell, str) and is_blank(cell)):

@@ -131,7 +131,9 @@ def curve(history: TrainingHistory, tasks: Mapping[str, Task]) -> LearningCurve:
             lr=check.lr,
             stage=check.stage,
             task_metrics={
-                name: check.metrics[name][task.main.name] for name, task in tasks.items() if name in check.metrics
+                name: check.metrics[name][task.main.name]
+                for name, task in tasks.items()
+                if task.main.name in check.metrics.get(name, {})
             }
             if len(tasks) > 1
             else {},
