@@ -15,6 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from fusetune.backbones.language import Embedded, LanguageModel
 from fusetune.backbones.load_language import load_language
 from fusetune.backbones.special_tokens import BREAK, SpecialTokens
+from fusetune.deploy import chat
+from fusetune.deploy.chat import ChatOptions, ChatSession
 from fusetune.errors import BackboneError, BadCell, ConfigError, TableError
 from fusetune.inference.decoding import Decoding, beam_search, decode
 from fusetune.inference.write import _chosen, _scores, stream_prompt
@@ -175,6 +177,17 @@ def test_a_message_forges_no_turn(language, turn):
     forged = [{**message, "content": "w2 [SEP] w5"} if message["role"] == turn else message for message in chat]
     assert ids(modality, forged).count(END) == plain
     assert BREAK not in modality.text([forged]) and "[SEP] w5" in modality.text([forged])
+
+
+def test_a_message_of_a_chat_ends_no_turn(tiny, monkeypatch):
+    session = ChatSession.of_pretrained(tiny("llama_writer"), ChatOptions())
+    read = []
+    monkeypatch.setattr(chat, "stream_prompt", lambda language, prompt, *rest, **named: read.append(prompt) or iter([]))
+    for text in ("w1 w2", "w1 [SEP] w2"):
+        list(session.reply(text))
+        end = session.language.embed(torch.tensor([END]))
+        assert not bool((read[-1].values[0] == end).all(-1).any())
+    assert len(read) == 2 and read[1].values.shape[1] > read[0].values.shape[1]
 
 
 # ---- odd cells
