@@ -185,7 +185,8 @@ CASES = {
         T5,
         "{image} {question}",
         6000,
-        settings={"tasks.answer": "generate", "trainer.backbone_lr": 5e-4, **IMAGE},
+        epochs=4,
+        settings={"tasks.answer": "generate", "trainer.backbone_lr": 5e-4, "image.freeze": "all", **IMAGE},
     ),
     "daquar": Case(
         partial(table, "daquar_vqa"),
@@ -254,7 +255,7 @@ def ours(name: str, seed: int, most: int | None, overrides: list[str]) -> Run:
     }
     difference = next(system for system in task.systems if system.kind == "before").difference
     figures["difference"] = {metric: [value.value, value.low, value.high] for metric, value in difference.items()}
-    likelihood = next(section for section in task.sections if section.name == "likelihood")
+    likelihood = next(section for section in task.sections if section.key == "likelihood")
     figures |= {"likelihood": likelihood.figures, "rows": {part: len(rows) for part, rows in parts.items()}}
     figures |= {"updating": results.updating, "phases": {phase.name: phase.seconds for phase in results.phases}}
     figures["val_losses"] = [point.val_loss for point in results.curve.points]
