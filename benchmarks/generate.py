@@ -253,8 +253,9 @@ def ours(name: str, seed: int, most: int | None, overrides: list[str]) -> Run:
         system.name: {metric: round(system.metrics[metric].value, 4) for metric in names if metric in system.metrics}
         for system in task.systems
     }
-    difference = next(system for system in task.systems if system.kind == "before").difference
-    figures["difference"] = {metric: [value.value, value.low, value.high] for metric, value in difference.items()}
+    if (before := task.first("before")) is not None:
+        differences = before.difference.items()
+        figures["difference"] = {metric: [value.value, value.low, value.high] for metric, value in differences}
     likelihood = next(section for section in task.sections if section.key == "likelihood")
     figures |= {"likelihood": likelihood.figures, "rows": {part: len(rows) for part, rows in parts.items()}}
     figures |= {"updating": results.updating, "phases": {phase.name: phase.seconds for phase in results.phases}}
