@@ -122,7 +122,8 @@ class ChatSession:
         """
         language = load_language(source)
         frame = language.frame("auto", "", ends_in_space=False)
-        return cls(language, frame, _with(Decoding(MOST_ANSWER), options), system=options.system or "", fill=str)
+        most = MOST_ANSWER if language.limit is None else min(MOST_ANSWER, language.limit // 2)
+        return cls(language, frame, _with(Decoding(most), options), system=options.system or "", fill=str)
 
     def reply(self, text: str) -> Iterator[str]:
         """Yield the pieces of the answer to a message.
