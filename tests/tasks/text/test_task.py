@@ -39,7 +39,10 @@ def test_texts_that_differ_are_written(values, name):
 def test_values_are_ids_with_an_end_cut_to_the_limit():
     made = task()
     made.fit(["abc", "de"])
-    assert made.max_tokens == 4
+    assert made.max_tokens == 4 and "cut" not in made.choice
+    long = task()
+    long.fit(["abc", "a" * 30])
+    assert long.max_tokens == 8 and "1 answers have more than 8 tokens" in long.choice
     target = made.encode(["abc", None, "abcdef", ["xy", "z"]])
     assert target.values.tolist() == [[97, 98, 99, 3], [-1] * 4, [97, 98, 99, 100], [120, 121, 3, -1]]
     assert target.labelled.tolist() == [True, False, True, True] and target.sizes.tolist() == [4, 0, 4, 3]

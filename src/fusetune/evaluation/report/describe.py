@@ -32,6 +32,8 @@ from fusetune.training.recipe import BackboneRule
 from fusetune.training.score_error import SHARE_OF_ERROR
 
 SHOWN_REJECTED = 50
+CUT_BY = {"text": " (text.max_tokens)", "prompt": " within their longest cell (prompt.max_tokens)"}
+"""The setting by which long cells are cut, by the kind of their column."""
 LEAK_ROWS = 5000
 """The number of train rows on which columns are checked for leaks."""
 
@@ -156,6 +158,12 @@ def warnings(schema: Schema, examples: Mapping[str, Examples]) -> list[str]:
             messages.append(
                 f"{', '.join(map(shown, alike))} are different labels of {task.target!r}; if they mean the same, use"
                 " one spelling"
+            )
+    for name, column in examples["train"].columns.items():
+        if count := int(getattr(column.modality, "num_truncated", 0)):
+            limit = CUT_BY.get(column.modality.kind, "")
+            messages.append(
+                f"{count:,} different cells of {name!r} are longer than what is read of them, and were cut{limit}."
             )
     for split, part in examples.items():
         messages += unknown_labels(part, split) if split != "train" else []

@@ -126,8 +126,12 @@ class GenerateTask(Writes, ShowsChange, Summed):
         name, why = main_metric(known)
         self.main = Metric(name, name not in LOWER_IS_BETTER)
         self.choice = f"measured by {name}: {why}"
-        longest = max(len(self._tokens(text)) for text in texts)
-        self.max_tokens = self._most if self._fixed else min(longest, self._most)
+        lengths = np.array([len(self._tokens(text)) for text in texts])
+        self.max_tokens = self._most if self._fixed else min(int(lengths.max()), self._most)
+        if num := int((lengths > self.max_tokens).sum()):
+            self.choice += (
+                f"; {num:,} answers have more than {self.max_tokens} tokens and are cut (prompt.max_answer_tokens)"
+            )
 
     def check(self, value: Any, *, row: int) -> None:
         """See `TargetTask.check`: refuse cells without a text."""
