@@ -96,6 +96,7 @@ def test_settings_that_do_not_go_with_writing_are_refused(run, tiny):
         ("prompt.soft=[source]", "always read as words"),
         ("fusion=auto", "fusion=auto"),
         ("prompt.max_answer_tokens=95", "no room"),
+        ("generation.regex=(a", "regex"),
     ]:
         settings = [WRITE, f"text={tiny('llama_writer')}", "generation.beams=1", setting]
         with pytest.raises(ConfigError, match=said):

@@ -24,6 +24,7 @@ from fusetune.fitting.findings import Findings
 from fusetune.fitting.prepared import Prepared
 from fusetune.fitting.saved import Trained, load_trained, reporting, save_trained
 from fusetune.fitting.steps import bundle, encode, tune
+from fusetune.inference.constraints import grammar_of
 from fusetune.inference.token_loss import token_losses
 from fusetune.inference.write import LENGTH, Written, decoding_of, write
 from fusetune.modalities.prompt import PromptModality
@@ -80,6 +81,7 @@ def check_generate(fit: Prepared) -> None:
             came=", ".join(fit.tasks),
             do="leave it out",
         )
+    grammar_of(config.generation.regex, config.generation.json_schema)
 
 
 class GenerateFit:
