@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import fusetune as ft
+from fusetune.deploy.export.transformers_folder import save_transformers
 from fusetune.errors import ConfigError, TableError
 from fusetune.models.generate import Generate
 from fusetune.tasks.text.task import GenerateTask
@@ -212,6 +213,11 @@ def test_a_model_of_speech_writes_what_it_hears(speech):
     assert abs(low.mean() - high.mean()) > 3 * max(low.std(), high.std())
     used = {backbone.kind: backbone for backbone in tuned.results.backbones}
     assert used["audio"].how == "tuned" and used["text"].how == "tuned"
+
+
+def test_a_model_of_speech_is_no_plain_folder(speech, tmp_path):
+    with pytest.raises(ConfigError, match="speech"):
+        save_transformers(speech[0].bundle, tmp_path / "plain")
 
 
 def test_a_row_without_a_sound_has_no_answer(speech):

@@ -37,7 +37,7 @@ def save_transformers(bundle: Bundle, folder: Path) -> list[str]:
         Sentences on what the folder lacks: encoders of pictures, sounds and other columns that enter as vectors.
 
     Raises:
-        ConfigError: the model does not write.
+        ConfigError: the model does not write, or it is one of speech.
         StorageError: the folder cannot be written.
     """
     model = bundle.model
@@ -46,6 +46,11 @@ def save_transformers(bundle: Bundle, folder: Path) -> list[str]:
             "only a model that writes is a folder of transformers", do="use the folder of fusetune fit as it is"
         )
     language = model.language
+    if language.hears:
+        raise ConfigError(
+            "a model of speech is not written as a folder of transformers: its encoder and decoder are tuned apart",
+            do="use the folder of fusetune fit as it is",
+        )
     if language.adapter is not None:
         language = copy.deepcopy(language)
         merge(language)

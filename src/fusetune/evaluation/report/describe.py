@@ -159,9 +159,9 @@ def warnings(schema: Schema, examples: Mapping[str, Examples]) -> list[str]:
                 f"{', '.join(map(shown, alike))} are different labels of {task.target!r}; if they mean the same, use"
                 " one spelling"
             )
-    for name, column in examples["train"].columns.items():
-        if count := int(getattr(column.modality, "num_truncated", 0)):
-            limit = CUT_BY.get(column.modality.kind, "")
+    for name, read in examples["train"].columns.items():
+        if count := int(getattr(read.modality, "num_truncated", 0)):
+            limit = CUT_BY.get(read.modality.kind, "")
             messages.append(
                 f"{count:,} different cells of {name!r} are longer than what is read of them, and were cut{limit}."
             )

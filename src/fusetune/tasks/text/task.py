@@ -233,7 +233,7 @@ class GenerateTask(Writes, ShowsChange, Summed):
     @classmethod
     def from_state(cls, target: str, state: dict[str, Any]) -> GenerateTask:
         """Restore a task from its `state()`."""
-        return restored(cls(target, **state["options"]), LEARNED, state)
+        return restored(cls(target, **state["options"]), LEARNED, {"chats": False, **state})
 
 
 def _padded(ids: Sequence[Sequence[int]]) -> Target:
