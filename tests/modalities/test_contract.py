@@ -24,7 +24,7 @@ from fusetune.types import Tokens
 class TestRegistered(ModalityContract):
     """With whatever of the sample cells the modality reads."""
 
-    @pytest.fixture(params=list(MODALITIES))
+    @pytest.fixture(params=[name for name in MODALITIES if name != "prompt"])  # which is made of columns, not found
     def case(self, request, tmp_path):
         cls = MODALITIES.get(request.param)
         assert cls.kind == request.param

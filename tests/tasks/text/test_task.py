@@ -66,6 +66,7 @@ def test_cells_without_text_are_refused(cell):
 
 def test_numbers_and_booleans_are_written_as_words():
     assert task().truth([3.0, True, "x ", ["a", "b"]]).tolist() == ["3", "yes", "x", ["a", "b"]]
+    assert task().truth([float("inf"), 0.5]).tolist() == ["inf", "0.5"]
 
 
 def test_the_main_metric_and_what_goes_with_it_come_first():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
@@ -39,12 +40,30 @@ class GenerateTask(Writes, ShowsChange, Summed):
     """Text that a language model writes.
 
     A cell is a text, or a list of texts that are equally right, the first of which is learned; or a chat, whose last
-    turn is learned. A row's loss is
-    −Σ log p(token | prompt, tokens before) over the answer's tokens and its end; its size is their number, so that the
-    mean loss is that of tokens. With label smoothing ε a token's loss is (1 − ε) · (−log p) + ε · mean −log p over the
-    vocabulary (Szegedy et al. 2016, arXiv 1512.00567).
+    turn, the assistant's, is learned.
 
-    Answers and truths are texts, (rows,) of dtype object; a truth may be a list of texts.
+    Args:
+        template: of the prompt, as `Translate to German: {en}`; None for that of the settings.
+        label_smoothing: ε in [0, 1): share of each token's probability that is spread over the vocabulary.
+
+    Loss: −Σ log p(token | prompt, tokens before) over an answer's tokens and its end; the mean over rows is that of
+    tokens. With label smoothing a token's loss is (1 − ε) · (−log p) + ε · mean −log p over the vocabulary.
+
+    Answers: (rows,) texts, of dtype object; a truth is a text or a list of texts.
+
+    Requires: a language model that writes (`text=FOLDER`), and columns for its prompt, or chats.
+
+    Relations: `answer` finds spans of a text and `choice` chooses among texts, both with an encoder; `multiclass` is
+    for labels that repeat.
+
+    Example:
+        >>> task = GenerateTask("de")
+        >>> truth = task.truth(["ein Hund", ["eine Katze", "die Katze"]])
+        >>> task.evaluate(np.array(["ein Hund", "die Katze"], dtype=object), truth)["exact_match"]
+        1.0
+
+    Reference: Sutskever et al. 2014 (arXiv 1409.3215), sequences from sequences; Szegedy et al. 2016 (arXiv
+    1512.00567), label smoothing.
     """
 
     name = "generate"
@@ -55,8 +74,8 @@ class GenerateTask(Writes, ShowsChange, Summed):
         """
         Args:
             target: the column's name.
-            template: of the prompt; None for that of the settings.
-            label_smoothing: ε, in [0, 1).
+
+        For the other arguments see the class.
 
         Raises:
             ConfigError: an option is out of range.
@@ -264,7 +283,7 @@ def _references(cell: Any) -> list[str]:
         return ["yes" if cell else "no"]
     if isinstance(cell, float | Decimal) and cell != cell:
         return []
-    if isinstance(cell, float) and cell == int(cell):
+    if isinstance(cell, float) and math.isfinite(cell) and cell == int(cell):
         return [str(int(cell))]
     text = str(cell).strip()
     return [text] if text else []
