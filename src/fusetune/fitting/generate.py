@@ -94,6 +94,7 @@ class GenerateFit:
     def __init__(self, fit: Prepared) -> None:
         check_generate(fit)
         self.fit = fit
+        self.moved: set[str] = set()  # keys of the encoders that tuning has changed
         self.tasks: dict[str, Writes] = {name: task for name, task in fit.targets.items() if isinstance(task, Writes)}
 
     def run(self) -> tuple[Bundle, RunResults]:
@@ -116,8 +117,9 @@ class GenerateFit:
             trained = Trained(bundle(fit, model), history, {}, fit.phases)
             save_trained(fit.run, trained)
         self.fit = fit = replace(fit, phases=list(trained.phases))
-        tuned = trained.bundle.model
+        tuned, history = trained.bundle.model, trained.history
         assert isinstance(tuned, Generate)
+        self.moved = set() if history.encoders_unchanged and history.best.stage == "head" else history.moved
         with reporting(fit.folder), fit.phase("write and measure"):
             findings = Findings(fit, trained)
             results = [self._judge(tuned, name, before.get(name), findings) for name in self.tasks]
@@ -140,24 +142,15 @@ class GenerateFit:
         return write(model, name, task, examples, rows, decoding, progress=self.fit.progress)
 
     def _seen(self, model: Generate, split: str, hidden: Sequence[str]) -> Examples:
-        """Return a split's rows without the hidden columns; all of them, as each row has a prompt."""
-        examples = self._known(model, split)
+        """Return a split's rows, all of which have a prompt, without the hidden columns.
+
+        Columns whose encoders are as pretrained have their features.
+        """
+        still = [name for name, key in model.routes.items() if key not in self.moved]
+        known = {name: values for name, values in self.fit.features[split].items() if name in still}
+        examples = self.fit.examples[split].given(features=known)
         columns = {name: column for name, column in examples.columns.items() if name not in hidden}
         return examples.reading(examples.table, columns) if hidden else examples
-
-    def _known(self, model: Generate, split: str) -> Examples:
-        """Return a split's rows with the features of encoders that are as pretrained."""
-        still = {name for name, key in model.routes.items() if key not in self._moved(model)}
-        known = {name: values for name, values in self.fit.features[split].items() if name in still}
-        return self.fit.examples[split].given(features=known)
-
-    def _moved(self, model: Generate) -> set[str]:
-        """Return the keys of the soft columns' encoders that tuning may have changed."""
-        return {
-            key
-            for key in set(model.routes.values())
-            if any(parameter.requires_grad for parameter in model.encoders[key].parameters())
-        }
 
     def _evaluator(self, model: Generate) -> Callable[[Sequence[Objective], ScoreError], Evaluate]:
         """Return a function that takes the built objectives and returns the evaluation on validation rows.
