@@ -153,22 +153,12 @@ class Findings:
         if self.history.encoders_unchanged:
             described += "; it lies before the encoders were tuned, which are as pretrained"
         candidates.append(Candidate("tuned", "after", described, scores, list(fit.modalities)))
-        table = test.examples.table
-        table.require(fit.config.report.slices)
-        group = fit.schema.group
-        shared = self.shared("test", test.indices)
-        slices = {column: table.cells(column, test.indices) for column in fit.config.report.slices}
+        evaluated, shared = self.evaluated(test), self.shared("test", test.indices)
         if 0 < shared.sum() < len(shared):
-            slices[ALSO_TRAIN] = ["yes" if also else "no" for also in shared]
+            evaluated.slices = {**evaluated.slices, ALSO_TRAIN: ["yes" if also else "no" for also in shared]}
         column = task.shows if isinstance(task, ShowsText) else task.reads
-        evaluated = EvaluatedRows(
-            test.truth,
-            table.rows[test.indices],
-            weights=test.examples.weights[test.indices],
-            groups=table.cells(group, test.indices) if group and group in table else None,
-            slices=slices,
-            texts=None if column is None else lambda at: self.texts(column, int(test.indices[at])),
-        )
+        if column is not None:
+            evaluated.texts = lambda at: self.texts(column, int(test.indices[at]))
         result = judge(
             task,
             candidates,
@@ -185,6 +175,18 @@ class Findings:
         result.shared = int(shared.sum())
         result.balance = task.target_panels({split: part.truth for split, part in rows.items()})
         return result
+
+    def evaluated(self, test: SplitRows) -> EvaluatedRows:
+        """Return a task's labelled test rows, with their weights, groups and slices, for the comparison of systems."""
+        table, group, slices = test.examples.table, self.fit.schema.group, self.fit.config.report.slices
+        table.require(slices)
+        return EvaluatedRows(
+            test.truth,
+            table.rows[test.indices],
+            weights=test.examples.weights[test.indices],
+            groups=table.cells(group, test.indices) if group and group in table else None,
+            slices={column: table.cells(column, test.indices) for column in slices},
+        )
 
     def _similarity(self, task: TargetTask, val: SplitRows, test: SplitRows) -> list[Candidate]:
         """Return the system that chooses by cosines of frozen embeddings, for a task that chooses among texts."""

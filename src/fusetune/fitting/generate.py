@@ -17,7 +17,7 @@ from fusetune.data.table import is_missing
 from fusetune.deploy.bundle import Bundle
 from fusetune.deploy.outputs import OUTPUTS
 from fusetune.errors import ConfigError
-from fusetune.evaluation.measure.judge import Candidate, EvaluatedRows, judge
+from fusetune.evaluation.measure.judge import Candidate, judge
 from fusetune.evaluation.measure.written import guesses, nearest
 from fusetune.evaluation.results import RunResults, TaskResult
 from fusetune.fitting.findings import Findings
@@ -219,17 +219,10 @@ class GenerateFit:
         after = self._told(model, name)
         candidates.append(Candidate("tuned", "after", what, after.written.texts, list(fit.modalities)))
         candidates[-1].cut = after.written.finish == LENGTH
-        table, group = test.examples.table, fit.schema.group
         result = judge(
             task,
             candidates,
-            EvaluatedRows(
-                test.truth,
-                table.rows[test.indices],
-                weights=test.examples.weights[test.indices],
-                groups=table.cells(group, test.indices) if group and group in table else None,
-                slices={column: table.cells(column, test.indices) for column in fit.config.report.slices},
-            ),
+            findings.evaluated(test),
             show=lambda at: findings.shown(int(test.indices[at])),
             num=fit.config.report.bootstrap,
             num_errors=fit.config.report.errors,

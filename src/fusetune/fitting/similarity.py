@@ -15,7 +15,7 @@ from fusetune.deploy.bundle import Bundle
 from fusetune.deploy.outputs import OUTPUTS
 from fusetune.evaluation.measure import systems
 from fusetune.evaluation.measure.dims import dims_section
-from fusetune.evaluation.measure.judge import Candidate, EvaluatedRows, judge
+from fusetune.evaluation.measure.judge import Candidate, judge
 from fusetune.evaluation.results import RunResults, SystemKind, TaskResult
 from fusetune.fitting.findings import Findings
 from fusetune.fitting.match import batch_loss
@@ -168,17 +168,10 @@ class SimilarityFit:
         model = findings.model
         after = {"val": findings.val_scores[self.name], "test": self._cosines(model, test, frozen)}
         candidates.append(_candidate("tuned", "after", what, after))
-        table, group = test.examples.table, fit.schema.group
         result = judge(
             task,
             candidates,
-            EvaluatedRows(
-                test.truth,
-                table.rows[test.indices],
-                weights=test.examples.weights[test.indices],
-                groups=table.cells(group, test.indices) if group and group in table else None,
-                slices={column: table.cells(column, test.indices) for column in fit.config.report.slices},
-            ),
+            findings.evaluated(test),
             validation=(after["val"], val.truth),
             show=lambda at: findings.shown(int(test.indices[at])),
             num=fit.config.report.bootstrap,
