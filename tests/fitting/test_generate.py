@@ -11,7 +11,9 @@ from PIL import Image
 
 import fusetune as ft
 from fusetune.deploy.export.transformers_folder import save_transformers
+from fusetune.deploy.tuned import read_examples
 from fusetune.errors import ConfigError, TableError
+from fusetune.inference.token_loss import token_losses
 from fusetune.models.generate import Generate
 from fusetune.tasks.text.task import GenerateTask
 
@@ -37,16 +39,17 @@ def run(request, tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fit")
     rng = np.random.default_rng(0)
     rows = []
-    for number in range(80):
+    for number in range(92):
         colour, text = rng.integers(0, 2), words(rng, 4)
         path = folder / f"{number}.png"
         Image.new("RGB", (32, 32), (255, 0, 0) if colour else (0, 0, 255)).save(path)
         rows.append({"source": text, "photo": path.name, "out": f"w22 w23 w24 {'w20 w20' if colour else 'w21'}"})
-    data = table(folder / "rows.csv", rows)
+    data, test = table(folder / "rows.csv", rows[:80]), table(folder / "test.csv", rows[80:])
     settings = [WRITE, f"text={tiny(request.param)}", "trainer.epochs=8", "trainer.batch_size=8"]
     settings += ["trainer.backbone_lr=1e-2", "trainer.evals_per_epoch=1"]
-    tuned = ft.fit(data, target="out", out=str(folder / "run"), overrides=[*settings, *QUICK])
-    return tuned, folder, rows
+    settings += [f"image={tiny('vit')}"]
+    tuned = ft.fit(data, target="out", test=test, out=str(folder / "run"), overrides=[*settings, *QUICK])
+    return tuned, folder, rows[:80]
 
 
 def test_text_that_differs_is_written_and_measured(run):
@@ -60,6 +63,19 @@ def test_text_that_differs_is_written_and_measured(run):
     value = {system["name"]: system["metrics"]["exact_match"]["value"] for system in task["systems"]}
     assert report["curve"]["metric"] == "log-likelihood of a token"
     assert value["tuned"] > 0.25 > value["zero-shot"]
+
+
+def test_the_report_measures_the_tuned_encoders_and_not_the_frozen_features(run):
+    tuned, folder, _ = run
+    report = json.loads((folder / "run" / "report.json").read_text())
+    used = {backbone["kind"]: backbone["how"] for backbone in report["backbones"]}
+    assert used == {"image": "tuned", "text": "tuned"}
+    figures = next(part["figures"] for part in report["tasks"][0]["sections"] if part["key"] == "likelihood")
+    examples = read_examples(tuned.bundle, str(folder / "test.csv"), targets=True)
+    losses, sizes = token_losses(
+        tuned.bundle.model, "out", tuned.bundle.tasks["out"], examples, examples.labelled("out")
+    )
+    assert figures["tuned_loss"] == pytest.approx(losses.sum() / sizes.sum(), rel=1e-4)
 
 
 def test_a_saved_folder_answers_the_same(run):

@@ -96,3 +96,17 @@ def test_top_k_of_one_is_greedy(language):
     greedy, _ = written(language, PROMPTS, Decoding(6))
     assert written(language, PROMPTS, Decoding(6, temperature=2.0, top_k=1))[0] == greedy
     assert written(language, PROMPTS, Decoding(6, temperature=1.0, top_p=1e-6))[0] == greedy
+
+
+def test_suppressed_tokens_are_never_written_and_probabilities_stay_the_models(language, monkeypatch):
+    answers, _ = written(language, PROMPTS, Decoding(8))
+    first = answers[0][0]
+    monkeypatch.setattr(language, "suppressed", [first])
+    others, scores = written(language, PROMPTS, Decoding(8))
+    drawn, _ = written(language, PROMPTS, Decoding(8, temperature=1.0))
+    assert all(first not in answer for answer in [*others, *drawn]) and others != answers
+    longest = max(map(len, others))
+    padded = torch.tensor([[*row, *[-1] * (longest - len(row))] for row in others])
+    with torch.no_grad():
+        expected = language.log_likelihoods(embedded(language, PROMPTS), padded)[..., 0].sum(1)
+    np.testing.assert_allclose(scores, expected.numpy(), atol=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fusetune.config.adapter import AdapterConfig
 from fusetune.config.backbone import BackboneConfig
 from fusetune.config.section import NamedConfig
 from fusetune.errors import ConfigError
@@ -73,3 +74,16 @@ def test_wrong_fusions():
 def test_options_are_a_constructors_keyword_settings():
     assert options_of(NumberModality) == ["bins"]
     assert options_of(NumberModality, "bins") == []
+
+
+@pytest.mark.parametrize(("asked", "adapter"), [(None, "lora"), ("none", None), ("ia3", "ia3")])
+def test_large_language_models_that_write_have_an_adapter_unless_asked_otherwise(tiny, monkeypatch, asked, adapter):
+    def adapter_of(least: int) -> str | None:
+        monkeypatch.setattr("fusetune.models.build.ADAPTED", least)
+        chosen = None if asked is None else AdapterConfig(name=asked)
+        setting = BackboneConfig(name=tiny("llama_writer"), adapter=chosen)
+        built = Backbones({"text": setting}).get("prompt", None).adapter
+        return built and built.name
+
+    assert adapter_of(1) == adapter
+    assert adapter_of(10**9) == (None if asked is None else adapter)
