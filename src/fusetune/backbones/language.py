@@ -228,9 +228,9 @@ class LanguageModel(Backbone):
     def _decoded(self, prompt: Embedded, answer: Tensor) -> Tensor:
         """Return the decoder's logits for the answers, (batch, answer tokens, vocabulary)."""
         start = answer.new_full((len(answer), 1), self.start_id)
-        given = torch.cat([start, answer[:, :-1].clamp(min=0)], 1)
+        decoder_ids = torch.cat([start, answer[:, :-1].clamp(min=0)], 1)
         out = self.model(
-            inputs_embeds=prompt.values, attention_mask=prompt.mask, decoder_input_ids=given, use_cache=False
+            inputs_embeds=prompt.values, attention_mask=prompt.mask, decoder_input_ids=decoder_ids, use_cache=False
         )
         logits: Tensor = out.logits
         return logits

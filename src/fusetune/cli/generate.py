@@ -63,7 +63,7 @@ def generate(
       fusetune generate runs/german new.csv --out answers.csv --max-tokens 40
     """
     row = _row(table, cells)
-    asked: dict[str, Any] = {
+    settings: dict[str, Any] = {
         **{"beams": beams, "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed},
         **{"stop": stop or None, "choices": choice or None, "max_tokens": max_tokens},
         **{"regex": regex, "json_schema": None if json_schema is None else _schema(json_schema)},
@@ -74,17 +74,22 @@ def generate(
         common.check_out(out, table or "")
     from fusetune import api
 
-    tuned = api.load(folder).with_generation(**{name: value for name, value in asked.items() if value is not None})
+    tuned = api.load(folder).with_generation(**{name: value for name, value in settings.items() if value is not None})
     if row is not None:
         _check_columns(tuned, row)
     rows: Any = row if table is None else tuned.read(table, media=media or [])
     if row is not None and out is None and not as_json:
         _stream(tuned, row, missing_columns or [])
         return
+    shown = table is not None and common.shows_progress(as_json)
+    _write(tuned, rows, out, as_json=as_json, missing=missing_columns or [], shown=shown)
+
+
+def _write(tuned: FineTuned, rows: Any, out: Path | None, *, as_json: bool, missing: list[str], shown: bool) -> None:
+    """Write the answers of rows to a file, or print them; `shown` tells whether progress is."""
     with tempfile.TemporaryDirectory() as spare:
         file = out or Path(spare) / ("rows.jsonl" if as_json else "rows.csv")
-        shown = table is not None and common.shows_progress(as_json)
-        num, failed = tuned.predict_to(rows, file, missing_columns=missing_columns or [], progress=shown)
+        num, failed = tuned.predict_to(rows, file, missing_columns=missing, progress=shown)
         if out is None:
             with file.open(encoding="utf-8", newline="") as lines:
                 shutil.copyfileobj(lines, sys.stdout)

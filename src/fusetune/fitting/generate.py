@@ -68,16 +68,16 @@ def check_generate(fit: Prepared) -> None:
         ConfigError: there are such settings.
     """
     config = fit.config
-    asked = [f"objectives.{name}" for name in config.objectives]
-    asked += ["trainer.adversarial"] if config.trainer.adversarial is not None else []
-    asked += ["trainer.compile"] if config.trainer.compile else []
-    asked += ["trainer.shard"] if config.trainer.shard else []
-    asked += [f"trainer.balance={config.trainer.balance}"] if config.trainer.balance != "sum" else []
-    asked += [f"fusion={config.fusion.name}"] if isinstance(config.fusion, AutoConfig | StackConfig) else []
-    asked += ["text.join"] if config.text.join else []
-    if asked:
+    refused = [f"objectives.{name}" for name in config.objectives]
+    refused += ["trainer.adversarial"] if config.trainer.adversarial is not None else []
+    refused += ["trainer.compile"] if config.trainer.compile else []
+    refused += ["trainer.shard"] if config.trainer.shard else []
+    refused += [f"trainer.balance={config.trainer.balance}"] if config.trainer.balance != "sum" else []
+    refused += [f"fusion={config.fusion.name}"] if isinstance(config.fusion, AutoConfig | StackConfig) else []
+    refused += ["text.join"] if config.text.join else []
+    if refused:
         raise ConfigError(
-            f"{asked[0]} is not for targets that a language model writes",
+            f"{refused[0]} is not for targets that a language model writes",
             came=", ".join(fit.tasks),
             do="leave it out",
         )
@@ -258,8 +258,8 @@ class GenerateFit:
             texts = ["" if is_missing(cell) else prompt.text(cell) for cell in cells]
             parts[split] = [values[rows.indices] for values in self._features(split).values()]
             with contextlib.suppress(ValueError):  # no words
-                found = words.fit_transform(texts) if split == "train" else words.transform(texts)
-                parts[split].append(found.toarray())
+                weights = words.fit_transform(texts) if split == "train" else words.transform(texts)
+                parts[split].append(weights.toarray())
         if not parts["train"]:
             return None
         return np.concatenate(parts["train"], 1), np.concatenate(parts["test"], 1)

@@ -303,7 +303,7 @@ def stream_prompt(language: LanguageModel, prompt: Embedded, decoding: Decoding,
         row: the row's id, by which draws differ.
     """
     ids: list[int] = []
-    given, stopped, held = "", set[int](), max([0, *(len(stop) - 1 for stop in decoding.stop)])
+    yielded, stopped, held = "", set[int](), max([0, *(len(stop) - 1 for stop in decoding.stop)])
     steps = decode(language, prompt, decoding, [row], stopped=stopped)
     while True:
         with evaluating(language):  # not while the caller has a piece
@@ -317,8 +317,8 @@ def stream_prompt(language: LanguageModel, prompt: Embedded, decoding: Decoding,
             text = text[: min(cuts)].rstrip()
         elif step is not None:  # what may be part of a stop text, or half a character, waits
             text = text[: len(text) - held].rstrip("\ufffd")
-        if text.startswith(given) and len(text) > len(given):
-            yield text[len(given) :]
-            given = text
+        if text.startswith(yielded) and len(text) > len(yielded):
+            yield text[len(yielded) :]
+            yielded = text
         if step is None:
             return
