@@ -241,7 +241,7 @@ class Backbone(nn.Module):
             size = structure.patch_grid(self.model, (pixels.shape[-2], pixels.shape[-1]))
             assert size is not None, "a model that hides patches cuts some"
             order = torch.arange(size[0] * size[1], device=pixels.device, dtype=pixels.dtype)
-            inputs = {**inputs, "noise": order.expand(len(pixels), -1)}
+            inputs = {**inputs, "noise": order.expand(pixels.shape[0], -1)}
         if self.channels_last:
             inputs = {name: channels_last(tensor) for name, tensor in inputs.items()}
         out = getattr(self.model, self.method)(**inputs)
@@ -263,10 +263,10 @@ class Backbone(nn.Module):
         elif self.pool == "cls":
             vector = values[:, 0]
         else:
-            vector = values[torch.arange(len(values), device=values.device), mask.sum(1) - 1]
+            vector = values[torch.arange(values.shape[0], device=values.device), mask.sum(1) - 1]
         if self.normalised:
             vector = nn.functional.normalize(vector, dim=1)
-        return Tokens(vector.unsqueeze(1), torch.ones(len(vector), 1, dtype=torch.bool, device=vector.device))
+        return Tokens(vector.unsqueeze(1), torch.ones(vector.shape[0], 1, dtype=torch.bool, device=vector.device))
 
     # ---- training
 

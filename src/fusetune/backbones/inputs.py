@@ -143,6 +143,11 @@ class ImageInputs:
                 do="choose another image backbone",
             )
 
+    @property
+    def part_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of an image's tensor."""
+        return (3, *self.image_size)
+
     def _full(self, image: Image.Image) -> np.ndarray:
         return np.asarray(self.processor(image, return_tensors="np")["pixel_values"][0])
 
@@ -200,6 +205,11 @@ class SpectrogramInputs:
         self.processor = spectrogram
         self.sampling_rate = spectrogram.sampling_rate
         self.max_seconds = max_seconds
+
+    @property
+    def part_shape(self) -> tuple[int, int, int]:
+        """(channels, frames, filters) of a patch's tensor."""
+        return (1, self.processor.patch_frames, self.processor.num_mel_filters)
 
     def prepare(self, waveform: np.ndarray) -> np.ndarray:
         """Return (patches, frames, filters) float32 of a sound, (samples,) float at `sampling_rate`."""

@@ -118,7 +118,7 @@ class AttentionFusion(Fusion):
 
     def start(self, tokens: Tensor) -> Tensor:
         """Return the learned query for each row, (batch, 1, dim)."""
-        return self.query.to(tokens.dtype).expand(len(tokens), 1, -1)
+        return self.query.to(tokens.dtype).expand(tokens.shape[0], 1, -1)
 
     def sequence(self, columns: dict[str, Tokens], present: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Concatenate all columns' tokens, with a null token for each absent column.
@@ -142,7 +142,7 @@ def _with_null(tokens: Tokens, counted: Tensor, null: Tensor) -> tuple[Tensor, T
     """Return values and mask of a column, its first token replaced by the null token in rows that lack the column."""
     values, mask = tokens.values, tokens.mask & counted.unsqueeze(1)
     if values.shape[1] == 0:
-        values, mask = values.new_zeros(len(counted), 1, values.shape[2]), counted.unsqueeze(1)
+        values, mask = values.new_zeros(counted.shape[0], 1, values.shape[2]), counted.unsqueeze(1)
     values = values.masked_fill(~mask.unsqueeze(-1), 0.0)
     first = torch.zeros_like(mask)
     first[:, 0] = ~counted

@@ -75,13 +75,13 @@ class BottleneckFusion(AttentionFusion):
         """See `Fusion.forward`."""
         tokens, mask, owner, counted = self.sequence(columns, present)
         num, num_columns, num_latents = tokens.shape[1], len(self.columns), len(self.latents)
-        latents = self.latents.to(tokens.dtype).expand(len(tokens), -1, -1)  # (batch, latents, dim)
+        latents = self.latents.to(tokens.dtype).expand(tokens.shape[0], -1, -1)  # (batch, latents, dim)
         copy_owner = torch.arange(num_columns, device=owner.device).repeat_interleave(
             num_latents
         )  # the column of each copy of b
         own = mask.unsqueeze(1) & (torch.cat([owner, copy_owner]).unsqueeze(1) == owner)  # (batch, queries, tokens)
         shared = (torch.arange(own.shape[1], device=owner.device) < num).view(1, -1, 1)
-        allowed = torch.cat([own, shared.expand(len(tokens), -1, num_latents)], dim=2)
+        allowed = torch.cat([own, shared.expand(tokens.shape[0], -1, num_latents)], dim=2)
         share = counted.to(tokens.dtype)[:, :, None, None]  # (batch, columns, 1, 1)
         for block in self.blocks:
             queries = torch.cat([tokens, latents.repeat(1, num_columns, 1)], dim=1)

@@ -78,7 +78,7 @@ class FilmFusion(ConcatFusion):
         if self.film is not None:
             before, own, after = vectors.tensor_split((self.by, self.by + 1), dim=1)
             others = torch.cat([before, after], dim=1)  # (batch, columns - 1, dim)
-            scale, offset = self.film(own).view(len(vectors), others.shape[1], 2, self.dim).unbind(2)
+            scale, offset = self.film(own).view(vectors.shape[0], others.shape[1], 2, self.dim).unbind(2)
             modulated = counted[:, self.by, None, None]
             others = torch.where(modulated, (1 + scale) * others + offset, others)
             vectors = torch.cat([others[:, : self.by], own, others[:, self.by :]], dim=1)

@@ -30,4 +30,4 @@ class FixedFeatures(nn.Module):
         Returns:
             (cells, 1, dim), all real.
         """
-        return Tokens(values.unsqueeze(1), torch.ones(len(values), 1, dtype=torch.bool, device=values.device))
+        return Tokens(values.unsqueeze(1), torch.ones(values.shape[0], 1, dtype=torch.bool, device=values.device))

@@ -179,4 +179,4 @@ class IdentifierEncoder(nn.Module):
             (cells, 1, dim), all real.
         """
         values = self.embedding(indices).unsqueeze(1)
-        return Tokens(values, torch.ones(len(values), 1, dtype=torch.bool, device=values.device))
+        return Tokens(values, torch.ones(values.shape[0], 1, dtype=torch.bool, device=values.device))

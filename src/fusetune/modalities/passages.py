@@ -212,7 +212,7 @@ class Passages:
         owner = [cell for cell, tables_of_cell in enumerate(windows) for _ in tables_of_cell]
         tensors = self.backbone.collate_text([part[:, ID] for part in parts])
         longest = tensors["input_ids"].shape[1]
-        if self._takes_types:
+        if self.takes_types:
             types = torch.zeros_like(tensors["input_ids"])
             for row, part in enumerate(parts):
                 types[row, : len(part)] = torch.from_numpy(part[:, TYPE].astype(np.int64))
@@ -233,7 +233,8 @@ class Passages:
         return tensors
 
     @property
-    def _takes_types(self) -> bool:
+    def takes_types(self) -> bool:
+        """Whether the encoder is given token types."""
         model, tokenizer = self.backbone.model, self._tokenizer
         named = "token_type_ids" in getattr(tokenizer, "model_input_names", ())
         return named and "token_type_ids" in inspect.signature(getattr(model, self.backbone.method)).parameters

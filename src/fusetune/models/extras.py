@@ -46,14 +46,14 @@ class NgramLinear(nn.Module):
     def forward(self, batch: Batch) -> list[Tensor]:
         """Per task, (batch, logits); zeros where a row lacks the columns."""
         like = self.get_buffer("weight_0")
-        logits = like.new_zeros(len(batch), sum(self.sizes))
+        logits = like.new_zeros(batch.rows.shape[0], sum(self.sizes))
         for place, (column, part) in enumerate(self.sources):
             if f"{part}_ids" not in batch.ngrams.get(column, {}) or column not in batch.cells:
                 continue
             ids, values = (batch.ngrams[column][f"{part}_{what}"] for what in ("ids", "values"))
             values = values.masked_fill((batch.cells[column] < 0).unsqueeze(1), 0).to(like)
             weight = self.get_buffer(f"weight_{place}")
-            logits = logits + F.embedding_bag(ids, weight, per_sample_weights=values, mode="sum")
+            logits = logits + _weighted_sum(ids, weight, values)
         seen = self.hidden(torch.ones_like(logits[:, :1])) > 0  # (batch, 1)
         return list((logits * seen).split(self.sizes, dim=1))
 
@@ -65,6 +65,13 @@ class NgramLinear(nn.Module):
             for (task, values), part in zip(outputs.logits.items(), parts, strict=True)
         }
         return Outputs(logits=logits, pooled=outputs.pooled, columns=outputs.columns)
+
+
+def _weighted_sum(ids: Tensor, weight: Tensor, values: Tensor) -> Tensor:
+    """Return the sums of rows of `weight`, each times its value: (batch, most) to (batch, logits)."""
+    if torch.compiler.is_exporting():  # exported graphs have no operator of sparse sums
+        return (F.embedding(ids, weight) * values.unsqueeze(-1)).sum(1)
+    return F.embedding_bag(ids, weight, per_sample_weights=values, mode="sum")
 
 
 class PairLinear(nn.Module):

@@ -70,5 +70,5 @@ class Family(Reader, abc.ABC):
 
 def presence(columns: Sequence[str], cells: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
     """Return by column which rows have it, (batch,) bool."""
-    absent = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+    absent = torch.zeros(rows.shape[0], dtype=torch.bool, device=rows.device)
     return {column: cells[column] >= 0 if column in cells else absent for column in columns}

@@ -148,8 +148,8 @@ class Reader(nn.Module):
         """
         projection = self.projection(column)
         if cells is None or row_cells is None:
-            values = torch.zeros(len(rows), 1, self.dim, device=rows.device, dtype=projection.linear.weight.dtype)
-            return Tokens(values, torch.zeros(len(rows), 1, dtype=torch.bool, device=rows.device))
+            values = torch.zeros(rows.shape[0], 1, self.dim, device=rows.device, dtype=projection.linear.weight.dtype)
+            return Tokens(values, torch.zeros(rows.shape[0], 1, dtype=torch.bool, device=rows.device))
         values = projection(cells.values)  # (cells, tokens, dim)
         index = row_cells.clamp(min=0)
         mask = cells.mask[index] & (row_cells >= 0).unsqueeze(1)  # (batch, tokens)

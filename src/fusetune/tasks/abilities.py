@@ -8,6 +8,7 @@
 | `Boosted` | can be learned by gradient-boosted trees | `fusion: stack` |
 | `Choosing` | chooses among texts of the row | the baselines of a report |
 | `DetectedInTable` | is found by other columns than the target's | the choice of a task |
+| `Exported` | has answers that an exported model computes | `fusetune export` |
 | `ShowsChange` | answers that people compare before and after tuning | the report |
 | `ShowsText` | answers once a row about parts of a text | the panels of a report |
 | `Summed` | has metrics of sums of counts | fast bootstrap intervals |
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusetune.errors import ConfigError
 from fusetune.modalities.base import Detection
@@ -113,6 +114,20 @@ class Divergent(Ability):
             real: (batch, tokens) bool, which tokens are real, for a task with `reads`; None for others. A row without
                 any has the divergence 0.
         """
+
+
+class Exported(Ability):
+    """A task whose answers are computed inside an exported model."""
+
+    ability = "answers that an exported model computes"
+
+    @abc.abstractmethod
+    def answer_module(self) -> nn.Module:
+        """Build a module from logits, (rows, ...), to float32 answers, equal to `TargetTask.answers` up to rounding."""
+
+    @abc.abstractmethod
+    def output_form(self) -> dict[str, Any]:
+        """Return how answers become the output table's columns, as JSON; see `fusetune.tasks.output_columns`."""
 
 
 class Labelled(Ability):

@@ -16,11 +16,13 @@ from fusetune.errors import BadCell, ConfigError, TableError, shown
 from fusetune.modalities.base import Detection
 from fusetune.modalities.values import canonical
 from fusetune.tasks import metrics as measures
-from fusetune.tasks.abilities import Boosted, Divergent, Probed
+from fusetune.tasks.abilities import Boosted, Divergent, Exported, Probed
+from fusetune.tasks.answer_modules import NumberAnswers
 from fusetune.tasks.base import LinearPath, Metric
 from fusetune.tasks.cells import is_whole, label_text, number_of, present_cells, read_number
 from fusetune.tasks.divergence import squared_difference
 from fusetune.tasks.linear import ridge_path
+from fusetune.tasks.output_columns import number_columns
 from fusetune.tasks.panels.kinds import Evidence, Panel, Section, WorstRows, WrongRow, ranked
 from fusetune.tasks.panels.numbers import number_section, range_panel
 from fusetune.tasks.transforms import Transform
@@ -38,7 +40,7 @@ class _NumberHead(nn.Linear):
         return super().forward(input).squeeze(-1)
 
 
-class RegressionTask(Probed, Divergent, Boosted):
+class RegressionTask(Probed, Divergent, Boosted, Exported):
     """Predict a number, trained on a transformed scale and answered in the target's unit. Main metric: r2.
 
     Args:
@@ -237,7 +239,15 @@ class RegressionTask(Probed, Divergent, Boosted):
 
     def columns(self, scores: np.ndarray) -> dict[str, list[Any]]:
         """Return the numbers under the target's name."""
-        return {self.target: scores.astype(float).tolist()}
+        return number_columns(self.target, scores)
+
+    def answer_module(self) -> nn.Module:
+        """Return the inverse of the transform."""
+        return NumberAnswers(self.transform, (self.low, self.high) if self.clip else None)
+
+    def output_form(self) -> dict[str, Any]:
+        """Return a form of the kind "number"."""
+        return {"kind": "number", "target": self.target}
 
     @property
     def num_boosters(self) -> int:

@@ -15,7 +15,8 @@ from fusetune.errors import ConfigError, TableError, shown, unmatched
 from fusetune.modalities.base import Detection
 from fusetune.modalities.values import merged
 from fusetune.tasks import metrics as measures
-from fusetune.tasks.abilities import Boosted, Divergent, Probed
+from fusetune.tasks.abilities import Boosted, Divergent, Exported, Probed
+from fusetune.tasks.answer_modules import SoftmaxAnswers
 from fusetune.tasks.base import LinearPath, Metric
 from fusetune.tasks.cells import is_whole, label_text, named_label, named_labels, sorted_labels
 from fusetune.tasks.classes.focal import check_focal, focal_loss
@@ -30,7 +31,7 @@ TRUE_WORDS = frozenset({"1", "true", "yes", "y", "t", "positive", "pos", "+", "o
 ClassWeights = Literal["balanced"] | Mapping[str, float] | None
 
 
-class ClassificationTask(LabelTask, Probed, Divergent, Boosted):
+class ClassificationTask(LabelTask, Probed, Divergent, Boosted, Exported):
     """Predict one label, by softmax and cross-entropy: the base class of `binary` and `multiclass`.
 
     Args:
@@ -133,6 +134,14 @@ class ClassificationTask(LabelTask, Probed, Divergent, Boosted):
     def answers(self, logits: Tensor, tokens: TextTokens | None = None) -> np.ndarray:
         """Return probabilities, (rows, classes)."""
         return logits.detach().double().softmax(1).cpu().numpy()
+
+    def answer_module(self) -> nn.Module:
+        """Return a softmax."""
+        return SoftmaxAnswers()
+
+    def output_form(self) -> dict[str, Any]:
+        """Return a form of the kind "label" that decides for the most probable class."""
+        return {"kind": "label", "target": self.target, "labels": self.classes, "decide": "argmax"}
 
     def linear_path(self, features: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> LinearPath:
         """Return multinomial logistic regressions."""

@@ -14,6 +14,7 @@ from fusetune.errors import BadCell, TableError, nearest, shown
 from fusetune.modalities.values import ValueIndex, merged
 from fusetune.tasks.abilities import Labelled
 from fusetune.tasks.cells import label_text, label_values, present_cells
+from fusetune.tasks.output_columns import label_columns
 from fusetune.tasks.panels.calibration import calibration_section
 from fusetune.tasks.panels.classes import (
     as_matrix,
@@ -28,9 +29,6 @@ from fusetune.tasks.panels.classes import (
 )
 from fusetune.tasks.panels.kinds import Evidence, Panel, Section, WorstRows, WrongRow, ranked
 from fusetune.types import Target, TextTokens
-
-MAX_WRITTEN_CLASSES = 20
-"""The most classes for which the output table has a column of probabilities per class."""
 
 TINY = 1e-12
 """The smallest probability in logarithms."""
@@ -175,12 +173,4 @@ class LabelTask(Labelled):
 
     def columns(self, scores: np.ndarray) -> dict[str, list[Any]]:
         """Return the label under the target's name, its probability, and up to 20 classes' probabilities."""
-        decided = self.decide(scores)
-        result: dict[str, list[Any]] = {
-            self.target: [self.classes[index] for index in decided],
-            f"{self.target}_probability": scores[np.arange(len(scores)), decided].astype(float).tolist(),
-        }
-        if len(self.classes) <= MAX_WRITTEN_CLASSES:
-            for index, label in enumerate(self.classes):
-                result[f"{self.target}:{label}"] = scores[:, index].astype(float).tolist()
-        return result
+        return label_columns(self.target, self.classes, scores, self.decide(scores))

@@ -18,12 +18,13 @@ from fusetune.data.table import is_missing
 from fusetune.errors import BadCell, ConfigError, TableError, shown
 from fusetune.modalities.base import Detection
 from fusetune.tasks import metrics as measures
-from fusetune.tasks.abilities import Boosted, Divergent, Labelled, Probed, Thresholded
+from fusetune.tasks.abilities import Boosted, Divergent, Exported, Labelled, Probed, Thresholded
+from fusetune.tasks.answer_modules import SigmoidAnswers
 from fusetune.tasks.base import LinearPath, Metric
 from fusetune.tasks.cells import label_text, named_labels, present_cells, sorted_labels
 from fusetune.tasks.classes.focal import check_focal, focal_loss
 from fusetune.tasks.classes.label_sets import find_separator, hot_labels, is_list, multi_hot_width, split_labels
-from fusetune.tasks.classes.labels import MAX_WRITTEN_CLASSES, TINY
+from fusetune.tasks.classes.labels import TINY
 from fusetune.tasks.classes.thresholds import (
     Setting,
     Source,
@@ -35,6 +36,7 @@ from fusetune.tasks.classes.thresholds import (
 )
 from fusetune.tasks.divergence import bernoulli_divergence
 from fusetune.tasks.linear import logistic_path
+from fusetune.tasks.output_columns import label_set_columns, reached
 from fusetune.tasks.panels.calibration import calibration_section
 from fusetune.tasks.panels.classes import (
     CLASS_HEADS,
@@ -54,7 +56,7 @@ OPTIONS = ("separator", "min_count", "positive_weights", "threshold", "focal", "
 FITTED = ("classes", "counts", "rows", "left_out", "multi_hot", "thresholds", "threshold_sources", "as_json")
 
 
-class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
+class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded, Exported):
     """Predict any number of labels in a row, by a sigmoid for each label. Main metric: map_macro.
 
     Cells are text such as `a|b`, JSON lists, or lists. An empty list, or the text "[]", is a row without any of the
@@ -274,7 +276,17 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
 
     def decide(self, scores: np.ndarray) -> np.ndarray:
         """Return predicted labels, (rows, labels) int8: 1 if the probability reaches the label's threshold."""
-        return (scores >= np.asarray(self.thresholds)).astype(np.int8)
+        return reached(scores, self.thresholds)
+
+    def answer_module(self) -> nn.Module:
+        """Return a sigmoid for each label."""
+        return SigmoidAnswers()
+
+    def output_form(self) -> dict[str, Any]:
+        """Return a form of the kind "label_set"."""
+        form: dict[str, Any] = {"kind": "label_set", "target": self.target, "labels": self.classes}
+        how = {"separator": self.separator, "as_json": self.as_json}
+        return form | {"thresholds": self.thresholds, **how}
 
     def tune(self, scores: np.ndarray, truth: np.ndarray) -> None:
         """Choose the thresholds on these validation rows, unless the settings fix one; see `tuned_thresholds`."""
@@ -317,20 +329,8 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded):
 
     def columns(self, scores: np.ndarray) -> dict[str, list[Any]]:
         """Return the labels in the train rows' format ("[]" for none), and the probabilities of up to 20 labels."""
-        given = [
-            [label for label, has_label in zip(self.classes, row, strict=True) if has_label]
-            for row in self.decide(scores)
-        ]
-        result: dict[str, list[Any]] = {self.target: [self._written(labels) for labels in given]}
-        if len(self.classes) <= MAX_WRITTEN_CLASSES:
-            for index, label in enumerate(self.classes):
-                result[f"{self.target}:{label}"] = scores[:, index].astype(float).tolist()
-        return result
-
-    def _written(self, labels: list[str]) -> str:
-        if self.as_json or not labels:
-            return json.dumps(labels, ensure_ascii=False)
-        return str(self.separator).join(labels)
+        separator = None if self.as_json else str(self.separator)
+        return label_set_columns(self.target, self.classes, scores, self.decide(scores), separator=separator)
 
     def panels(self, evidence: Evidence) -> list[Section]:
         """Return the panels by label with the thresholds, the curves and the calibration."""

@@ -14,12 +14,14 @@ from torch.nn import functional as F
 from fusetune.errors import ConfigError, TableError, shown
 from fusetune.modalities.base import Detection
 from fusetune.tasks import metrics as measures
-from fusetune.tasks.abilities import Boosted, Divergent, Probed
+from fusetune.tasks.abilities import Boosted, Divergent, Exported, Probed
+from fusetune.tasks.answer_modules import LevelAnswers
 from fusetune.tasks.base import LinearPath, Metric
 from fusetune.tasks.cells import label_text, named_label
 from fusetune.tasks.classes.labels import LabelTask
 from fusetune.tasks.divergence import bernoulli_divergence
 from fusetune.tasks.linear import logistic_path
+from fusetune.tasks.output_columns import median_level
 from fusetune.types import Target, TextTokens
 
 
@@ -50,7 +52,7 @@ class CumulativeHead(nn.Module):
         return logits
 
 
-class OrdinalTask(LabelTask, Probed, Divergent, Boosted):
+class OrdinalTask(LabelTask, Probed, Divergent, Boosted, Exported):
     """Predict one of several ordered levels, by a cumulative-logit model with CORAL's loss. Main metric: qwk.
 
     Args:
@@ -149,8 +151,15 @@ class OrdinalTask(LabelTask, Probed, Divergent, Boosted):
 
     def decide(self, scores: np.ndarray) -> np.ndarray:
         """Return the index of the median level, (rows,)."""
-        above = 1 - np.cumsum(scores[:, :-1], axis=1)
-        return np.asarray((above > 0.5).sum(1))
+        return median_level(scores)
+
+    def answer_module(self) -> nn.Module:
+        """Return a module from thresholds' logits to levels' probabilities."""
+        return LevelAnswers()
+
+    def output_form(self) -> dict[str, Any]:
+        """Return a form of the kind "label" that decides for the median level."""
+        return {"kind": "label", "target": self.target, "labels": self.classes, "decide": "median"}
 
     def metrics(self, scores: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
         """Return qwk, accuracy, balanced_accuracy, mae (in levels), spearman (of the expected level) and log_loss."""
