@@ -1,12 +1,12 @@
 """`FlatModel`: a tuned model as one module of named tensors, for exports.
 
-A flat model has no batch objects, no distinct cells and no columns that come and go: each column has its tensors in every
-batch, one cell a row, and an absent cell is masked.
+A flat model has no batch objects and no distinct cells: each column has its tensors in every batch, one cell a row, and
+an absent cell is masked.
 
 | column | tensors | absent if |
 | --- | --- | --- |
 | text | `input_ids`, `attention_mask` [, `token_type_ids`], (rows, tokens) int64 | `attention_mask` is 0 |
-| image, spectrogram | `pixel_values`, (rows, parts, channels, height, width) float32; `mask`, (rows, parts) | not `mask` |
+| image, spectrogram | `pixel_values`, (rows, parts, channels, height, width); `mask`, (rows, parts) | not `mask` |
 | number, category, date | `values`, (rows, features) float32; `mask`, (rows,) bool | not `mask` |
 | n-grams of a text | `PART_ids`, (rows, ngrams) int64; `PART_values`, the same float32 | the values are 0 |
 
@@ -159,7 +159,8 @@ class PartsColumn(FlatColumn):
         """See `FlatColumn.encode`."""
         real = tensors["mask"]
         tokens = _encode(self.encoder, {"pixel_values": tensors["pixel_values"].flatten(0, 1)})
-        values, mask = tokens.values.unflatten(0, real.shape), tokens.mask.unflatten(0, real.shape)
+        values = tokens.values.view(*real.shape, *tokens.values.shape[1:])  # (rows, parts, tokens, dim)
+        mask = tokens.mask.view(*real.shape, -1)
         mask = mask & real.unsqueeze(2)  # (rows, parts, tokens)
         if values.shape[2] > 1:
             return Tokens(values.flatten(1, 2), mask.flatten(1, 2), tokens.grid)
