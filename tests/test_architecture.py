@@ -40,6 +40,7 @@ LAYERS = [
     "deploy",
     "fitting",
     "api",
+    "estimators",
     "lifecycle",
     "samples",
     "testing",

@@ -7,6 +7,8 @@ import fusetune
 NAMES = [
     "Config",
     "FineTuned",
+    "FusetuneClassifier",
+    "FusetuneRegressor",
     "Metric",
     "Schema",
     "Table",

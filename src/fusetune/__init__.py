@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from fusetune.config.config import Config as Config
     from fusetune.data.schema import Schema as Schema
     from fusetune.data.table import Table as Table
+    from fusetune.estimators import FusetuneClassifier as FusetuneClassifier
+    from fusetune.estimators import FusetuneRegressor as FusetuneRegressor
     from fusetune.tasks.main_metric import Metric as Metric
 
 __version__ = "0.1.0"
@@ -33,6 +35,8 @@ __version__ = "0.1.0"
 _PLACES = {
     "Config": "fusetune.config.config:Config",
     "FineTuned": "fusetune.api:FineTuned",
+    "FusetuneClassifier": "fusetune.estimators:FusetuneClassifier",
+    "FusetuneRegressor": "fusetune.estimators:FusetuneRegressor",
     "Metric": "fusetune.tasks.main_metric:Metric",
     "Schema": "fusetune.data.schema:Schema",
     "Table": "fusetune.data.table:Table",

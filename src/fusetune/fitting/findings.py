@@ -186,6 +186,7 @@ class Findings:
             weights=test.examples.weights[test.indices],
             groups=table.cells(group, test.indices) if group and group in table else None,
             slices={column: table.cells(column, test.indices) for column in slices},
+            split="test" if self.fit.tables.has_test else "validation",
         )
 
     def _similarity(self, task: TargetTask, val: SplitRows, test: SplitRows) -> list[Candidate]:

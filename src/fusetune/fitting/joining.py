@@ -101,13 +101,15 @@ def read_as(fit: Prepared, tables: Tables) -> Prepared:
     made = build_modalities({name: wanted[name] for name in new}, fit.backbones())
     modalities = {name: made.get(name) or fit.modalities[name] for name in wanted}
     examples = {}
-    for split, rows in fit.examples.items():
-        table = tables.splits[split]
+    for split, table in tables.splits.items():
+        rows = fit.examples[split]
         columns = {name: Column(made[name], table, name) if name in made else rows.columns[name] for name in wanted}
         for name in new:
             columns[name].decode_all(int(fit.config.data.memory * 2**30 / len(SPLITS)))
             columns[name].codes[list(columns[name].unread())] = -1
         examples[split] = rows.reading(table, columns)
+    if not tables.has_test:
+        examples["test"] = examples["val"]
     train = examples["train"]
     for name in new:
         train.columns[name].learn(train.columns[name].codes[train.used])

@@ -52,6 +52,13 @@ from fusetune.training.progress import print_line, track
 from fusetune.types import Tokens
 
 
+ON_VALIDATION = (
+    "There are no test rows. The report measures the validation rows, which chose the best step, so its figures are "
+    "optimistic; measure on rows of your own with evaluate."
+)
+"""The note of a fit without test rows."""
+
+
 @dataclass(frozen=True)
 class RunSettings:
     """The arguments of a fit.
@@ -196,7 +203,7 @@ def prepare(run_settings: RunSettings) -> Prepared:
         for rows in examples.values():
             rows.check_targets()
         _check_rejected(tables, examples, run_settings.run.folder)
-        check_rows(examples, list(targets))
+        _check_splits(tables, examples, targets)
         truths = {name: _some_truth(task, examples["train"], name) for name, task in tasks.items()}
         choose_metrics(config.trainer.metric, tasks, truths, run_settings.functions)
         examples["test"].table.require(config.report.slices)
@@ -329,6 +336,18 @@ def _check_rejected(tables: Tables, examples: Mapping[str, Examples], folder: Pa
     if processes().is_main_process:  # before the check, which may stop the run and refers to this file
         write_rejected(tables.all_rejected(examples), folder / "rejected.jsonl")
     tables.check_rejected(examples)
+
+
+def _check_splits(tables: Tables, examples: dict[str, Examples], targets: Mapping[str, TargetTask]) -> None:
+    """Stop the run if a split has no usable row; without test rows, targets are measured on the validation rows.
+
+    Raises:
+        TableError: a split has no usable row.
+    """
+    if not tables.has_test and targets and tables.documents is None and "val" in examples:
+        examples["test"] = examples["val"]
+        tables.notes.append(ON_VALIDATION)
+    check_rows(examples, list(targets))
 
 
 def _some_truth(task: Task, train: Examples, name: str) -> np.ndarray:

@@ -204,6 +204,11 @@ class Tables:
         )
         return {split: indices for split, indices in rows.items() if len(indices)}
 
+    @property
+    def has_test(self) -> bool:
+        """Whether there are test rows; without them the report measures the validation rows."""
+        return "test" in self.splits
+
     def read_together(self, tasks: Mapping[str, TargetTask]) -> None:
         """Have texts read as the tasks and the settings want it: token by token, or several together.
 
@@ -271,7 +276,8 @@ class Tables:
         if self.documents is not None:
             return self.documents.used(self.files, self.rejected, examples)
         used = []
-        for split, rows in examples.items():
+        for split in self.splits:
+            rows = examples[split]
             rejected = {item.row for item in [*self.rejected[split], *self._rejected(split, examples)]}
             file, _ = self.files.get(split, (f"{self.files['train'][0]} (split off)", 0))
             own = rows.rows[rows.rows < self.reserved.get(split, np.inf)]
