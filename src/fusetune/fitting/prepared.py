@@ -51,7 +51,6 @@ from fusetune.training.probes.probe import SplitRows, StartingPoint
 from fusetune.training.progress import print_line, track
 from fusetune.types import Tokens
 
-
 ON_VALIDATION = (
     "There are no test rows. The report measures the validation rows, which chose the best step, so its figures are "
     "optimistic; measure on rows of your own with evaluate."
