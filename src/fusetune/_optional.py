@@ -24,6 +24,11 @@ EXTRAS = {
     "datasets": "datasets",
     "faiss": "ann",
     "llguidance": "constrain",
+    "fastapi": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "python_multipart": "serve",
+    "prometheus_client": "serve",
 }
 
 

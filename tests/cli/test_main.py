@@ -80,6 +80,12 @@ OPTIONS = {
         *("folder", "--users", "--user-id", "--liked", "-k", "--catalogue", "--known", "--out", "-o", "--json"),
     },
     "chat": {"source", "--system", "--set", "--temperature", "--seed", "--max-tokens", "--json"},
+    "serve": {
+        *("folder", "--port", "--host", "--token", "--name", "--allow-host", "--allow-origin", "--precision"),
+        *("--max-delay-ms", "--batch-rows", "--queue", "--deadline-s", "--streams", "--drain-s"),
+        *("--max-body-mib", "--max-rows", "--max-chars", "--max-pixels", "--max-seconds"),
+        *("--watch", "--watch-s", "--shadow", "--capture", "--redact"),
+    },
     "merge": {"folder", "--out", "-o", "--to", "--overwrite", "--json"},
     "export": {"folder", "--to", "--side", "--out", "-o", "--overwrite", "--json"},
     "report": {"folder", "--json"},

@@ -32,6 +32,7 @@ VERBS = {
     "search": "Find the rows of a catalogue that are nearest to a query.",
     "recommend": "Recommend items to users.",
     "chat": "Chat with a language model, tuned or as it is.",
+    "serve": "Answer requests over HTTP with a tuned model.",
     "merge": "Work a model's adapters into its weights, for a folder that needs no other.",
     "export": "Write a model in the format of another library.",
     "report": "Show a model folder's report and write its HTML again.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -129,6 +130,9 @@ class Column:
         return used
 
     def _decoded(self) -> Iterator[Any]:
+        if len(self.cells) <= CELLS_A_TASK:  # as in a request to a server: starting a thread would take longer
+            yield from itertools.starmap(self._try_decode, enumerate(self.cells.take(range(len(self.cells)))))
+            return
         ahead = min(PREFETCH, self.cells.table.at_once(self.cells.column))
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
             for start in range(0, len(self.cells), ahead):

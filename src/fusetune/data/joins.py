@@ -75,7 +75,7 @@ def listed(cell: Any) -> list[Any]:
     if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
         try:
             cell = json.loads(cell)
-        except ValueError:
+        except (ValueError, RecursionError):
             return [cell]
     if (
         isinstance(cell, dict)

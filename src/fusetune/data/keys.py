@@ -68,7 +68,7 @@ def _parts(text: str, known: Collection[str]) -> Any:
     if text.startswith("["):
         try:
             return json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return text
     for separator in SEPARATORS:
         parts = [part.strip() for part in text.split(separator)]

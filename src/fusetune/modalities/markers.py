@@ -161,7 +161,7 @@ def entity_span(cell: Any, text: str, name: str, *, row: int, column: str) -> Sp
 def _parts(cell: Any) -> tuple[str | None, int | None, int | None, str | None]:
     """Return an entity's words, first character, the one after its last, and type; None for what is not given."""
     if isinstance(cell, str) and cell.lstrip()[:1] in ("{", "["):
-        with contextlib.suppress(ValueError):  # words that begin with a bracket
+        with contextlib.suppress(ValueError, RecursionError):  # words that begin with a bracket
             cell = json.loads(cell)
     if isinstance(cell, dict):
         start, end = _number(cell.get("start")), _number(cell.get("end"))

@@ -236,7 +236,7 @@ class SearchIndex:
 
     def _row_of(self, text: str, columns: Sequence[str]) -> dict[str, str]:
         """Return a query row from a path of media, or a text: of several columns of texts it is for the first."""
-        raw = _raw_columns(self.bundle, columns)
+        raw = raw_columns(self.bundle, columns)
         kind = (mimetypes.guess_type(text)[0] or "").split("/")[0]
         kinds = {name: self.bundle.modalities[name].kind if name in self.bundle.modalities else "text" for name in raw}
         is_media = kind in MEDIA and kind in kinds.values()
@@ -303,7 +303,7 @@ def found_side(bundle: Bundle, find: str | None) -> str:
     return find
 
 
-def _raw_columns(bundle: Bundle, columns: Sequence[str]) -> list[str]:
+def raw_columns(bundle: Bundle, columns: Sequence[str]) -> list[str]:
     """Return the table's columns that these inputs are read from."""
     joins = bundle.schema.joins()
     return list(
@@ -313,7 +313,7 @@ def _raw_columns(bundle: Bundle, columns: Sequence[str]) -> list[str]:
 
 def _read(bundle: Bundle, source: Rows, columns: Sequence[str]) -> Table:
     """Read a table that needs some of the model's columns; single queries may lack some of these, too."""
-    own = _raw_columns(bundle, columns)
+    own = raw_columns(bundle, columns)
     others = [name for name in needed_columns(bundle) if name not in own]
     if isinstance(source, list) and source and all(isinstance(row, Mapping) for row in source):
         others += [name for name in own if not any(name in row for row in source)][: len(own) - 1]

@@ -18,6 +18,9 @@ from fusetune.modalities.base import Detection
 MAX_FILE_BYTES = 512 * 2**20
 """Larger files are refused before they are read."""
 
+NO_FILES = Path("/dev/null/no-files")
+"""The `base_dir` of rows that strangers send: with it no path is looked up or opened, relative or absolute."""
+
 _URL = re.compile(r"(?!file:)[a-zA-Z][a-zA-Z0-9+.-]+://")
 _DATA_URL = re.compile(r"data:[\w.+/-]*(;[\w.=+-]+)*;base64,", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/_=\s-]+")
@@ -88,7 +91,7 @@ def split_paths(text: str, base_dir: Path) -> list[str]:
     """Split a cell at `;` into paths, unless the complete text is an existing file's name."""
     if text.lstrip().startswith("data:"):
         return [text.strip()]
-    if ";" in text and not _exists(base_dir / text.strip()):
+    if ";" in text and not _file_exists(base_dir, text.strip()):
         return [part.strip() for part in text.split(";") if part.strip()]
     return [text.strip()] if text.strip() else []
 
@@ -132,7 +135,7 @@ def read_part(part: Any, location: CellLocation) -> bytes:
 def _read_path(name: str, location: CellLocation) -> bytes:
     """Read the file with this name, or decode the text as base64 if it is not a file's name."""
     may_hold = len(name) >= _SHORTEST_BASE64 and not os.path.splitext(name[-64:])[1]
-    if may_hold and holds_base64(name, _STARTS) and not _exists(location.base_dir / name[:_LONGEST_PATH]):
+    if may_hold and holds_base64(name, _STARTS) and not _file_exists(location.base_dir, name[:_LONGEST_PATH]):
         held = decode_base64(name)
         if held is None:
             raise location.bad(name[:80], "it starts as base64 but has other characters", "write the cell again")
@@ -141,6 +144,9 @@ def _read_path(name: str, location: CellLocation) -> bytes:
 
 
 def _read_file(name: str, location: CellLocation) -> bytes:
+    if location.base_dir == NO_FILES:
+        why = "it is a path or an address, and none is opened here"
+        raise location.bad(name, why, "give the file's bytes, or its content in base64")
     if is_url(name):
         do = "download the file and give its path, or ask for it: data.read.media=[https], --media https"
         raise location.bad(name, "it is a URL, not a file", do)
@@ -184,6 +190,10 @@ def _nearest_file(path: Path, name: str) -> str:
     return nearest(path.name, names) or "check the path; paths start at the table's folder"
 
 
+def _file_exists(base_dir: Path, name: str) -> bool:
+    return base_dir != NO_FILES and _exists(base_dir / name)
+
+
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
@@ -218,7 +228,7 @@ def detect_files(
     if urls:
         reason += f"; {urls} are URLs"
     checked = [part for part in named if not is_url(part)][:_MAX_FILES_CHECKED]
-    missing = [part for part in checked if not _exists(base_dir / part)]
+    missing = [part for part in checked if not _file_exists(base_dir, part)]
     if missing:
         reason += f"; {len(missing)} of {len(checked)} looked for do not exist in {base_dir}, such as {missing[0]!r}"
     return Detection(0.99 * share if share >= 0.5 else 0.0, reason)

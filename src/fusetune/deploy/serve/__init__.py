@@ -1,0 +1,1 @@
+"""An HTTP server of a tuned model: `fusetune serve`."""
