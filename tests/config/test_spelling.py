@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from fusetune.config.config import Config, parse_override
 from fusetune.config.spelling import spelled, spells
-from fusetune.security.untrusted import parse_yaml
+from fusetune.security.yaml_text import parse_yaml
 
 LABELS = [
     "no",

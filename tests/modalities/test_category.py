@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from fusetune.errors import BadCell, ConfigError
-from fusetune.modalities.category import OTHER, CategoryModality
+from fusetune.modalities.category import CategoryModality
+from fusetune.modalities.features.category import OTHER
 
 
 def decode(cell):

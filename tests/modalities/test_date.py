@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusetune.errors import BadCell
-from fusetune.modalities.date import DateModality, seconds_of
+from fusetune.modalities.date import DateModality
+from fusetune.modalities.features.date import seconds_of
 
 MOMENTS = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30))
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from sklearn.preprocessing import StandardScaler
 
 from fusetune.errors import BadCell, ConfigError
-from fusetune.modalities.number import MAX_DEVIATIONS, NumberModality
+from fusetune.modalities.features.number import MAX_DEVIATIONS
+from fusetune.modalities.number import NumberModality
 
 HERE = Path(".")
 

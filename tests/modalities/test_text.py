@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fusetune.errors import BadCell
-from fusetune.modalities.text import MAX_CHARS, TextModality
+from fusetune.modalities.text import TextModality
+from fusetune.modalities.words import MAX_CHARS
 from fusetune.testing.modalities import TinyBackbone
 
 HERE = Path(".")

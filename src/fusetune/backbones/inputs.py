@@ -17,7 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from fusetune.backbones.hub.source import quiet
+from fusetune.backbones.pixels import centred
 from fusetune.backbones.spectrogram import Spectrogram
+from fusetune.backbones.token_ids import token_ids
 from fusetune.errors import BackboneError
 
 MAX_SECONDS = 30.0
@@ -70,14 +72,10 @@ class TextInputs:
 
     def prepare(self, text: str) -> np.ndarray:
         """Return the token ids, special ones included, (tokens,) int32 with 1 to `max_tokens` tokens."""
-        try:
-            ids = self._encode(text)
-        except (TypeError, UnicodeError):  # a lone surrogate, which the tokenizer refuses
-            ids = self._encode(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
-        return np.asarray(ids or [self.filler], dtype=np.int32)
+        return token_ids(self._backend(), text, self.filler)
 
-    def _encode(self, text: str) -> list[int]:
-        # The backend gives the same ids in half the time, once the processor has set its truncation.
+    def _backend(self) -> Any:
+        """Return the tokenizer of the library `tokenizers`, which gives the same ids in half the time."""
         backend = self.processor.backend_tokenizer
         truncation = backend.truncation
         if (
@@ -87,7 +85,7 @@ class TextInputs:
             or backend.padding is not None
         ):
             self.processor("", truncation=True, max_length=self.max_tokens, padding=False, verbose=False)
-        return list(backend.encode(text).ids)
+        return backend
 
     def collate(self, cells: Sequence[np.ndarray]) -> dict[str, Tensor]:
         """Return `input_ids` and `attention_mask`, (cells, longest) int64.
@@ -160,7 +158,7 @@ class ImageInputs:
         processed = self.processor(image, return_tensors="np", **self.no_arithmetic)
         pixels: np.ndarray = np.asarray(processed["pixel_values"][0])
         if not self.fixed:
-            pixels = _centre(pixels, *self.image_size)
+            pixels = centred(pixels, *self.image_size)
         if pixels.dtype != np.uint8:
             pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
         return pixels
@@ -181,16 +179,6 @@ def _keeps_aspect(processor: Any) -> bool:
     size = getattr(processor, "size", None)
     names = {name for name, value in dict(size or {}).items() if value is not None}
     return bool(getattr(processor, "do_resize", False)) and not {"height", "width"} <= names
-
-
-def _centre(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return the centre (channels, height, width) of a picture; black around it where it is smaller."""
-    result = np.zeros((pixels.shape[0], height, width), dtype=pixels.dtype)
-    rows, columns = min(height, pixels.shape[1]), min(width, pixels.shape[2])
-    top, left = (pixels.shape[1] - rows) // 2, (pixels.shape[2] - columns) // 2
-    to_top, to_left = (height - rows) // 2, (width - columns) // 2
-    result[:, to_top : to_top + rows, to_left : to_left + columns] = pixels[:, top : top + rows, left : left + columns]
-    return result
 
 
 class SpectrogramInputs:

@@ -32,7 +32,8 @@ from fusetune.config.tasks import TaskConfig
 from fusetune.config.text import TextConfig
 from fusetune.config.trainer import TrainerConfig
 from fusetune.errors import ConfigError, nearest
-from fusetune.security.untrusted import YAML_BYTES, parse_yaml, read_bytes
+from fusetune.security.untrusted import read_bytes
+from fusetune.security.yaml_text import YAML_BYTES, parse_yaml
 
 
 class Config(Section):

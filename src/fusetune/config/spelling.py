@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from fusetune.security.untrusted import parse_yaml
+from fusetune.security.yaml_text import parse_yaml
 
 MAX_CHARS = 100
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fusetune.data.missing import is_missing as is_missing
 from fusetune.data.storage.mapped import (
     index_type,
     mapped_argsort,
@@ -25,22 +26,6 @@ from fusetune.data.storage.mapped import (
 
 MAX_INTERNED = 1000
 """Distinct strings that are interned while cells are iterated over."""
-
-
-def is_missing(cell: Any) -> bool:
-    """Return whether a cell is None, an empty or blank string, NaN, or `{"bytes": None, "path": None}`.
-
-    Words such as "NA", "null" and "none" are not missing.
-    """
-    if cell is None:
-        return True
-    if isinstance(cell, str):
-        return not cell or cell.isspace()
-    if isinstance(cell, float):
-        return cell != cell
-    if isinstance(cell, dict):
-        return cell.keys() <= {"bytes", "path"} and all(is_missing(part) for part in cell.values())
-    return False
 
 
 def cell_key(cell: Any) -> Any:

@@ -20,7 +20,7 @@ from fusetune.data.distinct import is_missing
 from fusetune.data.keys import key_of
 from fusetune.data.table import Table
 from fusetune.errors import TableError, nearest
-from fusetune.modalities.date import seconds_of
+from fusetune.modalities.features.date import seconds_of
 from fusetune.modalities.profile import plain
 
 SAMPLE = 1000

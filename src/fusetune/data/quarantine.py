@@ -49,6 +49,11 @@ class Rejected:
         hint = f" ({self.do})" if self.do and self.do.startswith(NEAREST) else ""
         return shown(self.value, MAX_CELL) + hint
 
+    @property
+    def note(self) -> str:
+        """The column and what is wrong, for the error column of predictions."""
+        return f"column {self.column!r}: {self.why}" if self.column else self.why
+
     def record(self) -> dict[str, Any]:
         """Return the row as JSON: bytes by their count, text of more than `VALUE_CHARS` characters truncated."""
         file = {} if self.file is None else {"file": self.file}

@@ -14,7 +14,8 @@ from fusetune.data.reading.cell_forms import CellForm
 from fusetune.data.table import Table
 from fusetune.errors import SchemaError, StorageError, nearest, reason, shown
 from fusetune.registry import MODALITIES
-from fusetune.security.untrusted import YAML_BYTES, parse_yaml, read_bytes
+from fusetune.security.untrusted import read_bytes
+from fusetune.security.yaml_text import YAML_BYTES, parse_yaml
 
 ROLES = ("input", "target", "group", "split", "weight", "id", "ignore")
 """input: read by the model. target: predicted. group: rows with equal cells stay in the same split.

@@ -47,7 +47,8 @@ from fusetune.models.family import Family
 from fusetune.models.understand import Understand
 from fusetune.registry import MODALITIES, TASKS
 from fusetune.security.model_folder import BACKBONES, BUNDLE, CONFIG, FORMAT, SCHEMA, WEIGHTS, file_hash, read_folder
-from fusetune.security.untrusted import YAML_BYTES, parse_yaml, read_bytes, read_json, reading, tensors_of
+from fusetune.security.untrusted import read_bytes, read_json, reading, tensors_of
+from fusetune.security.yaml_text import YAML_BYTES, parse_yaml
 from fusetune.tasks.base import Metric, TargetTask, Task, target_tasks
 from fusetune.tasks.retrieval import alignment_tasks
 from fusetune.trees.files import FOLDER as STACK

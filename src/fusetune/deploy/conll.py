@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fusetune.errors import BadCell, ConfigError
-from fusetune.modalities.passages import words_text
+from fusetune.modalities.words import words_text
 from fusetune.tasks.base import TargetTask
 
 WORD = re.compile(r"\w+|[^\w\s]")

@@ -21,7 +21,6 @@ from fusetune.tasks.base import TargetTask
 if TYPE_CHECKING:
     import pandas
 
-ROW, ERROR = "row", "error"
 ENDINGS = (".csv", ".jsonl", ".parquet")
 CONLL = ".conll"
 

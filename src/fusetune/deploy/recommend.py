@@ -13,9 +13,10 @@ import torch
 from fusetune.data.examples import Examples
 from fusetune.data.interactions import Interactions
 from fusetune.data.keys import key_of, keys_of
+from fusetune.data.output_names import ERROR, ROW
 from fusetune.data.table import Source, Table
 from fusetune.deploy.bundle import Bundle
-from fusetune.deploy.predictions import ERROR, ROW, Predictions
+from fusetune.deploy.predictions import Predictions
 from fusetune.deploy.rows import Rows, read_source, reading_of
 from fusetune.errors import ConfigError, TableError, nearest
 from fusetune.inference.predict import row_vectors

@@ -11,11 +11,11 @@ from PIL import Image
 from fusetune.config.config import Config
 from fusetune.config.read import ReadConfig
 from fusetune.data.joins import flat_names
-from fusetune.data.reading.arrow import image_to_png
 from fusetune.data.table import Source, Table
 from fusetune.deploy.bundle import Bundle
 from fusetune.errors import ConfigError, TableError, nearest
 from fusetune.modalities.base import Modality
+from fusetune.modalities.media.image_files import image_to_png
 
 Rows = Source | Mapping[str, Any] | Sequence[Any]
 """A table, a row as a dictionary, a list of such rows, or, for a model with one input column, a list of cells."""

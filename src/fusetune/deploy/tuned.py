@@ -17,12 +17,12 @@ from fusetune.backbones.backbone import Backbone
 from fusetune.backbones.int8 import has_int8, in_int8, num_linear
 from fusetune.data.column import Progress
 from fusetune.data.examples import Examples
-from fusetune.data.quarantine import Rejected
+from fusetune.data.output_names import ERROR, ROW, error_notes, free_name
 from fusetune.data.table import Table
 from fusetune.deploy.bundle import Bundle
 from fusetune.deploy.conll import Spans, span_targets
 from fusetune.deploy.outputs import OUTPUTS, Output
-from fusetune.deploy.predictions import ERROR, ROW, Predictions
+from fusetune.deploy.predictions import Predictions
 from fusetune.deploy.rows import Rows, index_of, read_rows
 from fusetune.errors import ConfigError, EmptyTable
 from fusetune.inference.predict import model_device
@@ -223,15 +223,15 @@ def _empty(bundle: Bundle, output: Output) -> Predictions:
     """Return the predictions of a table without rows."""
     columns: dict[str, Any] = {_row_name(bundle): pa.array([], type=pa.int64())}
     for column, kind, _ in output.columns(bundle, None, None):
-        columns[_free(column, columns)] = pa.array([], type=kind)
-    columns[_free(ERROR, columns)] = pa.array([], type=pa.string())
+        columns[free_name(column, columns)] = pa.array([], type=kind)
+    columns[free_name(ERROR, columns)] = pa.array([], type=pa.string())
     targets, text = span_targets(bundle.targets.values())
     return Predictions(pa.table(columns), spans=None if text is None else Spans(targets, []))
 
 
 def _row_name(bundle: Bundle) -> str:
     """Return the name of the column of row numbers, which differs from all targets' names."""
-    return _free(ROW, dict.fromkeys(task.target for task in bundle.targets.values()))
+    return free_name(ROW, dict.fromkeys(task.target for task in bundle.targets.values()))
 
 
 def _predict(bundle: Bundle, examples: Examples, progress: Progress | None, output: Output) -> Predictions:
@@ -244,9 +244,9 @@ def _predict(bundle: Bundle, examples: Examples, progress: Progress | None, outp
         spread: list[Any] = [None] * len(rows)
         for position, value in zip(used, values, strict=True):
             spread[position] = value
-        columns[_free(column, columns)] = pa.array(spread, type=kind)
-    errors = _errors(examples, rows)
-    columns[_free(ERROR, columns)] = pa.array(errors, type=pa.string())
+        columns[free_name(column, columns)] = pa.array(spread, type=kind)
+    errors = error_notes(rows.tolist(), [*examples.table.rejected, *examples.rejected], examples.masked)
+    columns[free_name(ERROR, columns)] = pa.array(errors, type=pa.string())
     return Predictions(pa.table(columns), spans=_spans(bundle, table, indices, len(rows)))
 
 
@@ -273,38 +273,10 @@ def _in_order(table: Table) -> tuple[np.ndarray, np.ndarray]:
     return rows[order], np.argsort(order, kind="stable")[: len(table)]
 
 
-def _free(name: str, taken: dict[str, Any]) -> str:
-    """Return the name, with underscores appended until no column has it."""
-    while name in taken:
-        name += "_"
-    return name
-
-
 def _add_identifiers(columns: dict[str, Any], bundle: Bundle, table: Table, indices: np.ndarray) -> None:
     for name in bundle.schema.names("id"):
         if name in table:
             spread: list[Any] = [None] * (len(table) + len(table.rejected))
             for index, cell in zip(indices, table.cells(name), strict=True):
                 spread[index] = None if cell is None else str(cell)
-            columns[_free(name, columns)] = pa.array(spread, type=pa.string())
-
-
-def _errors(examples: Examples, rows: np.ndarray) -> list[str | None]:
-    indices: dict[int, list[int]] = {}
-    for index, row in enumerate(rows):
-        indices.setdefault(int(row), []).append(index)
-    notes_at: dict[int, list[str]] = {}
-    notes = [(item, "") for item in [*examples.table.rejected, *examples.rejected]]
-    notes += [(item, " (predicted without it)") for item in examples.masked]
-    without_prediction = {item.row for item in examples.rejected}
-    for item, suffix in notes:
-        note = _describe(item) + ("" if item.row in without_prediction else suffix)
-        for index in indices[item.row]:
-            noted = notes_at.setdefault(index, [])
-            if note not in noted:  # a row that was selected twice has its notes twice
-                noted.append(note)
-    return ["; ".join(notes_at[index]) if index in notes_at else None for index in range(len(rows))]
-
-
-def _describe(item: Rejected) -> str:
-    return f"column {item.column!r}: {item.why}" if item.column else item.why
+            columns[free_name(name, columns)] = pa.array(spread, type=pa.string())

@@ -75,19 +75,7 @@ class AudioModality(BackboneModality):
 
     def _samples(self, cell: Any, location: cells.CellLocation) -> tuple[np.ndarray, bool]:
         """Return the samples at the backbone's rate, (samples,) float32, and whether the sound was truncated."""
-        if isinstance(cell, dict) and cell.get("array") is not None:
-            samples, rate = audio_files.array_to_mono(cell["array"], cell.get("sampling_rate"), location)
-            wanted = max(int(self.max_seconds * rate), 1)
-            truncated, samples, shown = len(samples) > wanted, samples[:wanted], f"{len(samples)} samples"
-        else:
-            parts = cells.split_cell(cell, location.base_dir)
-            if len(parts) != 1:
-                why = f"it names {len(parts)} sounds, not one"
-                raise location.bad(cell, why, "give one sound a cell; put others in columns of their own")
-            shown = parts[0] if isinstance(parts[0], str) else "sound in the cell"
-            data = cells.read_part(parts[0], location)
-            samples, rate, truncated = audio_files.decode_audio(data, location, shown, max_seconds=self.max_seconds)
-        return audio_files.resample(samples, rate, self.backbone.sampling_rate, location, shown), truncated
+        return audio_files.read_sound(cell, location, self.backbone.sampling_rate, max_seconds=self.max_seconds)
 
     def augmenter(self, **options: Any) -> Augmenter:
         """Return an `AudioAugmenter`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,20 +11,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from fusetune.errors import ConfigError
+from fusetune.modalities.detection import Detection as Detection
 from fusetune.modalities.ngrams import Ngrams
-
-
-@dataclass(frozen=True)
-class Detection:
-    """A modality's confidence that a column is of its kind.
-
-    Attributes:
-        confidence: from 0 (impossible) to 1 (certain).
-        reason: a readable explanation, such as "all 200 sampled cells parse as numbers".
-    """
-
-    confidence: float
-    reason: str
 
 
 class Augmenter(abc.ABC):

@@ -15,7 +15,7 @@ from fusetune.errors import BadCell, ConfigError
 from fusetune.modalities.base import Augmenter, Detection, Modality
 from fusetune.modalities.naming import module_name
 from fusetune.modalities.profile import plain
-from fusetune.modalities.text import check_text
+from fusetune.modalities.words import check_text
 from fusetune.types import Tokens
 
 UNSEEN = 0

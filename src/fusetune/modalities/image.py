@@ -56,20 +56,10 @@ class ImageModality(BackboneModality):
             BadCell: an image does not exist or cannot be decoded, or the cell has none or too many.
         """
         location = cells.CellLocation(row, self.column, base_dir)
-        parts = cells.split_cell(cell, base_dir)
-        if not parts:
-            raise location.bad(cell, "it names no picture", "give a path, or empty the cell")
-        if len(parts) > self.max_pictures:
-            why = f"it has {len(parts)} pictures, more than max_pictures={self.max_pictures}"
-            raise location.bad(cell, why, "raise max_pictures, or give fewer")
-        return [self._decode_part(part, location) for part in parts]
-
-    def _decode_part(self, part: Any, location: cells.CellLocation) -> np.ndarray:
-        name = part if isinstance(part, str) else None
-        picture = image_files.decode_image(
-            cells.read_part(part, location), location, name, used_at=max(self.backbone.image_size)
+        pictures = image_files.decode_images(
+            cell, location, most=self.max_pictures, used_at=max(self.backbone.image_size)
         )
-        return self.backbone.prepare_image(picture)
+        return [self.backbone.prepare_image(picture) for picture in pictures]
 
     def augmenter(self, **options: Any) -> Augmenter:
         """Return an `ImageAugmenter`."""

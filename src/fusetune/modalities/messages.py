@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fusetune.errors import BadCell, shown
-from fusetune.modalities.base import Detection
+from fusetune.modalities.detection import Detection
 from fusetune.security.untrusted import parse_json
 from fusetune.types import Block, Message
 

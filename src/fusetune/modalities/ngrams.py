@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.sparse import csr_matrix
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 MAX_NGRAMS = 2**14
 """Maximum size of the vocabulary, the n-grams with the highest document frequency."""
@@ -92,6 +94,8 @@ class Ngrams:
 
     def matrix(self, texts: Sequence[np.ndarray]) -> csr_matrix:
         """Return the tf-idf matrix of some texts, (texts, ngrams) float32."""
+        from scipy.sparse import csr_matrix
+
         vectors = [self.vector(text) for text in texts]
         ends = np.cumsum([0, *(len(indices) for indices, _ in vectors)])
         indices = np.concatenate([indices for indices, _ in vectors]) if vectors else np.zeros(0, np.int64)

@@ -21,6 +21,7 @@ from torch import Tensor
 from fusetune.backbones.inputs import TextInputs
 from fusetune.errors import BadCell
 from fusetune.modalities.markers import mark_entities, with_tags
+from fusetune.modalities.words import is_blank, words_text
 from fusetune.types import TextTokens
 
 if TYPE_CHECKING:
@@ -300,33 +301,10 @@ def _shift(left: np.ndarray, right: np.ndarray) -> int:
     return len(left)
 
 
-def is_blank(text: str) -> bool:
-    """Return whether a text has nothing but white space."""
-    return not text or text.isspace()
-
-
 def _token_at(table: np.ndarray, character: int) -> int | None:
     """Return the index of the token that has a character of the text, or None."""
     has = (table[:, TEXT] == 0) & (table[:, START] <= character) & (table[:, END] > character)
     return int(np.flatnonzero(has)[0]) if has.any() else None
-
-
-def words_text(cell: Any, *, row: int, column: str) -> str:
-    """Return a cell as one text: a string as it is, a list of words separated by single spaces.
-
-    Raises:
-        BadCell: it is neither.
-    """
-    if isinstance(cell, str):
-        return cell
-    if isinstance(cell, list | tuple) and all(isinstance(word, str) for word in cell):
-        return " ".join(cell)
-    if cell is None:
-        return ""
-    if isinstance(cell, bool | int | float):
-        return str(cell)
-    why = f"it is of type {type(cell).__name__}, not text"
-    raise BadCell(row=row, column=column, value=cell, why=why, do="give one string, or a list of words")
 
 
 def text_tokens(spans: Sequence[np.ndarray | None], texts: Sequence[Sequence[str]]) -> TextTokens:

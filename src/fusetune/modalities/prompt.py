@@ -18,9 +18,8 @@ from fusetune.errors import BadCell, ConfigError
 from fusetune.modalities.base import Detection
 from fusetune.modalities.messages import chat_text, last_turn, parse_messages
 from fusetune.modalities.on_backbone import BackboneModality
-from fusetune.modalities.passages import is_blank
 from fusetune.modalities.template import Template
-from fusetune.modalities.text import MAX_CHARS, check_text
+from fusetune.modalities.words import MAX_CHARS, check_text, is_blank
 from fusetune.types import Message
 
 if TYPE_CHECKING:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date, time
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,39 +14,12 @@ from fusetune.modalities.base import Augmenter, Detection
 from fusetune.modalities.messages import is_chat, parse_messages, transcript
 from fusetune.modalities.ngrams import NGRAM_KEYS, Ngrams, fit_ngrams, keys_by_part
 from fusetune.modalities.on_backbone import BackboneModality
-from fusetune.modalities.passages import ID, WIDTH, Passages, Read, is_blank, rows_of, words_text
+from fusetune.modalities.passages import ID, WIDTH, Passages, Read, rows_of
 from fusetune.modalities.profile import plain, profile_cells
+from fusetune.modalities.words import MAX_CHARS, check_text, is_blank, lists_of_words, read_text, tokenize_start
 
 if TYPE_CHECKING:
     from fusetune.backbones.load import Backbone
-
-CHARS_PER_TOKEN = 20
-"""Characters a token that a long text is first truncated to, several times the average of any language."""
-
-MAX_CHARS = 2**20
-"""Characters of a text that are tokenised at most; it bounds the time for texts with very few tokens."""
-
-
-def check_text(text: str, *, row: int, column: str) -> None:
-    """Refuse text that cannot be encoded as UTF-8.
-
-    Raises:
-        BadCell: it holds a lone surrogate.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        why = f"character {error.start} is half a character (the lone surrogate {text[error.start]!a})"
-        do = "write the file again as UTF-8; such halves come from cutting text between two UTF-16 units"
-        raise BadCell(row=row, column=column, value=ascii(text[:120]), why=why, do=do) from error
-
-
-def lists_of_words(values: Sequence[Any]) -> bool:
-    """Return whether cells are lists of words, as taggers read them: all strings, without spaces."""
-    lists = [value for value in values if isinstance(value, list) and value]
-    words = [word for value in lists[:200] for word in value]
-    plain = bool(words) and all(isinstance(word, str) and not any(map(str.isspace, word)) for word in words)
-    return plain and len(lists) == len(values)
 
 
 class TextModality(BackboneModality):
@@ -115,15 +86,8 @@ class TextModality(BackboneModality):
         """
         if self.by_passages:
             return self._passage(cell, row=row)
-        cell = self._text_of(plain(cell), row=row)
-        if isinstance(cell, bool | int | float | Decimal | date | time):
-            cell = str(cell)
-        if isinstance(cell, list) and not lists_of_words([cell]):
-            why = "it is of type list, not text, and no list of words"
-            raise BadCell(row=row, column=self.column, value=cell, why=why, do="give one string")
-        cell = words_text(cell, row=row, column=self.column)
-        check_text(cell, row=row, column=self.column)
-        tokens = self._tokenize(cell)
+        text = read_text(self._text_of(plain(cell), row=row), row=row, column=self.column)
+        tokens = self._tokenize(text)
         if not len(tokens):
             do = "empty the cell if the text is missing"
             raise BadCell(row=row, column=self.column, value=cell, why="there is nothing to read in it", do=do)
@@ -175,25 +139,10 @@ class TextModality(BackboneModality):
         return self.passages.tokens(example)
 
     def _tokenize(self, text: str) -> np.ndarray:
-        """Tokenise as much of a text as the backbone reads, in time proportional to `max_tokens`.
-
-        A long text is first truncated generously at white space. If that leaves too few tokens (a page of spaces), the
-        limit is doubled, so that the tokens are those of the text's first `MAX_CHARS` characters.
-        """
-        cut_off, text = len(text) > MAX_CHARS, text[:MAX_CHARS]
-        max_tokens = self.backbone.max_tokens
-        num_chars = max(max_tokens * CHARS_PER_TOKEN, 1000)
-        while num_chars < len(text):
-            cut = text[:num_chars]
-            space = max(cut.rfind(" "), cut.rfind("\n"), cut.rfind("\t"))
-            tokens = self.backbone.tokenize(cut[:space] if space > num_chars // 2 else cut)
-            if len(tokens) >= max_tokens:
-                self.num_truncated += 1
-                return np.asarray(tokens, dtype=np.int32)
-            num_chars *= 2
-        tokens = self.backbone.tokenize(text)
-        self.num_truncated += cut_off or len(tokens) >= max_tokens
-        return np.asarray(tokens, dtype=np.int32)
+        """Return the token ids of as much of a text as the backbone reads, (tokens,) int32."""
+        tokens, cut_off = tokenize_start(text, self.backbone.tokenize, self.backbone.max_tokens)
+        self.num_truncated += cut_off
+        return tokens
 
     def augmenter(self, **options: Any) -> Augmenter:
         """Return a `TextAugmenter`."""

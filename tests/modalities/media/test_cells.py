@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusetune.data.reading.arrow import image_to_png
 from fusetune.data.schema import Schema
 from fusetune.data.table import Table
 from fusetune.errors import BadCell, SchemaError
 from fusetune.evaluation.report.cells import show_cell
 from fusetune.modalities.media.cells import CellLocation, decode_base64, read_part
+from fusetune.modalities.media.image_files import image_to_png
 from fusetune.registry import MODALITIES
 from fusetune.testing.modalities import png_bytes, tone, wav_bytes
 

@@ -10,7 +10,7 @@ from fusetune.config.read import ReadConfig
 from fusetune.data.detect.forms import MISSING_WORDS, NUMBERS
 from fusetune.data.detect.roles import words_of
 from fusetune.data.reading.cell_forms import CellForm, iso_date, missing_words
-from fusetune.modalities.date import seconds_of
+from fusetune.modalities.features.date import seconds_of
 
 SAMPLE = 200
 MAX_CHARS = 40

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,10 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from fusetune.data.quarantine import VALUE_CHARS, Rejected
 from fusetune.errors import TableError, shown
+from fusetune.modalities.media.image_files import image_to_png
 
 MARK = {b"fusetune": b"json"}
 """Field metadata of a column whose strings are JSON, because its cells differ in type or are lists or objects."""
@@ -83,22 +82,6 @@ def from_cells(columns: Mapping[str, Sequence[Any]], source: str) -> pa.Table:
             field = pa.field(name, arrays[-1].type)
         fields.append(field)
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
-
-
-def image_to_png(cell: Any) -> bytes | None:
-    """Return an in-memory image as the bytes of a PNG file, None for any other cell.
-
-    Args:
-        cell: a PIL image, or a uint8 array of shape (height, width), (height, width, 3) or (height, width, 4).
-    """
-    pixels = isinstance(cell, np.ndarray) and cell.dtype == np.uint8 and cell.size > 0
-    if pixels and (cell.ndim == 2 or (cell.ndim == 3 and cell.shape[2] in (3, 4))):
-        cell = Image.fromarray(cell)
-    if not isinstance(cell, Image.Image):
-        return None
-    file = io.BytesIO()
-    (cell if cell.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else cell.convert("RGB")).save(file, "PNG")
-    return file.getvalue()
 
 
 def lone_surrogates(columns: Mapping[str, Sequence[Any]]) -> list[Rejected]:

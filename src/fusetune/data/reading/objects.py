@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from fusetune.data.reading.arrow import (
     from_cells,
-    image_to_png,
     lone_surrogates,
     normal_array,
     normal_field,
@@ -22,6 +21,7 @@ from fusetune.data.reading.arrow import (
 from fusetune.data.reading.text_files import check_names
 from fusetune.data.table import Table
 from fusetune.errors import EmptyTable, TableError
+from fusetune.modalities.media.image_files import image_to_png
 
 NO_ROWS = "the table has no rows"
 

@@ -13,9 +13,10 @@ import pyarrow as pa
 from fusetune.data.column import Progress
 from fusetune.data.examples import Examples
 from fusetune.data.joins import flat_names
+from fusetune.data.output_names import ERROR, ROW
 from fusetune.data.table import Table
 from fusetune.deploy.bundle import Bundle
-from fusetune.deploy.predictions import ERROR, ROW, Predictions
+from fusetune.deploy.predictions import Predictions
 from fusetune.deploy.rows import Rows, needed_columns, read_rows
 from fusetune.deploy.search.filters import rows_where
 from fusetune.deploy.search.rerank import Reranker

@@ -10,7 +10,7 @@ import numpy as np
 
 from fusetune._optional import optional_import
 from fusetune.errors import BadCell
-from fusetune.modalities.media.cells import CellLocation
+from fusetune.modalities.media.cells import CellLocation, read_part, split_cell
 
 ENDINGS = frozenset({".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff"})
 STARTS = re.compile(rb"RIFF.{4}WAVE|RF64|fLaC|OggS|ID3|\xff[\xe2\xe3\xf2\xf3\xfa\xfb]|FORM.{4}AIF[FC]", re.DOTALL)
@@ -34,6 +34,34 @@ _MP3_KBITS = {
     True: (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
 }
 """Bit rates in kbit/s by the index in a frame's header minus 1; True: MPEG 1, False: MPEG 2 and 2.5."""
+
+
+def read_sound(cell: Any, location: CellLocation, rate: int, *, max_seconds: float) -> tuple[np.ndarray, bool]:
+    """Return the samples of a cell's sound at a rate, (samples,) float32, and whether the sound was truncated.
+
+    Args:
+        cell: of the table: a file, see `fusetune.modalities.media.cells`, or `{"array", "sampling_rate"}`.
+        location: of the cell.
+        rate: in Hz.
+        max_seconds: maximum duration in seconds, above 0.
+
+    Raises:
+        BadCell: the sound cannot be read, or the cell has several.
+        MissingExtra: the extra `audio` is not installed.
+    """
+    if isinstance(cell, dict) and cell.get("array") is not None:
+        samples, own_rate = array_to_mono(cell["array"], cell.get("sampling_rate"), location)
+        wanted = max(int(max_seconds * own_rate), 1)
+        truncated, samples, shown = len(samples) > wanted, samples[:wanted], f"{len(samples)} samples"
+    else:
+        parts = split_cell(cell, location.base_dir)
+        if len(parts) != 1:
+            why = f"it names {len(parts)} sounds, not one"
+            raise location.bad(cell, why, "give one sound a cell; put others in columns of their own")
+        shown = parts[0] if isinstance(parts[0], str) else "sound in the cell"
+        data = read_part(parts[0], location)
+        samples, own_rate, truncated = decode_audio(data, location, shown, max_seconds=max_seconds)
+    return resample(samples, own_rate, rate, location, shown), truncated
 
 
 def decode_audio(

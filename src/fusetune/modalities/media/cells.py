@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fusetune.errors import BadCell, nearest
-from fusetune.modalities.base import Detection
+from fusetune.modalities.detection import Detection
 
 MAX_FILE_BYTES = 512 * 2**20
 """Larger files are refused before they are read."""

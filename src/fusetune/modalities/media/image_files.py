@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import re
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from fusetune._optional import optional_import
 from fusetune.errors import BadCell, MissingExtra
-from fusetune.modalities.media.cells import CellLocation
+from fusetune.modalities.media.cells import CellLocation, read_part, split_cell
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"})
@@ -25,6 +26,31 @@ _OVERSAMPLING = 3
 _JPEG_COLOURS = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}
 _TOO_MANY = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _DO = "open and save the picture again in another program, or empty the cell"
+
+
+def decode_images(cell: Any, location: CellLocation, *, most: int, used_at: int | None = None) -> list[Image.Image]:
+    """Decode the images of a cell; see `decode_image`.
+
+    Args:
+        cell: of the table; see `fusetune.modalities.media.cells`.
+        location: of the cell.
+        most: maximum number of images.
+        used_at: see `decode_image`.
+
+    Raises:
+        BadCell: an image does not exist or cannot be decoded, or the cell has none or too many.
+    """
+    parts = split_cell(cell, location.base_dir)
+    if not parts:
+        raise location.bad(cell, "it names no picture", "give a path, or empty the cell")
+    if len(parts) > most:
+        why = f"it has {len(parts)} pictures, more than max_pictures={most}"
+        raise location.bad(cell, why, "raise max_pictures, or give fewer")
+    names = [part if isinstance(part, str) else None for part in parts]
+    return [
+        decode_image(read_part(part, location), location, name, used_at=used_at)
+        for part, name in zip(parts, names, strict=True)
+    ]
 
 
 def decode_image(
@@ -176,3 +202,19 @@ def _from_floats(image: Image.Image, location: CellLocation, shown: object) -> I
         why = f"its grey levels are floats from {levels.min()} to {levels.max()}, not from 0 to 1"
         raise location.bad(shown, why, "scale them to 0 to 1, or save it with 8 or 16 bits")
     return Image.fromarray(np.rint(levels * 255).astype(np.uint8))
+
+
+def image_to_png(cell: Any) -> bytes | None:
+    """Return an in-memory image as the bytes of a PNG file, None for any other cell.
+
+    Args:
+        cell: a PIL image, or a uint8 array of shape (height, width), (height, width, 3) or (height, width, 4).
+    """
+    pixels = isinstance(cell, np.ndarray) and cell.dtype == np.uint8 and cell.size > 0
+    if pixels and (cell.ndim == 2 or (cell.ndim == 3 and cell.shape[2] in (3, 4))):
+        cell = Image.fromarray(cell)
+    if not isinstance(cell, Image.Image):
+        return None
+    file = io.BytesIO()
+    (cell if cell.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else cell.convert("RGB")).save(file, "PNG")
+    return file.getvalue()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fusetune.data.schema import Schema
 from fusetune.errors import ConfigError, TableError, nearest
 from fusetune.modalities.base import Detection
-from fusetune.modalities.passages import words_text
+from fusetune.modalities.words import words_text
 from fusetune.tasks.abilities import Divergent, Thresholded
 from fusetune.tasks.answers.cells import Gold, gold, is_answer_dict, parsed
 from fusetune.tasks.answers.squad import MEANINGS, best_spans, best_threshold, check_language, scores

@@ -8,7 +8,7 @@ from string import ascii_uppercase
 from typing import Any, Literal
 
 from fusetune.errors import BadCell, TableError, shown
-from fusetune.modalities.passages import is_blank, words_text
+from fusetune.modalities.words import is_blank, words_text
 from fusetune.tasks.cells import is_whole, label_text
 
 Form = Literal["text", "letter", "index0", "index1", "column"]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fusetune.data.schema import Schema
 from fusetune.errors import BadCell, ConfigError, TableError, nearest, shown
 from fusetune.modalities.base import Detection
-from fusetune.modalities.passages import words_text
+from fusetune.modalities.words import words_text
 from fusetune.tasks.abilities import Divergent
 from fusetune.tasks.base import Metric
 from fusetune.tasks.entities.span_scorer import SpanScorer, overlaps_in

@@ -16,9 +16,8 @@ from fusetune.data.table import is_missing
 from fusetune.errors import BadCell, ConfigError, TableError
 from fusetune.modalities.base import Detection
 from fusetune.modalities.messages import is_chat, last_turn, parse_messages
-from fusetune.modalities.passages import is_blank
 from fusetune.modalities.profile import plain, profile_cells
-from fusetune.modalities.text import check_text
+from fusetune.modalities.words import check_text, is_blank
 from fusetune.tasks.abilities import ShowsChange, Summed, Writes
 from fusetune.tasks.base import Metric
 from fusetune.tasks.metrics import LOWER_IS_BETTER

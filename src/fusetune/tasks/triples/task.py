@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fusetune.data.schema import Schema
 from fusetune.errors import ConfigError, TableError, nearest, shown
 from fusetune.modalities.base import Detection
-from fusetune.modalities.passages import words_text
+from fusetune.modalities.words import words_text
 from fusetune.tasks.abilities import Divergent
 from fusetune.tasks.answers.cells import parsed
 from fusetune.tasks.base import Metric
