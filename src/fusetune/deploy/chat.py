@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +19,7 @@ from fusetune.inference.write import decoding_of, stream_prompt
 from fusetune.modalities.prompt import MOST_ANSWER, PromptModality
 from fusetune.models.generate import Generate
 from fusetune.tasks.abilities import Writes
+from fusetune.types import Message
 
 MAX_TOKENS = 2048
 """Most tokens of a prompt, with what was said before."""
@@ -49,6 +50,8 @@ class ChatSession:
 
     Attributes:
         conversation: the messages; None if each is answered by itself.
+        num_read: tokens of the last answer's prompt.
+        written: ids of the last answer's tokens.
 
     Example:
         >>> session = ChatSession.of_bundle(tuned.bundle)
@@ -74,7 +77,7 @@ class ChatSession:
         limit = language.limit
         self.budget = MAX_TOKENS if limit is None else max(1, min(MAX_TOKENS, limit - decoding.max_tokens))
         self.conversation: Conversation | None = None
-        self._turns = 0
+        self._turns, self.num_read, self.written = 0, 0, list[int]()
         if frame.template is not None:
             self.conversation = Conversation(frame.template, self._num_tokens, budget=self.budget, system=system)
         elif system:
@@ -137,13 +140,38 @@ class ChatSession:
         prompt = turn if self.conversation is None else self.conversation.ask(turn)
         written: list[str] = []
         try:
-            self._turns += 1
-            for piece in stream_prompt(self.language, self._embedded(prompt), self.decoding, row=self._turns):
+            self._turns, self.written = self._turns + 1, []
+            embedded = self._embedded(prompt)
+            for piece in stream_prompt(self.language, embedded, self.decoding, row=self._turns, written=self.written):
                 written.append(piece)
                 yield piece
         finally:
             if self.conversation is not None:
                 self.conversation.add_answer(self.language.escape("".join(written)))
+
+    @property
+    def was_cut(self) -> bool:
+        """Whether the last answer ended as it had as many tokens as it may have."""
+        ids = self.written
+        return len(ids) >= self.decoding.max_tokens and ids[-1] not in self.language.end_ids
+
+    def recall(self, messages: Sequence[Message]) -> None:
+        """Add messages of the user's and the assistant's that were exchanged before.
+
+        Raises:
+            ConfigError: the model answers each message by itself.
+        """
+        if self.conversation is None:
+            raise ConfigError(
+                "this model answers each message by itself",
+                expected="one message",
+                came=f"{len(messages) + 1} messages",
+                do="send the last message alone",
+            )
+        for message in messages:
+            text = self.language.escape(message.text)
+            content = self.fill(text) if message.role == "user" else text
+            self.conversation.messages.append(Message(message.role, content))
 
     def reset(self) -> None:
         """Forget what was said."""
@@ -161,6 +189,7 @@ class ChatSession:
         if len(ids) > self.budget:
             expected = f"at most {self.budget:,} tokens"
             raise UserError("the message is too long for the model", expected=expected, came=f"{len(ids):,}")
+        self.num_read = len(ids)
         device = model_device(self.language)
         with evaluating(self.language):
             values = self.language.embed(torch.tensor([ids or self.language.end_ids[:1]], device=device))

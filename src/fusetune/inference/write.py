@@ -293,7 +293,9 @@ def _pieces(model: Generate, name: str, examples: Examples, index: int, decoding
     yield from stream_prompt(model.language, prompt, decoding, row=int(batch.rows[0]))
 
 
-def stream_prompt(language: LanguageModel, prompt: Embedded, decoding: Decoding, *, row: int) -> Iterator[str]:
+def stream_prompt(
+    language: LanguageModel, prompt: Embedded, decoding: Decoding, *, row: int, written: list[int] | None = None
+) -> Iterator[str]:
     """Yield the pieces of the answer to one prompt as they are written; together they are the answer.
 
     Args:
@@ -301,8 +303,9 @@ def stream_prompt(language: LanguageModel, prompt: Embedded, decoding: Decoding,
         prompt: of one row.
         decoding: without beams or choices.
         row: the row's id, by which draws differ.
+        written: gets the ids of the answer's tokens as they are written.
     """
-    ids: list[int] = []
+    ids: list[int] = [] if written is None else written
     yielded, stopped, held = "", set[int](), max([0, *(len(stop) - 1 for stop in decoding.stop)])
     steps = decode(language, prompt, decoding, [row], stopped=stopped)
     while True:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fusetune import __version__
 from fusetune._optional import optional_import
+from fusetune.deploy.serve import open_inference, openai_chat, openai_models, searching
 from fusetune.deploy.serve.describe import predict_body, schema_of
 from fusetune.deploy.serve.guard import Guard
 from fusetune.deploy.serve.logs import log
@@ -46,6 +47,17 @@ def build_app(service: Service, versions: Versions) -> FastAPI:
     add("POST", "/predict", predict, body=predict_body(service.live.model))
     add("GET", "/schema", _schema)
     add("GET", "/metrics", _metrics)
+    add("POST", "/search", searching.search)
+    add("GET", "/v1/models", openai_models.list_models)
+    add("POST", "/v1/embeddings", openai_models.embeddings)
+    add("POST", "/v1/chat/completions", openai_chat.chat_completions)
+    add("GET", "/v2", open_inference.server_metadata)
+    add("GET", "/v2/health/live", open_inference.live)
+    add("GET", "/v2/health/ready", open_inference.ready)
+    for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
+        add("GET", path, open_inference.model_metadata)
+        add("GET", f"{path}/ready", open_inference.model_ready)
+        add("POST", f"{path}/infer", open_inference.infer)
     add("GET", "/admin/versions", versions.listed)
     add("POST", "/admin/versions", versions.load_on_demand)
     add("GET", "/health/live", _live)
@@ -114,19 +126,19 @@ def add_failures(app: FastAPI) -> None:
 
     async def problem(request: Request, error: Exception) -> Response:
         assert isinstance(error, Problem)
-        return problem_response(error)
+        return problem_response(error, request.url.path)
 
     async def http_error(request: Request, error: Exception) -> Response:
         status, detail = getattr(error, "status_code", 500), str(getattr(error, "detail", ""))
         headers = getattr(error, "headers", None)
         kind = {404: "not_found", 405: "wrong_method"}.get(status, "refused")
-        return json_response(Problem(status, kind, detail).body, status, headers)
+        return json_response(Problem(status, kind, detail).body_for(request.url.path), status, headers)
 
     async def fault(request: Request, error: Exception) -> Response:
         request_id = request.scope.get("state", {}).get("request_id", "")
         log("failed", error=error, path=request.url.path[:200], request_id=request_id)
         message = f"the server failed; its log has the reason under the request id {request_id}"
-        return problem_response(Problem(500, "fault", message, request_id=request_id))
+        return problem_response(Problem(500, "fault", message, request_id=request_id), request.url.path)
 
     app.add_exception_handler(Problem, problem)
     app.add_exception_handler(http.HTTPException, http_error)

@@ -84,7 +84,7 @@ class Guard:
         try:
             self._check(scope, exchange)
         except Problem as problem:
-            await _answer(problem, guarded_send)
+            await _answer(problem, scope["path"], guarded_send)
         else:
             await self.app(scope, self._receive(exchange, receive), guarded_send)
         finally:
@@ -194,8 +194,8 @@ async def _throw_away(receive: Receive) -> None:
                     return
 
 
-async def _answer(problem: Problem, send: Send) -> None:
-    body = dump(problem.body)
+async def _answer(problem: Problem, path: str, send: Send) -> None:
+    body = dump(problem.body_for(path))
     headers = {"content-type": "application/json", "content-length": str(len(body)), **problem.headers}
     pairs = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": problem.status, "headers": pairs})

@@ -6,8 +6,7 @@ import asyncio
 from typing import Any
 
 from fusetune.deploy.serve.bodies import INLINE_BYTES, content_type, form_row, json_object
-from fusetune.deploy.serve.inputs import Record
-from fusetune.deploy.serve.loaded import Loaded
+from fusetune.deploy.serve.inputs import Inputs, Record
 from fusetune.deploy.serve.options import Limits
 from fusetune.deploy.serve.problems import Problem
 from fusetune.deploy.serve.service import Service
@@ -25,17 +24,19 @@ async def predict(request: Request, service: Service) -> Response:
     model, limits = service.model(), service.options.limits
     with service.worker.expecting():
         rows, missing = await _rows(request, limits)
-        records = await read_records(model, rows, limits, missing, num_bytes=_length(request))
+        records = await read_records(model.inputs, rows, limits, missing, num_bytes=_length(request))
         request.state.log = {"rows": len(records), "version": model.version}
     answers = await service.predict(model, records)
     return json_response({"predictions": answers, "model": {"name": model.name, "version": model.version}})
 
 
-async def read_records(model: Loaded, rows: Any, limits: Limits, missing: list[str], *, num_bytes: int) -> list[Record]:
+async def read_records(
+    inputs: Inputs, rows: Any, limits: Limits, missing: list[str], *, num_bytes: int
+) -> list[Record]:
     """Return a request's rows as records; large requests in a thread. See `Inputs.records`."""
     if num_bytes <= INLINE_BYTES:
-        return model.inputs.records(rows, limits, missing=missing)
-    return await asyncio.to_thread(model.inputs.records, rows, limits, missing=missing)
+        return inputs.records(rows, limits, missing=missing)
+    return await asyncio.to_thread(inputs.records, rows, limits, missing=missing)
 
 
 async def _rows(request: Request, limits: Limits) -> tuple[Any, list[str]]:

@@ -35,6 +35,10 @@ class Problem(Exception):
         """The answer's JSON: `{"error": {"type", "message", ...}}`, which OpenAI's clients read, too."""
         return {"error": {"type": self.kind, "message": self.message, **self.details}}
 
+    def body_for(self, path: str) -> dict[str, Any]:
+        """Return the answer's JSON under a path; in the Open Inference Protocol an error is a text."""
+        return {"error": self.message} if path.startswith("/v2") else self.body
+
     @property
     def headers(self) -> dict[str, str]:
         """The answer's headers."""

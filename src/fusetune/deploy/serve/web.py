@@ -30,6 +30,6 @@ def json_response(value: Any, status: int = 200, headers: dict[str, str] | None 
     return Response(dump(value), status, headers=headers, media_type="application/json")
 
 
-def problem_response(problem: Problem) -> Response:
-    """Return the answer to a request that is refused."""
-    return json_response(problem.body, problem.status, problem.headers)
+def problem_response(problem: Problem, path: str) -> Response:
+    """Return the answer to a request for a path that is refused."""
+    return json_response(problem.body_for(path), problem.status, problem.headers)
