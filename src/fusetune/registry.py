@@ -136,6 +136,7 @@ TASKS = Registry(
         "multilabel": "fusetune.tasks.classes.multilabel:MultilabelTask",
         "ordinal": "fusetune.tasks.classes.ordinal:OrdinalTask",
         "recommendation": "fusetune.tasks.recommendation:RecommendationTask",
+        "preference": "fusetune.tasks.text.preference:PreferenceTask",
         "pair_classification": "fusetune.tasks.pair_classification:PairClassificationTask",
         "regression": "fusetune.tasks.regression:RegressionTask",
         "relation": "fusetune.tasks.relation:RelationTask",

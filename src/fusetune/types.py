@@ -64,20 +64,24 @@ class Target:
         labelled: (batch,) bool, True if the row has this target.
         sizes: (batch,) float, 0 or more: each row's term in the denominator of the mean loss, such as its class's
             weight or its number of tokens. None counts each row as 1.
+        reference: (batch, answers) float, what a model before tuning gave for each row, if the loss compares with it,
+            such as the log-probabilities of its answers; None for other losses.
     """
 
     values: Tensor
     labelled: Tensor
     sizes: Tensor | None = None
+    reference: Tensor | None = None
 
     def take(self, rows: Tensor) -> Target:
         """Select rows by indices or by a (batch,) bool mask."""
         sizes = None if self.sizes is None else self.sizes[rows]
-        return Target(self.values[rows], self.labelled[rows], sizes)
+        reference = None if self.reference is None else self.reference[rows]
+        return Target(self.values[rows], self.labelled[rows], sizes, reference)
 
     def where(self, mask: Tensor) -> Target:
         """Return the targets with the rows outside of a (batch,) bool mask unlabelled."""
-        return Target(self.values, self.labelled & mask, self.sizes)
+        return Target(self.values, self.labelled & mask, self.sizes, self.reference)
 
     def counts(self, weights: Tensor) -> Tensor:
         """Return each row's term in the denominator of the mean loss, (batch,); 0 for unlabelled rows.
@@ -175,6 +179,7 @@ class Batch:
                     change(target.values),
                     change(target.labelled),
                     None if target.sizes is None else change(target.sizes),
+                    None if target.reference is None else change(target.reference),
                 )
                 for task, target in self.targets.items()
             },
@@ -241,10 +246,12 @@ class Message:
     Attributes:
         role: "system", "user" or "assistant".
         content: a text, or blocks of text, images and sounds in order.
+        learned: whether a message of the assistant's may be learned.
     """
 
     role: str
     content: str | tuple[Block, ...]
+    learned: bool = field(default=True, repr=False)
 
     @property
     def text(self) -> str:

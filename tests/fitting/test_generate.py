@@ -72,9 +72,7 @@ def test_the_report_measures_the_tuned_encoders_and_not_the_frozen_features(run)
     assert used == {"image": "tuned", "text": "tuned"}
     figures = next(part["figures"] for part in report["tasks"][0]["sections"] if part["key"] == "likelihood")
     examples = read_examples(tuned.bundle, str(folder / "test.csv"), targets=True)
-    losses, sizes = token_losses(
-        tuned.bundle.model, "out", tuned.bundle.tasks["out"], examples, examples.labelled("out")
-    )
+    losses, sizes = token_losses(tuned.bundle.model, "out", examples, examples.labelled("out"))
     assert figures["tuned_loss"] == pytest.approx(losses.sum() / sizes.sum(), rel=1e-4)
 
 

@@ -92,7 +92,7 @@ def test_choices_are_compared_by_their_likelihood(parts):
         other = Examples(table, {"prompt": examples.columns["prompt"].modality}, {"out": task})
         other.prepare(on_bad_cell="reject")
         task.max_tokens = 8
-        scores.append(-token_losses(model, "out", task, other, other.used)[0])
+        scores.append(-token_losses(model, "out", other, other.used)[0])
     best = np.stack(scores, 1)
     assert list(found.texts) == [choices[index] for index in best.argmax(1)] and set(found.finish) == {"choice"}
     expected = best - np.log(np.exp(best).sum(1, keepdims=True))

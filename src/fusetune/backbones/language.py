@@ -43,6 +43,10 @@ class Embedded:
         heard = None if self.heard is None else self.heard.repeat_interleave(num, 0)
         return Embedded(self.values.repeat_interleave(num, 0), self.lengths.repeat_interleave(num), heard)
 
+    def without_last(self, num: Tensor) -> Embedded:
+        """Return each row without its last vectors, of which it has more than `num`, (batch,) int64."""
+        return Embedded(self.values, self.lengths - num, self.heard)
+
     @property
     def mask(self) -> Tensor:
         """(batch, tokens) int64, 1 where a vector is real."""
@@ -190,10 +194,11 @@ class LanguageModel(Backbone):
 
         Args:
             prompt: of the rows.
-            answer: (batch, answer tokens) int64, −1 behind a row's answer.
+            answer: (batch, answer tokens) int64, −1 behind a row's answer. A decoder may read tokens within it that are
+                not the answer's, such as those of a user's turn: −2 − id.
 
         Returns:
-            (batch, answer tokens, 2) float32, 0 behind a row's answer.
+            (batch, answer tokens, 2) float32, 0 where there is no id of the answer.
         """
         if self.seq2seq:
             return self.of_logits(self._decoded(prompt, answer), answer)
@@ -212,9 +217,9 @@ class LanguageModel(Backbone):
     def _joined(self, prompt: Embedded, answer: Tensor) -> tuple[Tensor, Tensor]:
         """Return each row's prompt and, right behind it, its answer, (batch, tokens, dim), padded at the right; and the
         position of each prompt's last vector, (batch,)."""
-        following = self.embed(answer.clamp(min=0))
+        following = self.embed(torch.where(answer < -1, -2 - answer, answer).clamp(min=0))
         width, lengths = prompt.values.shape[1], prompt.lengths
-        total = int((lengths + (answer >= 0).sum(1)).max())
+        total = int((lengths + (answer != -1).sum(1)).max())
         at = torch.arange(total, device=answer.device).expand(len(answer), -1)  # (batch, tokens)
         behind = (at - lengths[:, None] + width).clamp(max=width + answer.shape[1] - 1)
         index = torch.where(at < lengths[:, None], at, behind)
@@ -222,7 +227,7 @@ class LanguageModel(Backbone):
         return both.gather(1, index.unsqueeze(-1).expand(-1, -1, both.shape[2])), lengths - 1
 
     def _joined_mask(self, prompt: Embedded, answer: Tensor, values: Tensor) -> Tensor:
-        ends = prompt.lengths + (answer >= 0).sum(1)
+        ends = prompt.lengths + (answer != -1).sum(1)
         return (torch.arange(values.shape[1], device=values.device) < ends[:, None]).long()
 
     def _decoded(self, prompt: Embedded, answer: Tensor) -> Tensor:

@@ -144,6 +144,43 @@ class ChatTemplate:
             )
         return prompt, answer
 
+    def pieces(self, messages: Chat, answers: Sequence[int], before: str) -> list[str]:
+        """Return `prompt(messages)` cut where some of the assistant's messages begin and end.
+
+        Every second piece is such a message: what the template writes before an answer, then its text. What asks for an
+        answer must be the beginning of the chat with it and all that follows, as it was when the answer was written.
+
+        Args:
+            messages: of the chat, whose texts have no white space around them.
+            answers: the positions of the assistant's messages, ascending, from 1.
+            before: what the template writes before an answer; see `turn`.
+
+        Raises:
+            BackboneError: the template writes earlier turns in another way, such as without their reasoning; or one of
+                the reasons of `prompt`.
+
+        Example:
+            >>> chat = [Message("user", "Hello"), Message("assistant", "Hi!"), Message("user", "Bye")]
+            >>> template.pieces(chat, [1], "")
+            ['<|im_start|>user\\nHello<|im_end|>\\n<|im_start|>assistant\\n', 'Hi!',
+            '<|im_end|>\\n<|im_start|>user\\nBye<|im_end|>\\n<|im_start|>assistant\\n']
+        """
+        prompts = self._rendered(*((messages[:at], True) for at in answers), (messages, True))
+        result, start = list[str](), 0
+        for at, prompt, longer in zip(answers, prompts, prompts[1:], strict=False):
+            answer = before + messages[at].text
+            if not longer.startswith(prompt + answer):
+                raise self._error(
+                    "the chat template writes earlier turns in another way than when they were answered, so not all of "
+                    "the assistant's messages can be learned in one pass",
+                    expected=f"…{shown((prompt + answer)[-60:], 80)}",
+                    came=f"…{shown(longer[len(prompt) : len(prompt) + len(answer) + 20], 80)}",
+                    do="learn the last message alone: prompt.turns=last; or leave the reasoning out of the messages",
+                )
+            result += [prompt[start:], answer]
+            start = len(prompt + answer)
+        return [*result, prompts[-1][start:]]
+
     def turn(self, messages: Chat) -> tuple[str, str]:
         """Return what the template writes before and after an answer within `answer(messages, ...)`.
 

@@ -20,6 +20,9 @@ class PromptConfig(Section):
     """What a chat template's system turn says; without one, the model's template decides."""
     chat: Literal["auto", "yes", "no"] = "auto"
     """Whether the prompt is a user's turn in the model's chat template. `auto`: if the model has one."""
+    turns: Literal["last", "all"] = "last"
+    """Which of the assistant's messages are learned, where the target is a chat: the last, or all, in one pass. Those
+    with `"weight": 0` are never."""
     language: str = "en"
     """The language that is spoken, for a model of speech such as Whisper, by its code: `de`."""
     soft: StrList = []

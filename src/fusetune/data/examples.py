@@ -13,7 +13,6 @@ from torch import Tensor
 from fusetune.data.augmentation import Augmentation, cell_rng
 from fusetune.data.batch_ngrams import ngram_tensors
 from fusetune.data.column import Column, Progress
-from fusetune.data.distinct import is_missing
 from fusetune.data.quarantine import Rejected
 from fusetune.data.resolved import raw_targets, target_cells, unlabelled_rows
 from fusetune.data.sampler import UpdateSampler
@@ -27,6 +26,7 @@ from fusetune.data.storage.mapped import (
     pieces,
 )
 from fusetune.data.table import Table
+from fusetune.data.weights import row_weights
 from fusetune.errors import BadCell
 from fusetune.modalities.base import Modality
 from fusetune.modalities.passages import text_tokens
@@ -60,6 +60,7 @@ class Examples:
             process.
         mix: exponent of temperature sampling over joined tables, see `UpdateSampler`.
         ratio: of train rows without a target to those with one, see `UpdateSampler`.
+        references: by task, `Target.reference` of all rows, (rows, answers) float32.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Examples:
         self.augmentation = Augmentation()
         self.views: Mapping[str, Sequence[Column]] = {}
         self.mix, self.ratio = 1.0, 1.0
+        self.references: Mapping[str, Tensor] = {}
         self.always = False
 
     def prepare(self, *, on_bad_cell: str, memory: float = 4.0, progress: Progress | None = None) -> None:
@@ -107,7 +109,10 @@ class Examples:
                 noted.append(Rejected(int(self.rows[index]), name, error.value, error.why, do=error.do))
                 keep[index] &= on_bad_cell != "reject"
                 column.codes[index] = -1
-        self._read_weights(keep)
+        if self._weight is not None:
+            self.weights, bad = row_weights(self.table, self._weight)
+            self.rejected += [error for index, error in bad.items() if keep[index]]
+            keep[list(bad)] = False
         for piece in pieces(len(keep)):
             absent = np.all([column.codes[piece] < 0 for column in self.columns.values()], axis=0)
             for index in np.flatnonzero(absent & keep[piece]) + piece.start:
@@ -138,23 +143,6 @@ class Examples:
             draws = cell_rng(self.augmentation.seed, epoch, int(self.rows[index]), name)
             examples.append(augmenter(cell, example, draws, column.base_dir))
         return examples
-
-    def _read_weights(self, keep: np.ndarray) -> None:
-        if self._weight is None:
-            return
-        self.weights = mapped_full(len(self.rows), 1, np.float32)
-        for index, cell in enumerate(self.table.lazy(self._weight)):
-            try:
-                weight = 1.0 if is_missing(cell) else float(cell)
-                ok = np.isfinite(weight) and weight >= 0
-            except (TypeError, ValueError):
-                ok = False
-            if ok:
-                self.weights[index] = weight
-            elif keep[index]:
-                keep[index] = False
-                why = "the weight is no number of 0 or more"
-                self.rejected.append(Rejected(int(self.rows[index]), self._weight, cell, why))
 
     def fit(self) -> None:
         """Fit the modalities and the tasks on the used rows; call it on train rows only."""
@@ -219,6 +207,7 @@ class Examples:
         ratio: float | None = None,
         always: bool | None = None,
         keys: Mapping[str, np.ndarray] | None = None,
+        references: Mapping[str, Tensor] | None = None,
     ) -> Examples:
         """Return a view whose batches use other features, views or augmentation; None leaves an aspect unchanged.
 
@@ -231,6 +220,7 @@ class Examples:
             mix, ratio: see `UpdateSampler`.
             always: see the attributes.
             keys: by column, its `Column.keys`.
+            references: see the attributes.
         """
         view = copy.copy(self)
         if features is not None:
@@ -247,6 +237,7 @@ class Examples:
         view.mix = self.mix if mix is None else mix
         view.ratio = self.ratio if ratio is None else ratio
         view.always = self.always if always is None else always
+        view.references = self.references if references is None else references
         return view
 
     def unlabelled(self) -> np.ndarray:
@@ -329,7 +320,9 @@ class Examples:
     def encode(self, name: str, rows: np.ndarray) -> Target:
         """Return a task's encoded targets of some rows, by their positions in the table."""
         task, values = self.tasks[name], self.targets[name].take(rows)
-        return task.encode(values, *([] if task.reads is None else [self.tokens(task.reads, rows)]))
+        target = task.encode(values, *([] if task.reads is None else [self.tokens(task.reads, rows)]))
+        target.reference = self.references[name][rows] if name in self.references else None
+        return target
 
     def codes(self, columns: Sequence[str]) -> list[Tensor]:
         """Return by column the codes of the used rows' cells, as in `Batch.codes`: (used,) int64, -1 where missing."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def target_cells(table: Table, task: TargetTask) -> Cells:
     """Return a task's target cells; resolved, if the target refers to a text."""
     cells = table.lazy(task.target)
-    return cells if task.reads is None else ResolvedCells(cells, task)
+    return cells if task.reads is None and task.second is None else ResolvedCells(cells, task)
 
 
 def raw_targets(table: Table, task: TargetTask, rows: np.ndarray) -> list[Any]:
@@ -26,12 +26,13 @@ def raw_targets(table: Table, task: TargetTask, rows: np.ndarray) -> list[Any]:
 
     Args:
         table: with the target.
-        task: its target may be in two columns; see `TargetTask.second`.
+        task: its target may be in two columns; see `TargetTask.second`. Where the table lacks the second, a task that
+            reads a text gets pairs with None, and others the first cell alone.
         rows: positions in the table.
     """
     cells = table.cells(task.target, rows)
     unlabelled = [not task.empty_is_value and is_missing(cell) for cell in cells]
-    if task.second is not None:
+    if task.second is not None and (task.second in table or task.reads is not None):
         more = table.cells(task.second, rows) if task.second in table else [None] * len(rows)
         unlabelled = [lacks and is_missing(cell) for lacks, cell in zip(unlabelled, more, strict=True)]
         cells = list(zip(cells, more, strict=True))
@@ -59,8 +60,7 @@ class ResolvedCells(Cells):
         """See `Cells.take`."""
         wanted = np.asarray(places, dtype=np.int64)
         rows = wanted if self.rows is None else self.rows[wanted]
-        assert self.task.reads is not None
-        about = self.table.cells(self.task.reads, rows)
+        about = [None] * len(rows) if self.task.reads is None else self.table.cells(self.task.reads, rows)
         return [
             None if value is None else self._resolved(value, cell, int(self.table.rows[row]))
             for value, cell, row in zip(raw_targets(self.table, self.task, rows), about, rows, strict=True)

@@ -21,18 +21,26 @@ from fusetune.evaluation.measure.judge import Candidate, judge
 from fusetune.evaluation.measure.written import guesses, nearest
 from fusetune.evaluation.results import RunResults, TaskResult
 from fusetune.fitting.findings import Findings
+from fusetune.fitting.likelihoods import (
+    Likelihoods,
+    likelihood_section,
+    likelihoods,
+    losses_and_metrics,
+    preference_section,
+    references,
+    weighted_mean,
+)
 from fusetune.fitting.prepared import Prepared
+from fusetune.fitting.prompting import is_speech
 from fusetune.fitting.saved import Trained, load_trained, reporting, save_trained
 from fusetune.fitting.steps import bundle, encode, tune
 from fusetune.inference.constraints import grammar_of
-from fusetune.inference.token_loss import token_losses
 from fusetune.inference.write import LENGTH, Written, decoding_of, write
 from fusetune.modalities.prompt import PromptModality
 from fusetune.models.build import build_model
 from fusetune.models.generate import Generate
 from fusetune.objectives.base import Objective
-from fusetune.tasks.abilities import Writes
-from fusetune.tasks.panels.kinds import Cell, Head, Section, TablePanel
+from fusetune.tasks.abilities import Prefers, Writes
 from fusetune.training.deadline import COMPARING
 from fusetune.training.hardware.devices import processes
 from fusetune.training.plan import Evaluate, Start
@@ -44,12 +52,11 @@ WORDS = 4096
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a model writes of the test rows, and how likely it holds the truth: (rows,) −log p and numbers of tokens."""
+class Answered:
+    """What a model writes of the test rows, and how likely it holds the true answers."""
 
     written: Written
-    losses: np.ndarray
-    sizes: np.ndarray
+    truth: Likelihoods
 
 
 def fit_generate(fit: Prepared) -> tuple[Bundle, RunResults]:
@@ -82,6 +89,15 @@ def check_generate(fit: Prepared) -> None:
             do="leave it out",
         )
     grammar_of(config.generation.regex, config.generation.json_schema)
+    pairs = [name for name, task in fit.targets.items() if isinstance(task, Prefers)]
+    soft = [name for name, modality in fit.modalities.items() if not isinstance(modality, PromptModality)]
+    if pairs and soft and not is_speech(config):
+        raise ConfigError(
+            "preferences are compared with the model before tuning, which cannot read learned vectors yet",
+            expected="a prompt of words",
+            came=", ".join(soft),
+            do=f"leave these columns out of prompt.template; or learn the answers alone: tasks.{pairs[0]}=generate",
+        )
 
 
 class GenerateFit:
@@ -104,12 +120,13 @@ class GenerateFit:
         assert isinstance(model, Generate)
         with self.fit.phase("encode with frozen backbones"):
             self.fit = encode(self.fit, model)
+        self._refer(model)
         fit = self.fit
-        before: dict[str, Told] = {}
+        before: dict[str, Answered] = {}
         if fit.config.report.zero_shot:
             with fit.phase("write untuned"):
                 model.to(processes().device)
-                before = {name: self._told(model, name, hidden=_soft(model)) for name in self.tasks}
+                before = {name: self._answered(model, name, hidden=_soft(model)) for name in self.tasks}
         trained = load_trained(fit.run, fit.tasks)
         if trained is None:
             with fit.phase("tune"):
@@ -128,11 +145,24 @@ class GenerateFit:
                 run_results.curve.metric = "log-likelihood of a token"
         return trained.bundle, run_results
 
-    def _told(self, model: Generate, name: str, *, hidden: Sequence[str] = ()) -> Told:
+    def _refer(self, model: Generate) -> None:
+        """Measure how likely the untuned model holds the answers of pairs, once for all of the fit."""
+        pairs = [name for name, task in self.tasks.items() if isinstance(task, Prefers)]
+        if not pairs:
+            return
+        with self.fit.phase("likelihood of the pairs before tuning"):
+            model.to(processes().device)
+            examples = {
+                split: own.given(references={name: references(model, name, own) for name in pairs})
+                for split, own in self.fit.examples.items()
+            }
+        self.fit = replace(self.fit, examples=examples)
+
+    def _answered(self, model: Generate, name: str, *, hidden: Sequence[str] = ()) -> Answered:
         """Write the test rows' answers and measure the likelihood of the true ones, with some soft columns hidden."""
         examples = self._seen(model, "test", hidden)
-        losses, sizes = token_losses(model, name, self.tasks[name], examples, examples.labelled(name))
-        return Told(self._write(model, name, "test", hidden=hidden), losses, sizes)
+        truth = likelihoods(model, name, examples, examples.labelled(name))
+        return Answered(self._write(model, name, "test", hidden=hidden), truth)
 
     def _write(self, model: Generate, name: str, split: str, *, hidden: Sequence[str] = ()) -> Written:
         """Write a task's answers of a split's labelled rows, with some soft columns hidden."""
@@ -166,11 +196,15 @@ class GenerateFit:
                     rows = val.labelled(name)
                     if not len(rows):
                         continue
-                    losses, sizes = token_losses(model, name, task, val, rows)
-                    weights = val.weights[rows]
-                    loss = _mean(losses, sizes, weights, np.arange(len(rows)))
+                    weights, reference = val.weights[rows], val.references.get(name)
+                    losses, sizes, metrics[name] = losses_and_metrics(
+                        task,
+                        likelihoods(model, name, val, rows),
+                        None if reference is None else reference[rows],
+                        weights,
+                    )
+                    loss = metrics[name]["loss"]
                     total += loss
-                    metrics[name] = {"loss": loss, "perplexity": float(np.exp(min(loss, 50.0)))}
                     metrics[name] |= self._val_metrics(model, name, task, val, rows)
                     by_metric = settings.trainer.metric is not None and task.main.name in metrics[name]
                     value = metrics[name][task.main.name] if by_metric else -loss
@@ -199,7 +233,7 @@ class GenerateFit:
         written = write(model, name, task, val, some, decoding_of(self.fit.config.generation, task))
         return task.evaluate(written.texts, val.truth(name, some), val.weights[some])
 
-    def _judge(self, model: Generate, name: str, before: Told | None, findings: Findings) -> TaskResult:
+    def _judge(self, model: Generate, name: str, before: Answered | None, findings: Findings) -> TaskResult:
         """Measure the systems on the test rows of a task."""
         fit, task = self.fit, self.tasks[name]
         train, val, test = (fit.rows[name][split] for split in ("train", "val", "test"))
@@ -216,7 +250,7 @@ class GenerateFit:
             what = f"the tuned model, {column} hidden"
             candidates.append(Candidate(f"without {column}", "without", what, hidden.texts, [column]))
         what = f"tuned on {len(train.indices)} rows; best step chosen on {len(val.indices)} validation rows"
-        after = self._told(model, name)
+        after = self._answered(model, name)
         candidates.append(Candidate("tuned", "after", what, after.written.texts, list(fit.modalities)))
         candidates[-1].cut = after.written.finish == LENGTH
         result = judge(
@@ -228,7 +262,14 @@ class GenerateFit:
             num_errors=fit.config.report.errors,
             seed=fit.config.seed,
         )
-        result.sections.insert(0, _likelihood({"zero-shot": before, "tuned": after}))
+        systems = {"zero-shot": None if before is None else before.truth, "tuned": after.truth}
+        result.sections.insert(0, likelihood_section(systems))
+        if isinstance(task, Prefers):
+            reference = fit.examples["test"].references[name][test.indices]
+            untuned = Likelihoods(reference.double().numpy(), after.truth.sizes)
+            settings = {"num": fit.config.report.bootstrap, "seed": fit.config.seed}
+            evaluated = findings.evaluated(test)
+            result.sections.insert(0, preference_section(task, untuned, after.truth, evaluated, **settings))
         result.shared = int(findings.shared("test", test.indices).sum())
         result.balance = task.target_panels({split: rows.truth for split, rows in fit.rows[name].items()})
         return result
@@ -281,24 +322,5 @@ def _soft(model: Generate) -> list[str]:
     return [] if model.language.hears else model.columns
 
 
-def _mean(losses: np.ndarray, sizes: np.ndarray, weights: np.ndarray, rows: np.ndarray) -> float:
-    total = float((sizes[rows] * weights[rows]).sum())
-    return float((losses[rows] * weights[rows]).sum()) / total if total else float("nan")
-
-
 def _negative(losses: np.ndarray, sizes: np.ndarray, weights: np.ndarray, rows: np.ndarray) -> float:
-    return -_mean(losses, sizes, weights, rows)
-
-
-def _likelihood(known: Mapping[str, Told | None]) -> Section:
-    """Return the loss and the perplexity of the test rows' targets, by system."""
-    rows: list[list[Cell]] = []
-    figures: dict[str, float] = {}
-    for name, told in known.items():
-        if told is not None:
-            loss = _mean(told.losses, told.sizes, np.ones(len(told.losses)), np.arange(len(told.losses)))
-            rows.append([name, loss, float(np.exp(min(loss, 50.0)))])
-            figures[f"{name}_loss"] = loss
-    heads = [Head("system"), Head("−log p of a token", "number"), Head("perplexity", "number")]
-    notes = ["Of the true answers' tokens, given the prompt and the tokens before."]
-    return Section("likelihood", "Likelihood of the true answers", [TablePanel(heads, rows)], notes, figures)
+    return -weighted_mean(losses[rows], sizes[rows], weights[rows])

@@ -18,7 +18,7 @@ from fusetune.errors import BadCell, ConfigError, nearest
 from fusetune.modalities.messages import last_turn, parse_messages
 from fusetune.modalities.prompt import words_of
 from fusetune.modalities.template import Template, default_template
-from fusetune.tasks.abilities import Writes
+from fusetune.tasks.abilities import Prefers, Writes
 from fusetune.tasks.base import TargetTask
 
 PROMPT = "prompt"
@@ -55,9 +55,12 @@ def with_prompts(schema: Schema, tasks: Mapping[str, TargetTask], config: Config
             expected="targets that are all written, or none",
             do=f"fit a model for each; or have {others[0]} written too: tasks.{others[0]}=generate",
         )
-    inputs = {name: spec for name, spec in schema.columns.items() if spec.role == "input"}
-    soft, speaks = _soft(inputs, config.prompt.soft), is_speech(config)
     specs, used = dict(schema.columns), dict[str, str]()
+    for task in writing.values():
+        if task.second is not None:
+            specs[task.second] = _second(specs, task)
+    inputs = {name: spec for name, spec in specs.items() if spec.role == "input"}
+    soft, speaks = _soft(inputs, config.prompt.soft), is_speech(config)
     for target, task in writing.items():
         name = _free(PROMPT if len(writing) == 1 else f"{PROMPT}: {target}", specs)
         if task.chats:
@@ -83,6 +86,22 @@ def with_prompts(schema: Schema, tasks: Mapping[str, TargetTask], config: Config
     return replace(schema, columns=specs)
 
 
+def _second(specs: Mapping[str, ColumnSpec], task: Writes) -> ColumnSpec:
+    """Return a target's second column such that it is no part of a prompt.
+
+    Raises:
+        ConfigError: there is no such column.
+    """
+    assert task.second is not None
+    if task.second not in specs:
+        raise ConfigError(
+            f"tasks.{task.target} names {task.second!r}, which is no column",
+            expected=", ".join(name for name in specs if name != task.target),
+            do=nearest(task.second, list(specs)) or "name the column of the second answers",
+        )
+    return replace(specs[task.second], role="ignore", reason=f"answers beside {task.target}")
+
+
 def filled_prompt(schema: Schema, rows: Table, target: str, task: TargetTask, config: Config) -> tuple[str, str]:
     """Return the template of a target's prompt, and the prompt of the first row that has the target.
 
@@ -100,10 +119,10 @@ def filled_prompt(schema: Schema, rows: Table, target: str, task: TargetTask, co
     """
     if not isinstance(task, Writes):
         return "", ""
-    given = np.flatnonzero(~rows.missing(target))
-    task.look(rows.cells(target, given[:EXAMPLES]))
+    present = np.flatnonzero(~rows.missing(target))
+    task.look(rows.cells(target, present[:EXAMPLES]))
     spec = with_prompts(schema, {target: task}, config).columns[task.prompt]
-    first = rows.row(int(given[0])) if len(given) else {}
+    first = rows.row(int(present[0])) if len(present) else {}
     if task.chats:
         return f"{target} up to the last answer", _chat_before(first[target]) if first else ""
     template, soft = Template(spec.options["template"]), spec.options["soft"]
@@ -129,10 +148,10 @@ def _check_unused(tasks: Mapping[str, TargetTask], config: Config) -> None:
     """
     for name, section in (("prompt", config.prompt), ("generation", config.generation)):
         if section != type(section)():
-            found = ", ".join(f"{target}, {task.name}" for target, task in tasks.items()) or "no target"
+            targets = ", ".join(f"{target}, {task.name}" for target, task in tasks.items()) or "no target"
             raise ConfigError(
                 f"{name} is for targets that a language model writes",
-                came=found,
+                came=targets,
                 do=f"have it written: tasks.{next(iter(tasks), 'TARGET')}=generate; or leave {name} out",
             )
 
@@ -142,6 +161,9 @@ def _options(template: Template, soft: Sequence[str], config: Config) -> dict[st
     own = [column for column in template.columns if column in soft]
     join: list[Any] = [column for column in template.columns if column not in own]
     settings = config.prompt
+    if settings.turns != "last":
+        do = "leave it out, or name a column of chats as the target"
+        raise ConfigError("prompt.turns is for targets that are chats", came=f"prompt.turns={settings.turns}", do=do)
     return {
         "template": template.text,
         "join": [*join, *([{PRESENT: own}] if own else [])],
@@ -170,8 +192,15 @@ def _chat_options(task: Writes, config: Config) -> dict[str, Any]:
             came="prompt.chat=no" if settings.chat == "no" else "a template",
             do="leave it out, or give the answers as a column of their own",
         )
+    if settings.turns == "all" and isinstance(task, Prefers):
+        raise ConfigError(
+            "pairs of answers differ in the last one alone, so no other is learned",
+            came="prompt.turns=all",
+            do=f"leave it out, or learn the chats by themselves: tasks.{task.target}=generate",
+        )
     return {
         "messages": task.target,
+        "turns": settings.turns,
         "join": [task.target],
         "system": settings.system,
         "max_tokens": settings.max_tokens,

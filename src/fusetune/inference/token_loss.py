@@ -1,4 +1,4 @@
-"""The loss of a language model on rows' targets, without gradients."""
+"""The log-likelihoods of rows' targets by a language model, without gradients."""
 
 from __future__ import annotations
 
@@ -9,33 +9,41 @@ from fusetune.data.examples import Examples
 from fusetune.inference.memory import retain_freed_memory, trim_memory
 from fusetune.inference.predict import evaluating, model_device
 from fusetune.models.generate import Generate
-from fusetune.tasks.abilities import Writes
 
 ROWS = 32
 """Rows a batch."""
 
 
-def token_losses(
-    model: Generate, name: str, task: Writes, examples: Examples, rows: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return each row's −log-likelihood of its target and its number of tokens, (rows,) float64 each.
+def answer_scores(model: Generate, name: str, examples: Examples, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the log-likelihood of each row's answers and their numbers of tokens, (rows, answers) float64 each.
+
+    A target is one answer, or two of pairs: the chosen and the rejected one.
 
     Args:
         model: in any mode.
         name: the task's name in the model.
-        task: fitted.
         examples: prepared rows.
         rows: positions in the table, labelled.
     """
     order = np.argsort(-examples.sizes(rows), kind="stable")
-    losses, sizes = np.zeros(len(rows)), np.zeros(len(rows))
+    parts: list[torch.Tensor] = []
     with evaluating(model), retain_freed_memory():
         for start in range(0, len(order), ROWS):
-            part = order[start : start + ROWS]
-            batch = examples.batch(rows[part]).to(model_device(model))
-            target = batch.targets[name]
-            scores = model(batch).logits[name]
-            losses[part] = -scores[..., 0].sum(1).double().cpu().numpy()
-            sizes[part] = (torch.ones(len(part)) if target.sizes is None else target.sizes).double().cpu().numpy()
+            batch = examples.batch(rows[order[start : start + ROWS]]).to(model_device(model))
+            scores, values = model(batch).logits[name][..., 0].sum(-1).double(), batch.targets[name].values
+            parts.append(torch.stack([scores, (values >= 0).sum(-1)], -1).view(len(scores), -1, 2).cpu())
             trim_memory()
-    return losses, sizes
+    if not parts:
+        return np.zeros((0, 1)), np.zeros((0, 1))
+    sums = np.concatenate([part.numpy() for part in parts])
+    sums = sums[np.argsort(order, kind="stable")]
+    return sums[..., 0], sums[..., 1]
+
+
+def token_losses(model: Generate, name: str, examples: Examples, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return each row's −log-likelihood of its target and its number of tokens, (rows,) float64 each.
+
+    Of pairs of answers it is that of the chosen ones. For the arguments see `answer_scores`.
+    """
+    scores, sizes = answer_scores(model, name, examples, rows)
+    return -scores[:, 0], sizes[:, 0]

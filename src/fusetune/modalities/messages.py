@@ -210,10 +210,10 @@ def _message(message: Any, place: int) -> Message:
     if content is None:
         raise _Why(f"message {place} ({role}) has no content", _FORM)
     blocks = _content(content, f"message {place} ({role})")
-    made = Message(role, blocks)
-    if role != "system" and not made.text.strip() and not made.media:
+    parsed = Message(role, blocks, learned=not _is_unweighted(message))
+    if role != "system" and not parsed.text.strip() and not parsed.media:
         raise _Why(f"message {place} ({role}) is empty", "leave the message out, or the row")
-    return made
+    return parsed
 
 
 def _role(message: Mapping[str, Any], place: int) -> str:

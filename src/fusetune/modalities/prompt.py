@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fusetune.backbones.special_tokens import BREAK
-from fusetune.errors import BadCell, ConfigError
+from fusetune.errors import BackboneError, BadCell, ConfigError
 from fusetune.modalities.base import Detection
 from fusetune.modalities.messages import chat_text, last_turn, parse_messages
 from fusetune.modalities.on_backbone import BackboneModality
@@ -33,6 +35,8 @@ SOFT = 4096
 """An id below 0 is a place for a vector: −1 − (SOFT · column + number of the column's vector)."""
 MOST_ANSWER, SHORTEST = 256, 8
 """Most tokens of an answer if the user does not say otherwise, and least of a prompt."""
+MOST_CHATS = 2**16
+"""Chats whose ids are kept in memory, where all of the assistant's messages are learned."""
 CUTS = 12
 """How often a prompt that is too long is cut and rendered again, at most."""
 
@@ -57,6 +61,7 @@ class PromptModality(BackboneModality):
         backbone: LanguageModel,
         template: str = "",
         messages: str | None = None,
+        turns: str = "last",
         join: Sequence[Any],
         soft: Sequence[str] = (),
         soft_tokens: int = 4,
@@ -75,13 +80,13 @@ class PromptModality(BackboneModality):
             template: see `Template`; "" where the prompt is a chat.
             messages: the column of chats, each of which is a prompt up to the assistant's last turn; None if the prompt
                 is a template's.
+            turns: which of the assistant's messages are learned, "last" or "all"; see `PromptConfig`.
             join: names of the columns whose cells a cell has, then `{"present": soft}` if there are soft columns.
             soft: names of the columns that enter as vectors.
             soft_tokens: vectors of each.
             system, language, chat: see `PromptConfig`.
             max_tokens: most tokens of a prompt; fewer if the model has no room for an answer behind so many.
             answer_tokens: most tokens of an answer; None: 256, or half of the model's positions.
-
             projector, noise: see `PromptConfig`.
 
         Raises:
@@ -89,7 +94,8 @@ class PromptModality(BackboneModality):
         """
         super().__init__(column, backbone=backbone)
         template, system = _unmarked(template), _unmarked(system)
-        self.messages = messages
+        self.messages, self.turns = messages, turns
+        self._turn_ids: dict[bytes, np.ndarray] = {}
         self.template, self.soft, self.soft_tokens = Template(template), list(soft), soft_tokens
         self.system, self.chat = system, chat
         self.answer_tokens, self.most_answer_tokens = answer_tokens, _room(backbone, answer_tokens)
@@ -99,6 +105,12 @@ class PromptModality(BackboneModality):
         self.join = [name for name in join if isinstance(name, str)]
         self.num_truncated = 0
         chat = chat if messages is None else "yes"
+        if turns == "all" and (messages is None or backbone.seq2seq or backbone.hears):
+            raise ConfigError(
+                "all of the assistant's messages are learned of chats, by a decoder",
+                came="no chats" if messages is None else f"{backbone.source}, an encoder with a decoder",
+                do="leave out prompt.turns, or name a decoder such as text=smollm2",
+            )
         self.language = language
         self.frame = backbone.frame(chat, system, ends_in_space=template[-1:].isspace(), spoken=language)
 
@@ -113,6 +125,9 @@ class PromptModality(BackboneModality):
         Raises:
             BadCell: a cell holds half a character, everything is blank, or a chat cannot be read.
         """
+        if self.turns == "all":
+            ids = self._marked(cell, row=row)
+            return np.where(ids < 0, -2 - ids, ids)
         if self.messages is not None:
             return np.asarray(self._chat(self._before(cell, row=row)), dtype=np.int32)
         cells, present = self._cells(cell, row=row)
@@ -138,25 +153,81 @@ class PromptModality(BackboneModality):
             raise BadCell(row=row, column=self.messages, value=cell, why=why, do=do)
         for message in messages:
             check_text(message.text, row=row, column=self.messages)
-        return [Message(message.role, self._given(message.text)) for message in messages]
+        return [replace(message, content=self._given(message.text)) for message in messages]
+
+    def earlier_turns(self, cell: Any) -> list[int]:
+        """Return the end of a chat's prompt, from the assistant's first message that is learned on.
+
+        Returns:
+            The ids of these messages, and −2 − id for the other tokens; none without such a message.
+        """
+        ids = self._marked(cell, row=0)
+        learned = np.flatnonzero(ids >= 0)
+        return ids[max(int(learned[0]), 1) :].tolist() if len(learned) else []
+
+    def _marked(self, cell: Any, *, row: int) -> np.ndarray:
+        """Return a chat's ids before its last answer, (tokens,) int32, −2 − id where the token is not learned.
+
+        Raises:
+            BadCell: it is no chat, or the template changes earlier turns.
+        """
+        entry = cell[0] if isinstance(cell, list) and len(cell) == 1 else cell
+        key = blake2b(repr(entry).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        if key not in self._turn_ids:
+            messages = self._before(cell, row=row)
+            try:
+                ids = np.asarray(self._fitting(messages, self._chat_turns), dtype=np.int32)
+            except BackboneError as error:
+                why, do = error.args[0].splitlines()[0], "learn the last message alone: prompt.turns=last"
+                raise BadCell(row=row, column=str(self.messages), value=cell, why=why, do=do) from None
+            if len(self._turn_ids) >= MOST_CHATS:
+                self._turn_ids.clear()
+            self._turn_ids[key] = ids
+        return self._turn_ids[key]
+
+    def _chat_turns(self, messages: Sequence[Message]) -> list[int]:
+        """Return a chat's ids, −2 − id where the token is not part of a message of the assistant's that is learned."""
+        assert self.frame.template is not None, "a chat's frame has a template"
+        messages = [replace(message, content=message.text.strip()) for message in self._told(messages)]
+        roles = [message.role for message in messages]
+        answers = [
+            at
+            for at, message in enumerate(messages)
+            if message.role == "assistant" and message.learned and "user" in roles[:at] and roles[at - 1] != "assistant"
+        ]
+        first, *others = self.frame.template.pieces(messages, answers, self.frame.before)
+        ids, end = [-2 - token for token in self._ids(first)], self.frame.after
+        for answer, context in zip(others[::2], others[1::2], strict=True):
+            between = self.backbone.encode(context)
+            if between[: len(end)] != end:
+                raise BackboneError("the chat template does not end the assistant's messages with an end token")
+            ids += [*self.backbone.encode(answer), *end, *(-2 - token for token in between[len(end) :])]
+        return ids
+
+    def _told(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Return a chat with the system message of the settings, if it has none."""
+        has_system = not self.system or messages[0].role == "system"
+        return messages if has_system else [Message("system", self.system), *messages]
 
     def _asked(self, messages: Sequence[Message]) -> str:
         """Return a chat's text up to where the assistant answers."""
         assert self.frame.template is not None, "a chat's frame has a template"
-        has_system = not self.system or messages[0].role == "system"
-        told = messages if has_system else [Message("system", self.system), *messages]
-        return self.frame.template.prompt(told)
+        return self.frame.template.prompt(self._told(messages))
 
     def _chat(self, messages: list[Message]) -> list[int]:
         """Return a chat's ids, at most `max_tokens`: the oldest turns that do not fit are left out."""
-        ids = self._ids(self._asked(messages))
+        return self._fitting(messages, lambda part: self._ids(self._asked(part)))
+
+    def _fitting(self, messages: list[Message], encode: Callable[[Sequence[Message]], list[int]]) -> list[int]:
+        """Return the ids of a chat's latest turns that fit into `max_tokens`, by a function that encodes messages."""
+        ids = encode(messages)
         self.num_truncated += len(ids) > self.max_tokens
         while len(ids) > self.max_tokens:
             users = [number for number, message in enumerate(messages) if message.role == "user"]
             if len(users) < 2:
                 break
             messages = [message for message in messages[: users[0]] if message.role == "system"] + messages[users[1] :]
-            ids = self._ids(self._asked(messages))
+            ids = encode(messages)
         return ids[-self.max_tokens :]
 
     def _cells(self, cell: Any, *, row: int) -> tuple[dict[str, str | None], list[str]]:
@@ -245,6 +316,7 @@ class PromptModality(BackboneModality):
         return {
             "template": self.template.text,
             "messages": self.messages,
+            "turns": self.turns,
             "join": self.parts,
             "soft": self.soft,
             "soft_tokens": self.soft_tokens,

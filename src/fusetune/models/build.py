@@ -120,6 +120,7 @@ def give_tokenizers(tasks: Mapping[str, Task], modalities: Mapping[str, Modality
             prompt = modalities[task.prompt]
             assert isinstance(prompt, PromptModality)
             task.write_with(prompt.answer, prompt.most_answer_tokens, fixed=prompt.answer_tokens is not None)
+            task.learn_turns(prompt.earlier_turns if prompt.turns == "all" else None)
 
 
 def build_task(target: str, name: str, options: Mapping[str, Any]) -> TargetTask:

@@ -113,11 +113,19 @@ class Generate(Family):
         return Tokens(values, has.expand(-1, values.shape[1]))
 
     def forward(self, batch: Batch) -> Outputs:
-        """Compute, for the rows' targets, `LanguageModel.log_likelihoods` by task: (batch, answer tokens, 2)."""
+        """Compute, for the rows' targets, `LanguageModel.log_likelihoods` by task.
+
+        They are (batch, answer tokens, 2), or (batch, answers, answer tokens, 2) for targets of several answers a row.
+        """
         outputs = super().forward(batch)
         for task in self.tasks:
             if (target := batch.targets.get(task)) is not None:
-                outputs.logits[task] = self.language.log_likelihoods(self.embedded(task, batch, outputs), target.values)
+                prompt, values = self.embedded(task, batch, outputs), target.values
+                if values.ndim == 2:
+                    outputs.logits[task] = self.language.log_likelihoods(prompt.without_last(_shared(values)), values)
+                    continue
+                scores = self.language.log_likelihoods(prompt.repeated(values.shape[1]), values.flatten(0, 1))
+                outputs.logits[task] = scores.view(*values.shape[:2], *scores.shape[1:])
         return outputs
 
     def read(self, task: str, batch: Batch) -> Embedded:
@@ -179,3 +187,13 @@ class Generate(Family):
         """Return uniform noise of size noise / √(tokens · dim) (NEFTune: Jain et al. 2023, arXiv 2310.05914)."""
         size = self.prompts.noise / (lengths.float() * self.dim).sqrt()  # (batch,)
         return (torch.rand_like(values) * 2 - 1) * size.view(-1, 1, 1).to(values.dtype)
+
+
+def _shared(values: Tensor) -> Tensor:
+    """Return how many tokens of a target the prompt ends with, too, (batch,): those up to the last one that is read.
+
+    Args:
+        values: (batch, answer tokens), −2 − id for tokens that are read and not learned.
+    """
+    places = torch.arange(1, values.shape[1] + 1, device=values.device)
+    return ((values < -1) * places).amax(1)

@@ -149,9 +149,9 @@ class Total(nn.Module):
         return [objective for objective in self.objectives if isinstance(objective, BatchObjective)]
 
     def figures(self) -> dict[str, Tensor]:
-        """Return the figures of the objectives and of the balance for the last batch, by the name to log them under."""
+        """Return the figures of tasks, objectives and balance for the last batch, by the name to log them under."""
         balance = self.balance.figures if self.balance is not None else {}
-        logged = {f"balance/{name}": value for name, value in balance.items()}
+        logged = self.tasks.figures | {f"balance/{name}": value for name, value in balance.items()}
         for objective in self.objectives:
             assert isinstance(objective, Objective)
             logged |= {f"objective/{objective.name}/{name}": value for name, value in objective.figures.items()}

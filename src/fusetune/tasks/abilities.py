@@ -13,6 +13,7 @@
 | `ShowsText` | answers once a row about parts of a text | the panels of a report |
 | `Summed` | has metrics of sums of counts | fast bootstrap intervals |
 | `Writes` | is answered by a language model that writes | the generate family |
+| `Prefers` | has pairs of answers, the first of which is to be preferred | the same, for its loss and its report |
 | `Thresholded` | tunes decision thresholds on validation rows | the fit, after tuning |
 """
 
@@ -111,8 +112,7 @@ class Divergent(Ability):
 
         Args:
             logits, other: (batch, ...) each; for a task with `reads`, (batch, tokens, logits).
-            real: (batch, tokens) bool, which tokens are real, for a task with `reads`; None for others. A row without
-                any has the divergence 0.
+            real: (batch, tokens) bool, the real tokens, for a task with `reads`, else None; without any it is 0.
         """
 
 
@@ -131,10 +131,8 @@ class Exported(Ability):
 
 
 class Labelled(Ability):
-    """A task whose rows can share labels.
-
-    Its encoded target is class indices, (batch,) int64, or a 0/1 matrix, (batch, labels).
-    """
+    """A task whose rows can share labels: its encoded target is class indices, (batch,) int64, or a 0/1 matrix,
+    (batch, labels)."""
 
     ability = "labels that rows can share"
 
@@ -281,10 +279,8 @@ class ShowsChange(Ability):
 
 
 class Summed(Ability):
-    """A task whose `metrics` depend on the weighted sums of the measured counts only, never on single rows or truths.
-
-    The metrics of all rows are those of one row that has the sums of their counts.
-    """
+    """A task whose `metrics` depend on the weighted sums of the measured counts only, never on single rows or truths:
+    the metrics of all rows are those of one row that has the sums of their counts."""
 
     ability = "metrics of sums of counts"
 
@@ -315,13 +311,34 @@ class Writes(Ability):
 
         Args:
             encode: returns the ids of an answer, its end included.
-            most: most tokens of an answer.
-            fixed: whether answers may be so long although no train row's is.
+            most: most tokens of an answer, which it may have although no train row's has so many if that is `fixed`.
         """
+
+    @abc.abstractmethod
+    def learn_turns(self, earlier: Callable[[Any], list[int]] | None) -> None:
+        """Learn a chat's earlier answers, too: `earlier` returns their ids, and −2 − id of what is read in between."""
 
     @abc.abstractmethod
     def candidates(self, texts: Sequence[str]) -> Target:
         """Encode texts as `encode` does cells, whichever they are."""
+
+
+class Prefers(Writes):
+    """A task of pairs of answers, (rows, 2, answer tokens), the first of which a language model learns to prefer."""
+
+    ability = "pairs of answers"
+
+    @abc.abstractmethod
+    def pair_losses(self, log_probabilities: Tensor, sizes: Tensor, reference: Tensor) -> Tensor:
+        """Return each row's loss, (rows,), given the answers' log-probabilities and numbers of tokens, (rows, 2)."""
+
+    @abc.abstractmethod
+    def rewards(self, log_probabilities: Tensor, reference: Tensor) -> Tensor:
+        """Return how much likelier than before tuning each answer is, times the task's β, (rows, 2)."""
+
+    @abc.abstractmethod
+    def figures(self, logits: Tensor, target: Target) -> dict[str, Tensor]:
+        """Return what is logged of a batch beside its loss, by name; scalars."""
 
 
 class DetectedInTable(Ability):

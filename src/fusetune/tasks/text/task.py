@@ -88,22 +88,23 @@ class GenerateTask(Writes, ShowsChange, Summed):
         self.main = Metric("chrf", True)
         self._encode: Callable[[str], list[int]] | None = None
         self._most, self._fixed = 0, False
+        self._earlier: Callable[[Any], list[int]] | None = None
 
     @classmethod
     def detect(cls, values: Sequence[Any]) -> Detection:
         """Rate the cells: texts of several words, most of which differ, or lists of such texts."""
         if (chats := is_chat(values)).confidence >= CHATS:
             return chats
-        texts = [text for value in values for text in _references(value)[:1]]
+        texts = [text for value in values for text in references(value)[:1]]
         if len(texts) < len(values):
             return Detection(0.0, "the cells are no texts")
-        seen = profile_cells(texts)
-        said = f"{seen.num_distinct} distinct texts in {seen.num} cells, {seen.words:.1f} words each"
+        profile = profile_cells(texts)
+        why = f"{profile.num_distinct} distinct texts in {profile.num} cells, {profile.words:.1f} words each"
         if not any(isinstance(value, str) for value in values):  # several texts a row, which labels would repeat
-            return Detection(0.98 if seen.words >= MIN_WORDS and seen.distinct >= 0.9 else 0.1, said)
-        if seen.numbers >= 0.5 or seen.words < 1.5 or seen.distinct < 0.5:
-            return Detection(0.05, said)
-        return Detection(0.6, said)
+            return Detection(0.98 if profile.words >= MIN_WORDS and profile.distinct >= 0.9 else 0.1, why)
+        if profile.numbers >= 0.5 or profile.words < 1.5 or profile.distinct < 0.5:
+            return Detection(0.05, why)
+        return Detection(0.6, why)
 
     def look(self, values: Sequence[Any]) -> None:
         """See `Writes.look`."""
@@ -116,9 +117,9 @@ class GenerateTask(Writes, ShowsChange, Summed):
             BadCell: it is a chat that does not end with an answer.
         """
         if not self.chats or is_missing(value):
-            return _references(value)
+            return references(value)
         messages = parse_messages(value, row=row, column=self.target)
-        return _references(last_turn(messages, row=row, column=self.target)[1])
+        return references(last_turn(messages, row=row, column=self.target)[1])
 
     def _readable(self, value: Any) -> list[str]:
         """Return the right answers of a cell; none if it cannot be read."""
@@ -131,14 +132,18 @@ class GenerateTask(Writes, ShowsChange, Summed):
         """See `Writes.write_with`."""
         self._encode, self._most, self._fixed = encode, most, fixed
 
+    def learn_turns(self, earlier: Callable[[Any], list[int]] | None) -> None:
+        """See `Writes.learn_turns`."""
+        self._earlier = earlier
+
     def fit(self, values: Sequence[Any]) -> None:
         """Find the main metric and the longest answer.
 
         Raises:
             TableError: no cell has a text.
         """
-        known = [found for value in values if (found := self._readable(value))]
-        texts = [found[0] for found in known]
+        known = [texts for value in values if (texts := self._readable(value))]
+        texts = [answers[0] for answers in known]
         if not texts:
             raise TableError("the target has no texts", do="name another target column", column=self.target)
         name, why = main_metric(known)
@@ -153,21 +158,27 @@ class GenerateTask(Writes, ShowsChange, Summed):
 
     def check(self, value: Any, *, row: int) -> None:
         """See `TargetTask.check`: refuse cells without a text."""
-        references = self._texts(value, row=row)
-        if not references:
+        texts = self._texts(value, row=row)
+        if not texts:
             why = "it is no text that can be written"
             raise BadCell(row=row, column=self.target, value=value, why=why, do="give a text, or empty the cell")
-        for text in references:
+        for text in texts:
             check_text(text, row=row, column=self.target)
 
     def encode(self, values: Sequence[Any], tokens: TextTokens | None = None) -> Target:
-        """See `TargetTask.encode`: values are token ids, (rows, answer tokens) int64, −1 behind an answer."""
+        """See `TargetTask.encode`: values are token ids, (rows, answer tokens) int64, −1 behind an answer.
+
+        With `learn_turns`, they begin with a chat's earlier answers and what stands between: −2 − id for its tokens.
+        """
         texts = [(self._readable(value) or [""])[0] for value in values]
-        return _padded([self._tokens(text)[: self.max_tokens] if text else [] for text in texts])
+        ids = [self._tokens(text)[: self.max_tokens] if text else [] for text in texts]
+        if self._earlier is not None:
+            ids = [[*self._earlier(value), *own] if own else [] for value, own in zip(values, ids, strict=True)]
+        return padded(ids)
 
     def candidates(self, texts: Sequence[str]) -> Target:
         """See `Writes.candidates`; texts are not cut."""
-        return _padded([self._tokens(text) for text in texts])
+        return padded([self._tokens(text) for text in texts])
 
     def _tokens(self, text: str) -> list[int]:
         assert self._encode is not None, "the language model's tokenizer is set"
@@ -196,8 +207,8 @@ class GenerateTask(Writes, ShowsChange, Summed):
         """Return each cell's text, or list of texts, (rows,) of dtype object."""
         result = np.empty(len(values), dtype=object)
         for row, value in enumerate(values):
-            references = self._readable(value)
-            result[row] = references if len(references) != 1 else references[0]
+            texts = self._readable(value)
+            result[row] = texts if len(texts) != 1 else texts[0]
         return result
 
     def measured(self, answers: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -254,17 +265,17 @@ class GenerateTask(Writes, ShowsChange, Summed):
         return restored(cls(target, **state["options"]), LEARNED, {"chats": False, **state})
 
 
-def _padded(ids: Sequence[Sequence[int]]) -> Target:
-    """Return rows' ids as a target; rows without any are unlabelled."""
+def padded(ids: Sequence[Sequence[int]]) -> Target:
+    """Return rows' ids as a target; rows without any of 0 or more are unlabelled."""
     longest = max([1, *map(len, ids)])
     padded = torch.full((len(ids), longest), -1, dtype=torch.int64)
     for row, own in enumerate(ids):
         padded[row, : len(own)] = torch.tensor(own, dtype=torch.int64)
-    sizes = torch.tensor([float(len(own)) for own in ids])
+    sizes = (padded >= 0).sum(1).float()
     return Target(padded, sizes > 0, sizes)
 
 
-def _references(cell: Any) -> list[str]:
+def references(cell: Any) -> list[str]:
     """Return the texts of a cell, each equally right; none if it has no text."""
     cell = plain(cell)
     if isinstance(cell, str) and cell.lstrip()[:1] == "[":
