@@ -13,11 +13,12 @@ import fusetune
 from fusetune import api
 from fusetune.errors import ConfigError
 from fusetune.registry import TASKS
-from fusetune.tasks.abilities import Boosted, Divergent, Labelled, Probed, Thresholded, Writes, require
+from fusetune.tasks.abilities import Boosted, Divergent, Labelled, Probed, Thresholded, Writes
 from fusetune.tasks.base import TargetTask
 from fusetune.tasks.classes.classification import BinaryTask
 from fusetune.tasks.pairs import PairTask
 from fusetune.tasks.regression import RegressionTask
+from fusetune.tasks.required import require
 from fusetune.tasks.token_task import TokenTask
 
 SOURCE = Path(fusetune.__file__).parent

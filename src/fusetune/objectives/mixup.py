@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from fusetune.errors import ConfigError
 from fusetune.objectives.base import Objective, labelled_weights
-from fusetune.tasks.abilities import require_row_answers
 from fusetune.tasks.base import TargetTask
+from fusetune.tasks.required import require_row_answers
 from fusetune.types import Batch, Outputs
 
 if TYPE_CHECKING:

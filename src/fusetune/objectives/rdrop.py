@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from fusetune.errors import ConfigError
 from fusetune.objectives.base import Objective, weighted_mean
-from fusetune.tasks.abilities import Divergent, divergence_of, require
+from fusetune.tasks.abilities import Divergent
 from fusetune.tasks.base import TargetTask
+from fusetune.tasks.required import divergence_of, require
 from fusetune.types import Batch, Outputs
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from fusetune.errors import ConfigError
 from fusetune.models.perturb import Ball, Deltas, RngState, attacked_columns
 from fusetune.objectives.base import Objective, weighted_mean
-from fusetune.tasks.abilities import Divergent, divergence_of, require
+from fusetune.tasks.abilities import Divergent
+from fusetune.tasks.required import divergence_of, require
 from fusetune.types import Batch, Outputs
 
 if TYPE_CHECKING:
