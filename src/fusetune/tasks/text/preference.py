@@ -14,7 +14,7 @@ from fusetune.data.table import is_missing
 from fusetune.errors import BadCell, ConfigError, TableError
 from fusetune.modalities.base import Detection
 from fusetune.modalities.messages import last_turn, parse_messages
-from fusetune.modalities.text import check_text
+from fusetune.modalities.words import check_text
 from fusetune.tasks.abilities import Prefers
 from fusetune.tasks.state import restored, state_of
 from fusetune.tasks.text.task import LEARNED, GenerateTask, padded, references
