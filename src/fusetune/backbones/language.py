@@ -75,6 +75,7 @@ class LanguageModel(Backbone):
         end_ids: ids that end an answer: the tokenizer's, the model's and those of frames.
         causal: whether what follows a token cannot change its logits, so that padding at the right needs no mask.
         special: the special tokens and how texts that spell them are encoded.
+        autocasts: whether passes are under autocast, also without gradients, as frozen weights are in bf16.
         plain_head: whether the logits are the output embeddings' of the last hidden state, without anything between.
     """
 
@@ -102,6 +103,7 @@ class LanguageModel(Backbone):
         super().__init__(model, inputs=inputs, kind="text", pool="none", pretrained=True, config=config, **named)
         self.limit = limit
         self.hears = hears
+        self.autocasts = False
         self.seq2seq = bool(getattr(config, "is_encoder_decoder", False)) and not hears
         self.suppressed = list(getattr(getattr(model, "generation_config", None), "suppress_tokens", None) or [])
         embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
@@ -166,7 +168,7 @@ class LanguageModel(Backbone):
         """Return the input embeddings of ids, (batch, tokens) int64: (batch, tokens, dim)."""
         embedding: Any = self.model.get_input_embeddings()  # type: ignore[operator]
         values: Tensor = embedding(ids)
-        return values
+        return values.float()  # what layers add to them is summed in float32
 
     def _named(self, argument: str) -> str:
         """Return the name of an argument of the decoder's."""

@@ -28,11 +28,15 @@ MIN_ROWS, ROWS = 8, 64
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Switch to evaluation mode without gradients within the context, and restore the mode afterwards."""
+    """Switch to evaluation mode without gradients within the context, and restore the mode afterwards.
+
+    A language model whose frozen weights are in bf16 is run under autocast.
+    """
     was_training = module.training
     module.eval()
+    low = any(getattr(part, "autocasts", False) for part in module.modules())
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast(model_device(module).type, torch.bfloat16, enabled=low):
             yield
     finally:
         module.train(was_training)

@@ -17,6 +17,7 @@ from fusetune.training.averaging import BestSteps, average_weights, copy_to_cpu,
 from fusetune.training.callbacks import Bar, BestStep, Callback, Check, Validate
 from fusetune.training.checkpoints.checkpoint_manager import load_callback_states
 from fusetune.training.frozen_blocks import choose_frozen_blocks
+from fusetune.training.hardware.frozen import frozen_in_bf16
 from fusetune.training.hardware.replay import graphs
 from fusetune.training.hardware.shard import sharded
 from fusetune.training.learner import Learner
@@ -115,7 +116,11 @@ class StageRunner:
             if manager.saved is None:
                 self.start = copy_to_cpu(trained_weights(self.learner))
                 check_start(head.name, validate, self.callbacks)
-            with graphs(head, recipe, self.accelerator, rows.train.num_drawn):
+            low = head.autocast and self.accelerator.mixed_precision == "bf16"
+            with (
+                graphs(head, recipe, self.accelerator, rows.train.num_drawn),
+                frozen_in_bf16(recipe.model, enabled=low),
+            ):
                 given = (self.learner, head, train, validate, self.accelerator, self.callbacks)
                 self.step = run_stage(*given, manager=manager)
             recipe.notes += head.notes
@@ -145,7 +150,9 @@ class StageRunner:
             train, val = self._run_frozen(train, val, moving)
             validate = partial(self.evaluate, val)
         encoders = {key: recipe.model.encoders[key] for key in sorted(moving)} if recipe.settings.compile else {}
-        with compiling(encoders) as notes, graphs(tune, recipe, self.accelerator, rows.train.num_drawn):
+        low = tune.autocast and self.accelerator.mixed_precision == "bf16" and not recipe.settings.shard
+        replays = graphs(tune, recipe, self.accelerator, rows.train.num_drawn)
+        with compiling(encoders) as notes, replays, frozen_in_bf16(recipe.model, enabled=low):
             recipe.notes += notes
             given = (self.learner, tune, train, validate, self.accelerator, self.callbacks)
             run_stage(*given, first_step=self.step, manager=manager)
