@@ -423,3 +423,15 @@ def test_schema_shows_what_a_fit_would_read(tmp_path):
     shown = json.loads(done.stdout)
     assert shown["columns"]["start"]["role"] == "ignore" and shown["row"]["words"] == "a b0"
     assert shown["columns"]["context"]["role"] == "input"
+
+
+class TestSettingsSchema:
+    def test_is_written_for_editors(self, tmp_path):
+        out = tmp_path / "s.json"
+        run("schema", "--settings", "-o", str(out))
+        assert json.loads(out.read_text())["properties"]["trainer"]
+        assert json.loads(run("schema", "--settings").stdout) == json.loads(out.read_text())
+
+    def test_needs_a_table_or_the_flag(self):
+        assert "there is no table" in run("schema", code=2).stderr
+        assert "leave out the table" in run("schema", "t.csv", "--settings", code=2).stderr

@@ -37,6 +37,8 @@ VERBS = {
     "export": "Write a model in the format of another library.",
     "report": "Show a model folder's report and write its HTML again.",
     "schema": "Show what each column of a table is taken for, and why.",
+    "launch": "Print the command or manifest that runs a fit on many GPUs or machines.",
+    "doctor": "Look at this installation: versions, devices, memory, caches, extras.",
     "demo": "Make a sample table, tune on it and show what tuning bought.",
     "samples": "Write a generated table whose best reachable score is known.",
     "backbones": "List the pretrained models at hand, or describe one.",
@@ -98,9 +100,7 @@ def _hint_setting(error: Any) -> None:
         error.message += f"; settings are given as KEY=VALUE, without dashes: {hint}"
 
 
-app = typer.Typer(
-    cls=Verbs, add_completion=False, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False
-)
+app = typer.Typer(cls=Verbs, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
 
 def _version(asked: bool) -> None:

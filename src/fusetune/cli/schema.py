@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fusetune.cli import common
+from fusetune.errors import ConfigError
 
 if TYPE_CHECKING:
     from fusetune.config.config import Config
@@ -23,12 +24,17 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 @app.command()
 def schema(
-    table: Annotated[str, typer.Argument(help="Table to look at.", show_default=False)],
+    table: Annotated[str | None, typer.Argument(help="Table to look at.", show_default=False)] = None,
     settings: Annotated[
         list[str] | None, typer.Argument(help="Settings as key=value, as data.read.decimal=','.", show_default=False)
     ] = None,
     target: common.Target = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="YAML file to write, to edit and give back.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write: the schema as YAML, or that of the settings.")
+    ] = None,
+    of_settings: Annotated[
+        bool, typer.Option("--settings", help="The JSON schema of settings, for editors; takes no table.")
+    ] = False,
     as_json: common.Json = False,
 ) -> None:
     """Show what each column of a table is taken for, and why.
@@ -45,7 +51,13 @@ def schema(
       fusetune schema quiz.csv -t correct tasks.correct=choice
       fusetune schema pairs.csv -t de "prompt.template=Translate to German: {en}"
       fusetune fit train.csv -t rating --schema schema.yaml
+      fusetune schema --settings -o fusetune.schema.json
     """
+    if of_settings:
+        _write_settings_schema(table, out)
+        return
+    if table is None:
+        raise ConfigError("there is no table to look at", do="name one: fusetune schema TABLE")
     common.check_table(table)
     from fusetune import api
     from fusetune.config.config import Config
@@ -67,6 +79,28 @@ def schema(
     _show(found, rows.notes, tasks, row)
     if out is not None:
         common.console().print(f"schema  {out}", soft_wrap=True)
+
+
+def _write_settings_schema(table: str | None, out: Path | None) -> None:
+    """Write the JSON schema of the settings to a file, or print it.
+
+    Raises:
+        ConfigError: a table is given too.
+        StorageError: the file cannot be written.
+    """
+    import json
+
+    from fusetune.config.json_schema import json_schema
+    from fusetune.deploy.bundle import write_text
+
+    if table is not None:
+        raise ConfigError("the settings' schema is the same for every table", came=table, do="leave out the table")
+    text = json.dumps(json_schema(), indent=2, ensure_ascii=False)
+    if out is None:
+        common.print_json(text)
+        return
+    write_text(out, text + "\n")
+    common.console().print(f"settings  {out}", soft_wrap=True)
 
 
 def _tasks(found: Schema, rows: Table, config: Config) -> dict[str, dict[str, str]]:
@@ -105,7 +139,7 @@ def _reading(found: Schema, rows: Table, task: TargetTask, *, insist: bool) -> d
     import numpy as np
 
     from fusetune.data.resolved import target_cells
-    from fusetune.errors import ConfigError, TableError
+    from fusetune.errors import TableError
     from fusetune.fitting.reading import read_for_tasks
     from fusetune.tasks.abilities import Choosing
 

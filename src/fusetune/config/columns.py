@@ -23,7 +23,7 @@ def _by_name(value: Any) -> Any:
 class ColumnConfig(BaseModel):
     """What the user says of one column; other keys are options of its kind."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
 
     kind: str | None = None
     """text, image, audio, number, category or a plug-in's. None: detected."""

@@ -30,13 +30,13 @@ StrList = Annotated[list[str], BeforeValidator(_as_list)]
 class Section(BaseModel):
     """A group of settings; unknown ones are refused."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, use_attribute_docstrings=True)
 
 
 class NamedConfig(BaseModel):
     """A part by name; other keys are that part's own options, checked when it is made."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
 
     name: str | None = None
     """Which one."""
