@@ -97,7 +97,13 @@ WITHOUT_ASSERTIONS = {
 """Modules that keep strangers' files out: `python -O` takes assertions away, so they have none."""
 FORBIDDEN_ARGUMENTS = {("trust_remote_code", True), ("allow_pickle", True), ("weights_only", False), ("shell", True)}
 
-IMPORT_NAMES = {"pyyaml": "yaml", "pillow": "PIL", "scikit-learn": "sklearn", "faiss-cpu": "faiss"}
+IMPORT_NAMES = {
+    "pyyaml": "yaml",
+    "pillow": "PIL",
+    "scikit-learn": "sklearn",
+    "faiss-cpu": "faiss",
+    "mlflow-skinny": "mlflow",
+}
 QUICK = {"typer", "rich", "pydantic"}
 """The dependencies that `import fusetune` and `fusetune --help` may load; typer takes pydantic along."""
 

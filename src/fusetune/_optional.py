@@ -24,6 +24,7 @@ EXTRAS = {
     "datasets": "datasets",
     "faiss": "ann",
     "llguidance": "constrain",
+    "mlflow": "mlflow",
     "fastapi": "serve",
     "starlette": "serve",
     "uvicorn": "serve",

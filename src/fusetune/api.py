@@ -11,7 +11,7 @@ from typing import Any
 from fusetune.config.config import Config
 from fusetune.data.schema import Schema
 from fusetune.data.table import Source, Table
-from fusetune.deploy.bundle import load_bundle, move, write_metrics
+from fusetune.deploy.bundle import write_metrics
 from fusetune.deploy.card import write_card
 from fusetune.deploy.fine_tuned import FineTuned
 from fusetune.deploy.predictions import Predictions
@@ -22,7 +22,6 @@ from fusetune.deploy.tuned import (
 from fusetune.errors import ConfigError
 from fusetune.evaluation.measure.evaluate import Evaluation
 from fusetune.evaluation.report.write import write_report
-from fusetune.evaluation.results import read_results
 from fusetune.fitting.arguments import names_table, read_settings, resolve_arguments, target_names
 from fusetune.fitting.check import check_process
 from fusetune.fitting.estimate import Estimate, estimate_fit
@@ -40,7 +39,6 @@ from fusetune.training.progress import print_line
 __all__ = ["FineTuned", "Predictions", "dry_run", "evaluate", "fit", "load", "schema_of"]
 
 OwnMetric = Metric | Callable[..., Any]
-REPORT_JSON = "report.json"
 
 
 def fit(
@@ -182,13 +180,10 @@ def load(folder: str | Path, *, metric: OwnMetric | Mapping[str, OwnMetric] | No
         FolderError: it is no model folder, or a broken or altered one.
         ConfigError: there is no such target, or it is no function.
     """
-    folder = Path(folder)
-    bundle = load_bundle(folder)
+    tuned = FineTuned.from_folder(Path(folder))
     if metric is not None:
-        attach(bundle.tasks, metric)
-    move(bundle.model)
-    report = folder / REPORT_JSON
-    return FineTuned(bundle, folder=folder, results=read_results(report) if report.is_file() else None)
+        attach(tuned.bundle.tasks, metric)
+    return tuned
 
 
 def evaluate(

@@ -33,4 +33,6 @@ def test_names_cannot_break_its_tables(fitted):
 
 
 def test_it_is_written_without_results_too(fitted, tmp_path):
-    assert write_card(fitted.bundle, None, tmp_path).read_text().startswith("# Predicts `label`")
+    assert (
+        write_card(fitted.bundle, None, tmp_path).read_text().partition("---\n\n")[2].startswith("# Predicts `label`")
+    )

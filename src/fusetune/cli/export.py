@@ -18,6 +18,7 @@ class Format(StrEnum):
 
     SENTENCE_TRANSFORMERS = "sentence-transformers"
     TRANSFORMERS = "transformers"
+    MLFLOW = "mlflow"
 
 
 @app.command()
@@ -34,12 +35,13 @@ def export(
     """Write a model in the format of another library.
 
     sentence-transformers for a side of a model of pairs; transformers for a
-    model that writes.
+    model that writes; mlflow for any.
 
     \b
     Examples:
       fusetune export runs/pairs --to sentence-transformers --out runs/pairs-st
       fusetune export runs/german --to transformers --out german
+      fusetune export runs/tickets --to mlflow --out tickets-mlflow
     """
     from fusetune import api
 
@@ -47,6 +49,8 @@ def export(
     tuned, notes = api.load(folder), list[str]()
     if to is Format.TRANSFORMERS:
         notes = tuned.save_transformers(out)
+    elif to is Format.MLFLOW:
+        tuned.save_mlflow(out)
     else:
         tuned.save_sentence_transformer(out, side=side)
     if as_json:

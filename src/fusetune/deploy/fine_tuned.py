@@ -11,13 +11,14 @@ import pyarrow as pa
 
 from fusetune.config.data import OnBadCell
 from fusetune.data.table import Source, Table
-from fusetune.deploy.bundle import Bundle, merge_adapters, save_bundle
+from fusetune.deploy.bundle import merge_adapters, save_bundle
 from fusetune.deploy.card import write_card
 from fusetune.deploy.export.sentence_transformers import save_sentence_transformer
 from fusetune.deploy.judged import in_catalogue, read_among_negatives, read_judged
 from fusetune.deploy.judged_users import read_users
 from fusetune.deploy.outputs import VectorColumns, embeddings_of
 from fusetune.deploy.predictions import Predictions, check_ending, write
+from fusetune.deploy.publishing import Publishing
 from fusetune.deploy.recommend import Asked, recommend
 from fusetune.deploy.rows import Rows, index_of, needed_columns, reading_of
 from fusetune.deploy.search.files import load_index, save_index
@@ -35,14 +36,13 @@ from fusetune.deploy.writing import Writing
 from fusetune.errors import ConfigError
 from fusetune.evaluation.measure.evaluate import Evaluation, Judged, measure
 from fusetune.evaluation.report.write import write_report
-from fusetune.evaluation.results import RunResults
 from fusetune.training.progress import track
 
 INDEX_FOLDER = "index"
 """Where a model's folder has its search index."""
 
 
-class FineTuned(Writing):
+class FineTuned(Publishing, Writing):
     """A tuned model.
 
     Attributes:
@@ -50,9 +50,6 @@ class FineTuned(Writing):
         folder: where it is saved, or None.
         results: what the run found, or None for a folder without a report.
     """
-
-    def __init__(self, bundle: Bundle, *, folder: Path | None, results: RunResults | None) -> None:
-        self.bundle, self.folder, self.results = bundle, folder, results
 
     def __repr__(self) -> str:
         targets = ", ".join(self.bundle.tasks)

@@ -16,11 +16,14 @@ from pyarrow import parquet
 from fusetune._optional import optional_import
 from fusetune.deploy.conll import Spans, conll_block, require_spans, span_targets
 from fusetune.errors import ConfigError, StorageError, reason
+from fusetune.evaluation.report.notebook import html_table
 from fusetune.tasks.base import TargetTask
 
 if TYPE_CHECKING:
     import pandas
 
+SHOWN_ROWS = 10
+"""The most rows that a notebook shows."""
 ENDINGS = (".csv", ".jsonl", ".parquet")
 CONLL = ".conll"
 
@@ -50,6 +53,15 @@ class Predictions:
 
     def __repr__(self) -> str:
         return f"Predictions({len(self)} rows, {self.num_errors} with an error; columns {self.table.column_names})"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the first rows."""
+        rows = self.table.slice(0, SHOWN_ROWS).to_pylist()
+        names = self.table.column_names
+        index = list(range(len(self))) if self.index is None else list(self.index[:SHOWN_ROWS])
+        cells = [[str(index[number]), *(row[name] for name in names)] for number, row in enumerate(rows)]
+        table = html_table(("", *names), cells)
+        return str(table) + f"<p>{len(self):,} rows, {self.num_errors:,} with an error</p>"
 
     @property
     def num_errors(self) -> int:

@@ -16,6 +16,7 @@ from fusetune.data.quarantine import Rejected, group_rejected
 from fusetune.errors import TableError
 from fusetune.evaluation.measure.judge import Candidate, EvaluatedRows, judge
 from fusetune.evaluation.measure.unknown import unknown_labels
+from fusetune.evaluation.report.notebook import tasks_html
 from fusetune.evaluation.results import TaskResult, plain
 from fusetune.inference.retrieval import searches, used_vectors
 from fusetune.inference.scores import predict_scores
@@ -63,6 +64,12 @@ class Evaluation:
         """Return the evaluation as plain data; nan becomes None."""
         content: dict[str, Any] = plain(self)
         return content
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        counts = f"{self.rows_in} rows in, {self.rows_rejected} rejected, {self.cells_masked} cells not readable"
+        warnings = [warning for task in self.tasks for warning in task.warnings]
+        return str(tasks_html(self.tasks, [counts, *self.problems, *self.notes, *warnings]))
 
     def __str__(self) -> str:
         lines = [f"{self.rows_in} rows in, {self.rows_rejected} rejected, {self.cells_masked} cells not readable"]
