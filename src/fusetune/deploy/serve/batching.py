@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -68,6 +67,27 @@ class Stream:
     pieces: Iterator[str] | None = None
 
 
+class Expected:
+    """A request that is being read, and whose rows may share the next batch; see `Worker.expecting`."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker, self._reading = worker, False
+
+    def __enter__(self) -> Expected:
+        self._reading = True
+        self.worker.expect(1)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Say that the request has been read, and its rows are in the queue."""
+        if self._reading:
+            self._reading = False
+            self.worker.expect(-1)
+
+
 class Worker:
     """One thread that computes everything that needs the model, so that requests do not compete for the processor.
 
@@ -88,17 +108,15 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="fusetune-model", daemon=True)
         self._thread.start()
 
-    @contextmanager
-    def expecting(self) -> Iterator[None]:
-        """While a request is read inside, a batch waits for it, up to the longest delay."""
+    def expecting(self) -> Expected:
+        """Return a context in which a request is read; until its end a batch waits for it, up to the longest delay."""
+        return Expected(self)
+
+    def expect(self, change: int) -> None:
+        """Change the number of requests that are being read."""
         with self._changed:
-            self._expected += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._expected -= 1
-                self._changed.notify()
+            self._expected += change
+            self._changed.notify()
 
     def submit(self, job: Job) -> Future[Sequence[Any]]:
         """Add a job; return its answers.

@@ -74,7 +74,7 @@ async def model_ready(request: Request, service: Service) -> Response:
 async def infer(request: Request, service: Service) -> Response:
     """Answer rows that are given as a tensor a column."""
     model, limits = _asked_model(request, service), service.options.limits
-    with service.worker.expecting():
+    with service.worker.expecting() as expected:
         body, rest = await _body(request, limits)
         rows = rows_of(body, rest, model)
         missing = (
@@ -85,7 +85,7 @@ async def infer(request: Request, service: Service) -> Response:
         records = await read_records(model.inputs, rows, limits, names, num_bytes=length)
         request.state.log = {"rows": len(records), "version": model.version}
         wanted = _wanted(body, _output_types(model))
-    answers = await service.predict(model, records)
+        answers = await service.predict(model, records, expected)
     head = {"model_name": model.name, "model_version": model.version}
     if isinstance(body.get("id"), str):
         head["id"] = body["id"]

@@ -35,7 +35,7 @@ async def list_models(request: Request, service: Service) -> Response:
 
 async def embeddings(request: Request, service: Service) -> Response:
     """Return a vector for each text."""
-    with service.worker.expecting():
+    with service.worker.expecting() as expected:
         body = await json_object(request, service.options.limits)
         if unknown := [name for name in body if name not in _PARAMETERS]:
             raise _wrong(f"there is no parameter {unknown[0][:80]!a}; expected {', '.join(_PARAMETERS)}")
@@ -48,9 +48,8 @@ async def embeddings(request: Request, service: Service) -> Response:
         if dim is not None and (type(dim) is not int or not 1 <= dim <= model.bundle.model.dim):
             raise _wrong(f"dimensions is no number from 1 to {model.bundle.model.dim}")
         embedder = TextEmbedder(model, side, dim)
-    request.state.log = {"rows": len(texts), "version": model.version}
-    group = ("embed", id(model), side, dim)
-    vectors = await service.compute(texts, embedder, group)
+        request.state.log = {"rows": len(texts), "version": model.version}
+        vectors = await service.compute(texts, embedder, ("embed", id(model), side, dim), expected)
     data = []
     for number, (vector, _) in enumerate(vectors):
         if vector is None:

@@ -22,11 +22,11 @@ async def predict(request: Request, service: Service) -> Response:
         Problem: the request is refused, or there is no answer in time.
     """
     model, limits = service.model(), service.options.limits
-    with service.worker.expecting():
+    with service.worker.expecting() as expected:
         rows, missing = await _rows(request, limits)
         records = await read_records(model.inputs, rows, limits, missing, num_bytes=_length(request))
         request.state.log = {"rows": len(records), "version": model.version}
-    answers = await service.predict(model, records)
+        answers = await service.predict(model, records, expected)
     return json_response({"predictions": answers, "model": {"name": model.name, "version": model.version}})
 
 

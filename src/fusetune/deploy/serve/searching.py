@@ -25,7 +25,7 @@ async def search(request: Request, service: Service) -> Response:
     """Return the nearest rows of the catalogue: `{"query": TEXT or ROW, "k": 10, "filter": "price < 50"}`."""
     model, limits = service.live.model, service.options.limits
     index = _index(model)
-    with service.worker.expecting():
+    with service.worker.expecting() as expected:
         body = await json_object(request, limits)
         if unknown := [name for name in body if name not in _PARAMETERS]:
             raise _wrong(f"there is no parameter {unknown[0][:80]!a}; expected {', '.join(_PARAMETERS)}")
@@ -36,9 +36,9 @@ async def search(request: Request, service: Service) -> Response:
         rows = [{_text_column(inputs): query} if isinstance(query, str) else query for query in _listed(queries)]
         k, where, rerank = _settings(body)
         records = await read_records(inputs, rows, limits, list(inputs.kinds), num_bytes=len(await request.body()))
-    request.state.log = {"rows": len(records), "version": model.version}
-    compute = functools.partial(_search, index, k, where, rerank)
-    hits = await service.compute(records, compute, None)
+        request.state.log = {"rows": len(records), "version": model.version}
+        compute = functools.partial(_search, index, k, where, rerank)
+        hits = await service.compute(records, compute, None, expected)
     results = [_result(list(group)) for _, group in groupby(hits, key=lambda hit: hit["row"])]
     return json_response({"results": results, "model": {"name": model.name, "version": model.version}})
 

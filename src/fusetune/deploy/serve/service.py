@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
 from typing import Any
 
-from fusetune.deploy.serve.batching import Compute, Job, Stream, Worker
+from fusetune.deploy.serve.batching import Compute, Expected, Job, Stream, Worker
 from fusetune.deploy.serve.capture import CaptureFile
 from fusetune.deploy.serve.inputs import Record
 from fusetune.deploy.serve.loaded import Live, Loaded
@@ -62,15 +62,20 @@ class Service:
             raise Problem(404, "unknown_model", f"there is no model {name[:80]!a}; this server has {model.name!r}")
         return model
 
-    async def predict(self, model: Loaded, records: Sequence[Record]) -> list[dict[str, Any]]:
+    async def predict(self, model: Loaded, records: Sequence[Record], expected: Expected) -> list[dict[str, Any]]:
         """Return each record's predictions, in a batch with those of other requests.
+
+        Args:
+            model: the model.
+            records: rows.
+            expected: the request.
 
         Raises:
             Problem: see `compute`.
         """
         group = None if model.draws else ("predict", id(model))
         answers: list[dict[str, Any]] = []
-        for number, answer in enumerate(await self.compute(records, model.predict, group)):
+        for number, answer in enumerate(await self.compute(records, model.predict, group, expected)):
             row_name = next(iter(answer))
             answers.append({**answer, row_name: number})
         self.metrics.rows.labels(model.version).inc(len(answers))
@@ -81,8 +86,14 @@ class Service:
             self.capture.offer(model.name, model.version, records, answers)
         return answers
 
-    async def compute(self, rows: Sequence[Any], compute: Compute, group: Hashable) -> Sequence[Any]:
+    async def compute(
+        self, rows: Sequence[Any], compute: Compute, group: Hashable, expected: Expected
+    ) -> Sequence[Any]:
         """Compute answers in the worker; see `batching.Job`.
+
+        Args:
+            rows, compute, group: of the job.
+            expected: the request, which ends as soon as its rows are in the queue.
 
         Raises:
             Problem: 422, the rows cannot be read; 429, too many rows wait; 503, the server ends; 504, it took longer
@@ -91,6 +102,7 @@ class Service:
         deadline = self.options.batching.deadline
         job = Job(rows, compute, group, time.monotonic() + deadline)
         answers = asyncio.wrap_future(self.worker.submit(job))
+        expected.end()
         try:
             async with asyncio.timeout(deadline + GRACE_SECONDS):
                 return await answers

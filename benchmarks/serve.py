@@ -1,0 +1,194 @@
+"""What answering over HTTP costs: `fusetune serve` and LitServe around the same model, beside the bare model.
+
+    python benchmarks/serve.py                  # tunes a small model of sst2 first
+    python benchmarks/serve.py --model RUN --seconds 20
+    PYTHONPATH=FOLDER python benchmarks/serve.py    # with litserve and pyzmq installed into FOLDER
+
+Each request is one row over a kept connection. Server and clients share the machine's cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import http.client
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DATA = Path(os.environ.get("FUSETUNE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+CONCURRENCY = (1, 8, 32)
+
+
+def tuned_model(folder: Path) -> Path:
+    """Tune the heads of MiniLM on 600 sentences of sst2."""
+    import fusetune as ft
+
+    with (DATA / "text_sst2" / "train.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))[:600]
+    with (folder / "train.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    overrides = ["text=minilm", "trainer.epochs=0", "report.bootstrap=0", "report.alone=none", "trainer.trackers=[]"]
+    ft.fit(str(folder / "train.csv"), target="label", out=folder / "model", overrides=overrides, progress=False)
+    return folder / "model"
+
+
+def sentences(folder: Path) -> list[dict[str, Any]]:
+    """Return rows of the train table that the model was tuned with, with its input columns."""
+    from fusetune import api
+    from fusetune.data.table import Table
+
+    tuned = api.load(folder)
+    names = list(tuned.bundle.modalities)
+    table = Table.read(tuned.bundle.config.train[0])
+    return [{name: table.row(number)[name] for name in names} for number in range(min(len(table), 400))]
+
+
+def bare(folder: Path, rows: list[dict[str, Any]], seconds: float) -> None:
+    """Measure `predict` in a process by itself, a row at a time and 32 at a time."""
+    from fusetune import api
+
+    tuned = api.load(folder)
+    for size in (1, 32):
+        times, until = [], time.monotonic() + seconds
+        number = 0
+        while time.monotonic() < until or len(times) < 20:
+            part = [rows[(number + index) % len(rows)] for index in range(size)]
+            start = time.perf_counter()
+            tuned.predict(part)
+            times.append(time.perf_counter() - start)
+            number += size
+        show(f"predict, {size} row{'s' * (size > 1)}", times, size * len(times) / sum(times))
+
+
+def show(name: str, times: list[float], rate: float) -> None:
+    p50, p95, p99 = (float(np.quantile(times, share)) * 1e3 for share in (0.5, 0.95, 0.99))
+    print(f"{name:34} {rate:8.1f} rows/s   p50 {p50:7.1f} ms   p95 {p95:7.1f} ms   p99 {p99:7.1f} ms", flush=True)
+
+
+def load_test(port: int, path: str, bodies: list[bytes], clients: int, seconds: float) -> tuple[list[float], float]:
+    """Return the latencies of requests by so many clients, and answers a second."""
+    times: list[list[float]] = [[] for _ in range(clients)]
+    begun, until = time.monotonic(), time.monotonic() + seconds
+
+    def work(number: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        index = number * 7
+        while time.monotonic() < until:
+            start = time.perf_counter()
+            connection.request("POST", path, bodies[index % len(bodies)], {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            answer.read()
+            assert answer.status == 200, answer.status
+            times[number].append(time.perf_counter() - start)
+            index += 1
+        connection.close()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    every = [value for own in times for value in own]
+    return every, len(every) / (time.monotonic() - begun)
+
+
+def wait_for(port: int, path: str, process: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        assert process.poll() is None, "the server has ended"
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+            connection.request("GET", path)
+            if connection.getresponse().status == 200:
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise SystemExit("the server does not answer")
+
+
+def measure(name: str, command: list[str], port: int, health: str, bodies: list[bytes], seconds: float) -> None:
+    """Start a server, measure it at each concurrency, and end it."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(port, health, process)
+        load_test(port, "/predict", bodies, 4, 2.0)
+        for clients in CONCURRENCY:
+            times, rate = load_test(port, "/predict", bodies, clients, seconds)
+            show(f"{name}, {clients} client{'s' * (clients > 1)}", times, rate)
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def lit_server(folder: str, port: int) -> None:
+    """Run LitServe around the model."""
+    import litserve  # type: ignore[import-not-found]
+
+    from fusetune import api
+
+    class Predict(litserve.LitAPI):  # type: ignore[misc]
+        def setup(self, device: str) -> None:
+            self.tuned = api.load(folder)
+
+        def decode_request(self, request: Any) -> Any:
+            return request["rows"][0]
+
+        def batch(self, inputs: Any) -> Any:
+            return list(inputs)
+
+        def predict(self, rows: Any) -> Any:
+            return self.tuned.predict(list(rows)).table.to_pylist()
+
+        def unbatch(self, output: Any) -> Any:
+            return list(output)
+
+        def encode_response(self, output: Any) -> Any:
+            return output
+
+    server = litserve.LitServer(
+        Predict(max_batch_size=64, batch_timeout=0.005), accelerator="cpu", workers_per_device=1
+    )
+    server.run(port=port, generate_client_file=False, num_api_servers=1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="a model's folder; else one of sst2 is tuned")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
+    parser.add_argument("--port", type=int, default=8770)
+    parser.add_argument("--lit", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.lit:
+        lit_server(given.lit, given.port)
+        return
+    with tempfile.TemporaryDirectory() as spare:
+        folder = given.model or tuned_model(Path(spare))
+        rows = sentences(folder)
+        bodies = [json.dumps({"rows": [row]}).encode() for row in rows]
+        bare(folder, rows, given.seconds)
+        serve = [sys.executable, "-m", "fusetune", "serve", str(folder), "--port", str(given.port)]
+        measure("fusetune serve", serve, given.port, "/health/ready", bodies, given.seconds)
+        if importlib.util.find_spec("litserve") is None:
+            print("LitServe is not installed")
+            return
+        lit = [sys.executable, __file__, "--lit", str(folder), "--port", str(given.port + 1)]
+        measure("LitServe", lit, given.port + 1, "/health", bodies, given.seconds)
+
+
+if __name__ == "__main__":
+    main()
