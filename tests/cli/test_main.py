@@ -83,7 +83,7 @@ OPTIONS = {
     "serve": {
         *("folder", "--port", "--host", "--token", "--name", "--allow-host", "--allow-origin", "--precision"),
         *("--max-delay-ms", "--batch-rows", "--queue", "--deadline-s", "--streams", "--drain-s"),
-        *("--max-body-mib", "--max-rows", "--max-chars", "--max-pixels", "--max-seconds"),
+        *("--max-connections", "--max-body-mib", "--max-rows", "--max-chars", "--max-pixels", "--max-seconds"),
         *("--watch", "--watch-s", "--shadow", "--capture", "--redact"),
     },
     "merge": {"folder", "--out", "-o", "--to", "--overwrite", "--json"},
