@@ -132,6 +132,10 @@ def test_what_a_model_that_writes_cannot_do_is_said(tuned, rows):
     for call in (tuned.embed, tuned.index, tuned.predict_proba, tuned.recommend):
         with pytest.raises(ConfigError):
             call(rows)
+    with pytest.raises(ConfigError, match="generate"):
+        tuned.index()
+    with pytest.raises(ConfigError, match="--to transformers"):
+        tuned.save_sentence_transformer("st")
     assert "source" in repr(tuned) and "prompt" not in repr(tuned)
 
 

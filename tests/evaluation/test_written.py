@@ -5,7 +5,8 @@ import pytest
 from sklearn.neighbors import NearestNeighbors
 
 from fusetune.evaluation.measure import written
-from fusetune.evaluation.measure.written import copies, first_sentence, guesses, leads, most_frequent, nearest
+from fusetune.evaluation.measure.written import copies, first_sentence, guesses, leads, nearest
+from fusetune.tasks.panels.written import most_frequent
 
 
 @pytest.mark.parametrize(

@@ -43,34 +43,34 @@ def _following(language: LanguageModel, state: State, ids: Tensor) -> Tensor:
     if ids.shape[1] == 1:
         return torch.zeros(rows, num, device=ids.device)
     owner = torch.arange(rows, device=ids.device).repeat_interleave(num)
-    given, answer = ids[:, :-1].repeat(rows, 1), ids[:, 1:].repeat(rows, 1)  # (rows · choices, tokens − 1)
+    inputs, answer = ids[:, :-1].repeat(rows, 1), ids[:, 1:].repeat(rows, 1)  # (rows · choices, tokens − 1)
     if language.seq2seq:
-        scores = _decoder_scores(language, state, owner, given, answer)
+        scores = _decoder_scores(language, state, owner, inputs, answer)
     else:
-        scores = _continued_scores(language, state, owner, given, answer)
+        scores = _continued_scores(language, state, owner, inputs, answer)
     return scores.sum(1).view(rows, num)
 
 
-def _decoder_scores(language: LanguageModel, state: State, owner: Tensor, given: Tensor, answer: Tensor) -> Tensor:
-    start = given.new_full((len(given), 1), language.start_id)
+def _decoder_scores(language: LanguageModel, state: State, owner: Tensor, inputs: Tensor, answer: Tensor) -> Tensor:
+    start = inputs.new_full((len(inputs), 1), language.start_id)
     encoded = type(state.encoded)(last_hidden_state=state.encoded.last_hidden_state[owner])
     out = language.model(
         encoder_outputs=encoded,
         attention_mask=state.mask[owner],
-        decoder_input_ids=torch.cat([start, given.clamp(min=0)], 1),
+        decoder_input_ids=torch.cat([start, inputs.clamp(min=0)], 1),
         use_cache=False,
     )
     return language.of_logits(out.logits[:, 1:], answer)[..., 0]
 
 
-def _continued_scores(language: LanguageModel, state: State, owner: Tensor, given: Tensor, answer: Tensor) -> Tensor:
+def _continued_scores(language: LanguageModel, state: State, owner: Tensor, inputs: Tensor, answer: Tensor) -> Tensor:
     cache = copy.deepcopy(state.cache)
     cache.batch_select_indices(owner)
-    options: dict[str, Any] = {"attention_mask": torch.cat([state.mask[owner], (given >= 0).to(state.mask.dtype)], 1)}
+    options: dict[str, Any] = {"attention_mask": torch.cat([state.mask[owner], (inputs >= 0).to(state.mask.dtype)], 1)}
     if state.positions is not None:
-        steps = torch.arange(1, given.shape[1] + 1, device=given.device)
+        steps = torch.arange(1, inputs.shape[1] + 1, device=inputs.device)
         options["position_ids"] = state.positions[owner].unsqueeze(1) + steps
-    options |= {"input_ids": given.clamp(min=0), "past_key_values": cache, "use_cache": True}
+    options |= {"input_ids": inputs.clamp(min=0), "past_key_values": cache, "use_cache": True}
     if language.plain_head:
         base: Any = language.model.base_model
         return language.of_hidden(base(**options).last_hidden_state, answer)[..., 0]

@@ -104,10 +104,10 @@ def _tokenizer(language: LanguageModel) -> Any:
     if language not in _tokenizers:
         hf: Any = optional_import("llguidance.hf", PURPOSE)
         try:
-            made = hf.from_tokenizer(language.tokenizer, language.vocabulary, list(language.end_ids))
+            tokenizer = hf.from_tokenizer(language.tokenizer, language.vocabulary, list(language.end_ids))
         except ValueError:  # it knows tokenizers of bytes alone
-            made = _from_table(language)
-        _tokenizers[language] = made
+            tokenizer = _from_table(language)
+        _tokenizers[language] = tokenizer
     return _tokenizers[language]
 
 

@@ -29,6 +29,7 @@ from fusetune.errors import ConfigError, StorageError, nearest
 from fusetune.modalities.text import TextModality
 from fusetune.models.match import Match
 from fusetune.objectives.total import trained_dims
+from fusetune.tasks.abilities import Writes
 
 POOLINGS = {"mean": "mean_tokens", "cls": "cls_token", "last": "lasttoken"}
 """By `Backbone.pool`, the end of the key in the library's configuration."""
@@ -89,11 +90,12 @@ def _column(bundle: Bundle, side: str | None) -> str:
     """
     model = bundle.model
     if not isinstance(model, Match):
+        writes = any(isinstance(task, Writes) for task in bundle.tasks.values())
         raise ConfigError(
             "only a model of pairs or of aligned columns gives a text a vector of its own",
             expected="a model that was fitted with --query and --document",
-            came=f"a model that predicts {', '.join(bundle.targets)}",
-            do="use text=RUN to start another model from its encoder",
+            came=f"a model that {'writes' if writes else 'predicts'} {', '.join(bundle.targets)}",
+            do="export it with --to transformers" if writes else "use text=RUN to start another model from its encoder",
         )
     sides = model.compared
     if side is not None and side not in sides:

@@ -15,7 +15,7 @@ import pyarrow.parquet as parquet
 from safetensors.numpy import load_file, save_file
 
 from fusetune.deploy.bundle import Bundle, write_text
-from fusetune.deploy.search.index import SearchIndex, found_side
+from fusetune.deploy.search.index import SearchIndex, check_searches, found_side
 from fusetune.deploy.search.vectors import VectorIndex
 from fusetune.errors import FolderError, StorageError
 from fusetune.security.model_folder import file_hash, weights_hash
@@ -64,8 +64,10 @@ def load_index(bundle: Bundle, folder: Path, model: Path | None) -> SearchIndex:
         model: the model's folder, or None.
 
     Raises:
+        ConfigError: the model compares nothing.
         FolderError: it is no index, is damaged, or belongs to another model.
     """
+    check_searches(bundle)
     if not (folder / INDEX).is_file():
         raise FolderError("there is no index", file=str(folder), do="make one: fusetune index RUN catalogue.csv")
     with reading("the index cannot be read", file=folder, do="make it again: fusetune index RUN catalogue.csv"):

@@ -25,6 +25,7 @@ from fusetune.errors import ConfigError, TableError
 from fusetune.inference.predict import row_vectors
 from fusetune.models.match import Match
 from fusetune.objectives.total import trained_dims
+from fusetune.tasks.abilities import Writes
 
 PART_ROWS = 8192
 """Rows that are decoded and encoded together."""
@@ -283,18 +284,31 @@ def cut_to(bundle: Bundle, dim: int | None) -> int | None:
     return dim
 
 
+def check_searches(bundle: Bundle) -> None:
+    """Refuse a model without vectors that are compared.
+
+    Raises:
+        ConfigError: it is such.
+    """
+    if isinstance(bundle.model, Match):
+        return
+    writes = any(isinstance(task, Writes) for task in bundle.tasks.values())
+    raise ConfigError(
+        "only a model of pairs can search",
+        expected="a model tuned with --query and --document, or without a target",
+        came=f"a model that {'writes' if writes else 'predicts'} {', '.join(bundle.tasks)}",
+        do="have it write: fusetune generate RUN, or predict" if writes else None,
+    )
+
+
 def found_side(bundle: Bundle, find: str | None) -> str:
     """Return what a model's index finds: `find`, or the document side, or the second of two columns.
 
     Raises:
         ConfigError: the model has no vectors to compare, there is no such side, or it must be named.
     """
-    if not isinstance(bundle.model, Match):
-        raise ConfigError(
-            "only a model of pairs can search",
-            expected="a model tuned with --query and --document, or without a target",
-            came=f"a model that predicts {', '.join(bundle.tasks)}",
-        )
+    check_searches(bundle)
+    assert isinstance(bundle.model, Match)
     names = list(bundle.model.compared)
     if find is None and "document" in names:
         return "document"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,13 @@ class Draws:
 
     value: dict[str, float]
     drawn: dict[str, np.ndarray]
+
+    def only(self, names: Collection[str]) -> Draws:
+        """Return the draws of some of the metrics."""
+        return Draws(
+            {name: value for name, value in self.value.items() if name in names},
+            {name: drawn for name, drawn in self.drawn.items() if name in names},
+        )
 
     def intervals(self, level: float) -> dict[str, Interval]:
         """Return each metric with its interval."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -174,7 +175,10 @@ def _systems(
     num: int,
     seed: int,
 ) -> list[SystemResult]:
-    """Return each candidate's metrics, and their paired differences to the tuned model's."""
+    """Return each candidate's metrics, and their paired differences to the tuned model's.
+
+    A metric that is defined for none of them, such as one of votes where a row has a single right answer, is left out.
+    """
     draw = draw_sums if isinstance(task, Summed) else draw_all
     draws = draw(
         task.all_metrics,
@@ -186,6 +190,9 @@ def _systems(
         groups=rows.groups,
     )
     indices = range(len(candidates))
+    defined = {name for own in draws.values() for name, value in own.value.items() if not math.isnan(value)}
+    shown = {*defined, task.main.name} if len(rows.truth) else {name for own in draws.values() for name in own.value}
+    draws = {name: own.only(shown) for name, own in draws.items()}
     tuned = next((index for index in indices if candidates[index].kind == "after"), len(candidates) - 1)
     attacked = next((index for index in reversed(indices) if candidates[index].kind == "attack"), None)  # the tuned one
     results = []

@@ -6,13 +6,12 @@ Texts are (rows,) sequences; answers are (rows,) arrays of dtype object. A truth
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from fusetune.evaluation.measure.judge import Candidate
-from fusetune.tasks.panels.written import Truth, first_of
+from fusetune.tasks.panels.written import Truth, first_of, most_frequent
 
 CHUNK = 1 << 24
 """The most similarities that are computed at once."""
@@ -47,17 +46,6 @@ def leads(sources: Sequence[str | None]) -> np.ndarray:
 def copies(sources: Sequence[str | None]) -> np.ndarray:
     """Return the sources as answers; "" for none."""
     return _answers([source or "" for source in sources])
-
-
-def most_frequent(train: Sequence[Truth] | np.ndarray, num: int) -> np.ndarray:
-    """Return the most frequent first right answer of train rows, `num` times; of several, the one that comes first.
-
-    Args:
-        train: (rows,) truths; "" is the answer if there are none.
-        num: the number of rows to answer.
-    """
-    counts = Counter(map(first_of, train))
-    return _answers([counts.most_common(1)[0][0] if counts else ""] * num)
 
 
 def nearest(train_vectors: np.ndarray, vectors: np.ndarray, train: Sequence[Truth] | np.ndarray) -> np.ndarray:

@@ -49,6 +49,19 @@ def first_of(truth: Truth) -> str:
     return truth if isinstance(truth, str) else next(iter(truth), "")
 
 
+def most_frequent(truths: Sequence[Truth] | np.ndarray, num: int) -> np.ndarray:
+    """Return the most frequent first right answer, `num` times, (num,) of dtype object; of several, the earliest.
+
+    Args:
+        truths: (rows,); "" is the answer if there are none.
+        num: the number of rows to answer.
+    """
+    counts = Counter(map(first_of, truths))
+    answers = np.empty(num, dtype=object)
+    answers[:] = counts.most_common(1)[0][0] if counts else ""
+    return answers
+
+
 def sizes_panel(truths: Mapping[str, np.ndarray]) -> TablePanel:
     """Return a table of the lengths of the right answers by split.
 

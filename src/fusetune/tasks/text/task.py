@@ -22,7 +22,7 @@ from fusetune.tasks.abilities import ShowsChange, Summed, Writes
 from fusetune.tasks.base import Metric
 from fusetune.tasks.metrics import LOWER_IS_BETTER
 from fusetune.tasks.panels.kinds import ChangedRows, Evidence, Panel, Section, WorstRows
-from fusetune.tasks.panels.written import changed_rows, sizes_panel, worst_written, written_sections
+from fusetune.tasks.panels.written import changed_rows, most_frequent, sizes_panel, worst_written, written_sections
 from fusetune.tasks.state import restored, state_of
 from fusetune.tasks.text.metrics.choose import in_order, main_metric
 from fusetune.tasks.text.metrics.table import metrics_of, row_counts
@@ -221,11 +221,7 @@ class GenerateTask(Writes, ShowsChange, Summed):
 
     def constant(self, truth: np.ndarray, rows: int) -> np.ndarray:
         """Return the most frequent text of `truth`, `rows` times."""
-        counts: dict[str, int] = {}
-        for value in truth:
-            text = value if isinstance(value, str) else value[0]
-            counts[text] = counts.get(text, 0) + 1
-        return np.array([max(counts, key=lambda text: counts[text])] * rows, dtype=object)
+        return most_frequent(truth, rows)
 
     def perfect(self, truth: np.ndarray) -> np.ndarray:
         """Return the first text of each truth."""
