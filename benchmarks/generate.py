@@ -5,10 +5,12 @@
     python benchmarks/generate.py translation translation-smollm2 --seeds 1 --rows 500
     python benchmarks/generate.py easy-vqa --side ours --set trainer.epochs=2
 
+    PYTHONPATH=DIR python benchmarks/generate.py translation-smollm2 --seeds 1 --rows 320 --held-out 64 --side trl
+
 A run is a fit: its report has the untuned model with the same prompt and the rules without a model, on the same test
 rows, which choose nothing. The other side is a bare loop of transformers and peft on the same model, rows, epochs and
-batches, for the cases whose prompts are text: it has no validation, no report, and no answers. Figures are kept in
---out.
+batches, for the cases whose prompts are text: it has no validation, no report, and no answers. The side "trl" is TRL's
+SFTTrainer on the same, of decoders (see trl_language.py). Figures are kept in --out.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +145,8 @@ def esc10() -> Parts:
     return {part: [row for row in rows if row["fold"] in own] for part, own in folds.items()}
 
 
+PEERS = {"theirs": "bare_language", "trl": "trl_language"}
+"""The module of each side that is not fusetune."""
 IMAGE = {"image": str(SHARED / "mobilenet-v2")}
 AUDIO = {"audio": str(SHARED / "yamnet")}
 T5_RATE = {"trainer.backbone_lr": 5e-4}
@@ -218,9 +223,19 @@ CASES = {
 }
 
 
-def chosen(case: Case, most: int | None) -> Parts:
+@dataclass(frozen=True)
+class Limits:
+    """The most train rows, and the most validation and test rows each; None leaves the case's."""
+
+    train: int | None = None
+    held_out: int | None = None
+
+
+def chosen(case: Case, most: Limits) -> Parts:
     """Return a case's rows: at most so many of each part, drawn by seed 0."""
-    limits = {"train": min(case.train_rows, most or case.train_rows), "val": case.val_rows, "test": case.test_rows}
+    limits = {"train": case.train_rows, "val": case.val_rows, "test": case.test_rows}
+    asked = {"train": most.train, "val": most.held_out, "test": most.held_out}
+    limits = {part: min(limit, asked[part] or limit) for part, limit in limits.items()}
     parts = {}
     for part, rows in case.rows().items():
         order = list(rows)
@@ -229,7 +244,7 @@ def chosen(case: Case, most: int | None) -> Parts:
     return parts
 
 
-def ours(name: str, seed: int, most: int | None, overrides: list[str]) -> Run:
+def ours(name: str, seed: int, most: Limits, overrides: list[str]) -> Run:
     """Fit, and return the metrics of every system of the report."""
     case = CASES[name]
     parts = chosen(case, most)
@@ -263,10 +278,9 @@ def ours(name: str, seed: int, most: int | None, overrides: list[str]) -> Run:
     return figures
 
 
-def bare(name: str, seed: int, most: int | None, overrides: list[str]) -> Run:
-    """Tune by a bare loop of transformers and peft, and return the seconds of its updates and its validation loss."""
-    from bare_language import tune
-
+def peer(module: str, name: str, seed: int, most: Limits, overrides: list[str]) -> Run:
+    """Tune by the function `tune` of a module, and return the seconds of its updates and its validation loss."""
+    tune = import_module(module).tune
     case = CASES[name]
     parts = chosen(case, most)
     rate = float(case.settings.get("trainer.backbone_lr", 5e-4))
@@ -280,14 +294,16 @@ def bare(name: str, seed: int, most: int | None, overrides: list[str]) -> Run:
 
 
 def main() -> None:
-    asked = options(__doc__, CASES).parse_args()
+    parser = options(__doc__, CASES, peers=["trl"])
+    parser.add_argument("--held-out", type=int, help="at most so many validation rows, and test rows")
+    asked = parser.parse_args()
     torch.manual_seed(0)
     jobs = []
     for name, side, seed in asked_keys(asked, CASES):
-        if side == "theirs" and not CASES[name].plain:
+        if side != "ours" and not CASES[name].plain:
             continue
-        job = ours if side == "ours" else bare
-        jobs.append(((name, side, seed), partial(job, name, seed, asked.rows, asked.set)))
+        job = ours if side == "ours" else partial(peer, PEERS[side])
+        jobs.append(((name, side, seed), partial(job, name, seed, Limits(asked.rows, asked.held_out), asked.set)))
     start = time.perf_counter()
     runs = collect(jobs, asked.out)
     for run in runs:

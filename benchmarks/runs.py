@@ -22,12 +22,12 @@ Key = tuple[str, str, int]
 """Data set, side ("ours" or "theirs"), seed."""
 
 
-def options(description: str | None, names: Iterable[str]) -> argparse.ArgumentParser:
-    """Return a parser of the options that all of these benchmarks have."""
+def options(description: str | None, names: Iterable[str], *, peers: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """Return a parser of the options that all of these benchmarks have; `peers` are sides that "both" leaves out."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help=f"of {', '.join(names)}")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1")
-    parser.add_argument("--side", choices=["ours", "theirs", "both"], default="both")
+    parser.add_argument("--side", choices=["ours", "theirs", "both", *peers], default="both")
     parser.add_argument("--rows", type=int, help="at most so many train rows")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting for fusetune")
     parser.add_argument("--out", type=Path, help="figures; what is there already is not measured again")
