@@ -135,47 +135,12 @@ def measure(name: str, command: list[str], port: int, health: str, bodies: list[
             process.kill()
 
 
-def lit_server(folder: str, port: int) -> None:
-    """Run LitServe around the model."""
-    import litserve  # type: ignore[import-not-found]
-
-    from fusetune import api
-
-    class Predict(litserve.LitAPI):  # type: ignore[misc]
-        def setup(self, device: str) -> None:
-            self.tuned = api.load(folder)
-
-        def decode_request(self, request: Any) -> Any:
-            return request["rows"][0]
-
-        def batch(self, inputs: Any) -> Any:
-            return list(inputs)
-
-        def predict(self, rows: Any) -> Any:
-            return self.tuned.predict(list(rows)).table.to_pylist()
-
-        def unbatch(self, output: Any) -> Any:
-            return list(output)
-
-        def encode_response(self, output: Any) -> Any:
-            return output
-
-    server = litserve.LitServer(
-        Predict(max_batch_size=64, batch_timeout=0.005), accelerator="cpu", workers_per_device=1
-    )
-    server.run(port=port, generate_client_file=False, num_api_servers=1)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a model's folder; else one of sst2 is tuned")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
     parser.add_argument("--port", type=int, default=8770)
-    parser.add_argument("--lit", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.lit:
-        lit_server(given.lit, given.port)
-        return
     with tempfile.TemporaryDirectory() as spare:
         folder = given.model or tuned_model(Path(spare))
         rows = sentences(folder)
@@ -186,7 +151,7 @@ def main() -> None:
         if importlib.util.find_spec("litserve") is None:
             print("LitServe is not installed")
             return
-        lit = [sys.executable, __file__, "--lit", str(folder), "--port", str(given.port + 1)]
+        lit = [sys.executable, str(Path(__file__).with_name("serve_lit.py")), str(folder), str(given.port + 1)]
         measure("LitServe", lit, given.port + 1, "/health", bodies, given.seconds)
 
 

@@ -79,6 +79,25 @@ def test_the_client_of_a_large_body_sees_why_it_is_refused(port, chunked) -> Non
     connection.close()
 
 
+def test_answers_are_sent_at_once(plain, make_serving, listening, monkeypatch) -> None:
+    """An answer's headers and body are two packets, the second of which would wait for the client's ACK."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    options = []
+    made = H11Protocol.connection_made
+
+    def connection_made(self: Any, transport: Any) -> None:
+        options.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        made(self, transport)
+
+    monkeypatch.setattr(H11Protocol, "connection_made", connection_made)
+    with listening(make_serving(plain)) as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        connection.request("GET", "/health/live")
+        assert connection.getresponse().status == 200
+    assert options and all(options)
+
+
 def test_an_address_that_is_taken_is_a_mistake_of_the_user(port) -> None:
     with pytest.raises(ConfigError, match="cannot be listened at"):
         bind("127.0.0.1", port)
