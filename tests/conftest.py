@@ -154,6 +154,81 @@ def fitted(
     )
 
 
+@pytest.fixture(scope="session")
+def exported(
+    tiny: Callable[[str], str], shop: tuple[Path, list[Row]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, FineTuned, Path, dict[str, Any]]:
+    """The shop's columns, read by a model with random weights, exported with an int8 variant.
+
+    The exported folder, the model, a table with missing and bad cells, and the export's report.
+    """
+    import torch
+
+    from fusetune.backbones.load import load_backbone
+    from fusetune.backbones.small import build as build_small
+    from fusetune.config.config import Config
+    from fusetune.config.section import NamedConfig
+    from fusetune.data.examples import Examples
+    from fusetune.data.reading.cell_forms import CellForm
+    from fusetune.data.schema import ColumnSpec, Schema
+    from fusetune.data.table import Table
+    from fusetune.deploy.bundle import Bundle
+    from fusetune.deploy.fine_tuned import FineTuned
+    from fusetune.modalities.audio import AudioModality
+    from fusetune.modalities.category import CategoryModality
+    from fusetune.modalities.date import DateModality
+    from fusetune.modalities.image import ImageModality
+    from fusetune.modalities.number import NumberModality
+    from fusetune.modalities.text import TextModality
+    from fusetune.models.build import build_model
+    from fusetune.registry import TASKS
+
+    folder, rows = shop
+    rows = [{**row, "key": f"k{n}", "day": f"2021-0{1 + n % 9}-03"} for n, row in enumerate(rows[:24])]
+    text, image = load_backbone(tiny("bert"), "text"), load_backbone(tiny("resnet"), "image")
+    audio = build_small("audio")
+    modalities: dict[str, Any] = {
+        "note": TextModality("note", backbone=text),
+        "photo": ImageModality("photo", backbone=image),
+        "voice": AudioModality("voice", backbone=audio),
+        "price": NumberModality("price", bins=4),
+        "plan": CategoryModality("plan"),
+        "day": DateModality("day"),
+    }
+    tasks = {name: TASKS.get(kind)(name) for name, kind in
+             {"label": "binary", "rating": "regression", "stars": "ordinal", "tags": "multilabel"}.items()}  # fmt: skip
+    examples = Examples(Table.from_records(rows, base_dir=folder), modalities, tasks)
+    examples.prepare(on_bad_cell="reject")
+    examples.fit()
+    modalities["note"].learn_ngrams([text.tokenize(row["note"]) for row in rows])
+    torch.manual_seed(0)
+    model: Any = build_model(modalities, tasks, NamedConfig(name="mean", dim=16))
+    model.extend({("note", part): len(ngrams) for part, ngrams in modalities["note"].ngrams.items()}, [])
+    with torch.no_grad():
+        for parameter in [*model.linear.parameters(), *model.ngrams.buffers()]:
+            parameter.normal_(std=0.3)
+    specs = {name: ColumnSpec(name, modality.kind) for name, modality in modalities.items()}
+    specs["price"] = ColumnSpec("price", "number", read=CellForm(missing=("NA",)))
+    specs["key"] = ColumnSpec("key", "text", role="id")
+    bundle = Bundle(model.eval(), modalities, tasks, Schema(specs), Config())
+    bad = [dict(row) for row in rows[:14]]
+    for place, name in enumerate(modalities):
+        bad[place][name] = ""
+    bad[7] |= {"photo": f"{bad[0]['photo'] or bad[8]['photo']};{bad[8]['photo']}", "price": "NA"}
+    bad[8] |= {"price": "many", "photo": "nowhere.png"}
+    bad[9] |= dict.fromkeys(modalities, "")
+    bad[10] |= {"note": "w5 " * 500, "day": "never"}
+    path = folder / "to_export.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(bad[0]))
+        writer.writeheader()
+        writer.writerows(bad)
+    tuned = FineTuned(bundle, folder=None, results=None)
+    out = tmp_path_factory.mktemp("exported") / "model"
+    report = tuned.save_onnx(out, variants=["int8"], check=path)
+    return out, tuned, path, report
+
+
 @pytest.fixture(autouse=True, scope="session")
 def no_network() -> Iterator[None]:
     """Nothing that is tested, and no process that a test starts, tried to connect to another machine."""

@@ -37,6 +37,7 @@ LAYERS = [
     "trees",
     "evaluation",
     "trust",
+    "runtime",
     "deploy",
     "fitting",
     "api",

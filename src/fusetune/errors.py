@@ -13,6 +13,7 @@
     │   └── MissingExtra              an optional dependency is not installed
     └── RunError (RuntimeError)       the run failed: the command line exits with 1
         ├── NonFiniteLoss             the loss or a gradient became NaN or infinite
+        ├── ExportError               an exported model answers otherwise than the model that it was made from
         ├── StorageError              a file could not be written
         └── ReportError               the model is tuned and saved, but its report could not be made
 
@@ -230,6 +231,10 @@ class RunError(FusetuneError, RuntimeError):
 
 class NonFiniteLoss(RunError):
     """The loss or a gradient became NaN or infinite; no update was made from it."""
+
+
+class ExportError(RunError):
+    """An exported model answers otherwise than the model that it was made from; it was not kept."""
 
 
 class StorageError(RunError):

@@ -14,6 +14,7 @@ from fusetune.data.table import Source, Table
 from fusetune.deploy.bundle import merge_adapters, save_bundle
 from fusetune.deploy.card import write_card
 from fusetune.deploy.export.sentence_transformers import save_sentence_transformer
+from fusetune.deploy.exporting import Exporting
 from fusetune.deploy.judged import in_catalogue, read_among_negatives, read_judged
 from fusetune.deploy.judged_users import read_users
 from fusetune.deploy.outputs import VectorColumns, embeddings_of
@@ -42,7 +43,7 @@ INDEX_FOLDER = "index"
 """Where a model's folder has its search index."""
 
 
-class FineTuned(Publishing, Writing):
+class FineTuned(Publishing, Writing, Exporting):
     """A tuned model.
 
     Attributes:

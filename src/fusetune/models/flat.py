@@ -207,6 +207,7 @@ class FlatModel(nn.Module):
     Attributes:
         columns: by name.
         inputs: in the order of `forward`.
+        targets: names of the targets, which the first outputs answer.
         outputs: names, in the order of `forward`'s results.
         tasks: the tasks with answers, in the order of the first outputs.
     """
@@ -237,7 +238,8 @@ class FlatModel(nn.Module):
         self.inputs = self._inputs()
         self.tasks = {name: task for name, task in tasks.items() if isinstance(task, Exported)}
         self.answers = nn.ModuleList(task.answer_module() for task in self.tasks.values())
-        self.outputs = [task.target for task in self.tasks.values()]
+        self.targets = [task.target for task in self.tasks.values()]
+        self.outputs = list(self.targets)
         if isinstance(self.model, Match):
             self.outputs += [f"{name}_vector" for name in self.model.compared]
 

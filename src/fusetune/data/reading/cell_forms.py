@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
-from fusetune.config.spelling import spells
 from fusetune.modalities.profile import NUMBER
 
 SPACES = "\u00a0\u2009\u202f "
@@ -167,4 +166,6 @@ def iso_date(text: str, format: str) -> str | None:
 
 def missing_words(words: Sequence[Any], text: str) -> bool:
     """Return whether a cell's text is one of a setting's words, which YAML may have parsed as booleans or numbers."""
+    from fusetune.config.spelling import spells
+
     return any(spells(word, text) for word in words)
