@@ -58,7 +58,11 @@ def test_text_that_differs_is_written_and_measured(run):
     report = json.loads((folder / "run" / "report.json").read_text())
     (task,) = report["tasks"]
     kinds = {system["name"]: system["kind"] for system in task["systems"]}
-    assert kinds["zero-shot"] == "before" and kinds["tuned"] == "after" and kinds["without photo"] == "without"
+    assert (
+        kinds["zero-shot"] == kinds["few-shot"] == "before"
+        and kinds["tuned"] == "after"
+        and kinds["without photo"] == "without"
+    )
     assert {"most frequent", "copy of source", "nearest train row"} <= kinds.keys()
     value = {system["name"]: system["metrics"]["exact_match"]["value"] for system in task["systems"]}
     assert report["curve"]["metric"] == "log-likelihood of a token"
@@ -132,13 +136,20 @@ def test_written_and_chosen_targets_do_not_share_a_model(run, tiny, tmp_path):
 def test_two_targets_have_a_prompt_each(tiny, tmp_path):
     rng = np.random.default_rng(1)
     rows = [{"source": words(rng, 4), "one": words(rng, 3), "two": words(rng, 3)} for number in range(60)]
+    rows = [{**row, "tone": ("w30", "w31")[at % 2], "one": f"{row['one']} w3{at % 2}"} for at, row in enumerate(rows)]
     path = table(tmp_path / "t.csv", rows)
-    templates = ["tasks.one.name=generate", "tasks.one.template=w1 {source}", "tasks.two.name=generate"]
+    templates = ["tasks.one.name=generate", "tasks.one.template=w1 {tone} {source}", "tasks.two.name=generate"]
     settings = [f"text={tiny('llama_writer')}", "trainer.epochs=1", *templates, *QUICK]
     tuned = ft.fit(path, target=["one", "two"], overrides=settings, out=str(tmp_path / "run"))
     found = ft.load(tmp_path / "run").predict(path).table
     assert found["one"].to_pylist() == tuned.predict(path).table["one"].to_pylist()
     assert {"one", "two", "two_finish"} <= set(found.column_names)
+    one, two = (
+        {part["key"]: part["figures"] for part in task["sections"]}
+        for task in json.loads((tmp_path / "run" / "report.json").read_text())["tasks"]
+    )
+    assert one["obedience"]["tone: the true texts"] == 1.0 and 0 <= one["obedience"]["tone: tuned"] <= 1
+    assert two["obedience"]["tone: the true texts"] < 1.0  # whose texts have no tone
 
 
 def test_an_empty_target_is_refused(tiny, tmp_path):

@@ -46,6 +46,7 @@ class Frame:
         after: ids that end an answer, the last of which is its end.
         template: of chats, of which a prompt is a user's turn; None if it is plain text.
         system: the text of the system turn, "" for none.
+        answered: prompts with their answers, which each prompt begins with.
     """
 
     start: list[int] = field(default_factory=list)
@@ -54,6 +55,7 @@ class Frame:
     after: list[int] = field(default_factory=list)
     template: ChatTemplate | None = None
     system: str = ""
+    answered: tuple[tuple[str, str], ...] = ()
 
     def prompt(self, text: str) -> str:
         """Return a prompt as the model reads it.
@@ -61,7 +63,11 @@ class Frame:
         Raises:
             BackboneError: see `ChatTemplate.prompt`.
         """
-        return text if self.template is None else self.template.prompt(_turns(self.system, text))
+        if self.template is None:
+            return "".join(f"{prompt}{self.before or ' '}{answer}\n\n" for prompt, answer in self.answered) + text
+        *opening, asked = _turns(self.system, text)
+        pairs = [(Message("user", prompt), Message("assistant", answer)) for prompt, answer in self.answered]
+        return self.template.prompt([*opening, *(message for pair in pairs for message in pair), asked])
 
 
 def make_frame(language: Tokenizes, chat: str, system: str, *, ends_in_space: bool, spoken: str = "en") -> Frame:

@@ -20,6 +20,9 @@ class ReportConfig(Section):
     """Where there are several targets: each of them trained by itself too, with the same recipe, and compared with."""
     zero_shot: bool = True
     """Have a language model write the test rows' answers before it is tuned, too."""
+    few_shot: Annotated[int, Field(ge=0, le=32)] = 3
+    """Train rows with their answers that the prompt of a second untuned system begins with, where so many, or fewer,
+    fit into the language model's positions; 0 leaves it out."""
     bootstrap: Annotated[int, Field(ge=0)] = 1000
     """Resamples for the intervals; 0 leaves them out."""
     attack: Annotated[AttackConfig | None, ByName] = None

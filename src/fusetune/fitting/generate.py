@@ -17,9 +17,10 @@ from fusetune.data.table import is_missing
 from fusetune.deploy.bundle import Bundle
 from fusetune.deploy.outputs import OUTPUTS
 from fusetune.errors import ConfigError
-from fusetune.evaluation.measure.judge import Candidate, judge
+from fusetune.evaluation.measure.judge import Candidate, EvaluatedRows, judge
 from fusetune.evaluation.measure.written import guesses, nearest
 from fusetune.evaluation.results import RunResults, TaskResult
+from fusetune.fitting.few_shot import with_answered_rows
 from fusetune.fitting.findings import Findings
 from fusetune.fitting.likelihoods import (
     Likelihoods,
@@ -30,17 +31,19 @@ from fusetune.fitting.likelihoods import (
     references,
     weighted_mean,
 )
+from fusetune.fitting.obedience import TRUE, Attribute, obedience_section
 from fusetune.fitting.prepared import Prepared
 from fusetune.fitting.prompting import is_speech
 from fusetune.fitting.saved import Trained, load_trained, reporting, save_trained
 from fusetune.fitting.steps import bundle, encode, tune
 from fusetune.inference.constraints import grammar_of
 from fusetune.inference.write import LENGTH, Written, decoding_of, write
-from fusetune.modalities.prompt import PromptModality
+from fusetune.modalities.prompt import PromptModality, words_of
 from fusetune.models.build import build_model
 from fusetune.models.generate import Generate
 from fusetune.objectives.base import Objective
 from fusetune.tasks.abilities import Prefers, Writes
+from fusetune.tasks.panels.written import first_of
 from fusetune.training.deadline import COMPARING
 from fusetune.training.hardware.devices import processes
 from fusetune.training.plan import Evaluate, Start
@@ -53,10 +56,11 @@ WORDS = 4096
 
 @dataclass(frozen=True)
 class Answered:
-    """What a model writes of the test rows, and how likely it holds the true answers."""
+    """What a model writes of the test rows, how likely it holds the true answers, and what it reads."""
 
     written: Written
     truth: Likelihoods
+    what: str
 
 
 def fit_generate(fit: Prepared) -> tuple[Bundle, RunResults]:
@@ -122,11 +126,11 @@ class GenerateFit:
             self.fit = encode(self.fit, model)
         self._refer(model)
         fit = self.fit
-        before: dict[str, Answered] = {}
+        before: dict[str, dict[str, Answered]] = {}
         if fit.config.report.zero_shot:
             with fit.phase("write untuned"):
                 model.to(processes().device)
-                before = {name: self._answered(model, name, hidden=_soft(model)) for name in self.tasks}
+                before = {name: self._untuned(model, name) for name in self.tasks}
         trained = load_trained(fit.run, fit.tasks)
         if trained is None:
             with fit.phase("tune"):
@@ -139,7 +143,7 @@ class GenerateFit:
         self.moved = set() if history.encoders_unchanged and history.best.stage == "head" else history.moved
         with reporting(fit.folder), fit.phase("write and measure"):
             findings = Findings(fit, trained)
-            results = [self._judge(tuned, name, before.get(name), findings) for name in self.tasks]
+            results = [self._judge(tuned, name, before.get(name, {}), findings) for name in self.tasks]
             run_results = findings.run_results(results, OUTPUTS[tuned.name].title(trained.bundle))
             if fit.config.trainer.metric is None:
                 run_results.curve.metric = "log-likelihood of a token"
@@ -158,18 +162,33 @@ class GenerateFit:
             }
         self.fit = replace(self.fit, examples=examples)
 
-    def _answered(self, model: Generate, name: str, *, hidden: Sequence[str] = ()) -> Answered:
-        """Write the test rows' answers and measure the likelihood of the true ones, with some soft columns hidden."""
+    def _untuned(self, model: Generate, name: str) -> dict[str, Answered]:
+        """Return what the untuned model answers to the test rows' prompts, alone and with answered train rows."""
+        task, settings = self.tasks[name], self.fit.config
+        hidden = _soft(model)
+        what = "the language model untuned, with the same prompt"
+        what += f", without {', '.join(hidden)}" if hidden else ""
         examples = self._seen(model, "test", hidden)
-        truth = likelihoods(model, name, examples, examples.labelled(name))
-        return Answered(self._write(model, name, "test", hidden=hidden), truth)
+        before = {"zero-shot": self._answered(model, name, examples, what)}
+        if settings.report.few_shot and not self.fit.deadline.part(COMPARING).passed():
+            tokens = decoding_of(settings.generation, task).max_tokens
+            options = {"num": settings.report.few_shot, "answer_tokens": tokens, "seed": settings.seed}
+            train = self.fit.rows[name]["train"]
+            if (shown := with_answered_rows(examples, examples.labelled(name), task, train, **options)) is not None:
+                what += f", which begins with {shown[1]} train rows and their answers"
+                before["few-shot"] = self._answered(model, name, shown[0], what)
+        return before
 
-    def _write(self, model: Generate, name: str, split: str, *, hidden: Sequence[str] = ()) -> Written:
-        """Write a task's answers of a split's labelled rows, with some soft columns hidden."""
-        examples, task = self._seen(model, split, hidden), self.tasks[name]
+    def _answered(self, model: Generate, name: str, examples: Examples, what: str) -> Answered:
+        """Write the answers of rows that have the target, and measure the likelihood of the true ones."""
+        truth = likelihoods(model, name, examples, examples.labelled(name))
+        return Answered(self._write(model, name, examples), truth, what)
+
+    def _write(self, model: Generate, name: str, examples: Examples) -> Written:
+        """Write a task's answers of rows that have the target."""
+        task = self.tasks[name]
         decoding = decoding_of(self.fit.config.generation, task)
-        rows = examples.labelled(name)
-        return write(model, name, task, examples, rows, decoding, progress=self.fit.progress)
+        return write(model, name, task, examples, examples.labelled(name), decoding, progress=self.fit.progress)
 
     def _seen(self, model: Generate, split: str, hidden: Sequence[str]) -> Examples:
         """Return a split's rows, all of which have a prompt, without the hidden columns.
@@ -233,7 +252,7 @@ class GenerateFit:
         written = write(model, name, task, val, some, decoding_of(self.fit.config.generation, task))
         return task.evaluate(written.texts, val.truth(name, some), val.weights[some])
 
-    def _judge(self, model: Generate, name: str, before: Answered | None, findings: Findings) -> TaskResult:
+    def _judge(self, model: Generate, name: str, before: Mapping[str, Answered], findings: Findings) -> TaskResult:
         """Measure the systems on the test rows of a task."""
         fit, task = self.fit, self.tasks[name]
         train, val, test = (fit.rows[name][split] for split in ("train", "val", "test"))
@@ -241,16 +260,14 @@ class GenerateFit:
         if (vectors := self._vectors(task, train, test)) is not None:
             what = "the answer of the train row with the nearest prompt: its words by tf-idf, its frozen features"
             candidates.append(Candidate("nearest train row", "baseline", what, nearest(*vectors, train.truth)))
-        if before is not None:
-            what = "the language model untuned, with the same prompt"
-            what += f", without {', '.join(_soft(model))}" if _soft(model) else ""
-            candidates.append(Candidate("zero-shot", "before", what, before.written.texts))
+        for system, untuned in before.items():
+            candidates.append(Candidate(system, "before", untuned.what, untuned.written.texts))
         for column in _soft(model) if not fit.deadline.part(COMPARING).passed() else ():
-            hidden = self._write(model, name, "test", hidden=[column])
+            hidden = self._write(model, name, self._seen(model, "test", [column]))
             what = f"the tuned model, {column} hidden"
             candidates.append(Candidate(f"without {column}", "without", what, hidden.texts, [column]))
         what = f"tuned on {len(train.indices)} rows; best step chosen on {len(val.indices)} validation rows"
-        after = self._answered(model, name)
+        after = self._answered(model, name, self._seen(model, "test", ()), what)
         candidates.append(Candidate("tuned", "after", what, after.written.texts, list(fit.modalities)))
         candidates[-1].cut = after.written.finish == LENGTH
         result = judge(
@@ -262,22 +279,49 @@ class GenerateFit:
             num_errors=fit.config.report.errors,
             seed=fit.config.seed,
         )
-        systems = {"zero-shot": None if before is None else before.truth, "tuned": after.truth}
+        systems = {system: answered.truth for system, answered in [*before.items(), ("tuned", after)]}
         result.sections.insert(0, likelihood_section(systems))
-        if isinstance(task, Prefers):
-            reference = fit.examples["test"].references[name][test.indices]
-            untuned = Likelihoods(reference.double().numpy(), after.truth.sizes)
-            settings = {"num": fit.config.report.bootstrap, "seed": fit.config.seed}
-            evaluated = findings.evaluated(test)
-            result.sections.insert(0, preference_section(task, untuned, after.truth, evaluated, **settings))
+        self._add_sections(result, name, after.truth, candidates, findings.evaluated(test))
         result.shared = int(findings.shared("test", test.indices).sum())
         result.balance = task.target_panels({split: rows.truth for split, rows in fit.rows[name].items()})
         return result
+
+    def _add_sections(
+        self,
+        result: TaskResult,
+        name: str,
+        after: Likelihoods,
+        candidates: Sequence[Candidate],
+        evaluated: EvaluatedRows,
+    ) -> None:
+        """Add what the report says of pairs of answers, and of categories in prompts."""
+        fit, task = self.fit, self.tasks[name]
+        train, test = fit.rows[name]["train"], fit.rows[name]["test"]
+        settings = {"num": fit.config.report.bootstrap, "seed": fit.config.seed}
+        if isinstance(task, Prefers):
+            reference = fit.examples["test"].references[name][test.indices]
+            untuned = Likelihoods(reference.double().numpy(), after.sizes)
+            result.sections.insert(0, preference_section(task, untuned, after, evaluated, **settings))
+        texts = {TRUE: [first_of(value) for value in test.truth]}
+        texts |= {system.name: list(system.answers) for system in candidates if system.kind in ("before", "after")}
+        answers = [first_of(value) for value in train.truth]
+        obedience = obedience_section(self._attributes(task, train, test), answers, texts, evaluated, **settings)
+        result.sections += [obedience] if obedience is not None else []
 
     def _prompt(self, task: Writes) -> PromptModality:
         modality = self.fit.modalities[task.prompt]
         assert isinstance(modality, PromptModality)
         return modality
+
+    def _attributes(self, task: Writes, train: SplitRows, test: SplitRows) -> list[Attribute]:
+        """Return the categories that a task's prompts name, with their labels in the train and test rows."""
+        prompt, columns = self._prompt(task), self.fit.schema.columns
+        names = [name for name in [*prompt.join, *prompt.soft] if not task.chats and columns[name].kind == "category"]
+
+        def labels(name: str, rows: SplitRows) -> list[str | None]:
+            return [words_of(cell) for cell in rows.examples.table.cells(name, rows.indices)]
+
+        return [Attribute(name, labels(name, train), labels(name, test)) for name in names]
 
     def _sources(self, task: Writes, test: SplitRows) -> dict[str, list[str | None]]:
         """Return the cells of the text columns in a task's prompts, by column; a chat has its answer in it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from decimal import Decimal
 from hashlib import blake2b
@@ -260,6 +261,17 @@ class PromptModality(BackboneModality):
                 apart = {name: cell and f"{BREAK}{cell}{BREAK}" for name, cell in cells.items()}
                 return self.template.fill(apart)
         return text
+
+    def with_answered(self, pairs: Sequence[tuple[Any, str]]) -> tuple[PromptModality, int]:
+        """Return a copy whose prompts begin with answered ones, and the tokens that these take.
+
+        Args:
+            pairs: cells of prompts, without soft columns' vectors, and their answers.
+        """
+        shown, absent = copy(self), dict.fromkeys(self.soft)
+        answered = ((self.filled({**absent, **self._cells(cell, row=0)[0]}), self._given(text)) for cell, text in pairs)
+        shown.frame = replace(self.frame, answered=tuple(answered))
+        return shown, len(shown._ids(shown.frame.prompt("a"))) - len(self._ids(self.frame.prompt("a")))
 
     def _given(self, text: str) -> str:
         """Return a text of the table as it goes into a prompt or an answer: it marks no places and ends no turns."""
