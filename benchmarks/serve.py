@@ -20,6 +20,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,21 +57,27 @@ def sentences(folder: Path) -> list[dict[str, Any]]:
     return [{name: table.row(number)[name] for name in names} for number in range(min(len(table), 400))]
 
 
-def bare(folder: Path, rows: list[dict[str, Any]], seconds: float) -> None:
-    """Measure `predict` in a process by itself, a row at a time and 32 at a time."""
+def overhead(folder: Path, port: int, rows: list[dict[str, Any]], count: int) -> None:
+    """Predict a row in this process and over HTTP in turn, so that both have the same share of a busy machine."""
     from fusetune import api
 
-    tuned = api.load(folder)
-    for size in (1, 32):
-        times, until = [], time.monotonic() + seconds
-        number = 0
-        while time.monotonic() < until or len(times) < 20:
-            part = [rows[(number + index) % len(rows)] for index in range(size)]
-            start = time.perf_counter()
-            tuned.predict(part)
-            times.append(time.perf_counter() - start)
-            number += size
-        show(f"predict, {size} row{'s' * (size > 1)}", times, size * len(times) / sum(times))
+    tuned, times = api.load(folder), {name: list[float]() for name in ("predict, 1 row", "the same over HTTP")}
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    for number in range(count + 5):
+        row = rows[number % len(rows)]
+        body = json.dumps({"rows": [row]}).encode()
+        begun = time.perf_counter()
+        tuned.predict([row])
+        middle = time.perf_counter()
+        connection.request("POST", "/predict", body, {"Content-Type": "application/json"})
+        connection.getresponse().read()
+        if number >= 5:
+            for name, seconds in zip(times, (middle - begun, time.perf_counter() - middle), strict=True):
+                times[name].append(seconds)
+    for name, own in times.items():
+        show(name, own, len(own) / sum(own))
+    own, other = (np.quantile(values, (0.5, 0.99)) * 1e3 for values in times.values())
+    print(f"overhead: p50 {other[0] - own[0]:.1f} ms, p99 {other[1] - own[1]:.1f} ms")
 
 
 def show(name: str, times: list[float], rate: float) -> None:
@@ -118,15 +126,13 @@ def wait_for(port: int, path: str, process: subprocess.Popen[bytes]) -> None:
     raise SystemExit("the server does not answer")
 
 
-def measure(name: str, command: list[str], port: int, health: str, bodies: list[bytes], seconds: float) -> None:
-    """Start a server, measure it at each concurrency, and end it."""
+@contextmanager
+def running(command: list[str], port: int, health: str) -> Iterator[int]:
+    """Run a server that is ready inside."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for(port, health, process)
-        load_test(port, "/predict", bodies, 4, 2.0)
-        for clients in CONCURRENCY:
-            times, rate = load_test(port, "/predict", bodies, clients, seconds)
-            show(f"{name}, {clients} client{'s' * (clients > 1)}", times, rate)
+        yield port
     finally:
         process.terminate()
         try:
@@ -135,24 +141,44 @@ def measure(name: str, command: list[str], port: int, health: str, bodies: list[
             process.kill()
 
 
+def compare(ports: dict[str, int], bodies: list[bytes], seconds: float, rounds: int) -> None:
+    """Measure servers in turn, in several rounds, so that all have the same share of a busy machine."""
+    for port in ports.values():
+        load_test(port, "/predict", bodies, 4, 2.0)
+    for clients in CONCURRENCY:
+        results: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in ports}
+        for number in range(rounds):
+            order = list(ports) if number % 2 == 0 else list(ports)[::-1]
+            for name in order:
+                times, rate = load_test(ports[name], "/predict", bodies, clients, seconds)
+                results[name][0].extend(times)
+                results[name][1].append(rate)
+        for name, (times, rates) in results.items():
+            show(f"{name}, {clients} client{'s' * (clients > 1)}", times, float(np.median(rates)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a model's folder; else one of sst2 is tuned")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=2, help="of the servers in turn")
     parser.add_argument("--port", type=int, default=8770)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as spare:
         folder = given.model or tuned_model(Path(spare))
         rows = sentences(folder)
         bodies = [json.dumps({"rows": [row]}).encode() for row in rows]
-        bare(folder, rows, given.seconds)
-        serve = [sys.executable, "-m", "fusetune", "serve", str(folder), "--port", str(given.port)]
-        measure("fusetune serve", serve, given.port, "/health/ready", bodies, given.seconds)
-        if importlib.util.find_spec("litserve") is None:
-            print("LitServe is not installed")
-            return
-        lit = [sys.executable, str(Path(__file__).with_name("serve_lit.py")), str(folder), str(given.port + 1)]
-        measure("LitServe", lit, given.port + 1, "/health", bodies, given.seconds)
+        with ExitStack() as servers:
+            serve = [sys.executable, "-m", "fusetune", "serve", str(folder), "--port", str(given.port)]
+            ports = {"fusetune serve": servers.enter_context(running(serve, given.port, "/health/ready"))}
+            overhead(folder, given.port, rows, 150)
+            if importlib.util.find_spec("litserve") is None:
+                print("LitServe is not installed")
+            else:
+                port = given.port + 1
+                lit = [sys.executable, str(Path(__file__).with_name("serve_lit.py")), str(folder), str(port)]
+                ports["LitServe"] = servers.enter_context(running(lit, port, "/health"))
+            compare(ports, bodies, given.seconds, given.rounds)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def _request(row: dict[str, Any], rng: np.random.Generator) -> FuzzedRequest:
     if rng.random() < 0.05:
         headers["inference-header-content-length"] = str(int(rng.integers(-5, 2000)))
     if rng.random() < 0.03:
-        headers["host"] = "evil.example"
+        headers["host"] = ["evil.example", "[::1", "localhost:x", "a b", "", "]"][int(rng.integers(6))]
     method = "POST" if rng.random() < 0.95 else ["GET", "PUT", "DELETE", "HEAD", "OPTIONS"][int(rng.integers(5))]
     return FuzzedRequest(method, path, headers, body)
 

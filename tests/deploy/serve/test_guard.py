@@ -76,6 +76,12 @@ def test_everything_but_health_needs_the_token(guarded_client, path) -> None:
         ("localhost@evil.example", 403),
         ("", 403),
         ("a b", 403),
+        ("[::1", 403),
+        ("::1]", 403),
+        ("[]", 403),
+        ("[v1.x]", 403),
+        ("localhost:99999999", 200),
+        ("127.0.0.1:x", 200),
     ],
 )
 def test_host(open_client, host, status) -> None:

@@ -32,6 +32,7 @@ LINGER_SECONDS = 2.0
 """How long the rest of a refused body is read and thrown away, so that the client sees the answer."""
 SEND_SECONDS = 30.0
 """In which a client has to read a part of an answer."""
+_HOST = re.compile(r"[A-Za-z0-9._:\[\]-]+")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -125,7 +126,7 @@ class Guard:
 
     def _check_host(self, headers: Mapping[str, str]) -> None:
         host = headers.get("host", "")
-        name = (urlsplit(f"//{host}").hostname or "") if re.fullmatch(r"[\w.:\[\]-]+", host) else ""
+        name = _host_name(host)
         allowed = (*LOOPBACK, self.access.host, *self.access.hosts)
         if not (_is_address(name) or name in allowed or "*" in self.access.hosts):
             message = f"the host {host[:80]!a} is not served here; --allow-host adds a name"
@@ -200,6 +201,14 @@ async def _answer(problem: Problem, path: str, send: Send) -> None:
     pairs = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": problem.status, "headers": pairs})
     await send({"type": "http.response.body", "body": body})
+
+
+def _host_name(host: str) -> str:
+    """Return a Host header's name or address without the port, "" for what is neither."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "") if _HOST.fullmatch(host) else ""
+    except ValueError:  # half an IPv6 address
+        return ""
 
 
 def _is_address(name: str) -> bool:

@@ -91,8 +91,8 @@ def _settings(body: dict[str, Any]) -> tuple[int, str | None, bool | None]:
 
 def _result(hits: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the hits of a query, or why there is none."""
-    found = [{name: cell for name, cell in hit.items() if name not in ("row", "error")} for hit in hits]
-    return {"hits": [hit for hit in found if hit["rank"] is not None], "error": hits[0]["error"]}
+    rows = [{name: cell for name, cell in hit.items() if name not in ("row", "error")} for hit in hits]
+    return {"hits": [row for row in rows if row["rank"] is not None], "error": hits[0]["error"]}
 
 
 def _wrong(message: str) -> Problem:
