@@ -236,6 +236,19 @@ def test_schema_and_description(client, shop_client, shop) -> None:
     assert document["openapi"].startswith("3.")
     (row,) = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["example"]["rows"]
     assert row["note"] == shop[1][0]["note"] and "base64" in row["photo"]
+    posts = {path: entry["post"] for path, entry in document["paths"].items() if "post" in entry}
+    assert all(entry["requestBody"]["content"]["application/json"]["example"] for entry in posts.values())
+    parameters = document["paths"]["/v2/models/{model}/versions/{version}/infer"]["parameters"]
+    assert [parameter["name"] for parameter in parameters] == ["model", "version"]
+    assert len({entry["operationId"] for entry in posts.values()}) == len(posts)
+
+
+def test_examples_of_the_description_are_answered(client) -> None:
+    document = client.get("/openapi.json").json()
+    for path in ("/predict", "/v1/embeddings", "/v2/models/{model}/infer"):
+        example = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["example"]
+        answer = client.post(path.replace("{model}", "rating"), json=example)
+        assert answer.status_code == 200, answer.text
 
 
 def test_counters(client) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fusetune import __version__
 from fusetune._optional import optional_import
 from fusetune.deploy.serve import open_inference, openai_chat, openai_models, searching
-from fusetune.deploy.serve.describe import predict_body, schema_of
+from fusetune.deploy.serve.describe import other_bodies, predict_body, schema_of
 from fusetune.deploy.serve.guard import Guard
 from fusetune.deploy.serve.logs import log
 from fusetune.deploy.serve.predicting import predict
@@ -44,7 +45,7 @@ def build_app(service: Service, versions: Versions) -> FastAPI:
     )
     add_failures(app)
     add = functools.partial(add_route, app, service)
-    add("POST", "/predict", predict, body=predict_body(service.live.model))
+    add("POST", "/predict", predict)
     add("GET", "/schema", _schema)
     add("GET", "/metrics", _metrics)
     add("POST", "/search", searching.search)
@@ -66,10 +67,8 @@ def build_app(service: Service, versions: Versions) -> FastAPI:
     return app
 
 
-def add_route(
-    app: FastAPI, service: Service, method: str, path: str, handler: Handler, *, body: dict[str, Any] | None = None
-) -> None:
-    """Add a route whose handler gets the request and the service; `body` is its description in OpenAPI."""
+def add_route(app: FastAPI, service: Service, method: str, path: str, handler: Handler) -> None:
+    """Add a route whose handler gets the request and the service."""
 
     async def endpoint(request: Request) -> Response:
         return await handler(request, service)
@@ -77,7 +76,6 @@ def add_route(
     endpoint.__annotations__ = {"request": Request, "return": Response}
     summary = (handler.__doc__ or "").strip().splitlines()[0]
     name = handler.__name__.strip("_")
-    extra = None if body is None else {"requestBody": body}
     app.add_api_route(
         path,
         endpoint,
@@ -86,7 +84,6 @@ def add_route(
         operation_id=f"{method.lower()}{path.translate(str.maketrans('/{}', '_  ')).replace(' ', '')}",
         summary=summary,
         response_class=Response,
-        openapi_extra=extra,
     )
 
 
@@ -116,7 +113,13 @@ async def _ready(request: Request, service: Service) -> Response:
 async def _openapi(app: FastAPI, service: Service) -> Response:
     utils: Any = optional_import("fastapi.openapi.utils", "to describe the API")
     document = utils.get_openapi(title=app.title, version=app.version, routes=app.routes)
-    document["paths"]["/predict"]["post"]["requestBody"] = predict_body(service.live.model)
+    model = service.live.model
+    for path, body in {"/predict": predict_body(model), **other_bodies(model)}.items():
+        document["paths"][path]["post"]["requestBody"] = body
+    for path, entry in document["paths"].items():
+        if names := re.findall(r"\{(\w+)\}", path):
+            text = {"in": "path", "required": True, "schema": {"type": "string"}}
+            entry["parameters"] = [{"name": name, **text} for name in names]
     return json_response(document)
 
 

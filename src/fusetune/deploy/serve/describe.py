@@ -63,3 +63,24 @@ def predict_body(model: Loaded) -> dict[str, Any]:
         "required": True,
         "content": {"application/json": {"schema": body, "example": example}, "multipart/form-data": {"schema": form}},
     }
+
+
+def other_bodies(model: Loaded) -> dict[str, dict[str, Any]]:
+    """Return the OpenAPI descriptions of the other bodies by path, each with an example."""
+    text = next((cell for cell in model.example.values() if isinstance(cell, str)), "text")
+    tensors = [
+        {"name": name, "shape": [1], "datatype": "FP64" if isinstance(cell, float) else "BYTES", "data": [cell]}
+        for name, cell in model.example.items()
+    ]
+    examples: dict[str, dict[str, Any]] = {
+        "/search": {"query": text, "k": 10},
+        "/v1/embeddings": {"model": model.name, "input": [text]},
+        "/v1/chat/completions": {"model": model.name, "messages": [{"role": "user", "content": text}], "stream": False},
+        "/v2/models/{model}/infer": {"inputs": tensors},
+        "/v2/models/{model}/versions/{version}/infer": {"inputs": tensors},
+        "/admin/versions": {"version": model.version},
+    }
+    return {
+        path: {"required": True, "content": {"application/json": {"schema": {"type": "object"}, "example": example}}}
+        for path, example in examples.items()
+    }
