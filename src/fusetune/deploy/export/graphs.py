@@ -164,7 +164,7 @@ def write_variant(variant: str, flat: FlatModel, folder: Path) -> Path:
                 str(source),
                 str(path),
                 op_types_to_quantize=[QUANTISED],
-                nodes_to_exclude=_outside_encoders(graph, flat, onnx),
+                nodes_to_exclude=_not_quantised(graph, flat, onnx),
                 per_channel=True,
                 weight_type=quantization.QuantType.QInt8,
                 use_external_data_format=large,
@@ -176,20 +176,24 @@ def write_variant(variant: str, flat: FlatModel, folder: Path) -> Path:
     return path
 
 
-def _outside_encoders(graph: Any, flat: FlatModel, onnx: Any) -> list[str]:
-    """Return the names of the matrix products whose weights are not those of a pretrained encoder.
+def _not_quantised(graph: Any, flat: FlatModel, onnx: Any) -> list[str]:
+    """Return the names of the matrix products that stay in float32.
 
-    The exporter renames and transposes weights, so that they are recognised by their bytes.
+    These are products with other weights than those of pretrained encoders, and layers that narrow, as the second one
+    of a transformer's perceptron: a few of their inputs are so large that one scale for all of them loses the others.
+    The exporter renames and transposes weights, so they are recognised by their bytes.
     """
     weights = [weight.detach() for weight in flat.model.encoders.parameters() if weight.ndim == 2]
     known = {_digest(part.contiguous().numpy()) for weight in weights for part in (weight, weight.T)}
     stored = {value.name: value for value in graph.graph.initializer}
 
-    def is_encoder(name: str) -> bool:
-        return name in stored and _digest(onnx.numpy_helper.to_array(stored[name])) in known
+    def is_quantised(name: str) -> bool:
+        if name not in stored or stored[name].dims[0] > stored[name].dims[-1]:  # (inputs, outputs)
+            return False
+        return _digest(onnx.numpy_helper.to_array(stored[name])) in known
 
     products = [node for node in graph.graph.node if node.op_type in (QUANTISED, AFFINE)]
-    names = [node.name for node in products if not is_encoder(node.input[1])]
+    names = [node.name for node in products if not is_quantised(node.input[1])]
     return [*names, *(f"{name}_{QUANTISED}" for name in names)]  # what the quantiser calls an affine map's product
 
 
