@@ -42,8 +42,7 @@ def tune(
     model = auto.from_pretrained(folder, dtype=torch.float32)
     if sum(p.numel() for p in model.parameters()) >= ADAPTED:
         targets = r".*(q|k|v|o|gate|up|down)_proj"
-        model, rate = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules=targets))
-        rate = 5e-4
+        model, rate = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules=targets)), 5e-4
     train, val = (
         list(encoded(parts[part], tokenizer, template, target, config, most_tokens)) for part in ("train", "val")
     )
@@ -53,7 +52,7 @@ def tune(
     total = round(per_epoch * epochs)
     schedule = get_cosine_schedule_with_warmup(optimizer, round(0.1 * total), total)
     model.train()
-    rng, tokens, start = random.Random(seed), 0, time.perf_counter()
+    rng, tokens, start, used = random.Random(seed), 0, time.perf_counter(), time.process_time()
     for step in range(total):
         if step % per_epoch == 0:
             rng.shuffle(train)
@@ -68,6 +67,7 @@ def tune(
     seconds = time.perf_counter() - start
     return {
         "train": seconds,
+        "train_processor": time.process_time() - used,
         "tokens_per_second": tokens / seconds,
         "val_loss": mean_loss(model, val, tokenizer, config),
     }
