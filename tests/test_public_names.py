@@ -13,6 +13,7 @@ NAMES = [
     "Schema",
     "Table",
     "__version__",
+    "drift",
     "dry_run",
     "errors",
     "evaluate",

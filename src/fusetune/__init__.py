@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fusetune.data.table import Table as Table
     from fusetune.estimators import FusetuneClassifier as FusetuneClassifier
     from fusetune.estimators import FusetuneRegressor as FusetuneRegressor
+    from fusetune.lifecycle.drift import drift as drift
     from fusetune.tasks.main_metric import Metric as Metric
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ _PLACES = {
     "Metric": "fusetune.tasks.main_metric:Metric",
     "Schema": "fusetune.data.schema:Schema",
     "Table": "fusetune.data.table:Table",
+    "drift": "fusetune.lifecycle.drift:drift",
     "dry_run": "fusetune.api:dry_run",
     "errors": "fusetune.errors",
     "evaluate": "fusetune.api:evaluate",

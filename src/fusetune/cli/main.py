@@ -1,6 +1,7 @@
 """The command `fusetune`: its verbs, what is shown when one fails, and the exit codes.
 
-0: done. 1: the run failed. 2: the user's mistake. 130: stopped with Ctrl-C. 143: stopped by SIGTERM.
+0: done. 1: the run failed. 2: the user's mistake. 3: the new rows of `drift` differ. 130: stopped with Ctrl-C.
+143: stopped by SIGTERM.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ VERBS = {
     "predict": "Predict the rows of a table with a tuned model.",
     "generate": "Write answers with a tuned model that writes: of one row, or of a table.",
     "evaluate": "Measure a tuned model on labelled rows.",
+    "drift": "Test whether new rows come from the distribution of a run's held-out rows.",
     "embed": "Write a vector for every row of a table.",
     "index": "Build a model's search index of a catalogue, add to it or remove from it.",
     "search": "Find the rows of a catalogue that are nearest to a query.",

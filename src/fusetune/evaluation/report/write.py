@@ -40,18 +40,19 @@ def write_report(results: RunResults, folder: Path) -> dict[str, Path]:
     """
     files = {"html": (folder / "report.html", render(results)), "json": (folder / "report.json", to_json(results))}
     for path, text in files.values():
-        _replace(path, text)
+        replace_file(path, text)
     return {name: path for name, (path, _) in files.items()}
 
 
 def render(results: RunResults) -> str:
     """Return the HTML report, without scripts and without requests to other files or hosts."""
-    page = (
-        _environment()
-        .get_template("report.html.j2")
-        .render(results=results, verdicts=[verdict(task) for task in results.tasks], warnings=warnings_of(results))
-    )
-    return readable(page)
+    verdicts = [verdict(task) for task in results.tasks]
+    return render_page("report.html.j2", results=results, verdicts=verdicts, warnings=warnings_of(results))
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Return a page as HTML, by a template beside the report's, whose macros and styles it may use."""
+    return readable(_environment().get_template(template).render(**values))
 
 
 def terminal_table(results: RunResults, *, path: Path | None = None) -> Group:
@@ -163,7 +164,12 @@ def _environment() -> Environment:
     return environment
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
+    """Write a text file under a temporary name and rename it; its folder is made if needed.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -180,4 +186,4 @@ def _replace(path: Path, text: str) -> None:
             Path(draft).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise StorageError(f"the report cannot be written to {path}: {reason(error)}") from error
+        raise StorageError(f"{path} cannot be written: {reason(error)}") from error

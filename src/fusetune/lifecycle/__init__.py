@@ -1,0 +1,1 @@
+"""The life of a tuned model after its fit: watching new data."""
