@@ -19,6 +19,7 @@ NAMES = [
     "evaluate",
     "fit",
     "load",
+    "retune",
     "samples",
     "schema_of",
 ]

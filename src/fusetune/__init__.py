@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fusetune.estimators import FusetuneClassifier as FusetuneClassifier
     from fusetune.estimators import FusetuneRegressor as FusetuneRegressor
     from fusetune.lifecycle.drift import drift as drift
+    from fusetune.lifecycle.retune import retune as retune
     from fusetune.tasks.main_metric import Metric as Metric
 
 __version__ = "0.1.0"
@@ -47,6 +48,7 @@ _PLACES = {
     "evaluate": "fusetune.api:evaluate",
     "fit": "fusetune.api:fit",
     "load": "fusetune.api:load",
+    "retune": "fusetune.lifecycle.retune:retune",
     "samples": "fusetune.samples",
     "schema_of": "fusetune.api:schema_of",
 }

@@ -29,6 +29,8 @@ VERBS = {
     "generate": "Write answers with a tuned model that writes: of one row, or of a table.",
     "evaluate": "Measure a tuned model on labelled rows.",
     "drift": "Test whether new rows come from the distribution of a run's held-out rows.",
+    "retune": "Tune a model again on new rows; use the result only if it passes a gate.",
+    "rollback": "Use an earlier version of a model that was tuned again.",
     "embed": "Write a vector for every row of a table.",
     "index": "Build a model's search index of a catalogue, add to it or remove from it.",
     "search": "Find the rows of a catalogue that are nearest to a query.",

@@ -1,4 +1,4 @@
-"""The held-out rows of a run, read again from its tables: what new rows are compared with."""
+"""The rows of a run, split again as in its fit; the held-out ones are what new rows are compared with."""
 
 from __future__ import annotations
 
@@ -25,15 +25,35 @@ def held_out_rows(tuned: FineTuned, reference: Source | None) -> Table:
     """
     if reference is not None:
         return read_source(tuned.bundle, reference)
+    try:
+        splits = run_splits(tuned)
+    except ConfigError as error:
+        do = "give rows that the model did not learn from: --reference TABLE"
+        raise ConfigError(
+            "there are no held-out rows to compare with", expected=error.expected, came=error.came or error.what, do=do
+        ) from None
+    held_out = [splits[split] for split in ("val", "test") if split in splits]
+    names = dict.fromkeys(table.source for table in held_out)
+    return concat(held_out, f"held-out rows of {' + '.join(names)}")
+
+
+def run_splits(tuned: FineTuned) -> dict[str, Table]:
+    """Return the rows of a run by split, read again from its tables.
+
+    Raises:
+        ConfigError: the tables are not there, have changed, or are not split by the settings alone.
+        TableError: a table cannot be read.
+    """
     config = tuned.bundle.config
-    sources = {"train": config.train, "val": config.val, "test": config.test}
     files = [*config.train, *(path for path in (config.val, config.test) if path is not None)]
     gone = [path for path in files if "://" not in path and not Path(path).exists()]
-    do = "give rows that the model did not learn from: --reference TABLE"
     if not config.train or gone or config.user is not None or config.catalogue.path is not None:
-        came = f"{gone[0]} is not there" if gone else "a run whose tables cannot be split again"
-        raise ConfigError("there are no held-out rows to compare with", came=came, do=do)
-    tables = Tables(config, sources)
+        raise ConfigError(
+            "the rows of the run cannot be read again",
+            expected="a run on a table in a file, without a catalogue",
+            came=f"{gone[0]} is not there" if gone else "another run",
+        )
+    tables = Tables(config, {"train": config.train, "val": config.val, "test": config.test})
     if tuned.results is not None:
         before = {table.split: table.rows_in for table in tuned.results.tables if "(split off)" not in table.file}
         now = {split: rows for split, (_, rows) in tables.files.items()}
@@ -41,11 +61,8 @@ def held_out_rows(tuned: FineTuned, reference: Source | None) -> Table:
         before["train"] = before.get("train", 0) + off
         if before != now:
             raise ConfigError(
-                "the run's tables have changed since the fit, so its held-out rows are not known",
+                "the run's tables have changed since the fit",
                 expected=", ".join(f"{rows} {split} rows" for split, rows in before.items()),
                 came=", ".join(f"{rows} {split} rows" for split, rows in now.items()),
-                do=do,
             )
-    held_out = [tables.splits[split] for split in ("val", "test") if split in tables.splits]
-    names = dict.fromkeys(table.source for table in held_out)
-    return concat(held_out, f"held-out rows of {' + '.join(names)}")
+    return tables.splits

@@ -18,19 +18,17 @@ from fusetune.deploy.search.index import SearchIndex
 from fusetune.deploy.serve.inputs import Inputs, Record, table_of
 from fusetune.deploy.serve.media import MEDIA
 from fusetune.deploy.tuned import Precision, predict
+from fusetune.deploy.versions import current_version
 from fusetune.errors import UserError
 from fusetune.models.generate import Generate
 from fusetune.models.match import Match
 from fusetune.models.understand import Understand
-from fusetune.security.untrusted import read_bytes
 
 LoadModel = Callable[[Path], FineTuned]
 """Loads a model's folder, as `fusetune.load`."""
 EXAMPLE_BYTES = 64 * 2**20
 """A larger train table is not read for an example."""
 EXAMPLE_CHARS = 200
-CURRENT = "current"
-"""A file in a folder of versions, which names the one to serve."""
 
 
 @dataclass(eq=False)
@@ -146,37 +144,6 @@ def load_version(load: LoadModel, folder: Path, *, name: str | None, precision: 
     loaded = Loaded(tuned, name or (folder.resolve().name or "model"), label, precision, index)
     loaded.warm_up()
     return loaded
-
-
-def current_version(folder: Path) -> str | None:
-    """Return the version that a folder's file `current` names; None for a folder without such a file.
-
-    Raises:
-        UserError: it names no folder beside it.
-    """
-    pointer = folder / CURRENT
-    if not pointer.is_file():
-        return None
-    text = read_bytes(pointer, 4096, links=True).decode("utf-8", "replace").strip()
-    return checked_version(folder, text)
-
-
-def checked_version(folder: Path, version: str) -> str:
-    """Return a version's name if it is a folder directly in the folder of versions.
-
-    Raises:
-        UserError: it is none.
-    """
-    plain = version not in ("", ".", "..") and not set(version) & set("/\\\0")
-    if not plain or not (folder / version).is_dir():
-        versions = ", ".join(all_versions(folder)) or "none"
-        raise UserError(f"there is no version {version[:80]!a}", expected=f"one of: {versions}", file=str(folder))
-    return version
-
-
-def all_versions(folder: Path) -> list[str]:
-    """Return the names of the folders with models in a folder of versions."""
-    return sorted(path.parent.name for path in folder.glob("*/bundle.json"))
 
 
 def fingerprint(folder: Path) -> str:

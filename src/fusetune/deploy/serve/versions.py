@@ -10,9 +10,6 @@ from fusetune.deploy.serve.bodies import json_object
 from fusetune.deploy.serve.loaded import (
     Loaded,
     LoadModel,
-    all_versions,
-    checked_version,
-    current_version,
     fingerprint,
     load_version,
 )
@@ -20,6 +17,7 @@ from fusetune.deploy.serve.logs import log
 from fusetune.deploy.serve.problems import Problem
 from fusetune.deploy.serve.service import Service
 from fusetune.deploy.serve.web import Request, Response, json_response
+from fusetune.deploy.versions import all_versions, checked_version, current_version
 from fusetune.errors import FusetuneError, UserError
 
 
