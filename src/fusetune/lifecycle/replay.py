@@ -14,8 +14,8 @@ from fusetune.tasks.abilities import Boosted, Labelled
 def replayed(bundle: Bundle, table: Table, share: float, *, seed: int) -> np.ndarray | None:
     """Choose old train rows by class and difficulty.
 
-    Of each class, or of all rows of a target without classes, a share is taken, at least one row: half of them those
-    with the largest loss under the old model, half at random.
+    Of each class, or of all rows of a target without classes, a share is taken: half of them those with the largest
+    loss under the old model, half at random. A class has at least one row: a label that no train row has is not known.
 
     Args:
         bundle: the old model.
@@ -28,8 +28,6 @@ def replayed(bundle: Bundle, table: Table, share: float, *, seed: int) -> np.nda
     """
     if share >= 1:
         return None
-    if share <= 0:
-        return np.zeros(0, dtype=np.int64)
     (key, task), *_ = bundle.targets.items()
     examples = read_examples(bundle, table, targets=True)
     examples.check_targets()
@@ -44,7 +42,7 @@ def replayed(bundle: Bundle, table: Table, share: float, *, seed: int) -> np.nda
     chosen: list[int] = []
     for value in np.unique(classes):
         own = np.flatnonzero(classes == value)
-        num = max(round(share * len(own)), 1)
+        num = max(round(share * len(own)), 1 if isinstance(task, Labelled) else 0)
         hard = own[np.argsort(-losses[own], kind="stable")][: num // 2]
         rest = np.setdiff1d(own, hard)
         chosen += [*hard, *rng.choice(rest, num - len(hard), replace=False)]

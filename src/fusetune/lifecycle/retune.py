@@ -91,7 +91,7 @@ def retune(
         table: labelled new rows. They are split into train, validation and test rows.
         store: the folder of versions to make from a run; None adds "-versions" to its name.
         replay: the share of the old train rows that is learned again, in [0, 1], by class, half of them those with the
-            largest loss.
+            largest loss. A class has at least one row.
         margin: the loss of the main metric on old test rows that is accepted, 0 or more.
         confidence: the share of bootstrap draws that must show a gain on new rows, and no loss above the margin on old
             ones, in (0, 1).
