@@ -70,6 +70,11 @@ OPTIONS = {
         "--media",
         "--json",
     },
+    "drift": {"folder", "table", "--reference", "--out", "-o", "--alpha", "--rows", "--seed", "--json"},
+    "retune": {
+        *("folder", "table", "settings", "--store", "--replay", "--margin", "--confidence", "--seed", "--json"),
+    },
+    "rollback": {"folder", "--to", "--json"},
     "embed": {"--out", "-o", "--dim", "--precision", "--missing-columns", "--media", "--json", "folder", "table"},
     "index": {"--find", "--dtype", "--dim", "--add", "--remove", "--json", "folder", "catalogue"},
     "search": {
@@ -87,9 +92,13 @@ OPTIONS = {
         *("--watch", "--watch-s", "--shadow", "--capture", "--redact"),
     },
     "merge": {"folder", "--out", "-o", "--to", "--overwrite", "--json"},
-    "export": {"folder", "--to", "--side", "--out", "-o", "--overwrite", "--json"},
+    "export": {"folder", "--to", "--side", "--variants", "--check", "--out", "-o", "--overwrite", "--json"},
     "report": {"folder", "--json"},
-    "schema": {"table", "settings", "--target", "-t", "--out", "-o", "--json"},
+    "schema": {"table", "settings", "--target", "-t", "--out", "-o", "--settings", "--json"},
+    "launch": {
+        *("arguments", "--to", "--machines", "--gpus", "--cpus", "--memory", "--hours", "--image", "--name", "--file"),
+    },
+    "doctor": {"--json"},
     "demo": {"--rows", "--out", "-o", "--seed", "--json"},
     "samples": {
         *("name", "--rows", "--seed", "--test", "--missing", "--label-noise"),
