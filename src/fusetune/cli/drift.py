@@ -10,7 +10,7 @@ import typer
 from fusetune.cli import common
 
 if TYPE_CHECKING:
-    from fusetune.lifecycle.drift import DriftReport
+    from fusetune.lifecycle.drift_report import DriftReport
 
 DRIFTED = 3
 """The exit code where the new rows differ."""
