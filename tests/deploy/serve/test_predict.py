@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from fusetune.deploy.serve.loaded import load_version
 from fusetune.deploy.serve.options import Limits
 
 LIMITS = Limits(body_bytes=3_000_000, rows=8, chars=500, pixels=10_000, seconds=2.0, depth=8)
@@ -241,6 +242,12 @@ def test_schema_and_description(client, shop_client, shop) -> None:
     parameters = document["paths"]["/v2/models/{model}/versions/{version}/infer"]["parameters"]
     assert [parameter["name"] for parameter in parameters] == ["model", "version"]
     assert len({entry["operationId"] for entry in posts.values()}) == len(posts)
+
+
+@pytest.mark.parametrize("shows_rows", [False, True])
+def test_rows_of_the_train_table_are_shown_at_loopback_alone(fitted, shop, shows_rows) -> None:
+    model = load_version(lambda folder: fitted, fitted.folder, name=None, precision="float32", shows_rows=shows_rows)
+    assert (model.example["note"] == shop[1][0]["note"]) is shows_rows
 
 
 def test_examples_of_the_description_are_answered(client) -> None:

@@ -187,13 +187,18 @@ def _not_quantised(graph: Any, flat: FlatModel, onnx: Any) -> list[str]:
     known = {_digest(part.contiguous().numpy()) for weight in weights for part in (weight, weight.T)}
     stored = {value.name: value for value in graph.graph.initializer}
 
-    def is_quantised(name: str) -> bool:
-        if name not in stored or stored[name].dims[0] > stored[name].dims[-1]:  # (inputs, outputs)
+    def is_quantised(node: Any) -> bool:
+        name = node.input[1]
+        if name not in stored:
             return False
-        return _digest(onnx.numpy_helper.to_array(stored[name])) in known
+        transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+        inputs, outputs = stored[name].dims[0], stored[name].dims[-1]
+        if transposed:
+            inputs, outputs = outputs, inputs
+        return inputs <= outputs and _digest(onnx.numpy_helper.to_array(stored[name])) in known
 
     products = [node for node in graph.graph.node if node.op_type in (QUANTISED, AFFINE)]
-    names = [node.name for node in products if not is_quantised(node.input[1])]
+    names = [node.name for node in products if not is_quantised(node)]
     return [*names, *(f"{name}_{QUANTISED}" for name in names)]  # what the quantiser calls an affine map's product
 
 

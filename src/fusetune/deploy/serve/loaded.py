@@ -42,6 +42,8 @@ class Loaded:
         precision: see `FineTuned.predict`.
         inputs: the columns of its rows.
         index: its search index, or None.
+        shows_rows: whether the example may be a row of the train table that the folder names. That may be any table of
+            this machine, so it is for servers that no other machine reaches.
         example: a row to show in the API's description.
     """
 
@@ -50,12 +52,13 @@ class Loaded:
     version: str
     precision: Precision = "float32"
     index: SearchIndex | None = None
+    shows_rows: bool = False
     inputs: Inputs = field(init=False)
     example: Record = field(init=False)
 
     def __post_init__(self) -> None:
         self.inputs = Inputs.of(self.bundle)
-        self.example = example_row(self.bundle, self.inputs)
+        self.example = example_row(_first_row(self.bundle) if self.shows_rows else {}, self.inputs)
 
     @property
     def bundle(self) -> Bundle:
@@ -129,7 +132,9 @@ class Live:
         return before
 
 
-def load_version(load: LoadModel, folder: Path, *, name: str | None, precision: Precision) -> Loaded:
+def load_version(
+    load: LoadModel, folder: Path, *, name: str | None, precision: Precision, shows_rows: bool = False
+) -> Loaded:
     """Load the model of a folder, or the one that its file `current` names, and predict a row with it.
 
     Raises:
@@ -141,7 +146,7 @@ def load_version(load: LoadModel, folder: Path, *, name: str | None, precision: 
     known = (path / INDEX_FOLDER).is_dir() and isinstance(tuned.bundle.model, Match)
     index = tuned.index() if known else None
     label = version or fingerprint(path)
-    loaded = Loaded(tuned, name or (folder.resolve().name or "model"), label, precision, index)
+    loaded = Loaded(tuned, name or (folder.resolve().name or "model"), label, precision, index, shows_rows)
     loaded.warm_up()
     return loaded
 
@@ -152,12 +157,8 @@ def fingerprint(folder: Path) -> str:
     return f"{status.st_mtime_ns:x}-{status.st_size:x}"
 
 
-def example_row(bundle: Bundle, inputs: Inputs) -> Record:
-    """Return the first row of the train table, if it is a small file on this machine; else a row of its columns' kinds.
-
-    Texts are cut to `EXAMPLE_CHARS`, and files are replaced by a description.
-    """
-    row = _first_row(bundle)
+def example_row(row: Mapping[str, Any], inputs: Inputs) -> Record:
+    """Return a row to show: texts are cut to `EXAMPLE_CHARS`, files described, cells that the row lacks made up."""
     return {
         name: f"<base64 of a {'picture' if kind == 'image' else 'sound'}>"
         if kind in MEDIA
@@ -167,6 +168,7 @@ def example_row(bundle: Bundle, inputs: Inputs) -> Record:
 
 
 def _first_row(bundle: Bundle) -> Mapping[str, Any]:
+    """Return the first row of the train table, if it is a small file on this machine; else an empty row."""
     try:
         path = Path(next(iter(bundle.config.train), ""))
         if not path.is_file() or path.stat().st_size > EXAMPLE_BYTES:

@@ -13,7 +13,7 @@ from fusetune.deploy.serve.guard import Guard
 from fusetune.deploy.serve.loaded import Live, LoadModel, load_version
 from fusetune.deploy.serve.logs import log
 from fusetune.deploy.serve.metrics import Metrics
-from fusetune.deploy.serve.options import ServeOptions
+from fusetune.deploy.serve.options import LOOPBACK, ServeOptions
 from fusetune.deploy.serve.service import Service
 from fusetune.deploy.serve.shadow import Shadow
 from fusetune.deploy.serve.versions import Versions
@@ -50,7 +50,13 @@ class Serving:
         """
         precision = cast(Precision, options.precision)
         metrics = Metrics()
-        model = load_version(load, options.folder, name=options.name, precision=precision)
+        model = load_version(
+            load,
+            options.folder,
+            name=options.name,
+            precision=precision,
+            shows_rows=options.access.host in LOOPBACK,
+        )
         shadow = None
         if options.shadow is not None:
             shadow = Shadow(load_version(load, options.shadow, name="shadow", precision=precision), metrics)

@@ -87,7 +87,13 @@ class Versions:
         options, live = self.service.options, self.service.live
         with self._loading:
             folder = self.folder if version is None else self.folder / checked_version(self.folder, version)
-            model = load_version(self.load, folder, name=live.model.name, precision=live.model.precision)
+            model = load_version(
+                self.load,
+                folder,
+                name=live.model.name,
+                precision=live.model.precision,
+                shows_rows=live.model.shows_rows,
+            )
             if version is not None:
                 model.version = version
             before = live.swap(model)
