@@ -82,8 +82,9 @@ def _show(report: DriftReport, out: Path | None) -> None:
     for estimate in report.estimates:
         measured = "" if math.isnan(estimate.measured) else f"; measured {estimate.measured:.3f}"
         to.print(
-            f"{estimate.target}: estimated accuracy {estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}], on "
-            f"held-out rows {estimate.held_out:.3f}; such estimates err by {estimate.error:.3f}{measured}",
+            f"{estimate.target}: estimated accuracy {estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}], by "
+            f"threshold {estimate.thresholded:.3f}, on held-out rows {estimate.held_out:.3f}; such estimates err by "
+            f"{estimate.error:.3f}{measured}",
             soft_wrap=True,
         )
     for note in report.notes:

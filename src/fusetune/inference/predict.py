@@ -35,8 +35,10 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     was_training = module.training
     module.eval()
     low = any(getattr(part, "autocasts", False) for part in module.modules())
+    # an autocast that is not enabled would end one around it
+    precision = torch.autocast(model_device(module).type, torch.bfloat16) if low else nullcontext()
     try:
-        with torch.inference_mode(), torch.autocast(model_device(module).type, torch.bfloat16, enabled=low):
+        with torch.inference_mode(), precision:
             yield
     finally:
         module.train(was_training)

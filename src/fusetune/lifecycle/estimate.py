@@ -24,10 +24,10 @@ class Estimate:
     Attributes:
         target: the column.
         held_out: the accuracy on the labelled held-out rows.
-        value: the estimate for the new rows.
+        value: the estimate for the new rows, by the difference of confidences.
         low, high: its 95 % bootstrap interval, over held-out and new rows.
-        error: the mean absolute error of such estimates between random halves of the held-out rows. It holds where
-            inputs change and what they mean does not.
+        thresholded: the estimate by the average thresholded confidence.
+        error: the mean absolute error of `value` between random halves of the held-out rows.
         measured: the accuracy on the new rows' labels; NaN if they have none.
     """
 
@@ -36,15 +36,13 @@ class Estimate:
     value: float
     low: float
     high: float
+    thresholded: float
     error: float
     measured: float = math.nan
 
 
 def estimate_accuracy(task: TargetTask, name: str, old: Sample, now: Sample, *, seed: int) -> Estimate | None:
-    """Estimate the accuracy on new rows by the average thresholded confidence (ATC).
-
-    The threshold is the confidence above which lies a share of the held-out rows that equals their accuracy; the
-    estimate is the share of new rows above it.
+    """Estimate the accuracy on new rows from the model's confidence.
 
     Args:
         task: of labels; None is returned for others.
@@ -55,9 +53,6 @@ def estimate_accuracy(task: TargetTask, name: str, old: Sample, now: Sample, *, 
 
     Returns:
         The estimate, or None if there are too few labelled held-out rows.
-
-    Reference:
-        Garg et al. 2022, Leveraging unlabeled data to predict out-of-distribution performance, arXiv 2201.04234.
     """
     scores = now.scores[name]
     if not isinstance(task, Labelled) or scores.ndim != 2 or not old.labelled or task.decide(scores).ndim != 1:
@@ -70,27 +65,31 @@ def estimate_accuracy(task: TargetTask, name: str, old: Sample, now: Sample, *, 
     drawn = []
     for _ in range(DRAWS):
         rows = rng.integers(len(correct), size=len(correct))
-        drawn.append(thresholded(confidence[rows], correct[rows], new[rng.integers(len(new), size=len(new))]))
+        drawn.append(by_difference(confidence[rows], correct[rows], new[rng.integers(len(new), size=len(new))]))
     errors = []
     for _ in range(DRAWS // 4):
         half = rng.permutation(len(correct))
         one, other = half[: len(half) // 2], half[len(half) // 2 :]
-        errors.append(abs(thresholded(confidence[one], correct[one], confidence[other]) - correct[other].mean()))
+        errors.append(abs(by_difference(confidence[one], correct[one], confidence[other]) - correct[other].mean()))
     low, high = np.percentile(drawn, [2.5, 97.5])
     measured = _correct(task, name, now)[0] if now.labelled else np.zeros(0)
     return Estimate(
         task.target,
         float(correct.mean()),
-        thresholded(confidence, correct, new),
+        by_difference(confidence, correct, new),
         float(low),
         float(high),
+        by_threshold(confidence, correct, new),
         float(np.mean(errors)),
         float(measured.mean()) if len(measured) else math.nan,
     )
 
 
-def thresholded(confidence: np.ndarray, correct: np.ndarray, new: np.ndarray) -> float:
-    """Return the share of new rows above the threshold that the held-out rows give; see `estimate_accuracy`.
+def by_difference(confidence: np.ndarray, correct: np.ndarray, new: np.ndarray) -> float:
+    """Return the held-out rows' accuracy plus the change of the mean confidence, in [0, 1] (DoC).
+
+    It is exact where the model is calibrated and only the inputs change; a model that stays confident where it is wrong
+    makes it too high.
 
     Args:
         confidence: (rows,) of the held-out rows, in [0, 1].
@@ -98,8 +97,29 @@ def thresholded(confidence: np.ndarray, correct: np.ndarray, new: np.ndarray) ->
         new: (new rows,) confidence, in [0, 1].
 
     Example:
-        >>> thresholded(np.array([0.5, 0.6, 0.9, 1.0]), np.array([0, 0, 1, 1]), np.array([0.55, 0.95]))
+        >>> by_difference(np.array([0.8, 0.8]), np.array([True, False]), np.array([0.7, 0.7]))
+        0.4
+
+    Reference:
+        Guillory et al. 2021, Predicting with confidence on unseen distributions, arXiv 2107.03315.
+    """
+    return round(float(np.clip(correct.mean() + new.mean() - confidence.mean(), 0, 1)), 12)
+
+
+def by_threshold(confidence: np.ndarray, correct: np.ndarray, new: np.ndarray) -> float:
+    """Return the share of new rows above the confidence above which lie as many held-out rows as are right (ATC).
+
+    It reacts more to a fall of the confidence: too low where the model is calibrated, nearer where it is overconfident.
+
+    Args:
+        confidence, correct, new: as of `by_difference`.
+
+    Example:
+        >>> by_threshold(np.array([0.5, 0.6, 0.9, 1.0]), np.array([0, 0, 1, 1]), np.array([0.55, 0.95]))
         0.5
+
+    Reference:
+        Garg et al. 2022, Leveraging unlabeled data to predict out-of-distribution performance, arXiv 2201.04234.
     """
     wrong = int(len(correct) - np.count_nonzero(correct))
     if wrong == 0:

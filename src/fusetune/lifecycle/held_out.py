@@ -29,9 +29,7 @@ def held_out_rows(tuned: FineTuned, reference: Source | None) -> Table:
         splits = run_splits(tuned)
     except ConfigError as error:
         do = "give rows that the model did not learn from: --reference TABLE"
-        raise ConfigError(
-            "there are no held-out rows to compare with", expected=error.expected, came=error.came or error.what, do=do
-        ) from None
+        raise ConfigError(error.what, expected=error.expected, came=error.came, do=do) from None
     held_out = [splits[split] for split in ("val", "test") if split in splits]
     names = dict.fromkeys(table.source for table in held_out)
     return concat(held_out, f"held-out rows of {' + '.join(names)}")
