@@ -87,6 +87,8 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         """Tune a model on the rows that `_read` returned; `y` has one target a row."""
         if len(y) != _num_rows(source):
             raise ValueError(f"X and y have inconsistent numbers of samples: {_num_rows(source)} and {len(y)}")
+        if len(y) < 2:
+            raise ValueError(f"a fit needs train and validation rows, more than {len(y)} sample")
         beside: dict[str, tuple[Any, str]] = {}
         if sample_weight is not None:
             beside["sample_weight"] = (_check_weights(sample_weight, len(y)), "weight")
