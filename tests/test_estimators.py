@@ -52,6 +52,16 @@ class TestClassifier:
         np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-6)
         assert (classifier.classes_[probabilities.argmax(1)] == classifier.predict(frame)).all()
 
+    def test_probabilities_keep_that_order_where_the_model_has_another(self):
+        numbers = np.repeat([2, 10, 1], 40)  # as texts 1, 10, 2
+        X = pd.DataFrame({"a": np.log2(numbers) + np.random.default_rng(0).normal(scale=0.1, size=120)})
+        classifier = FusetuneClassifier(settings={"trainer.epochs": 2}).fit(X, numbers)
+        classifier.tuned_.bundle.targets["target"].classes.reverse()
+        assert classifier.classes_.tolist() == [1, 2, 10]
+        assert classifier.tuned_.labels["target"] == ["10", "2", "1"]
+        probabilities = classifier.tuned_.predict_proba(X)
+        np.testing.assert_array_equal(classifier.predict_proba(X), probabilities[:, ::-1])
+
     def test_report_says_that_there_are_no_test_rows(self, classifier):
         results = classifier.tuned_.results
         assert results.tasks[0].split == "validation"

@@ -172,7 +172,7 @@ def load(folder: str | Path, *, metric: OwnMetric | Mapping[str, OwnMetric] | No
     """Read a saved model.
 
     Args:
-        folder: as `fit` or `save` wrote it.
+        folder: as `fit` or `save` wrote it, or a folder of versions, of which the one in use is read.
         metric: a function that the model is measured by, or one per target, as in `trainer.metric`; a folder holds its
             name alone.
 

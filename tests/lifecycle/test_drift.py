@@ -149,3 +149,21 @@ def test_a_model_that_writes_is_watched_by_its_words(tiny, tmp_path, changed):
     report = ft.drift(tuned, new, reference=frame[60:90].reset_index(drop=True))
     assert report.alarm is changed
     assert any("by the words" in note for note in report.notes)
+
+
+def test_rows_with_labels_that_the_model_does_not_know_are_compared(tuned, moved):
+    frame = moved.assign(churn=["perhaps", *["yes"] * (len(moved) - 1)])
+    plain, labelled = ft.drift(tuned, moved), ft.drift(tuned, frame)
+    assert labelled.num_new == len(frame)
+    assert [test.p for test in labelled.tests + labelled.columns] == [test.p for test in plain.tests + plain.columns]
+    (estimate,) = labelled.estimates
+    decided = np.asarray(tuned.predict(moved)["churn"])
+    assert estimate.measured == pytest.approx(np.mean(decided == frame["churn"]))
+
+
+def test_the_alarm_level_holds_for_all_tests_together(tuned, moved):
+    report = ft.drift(tuned, moved)
+    groups = len(report.tests) + 1  # every test of rows and predictions, and the columns together
+    assert groups == 4
+    assert [test.adjusted for test in report.tests] == [min(test.p * groups, 1.0) for test in report.tests]
+    assert report.p == min(groups * min(test.adjusted for test in report.columns), *(t.adjusted for t in report.tests))

@@ -71,6 +71,37 @@ def test_without_a_gain_the_old_version_stays(store):
     assert "Promoted" in (store / "2" / "retune.html").read_text()
 
 
+def forgets(folder):
+    """Make a run that knows a and b, and a table in which all rows of b are called c."""
+    rng = np.random.default_rng(5)
+    frame = pd.DataFrame({"u": rng.normal(size=600), "v": rng.normal(size=600)})
+    frame["label"] = np.where(frame["u"] > 0, "a", "b")
+    frame[:400].to_csv(folder / "old.csv", index=False)
+    frame[400:].replace({"label": {"b": "c"}}).to_csv(folder / "may.csv", index=False)
+    return ft.fit(folder / "old.csv", "label", out=folder / "run", overrides=SETTINGS, progress=False)
+
+
+def test_a_gain_that_forgets_a_class_is_not_promoted(tmp_path):
+    forgets(tmp_path)
+    result = ft.retune(tmp_path / "run", tmp_path / "may.csv", replay=0, progress=False)
+    checks = {check.rows: check for check in result.checks}
+    assert checks["new rows"].passed and checks["new rows"].difference.value > 0.3
+    assert not checks["old rows"].passed and checks["old rows"].difference.value < -0.3
+    assert not result.promoted and "old rows" in result.why
+    store = tmp_path / "run-versions"
+    assert current_version(store) == "1" and ft.load(store).folder == store / "1"
+
+
+def test_a_folder_of_versions_stands_for_the_one_in_use(store):
+    assert ft.load(store).folder == store / current_version(store)
+    frame = rows(21, 150, new=True)
+    report = ft.drift(store, frame)  # against the held-out rows of the first run and of the new table
+    assert report.num_reference == 40 + 40 + 30 + 30 and report.num_new == 150
+    frame.to_csv(store.parent / "shown.csv", index=False)
+    done = CliRunner().invoke(app, ["evaluate", str(store), str(store.parent / "shown.csv"), "--json"])
+    assert done.exit_code == 0, done.output
+
+
 def test_the_version_in_use_knows_old_and_new_labels(store):
     tuned = ft.load(store / "2")
     for seed, new in ((7, False), (8, True)):

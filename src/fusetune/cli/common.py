@@ -70,7 +70,7 @@ Precision = Annotated[
     Literal["float32", "bf16", "int8"],
     typer.Option(help="bf16, int8: faster where the processor has it; evaluate says what that costs."),
 ]
-ModelFolder = Annotated[Path, typer.Argument(help="Folder that `fusetune fit` wrote.", show_default=False)]
+ModelFolder = Annotated[Path, typer.Argument(help="Folder that `fusetune fit` or `retune` wrote.", show_default=False)]
 
 
 def leads() -> bool:
@@ -183,10 +183,11 @@ def check_table(table: str) -> None:
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder has a tuned model."""
+    """Whether a folder has a tuned model, or versions of one."""
+    from fusetune.deploy.versions import CURRENT
     from fusetune.security.model_folder import BUNDLE
 
-    return os.path.isfile(folder / BUNDLE)  # False as well for a name that no file can have
+    return any(os.path.isfile(folder / name) for name in (BUNDLE, CURRENT))  # False for a name that no file can have
 
 
 def is_config(source: str) -> bool:

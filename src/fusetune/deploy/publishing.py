@@ -11,6 +11,7 @@ from fusetune.deploy.card import write_card
 from fusetune.deploy.export.mlflow_model import save_mlflow
 from fusetune.deploy.hub import download, upload
 from fusetune.deploy.rows import needed_columns
+from fusetune.deploy.versions import folder_in_use
 from fusetune.evaluation.report.notebook import html_table, run_html
 from fusetune.evaluation.report.write import write_report
 from fusetune.evaluation.results import RunResults, read_results
@@ -60,11 +61,12 @@ class Publishing:
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
-        """Load a model from its folder; see `fusetune.load`.
+        """Load a model from its folder, or the one in use from a folder of versions; see `fusetune.load`.
 
         Raises:
             FolderError: it is no model folder, or a broken or altered one.
         """
+        folder = folder_in_use(folder)
         bundle = load_bundle(folder)
         move(bundle.model)
         report = folder / REPORT_JSON

@@ -32,6 +32,16 @@ def current_version(folder: Path) -> str | None:
     return checked_version(folder, text)
 
 
+def folder_in_use(folder: Path) -> Path:
+    """Return the model folder that a folder of versions has in use, or the folder itself.
+
+    Raises:
+        UserError: `current` names no folder beside it.
+    """
+    version = current_version(folder)
+    return folder if version is None else folder / version
+
+
 def checked_version(folder: Path, version: str) -> str:
     """Return a version's name if it is a folder directly in the folder of versions.
 

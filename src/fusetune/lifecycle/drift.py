@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import norm
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
@@ -215,7 +216,7 @@ def _shares(first: list[str], second: list[str]) -> str:
     names = sorted({*first, *second})
     before, after = (np.array([values.count(name) / len(values) for name in names]) for values in (first, second))
     order = np.argsort(-np.abs(after - before), kind="stable")[:3]
-    return ", ".join(f"{names[place]} {before[place]:.0%} → {after[place]:.0%}" for place in order)
+    return ", ".join(f"{names[index]} {before[index]:.0%} → {after[index]:.0%}" for index in order)
 
 
 def _prediction_tests(tuned: FineTuned, old: Sample, now: Sample, seed: int, permutations: int) -> Iterator[DriftTest]:
@@ -244,22 +245,20 @@ def _unusual(tuned: FineTuned, first: np.ndarray, second: np.ndarray, now: Sampl
     odds = cross_val_predict(model, vectors, labels, cv=folds, method="predict_proba")[len(first) :, 1]
     kinds = {name: spec.kind for name, spec in tuned.bundle.schema.columns.items() if spec.role == "input"}
     result = []
-    for place in np.argsort(-odds, kind="stable")[:UNUSUAL]:
-        position = int(now.examples.used[place])
+    for index in np.argsort(-odds, kind="stable")[:UNUSUAL]:
+        position = int(now.examples.used[index])
         file, row = now.table.file_and_row(int(now.table.rows[position]))
         cells = [
             show_cell(name, kind, now.table.cells(name, [position])[0], base_dir=now.table.base_dir)
             for name, kind in kinds.items()
             if name in now.table
         ]
-        result.append(UnusualRow(file, row, float(odds[place]), cells))
+        result.append(UnusualRow(file, row, float(odds[index]), cells))
     return result
 
 
 def _detectable(n: int, m: int, alpha: float) -> float:
     """Return the AUC that the Mann-Whitney test on half of the rows finds with a power of 0.8, at level `alpha`."""
-    from scipy.stats import norm
-
     error = math.sqrt((n / 2 + m / 2 + 1) / (12 * (n / 2) * (m / 2)))
     return float(min(0.5 + (norm.isf(alpha) + norm.isf(0.2)) * error, 1.0))
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from fusetune.lifecycle.sample import Sample
-from fusetune.tasks.abilities import Labelled
 from fusetune.tasks.base import TargetTask
 
 DRAWS = 400
@@ -28,7 +27,7 @@ class Estimate:
         low, high: its 95 % bootstrap interval, over held-out and new rows.
         thresholded: the estimate by the average thresholded confidence.
         error: the mean absolute error of `value` between random halves of the held-out rows.
-        measured: the accuracy on the new rows' labels; NaN if they have none.
+        measured: the accuracy on the new rows' labels; NaN if they have none. An unknown label's row counts as wrong.
     """
 
     target: str
@@ -54,13 +53,12 @@ def estimate_accuracy(task: TargetTask, name: str, old: Sample, now: Sample, *, 
     Returns:
         The estimate, or None if there are too few labelled held-out rows.
     """
-    scores = now.scores[name]
-    if not isinstance(task, Labelled) or scores.ndim != 2 or not old.labelled or task.decide(scores).ndim != 1:
+    told = old.correct.get(name)
+    if told is None or np.isfinite(told).sum() < MIN_ROWS:
         return None
-    correct, confidence = _correct(task, name, old)
-    if len(correct) < MIN_ROWS:
-        return None
-    new = _confidence(task, scores)
+    labelled = np.isfinite(told)
+    correct, confidence = told[labelled], _confidence(task, old.scores[name][labelled])
+    new = _confidence(task, now.scores[name])
     rng = np.random.default_rng(seed)
     drawn = []
     for _ in range(DRAWS):
@@ -69,10 +67,11 @@ def estimate_accuracy(task: TargetTask, name: str, old: Sample, now: Sample, *, 
     errors = []
     for _ in range(DRAWS // 4):
         half = rng.permutation(len(correct))
-        one, other = half[: len(half) // 2], half[len(half) // 2 :]
-        errors.append(abs(by_difference(confidence[one], correct[one], confidence[other]) - correct[other].mean()))
+        a, b = half[: len(half) // 2], half[len(half) // 2 :]
+        errors.append(abs(by_difference(confidence[a], correct[a], confidence[b]) - correct[b].mean()))
     low, high = np.percentile(drawn, [2.5, 97.5])
-    measured = _correct(task, name, now)[0] if now.labelled else np.zeros(0)
+    measured = now.correct.get(name, np.zeros(0))
+    measured = measured[np.isfinite(measured)]
     return Estimate(
         task.target,
         float(correct.mean()),
@@ -93,7 +92,7 @@ def by_difference(confidence: np.ndarray, correct: np.ndarray, new: np.ndarray) 
 
     Args:
         confidence: (rows,) of the held-out rows, in [0, 1].
-        correct: (rows,) bool, whether their decisions are right.
+        correct: (rows,), whether their decisions are right: 1 or 0.
         new: (new rows,) confidence, in [0, 1].
 
     Example:
@@ -128,14 +127,6 @@ def by_threshold(confidence: np.ndarray, correct: np.ndarray, new: np.ndarray) -
     return float(np.mean(new > threshold))
 
 
-def _correct(task: Labelled, name: str, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """Return whether each labelled row's decision is right, and its confidence, (rows,) each."""
-    examples = sample.examples
-    rows = examples.labelled(name)
-    scores = sample.scores[name][examples.positions(rows)]
-    return task.decide(scores) == examples.truth(name, rows), _confidence(task, scores)
-
-
-def _confidence(task: Labelled, scores: np.ndarray) -> np.ndarray:
+def _confidence(task: TargetTask, scores: np.ndarray) -> np.ndarray:
     """Return the probability of each row's decision, (rows,)."""
     return np.asarray(np.take_along_axis(scores, task.decide(scores)[:, None], 1)[:, 0])

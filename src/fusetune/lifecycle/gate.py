@@ -121,9 +121,9 @@ def aligned(before: TargetTask, after: TargetTask, scores: np.ndarray) -> np.nda
     """
     if scores.dtype == object or scores.ndim != 2 or before.labels == after.labels:
         return scores
-    places = {label: index for index, label in enumerate(before.labels)}
+    columns = {label: index for index, label in enumerate(before.labels)}
     result = np.zeros((len(scores), len(after.labels)), dtype=scores.dtype)
     for index, label in enumerate(after.labels):
-        if label in places:
-            result[:, index] = scores[:, places[label]]
+        if label in columns:
+            result[:, index] = scores[:, columns[label]]
     return result

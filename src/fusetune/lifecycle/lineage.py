@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,14 @@ from fusetune.data.splits import split_rows
 from fusetune.data.table import Table
 from fusetune.deploy.fine_tuned import FineTuned
 from fusetune.errors import ConfigError, FolderError, TableError
-from fusetune.lifecycle.held_out import run_splits
+from fusetune.evaluation.report.write import replace_file
+from fusetune.fitting.tables import Tables
 from fusetune.security.untrusted import TEXT_BYTES, parse_json, read_bytes
 
 RECORD = "retune.json"
 """The file in a version's folder that says what it was tuned on, and why it was promoted or not."""
 SHARE, MIN_TEST, MIN_ROWS = 0.1, 20, 40
 """Of a new table's rows: the shares of validation and of test rows, the fewest test rows, the fewest labelled rows."""
-CHUNK = 2**20
 
 
 @dataclass
@@ -88,6 +88,37 @@ def read_lineage(store: Path, version: str, first: FineTuned) -> Rows:
     return Rows(concat([train, new.train]), concat([before.val, new.val]), {**before.tests, **new.tests})
 
 
+def run_splits(tuned: FineTuned) -> dict[str, Table]:
+    """Return the rows of a run by split, read again from its tables.
+
+    Raises:
+        ConfigError: the tables are not there, have changed, or are not split by the settings alone.
+        TableError: a table cannot be read.
+    """
+    config = tuned.bundle.config
+    files = [*config.train, *(path for path in (config.val, config.test) if path is not None)]
+    gone = [path for path in files if "://" not in path and not Path(path).exists()]
+    if not config.train or gone or config.user is not None or config.catalogue.path is not None:
+        raise ConfigError(
+            "the rows of the run cannot be read again",
+            expected="a run on a table in a file, without a catalogue",
+            came=f"{gone[0]} is not there" if gone else "another run",
+        )
+    tables = Tables(config, {"train": config.train, "val": config.val, "test": config.test})
+    if tuned.results is not None:
+        before = {table.split: table.rows_in for table in tuned.results.tables if "(split off)" not in table.file}
+        now = {split: rows for split, (_, rows) in tables.files.items()}
+        off = sum(table.rows_in for table in tuned.results.tables if "(split off)" in table.file)
+        before["train"] = before.get("train", 0) + off
+        if before != now:
+            raise ConfigError(
+                "the run's tables have changed since the fit",
+                expected=", ".join(f"{rows} {split} rows" for split, rows in before.items()),
+                came=", ".join(f"{rows} {split} rows" for split, rows in now.items()),
+            )
+    return tables.splits
+
+
 def split_new(path: Path, first: FineTuned, *, seed: int) -> Rows:
     """Split a new table's labelled rows into train, validation and test rows.
 
@@ -113,17 +144,13 @@ def split_new(path: Path, first: FineTuned, *, seed: int) -> Rows:
 
 def _without_split(schema: Schema) -> Schema:
     """Return the schema without its split column: a new table's rows are split at random."""
-    columns = {name: spec for name, spec in schema.columns.items() if spec.role != "split"}
-    return Schema.from_dict({"columns": {name: spec.to_dict() for name, spec in columns.items()}})
+    return replace(schema, columns={name: spec for name, spec in schema.columns.items() if spec.role != "split"})
 
 
 def digest(path: Path) -> str:
     """Return a file's SHA-256, in hexadecimal."""
-    sums = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            sums.update(chunk)
-    return sums.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
@@ -150,6 +177,4 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
     Raises:
         StorageError: it cannot be written.
     """
-    from fusetune.evaluation.report.write import replace_file
-
     replace_file(folder / RECORD, json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False) + "\n")

@@ -122,32 +122,56 @@ def retune(
         raise ConfigError(f"there is no file {path}", expected="a table in a file, which later versions read again")
     home = _store(Path(folder), store)
     with _locked(home):
-        parent = current_version(home)
-        assert parent is not None
         sums = digest(path)
-        for version in _numbered(home):
-            record = read_record(home / version)
-            if record is not None and record["sha256"] == sums and "promoted" in record:
-                raise ConfigError(
-                    f"version {version} was tuned on these rows already", do="give new rows, or roll back to it"
-                )
-        tuned = load(home / parent)
-        _check_family(tuned.bundle)
-        origin = first_version(home, parent)
-        first = tuned if origin == parent else load(home / origin)
-        old, new = read_lineage(home, parent, first), split_new(path, first, seed=seed)
-        again = replayed(tuned.bundle, old.train, replay, seed=seed)
-        version = str(1 + max(int(name) for name in _numbered(home)))
-        record = {"parent": parent, "table": str(path), "sha256": sums, "seed": seed}
-        record |= {"replayed": None if again is None else again.tolist(), "time": datetime.now(UTC).isoformat()}
-        after, notes = _fit(home, version, tuned, old, new, again, overrides, progress)
-        result = _judge(home, version, parent, tuned, after, old, new, (margin, confidence, seed))
-        result.notes += notes
-        result.rows = {"old": len(old.train if again is None else again), "new": len(new.train)}
-        write_record(home / version, record | result.to_json())
-        replace_file(home / version / "retune.html", render_page("retune.html.j2", result=result))
-        if result.promoted:
-            point_to(home, version)
+        if (version := tuned_on(home, sums)) is not None:
+            raise ConfigError(
+                f"version {version} was tuned on these rows already", do="give new rows, or roll back to it"
+            )
+        return _retune(home, path, sums, (replay, margin, confidence, seed), overrides, progress)
+
+
+def tuned_on(store: Path, sha256: str) -> str | None:
+    """Return the version that was tuned on a table with this SHA-256, promoted or not; None if there is none.
+
+    Raises:
+        FolderError: a record is broken.
+    """
+    for version in _numbered(store):
+        record = read_record(store / version)
+        if record is not None and record["sha256"] == sha256 and "promoted" in record:
+            return version
+    return None
+
+
+def _retune(
+    home: Path,
+    path: Path,
+    sums: str,
+    gate: tuple[float, float, float, int],
+    overrides: Sequence[str] | Mapping[str, Any],
+    progress: bool,
+) -> Retuned:
+    """Tune the version in use on a table, judge the result, write its record, and promote it or not."""
+    replay, margin, confidence, seed = gate
+    parent = current_version(home)
+    assert parent is not None
+    tuned = load(home / parent)
+    _check_family(tuned.bundle)
+    origin = first_version(home, parent)
+    first = tuned if origin == parent else load(home / origin)
+    old, new = read_lineage(home, parent, first), split_new(path, first, seed=seed)
+    again = replayed(tuned.bundle, old.train, replay, seed=seed)
+    version = str(1 + max(int(name) for name in _numbered(home)))
+    record = {"parent": parent, "table": str(path), "sha256": sums, "seed": seed}
+    record |= {"replayed": None if again is None else again.tolist(), "time": datetime.now(UTC).isoformat()}
+    after, notes = _fit(home, version, tuned, old, new, again, overrides, progress)
+    result = _judge(home, version, parent, tuned, after, old, new, (margin, confidence, seed))
+    result.notes += notes
+    result.rows = {"old": len(old.train if again is None else again), "new": len(new.train)}
+    write_record(home / version, record | result.to_json())
+    replace_file(home / version / "retune.html", render_page("retune.html.j2", result=result))
+    if result.promoted:
+        point_to(home, version)
     return result
 
 

@@ -12,15 +12,18 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from fusetune.data.column import Column, Progress
 from fusetune.data.examples import Examples
+from fusetune.data.resolved import raw_targets
 from fusetune.data.table import Table
 from fusetune.deploy.bundle import Bundle
 from fusetune.deploy.tuned import read_examples
-from fusetune.errors import TableError
+from fusetune.errors import BadCell, TableError
 from fusetune.inference.features import encoded
 from fusetune.inference.predict import pooled_vectors, row_vectors
 from fusetune.inference.scores import predict_scores
 from fusetune.models.match import Match
 from fusetune.models.understand import Understand
+from fusetune.tasks.abilities import Labelled
+from fusetune.tasks.base import TargetTask
 
 WORD_DIM = 32
 """Width of the vectors of texts that no encoder reads: latent semantic analysis of both samples' words."""
@@ -31,17 +34,18 @@ class Sample:
     """Rows with what is compared of them.
 
     Attributes:
-        examples: the rows, decoded; with their targets if the table has them all.
+        examples: the rows, decoded, without their targets: a row with a label that the model does not know counts too.
         vectors: (rows, dim), what the model's heads read, or the sides of pairs beside each other; None for a model
             that writes.
         scores: the answers of each target, (rows, ...); empty for a model that writes.
-        labelled: whether the table has the targets.
+        correct: by target with one class a row, whether each row's decision is right, (rows,) float64: 1, 0, or NaN
+            without a label. A label that the model does not know makes its decision wrong.
     """
 
     examples: Examples
     vectors: np.ndarray | None
     scores: dict[str, np.ndarray]
-    labelled: bool
+    correct: dict[str, np.ndarray]
 
     @property
     def table(self) -> Table:
@@ -65,10 +69,7 @@ def read_sample(bundle: Bundle, table: Table, *, rows: int, seed: int, progress:
     if len(table) > rows:
         table = table.select(np.sort(np.random.default_rng(seed).choice(len(table), rows, replace=False)))
     targets = bundle.targets
-    labelled = bool(targets) and all(task.target in table for task in targets.values())
-    examples = read_examples(bundle, table, targets=labelled, progress=progress)
-    if labelled:
-        examples.check_targets()
+    examples = read_examples(bundle, table, targets=False, progress=progress)
     if not len(examples):
         raise TableError("no row can be read", file=table.source)
     model = bundle.model
@@ -81,7 +82,28 @@ def read_sample(bundle: Bundle, table: Table, *, rows: int, seed: int, progress:
         vectors = np.concatenate([side.numpy() for side in sides], 1)
     if isinstance(model, Understand) and targets:
         scores = predict_scores(model, targets, examples, stack=bundle.stack, progress=progress)
-    return Sample(examples, vectors, scores, labelled)
+    correct = {name: _correct(targets[name], examples, answers) for name, answers in scores.items()}
+    return Sample(examples, vectors, scores, {name: rows for name, rows in correct.items() if rows is not None})
+
+
+def _correct(task: TargetTask, examples: Examples, scores: np.ndarray) -> np.ndarray | None:
+    """Return whether each used row's decision is right, NaN without a label; None where that is not asked."""
+    if not isinstance(task, Labelled) or task.reads is not None or task.target not in examples.table:
+        return None
+    decided = task.decide(scores)
+    if scores.ndim != 2 or decided.ndim != 1:
+        return None
+    cells = raw_targets(examples.table, task, examples.used)
+    correct = np.full(len(cells), np.nan)
+    for at, (cell, decision) in enumerate(zip(cells, decided, strict=True)):
+        if cell is None:
+            continue
+        try:
+            task.check(cell, row=int(examples.rows[examples.used[at]]))
+            correct[at] = task.truth([cell])[0] == decision
+        except BadCell:
+            correct[at] = 0.0
+    return correct
 
 
 def column_values(sample: Sample, name: str) -> tuple[list[Any], int, int]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fusetune.deploy.serve.logs import NAME, JsonLines
-from fusetune.deploy.serve.options import Access
+from fusetune.deploy.serve.options import Access, Limits
 from fusetune.errors import ConfigError
 
 TOKEN = "a-secret-token"
@@ -127,3 +127,17 @@ def test_request_ids_and_logs(open_client, caplog) -> None:
     line = json.loads(JsonLines().format(caplog.records[0]))
     assert (line["event"], line["status"], line["rows"], line["request_id"]) == ("request", 200, 1, "abc-1")
     assert "w1" not in json.dumps(line)  # no cell is logged
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_a_body_without_an_announced_size_is_counted_as_it_comes(plain, make_serving, client_of, pieces) -> None:
+    client = client_of(make_serving(plain, limits=Limits(body_bytes=1000)))
+    body = json.dumps(ROW).encode()
+    padded = body + b" " * (1001 - len(body))
+    step = -(-len(padded) // pieces)
+    parts = [padded[start : start + step] for start in range(0, len(padded), step)]
+    headers = {"content-type": "application/json"}
+    answer = client.post("/predict", content=iter(parts), headers=headers)
+    assert "content-length" not in answer.request.headers and answer.status_code == 413
+    parts[-1] = parts[-1][:-1]
+    assert client.post("/predict", content=iter(parts), headers=headers).status_code == 200

@@ -18,7 +18,7 @@ from fusetune.deploy.search.index import SearchIndex
 from fusetune.deploy.serve.inputs import Inputs, Record, table_of
 from fusetune.deploy.serve.media import MEDIA
 from fusetune.deploy.tuned import Precision, predict
-from fusetune.deploy.versions import current_version
+from fusetune.deploy.versions import current_version, folder_in_use
 from fusetune.errors import UserError
 from fusetune.models.generate import Generate
 from fusetune.models.match import Match
@@ -140,8 +140,7 @@ def load_version(
     Raises:
         FolderError: there is no model, or it is broken.
     """
-    version = current_version(folder)
-    path = folder if version is None else folder / version
+    version, path = current_version(folder), folder_in_use(folder)
     tuned = load(path)
     known = (path / INDEX_FOLDER).is_dir() and isinstance(tuned.bundle.model, Match)
     index = tuned.index() if known else None

@@ -17,7 +17,7 @@ from fusetune.deploy.serve.logs import log
 from fusetune.deploy.serve.problems import Problem
 from fusetune.deploy.serve.service import Service
 from fusetune.deploy.serve.web import Request, Response, json_response
-from fusetune.deploy.versions import all_versions, checked_version, current_version
+from fusetune.deploy.versions import all_versions, checked_version, current_version, folder_in_use
 from fusetune.errors import FusetuneError, UserError
 
 
@@ -37,9 +37,7 @@ class Versions:
 
     def _state(self) -> str:
         """Return what changes when another version should be served."""
-        version = current_version(self.folder)
-        folder = self.folder if version is None else self.folder / version
-        return f"{version}:{fingerprint(folder)}"
+        return f"{current_version(self.folder)}:{fingerprint(folder_in_use(self.folder))}"
 
     def watch(self, seconds: float) -> None:
         """Check the folder every so many seconds, in a thread."""
