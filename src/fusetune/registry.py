@@ -154,6 +154,7 @@ OBJECTIVES = Registry(
         "mixup": "fusetune.objectives.mixup:Mixup",
         "sampled_softmax": "fusetune.objectives.sampled_softmax:SampledSoftmaxObjective",
         "rdrop": "fusetune.objectives.rdrop:RDrop",
+        "semi": "fusetune.objectives.semi:SemiSupervised",
         "similarity": "fusetune.objectives.similarity:SimilarityObjective",
         "unimodal": "fusetune.objectives.unimodal:Unimodal",
         "vat": "fusetune.objectives.vat:VirtualAdversarial",

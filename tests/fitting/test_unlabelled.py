@@ -33,7 +33,7 @@ def tables(shop, write_csv, tmp_path_factory):
 
 @pytest.fixture
 def fit(tables, quick, tiny, tmp_path):
-    def run(train, *overrides, out="m", **options):
+    def run(train, *overrides, out="m", tables=tables, **options):
         text = {"name": tiny("bert"), "freeze": "all"}
         trainer = quick["trainer"] | {"batch_size": 8, "checkpoint_minutes": 0, "patience": None}
         settings = quick | {"text": text, "columns": {"price": {"role": "ignore"}}, "trainer": trainer}
@@ -93,6 +93,15 @@ def test_without_such_an_objective_they_are_left_out_and_that_is_said(fit):
     assert (train.rows_in, train.rows_used, train.rows_unlabelled) == (NUM, NUM, NUM - LABELLED)
 
 
+def test_a_table_of_their_own_needs_no_target_column(fit, tables, write_csv, tmp_path, shop):
+    pool = write_csv(tmp_path / "pool.csv", [{"note": row["note"], "price": row["price"]} for row in shop[1][:NUM]])
+    tables = tables | {"both": [tables["labelled"], str(pool)]}
+    tuned = fit("both", "objectives={semi: {}}", tables=tables)
+    train, *others = tuned.results.tables
+    assert (train.rows_in, train.rows_used, train.rows_unlabelled) == (LABELLED + NUM, LABELLED + NUM, NUM)
+    assert all(table.rows_unlabelled == 0 for table in others)
+
+
 def test_they_can_be_left_out(fit):
     off, fewer = fit("partly", RDROP, "data.unlabelled=0"), fit("labelled", RDROP, out="fewer")
     assert same(off, fewer) and any("data.unlabelled=0" in warning for warning in off.results.warnings)
@@ -100,7 +109,8 @@ def test_they_can_be_left_out(fit):
         fit("partly", "data.unlabelled=-1", out="no")
 
 
-def test_a_training_that_is_stopped_goes_on_with_them(fit, monkeypatch):
+@pytest.mark.parametrize("objective", [RDROP, "objectives={semi: {}}", "objectives={semi: {method: mean_teacher}}"])
+def test_a_training_that_is_stopped_goes_on_with_them(fit, monkeypatch, objective):
     class Killed(BaseException):
         pass
 
@@ -112,7 +122,7 @@ def test_a_training_that_is_stopped_goes_on_with_them(fit, monkeypatch):
             raise Killed
         return real(*args, **kwargs)
 
-    settings = RDROP, "trainer.head_epochs=3", "data.unlabelled=0.5"
+    settings = objective, "trainer.head_epochs=3", "data.unlabelled=0.5"
     through = fit("partly", *settings, out="through")
     with monkeypatch.context() as patched, pytest.raises(Killed):
         patched.setattr(loop, "update", update)

@@ -62,6 +62,7 @@ class Objective(nn.Module, abc.ABC):
         name: the name in the registry, under which the losses are logged.
         figures: further values to log, by name, from the last forward pass; detached scalars.
         warnings: messages to show to the user before training starts.
+        teacher: the averaged weights by the model's parameter names, see `teacher_decay`; None before training.
     """
 
     name: ClassVar[str]
@@ -72,6 +73,10 @@ class Objective(nn.Module, abc.ABC):
     needs_target: ClassVar[bool] = True
     """Whether only rows with a target enter the losses. Train rows without any target are used if some objective needs
     none."""
+    perturbs_inputs: bool = False
+    """Whether what enters the encoders is changed, so that frozen layers must run in every update."""
+    teacher_decay: float | None = None
+    """Decay of the moving average of the model's weights that the loop keeps in `teacher`; None keeps none."""
 
     def __init__(self, model: Family, tasks: Mapping[str, TargetTask], *, weight: float = 1.0) -> None:
         super().__init__()
@@ -79,6 +84,7 @@ class Objective(nn.Module, abc.ABC):
             raise ConfigError(f"objectives.{self.name}.weight is out of range", expected="above 0", came=str(weight))
         self.weight = weight
         self.figures: dict[str, Tensor] = {}
+        self.teacher: dict[str, Tensor] | None = None
         self.warnings: list[str] = []
 
     @abc.abstractmethod
@@ -96,6 +102,12 @@ class Objective(nn.Module, abc.ABC):
 
     def fit(self, train: Examples) -> None:
         """Learn from the train rows what the losses need of rows that are not in the batch; called before training."""
+
+    def start_update(self) -> None:
+        """Prepare for an update; called before its first forward pass, again if it must be repeated."""
+
+    def end_update(self) -> None:
+        """Learn from the update that was made; called on every process, not after a skipped update."""
 
     def counts(self, batch: Batch) -> Tensor:
         """Return each row's term in the denominator of the losses, (batch,).

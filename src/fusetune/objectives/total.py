@@ -148,6 +148,18 @@ class Total(nn.Module):
         """Return the objectives that compare rows with one another."""
         return [objective for objective in self.objectives if isinstance(objective, BatchObjective)]
 
+    def start_update(self) -> None:
+        """Tell the objectives that an update starts."""
+        for objective in self.objectives:
+            assert isinstance(objective, Objective)
+            objective.start_update()
+
+    def end_update(self) -> None:
+        """Tell the objectives that an update was made."""
+        for objective in self.objectives:
+            assert isinstance(objective, Objective)
+            objective.end_update()
+
     def figures(self) -> dict[str, Tensor]:
         """Return the figures of tasks, objectives and balance for the last batch, by the name to log them under."""
         balance = self.balance.figures if self.balance is not None else {}

@@ -63,6 +63,7 @@ class VirtualAdversarial(Objective):
 
     name = "vat"
     needs_target = False
+    perturbs_inputs = True
 
     def __init__(
         self,

@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | `Probed` | can be learned by a linear model on fixed features | the frozen probe, modalities alone |
 | `Divergent` | has a divergence between two predictions | R-Drop, VAT |
+| `Categorical` | answers with one of several classes, by softmax | pseudo-labels |
 | `Labelled` | has labels that rows can share | supervised contrastive loss |
 | `Boosted` | can be learned by gradient-boosted trees | `fusion: stack` |
 | `Choosing` | chooses among texts of the row | the baselines of a report |
@@ -109,6 +110,13 @@ class Divergent(Ability):
             logits, other: (batch, ...) each; for a task with `reads`, (batch, tokens, logits).
             real: (batch, tokens) bool, the real tokens, for a task with `reads`, else None; without any it is 0.
         """
+
+
+class Categorical(Ability):
+    """A task whose answer is one of several classes: its logits are (batch, classes), its probabilities their softmax,
+    and its encoded target is class indices, (batch,) int64."""
+
+    ability = "one answer among several classes"
 
 
 class Exported(Ability):

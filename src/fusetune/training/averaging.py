@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fusetune.backbones.inspection.structure import BATCH_NORMS
 from fusetune.config.trainer import TrainerConfig
+from fusetune.objectives.base import Objective
 from fusetune.training.callbacks import BestStep, Callback, Check, Validate, better
 from fusetune.training.hardware.dtensor import full_tensor
 from fusetune.training.score_error import ScoreError
@@ -98,6 +99,26 @@ class Average(Callback):
             yield
         finally:
             load_weights(self.module, own)
+
+
+class Teacher(Average):
+    """The moving average of the model's weights that teaches in an objective (mean teacher).
+
+    Args:
+        model: the trained model.
+        objective: gets the averages as its `teacher`.
+        decay: see `Average`.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective, decay: float) -> None:
+        super().__init__(model, decay)
+        objective.teacher = self.values
+
+
+def teachers_of(model: nn.Module, objectives: Iterable[nn.Module]) -> list[Teacher]:
+    """Return a teacher for each objective that is taught by averaged weights."""
+    parts = [part for part in objectives if isinstance(part, Objective)]
+    return [Teacher(model, part, part.teacher_decay) for part in parts if part.teacher_decay is not None]
 
 
 @dataclass

@@ -23,7 +23,7 @@ from fusetune.data.sampler import UpdateSampler
 from fusetune.errors import Interrupted, NonFiniteLoss, RunError
 from fusetune.inference.memory import retain_freed_memory, trim_memory
 from fusetune.models.perturb import RngState
-from fusetune.training.averaging import Average, load_weights, nonfinite_names, trained_weights
+from fusetune.training.averaging import Average, load_weights, nonfinite_names, teachers_of, trained_weights
 from fusetune.training.callbacks import Callback, Check, EarlyStopping, Validate
 from fusetune.training.checkpoints.checkpoint_manager import (
     CheckpointManager,
@@ -130,6 +130,7 @@ class _StageRun:
         self.stopping = EarlyStopping(stage.patience)
         self.average = Average(learner, stage.ema) if stage.ema is not None else None
         self.callbacks = [*callbacks, self.stopping, *([self.average] if self.average is not None else [])]
+        self.callbacks += teachers_of(learner.model, learner.objective.objectives)
         self.done, self.checked, self.loss_sum, self.loss_count, self.skipped = 0, 0, 0.0, 0, 0
 
     def start_or_resume(self) -> None:
@@ -239,12 +240,15 @@ class _StageRun:
         """Update once; return the losses, empty if it was skipped, None if memory ran out and it must be repeated."""
         rng_state = RngState(self.accelerator.device)
         self.buffers.save()
+        self.learner.objective.start_update()
         balance = self.learner.objective.balance
         balance_state = balance.process_state() if balance is not None else None
         where = f"update {self.first_step + self.done + 1} of stage {self.stage.name!r}"
         given = (self.wrapped, micro_batches, self.optimizer, self.accelerator, self.stage.gradients, self.trained)
         try:
-            return update(*given, clip=self.stage.clip, where=where)
+            losses = update(*given, clip=self.stage.clip, where=where)
+            self.learner.objective.end_update()
+            return losses
         except NonFiniteLoss as error:
             self._skip(error)
             out_of_memory = False

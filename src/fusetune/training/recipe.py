@@ -196,8 +196,11 @@ class Recipe:
 
     def reads_cells_as_they_are(self) -> bool:
         """Return whether the encoders' inputs are not perturbed, so that frozen layers need to run only once."""
-        names = [getattr(objective, "name", None) for objective in self.objectives]  # a balance has none
-        return self.settings.adversarial is None and "vat" not in names
+        return self.settings.adversarial is None and not self._perturbing()
+
+    def _perturbing(self) -> list[str]:
+        """Return the names of the objectives that change what enters the encoders."""
+        return [part.name for part in self.objectives if isinstance(part, Objective) and part.perturbs_inputs]
 
     def _moves(self, key: str) -> bool:
         """Return whether an encoder has trainable parameters under its rule."""
@@ -288,8 +291,9 @@ class Recipe:
             ConfigError: there is such an objective.
         """
         if self.settings.compile and not self.reads_cells_as_they_are():
+            names = ", ".join(f"objectives.{name}" for name in self._perturbing()) or "trainer.adversarial"
             raise ConfigError(
-                "trainer.compile does not go with objectives.vat, which changes what enters the encoders",
+                f"trainer.compile does not go with {names}, which changes what enters the encoders",
                 do="leave one of them out",
             )
 

@@ -15,7 +15,7 @@ from fusetune.errors import ConfigError, TableError, shown, unmatched
 from fusetune.modalities.base import Detection
 from fusetune.modalities.values import merged
 from fusetune.tasks import metrics as measures
-from fusetune.tasks.abilities import Boosted, Divergent, Exported, Probed
+from fusetune.tasks.abilities import Boosted, Categorical, Divergent, Exported, Probed
 from fusetune.tasks.answer_modules import SoftmaxAnswers
 from fusetune.tasks.base import LinearPath, Metric
 from fusetune.tasks.cells import is_whole, label_text, named_label, named_labels, sorted_labels
@@ -31,7 +31,7 @@ TRUE_WORDS = frozenset({"1", "true", "yes", "y", "t", "positive", "pos", "+", "o
 ClassWeights = Literal["balanced"] | Mapping[str, float] | None
 
 
-class ClassificationTask(LabelTask, Probed, Divergent, Boosted, Exported):
+class ClassificationTask(LabelTask, Probed, Divergent, Categorical, Boosted, Exported):
     """Predict one label, by softmax and cross-entropy: the base class of `binary` and `multiclass`.
 
     Args:
