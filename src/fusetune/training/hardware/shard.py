@@ -49,7 +49,10 @@ def check_shard(encoders: Collection[nn.Module], *, reads_cells_as_they_are: boo
     elif checkpoints:
         problem = "keeps no checkpoints", "set trainer.checkpoint_minutes=null"
     elif not reads_cells_as_they_are:
-        problem = "does not go with objectives that change what enters the encoders (vat, semi)", "leave one of them out"
+        problem = (
+            "does not go with objectives that change what enters the encoders (vat, semi)",
+            "leave one of them out",
+        )
     elif any(isinstance(encoder, Backbone) and encoder.adapter is not None for encoder in encoders):
         problem = "does not go with adapters", "leave one of them out; adapters need little memory without it"
     if problem:
