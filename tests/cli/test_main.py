@@ -75,6 +75,7 @@ OPTIONS = {
         *("folder", "table", "settings", "--store", "--replay", "--margin", "--confidence", "--seed", "--json"),
     },
     "rollback": {"folder", "--to", "--json"},
+    "watch": {"config", "--once", "--json"},
     "embed": {"--out", "-o", "--dim", "--precision", "--missing-columns", "--media", "--json", "folder", "table"},
     "index": {"--find", "--dtype", "--dim", "--add", "--remove", "--json", "folder", "catalogue"},
     "search": {

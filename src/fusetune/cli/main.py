@@ -1,7 +1,7 @@
 """The command `fusetune`: its verbs, what is shown when one fails, and the exit codes.
 
-0: done. 1: the run failed. 2: the user's mistake. 3: the new rows of `drift` differ. 130: stopped with Ctrl-C.
-143: stopped by SIGTERM.
+0: done. 1: the run failed. 2: the user's mistake. 3: the new rows of `drift` or `watch --once` differ. 130: stopped with
+Ctrl-C. 143: stopped by SIGTERM.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ VERBS = {
     "drift": "Test whether new rows come from the distribution of a run's held-out rows.",
     "retune": "Tune a model again on new rows; use the result only if it passes a gate.",
     "rollback": "Use an earlier version of a model that was tuned again.",
+    "watch": "Test the tables that arrive in a folder for drift, and tune the model again on them.",
     "embed": "Write a vector for every row of a table.",
     "index": "Build a model's search index of a catalogue, add to it or remove from it.",
     "search": "Find the rows of a catalogue that are nearest to a query.",

@@ -188,6 +188,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ConfigError: the file is missing, not YAML, or not a mapping.
     """
     path = Path(path)
+    return rebased(read_mapping(path), path.parent)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Return a YAML file's content.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or not a mapping.
+    """
     try:
         settings = parse_yaml(read_bytes(path, YAML_BYTES, links=True).decode("utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -199,7 +208,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             expected="lines of `key: value`",
             came=type(settings).__name__,
         )
-    return rebased(settings, path.parent)
+    return settings
 
 
 TEXTS = ("template", "system")

@@ -120,7 +120,7 @@ def retune(
     path = Path(table).absolute()
     if not path.is_file():
         raise ConfigError(f"there is no file {path}", expected="a table in a file, which later versions read again")
-    home = _store(Path(folder), store)
+    home = open_store(Path(folder), store)
     with _locked(home):
         sums = digest(path)
         if (version := tuned_on(home, sums)) is not None:
@@ -197,8 +197,12 @@ def roll_back(store: str | Path, version: str | None = None) -> str:
     return version
 
 
-def _store(folder: Path, store: str | Path | None) -> Path:
-    """Return the folder of versions; a run's folder is copied into a new one.
+def open_store(folder: Path, store: str | Path | None = None) -> Path:
+    """Return the folder of versions; a run's folder is copied into a new one, as version 1.
+
+    Args:
+        folder: a folder of versions, or of a run.
+        store: the folder of versions to make from a run; None adds "-versions" to its name.
 
     Raises:
         ConfigError: the folder is neither.
