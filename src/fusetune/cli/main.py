@@ -1,6 +1,6 @@
 """The command `fusetune`: its verbs, what is shown when one fails, and the exit codes.
 
-0: done. 1: the run failed. 2: the user's mistake. 3: the new rows of `drift` or `watch --once` differ. 130: stopped with
+0: done. 1: the run failed. 2: the user's mistake. 3: the new rows of `drift` or `watch --once` differ. 130: stopped by
 Ctrl-C. 143: stopped by SIGTERM.
 """
 
