@@ -18,6 +18,7 @@ NAMES = [
     "errors",
     "evaluate",
     "fit",
+    "label_errors",
     "load",
     "retune",
     "samples",

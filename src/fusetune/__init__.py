@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fusetune.estimators import FusetuneClassifier as FusetuneClassifier
     from fusetune.estimators import FusetuneRegressor as FusetuneRegressor
     from fusetune.lifecycle.drift import drift as drift
+    from fusetune.lifecycle.label_errors import label_errors as label_errors
     from fusetune.lifecycle.retune import retune as retune
     from fusetune.tasks.main_metric import Metric as Metric
 
@@ -47,6 +48,7 @@ _PLACES = {
     "errors": "fusetune.errors",
     "evaluate": "fusetune.api:evaluate",
     "fit": "fusetune.api:fit",
+    "label_errors": "fusetune.lifecycle.label_errors:label_errors",
     "load": "fusetune.api:load",
     "retune": "fusetune.lifecycle.retune:retune",
     "samples": "fusetune.samples",

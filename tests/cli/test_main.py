@@ -71,6 +71,9 @@ OPTIONS = {
         "--json",
     },
     "drift": {"folder", "table", "--reference", "--out", "-o", "--alpha", "--rows", "--seed", "--json"},
+    "label-errors": {
+        *("folder", "table", "--target", "-t", "--count", "--max-share", "--out", "-o", "--seed", "--json"),
+    },
     "retune": {
         *("folder", "table", "settings", "--store", "--replay", "--margin", "--confidence", "--seed", "--json"),
     },

@@ -1,7 +1,7 @@
 """The command `fusetune`: its verbs, what is shown when one fails, and the exit codes.
 
-0: done. 1: the run failed. 2: the user's mistake. 3: the new rows of `drift` or `watch --once` differ. 130: stopped by
-Ctrl-C. 143: stopped by SIGTERM.
+0: done. 1: the run failed. 2: the user's mistake. 3: the new rows of `drift` or `watch --once` differ, or
+`label-errors` finds too many. 130: stopped by Ctrl-C. 143: stopped by SIGTERM.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ VERBS = {
     "generate": "Write answers with a tuned model that writes: of one row, or of a table.",
     "evaluate": "Measure a tuned model on labelled rows.",
     "drift": "Test whether new rows come from the distribution of a run's held-out rows.",
+    "label-errors": "List the rows whose label is likely wrong.",
     "retune": "Tune a model again on new rows; use the result only if it passes a gate.",
     "rollback": "Use an earlier version of a model that was tuned again.",
     "watch": "Test the tables that arrive in a folder for drift, and tune the model again on them.",
@@ -48,7 +49,7 @@ VERBS = {
     "samples": "Write a generated table whose best reachable score is known.",
     "backbones": "List the pretrained models at hand, or describe one.",
 }
-"""Each verb's line in the list; the verb is `app` in the module of its name."""
+"""Each verb's line in the list; the verb is `app` in the module of its name, with _ for -."""
 
 
 class Verbs(typer.core.TyperGroup):
@@ -63,7 +64,7 @@ class Verbs(typer.core.TyperGroup):
         if cmd_name not in VERBS:
             return None
         if cmd_name not in self.commands:
-            module = importlib.import_module(f"fusetune.cli.{cmd_name}")
+            module = importlib.import_module(f"fusetune.cli.{cmd_name.replace('-', '_')}")
             command = typer.main.get_command(module.app)
             command.name, command.short_help = cmd_name, VERBS[cmd_name]
             self.commands[cmd_name] = command

@@ -84,8 +84,38 @@ def best_penalty(
 ) -> tuple[int, float]:
     """Return the index of the best penalty in `Probed.linear_path`, and the score of its held-out predictions.
 
-    Every penalty is scored by `Probed.linear_score` on all rows, each predicted by a model of the other folds. Weaker
-    penalties are tried until `PATIENCE` of them are no better than the best.
+    The arguments are those of `out_of_fold`.
+    """
+    best = out_of_fold(task, features, truth, weights, folds)
+    return best.index, best.value
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Predictions of rows by models of the other folds.
+
+    Attributes:
+        index: of the penalty in `Probed.linear_path`.
+        value: the first number of `Probed.linear_score`.
+        scores: (rows, ...) as `TargetTask.answers` returns them.
+    """
+
+    index: int
+    value: float
+    scores: np.ndarray
+
+
+def out_of_fold(
+    task: Probed,
+    features: Callable[[np.ndarray], np.ndarray],
+    truth: np.ndarray,
+    weights: np.ndarray,
+    folds: np.ndarray,
+) -> OutOfFold:
+    """Predict every row by a linear model of the other folds, under the penalty that does so best.
+
+    Every penalty is scored by `Probed.linear_score` on all rows. Weaker penalties are tried until `PATIENCE` of them
+    are no better than the best.
 
     Args:
         task: fitted.
@@ -102,11 +132,11 @@ def best_penalty(
         known.append(matrix[held[-1]])
         paths.append(task.linear_path(matrix[rows], truth[rows], weights[rows]))
     order = np.argsort(np.concatenate(held))
-    best, best_score = 0, (-np.inf, -np.inf)
+    best, best_score = OutOfFold(0, -np.inf, np.zeros(0)), (-np.inf, -np.inf)
     for index, models in enumerate(zip(*(path.models for path in paths), strict=True)):
-        scores = np.concatenate([model.scores(rows) for model, rows in zip(models, known, strict=True)])
-        if (score := task.linear_score(scores[order], truth)) > best_score:
-            best, best_score = index, score
-        elif index - best >= PATIENCE:
+        scores = np.concatenate([model.scores(rows) for model, rows in zip(models, known, strict=True)])[order]
+        if (score := task.linear_score(scores, truth)) > best_score or not len(best.scores):
+            best, best_score = OutOfFold(index, score[0], scores), score
+        elif index - best.index >= PATIENCE:
             break
-    return best, best_score[0]
+    return best
