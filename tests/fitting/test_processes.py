@@ -21,7 +21,11 @@ LAUNCHERS = {
     "accelerate": [str(BIN / "accelerate"), "launch", "--cpu", "--num_processes", "2"],
 }
 
-OBJECTIVES = {"tasks": {}, "contrastive": {"contrastive": {"weight": 0.3}, "supcon": {"weight": 0.1, "target": "plan"}}}
+OBJECTIVES = {
+    "tasks": {},
+    "contrastive": {"contrastive": {"weight": 0.3}, "supcon": {"weight": 0.1, "target": "plan"}},
+    "semi": {"semi": {"noise": 0.0, "cutoff": 0.0}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +63,20 @@ def given(tiny, shop, write_csv, tmp_path_factory):
     }
     for name, objectives in OBJECTIVES.items():
         (home / f"{name}.yaml").write_text(json.dumps(settings | {"objectives": objectives}))
-        fusetune.fit(config=home / f"{name}.yaml", out=home / f"one-{name}", progress=False)
+        if name != "semi":  # which only a slow test needs
+            fusetune.fit(config=home / f"{name}.yaml", out=home / f"one-{name}", progress=False)
     return home
 
 
 def curve(folder: Path) -> list[list[float]]:
     points = json.loads((folder / "report.json").read_text())["curve"]["points"]
     return [[point["step"], point["train_loss"] or 0.0, point["val_loss"], point["val_metric"]] for point in points]
+
+
+@pytest.mark.slow
+def test_thresholds_of_two_processes_are_those_of_one(given, tmp_path):
+    fusetune.fit(config=given / "semi.yaml", out=given / "one-semi", progress=False)
+    test_two_processes_learn_what_one_learns(given, "torchrun", "semi", tmp_path)
 
 
 @pytest.mark.parametrize(("launcher", "objectives"), [("accelerate", "tasks"), ("torchrun", "contrastive")])
