@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from fusetune.api import load
 from fusetune.data.table import Source
 from fusetune.deploy.fine_tuned import FineTuned
-from fusetune.deploy.rows import Rows, read_source
+from fusetune.deploy.rows import Rows, needed_columns, read_source
 from fusetune.errors import ConfigError, TableError
 from fusetune.evaluation.report.cells import show_cell
 from fusetune.lifecycle.drift_report import DriftReport, DriftTest, UnusualRow
@@ -91,6 +91,7 @@ def drift(
     bundle = tuned.bundle
     held_out = held_out_rows(tuned, reference).read_as(bundle.schema.forms()).with_joined(bundle.schema.joins())
     arrived = read_source(bundle, new)
+    arrived.require(needed_columns(bundle))
     old, now = (read_sample(bundle, table, rows=rows, seed=seed, progress=bars) for table in (held_out, arrived))
     for sample in (old, now):
         if len(sample.examples) < 4 * MIN_CELLS:
