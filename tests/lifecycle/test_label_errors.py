@@ -71,7 +71,7 @@ def tuned(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(tuned):
-    return ft.label_errors(tuned.folder, target="kind")
+    return ft.label_errors(tuned.folder, target="kind", max_share=0.02)
 
 
 def test_injected_errors_are_found_in_train_and_validation_rows(found):
@@ -105,9 +105,10 @@ def test_the_files(found, tmp_path):
 
 def test_the_verb_exits_with_3_above_the_accepted_share(tuned, tmp_path):
     run = CliRunner().invoke
-    done = run(app, ["label-errors", str(tuned.folder), "-t", "kind", "--out", str(tmp_path / "out")])
+    verb = ["label-errors", str(tuned.folder), "-t", "kind"]
+    done = run(app, [*verb, "--max-share", "0.02", "--out", str(tmp_path / "out")])
     assert done.exit_code == 3 and (tmp_path / "out" / "label_errors.html").is_file()
-    done = run(app, ["label-errors", str(tuned.folder), "-t", "kind", "--max-share", "0.9", "--count", "4", "--json"])
+    done = run(app, [*verb, "--count", "4", "--json"])
     assert done.exit_code == 0 and len(json.loads(done.stdout)["rows"]) == 4
 
 

@@ -102,6 +102,12 @@ def test_a_folder_of_versions_stands_for_the_one_in_use(store):
     assert done.exit_code == 0, done.output
 
 
+def test_label_errors_of_a_version_are_among_all_its_rows(store):
+    found = ft.label_errors(store / "2", count=3)
+    rows = read_lineage(store, "2", ft.load(store / "1"))
+    assert found.num_rows == len(rows.train) + len(rows.val)
+
+
 def test_the_version_in_use_knows_old_and_new_labels(store):
     tuned = ft.load(store / "2")
     for seed, new in ((7, False), (8, True)):

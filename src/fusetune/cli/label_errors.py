@@ -23,7 +23,9 @@ def label_errors(
     ] = None,
     target: Annotated[str | None, typer.Option("--target", "-t", help="The column, if there are several.")] = None,
     count: Annotated[int | None, typer.Option(help="Rows to list; else as many as are estimated to be wrong.")] = None,
-    max_share: Annotated[float, typer.Option(help="Share of wrong labels that is accepted.")] = 0.05,
+    max_share: Annotated[
+        float | None, typer.Option(help="Share of wrong labels that is accepted; else there is no alarm.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for label_errors.html, .json and .csv.")
     ] = None,

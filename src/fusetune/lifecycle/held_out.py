@@ -1,4 +1,4 @@
-"""The rows that new rows are compared with: those of a run that its model did not learn from."""
+"""The rows of a model by split, and those that it did not learn from."""
 
 from __future__ import annotations
 
@@ -26,20 +26,24 @@ def held_out_rows(tuned: FineTuned, reference: Source | None) -> Table:
     if reference is not None:
         return read_source(tuned.bundle, reference)
     try:
-        tables = _held_out_tables(tuned)
+        splits = all_rows(tuned)
     except ConfigError as error:
         do = "give rows that the model did not learn from: --reference TABLE"
         raise ConfigError(error.what, expected=error.expected, came=error.came, do=do) from None
+    tables = [splits[split] for split in ("val", "test") if split in splits]
     names = dict.fromkeys(table.source for table in tables)
     return concat(tables, f"held-out rows of {' + '.join(names)}")
 
 
-def _held_out_tables(tuned: FineTuned) -> list[Table]:
-    """Return the validation and the test rows of a run, or of a version with all that it descends from."""
+def all_rows(tuned: FineTuned) -> dict[str, Table]:
+    """Return the rows of a run by split, or those of a version that was tuned again and of all that it descends from.
+
+    Raises:
+        ConfigError, TableError: a table is not there, has changed or cannot be read.
+    """
     folder = tuned.folder
     if folder is not None and read_record(folder) is not None:
         store, version = folder.parent, folder.name
         rows = read_lineage(store, version, load(store / first_version(store, version)))
-        return [rows.val, rows.test]
-    splits = run_splits(tuned)
-    return [splits[split] for split in ("val", "test") if split in splits]
+        return {"train": rows.train, "val": rows.val, "test": rows.test}
+    return run_splits(tuned)

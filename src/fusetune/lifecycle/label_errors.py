@@ -26,7 +26,7 @@ from fusetune.evaluation.results import plain
 from fusetune.evaluation.shown import Shown
 from fusetune.lifecycle.confident import WrongLabels, best_other, self_confidence, wrong_labels
 from fusetune.lifecycle.frozen import FrozenRows, read_frozen
-from fusetune.lifecycle.lineage import run_splits
+from fusetune.lifecycle.held_out import all_rows
 from fusetune.tasks.abilities import Labelled, Probed
 from fusetune.tasks.base import TargetTask
 from fusetune.training.probes.cross_validation import out_of_fold
@@ -69,7 +69,7 @@ class LabelErrors:
         num_rows: the labelled rows that were judged.
         accuracy: how often the probes agree with the given labels.
         wrong: the estimated number of wrong labels, with its interval.
-        max_share: the share of wrong labels above which there is an alarm.
+        max_share: the share of wrong labels above which there is an alarm; None raises none.
         rows: the likely wrong labels, the likeliest first.
         notes: sentences for the user.
     """
@@ -79,14 +79,14 @@ class LabelErrors:
     num_rows: int
     accuracy: float
     wrong: WrongLabels
-    max_share: float
+    max_share: float | None
     rows: list[LabelError]
     notes: list[str]
 
     @property
     def alarm(self) -> bool:
         """Whether the interval's lower end is above the share of wrong labels that is accepted."""
-        return self.wrong.low > self.max_share * self.num_rows
+        return self.max_share is not None and self.wrong.low > self.max_share * self.num_rows
 
     @property
     def headline(self) -> str:
@@ -127,7 +127,7 @@ def label_errors(
     *,
     target: str | None = None,
     count: int | None = None,
-    max_share: float = 0.05,
+    max_share: float | None = None,
     folds: int = 5,
     seed: int = 0,
     progress: bool = False,
@@ -142,7 +142,8 @@ def label_errors(
         source: labelled rows. None: the run's train and validation rows, read again from its tables.
         target: the column, if the model predicts several.
         count: the rows to list; None lists as many as are estimated to be wrong.
-        max_share: the share of wrong labels that is accepted, in [0, 1); see `LabelErrors.alarm`.
+        max_share: the share of wrong labels that is accepted, in [0, 1); see `LabelErrors.alarm`. None accepts all: as
+            hard rows count as wrong, only rows that you trust tell which share is usual.
         folds: of the cross-validation, 2 or more. Rows of a group are in one fold.
         seed: of the folds and the interval.
         progress: whether to show progress on standard error.
@@ -160,7 +161,7 @@ def label_errors(
     Reference:
         Northcutt, Jiang & Chuang 2021, Confident learning: estimating uncertainty in dataset labels, arXiv 1911.00068.
     """
-    if not 0 <= max_share < 1 or folds < 2 or (count is not None and count < 1):
+    if not 0 <= (max_share or 0) < 1 or folds < 2 or (count is not None and count < 1):
         raise ConfigError(
             "an argument is out of range",
             expected="0 <= max_share < 1, folds of 2 or more, count of 1 or more",
@@ -171,7 +172,7 @@ def label_errors(
     if source is not None:
         table = read_source(tuned.bundle, source)
     else:
-        splits = run_splits(tuned)
+        splits = all_rows(tuned)
         parts = [splits[split] for split in ("train", "val") if split in splits]
         names = dict.fromkeys(part.source for part in parts)
         table = concat(parts, " + ".join(names))
