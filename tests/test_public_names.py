@@ -20,6 +20,7 @@ NAMES = [
     "fit",
     "label_errors",
     "load",
+    "rank",
     "retune",
     "samples",
     "schema_of",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fusetune.estimators import FusetuneRegressor as FusetuneRegressor
     from fusetune.lifecycle.drift import drift as drift
     from fusetune.lifecycle.label_errors import label_errors as label_errors
+    from fusetune.lifecycle.rank import rank as rank
     from fusetune.lifecycle.retune import retune as retune
     from fusetune.tasks.main_metric import Metric as Metric
 
@@ -50,6 +51,7 @@ _PLACES = {
     "fit": "fusetune.api:fit",
     "label_errors": "fusetune.lifecycle.label_errors:label_errors",
     "load": "fusetune.api:load",
+    "rank": "fusetune.lifecycle.rank:rank",
     "retune": "fusetune.lifecycle.retune:retune",
     "samples": "fusetune.samples",
     "schema_of": "fusetune.api:schema_of",

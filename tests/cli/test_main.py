@@ -98,6 +98,9 @@ OPTIONS = {
     "merge": {"folder", "--out", "-o", "--to", "--overwrite", "--json"},
     "export": {"folder", "--to", "--side", "--variants", "--check", "--out", "-o", "--overwrite", "--json"},
     "report": {"folder", "--json"},
+    "rank": {
+        *("table", "settings", "--target", "-t", "--backbones", "-b", "--out", "-o", "--rows", "--folds", "--json"),
+    },
     "schema": {"table", "settings", "--target", "-t", "--out", "-o", "--settings", "--json"},
     "launch": {
         *("arguments", "--to", "--machines", "--gpus", "--cpus", "--memory", "--hours", "--image", "--name", "--file"),

@@ -42,6 +42,7 @@ VERBS = {
     "merge": "Work a model's adapters into its weights, for a folder that needs no other.",
     "export": "Write a model in the format of another library.",
     "report": "Show a model folder's report and write its HTML again.",
+    "rank": "List pretrained models by what their frozen features are worth for a table.",
     "schema": "Show what each column of a table is taken for, and why.",
     "launch": "Print the command or manifest that runs a fit on many GPUs or machines.",
     "doctor": "Look at this installation: versions, devices, memory, caches, extras.",
