@@ -9,6 +9,7 @@ from jsonschema import Draft202012Validator
 
 from fusetune.config.config import Config
 from fusetune.config.json_schema import json_schema
+from fusetune.config.watch import WatchConfig
 from fusetune.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -17,6 +18,7 @@ DOCUMENTED = [
     for page in sorted(ROOT.glob("docs/**/*.md"))
     for block in re.findall(r"(?ms)^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"))
 ]
+SCHEDULES = [block for block in DOCUMENTED if block.startswith("# watch.yaml")]
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +34,16 @@ def test_defaults_are_valid(validator):
     validator.validate(Config().model_dump(mode="json"))
 
 
-@pytest.mark.parametrize("block", DOCUMENTED)
+@pytest.mark.parametrize("block", [block for block in DOCUMENTED if block not in SCHEDULES])
 def test_settings_in_the_docs_are_valid(validator, block):
     settings = yaml.safe_load(block)
     Config.build(settings)
     validator.validate(settings)
+
+
+@pytest.mark.parametrize("block", SCHEDULES)
+def test_schedules_in_the_docs_are_valid(block):
+    assert WatchConfig.model_validate(yaml.safe_load(block)).tables
 
 
 @pytest.mark.parametrize(

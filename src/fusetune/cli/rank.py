@@ -75,14 +75,15 @@ def _show(ranking: Ranking, out: Path | None) -> None:
 
     to = common.console()
     for ranked in ranking.kinds:
+        short = _short_names([candidate.name for candidate in ranked.backbones])
         heads = [f"probe's {ranked.metric}", "", "behind", "LogME", "H-score", "parameters", "MB", "rows/s", ""]
         shown = Table(Column("backbone", overflow="fold"), *heads)
-        for one in ranked.backbones:
-            name, *figures, verdict = cells_of(ranked, one)
+        for candidate in ranked.backbones:
+            name, *figures, verdict = cells_of(ranked, candidate)
             cells = [f"{cell:,}" if isinstance(cell, int) else cell for cell in figures]
             texts = [figure(cell) if isinstance(cell, float) else str(cell) for cell in cells]
-            style = "bold" if one is ranked.best else ""
-            shown.add_row(*(Text(str(cell), style=style) for cell in (name, *texts, verdict)))
+            style = "bold" if candidate is ranked.best else ""
+            shown.add_row(*(Text(str(cell), style=style) for cell in (short[str(name)], *texts, verdict)))
         to.print(shown)
     for note in ranking.notes:
         to.print(f"note: {note}", style="yellow", soft_wrap=True)
@@ -90,3 +91,9 @@ def _show(ranking: Ranking, out: Path | None) -> None:
         to.print(Text(ranked.headline, style="bold"), soft_wrap=True)
     if out is not None:
         to.print(f"report: {out / 'rank.html'}", soft_wrap=True)
+
+
+def _short_names(names: list[str]) -> dict[str, str]:
+    """Return the last part of each path, or the whole path where several end alike."""
+    last = {name: Path(name).name for name in names}
+    return {name: part if list(last.values()).count(part) == 1 else name for name, part in last.items()}

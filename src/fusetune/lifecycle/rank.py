@@ -89,7 +89,7 @@ def rank(
 
     Example:
         >>> ranking = ft.rank("train.csv", "label", backbones=["minilm", "../models"])  # doctest: +SKIP
-        >>> ranking.kinds[0].best.name, [one.name for one in ranking.kinds[0].cheaper]  # doctest: +SKIP
+        >>> ranking.kinds[0].best.name, [candidate.name for candidate in ranking.kinds[0].cheaper]  # doctest: +SKIP
         ('../models/e5-small', ['minilm'])
 
     Reference:

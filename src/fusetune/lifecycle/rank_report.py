@@ -76,13 +76,17 @@ class RankedKind:
     @property
     def cheaper(self) -> list[RankedBackbone]:
         """The candidates that are as good as the best on these rows and faster, the fastest first."""
-        faster = [one for one in self.backbones[1:] if one.as_good and one.rows_per_second > self.best.rows_per_second]
-        return sorted(faster, key=lambda one: -one.rows_per_second)
+        faster = [
+            candidate
+            for candidate in self.backbones[1:]
+            if candidate.as_good and candidate.rows_per_second > self.best.rows_per_second
+        ]
+        return sorted(faster, key=lambda candidate: -candidate.rows_per_second)
 
     @property
     def headline(self) -> str:
         """What to take, in one or two sentences."""
-        best, near = self.best, [one.name for one in self.backbones[1:] if one.as_good]
+        best, near = self.best, [candidate.name for candidate in self.backbones[1:] if candidate.as_good]
         text = (
             f"{self.kind} for {self.target}: {best.name} is likely best ({self.metric} "
             f"{figure(best.probe.value)} of a linear probe, {figure(self.guess)} of a constant guess)"
@@ -118,7 +122,7 @@ class Ranking:
         """Return the ranking as plain data; NaN becomes None."""
         content: dict[str, Any] = plain(self)
         for group, ranked in zip(content["kinds"], self.kinds, strict=True):
-            group["headline"], group["cheaper"] = ranked.headline, [one.name for one in ranked.cheaper]
+            group["headline"], group["cheaper"] = ranked.headline, [candidate.name for candidate in ranked.cheaper]
         return content
 
     def save(self, folder: str | Path) -> Path:
@@ -138,18 +142,25 @@ def _panel(ranked: RankedKind) -> TablePanel:
     heads = [Head("backbone"), Head(f"probe's {ranked.metric}", "number"), Head("95 % interval")]
     heads += [Head("behind the best"), Head("LogME", "number"), Head("H-score", "number"), Head("parameters", "count")]
     heads += [Head("MB", "count"), Head("rows/s", "number"), Head("")]
-    return TablePanel(heads, [cells_of(ranked, one) for one in ranked.backbones])
+    return TablePanel(heads, [cells_of(ranked, candidate) for candidate in ranked.backbones])
 
 
-def cells_of(ranked: RankedKind, one: RankedBackbone) -> list[Cell]:
+def cells_of(ranked: RankedKind, candidate: RankedBackbone) -> list[Cell]:
     """Return a candidate's row of the list."""
-    if one is ranked.best:
+    if candidate is ranked.best:
         verdict = "likely best"
     else:
-        verdict = "worse" if not one.as_good else "as good, faster" if one in ranked.cheaper else "as good"
-    behind = "" if one is ranked.best else f"{figure(one.behind.value)} {_ends(one.behind)}"
-    cells: list[Cell] = [one.name, one.probe.value, _ends(one.probe), behind, one.log_me, one.h_score]
-    return [*cells, one.parameters, one.megabytes, one.rows_per_second, verdict]
+        verdict = "worse" if not candidate.as_good else "as good, faster" if candidate in ranked.cheaper else "as good"
+    behind = "" if candidate is ranked.best else f"{figure(candidate.behind.value)} {_ends(candidate.behind)}"
+    cells: list[Cell] = [
+        candidate.name,
+        candidate.probe.value,
+        _ends(candidate.probe),
+        behind,
+        candidate.log_me,
+        candidate.h_score,
+    ]
+    return [*cells, candidate.parameters, candidate.megabytes, candidate.rows_per_second, verdict]
 
 
 def _ends(interval: Interval) -> str:
