@@ -6,9 +6,12 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import fusetune as ft
+from fusetune.backbones.backbone import Backbone
+from fusetune.backbones.load import load_backbone
 from fusetune.cli.main import app
 from fusetune.errors import ConfigError, TableError
 from fusetune.lifecycle import confident, frozen
@@ -33,10 +36,6 @@ def test_formulas_agree_with_cleanlab(seed):
     np.testing.assert_allclose(
         confident.self_confidence(given, probabilities),
         rank.get_label_quality_scores(given, probabilities, method="self_confidence"),
-    )
-    np.testing.assert_allclose(
-        confident.normalized_margin(given, probabilities),
-        rank.get_label_quality_scores(given, probabilities, method="normalized_margin"),
     )
 
 
@@ -138,3 +137,32 @@ def test_mistakes(tuned):
         ft.label_errors(tuned, folds=1)
     with pytest.raises(TableError, match="too few"):
         ft.label_errors(tuned, frame()[0][:20], target="kind")
+
+
+def test_encoders_are_read_as_before_tuning(fitted, shop_tables, monkeypatch):
+    """The tuned encoder has learned the labels; the vectors are those of the pretrained one."""
+    table = ft.Table.read(shop_tables["test"])
+    rows = frozen.read_frozen(fitted.bundle, table, targets=True)
+    tuned, fresh = (
+        next(part for part in bundle.model.encoders.values() if isinstance(part, Backbone) and part.kind == "text")
+        for bundle in (fitted.bundle, frozen.untuned(fitted.bundle))
+    )
+    pretrained = load_backbone(fitted.bundle.config.text.name, "text")
+    weights = pretrained.model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in fresh.model.state_dict().items())
+    assert not all(torch.equal(value, weights[name]) for name, value in tuned.model.state_dict().items())
+    monkeypatch.setattr(frozen, "untuned", lambda bundle: bundle)
+    learned = frozen.read_frozen(fitted.bundle, table, targets=True)
+    assert not np.allclose(rows.features["note"].values, learned.features["note"].values, atol=1e-4)
+
+
+def test_rows_of_a_group_are_predicted_by_probes_of_other_groups(tmp_path):
+    """Only the customer tells the label: a probe that has seen other rows of the customer would know it."""
+    rng = np.random.default_rng(2)
+    table = pd.DataFrame({"customer": np.repeat(np.arange(60), 5), "size": np.repeat(rng.normal(size=60), 5)})
+    table["kind"] = np.repeat(rng.choice(["a", "b"], 60), 5)
+    table["plan"] = [f"p{customer}" for customer in table["customer"]]
+    table.to_csv(tmp_path / "t.csv", index=False)
+    settings = [*SETTINGS, "columns.customer.role=group", "columns.plan={kind: category, role: input}"]
+    tuned = ft.fit(tmp_path / "t.csv", "kind", out=tmp_path / "run", overrides=settings, progress=False)
+    assert ft.label_errors(tuned, table).accuracy < 0.7

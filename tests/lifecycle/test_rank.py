@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import fusetune as ft
@@ -14,7 +15,12 @@ from fusetune.backbones.passes.layer_mean import LayerMean
 from fusetune.cli.main import app
 from fusetune.errors import ConfigError
 from fusetune.lifecycle import rank as module
+from fusetune.lifecycle.frozen_features import probe_answers
+from fusetune.tasks.classes.classification import MulticlassTask
+from fusetune.testing.objectives import make_parts
 from fusetune.testing.tiny_models import WORDS, make
+from fusetune.training.probes.probe import SplitRows
+from fusetune.types import Tokens
 
 OPTIONS = {"rows": 200, "folds": 3, "progress": False, "overrides": ["data.cache=none"]}
 
@@ -94,3 +100,34 @@ def test_the_verb_prints_the_ranking(home, ranking):
     done = CliRunner().invoke(app, [*given, "--folds", "3", "--out", str(home / "out"), "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["kinds"][0]["target"] == "label"
+
+
+def test_each_row_is_predicted_by_a_probe_that_did_not_learn_on_it():
+    """With as many features as rows and random labels, a probe that learned on the rows would know most of them."""
+    _, tasks, examples = make_parts(200)
+    key, task = next((key, task) for key, task in tasks.items() if isinstance(task, MulticlassTask))
+    name, column = next(iter(examples.columns.items()))
+    values = torch.randn(int(column.codes.max()) + 1, 1, 300, generator=torch.Generator().manual_seed(0))
+    rows = examples.labelled(key)
+    features = {name: Tokens(values, torch.ones(len(values), 1, dtype=torch.bool))}
+    truth = np.random.default_rng(0).integers(len(task.labels), size=len(rows))
+    answers = probe_answers(task, SplitRows(examples, features, rows, truth), folds=3, seed=0)
+    assert np.mean(answers.argmax(1) == truth) < 0.6
+
+
+def test_a_candidate_that_is_worse_beyond_chance_is_not_as_good(home, tmp_path):
+    """An encoder whose word embeddings are all zero tells nothing of a label that every word tells."""
+    rng = np.random.default_rng(1)
+    labels = rng.choice(["a", "b"], 160)
+    texts = [" ".join(rng.choice(WORDS[:20] if label == "a" else WORDS[20:], 5)) for label in labels]
+    pd.DataFrame({"text": texts, "label": labels}).to_csv(tmp_path / "t.csv", index=False)
+    make("bert", tmp_path / "blind")
+    weights = load_file(tmp_path / "blind" / "model.safetensors")
+    blind = {name: value * ("word_embeddings" not in name) for name, value in weights.items()}
+    save_file(blind, tmp_path / "blind" / "model.safetensors", metadata={"format": "pt"})
+    backbones = [tmp_path / "blind", home / "models" / "bert"]
+    (ranked,) = ft.rank(tmp_path / "t.csv", "label", backbones=backbones, **OPTIONS).kinds
+    best, worse = ranked.backbones
+    assert best.name == str(home / "models" / "bert") and best.as_good
+    assert worse.behind.low > 0 and not worse.as_good and worse not in ranked.cheaper
+    assert "worse beyond chance" in ranked.headline

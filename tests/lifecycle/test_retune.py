@@ -145,6 +145,19 @@ def test_replay_takes_a_share_of_every_class_the_hard_ones_among_them(store):
     assert replayed(tuned.bundle, train, 1.0, seed=0) is None and len(replayed(tuned.bundle, train, 0.0, seed=0)) == 3
 
 
+def test_replay_has_a_row_of_each_class_of_every_target(tmp_path):
+    """A label that no train row has is not known: the second target's rare one is replayed too."""
+    rng = np.random.default_rng(6)
+    frame = pd.DataFrame({"u": rng.normal(size=300), "kind": np.repeat(["x", "y"], [285, 15])})
+    frame["label"] = np.where(frame["u"] > 0, "a", "b")
+    frame = frame.sample(frac=1, random_state=0)
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    tuned = ft.fit(tmp_path / "t.csv", ["label", "kind"], out=tmp_path / "run", overrides=SETTINGS, progress=False)
+    for seed in range(5):
+        chosen = replayed(tuned.bundle, ft.Table.read(tmp_path / "t.csv"), 0.0, seed=seed)
+        assert set(frame["kind"].iloc[chosen]) == {"x", "y"} and set(frame["label"].iloc[chosen]) == {"a", "b"}
+
+
 def test_the_gate_sees_what_was_forgotten(store):
     knows, forgot = (ft.load(store / version).bundle for version in ("2", "1"))
     table = read_lineage(store, "2", ft.load(store / "1")).test

@@ -11,10 +11,11 @@ from typer.testing import CliRunner
 
 import fusetune as ft
 from fusetune.cli.main import app
-from fusetune.config.watch import WatchConfig
+from fusetune.config.watch import DriftSettings, RetuneSettings, WatchConfig
 from fusetune.deploy.versions import current_version
 from fusetune.errors import ConfigError, FolderError
 from fusetune.lifecycle import watch as watching
+from fusetune.lifecycle.retune import open_store
 from fusetune.lifecycle.watch import watch
 
 SETTINGS = ["trainer.epochs=1", "trainer.head_epochs=3", "trainer.trackers=[]", "report.bootstrap=20"]
@@ -128,6 +129,31 @@ def test_a_version_that_was_tuned_before_a_kill_is_recorded_not_tuned_again(tabl
         assert table.tuned == "2" and table.promoted
     finally:
         record.write_text(before)
+
+
+def test_the_settings_reach_what_they_are_of(run, monkeypatch):
+    """Every setting of the sections `drift` and `retune` is handed on."""
+    config = WatchConfig.from_yaml(run / "watch.yaml")
+    config.seed = 7
+    config.drift = DriftSettings(alpha=0.02, rows=99, reference="r.csv")
+    config.retune = RetuneSettings(replay=0.3, margin=0.07, confidence=0.6, settings=["trainer.epochs=2"])
+    calls = {}
+
+    def record(name):
+        def call(*args, **options):
+            calls[name] = options
+            raise ConfigError("not done here")
+
+        return call
+
+    for name in ("drift", "retune"):
+        monkeypatch.setattr(watching, name, record(name))
+    monkeypatch.setattr(watching, "_not_tuned", lambda *args: "")
+    store = open_store(config.model)
+    watching._process(store, run / "incoming" / "same.csv", "0" * 64, config, False)
+    assert calls["drift"] == {"reference": "r.csv", "alpha": 0.02, "rows": 99, "seed": 7, "progress": False}
+    expected = {"replay": 0.3, "margin": 0.07, "confidence": 0.6, "seed": 7, "progress": False}
+    assert calls["retune"] == expected | {"overrides": ["trainer.epochs=2"]}
 
 
 def test_the_verb(tables, run, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fusetune.deploy.tuned import read_examples
 from fusetune.errors import ConfigError
 from fusetune.objectives.semi import METHODS, SemiSupervised
 from fusetune.objectives.thresholds import SelfAdaptiveThreshold
@@ -155,3 +156,16 @@ def test_settings_out_of_range(options):
 
 def test_it_learns_from_rows_without_a_target():
     assert learning_without_target({"semi": {}, "mixup": {}}) == ["semi"]
+
+
+def test_the_strong_view_drops_words_and_adds_noise(fitted, shop_tables):
+    examples = read_examples(fitted.bundle, str(shop_tables["test"]), targets=True)
+    batch, model = examples.batch(examples.used[:8]), fitted.bundle.model
+    model.eval()
+    with torch.no_grad():
+        plain = model(batch).logits["label"]
+        for cutoff, noise in ((0.0, 0.0), (0.99, 0.0), (0.0, 0.5)):
+            objective = SemiSupervised(model, fitted.bundle.targets, method="fixmatch", cutoff=cutoff, noise=noise)
+            torch.manual_seed(0)
+            view = model(objective._strong(model, batch)).logits["label"]
+            assert torch.allclose(view, plain, atol=1e-5) == (cutoff == noise == 0)

@@ -49,7 +49,7 @@ def rank(
     common.check_table(table)
     from fusetune.lifecycle.rank import rank as rank_backbones
 
-    names = [part for given in backbones or [] for part in given.split(",") if part]
+    names = [part for option in backbones or [] for part in option.split(",") if part]
     ranking = rank_backbones(
         table,
         target,

@@ -51,5 +51,5 @@ def watch(
 def _show(table: Watched) -> None:
     to = common.console()
     to.print(f"{table.file}: {table.headline}", style="yellow" if table.alarm else None, soft_wrap=True)
-    made = f"version {table.tuned}, {'promoted' if table.promoted else 'not promoted'}: " if table.tuned else ""
-    to.print(f"    {made}{table.why}", soft_wrap=True)
+    version = f"version {table.tuned}, {'promoted' if table.promoted else 'not promoted'}: " if table.tuned else ""
+    to.print(f"    {version}{table.why}", soft_wrap=True)

@@ -94,16 +94,6 @@ def self_confidence(truth: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     return np.asarray(probabilities[np.arange(len(truth)), truth])
 
 
-def normalized_margin(truth: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Return (p(given) - max p(other) + 1) / 2 of each row, (n,), in [0, 1]: low where another label is much likelier.
-
-    Example:
-        >>> normalized_margin(np.array([0]), np.array([[0.25, 0.75]]))
-        array([0.25])
-    """
-    return np.asarray((self_confidence(truth, probabilities) - best_other(truth, probabilities)[1] + 1) / 2)
-
-
 def best_other(truth: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the most probable label besides the given one, (n,), and its probability, (n,)."""
     others = probabilities.copy()

@@ -1,4 +1,4 @@
-"""Rows as encoders see them that no label of these rows has tuned: what is measured of the labels cannot leak."""
+"""Rows encoded by the pretrained encoders before any tuning, so that the vectors have learned none of their labels."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def read_frozen(bundle: Bundle, table: Table, *, targets: bool, progress: Progre
     """
     if not isinstance(bundle.model, Understand):
         raise ConfigError(
-            "only the rows of models that predict targets can be read so",
+            "only models that predict targets have rows to read with their encoders before tuning",
             came=f"a model that {'writes' if bundle.model.name == 'generate' else 'compares pairs'}",
         )
     fresh = untuned(bundle)

@@ -99,15 +99,15 @@ def probe_answers(task: Probed, rows: SplitRows, *, folds: int, seed: int) -> np
     result: np.ndarray | None = None
     num = int(fold.max()) + 1
     for held in range(num):
-        asked, choosing = fold == held, fold == (held + 1) % num
-        learned = ~asked & ~choosing
+        held_out, choosing = fold == held, fold == (held + 1) % num
+        learned = ~held_out & ~choosing
         linear = task.linear(
             matrix[learned], rows.truth[learned], matrix[choosing], rows.truth[choosing], weights[learned]
         )
-        scores = linear.scores(matrix[asked])
+        scores = linear.scores(matrix[held_out])
         if result is None:
             result = np.zeros((len(matrix), *scores.shape[1:]), dtype=scores.dtype)
-        result[asked] = scores
+        result[held_out] = scores
     assert result is not None, "there is a fold"
     return result
 

@@ -15,7 +15,7 @@ import numpy as np
 from fusetune.api import load
 from fusetune.data.folds import fold_of
 from fusetune.data.reading.joined import concat
-from fusetune.data.table import Source
+from fusetune.data.table import Source, Table
 from fusetune.deploy.bundle import Bundle
 from fusetune.deploy.fine_tuned import FineTuned
 from fusetune.deploy.rows import read_source
@@ -169,13 +169,7 @@ def label_errors(
         )
     tuned = model if isinstance(model, FineTuned) else load(model)
     key, task = task_of(tuned.bundle.targets, target)
-    if source is not None:
-        table = read_source(tuned.bundle, source)
-    else:
-        splits = all_rows(tuned)
-        parts = [splits[split] for split in ("train", "val") if split in splits]
-        names = dict.fromkeys(part.source for part in parts)
-        table = concat(parts, " + ".join(names))
+    table = read_source(tuned.bundle, source) if source is not None else _learned_rows(tuned)
     frozen = read_frozen(tuned.bundle, table, targets=True, progress=track if progress else None)
     rows = frozen.examples.labelled(key)
     if len(rows) < MIN_ROWS:
@@ -189,15 +183,29 @@ def label_errors(
     order = np.argsort(scores, kind="stable")
     order = order[probabilities.argmax(1)[order] != truth[order]][: round(wrong.value) if count is None else count]
     suggested, other = best_other(truth, probabilities)
-    found = []
+    listed = []
     for index in order:
-        place, cells = _shown(tuned.bundle, frozen, int(rows[index]))
+        file_and_row, cells = _shown(tuned.bundle, frozen, int(rows[index]))
         labels = task.labels[truth[index]], task.labels[suggested[index]]
-        found.append(LabelError(*place, *labels, float(scores[index]), float(other[index]), cells))
+        listed.append(LabelError(*file_and_row, *labels, float(scores[index]), float(other[index]), cells))
     accuracy = float(np.mean(probabilities.argmax(1) == truth))
     return LabelErrors(
-        table.source, task.target, len(rows), accuracy, wrong, max_share, found, _notes(frozen, truth, len(task.labels))
+        table.source,
+        task.target,
+        len(rows),
+        accuracy,
+        wrong,
+        max_share,
+        listed,
+        _notes(frozen, truth, len(task.labels)),
     )
+
+
+def _learned_rows(tuned: FineTuned) -> Table:
+    """Return the train and validation rows of the model."""
+    splits = all_rows(tuned)
+    parts = [splits[split] for split in ("train", "val") if split in splits]
+    return concat(parts, " + ".join(dict.fromkeys(part.source for part in parts)))
 
 
 def task_of(targets: Mapping[str, TargetTask], target: str | None) -> tuple[str, Probed]:
@@ -214,24 +222,24 @@ def task_of(targets: Mapping[str, TargetTask], target: str | None) -> tuple[str,
     able = [
         (name, task)
         for name, task in targets.items()
-        if isinstance(task, Labelled) and isinstance(task, Probed) and task.reads is None and not _many(task)
+        if isinstance(task, Labelled) and isinstance(task, Probed) and task.reads is None and not _is_multilabel(task)
     ]
-    asked = [(name, task) for name, task in able if target in (None, task.target)]
-    if len(asked) > 1:
+    matching = [(name, task) for name, task in able if target in (None, task.target)]
+    if len(matching) > 1:
         raise ConfigError(
             "the model predicts several targets",
-            expected=f"one of {', '.join(task.target for _, task in asked)}",
+            expected=f"one of {', '.join(task.target for _, task in matching)}",
             do="name it: --target",
         )
-    if not asked:
+    if not matching:
         raise ConfigError(
             "label errors are found for targets with one of several labels",
             came=f"{target or ', '.join(names)}, which has numbers, several labels a row or labels of words",
         )
-    return asked[0]
+    return matching[0]
 
 
-def _many(task: Labelled) -> bool:
+def _is_multilabel(task: Labelled) -> bool:
     """Return whether a row of the task has several labels."""
     scores = np.full((1, len(task.labels)), 1 / len(task.labels))
     return task.decide(scores).ndim != 1

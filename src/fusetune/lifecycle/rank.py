@@ -200,10 +200,10 @@ def _candidates(backbones: Sequence[str | Path], table: _TrainRows) -> tuple[dic
     present = [kind for kind in KINDS if table.columns(kind)]
     result: dict[str, list[str]] = {kind: [] for kind in present}
     notes = []
-    for given in dict.fromkeys(str(name) for name in backbones):
-        folder = Path(given).expanduser()
+    for source in dict.fromkeys(str(name) for name in backbones):
+        folder = Path(source).expanduser()
         holds = folder.is_dir() and not (folder / "config.json").is_file()
-        for name in [str(path.parent) for path in sorted(folder.glob("*/config.json"))] if holds else [given]:
+        for name in [str(path.parent) for path in sorted(folder.glob("*/config.json"))] if holds else [source]:
             try:
                 home = hub.resolve(name).folder
                 kinds = kinds_of(home, hub.check_safe(home))
@@ -288,7 +288,7 @@ def _measure(
     examples, encoder = table.examples(kind, name, progress)
     depends = {"rows": fingerprint(examples), "encoder": encoder.describe() | {"source": name}, "folds": folds}
     depends |= {"kind": kind, "seed": table.config.seed, "versions": dict(versions())}
-    depends |= {"metrics": {key: task.main.name for key, task in _targets(examples).items()}}
+    depends |= {"metrics": {key: task.main.name for key, task in examples.tasks.items()}}
     key = hashlib.sha256(json.dumps(depends, sort_keys=True, default=str).encode()).hexdigest()[:24]
     known = store.load(key)
     if known is None:
@@ -296,7 +296,7 @@ def _measure(
         store.save(key, *known)
     facts, arrays = known
     result = {}
-    for number, (target, task) in enumerate(_targets(examples).items()):
+    for number, (target, task) in enumerate(examples.tasks.items()):
         rows = examples.labelled(target)
         own: dict[str, Any] = {part: math.nan if value is None else value for part, value in facts[target].items()}
         nothing = Interval(math.nan)
@@ -306,10 +306,6 @@ def _measure(
         ranked = RankedBackbone(name, nothing, nothing, **own)
         result[target] = _Measured(ranked, task, arrays[str(number)], truth, weights, groups)
     return result
-
-
-def _targets(examples: Examples) -> dict[str, TargetTask]:
-    return dict(examples.tasks)
 
 
 def _compute(
