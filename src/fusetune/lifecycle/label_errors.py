@@ -279,5 +279,5 @@ def _notes(frozen: FrozenRows, truth: np.ndarray, num_labels: int) -> list[str]:
         notes.append(f"{lost} rows could not be read, or have a label that the model does not know, and are left out.")
     counts = np.bincount(truth, minlength=num_labels)
     if few := int(np.count_nonzero((counts > 0) & (counts < 10))):
-        notes.append(f"{few} labels have fewer than 10 rows, too few to judge theirs.")
+        notes.append(f"Labels with fewer than 10 rows, too few to judge: {few}.")
     return notes
