@@ -18,6 +18,7 @@ NAMES = [
     "errors",
     "evaluate",
     "fit",
+    "label",
     "label_errors",
     "load",
     "rank",

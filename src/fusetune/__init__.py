@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fusetune.estimators import FusetuneRegressor as FusetuneRegressor
     from fusetune.lifecycle.drift import drift as drift
     from fusetune.lifecycle.label_errors import label_errors as label_errors
+    from fusetune.lifecycle.labelling.label import label as label
     from fusetune.lifecycle.rank import rank as rank
     from fusetune.lifecycle.retune import retune as retune
     from fusetune.tasks.main_metric import Metric as Metric
@@ -49,6 +50,7 @@ _PLACES = {
     "errors": "fusetune.errors",
     "evaluate": "fusetune.api:evaluate",
     "fit": "fusetune.api:fit",
+    "label": "fusetune.lifecycle.labelling.label:label",
     "label_errors": "fusetune.lifecycle.label_errors:label_errors",
     "load": "fusetune.api:load",
     "rank": "fusetune.lifecycle.rank:rank",

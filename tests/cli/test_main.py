@@ -71,6 +71,11 @@ OPTIONS = {
         "--json",
     },
     "drift": {"folder", "table", "--reference", "--out", "-o", "--alpha", "--rows", "--seed", "--json"},
+    "label": {
+        *("first", "second", "settings", "--out", "-o", "--target", "-t", "--labels", "--import", "-i", "--strategy"),
+        *("--count", "--random-share", "--rounds", "--agreement", "--partial", "--new-labels", "--go-on", "--seed"),
+        "--json",
+    },
     "label-errors": {
         *("folder", "table", "--target", "-t", "--count", "--max-share", "--out", "-o", "--seed", "--json"),
     },

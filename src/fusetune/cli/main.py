@@ -29,6 +29,7 @@ VERBS = {
     "generate": "Write answers with a tuned model that writes: of one row, or of a table.",
     "evaluate": "Measure a tuned model on labelled rows.",
     "drift": "Test whether new rows come from the distribution of a run's held-out rows.",
+    "label": "Choose the rows of a pool that a person labels next.",
     "label-errors": "List the rows whose label is likely wrong.",
     "retune": "Tune a model again on new rows; use the result only if it passes a gate.",
     "rollback": "Use an earlier version of a model that was tuned again.",

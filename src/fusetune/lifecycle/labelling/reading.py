@@ -1,0 +1,117 @@
+"""Read what persons labelled: a round's CSV, or an export of Label Studio."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fusetune.data.table import Table, is_missing
+from fusetune.errors import TableError, UserError, nearest, reason, shown
+from fusetune.lifecycle.labelling.folder import Given, LabelFolder
+from fusetune.lifecycle.labelling.label_studio import read_tasks
+from fusetune.modalities.values import ValueIndex
+from fusetune.security.untrusted import read_json
+from fusetune.tasks.cells import label_text
+
+CANNOT = "?"
+"""What a person writes for a row that cannot be labelled."""
+
+
+def read_labels(path: Path, folder: LabelFolder, notes: list[str]) -> list[Given]:
+    """Read the labels in a file; empty cells say nothing.
+
+    Args:
+        path: a table with the ids and the labels, or an export of Label Studio.
+        folder: the labelling.
+        notes: sentences for the user are appended.
+
+    Raises:
+        TableError: it cannot be read, or has no ids or no labels.
+    """
+    if path.suffix.lower() == ".json":
+        try:
+            content = read_json(path)
+        except (OSError, ValueError) as error:
+            came = reason(error) if isinstance(error, OSError) else str(error)
+            raise TableError("the export cannot be read", came=came, file=str(path)) from None
+        labels, split = read_tasks(content, folder.row_id, folder.control, file=str(path))
+        if split:
+            notes.append(f"{path.name}: {len(split)} rows have several labels without a majority and still need one.")
+        return [Given(row, None if label is None else label.strip(), path.name) for row, label in labels.items()]
+    table = Table.read(path)
+    column = folder.target if folder.target in table else folder.control
+    if folder.row_id not in table or column not in table:
+        raise TableError(
+            "the file has no rows of this labelling",
+            expected=f"the columns {folder.row_id} and {folder.target}",
+            came=", ".join(table.column_names),
+            do="fill in a round's file, or export from Label Studio as JSON, JSON-MIN or CSV",
+            file=str(path),
+        )
+    given = []
+    for row, cell in zip(table.cells(folder.row_id), table.cells(column), strict=True):
+        if is_missing(row) or is_missing(cell) or not (text := label_text(cell).strip()):
+            continue
+        given.append(Given(str(row), None if text == CANNOT else text, path.name))
+    return given
+
+
+def settle_labels(
+    given: Sequence[Given], known: Sequence[str], *, closed: bool, notes: list[str]
+) -> tuple[list[Given], list[Given]]:
+    """Return labels in the form of the known ones, and those that are not accepted.
+
+    A label that differs from a known one in case or in the form of a number is that one.
+
+    Args:
+        given: as they were read.
+        known: the labels so far.
+        closed: whether only known labels are accepted.
+        notes: sentences for the user are appended.
+    """
+    index, folded = ValueIndex(known), {label.casefold(): label for label in known}
+    accepted, refused, new = [], [], dict[str, None]()
+    for one in given:
+        label = one.label
+        if label is not None:
+            place = index.find(label)
+            label = known[place] if place is not None else folded.get(label.casefold(), label)
+            if label not in known and closed:
+                refused.append(one)
+                continue
+            if label not in known:
+                new[label] = None
+        accepted.append(Given(one.row, label, one.file))
+    for label in new:
+        near = nearest(label, known) if known else None
+        notes.append(f"{shown(label, 60)} is a new label{f'; {near} Then correct it in its file.' if near else '.'}")
+    return accepted, refused
+
+
+def refusal(refused: Sequence[Given], known: Sequence[str]) -> TableError:
+    """Return the error about labels that are not known."""
+    near = {one.label: f" ({hint})" if (hint := nearest(one.label or "", known)) else "" for one in refused}
+    first = [f"{one.file}, {one.row}: {shown(one.label, 60)}{near[one.label]}" for one in refused[:10]]
+    more = f"; and {len(refused) - 10} more" if len(refused) > 10 else ""
+    return TableError(
+        f"{len(refused)} labels are not known; the others have been recorded",
+        expected=", ".join(known[:30]),
+        came="; ".join(first) + more,
+        do="correct them in the file, or accept them as new labels: --new-labels",
+    )
+
+
+def read_all(folder: LabelFolder, imports: Sequence[Path], notes: list[str]) -> list[list[Given]]:
+    """Read the rounds' files that are there, then the imports; return one list a file.
+
+    Raises:
+        UserError: one cannot be read.
+    """
+    files = [file for number in range(1, len(folder.batches) + 1) if (file := folder.csv_file(number)).is_file()]
+    result = []
+    for path in [*files, *imports]:
+        try:
+            result.append(read_labels(path, folder, notes))
+        except UserError as error:
+            raise error.in_file(str(path)) from None
+    return result
