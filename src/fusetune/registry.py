@@ -153,6 +153,7 @@ OBJECTIVES = Registry(
         "supcon": "fusetune.objectives.supcon:SupConObjective",
         "mixup": "fusetune.objectives.mixup:Mixup",
         "sampled_softmax": "fusetune.objectives.sampled_softmax:SampledSoftmaxObjective",
+        "distill": "fusetune.objectives.distill:Distillation",
         "rdrop": "fusetune.objectives.rdrop:RDrop",
         "semi": "fusetune.objectives.semi:SemiSupervised",
         "similarity": "fusetune.objectives.similarity:SimilarityObjective",

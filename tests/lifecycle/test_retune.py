@@ -72,12 +72,12 @@ def test_without_a_gain_the_old_version_stays(store):
 
 
 def forgets(folder):
-    """Make a run that knows a and b, and a table in which all rows of b are called c."""
+    """Make a run that knows a and b, and a table, three times as long, in which all rows of b are called c."""
     rng = np.random.default_rng(5)
-    frame = pd.DataFrame({"u": rng.normal(size=600), "v": rng.normal(size=600)})
+    frame = pd.DataFrame({"u": rng.normal(size=800), "v": rng.normal(size=800)})
     frame["label"] = np.where(frame["u"] > 0, "a", "b")
-    frame[:400].to_csv(folder / "old.csv", index=False)
-    frame[400:].replace({"label": {"b": "c"}}).to_csv(folder / "may.csv", index=False)
+    frame[:200].to_csv(folder / "old.csv", index=False)
+    frame[200:].replace({"label": {"b": "c"}}).to_csv(folder / "may.csv", index=False)
     return ft.fit(folder / "old.csv", "label", out=folder / "run", overrides=SETTINGS, progress=False)
 
 
@@ -129,7 +129,8 @@ def test_test_rows_are_learned_by_no_version(store):
     assert cells["1"]["test"] < cells["2"]["test"] < cells["3"]["test"]
     for own in cells.values():
         assert not tests & (own["train"] | own["val"])
-    assert len(cells["2"]["train"]) == 320 + 240 and len(cells["3"]["train"]) == record(store, "3")["rows"]["old"] + 160
+    assert len(cells["2"]["train"]) == 320 + 240 and len(cells["3"]["train"]) == 320 + 240 + 160
+    assert record(store, "3")["rows"] == {"old": 140, "new": 160}
 
 
 def test_replay_takes_a_share_of_every_class_the_hard_ones_among_them(store):

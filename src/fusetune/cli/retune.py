@@ -23,7 +23,8 @@ def retune(
         list[str] | None, typer.Argument(help="Settings as key=value over those of the model.", show_default=False)
     ] = None,
     store: Annotated[Path | None, typer.Option(help="Folder of versions to make from a run.")] = None,
-    replay: Annotated[float, typer.Option(help="Share of the old train rows that is learned again.")] = 1.0,
+    replay: Annotated[float, typer.Option(help="Share of the old train rows that encoders are tuned on again.")] = 1.0,
+    distill: Annotated[float, typer.Option(help="Weight of the loss against what the model in use predicts.")] = 0.0,
     margin: Annotated[float, typer.Option(help="Loss on old test rows that is accepted.")] = 0.01,
     confidence: Annotated[float, typer.Option(help="Share of bootstrap draws that must agree.")] = 0.9,
     seed: Annotated[int, typer.Option(help="Of the split and the draws.")] = 0,
@@ -39,7 +40,7 @@ def retune(
     \b
     Examples:
       fusetune retune runs/tickets march.csv
-      fusetune retune runs/tickets-versions april.csv --replay 0.2 trainer.epochs=2
+      fusetune retune runs/tickets-versions april.csv --replay 0.2 --distill 1
       fusetune rollback runs/tickets-versions
     """
     common.check_table(table)
@@ -50,6 +51,7 @@ def retune(
         table,
         store=store,
         replay=replay,
+        distill=distill,
         margin=margin,
         confidence=confidence,
         seed=seed,

@@ -28,7 +28,10 @@ class DataConfig(Section):
     row once an epoch; 0: as many rows of each table."""
     unlabelled: Annotated[float, Field(ge=0)] = 1.0
     """Train rows without a target that an epoch takes for each row with one, at most, if an objective learns from them
-    (`contrastive`, `rdrop`, `semi`, `vat`). 0: they are left out."""
+    (`contrastive`, `distill`, `rdrop`, `semi`, `vat`). 0: they are left out."""
+    probe_only: list[Annotated[int, Field(ge=0)]] = []
+    """Train tables, by their number from 0, on whose rows the linear probe and the heads learn, but encoders are not
+    tuned: with a table of old and one of new rows, tuning takes as long as on the new ones alone."""
     cache: str | None = None
     """The folder where encoders' outputs, and what the first trained layer reads, are kept for other runs. None:
     $FUSETUNE_CACHE or ~/.cache/fusetune. `none`: nothing is kept."""

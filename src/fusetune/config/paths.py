@@ -46,6 +46,11 @@ def rebased(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             name: _named(column, "backbone", folder) if isinstance(column, Mapping) else column
             for name, column in out["columns"].items()
         }
+    objectives = out.get("objectives")
+    distill = objectives.get("distill") if isinstance(objectives, Mapping) else None
+    if isinstance(objectives, Mapping) and isinstance(distill, Mapping) and isinstance(distill.get("teacher"), str):
+        teacher = _path(distill["teacher"], folder)
+        out["objectives"] = {**objectives, "distill": {**distill, "teacher": teacher}}
     data = out.get("data")
     if isinstance(data, Mapping) and isinstance(data.get("cache"), str) and data["cache"] != "none":
         out["data"] = {**data, "cache": _path(data["cache"], folder)}

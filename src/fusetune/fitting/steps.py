@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import set_seed
 
@@ -125,13 +126,16 @@ def training_rows(fit: Prepared, columns: Sequence[str] | None = None) -> Traini
     """Return the train and validation rows with their features, restricted to some of the columns or with all."""
     train, val = fit.examples["train"], fit.examples["val"]
     train_features, val_features = fit.features["train"], fit.features["val"]
+    numbers = fit.config.data.probe_only
+    probe_only = np.isin(train.table.parts(), numbers) if numbers else None
     if columns is None:
-        return TrainingRows(train, val, train_features, val_features)
+        return TrainingRows(train, val, train_features, val_features, probe_only)
     return TrainingRows(
         train.restrict(columns),
         val.restrict(columns),
         {name: value for name, value in train_features.items() if name in columns},
         {name: value for name, value in val_features.items() if name in columns},
+        probe_only,
     )
 
 

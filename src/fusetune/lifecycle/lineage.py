@@ -84,8 +84,7 @@ def read_lineage(store: Path, version: str, first: FineTuned) -> Rows:
             do="put it back, or begin a new folder of versions from a run",
         )
     new = split_new(path, first, seed=record["seed"])
-    train = before.train.select(np.asarray(record["replayed"])) if record["replayed"] is not None else before.train
-    return Rows(concat([train, new.train]), concat([before.val, new.val]), {**before.tests, **new.tests})
+    return Rows(concat([before.train, new.train]), concat([before.val, new.val]), {**before.tests, **new.tests})
 
 
 def run_splits(tuned: FineTuned) -> dict[str, Table]:

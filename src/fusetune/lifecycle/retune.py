@@ -69,12 +69,24 @@ class Retuned:
         return content
 
 
+@dataclass(frozen=True)
+class _Arguments:
+    """Those of `retune`."""
+
+    replay: float
+    distill: float
+    margin: float
+    confidence: float
+    seed: int
+
+
 def retune(
     folder: str | Path,
     table: str | Path,
     *,
     store: str | Path | None = None,
     replay: float = 1.0,
+    distill: float = 0.0,
     margin: float = 0.01,
     confidence: float = 0.9,
     seed: int = 0,
@@ -83,15 +95,18 @@ def retune(
 ) -> Retuned:
     """Tune the model in use again, on a table of new rows and on old ones, and promote it if it passes the gate.
 
-    The encoders start from the model in use, the heads from a linear probe on them, so that new labels and categories
-    are learned as the others. Old and new test rows are learned by no version.
+    The encoders start from the model in use, the heads from a linear probe on all old and new train rows, so that new
+    labels and categories are learned as the others. The encoders are then tuned on the new rows and a share of the old
+    ones. Old and new test rows are learned by no version.
 
     Args:
         folder: a folder of versions, or the folder of a run, whose model then becomes version 1 of a new one.
         table: labelled new rows. They are split into train, validation and test rows.
         store: the folder of versions to make from a run; None adds "-versions" to its name.
-        replay: the share of the old train rows that is learned again, in [0, 1], by class, half of them those with the
-            largest loss. A class has at least one row.
+        replay: the share of the old train rows that the encoders are tuned on again, in [0, 1], by class, half of them
+            those with the largest loss. A class has at least one row.
+        distill: the weight of learning without forgetting, 0 or more: the loss against what the model in use predicts
+            (objective `distill`); 0 leaves it out.
         margin: the loss of the main metric on old test rows that is accepted, 0 or more.
         confidence: the share of bootstrap draws that must show a gain on new rows, and no loss above the margin on old
             ones, in (0, 1).
@@ -111,11 +126,11 @@ def retune(
     Reference:
         Rolnick et al. 2019, Experience replay for continual learning, arXiv 1811.11682.
     """
-    if not (0 <= replay <= 1 and margin >= 0 and 0 < confidence < 1):
+    if not (0 <= replay <= 1 and distill >= 0 and margin >= 0 and 0 < confidence < 1):
         raise ConfigError(
             "an argument is out of range",
-            expected="replay from 0 to 1, margin of 0 or more, confidence between 0 and 1",
-            came=f"{replay=}, {margin=}, {confidence=}",
+            expected="replay from 0 to 1, distill and margin of 0 or more, confidence between 0 and 1",
+            came=f"{replay=}, {distill=}, {margin=}, {confidence=}",
         )
     path = Path(table).absolute()
     if not path.is_file():
@@ -127,7 +142,8 @@ def retune(
             raise ConfigError(
                 f"version {version} was tuned on these rows already", do="give new rows, or roll back to it"
             )
-        return _retune(home, path, sums, (replay, margin, confidence, seed), overrides, progress)
+        asked = _Arguments(replay, distill, margin, confidence, seed)
+        return _retune(home, path, sums, asked, overrides, progress)
 
 
 def tuned_on(store: Path, sha256: str) -> str | None:
@@ -147,25 +163,24 @@ def _retune(
     home: Path,
     path: Path,
     sums: str,
-    gate: tuple[float, float, float, int],
+    asked: _Arguments,
     overrides: Sequence[str] | Mapping[str, Any],
     progress: bool,
 ) -> Retuned:
     """Tune the version in use on a table, judge the result, write its record, and promote it or not."""
-    replay, margin, confidence, seed = gate
     parent = current_version(home)
     assert parent is not None
     tuned = load(home / parent)
     _check_family(tuned.bundle)
     origin = first_version(home, parent)
     first = tuned if origin == parent else load(home / origin)
-    old, new = read_lineage(home, parent, first), split_new(path, first, seed=seed)
-    again = replayed(tuned.bundle, old.train, replay, seed=seed)
+    old, new = read_lineage(home, parent, first), split_new(path, first, seed=asked.seed)
+    again = replayed(tuned.bundle, old.train, asked.replay, seed=asked.seed)
     version = str(1 + max(int(name) for name in _numbered(home)))
-    record = {"parent": parent, "table": str(path), "sha256": sums, "seed": seed}
+    record = {"parent": parent, "table": str(path), "sha256": sums, "seed": asked.seed, "distill": asked.distill}
     record |= {"replayed": None if again is None else again.tolist(), "time": datetime.now(UTC).isoformat()}
-    after, notes = _fit(home, version, tuned, old, new, again, overrides, progress)
-    result = _judge(home, version, parent, tuned, after, old, new, (margin, confidence, seed))
+    after, notes = _fit(home, version, tuned, old, new, again, asked.distill, overrides, progress)
+    result = _judge(home, version, parent, tuned, after, old, new, asked)
     result.notes += notes
     result.rows = {"old": len(old.train if again is None else again), "new": len(new.train)}
     write_record(home / version, record | result.to_json())
@@ -261,6 +276,7 @@ def _fit(
     old: Rows,
     new: Rows,
     again: np.ndarray | None,
+    distill: float,
     overrides: Sequence[str] | Mapping[str, Any],
     progress: bool,
 ) -> tuple[FineTuned, list[str]]:
@@ -280,9 +296,17 @@ def _fit(
                 f"The {kind} columns' encoders start anew: only one pretrained encoder a kind starts from the model."
             )
     config = config.with_overrides(overrides) if overrides else config
-    train = [old.train if again is None else old.train.select(again), new.train]
+    train, rest = [old.train, new.train], []
+    if again is not None:
+        left = np.setdiff1d(np.arange(len(old.train)), again)
+        train = [old.train.select(again), *([old.train.select(left)] if len(left) else []), new.train]
+        rest = list(range(len(old.train.files), 2 * len(old.train.files))) if len(left) else []
+    objectives = {name: part for name, part in config.objectives.items() if name != "distill"}
+    if distill:
+        objectives["distill"] = {"teacher": str(folder.absolute()), "weight": distill}
+    config = config.model_copy(update={"objectives": objectives}).with_overrides({"data": {"probe_only": rest}})
     after = fit(
-        concat([part for part in train if len(part)]),
+        concat(train),
         [task.target for task in bundle.targets.values()],
         val=concat([old.val, new.val]),
         test=concat([old.test, *new.tests.values()]),
@@ -311,10 +335,10 @@ def _judge(
     after: FineTuned,
     old: Rows,
     new: Rows,
-    gate: tuple[float, float, int],
+    asked: _Arguments,
 ) -> Retuned:
     """Compare both models on old and on new test rows, and decide."""
-    margin, confidence, seed = gate
+    margin, confidence = asked.margin, asked.confidence
     tables: dict[str, tuple[Table, float]] = {
         "new rows": (new.test, 0.0),
         "old rows": (old.test, -margin),
@@ -322,7 +346,9 @@ def _judge(
     checks = [
         check
         for name, (table, least) in tables.items()
-        for check in check_rows(name, table, tuned.bundle, after.bundle, least=least, confidence=confidence, seed=seed)
+        for check in check_rows(
+            name, table, tuned.bundle, after.bundle, least=least, confidence=confidence, seed=asked.seed
+        )
     ]
     gains = any(check.passed for check in checks if check.rows == "new rows")
     worse = [check for check in checks if check.rows == "new rows" and check.difference.value < -margin]

@@ -9,6 +9,7 @@
 | `Boosted` | can be learned by gradient-boosted trees | `fusion: stack` |
 | `Choosing` | chooses among texts of the row | the baselines of a report |
 | `DetectedInTable` | is found by other columns than the target's | the choice of a task |
+| `Distilled` | can be compared with a teacher's answers | distillation |
 | `Exported` | has answers that an exported model computes | `fusetune export` |
 | `ShowsChange` | answers that people compare before and after tuning | the report |
 | `ShowsText` | answers once a row about parts of a text | the panels of a report |
@@ -117,6 +118,34 @@ class Categorical(Ability):
     and its encoded target is class indices, (batch,) int64."""
 
     ability = "one answer among several classes"
+
+
+class Distilled(Ability):
+    """A task that can learn from what a teacher, another model of the same target, answers for a row."""
+
+    ability = "answers that a teacher's can be compared with"
+
+    @abc.abstractmethod
+    def reference(self, teacher: TargetTask, answers: np.ndarray) -> np.ndarray:
+        """Return a teacher's answers in this task's form, (rows, values) float32; NaN for what it does not know.
+
+        Args:
+            teacher: the teacher's task, fitted.
+            answers: (rows, ...) as `teacher.answers` returns them.
+
+        Raises:
+            ConfigError: the two tasks have nothing to compare.
+        """
+
+    @abc.abstractmethod
+    def distillation(self, logits: Tensor, reference: Tensor, temperature: float) -> Tensor:
+        """Return each row's loss against a teacher's answers, (batch,): least where both predict alike.
+
+        Args:
+            logits: (batch, ...), the student's.
+            reference: (batch, values) from `reference`; what is NaN is not compared, and a row of NaN has the loss 0.
+            temperature: T, above 0; probabilities are those of logits / T, and their loss is multiplied by T².
+        """
 
 
 class Exported(Ability):

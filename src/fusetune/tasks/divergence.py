@@ -63,6 +63,37 @@ def tokens_divergence(logits: Tensor, other: Tensor, real: Tensor) -> Tensor:
     return (first.exp() * (first - second)).sum(2).sum(1) / real.sum(1).clamp(min=1)
 
 
+def softened_softmax_divergence(logits: Tensor, reference: Tensor, temperature: float) -> Tensor:
+    """Return each row's T² KL(softmax(reference / T) || softmax(logits / T)) in nats, (rows,), over known classes.
+
+    Args:
+        logits: (rows, classes).
+        reference: (rows, classes) log-probabilities or logits; NaN for a class that is not known. A row without any
+            has 0.
+        temperature: T.
+    """
+    unknown = reference.isnan()
+    unknown = unknown & ~unknown.all(1, keepdim=True)  # a row without any: compared with itself
+    wide = _wide(logits)
+    reference = torch.where(reference.isnan().all(1, keepdim=True), wide.detach(), _wide(reference))
+    student, teacher = (values.masked_fill(unknown, LOWEST) / temperature for values in (wide, reference))
+    return temperature**2 * softmax_divergence(teacher, student)
+
+
+def softened_bernoulli_divergence(logits: Tensor, reference: Tensor, temperature: float) -> Tensor:
+    """Return each row's mean over known labels of T² KL(sigmoid(reference / T) || sigmoid(logits / T)), (rows,) nats.
+
+    Args:
+        logits: (rows, labels).
+        reference: (rows, labels) logits; NaN for a label that is not known. A row without any has 0.
+        temperature: T.
+    """
+    known = ~reference.isnan()
+    student = _wide(logits) / temperature
+    teacher = torch.where(known, _wide(reference) / temperature, student.detach())
+    return temperature**2 * bernoulli_divergence(teacher, student) * logits.shape[1] / known.sum(1).clamp(min=1)
+
+
 def squared_difference(logits: Tensor, other: Tensor) -> Tensor:
     """Return (logits - other)², (rows,), for (rows,) arguments."""
     return (_wide(logits) - _wide(other)).square()

@@ -16,9 +16,9 @@ from fusetune.errors import BadCell, ConfigError, TableError, shown
 from fusetune.modalities.base import Detection
 from fusetune.modalities.values import canonical
 from fusetune.tasks import metrics as measures
-from fusetune.tasks.abilities import Boosted, Divergent, Exported, Probed
+from fusetune.tasks.abilities import Boosted, Distilled, Divergent, Exported, Probed
 from fusetune.tasks.answer_modules import NumberAnswers
-from fusetune.tasks.base import LinearPath, Metric
+from fusetune.tasks.base import LinearPath, Metric, TargetTask
 from fusetune.tasks.cells import is_whole, label_text, number_of, present_cells, read_number
 from fusetune.tasks.divergence import squared_difference
 from fusetune.tasks.linear import ridge_path
@@ -40,7 +40,7 @@ class _NumberHead(nn.Linear):
         return super().forward(input).squeeze(-1)
 
 
-class RegressionTask(Probed, Divergent, Boosted, Exported):
+class RegressionTask(Probed, Divergent, Distilled, Boosted, Exported):
     """Predict a number, trained on a transformed scale and answered in the target's unit. Main metric: r2.
 
     Args:
@@ -189,6 +189,23 @@ class RegressionTask(Probed, Divergent, Boosted, Exported):
     def divergence(self, logits: Tensor, other: Tensor, real: Tensor | None = None) -> Tensor:
         """Return the squared difference on the transformed scale, (batch,)."""
         return squared_difference(logits, other)
+
+    def reference(self, teacher: TargetTask, answers: np.ndarray) -> np.ndarray:
+        """Return the teacher's numbers on this task's transformed scale, (rows, 1) float32.
+
+        Raises:
+            ConfigError: the teacher's task has no numbers.
+        """
+        if not isinstance(teacher, RegressionTask):
+            raise ConfigError(
+                f"the teacher of {self.target!r} answers otherwise", expected=self.name, came=teacher.name
+            )
+        return np.asarray(self.transform.forward(answers), dtype=np.float32).reshape(-1, 1)
+
+    def distillation(self, logits: Tensor, reference: Tensor, temperature: float) -> Tensor:
+        """Return the squared difference on the transformed scale, (batch,); the temperature has no meaning here."""
+        known = ~reference[:, 0].isnan()
+        return squared_difference(logits, torch.where(known, reference[:, 0].to(logits.dtype), logits.detach()))
 
     def answers(self, logits: Tensor, tokens: TextTokens | None = None) -> np.ndarray:
         """Return numbers in the target's unit, (rows,)."""

@@ -42,6 +42,8 @@ ROWS = 24
 def make_parts(rows: int = ROWS, *, dropout: float = 0.0) -> tuple[Understand, dict[str, TargetTask], Examples]:
     """Return a model of two numbers and a category, each missing in some rows, that predicts a class and a number.
 
+    A teacher has answered for all rows.
+
     Args:
         rows: how many; equal categories and equal classes are among them, and rows without a target.
         dropout: of the model.
@@ -66,7 +68,9 @@ def make_parts(rows: int = ROWS, *, dropout: float = 0.0) -> tuple[Understand, d
     for head in model.heads:
         for parameter in head.parameters():
             nn.init.normal_(parameter, std=0.3)
-    return model, tasks, examples
+    drawn = {"k": rng.normal(size=(rows, 3)), "y": rng.normal(size=(rows, 1))}
+    references = {name: torch.from_numpy(values).float() for name, values in drawn.items()}
+    return model, tasks, examples.given(references=references)
 
 
 def make_pairs(rows: int = ROWS, *, dropout: float = 0.0) -> tuple[Match, dict[str, TargetTask], Examples]:

@@ -220,8 +220,8 @@ def _install(model: Family, scales: Mapping[str, tuple[Tensor, Tensor]], start: 
 
 def precision_of(recipe: Recipe, learner: Learner, rows: TrainingRows) -> str:
     """Return the precision of the last stage, as the main process chose it."""
-    train = rows.train
-    stage = recipe.tune_stage() if recipe.tunes() else recipe.head_stage(train.num_drawn)
+    train = rows.tuned
+    stage = recipe.tune_stage() if recipe.tunes() else recipe.head_stage(rows.train.num_drawn)
     trained = [parameter for group in stage.groups for parameter in group["params"]]
     unchanged = {column for column, key in recipe.model.routes.items() if key not in recipe.moving()}
     updates = round(stage.epochs * train.num_drawn / stage.batch_size)

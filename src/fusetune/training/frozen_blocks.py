@@ -128,7 +128,7 @@ def choose_frozen_blocks(recipe: Recipe, learner: Learner, rows: TrainingRows) -
     if not encoders:
         return
     recipe.num_frozen = {}
-    if len(rows.train) * stage.epochs < WORTHWHILE * 2 * HALF_ROWS:
+    if len(rows.tuned) * stage.epochs < WORTHWHILE * 2 * HALF_ROWS:
         return
     still = [column for column, key in recipe.model.routes.items() if key not in recipe.moving()]
     train, _ = rows.given(still, augmented=bool(rows.train.augmentation.num_views))

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fusetune.data.examples import Examples
 from fusetune.data.storage.feature_cache import FeatureCache
 from fusetune.objectives.base import Objective
@@ -31,12 +33,21 @@ class TrainingRows:
         val: prepared validation rows, which choose the best step.
         train_features: the result of `fill_features` for `train`.
         val_features: the result of `fill_features` for `val`.
+        probe_only: (rows of the table,) bool, the train rows that the tune stage does not draw; None for none.
     """
 
     train: Examples
     val: Examples
     train_features: Mapping[str, Tokens]
     val_features: Mapping[str, Tokens]
+    probe_only: np.ndarray | None = None
+
+    @property
+    def tuned(self) -> Examples:
+        """The train rows that the tune stage draws."""
+        if self.probe_only is None:
+            return self.train
+        return self.train.of(np.flatnonzero(~self.probe_only[self.train.used]))
 
     def for_objectives(self, objectives: Sequence[Objective]) -> TrainingRows:
         """Return these rows without train rows that have no target, unless an objective learns from such rows."""
@@ -45,7 +56,9 @@ class TrainingRows:
         return self
 
     def given(self, columns: Collection[str], *, augmented: bool) -> tuple[Examples, Examples]:
-        """Return train and validation rows with the features of some columns; other columns are encoded in every batch.
+        """Return the tune stage's train rows and the validation rows, with the features of some columns.
+
+        Other columns are encoded in every batch.
 
         Args:
             columns: columns whose features are still valid.
@@ -55,7 +68,7 @@ class TrainingRows:
             columns if augmented else [name for name in columns if name not in self.train.augmentation.augmenters]
         )
         return (
-            self.train.given(
+            self.tuned.given(
                 features={name: self.train_features[name] for name in reusable if name in self.train_features}
             ),
             self.val.given(features={name: self.val_features[name] for name in columns if name in self.val_features}),

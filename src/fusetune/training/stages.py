@@ -151,7 +151,7 @@ class StageRunner:
             validate = partial(self.evaluate, val)
         encoders = {key: recipe.model.encoders[key] for key in sorted(moving)} if recipe.settings.compile else {}
         low = tune.autocast and self.accelerator.mixed_precision == "bf16" and not recipe.settings.shard
-        replays = graphs(tune, recipe, self.accelerator, rows.train.num_drawn)
+        replays = graphs(tune, recipe, self.accelerator, rows.tuned.num_drawn)
         with compiling(encoders) as notes, replays, frozen_in_bf16(recipe.model, enabled=low):
             recipe.notes += notes
             given = (self.learner, tune, train, validate, self.accelerator, self.callbacks)

@@ -15,13 +15,14 @@ from fusetune.errors import ConfigError, TableError, shown, unmatched
 from fusetune.modalities.base import Detection
 from fusetune.modalities.values import merged
 from fusetune.tasks import metrics as measures
-from fusetune.tasks.abilities import Boosted, Categorical, Divergent, Exported, Probed
+from fusetune.tasks.abilities import Boosted, Categorical, Distilled, Divergent, Exported, Probed
 from fusetune.tasks.answer_modules import SoftmaxAnswers
-from fusetune.tasks.base import LinearPath, Metric
+from fusetune.tasks.base import LinearPath, Metric, TargetTask
 from fusetune.tasks.cells import is_whole, label_text, named_label, named_labels, sorted_labels
 from fusetune.tasks.classes.focal import check_focal, focal_loss
-from fusetune.tasks.classes.labels import LabelTask
-from fusetune.tasks.divergence import softmax_divergence
+from fusetune.tasks.classes.labels import TINY, LabelTask
+from fusetune.tasks.classes.taught import label_logits
+from fusetune.tasks.divergence import softened_softmax_divergence, softmax_divergence
 from fusetune.tasks.linear import logistic_path, one_hot
 from fusetune.types import Target, TextTokens
 
@@ -31,7 +32,7 @@ TRUE_WORDS = frozenset({"1", "true", "yes", "y", "t", "positive", "pos", "+", "o
 ClassWeights = Literal["balanced"] | Mapping[str, float] | None
 
 
-class ClassificationTask(LabelTask, Probed, Divergent, Categorical, Boosted, Exported):
+class ClassificationTask(LabelTask, Probed, Divergent, Categorical, Distilled, Boosted, Exported):
     """Predict one label, by softmax and cross-entropy: the base class of `binary` and `multiclass`.
 
     Args:
@@ -130,6 +131,19 @@ class ClassificationTask(LabelTask, Probed, Divergent, Categorical, Boosted, Exp
     def divergence(self, logits: Tensor, other: Tensor, real: Tensor | None = None) -> Tensor:
         """Return KL(softmax(logits) || softmax(other)) in nats, (batch,), for (batch, classes) logits."""
         return softmax_divergence(logits, other)
+
+    def reference(self, teacher: TargetTask, answers: np.ndarray) -> np.ndarray:
+        """Return log-probabilities, (rows, classes) float32; NaN for classes that the teacher does not know.
+
+        Raises:
+            ConfigError: the teacher's task has no classes, or fewer than two of these.
+        """
+        same = isinstance(teacher, ClassificationTask)
+        return label_logits(self, teacher, np.log(np.maximum(answers, TINY)), same=same, least=2)
+
+    def distillation(self, logits: Tensor, reference: Tensor, temperature: float) -> Tensor:
+        """Return T² KL(teacher || softmax(logits)) in nats over the classes that the teacher knows, (batch,)."""
+        return softened_softmax_divergence(logits, reference, temperature)
 
     def answers(self, logits: Tensor, tokens: TextTokens | None = None) -> np.ndarray:
         """Return probabilities, (rows, classes)."""

@@ -17,13 +17,14 @@ from fusetune.data.table import is_missing
 from fusetune.errors import BadCell, ConfigError, TableError, shown
 from fusetune.modalities.base import Detection
 from fusetune.tasks import metrics as measures
-from fusetune.tasks.abilities import Boosted, Divergent, Exported, Labelled, Probed, Thresholded
+from fusetune.tasks.abilities import Boosted, Distilled, Divergent, Exported, Labelled, Probed, Thresholded
 from fusetune.tasks.answer_modules import SigmoidAnswers
-from fusetune.tasks.base import LinearPath, Metric
+from fusetune.tasks.base import LinearPath, Metric, TargetTask
 from fusetune.tasks.cells import label_text, named_labels, present_cells, sorted_labels
 from fusetune.tasks.classes.focal import check_focal, focal_loss
 from fusetune.tasks.classes.label_sets import find_separator, hot_labels, is_list, multi_hot_width, split_labels
 from fusetune.tasks.classes.labels import TINY
+from fusetune.tasks.classes.taught import label_logits
 from fusetune.tasks.classes.thresholds import (
     Setting,
     Source,
@@ -33,7 +34,7 @@ from fusetune.tasks.classes.thresholds import (
     threshold_notes,
     tuned_thresholds,
 )
-from fusetune.tasks.divergence import bernoulli_divergence
+from fusetune.tasks.divergence import bernoulli_divergence, softened_bernoulli_divergence
 from fusetune.tasks.linear import logistic_path
 from fusetune.tasks.output_columns import label_set_columns, reached
 from fusetune.tasks.panels.calibration import calibration_section
@@ -55,7 +56,7 @@ OPTIONS = ("separator", "min_count", "positive_weights", "threshold", "focal", "
 FITTED = ("classes", "counts", "rows", "left_out", "multi_hot", "thresholds", "threshold_sources", "as_json")
 
 
-class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded, Exported):
+class MultilabelTask(Labelled, Probed, Divergent, Distilled, Boosted, Thresholded, Exported):
     """Predict any number of labels in a row, by a sigmoid for each label. Main metric: map_macro.
 
     Cells are text such as `a|b`, JSON lists, or lists. An empty list, or the text "[]", is a row without any of the
@@ -268,6 +269,19 @@ class MultilabelTask(Labelled, Probed, Divergent, Boosted, Thresholded, Exported
     def divergence(self, logits: Tensor, other: Tensor, real: Tensor | None = None) -> Tensor:
         """Return the mean over labels of KL(sigmoid(logits) || sigmoid(other)) in nats, (batch,)."""
         return bernoulli_divergence(logits, other)
+
+    def reference(self, teacher: TargetTask, answers: np.ndarray) -> np.ndarray:
+        """Return logits, (rows, labels) float32; NaN for labels that the teacher does not know.
+
+        Raises:
+            ConfigError: the teacher's task has no label sets, or none of these labels.
+        """
+        odds = np.log(np.maximum(answers, TINY)) - np.log(np.maximum(1 - answers, TINY))
+        return label_logits(self, teacher, odds, same=isinstance(teacher, MultilabelTask), least=1)
+
+    def distillation(self, logits: Tensor, reference: Tensor, temperature: float) -> Tensor:
+        """Return the mean of T² KL(teacher || sigmoid(logits)) in nats over labels that the teacher knows, (batch,)."""
+        return softened_bernoulli_divergence(logits, reference, temperature)
 
     def answers(self, logits: Tensor, tokens: TextTokens | None = None) -> np.ndarray:
         """Return probabilities, (rows, labels)."""
