@@ -231,6 +231,24 @@ def test_too_few_new_rows(store, tmp_path):
         ft.retune(store, tmp_path / "few.csv", progress=False)
 
 
+def test_a_share_of_the_old_rows_tunes_encoders_and_the_model_before_teaches(store, tmp_path):
+    copy = shutil.copytree(store, tmp_path / "versions")
+    rows(31, 100, new=True).to_csv(tmp_path / "may.csv", index=False)
+    rows(32, 100, new=True).to_csv(tmp_path / "june.csv", index=False)
+    point_to(copy, "2")
+    ft.retune(copy, tmp_path / "may.csv", replay=0.5, distill=2.0, progress=False)
+    config = ft.load(copy / "4").bundle.config
+    assert config.objectives == {"distill": {"teacher": str(copy / "2"), "weight": 2.0}}
+    # two tables, the first run's and march.csv: those that are tuned on again, the rest of both, then may.csv
+    assert config.data.probe_only == [2, 3]
+    assert record(copy, "4")["distill"] == 2.0 and record(copy, "4")["rows"] == {"old": 280, "new": 70}
+    point_to(copy, "4")
+    ft.retune(copy, tmp_path / "june.csv", progress=False)
+    config = ft.load(copy / "5").bundle.config
+    assert config.objectives == {} and config.data.probe_only == []
+    assert len(read_lineage(copy, "5", ft.load(copy / "1")).train) == 320 + 240 + 70 + 70
+
+
 def test_texts_start_from_the_tuned_encoder(fitted, shop, write_csv, tmp_path):
     folder, all_rows = shop
     new = write_csv(folder / "again.csv", all_rows[60:100], ["note", "photo", "voice", "price", "plan", "label"])
@@ -239,4 +257,5 @@ def test_texts_start_from_the_tuned_encoder(fitted, shop, write_csv, tmp_path):
     )
     config = ft.load(tmp_path / "versions" / "2").bundle.config
     assert config.text.name == config.image.name == config.audio.name == str(tmp_path / "versions" / "1")
+    assert config.data.probe_only == [] and config.objectives == {}
     assert result.notes == [] and {check.rows for check in result.checks} == {"old rows", "new rows"}
