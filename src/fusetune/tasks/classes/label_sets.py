@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fusetune.errors import ConfigError
 from fusetune.tasks.cells import is_whole, label_text
 
 SEPARATORS = ("|", ";", ",", " ")
@@ -64,6 +65,25 @@ def multi_hot_width(cells: Sequence[Any]) -> int:
         lists.append(parts)
     repeated = any(len({float(part) for part in parts}) < len(parts) for parts in lists)
     return len(lists[0]) if lists and repeated else 0
+
+
+def multi_hot_names(cells: Sequence[Any], names: list[str] | None) -> list[str] | None:
+    """Return the labels' names, by position, if the cells are multi-hot lists; None for other cells.
+
+    Args:
+        cells: the train rows'.
+        names: as the settings give them; None takes the positions.
+
+    Raises:
+        ConfigError: there are other names than positions.
+    """
+    width = multi_hot_width(cells)
+    if names is not None and len(names) != width:
+        raise ConfigError(
+            f"names has {len(names)} labels",
+            expected=f"{width}, as the lists of 0 and 1 have elements" if width else "a target of such lists",
+        )
+    return names if names is not None or not width else [str(index) for index in range(width)]
 
 
 def hot_labels(cell: Any, names: Sequence[str]) -> list[str]:

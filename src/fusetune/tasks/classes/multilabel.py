@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from scipy.special import logit
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,7 +23,7 @@ from fusetune.tasks.answer_modules import SigmoidAnswers
 from fusetune.tasks.base import LinearPath, Metric, TargetTask
 from fusetune.tasks.cells import label_text, named_labels, present_cells, sorted_labels
 from fusetune.tasks.classes.focal import check_focal, focal_loss
-from fusetune.tasks.classes.label_sets import find_separator, hot_labels, is_list, multi_hot_width, split_labels
+from fusetune.tasks.classes.label_sets import find_separator, hot_labels, is_list, multi_hot_names, split_labels
 from fusetune.tasks.classes.labels import TINY
 from fusetune.tasks.classes.taught import label_logits
 from fusetune.tasks.classes.thresholds import (
@@ -142,8 +143,8 @@ class MultilabelTask(Labelled, Probed, Divergent, Distilled, Boosted, Thresholde
     def detect(cls, values: Sequence[Any]) -> Detection:
         """Return high confidence for lists, and for a separator with repeating parts."""
         lists = sum(map(is_list, values))
-        if width := multi_hot_width(values):
-            return Detection(0.97, f"lists of 0 and 1 for {width} labels, which the option names can name")
+        if hot := multi_hot_names(values, None):
+            return Detection(0.97, f"lists of 0 and 1 for {len(hot)} labels, which the option names can name")
         if lists and lists >= 0.9 * len(values):
             return Detection(0.97, f"{lists} of {len(values)} cells are lists")
         split = find_separator([value for value in values if isinstance(value, str)])
@@ -160,7 +161,8 @@ class MultilabelTask(Labelled, Probed, Divergent, Distilled, Boosted, Thresholde
         if self.separator is None:
             separator = find_separator([cell for cell in cells if isinstance(cell, str)])
             self.separator = separator[0] if separator else "|"
-        self._find_multi_hot(cells)
+        self.names = multi_hot_names(cells, self.names)
+        self.multi_hot = self.names is not None
         counts: Counter[str] = Counter()
         self.rows = 0
         for cell in cells:
@@ -185,18 +187,6 @@ class MultilabelTask(Labelled, Probed, Divergent, Distilled, Boosted, Thresholde
         self._set_thresholds(initial_thresholds(self.threshold, len(self.classes)))
         if isinstance(self.positive_weights, dict):
             self.positive_weights = named_labels(self.positive_weights, self.classes, where="positive_weights")
-
-    def _find_multi_hot(self, cells: Sequence[Any]) -> None:
-        """Set `multi_hot` if the cells are lists of 0 and 1, one position a label."""
-        width = multi_hot_width(cells)
-        if self.names is not None and len(self.names) != width:
-            raise ConfigError(
-                f"names has {len(self.names)} labels",
-                expected=f"{width}, as the lists of 0 and 1 have elements" if width else "a target of such lists",
-            )
-        self.multi_hot = width > 0
-        if self.multi_hot and self.names is None:
-            self.names = [str(index) for index in range(width)]
 
     def _labels_of(self, cell: Any) -> list[str]:
         if self.multi_hot and len(cell):  # an empty list is a row without labels
@@ -276,8 +266,8 @@ class MultilabelTask(Labelled, Probed, Divergent, Distilled, Boosted, Thresholde
         Raises:
             ConfigError: the teacher's task has no label sets, or none of these labels.
         """
-        odds = np.log(np.maximum(answers, TINY)) - np.log(np.maximum(1 - answers, TINY))
-        return label_logits(self, teacher, odds, same=isinstance(teacher, MultilabelTask), least=1)
+        same = isinstance(teacher, MultilabelTask)
+        return label_logits(self, teacher, logit(np.clip(answers, TINY, 1 - TINY)), same=same, least=1)
 
     def distillation(self, logits: Tensor, reference: Tensor, temperature: float) -> Tensor:
         """Return the mean of T² KL(teacher || sigmoid(logits)) in nats over labels that the teacher knows, (batch,)."""
