@@ -30,6 +30,7 @@ EXTRAS = {
     "uvicorn": "serve",
     "python_multipart": "serve",
     "prometheus_client": "serve",
+    "gradio": "ui",
     "onnx": "export",
     "onnxruntime": "export",
     "onnxscript": "export",

@@ -111,6 +111,10 @@ OPTIONS = {
         *("--max-connections", "--max-body-mib", "--max-rows", "--max-chars", "--max-pixels", "--max-seconds"),
         *("--watch", "--watch-s", "--shadow", "--capture", "--redact"),
     },
+    "ui": {
+        *("folder", "--port", "--host", "--token", "--name", "--examples", "--allow-host", "--precision", "--open"),
+        *("--max-body-mib", "--max-rows", "--max-chars", "--max-pixels", "--max-seconds"),
+    },
     "merge": {"folder", "--out", "-o", "--to", "--overwrite", "--json"},
     "export": {"folder", "--to", "--side", "--variants", "--check", "--out", "-o", "--overwrite", "--json"},
     "report": {"folder", "--json"},

@@ -72,7 +72,7 @@ class TargetColumns(Output):
         assert isinstance(model, Understand)
         scores: dict[str, Any] = {}
         if examples is not None and len(examples):
-            scores = predict_scores(model, bundle.targets, examples, stack=bundle.stack, progress=progress)
+            scores = self.scores(bundle, examples, progress)
         for name, task in bundle.targets.items():
             size = model.at_zero(name)
             size = size.view(1, 1, -1) if task.reads is not None else size.unsqueeze(0)
@@ -80,6 +80,10 @@ class TargetColumns(Output):
             predicted = task.columns(scores[name]) if scores else {column: [] for column in like}
             for column, values in predicted.items():
                 yield column, pa.array(like[column]).type, values
+
+    def scores(self, bundle: Bundle, examples: Examples, progress: Progress | None) -> dict[str, np.ndarray]:
+        """Return by task the used rows' scores, from which the columns are made; see `predict_scores`."""
+        return predict_scores(bundle.model, bundle.targets, examples, stack=bundle.stack, progress=progress)
 
 
 class VectorColumns(Output):

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fusetune._optional import optional_import
 from fusetune.deploy.serve.guard import Guard
@@ -101,8 +101,10 @@ class DrainingServer(Server):
         log("listening", host=address[0], port=address[1])
 
 
-def make_server(guard: Guard, options: ServeOptions, on_drain: Callable[[], None]) -> DrainingServer:
-    """Return a server of an application behind its guard."""
+def make_server(
+    guard: Guard, options: ServeOptions, on_drain: Callable[[], None], *, lifespan: Literal["on", "off"] = "off"
+) -> DrainingServer:
+    """Return a server of an application behind its guard; "on" tells the application of its start and end."""
     config = Config(
         guard,
         http=timed_protocol(options.limits.header_seconds),
@@ -110,7 +112,7 @@ def make_server(guard: Guard, options: ServeOptions, on_drain: Callable[[], None
         log_config=None,
         access_log=False,
         server_header=False,
-        lifespan="off",
+        lifespan=lifespan,
         backlog=BACKLOG,
         limit_concurrency=options.max_connections,
         timeout_keep_alive=30,

@@ -112,17 +112,27 @@ class Guard:
         headers, path = exchange.headers, scope["path"]
         if path not in OPEN:
             self._check_host(headers)
-            if self.access.token is not None and scope["method"] != "OPTIONS":
-                scheme, _, token = headers.get("authorization", "").partition(" ")
-                known = hmac.compare_digest(token.strip().encode("latin-1"), self.access.token.encode("latin-1"))
-                if scheme.lower() != "bearer" or not known:
-                    raise Problem(401, "no_token", "send the server's token in the header Authorization: Bearer TOKEN")
+            if scope["method"] != "OPTIONS":
+                self.check_token(headers)
         length = headers.get("content-length")
         if length is not None:
             if not length.isdecimal() or not length.isascii():
                 raise Problem(400, "invalid_length", "Content-Length is no number")
             if len(length) > 18 or int(length) > self.limits.body_bytes:
                 raise self._too_large()
+
+    def check_token(self, headers: Mapping[str, str]) -> None:
+        """Check the token that a request brings, if one is asked for.
+
+        Raises:
+            Problem: 401, it is missing or wrong.
+        """
+        if self.access.token is None:
+            return
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        known = hmac.compare_digest(token.strip().encode("latin-1"), self.access.token.encode("latin-1"))
+        if scheme.lower() != "bearer" or not known:
+            raise Problem(401, "no_token", "send the server's token in the header Authorization: Bearer TOKEN")
 
     def _check_host(self, headers: Mapping[str, str]) -> None:
         host = headers.get("host", "")

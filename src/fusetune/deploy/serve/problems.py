@@ -15,12 +15,23 @@ class Problem(Exception):
         kind: a word for programs, such as "invalid_json".
         message: a sentence for people.
         retry_after: seconds after which the client may try again, or None.
+        challenge: how the client has to say who it is, where it has not.
         details: further entries of the answer, such as `row` and `column`.
     """
 
-    def __init__(self, status: int, kind: str, message: str, *, retry_after: int | None = None, **details: Any) -> None:
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        message: str,
+        *,
+        retry_after: int | None = None,
+        challenge: str = "Bearer",
+        **details: Any,
+    ) -> None:
         super().__init__(message)
         self.status, self.kind, self.message, self.retry_after = status, kind, message, retry_after
+        self.challenge = challenge
         self.details = {name: value for name, value in details.items() if value is not None}
 
     @classmethod
@@ -43,4 +54,4 @@ class Problem(Exception):
     def headers(self) -> dict[str, str]:
         """The answer's headers."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-        return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+        return headers | ({"WWW-Authenticate": self.challenge} if self.status == 401 else {})

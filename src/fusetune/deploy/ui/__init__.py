@@ -1,0 +1,1 @@
+"""A web page to try a tuned model: `fusetune ui`."""
