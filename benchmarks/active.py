@@ -7,14 +7,14 @@ A pool is drawn from the train table for each seed, and labelled in rounds by it
 the same frozen features is fitted after each round and measured twice: on other rows of the train table (by these the
 defaults were chosen) and on the test table. A line has the mean accuracy over the number of labels (the area under the
 learning curve), its gain over random rows with the standard deviation over seeds, and the accuracy at the last round.
-`--peer` adds small-text's strategies (package small-text) on the same features, given the same rounds and probe.
+`--peer` adds strategies of small-text (`pip install --no-deps small-text`) on the same vectors, rounds and probe.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import pandas as pd
 from runs import DATA
 
 from fusetune.lifecycle.labelling import query
+from fusetune.lifecycle.labelling.measure import gain
 from fusetune.lifecycle.labelling.pool import read_pool
 from fusetune.lifecycle.labelling.rounds import AUTO, simulate
 
@@ -32,18 +33,25 @@ SETS: dict[str, dict[str, Any]] = {
     "noto_emoji": {"target": "category", "columns": ["image"], "count": 25, "rounds": 12},
 }
 POOL, HELD_OUT = 1500, 500
-COLD_STARTS = {"typical first": query.COLD, "random first": "random"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help=f"of {', '.join(SETS)}")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--peer", type=Path, help="curves of small-text, written by benchmarks/active_peer.py")
+    parser.add_argument("--peer", action="store_true", help="small-text's strategies, too")
+    parser.add_argument(
+        "--null", type=int, default=0, help="draws of random rows on both sides: how often one is called better"
+    )
     parser.add_argument("--image", default="../shared/models/mobilenet-v2", help="encoder of pictures")
     parser.add_argument("--out", type=Path, help="all curves, as JSON")
     parser.add_argument("--plot", type=Path, help="a picture of the learning curves on test rows")
     asked = parser.parse_args()
+    if asked.peer:
+        query.STRATEGIES.update(peers())
+    if asked.null:
+        compare_random_with_random(asked.names or list(SETS), asked.null, asked.image)
+        return
     curves: dict[str, Any] = {}
     for name in asked.names or SETS:
         curves[name] = measure(name, asked.seeds, asked.image)
@@ -93,12 +101,54 @@ def measure(name: str, seeds: int, image: str) -> dict[str, Any]:
     return {system: dict(parts) for system, parts in result.items()}
 
 
+def compare_random_with_random(names: list[str], draws: int, image: str) -> None:
+    """Print how often `gain` calls rows better or worse than random ones that are random themselves."""
+    for name in names:
+        frame, parts = rows_of(name, 0)
+        overrides = [f"image={image}"] if "image" in SETS[name]["columns"] else []
+        pool = read_pool(frame[SETS[name]["columns"]], None, SETS[name]["target"], overrides=overrides)
+        labels = [str(cell) for cell in frame[SETS[name]["target"]]]
+        verdicts: Counter[str] = Counter()
+        for seed in range(draws):
+            rows = [int(row) for row in np.random.default_rng(seed).permutation(parts["pool"])[:100]]
+            measured, learned = ({row: labels[row] for row in some} for some in (rows[:50], rows[50:]))
+            found = gain(pool, {}, learned, measured, seed=seed)
+            verdicts[found.verdict if found is not None else "none"] += 1
+        print(f"{name}: {dict(verdicts)}", flush=True)
+
+
 def systems() -> dict[str, dict[str, str]]:
-    """Return the strategies by name: all from a random first round, the best also from a typical one."""
+    """Return the strategies by name: all from a random first round, `auto` from a typical one."""
     own = {name: {"strategy": name, "start": "random"} for name in query.STRATEGIES}
-    own["margin, typical first"] = {"strategy": "margin", "start": query.COLD}
     own["auto"] = {"strategy": AUTO, "start": query.COLD}
     return own
+
+
+def peers() -> dict[str, query.Strategy]:
+    """Return strategies of small-text as ours are called."""
+    from small_text.query_strategies import BreakingTies, ContrastiveActiveLearning, EmbeddingKMeans, GreedyCoreset
+
+    class Classifier:
+        def __init__(self, candidates: query.Candidates) -> None:
+            self.candidates = candidates
+
+        def predict_proba(self, rows: np.ndarray) -> np.ndarray:
+            return self.candidates.probabilities[rows]
+
+        def embed(self, rows: np.ndarray, *, return_proba: bool = False, pbar: object = None) -> Any:
+            vectors = self.candidates.vectors[rows]
+            return (vectors, self.predict_proba(rows)) if return_proba else vectors
+
+    def as_ours(theirs: Any) -> query.Strategy:
+        def choose(candidates: query.Candidates, count: int, rng: np.random.Generator) -> np.ndarray:
+            np.random.seed(int(rng.integers(2**31)))
+            rows, labels = np.arange(len(candidates.vectors)), np.zeros(len(candidates.labelled), dtype=int)
+            return theirs.query(Classifier(candidates), rows, candidates.open, candidates.labelled, labels, n=count)
+
+        return choose
+
+    theirs = [BreakingTies(), GreedyCoreset(), EmbeddingKMeans(), ContrastiveActiveLearning(pbar=None)]
+    return {f"small-text {type(one).__name__}": as_ours(one) for one in theirs}
 
 
 def show(name: str, curves: dict[str, Any]) -> None:

@@ -219,6 +219,39 @@ def test_imports_of_label_studio(pool, home):
     assert sum(changed.labels.values()) == 20 and changed.labels != state.labels
 
 
+def test_two_different_labels_of_a_row_in_one_file_are_no_label(pool, home):
+    call(pool, home)
+    rows = fill(home, 1)
+    twice = pd.concat([rows, rows[:2]])
+    twice.iloc[-1, -1] = "other"
+    twice.to_csv(home / "round-1.csv", index=False)
+    for _ in range(2):
+        state = call(pool, home)
+        assert (state.round, state.missing) == (1, 1) and state.asked[0].row == rows.loc[1, "row_id"]
+        assert any("without a majority" in note for note in state.notes)
+    assert len((home / "labels.jsonl").read_text().splitlines()) == 19
+
+
+def test_pictures_as_paths_and_as_bytes(shop, home, tiny):
+    folder, rows = shop
+    table = pd.DataFrame(rows)[["photo", "price"]].dropna()[:60].astype({"price": float})
+    table.to_csv(folder / "photos.csv", index=False)
+    options = {"count": 10, "overrides": [f"image={tiny('vit')}"]}
+    state = call(folder / "photos.csv", home, **options)
+    task = json.loads((home / "round-1.tasks.json").read_text())[0]["data"]
+    assert task["photo"].startswith("/data/local-files/?d=") and (folder / task["photo"][21:]).is_file()
+    assert state.asked[0].cells[0].images
+    filled = pd.read_csv(home / "round-1.csv").assign(kind=["red", "blue"] * 5)
+    filled.to_csv(home / "round-1.csv", index=False)
+    call(folder / "photos.csv", home, **options)
+    assert all(Path(path).is_file() for path in pd.read_csv(home / "labelled.csv")["photo"])
+    table["photo"] = [(folder / path).read_bytes() for path in table["photo"]]
+    other = call(table, home.parent / "bytes", **options)
+    assert list(pd.read_csv(other.files["rows"])) == ["row_id", "price", "why", "kind"]
+    assert json.loads(Path(other.files["tasks"]).read_text())[0]["data"]["photo"].startswith("data:image/png;base64,")
+    assert pd.read_parquet(other.files["labelled"]).columns.tolist() == ["photo", "price", "kind"]
+
+
 def test_a_pool_with_more_rows_in_another_order_and_repeated_ones(pool, home):
     call(pool, home)
     fill(home, 1)
@@ -228,6 +261,7 @@ def test_a_pool_with_more_rows_in_another_order_and_repeated_ones(pool, home):
     state = call(pool, home)
     assert state.round == 2 and sum(state.labels.values()) == 20
     assert any("30 rows of the pool repeat" in note for note in state.notes)
+    assert any("60 more rows" in note for note in state.notes)
     old[80:].to_csv(pool, index=False)
     fewer = call(pool, home)
     assert any("not in the pool any more" in note for note in fewer.notes)

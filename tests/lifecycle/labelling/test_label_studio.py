@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from fusetune.errors import TableError
-from fusetune.lifecycle.labelling.label_studio import config_of, read_tasks, task_of, variables
+from fusetune.lifecycle.labelling.label_studio import config_of, document_root, read_tasks, task_of, variables
 
 KINDS = {"the text": "text", "photo": "image", "2nd voice": "audio", "größe": "number"}
 
@@ -21,7 +21,7 @@ def test_tasks_and_configuration_name_the_same_fields(tmp_path):
     cells = {"the text": "a < b & c", "photo": "pics/a b.png", "2nd voice": b"RIFF1234", "größe": None}
     guesses = [("cat & dog", 0.75), ("cow", 0.2)]
     task = task_of(
-        ("row_id", "r1"), cells, KINDS, base_dir=tmp_path, control="label", guesses=guesses, version="fusetune round 2"
+        ("row_id", "r1"), cells, KINDS, base_dir=tmp_path, root=tmp_path, control="label", guesses=guesses, version="v"
     )
     view = ElementTree.fromstring(config_of(KINDS, ["cat & dog", "cow"], control="label", row_id="row_id"))
     shown = {tag.get("name"): tag for tag in view if tag.get("value", "").startswith("$")}
@@ -43,6 +43,18 @@ def test_before_any_label_is_known_the_label_is_typed():
     view = ElementTree.fromstring(config_of({"text": "text"}, [], control="label", row_id="row_id"))
     (area,) = view.iter("TextArea")
     assert area.get("name") == "label" and area.get("toName") == "text"
+
+
+def test_files_are_served_from_a_folder_above_all_of_them(tmp_path):
+    home = tmp_path / "tables"
+    cells = ["a.png", "../media/b.png; c.png", None, b"PNG", "https://host/d.png", {"bytes": None, "path": "e.png"}]
+    assert document_root(["a.png", "sub/b.png"], home) == home and document_root([], home) == home
+    root = document_root(cells, home)
+    assert root == tmp_path
+    row, options = ("row_id", "r"), {"base_dir": home, "root": root, "control": "label"}
+    paths = [task_of(row, {"photo": cell}, {"photo": "image"}, **options)["data"]["photo"] for cell in cells]
+    assert paths[:3] == ["/data/local-files/?d=tables/a.png", "/data/local-files/?d=media/b.png", ""]
+    assert paths[4:] == ["https://host/d.png", "/data/local-files/?d=tables/e.png"]
 
 
 def annotation(label=None, *, cancelled=False, control="label"):

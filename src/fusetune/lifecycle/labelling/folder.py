@@ -59,6 +59,7 @@ class LabelFolder:
         target: the column of labels.
         seed: of all draws.
         reserved: ids of the rows that are never chosen, in the order in which they are drawn at random.
+        size: the number of distinct rows of the pool when it was drawn from.
         row_id, control: the names of the column of ids, and of the control of labels in Label Studio.
         batches: the rounds, the first is round 1.
     """
@@ -67,6 +68,7 @@ class LabelFolder:
     target: str
     seed: int
     reserved: list[str]
+    size: int
     row_id: str
     control: str
     batches: list[Batch] = field(default_factory=list)
@@ -88,7 +90,7 @@ class LabelFolder:
                 for batch in content["rounds"]
                 for guesses in [batch["guesses"].items()]
             ]
-            names = ("target", "seed", "reserved", "row_id", "control")
+            names = ("target", "seed", "reserved", "size", "row_id", "control")
             return cls(path=path, batches=batches, **{name: content[name] for name in names})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise FolderError(
@@ -104,7 +106,7 @@ class LabelFolder:
         Raises:
             StorageError: it cannot be written.
         """
-        content = {name: getattr(self, name) for name in ("target", "seed", "reserved", "row_id", "control")}
+        content = {name: getattr(self, name) for name in ("target", "seed", "reserved", "size", "row_id", "control")}
         rounds = [vars(batch) for batch in self.batches]
         text = json.dumps({"format": FORMAT, **content, "rounds": rounds}, ensure_ascii=False, indent=1)
         replace_file(self.path / ROUNDS, text)

@@ -21,9 +21,9 @@ from fusetune.lifecycle.labelling.pool import Pool, read_pool
 from fusetune.lifecycle.labelling.probe import LabelProbe
 from fusetune.lifecycle.labelling.query import COLD, NEEDS_MODEL
 from fusetune.lifecycle.labelling.reading import read_all, refusal, settle_labels
-from fusetune.lifecycle.labelling.result import SHOWN, AskedRow, Labelling
+from fusetune.lifecycle.labelling.result import PAGE, SHOWN, AskedRow, Labelling
 from fusetune.lifecycle.labelling.rounds import AUTO, check_strategy, choose_rows, settled
-from fusetune.lifecycle.labelling.writing import write_files
+from fusetune.lifecycle.labelling.writing import labelled_file, media_root, write_files
 from fusetune.training.hardware.devices import choose_threads
 from fusetune.training.progress import track
 
@@ -140,7 +140,8 @@ def _open(home: Path, pool: Pool, seed: int, notes: list[str]) -> LabelFolder:
         drawn = np.random.default_rng(seed).permutation(pool.open)[:num]
         fields = [*pool.table.column_names, *variables(pool.inputs).values(), pool.target]
         row_id, control = free_name("row_id", fields), free_name("label", fields)
-        folder = LabelFolder(home, pool.target, seed, [pool.id_of(row) for row in drawn], row_id, control)
+        reserved = [pool.id_of(row) for row in drawn]
+        folder = LabelFolder(home, pool.target, seed, reserved, len(pool.positions), row_id, control)
         folder.save()
     if folder.target != pool.target:
         raise ConfigError(
@@ -149,6 +150,8 @@ def _open(home: Path, pool: Pool, seed: int, notes: list[str]) -> LabelFolder:
             came=pool.target,
             do="give another folder: --out",
         )
+    if (more := len(pool.positions) - folder.size) > 0:
+        notes.append(f"The pool has {more:,} more rows than at first: the random rows are a sample without them.")
     if gone := sum(row not in pool.positions for row in folder.asked):
         notes.append(f"{gone} rows that were asked for are not in the pool any more: their labels are kept, not used.")
     return folder
@@ -274,10 +277,12 @@ class _State:
         """Return what is shown to the user."""
         folder, number = self.folder, len(self.folder.batches)
         names, counts = np.unique(list(self.labels.values()), return_counts=True)
-        files = {"page": folder.path / "label.html", "labelled": folder.path / "labelled.csv"}
+        files = {"page": folder.path / PAGE, "labelled": labelled_file(folder, self.pool)}
         batch = folder.batches[-1] if folder.batches else None
         if batch is not None:
             files |= {"rows": folder.csv_file(number), "tasks": folder.tasks_file(number)}
+        if (root := media_root(self.pool)) is not None:
+            files["media"] = root
         asked = [
             AskedRow(row, batch.why.get(row, "") if batch else "", self._cells(row) if at < SHOWN else [])
             for at, row in enumerate(missing)

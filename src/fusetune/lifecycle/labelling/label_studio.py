@@ -10,7 +10,7 @@ import base64
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -43,6 +43,7 @@ def task_of(
     kinds: Mapping[str, str],
     *,
     base_dir: Path,
+    root: Path,
     control: str,
     guesses: Sequence[tuple[str, float]] = (),
     version: str = "",
@@ -53,7 +54,8 @@ def task_of(
         row_id: the name of the id's field, and the id.
         cells: by input column.
         kinds: of the columns.
-        base_dir: the folder of relative paths, Label Studio's document root.
+        base_dir: the folder of relative paths.
+        root: Label Studio's document root, from which it serves files.
         control: the name of the control of labels.
         guesses: labels with their probabilities, the most probable first; none gives a task without a prediction.
         version: the prediction's model version.
@@ -61,7 +63,7 @@ def task_of(
     names = variables(list(cells))
     data: dict[str, Any] = {row_id[0]: row_id[1]}
     for column, cell in cells.items():
-        data[names[column]] = _cell(cell, kinds[column], base_dir)
+        data[names[column]] = _cell(cell, kinds[column], base_dir, root)
     task: dict[str, Any] = {"data": data}
     if guesses:
         label, probability = guesses[0]
@@ -131,13 +133,21 @@ def read_tasks(content: Any, row_id: str, control: str, *, file: str) -> tuple[d
             own += [vote for done in task.get("annotations") or [] for vote in _annotated(done, control)]
         elif (label := _choice(task.get(control))) is not None:
             own.append(label)
+    return decide(votes)
+
+
+def decide(votes: Mapping[str, Sequence[str | None]]) -> tuple[dict[str, str | None], list[str]]:
+    """Return the label that most votes have, by row, and the rows without a majority.
+
+    A vote of None says that the row cannot be labelled; it counts only where there is no other.
+    """
     labels: dict[str, str | None] = {}
     split = []
     for row, given in votes.items():
-        counts = Counter(label for label in given if label is not None).most_common()
+        counts = Counter(label for label in given if label is not None).most_common(2)
         if len(counts) > 1 and counts[0][1] == counts[1][1]:
             split.append(row)
-        elif counts or given:
+        elif given:
             labels[row] = counts[0][0] if counts else None
     return labels, split
 
@@ -164,7 +174,17 @@ def _first(columns: Mapping[str, Any]) -> str:
     return next(iter(columns))
 
 
-def _cell(cell: Any, kind: str, base_dir: Path) -> str:
+def document_root(cells: Iterable[Any], base_dir: Path) -> Path:
+    """Return the folder that holds all files that are named in cells of media: the pool's, or one above it."""
+    folders = {str(base_dir.resolve())}
+    for cell in cells:
+        path = cell.get("path") if isinstance(cell, dict) and not cell.get("bytes") else cell
+        if isinstance(path, str) and "://" not in path and not path.startswith("data:"):
+            folders.add(os.path.dirname(os.path.abspath(base_dir / path.split(";")[0].strip())))
+    return Path(os.path.commonpath(folders))
+
+
+def _cell(cell: Any, kind: str, base_dir: Path, root: Path) -> str:
     """Return a cell as a task's data: media as an address, anything else as text."""
     if is_missing(cell):
         return ""
@@ -178,4 +198,4 @@ def _cell(cell: Any, kind: str, base_dir: Path) -> str:
     text = str(cell).split(";")[0].strip()  # of several, the first
     if "://" in text or text.startswith("data:"):
         return text
-    return SERVED + quote(os.path.relpath(base_dir / text, base_dir))
+    return SERVED + quote(os.path.relpath(os.path.abspath(base_dir / text), root))

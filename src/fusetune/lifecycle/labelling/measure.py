@@ -18,7 +18,9 @@ from fusetune.lifecycle.labelling.probe import LabelProbe
 from fusetune.lifecycle.labelling.rounds import fit_probe, predicted
 
 DRAWS = 2000
-FOLDS, REPEATS = 5, 4
+FOLDS, REPEATS = 5, 2
+LEVEL = 0.99
+"""Of the interval of the gain, which leaves out the luck of the rows that were learned from."""
 AS_GOOD = 0.03
 """Random labelling is called as good where the interval of the gain covers 0 and ends below this."""
 MIN_COMPARED = 50
@@ -56,7 +58,7 @@ class Gain:
         labels: that each of the two probes learned from, besides those that were there before.
         rows: the random rows that both were measured on.
         chosen, random: their accuracies.
-        difference: chosen minus random, with its interval over the rows.
+        difference: chosen minus random, with its interval of `LEVEL` over the rows.
     """
 
     labels: int
@@ -179,8 +181,8 @@ def gain(
                 return None
             theirs[held] += (predicted(other, rows[held]) == truth[held]) / REPEATS
     difference = own - theirs
-    drawn = _means(difference, seed)
-    return Gain(num, len(rows), float(own.mean()), float(theirs.mean()), interval(float(difference.mean()), drawn))
+    found = interval(float(difference.mean()), _means(difference, seed), LEVEL)
+    return Gain(num, len(rows), float(own.mean()), float(theirs.mean()), found)
 
 
 def stop_reason(measured: Measured, agreement: float = AGREEMENT) -> str | None:

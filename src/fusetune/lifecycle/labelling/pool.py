@@ -27,6 +27,7 @@ from fusetune.lifecycle.frozen import FrozenRows, read_frozen
 from fusetune.lifecycle.held_out import all_rows
 from fusetune.lifecycle.label_errors import task_of
 from fusetune.lifecycle.labelling.probe import Blocks
+from fusetune.modalities.values import ValueIndex
 from fusetune.models.build import build_modalities, build_model
 from fusetune.tasks.cells import label_text
 from fusetune.tasks.classes.classification import MulticlassTask
@@ -142,7 +143,7 @@ def read_pool(
     both = concat(parts) if len(parts) > 1 else table
     frozen = read_frozen(bundle, both, targets=False, progress=progress)
     first = len(both) - len(table)
-    given = labels_of(both, target)
+    given = labels_of(both, target, labels)
     known = set() if base is None else set(row_ids(base, columns)).union(ids[[p - first for p in given if p >= first]])
     if base is None:
         known = {str(ids[position]) for position in given}
@@ -172,12 +173,16 @@ def _shortened(cell: Any) -> str:
     return hashlib.sha256(cell).hexdigest() if isinstance(cell, bytes) else repr(cell)
 
 
-def labels_of(table: Table, target: str) -> dict[int, str]:
-    """Return the labels in a column by position; empty if the table lacks it."""
+def labels_of(table: Table, target: str, known: Sequence[str]) -> dict[int, str]:
+    """Return the labels in a column by position, in the form of the known ones; empty if the table lacks it."""
     if target not in table:
         return {}
-    cells = table.cells(target)
-    return {row: label_text(cell) for row, cell in enumerate(cells) if not is_missing(cell)}
+    index, result = ValueIndex(known), {}
+    for row, cell in enumerate(table.cells(target)):
+        if not is_missing(cell):
+            place = index.find(label_text(cell))
+            result[row] = label_text(cell) if place is None else known[place]
+    return result
 
 
 def _train_rows(model: FineTuned, target: str, notes: list[str]) -> Table | None:

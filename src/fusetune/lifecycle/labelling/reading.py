@@ -8,7 +8,7 @@ from pathlib import Path
 from fusetune.data.table import Table, is_missing
 from fusetune.errors import TableError, UserError, nearest, reason, shown
 from fusetune.lifecycle.labelling.folder import Given, LabelFolder
-from fusetune.lifecycle.labelling.label_studio import read_tasks
+from fusetune.lifecycle.labelling.label_studio import decide, read_tasks
 from fusetune.modalities.values import ValueIndex
 from fusetune.security.untrusted import read_json
 from fusetune.tasks.cells import label_text
@@ -35,9 +35,15 @@ def read_labels(path: Path, folder: LabelFolder, notes: list[str]) -> list[Given
             came = reason(error) if isinstance(error, OSError) else str(error)
             raise TableError("the export cannot be read", came=came, file=str(path)) from None
         labels, split = read_tasks(content, folder.row_id, folder.control, file=str(path))
-        if split:
-            notes.append(f"{path.name}: {len(split)} rows have several labels without a majority and still need one.")
-        return [Given(row, None if label is None else label.strip(), path.name) for row, label in labels.items()]
+    else:
+        labels, split = decide(_read_table(path, folder, notes))
+    if split:
+        notes.append(f"{path.name}: {len(split)} rows have different labels without a majority and still need one.")
+    return [Given(row, None if label is None else label.strip(), path.name) for row, label in labels.items()]
+
+
+def _read_table(path: Path, folder: LabelFolder, notes: list[str]) -> dict[str, list[str | None]]:
+    """Return the labels of each row in a table, of which there may be several."""
     table = Table.read(path)
     column = folder.target if folder.target in table else folder.control
     if folder.row_id not in table or column not in table:
@@ -48,11 +54,12 @@ def read_labels(path: Path, folder: LabelFolder, notes: list[str]) -> list[Given
             do="fill in a round's file, or export from Label Studio as JSON, JSON-MIN or CSV",
             file=str(path),
         )
-    given = []
+    if table.rejected:
+        notes.append(f"{path.name}: row {table.rejected[0].row} cannot be read: {table.rejected[0].why}.")
+    given: dict[str, list[str | None]] = {}
     for row, cell in zip(table.cells(folder.row_id), table.cells(column), strict=True):
-        if is_missing(row) or is_missing(cell) or not (text := label_text(cell).strip()):
-            continue
-        given.append(Given(str(row), None if text == CANNOT else text, path.name))
+        if not is_missing(row) and not is_missing(cell) and (text := label_text(cell).strip()):
+            given.setdefault(str(row), []).append(None if text == CANNOT else text)
     return given
 
 
@@ -82,9 +89,12 @@ def settle_labels(
             if label not in known:
                 new[label] = None
         accepted.append(Given(one.row, label, one.file))
-    for label in new:
-        near = nearest(label, known) if known else None
-        notes.append(f"{shown(label, 60)} is a new label{f'; {near} Then correct it in its file.' if near else '.'}")
+    hints = {label: nearest(label, known) for label in new}
+    for label, hint in hints.items():
+        if hint:
+            notes.append(f"{shown(label, 60)} is a new label; {hint} Then correct it in its file.")
+    if plain := [shown(label, 60) for label, hint in hints.items() if not hint]:
+        notes.append(f"New labels: {', '.join(plain)}.")
     return accepted, refused
 
 
