@@ -25,6 +25,7 @@ NAMES = [
     "retune",
     "samples",
     "schema_of",
+    "search_settings",
 ]
 
 

@@ -20,6 +20,7 @@ EXTRAS = {
     "wandb": "wandb",
     "torchjd": "multitask",
     "lightgbm": "trees",
+    "optuna": "search",
     "pandas": "pandas",
     "datasets": "datasets",
     "faiss": "ann",

@@ -32,6 +32,7 @@ from fusetune.fitting.run_folder import RunFolder, interrupted
 from fusetune.fitting.saved import reporting
 from fusetune.security.model_folder import BUNDLE
 from fusetune.tasks.main_metric import Metric
+from fusetune.training.callbacks import Callback
 from fusetune.training.deadline import Deadline
 from fusetune.training.hardware.devices import choose_threads, processes
 from fusetune.training.progress import print_line
@@ -57,6 +58,7 @@ def fit(
     resume: bool | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    callbacks: Sequence[Callback] = (),
 ) -> FineTuned:
     """Tune a model on a table, compare it with what it must beat, and save it.
 
@@ -77,6 +79,7 @@ def fit(
             checkpoints, None refuses. Where there is none, a run begins; True gives a finished one as it is.
         overwrite: whether a finished model in `out` may be replaced.
         progress: whether to show progress on standard error: bars on a terminal, else plain lines.
+        callbacks: watch the tuning, its updates and its evaluations on validation rows. What one raises ends the fit.
 
     Raises:
         UserError: something in the table or the settings has to be put right; see `fusetune.errors`.
@@ -95,7 +98,7 @@ def fit(
         if place.finished:
             return load(folder)
         deadline = Deadline(settings.trainer.minutes, start=start)
-        bundle, results = run_fit(RunSettings(settings, sources, place, progress, deadline, functions))
+        bundle, results = run_fit(RunSettings(settings, sources, place, progress, deadline, functions, callbacks))
         tuned = FineTuned(bundle, folder=folder, results=results)
         if processes().is_main_process:
             with reporting(folder):

@@ -121,6 +121,10 @@ OPTIONS = {
     "rank": {
         *("table", "settings", "--target", "-t", "--backbones", "-b", "--out", "-o", "--rows", "--folds", "--json"),
     },
+    "search-settings": {
+        *("source", "settings", "--target", "-t", "--val", "--test", "--space", "--trials", "--minutes", "--sampler"),
+        *("--pruner", "--storage", "--seeds", "--out", "-o", "--json"),
+    },
     "schema": {"table", "settings", "--target", "-t", "--out", "-o", "--settings", "--json"},
     "launch": {
         *("arguments", "--to", "--machines", "--gpus", "--cpus", "--memory", "--hours", "--image", "--name", "--file"),

@@ -9,6 +9,7 @@ from jsonschema import Draft202012Validator
 
 from fusetune.config.config import Config
 from fusetune.config.json_schema import json_schema
+from fusetune.config.space import read_space
 from fusetune.config.watch import WatchConfig
 from fusetune.errors import ConfigError
 
@@ -19,6 +20,7 @@ DOCUMENTED = [
     for block in re.findall(r"(?ms)^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"))
 ]
 SCHEDULES = [block for block in DOCUMENTED if block.startswith("# watch.yaml")]
+SPACES = [block for block in DOCUMENTED if block.startswith("# space.yaml")]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def test_defaults_are_valid(validator):
     validator.validate(Config().model_dump(mode="json"))
 
 
-@pytest.mark.parametrize("block", [block for block in DOCUMENTED if block not in SCHEDULES])
+@pytest.mark.parametrize("block", [block for block in DOCUMENTED if block not in SCHEDULES + SPACES])
 def test_settings_in_the_docs_are_valid(validator, block):
     settings = yaml.safe_load(block)
     Config.build(settings)
@@ -44,6 +46,11 @@ def test_settings_in_the_docs_are_valid(validator, block):
 @pytest.mark.parametrize("block", SCHEDULES)
 def test_schedules_in_the_docs_are_valid(block):
     assert WatchConfig.model_validate(yaml.safe_load(block)).tables
+
+
+@pytest.mark.parametrize("block", SPACES)
+def test_search_spaces_in_the_docs_are_valid(block):
+    assert read_space(yaml.safe_load(block), Config())
 
 
 @pytest.mark.parametrize(

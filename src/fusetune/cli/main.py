@@ -45,6 +45,7 @@ VERBS = {
     "export": "Write a model in the format of another library.",
     "report": "Show a model folder's report and write its HTML again.",
     "rank": "List pretrained models by what their frozen features are worth for a table.",
+    "search-settings": "Search the settings of a fit on validation rows, and compare the winner with them as they are.",
     "schema": "Show what each column of a table is taken for, and why.",
     "launch": "Print the command or manifest that runs a fit on many GPUs or machines.",
     "doctor": "Look at this installation: versions, devices, memory, caches, extras.",

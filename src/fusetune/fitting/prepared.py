@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +44,7 @@ from fusetune.tasks.main_metric import Metric
 from fusetune.tasks.pairs import PairTask
 from fusetune.tasks.recommendation import recommendation_tasks
 from fusetune.tasks.retrieval import alignment_tasks, pair_tasks
+from fusetune.training.callbacks import Callback
 from fusetune.training.deadline import Deadline
 from fusetune.training.hardware.devices import processes
 from fusetune.training.hardware.kernels import limit_kernel_cache
@@ -69,6 +70,7 @@ class RunSettings:
         progress: whether to show progress bars.
         deadline: the time that the whole fit may take.
         functions: the user's own metrics, by the name that `trainer.metric` has for them.
+        callbacks: the user's own, which watch the tuning.
     """
 
     config: Config
@@ -77,6 +79,7 @@ class RunSettings:
     progress: bool
     deadline: Deadline = field(default_factory=Deadline)
     functions: Mapping[str, Metric] = field(default_factory=dict)
+    callbacks: Sequence[Callback] = ()
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ class Prepared:
         apart: with `text.join`, the same rows with the joined texts read one by one, and their probes; or None.
         deadline: the time that the whole fit may take.
         left_out: what the report lacks because the time was up; steps append to it.
+        callbacks: the user's own, which watch the tuning.
     """
 
     config: Config
@@ -124,6 +128,7 @@ class Prepared:
     apart: Prepared | None = None
     deadline: Deadline = field(default_factory=Deadline)
     left_out: list[str] = field(default_factory=list)
+    callbacks: Sequence[Callback] = ()
 
     @property
     def schema(self) -> Schema:
@@ -228,6 +233,7 @@ def prepare(run_settings: RunSettings) -> Prepared:
         phases,
         show,
         deadline=run_settings.deadline,
+        callbacks=run_settings.callbacks,
     )
 
 

@@ -172,6 +172,7 @@ def tune(
             log_dir=fit.folder / "logs" if processes().is_main_process else None,
             bar=fit.show,
             deadline=fit.deadline.part(TRAINING),
+            callbacks=fit.callbacks,
         ),
     )
     history.changed = changed_parameters(before, model, model.encoders)

@@ -146,7 +146,7 @@ def finetune(
     accelerator = make_accelerator(settings, context.log_dir, precision)
     learner.to(accelerator.device)
     best, curve = BestStep(learner, error=error), Curve()
-    watching = [curve, *_trackers(accelerator, context)]
+    watching = [curve, *_trackers(accelerator, context), *context.callbacks]
     if goal.evaluator is not None:
         evaluate = goal.evaluator(objectives, error)
     else:

@@ -14,6 +14,7 @@ from fusetune.data.storage.feature_cache import FeatureCache
 from fusetune.objectives.base import Objective
 from fusetune.tasks.base import TargetTask
 from fusetune.training.alignment import Alignment, Identity
+from fusetune.training.callbacks import Callback
 from fusetune.training.checkpoints.checkpoint_manager import CheckpointManager
 from fusetune.training.deadline import Deadline
 from fusetune.training.probes.probe import StartingPoint
@@ -115,6 +116,7 @@ class RunContext:
         log_dir: folder that trackers write to; None for no trackers.
         bar: whether to show progress.
         deadline: the time at which training stops early, with its best step so far.
+        callbacks: watch the training besides.
     """
 
     seed: int = 0
@@ -123,3 +125,4 @@ class RunContext:
     log_dir: Path | None = None
     bar: bool = False
     deadline: Deadline = field(default_factory=Deadline)
+    callbacks: Sequence[Callback] = ()
