@@ -17,6 +17,7 @@ from fusetune.config import (
     config,
     data,
     fusion,
+    pretrain,
     prompt,
     read,
     report,
@@ -42,6 +43,7 @@ SECTIONS = {
     "Config": ("The run", ""),
     "BackboneConfig": ("Backbones", "KIND."),
     "TextConfig": ("Texts", "text."),
+    "PretrainConfig": ("Self-supervised tuning", "pretrain."),
     "PromptConfig": ("Prompts of language models", "prompt."),
     "GenerationConfig": ("Writing", "generation."),
     "CatalogueConfig": ("Documents in a table of their own", "catalogue."),
@@ -103,6 +105,7 @@ def takes(annotation: ast.expr) -> str:
         ("Neural", "a name, options"),
         ("Config", "a section"),
         ("Rerank", "true, a section"),
+        ("Pretrain", "a name, a section"),
         ("Columns", "per name: a section"),
     ):
         if name in source:
@@ -161,6 +164,7 @@ def page() -> str:
         config,
         catalogue,
         rerank,
+        pretrain,
         backbone,
         text,
         prompt,

@@ -40,14 +40,15 @@ Row = dict[str, Any]
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """By name (see `fusetune.testing.tiny_models`), the folder of a tiny random model."""
+    """By name (see `fusetune.testing.tiny_models` and `tiny_masked`), the folder of a tiny random model."""
     home, made = tmp_path_factory.mktemp("models"), {}
 
     def folder(name: str) -> str:
+        from fusetune.testing.tiny_masked import MASKED, make_masked
         from fusetune.testing.tiny_models import make
 
         if name not in made:
-            made[name] = str(make(name, home / name))
+            made[name] = str((make_masked if name in MASKED else make)(name, home / name))
         return made[name]
 
     return folder

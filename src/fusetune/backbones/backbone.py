@@ -56,6 +56,7 @@ class Backbone(nn.Module):
             whose vectors depend on the padding or on other cells (see `fusetune.backbones.inspection.trial`).
         channels_last: whether images are encoded in the memory format channels-last on a CPU, where convolutions are
             faster with it.
+        pretrained_on_rows: SHA-256 of the weights that self-supervised tuning on a fit's rows changed; "" without it.
         start: the pass that starts at the first trained layer, if there is one that was verified.
         wanted: the pass that `fusetune.backbones.passes.base.using` set.
         notes: remarks for the user, in sentences.
@@ -103,6 +104,7 @@ class Backbone(nn.Module):
         self.start: EncoderPass | None = None
         self.wanted: EncoderPass | None = None
         self.normalised = False
+        self.pretrained_on_rows = ""
         self.channels_last = is_convolutional(model)
         self.notes: list[str] = []
         # Models that mask random patches (ViT-MAE) take the order of the patches as an argument.
@@ -338,6 +340,7 @@ class Backbone(nn.Module):
             "separate": self.separate,
             "removed": [list(pair) for pair in self.removed],
             "adapter": None if self.adapter is None else self.adapter.model_dump(),
+            **({"pretrained_on_rows": self.pretrained_on_rows} if self.pretrained_on_rows else {}),
         }
 
 

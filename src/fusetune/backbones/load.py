@@ -181,7 +181,7 @@ def _adapted(saved: dict[str, Any]) -> Backbone:
     if int(saved["adapter"].get("rank") or 0) > MOST_RANK:
         raise BackboneError("the adapter is too large", expected=f"a rank of at most {MOST_RANK}")
     adapt(backbone, AdapterConfig.model_validate(saved["adapter"]))
-    backbone.key = saved["key"]
+    backbone.key, backbone.pretrained_on_rows = saved["key"], str(saved.get("pretrained_on_rows", ""))
     return backbone.eval()
 
 
@@ -207,6 +207,7 @@ def _restore(folder: Path, saved: dict[str, Any], most: int | None) -> Backbone:
     backbone.removed, backbone.dim = removed, int(saved["dim"])
     backbone.normalised = bool(saved.get("normalised", False))
     backbone.separate = str(saved.get("separate", "")) or backbone.separate
+    backbone.pretrained_on_rows = str(saved.get("pretrained_on_rows", ""))
     if saved.get("grid") is not None:
         extra, height, width = (int(number) for number in saved["grid"])
         backbone.grid = (extra, height, width)

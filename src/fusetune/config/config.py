@@ -24,6 +24,7 @@ from fusetune.config.fusion import FusionConfig
 from fusetune.config.interactions import InteractionsConfig
 from fusetune.config.objectives import Objectives
 from fusetune.config.paths import rebased
+from fusetune.config.pretrain import Pretrain
 from fusetune.config.prompt import GenerationConfig, PromptConfig
 from fusetune.config.report import ReportConfig
 from fusetune.config.rerank import Rerank
@@ -101,6 +102,9 @@ class Config(Section):
     [flip, trivial]}`."""
     trainer: TrainerConfig = TrainerConfig()
     """How the model is tuned."""
+    pretrain: Pretrain = None
+    """Self-supervised tuning of the encoders on the train rows, those without a target included, before the task is
+    tuned: `mlm`, `simcse` or `contrastive`, with its settings."""
     report: ReportConfig = ReportConfig()
     """What the report compares."""
     data: DataConfig = DataConfig()

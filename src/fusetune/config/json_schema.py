@@ -14,7 +14,7 @@ OPTIONS: dict[str, Any] = {"type": "object"}
 
 AUGMENTATION = {"anyOf": [OPTIONS, TEXT, {"type": "array", "items": TEXT}]}
 
-SHORT = {"ColumnConfig": TEXT, "CatalogueConfig": TEXT, "RerankConfig": {"type": "boolean"}}
+SHORT = {"ColumnConfig": TEXT, "CatalogueConfig": TEXT, "RerankConfig": {"type": "boolean"}, "PretrainConfig": TEXT}
 """What sections without a name may be given as: a column's kind or role, a catalogue's path, true for defaults."""
 
 

@@ -254,6 +254,12 @@ class Examples:
             return self
         return self.of(mapped_flatnonzero(np.logical_not(unlabelled, out=unlabelled)))
 
+    def without_targets(self) -> Examples:
+        """Return a view whose batches have no targets; every used row counts as a row with a target does."""
+        view = copy.copy(self)
+        view.tasks, view.targets, view._missing = {}, {}, {}
+        return view
+
     def of(self, indices: np.ndarray) -> Examples:
         """Return a view with some of the used rows, given by their ascending indices in `used`."""
         view = copy.copy(self)

@@ -58,6 +58,7 @@ def card(bundle: Bundle, results: RunResults | None) -> str:
                 lines.append(f"| {cell_text(system.name)} | {value.value:.3f}{span} |")
             lines.append("")
         lines += [f"On {measured.rows} {measured.split} rows; see `report.html`." for measured in results.tasks]
+        lines += ["", "## Self-supervised tuning", "", results.pretraining.said] if results.pretraining else []
         lines += _choice(results.reading, "Texts") if results.reading is not None else []
         lines += _choice(results.choice, "Fusion") if results.choice is not None else []
         if warnings := [*(warning for task in results.tasks for warning in task.warnings), *results.warnings]:

@@ -1,9 +1,9 @@
-"""Records of what a fit decided: the fusion, whether two texts are read together, and the weight of boosted trees."""
+"""Records of what a fit decided and did besides tuning: fusion, texts read together, trees, self-supervised tuning."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fusetune.tasks.panels.kinds import Number
 
@@ -136,3 +136,65 @@ class StackUsed:
     together: Number = math.nan
     trees: int = 0
     said: str = ""
+
+
+@dataclass
+class PretrainingStep:
+    """A measurement of the self-supervised tuning.
+
+    Attributes:
+        stage: "head" while a new head learned alone, "tune" once the encoders moved.
+        step, epoch: the number of updates so far, and of epochs in this stage.
+        train_loss: the mean over the updates since the last measurement; nan before the first update.
+        val_loss: on the validation rows, always with the same random draws.
+        figures: further measures on the validation rows, such as perplexity.
+    """
+
+    stage: str
+    step: int
+    epoch: Number
+    train_loss: Number
+    val_loss: Number
+    figures: dict[str, Number] = field(default_factory=dict)
+
+
+@dataclass
+class PretrainingUsed:
+    """What the self-supervised tuning before the task did.
+
+    Attributes:
+        name: the method.
+        columns: that were read.
+        rows, unlabelled, val_rows: the train rows, those of them without a target, and the validation rows.
+        before, after: the measurement of the encoders as loaded, and that of the kept step.
+        steps: all measurements.
+        changed: the number of parameters that it changed.
+        seconds: of the updates.
+        said: a summary, in sentences.
+    """
+
+    name: str
+    columns: list[str]
+    rows: int
+    unlabelled: int
+    val_rows: int
+    before: PretrainingStep
+    after: PretrainingStep
+    steps: list[PretrainingStep]
+    changed: int
+    seconds: Number
+    said: str
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Return the header and the rows of a table: the encoders as loaded, and the kept step."""
+        names = list(self.after.figures)
+        rows = [
+            [
+                what,
+                f"{step.step:,}",
+                f"{step.val_loss:.4g}",
+                *(f"{step.figures.get(name, math.nan):.4g}" for name in names),
+            ]
+            for what, step in (("as loaded", self.before), ("kept", self.after))
+        ]
+        return ["encoders", "step", "loss on validation rows", *names], rows

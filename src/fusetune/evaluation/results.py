@@ -25,7 +25,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from fusetune.errors import FolderError, reason
-from fusetune.evaluation.decisions import FusionChoice, ReadingChoice, StackUsed
+from fusetune.evaluation.decisions import FusionChoice, PretrainingUsed, ReadingChoice, StackUsed
 from fusetune.evaluation.formats import upgraded
 from fusetune.evaluation.shown import ChangedAnswer, RankedQuery
 from fusetune.evaluation.shown import Shown as Shown
@@ -294,6 +294,7 @@ class RunResults:
         rejected: the first of them; `num_rejected` counts all, `rejected_by` by reason.
         warnings: what the user should know, in sentences.
         choice, reading: how the fusion was chosen, and whether two texts are read together, where that was not named.
+        pretraining: the self-supervised tuning before that to the task, if there was one.
         folder: where the model is saved.
     """
 
@@ -323,6 +324,7 @@ class RunResults:
     peak_mb: Number = math.nan
     choice: FusionChoice | None = None
     reading: ReadingChoice | None = None
+    pretraining: PretrainingUsed | None = None
     folder: str = ""
     format: int = FORMAT
 

@@ -138,6 +138,8 @@ def estimate_fit(asked: RunSettings) -> Estimate:
         notes.append(f"{pair} are tuned apart and together, so head and tune take up to twice as long (text.join)")
     if fit.config.rerank is not None:
         notes.append("the re-ranker that is tuned afterwards is not in this estimate (rerank)")
+    if fit.config.pretrain is not None:
+        notes.append("the self-supervised tuning beforehand is not in this estimate (pretrain)")
     if recipe.settings.head_epochs != 0:
         given = train.given(features=rows.train_features), val.given(features=rows.val_features)
         stages.append(_stage(recipe.head_stage(train.num_drawn), learner, *given, accelerator, notes))

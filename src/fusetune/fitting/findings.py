@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -114,19 +115,20 @@ class Findings:
         if fit.deadline.passed():
             fit.left_out.append("the attack")
             return None, {}
-        _, start = fresh_model(fit, list(fit.modalities))
-        before = start_model(start, fit.probes).to(model_device(self.model))
+        origin = fit.plain or fit
+        _, start = fresh_model(origin, list(fit.modalities))
+        before = start_model(start, origin.probes).to(model_device(self.model))
         attack = Attack(before, fit.examples["train"], settings)
         candidates: dict[str, list[Candidate]] = {}
         for name, task in fit.targets.items():
             frozen = self._frozen(name, task)
-            tuned = {"frozen probe": before} if frozen is not None and frozen[0] is fit else {}
+            tuned = {"frozen probe": before} if frozen is not None and frozen[0] is origin else {}
             candidates[name] = [
                 attack.candidate(of, model, name, task, rows[name]["test"], rows[name]["train"])
                 for of, model in (tuned | {"tuned": self.model}).items()
             ]
             if tuned and isinstance(task, Thresholded):
-                candidates[name][0].validation = fit.probes[name].scores(rows[name]["val"])
+                candidates[name][0].validation = origin.probes[name].scores(origin.rows[name]["val"])
         return attack.used(), candidates
 
     def _judge(
@@ -145,6 +147,11 @@ class Findings:
             of, splits = frozen
             seen = splits["val"] if isinstance(task, Thresholded) else None
             candidates.append(systems.before(of.probes[name], splits["test"], seen))
+        if fit.pretraining is not None and name in fit.probes:
+            seen = val if isinstance(task, Thresholded) else None
+            probe = systems.before(fit.probes[name], test, seen)
+            what = f"{probe.description}, after they were pretrained on the train rows ({fit.pretraining.name})"
+            candidates.append(replace(probe, name=f"frozen probe, {fit.pretraining.name}", description=what))
         candidates[1:1] = choices.guesses(task, train, test)
         candidates += self._similarity(task, val, test)
         candidates += others
@@ -193,15 +200,21 @@ class Findings:
         """Return the system that chooses by cosines of frozen embeddings, for a task that chooses among texts."""
         if not isinstance(task, Choosing) or task.reads is None:
             return []
-        backbone = self.fit.backbones().get("text", self.fit.schema.columns[task.reads].options.get("backbone"))
+        backbone = (
+            (self.fit.plain or self.fit)
+            .backbones()
+            .get("text", self.fit.schema.columns[task.reads].options.get("backbone"))
+        )
         return choices.similarity(task, backbone, val, test, model_device(self.model))
 
     def _frozen(self, name: str, task: TargetTask) -> tuple[Prepared, Mapping[str, SplitRows]] | None:
         """Return the fit with a task's best frozen probe on validation rows, and its rows; None if it has no probe.
 
+        The encoders are those that were loaded, without self-supervised tuning on the rows.
         Texts that are read together are as a rule read better apart by an encoder that is not tuned.
         """
-        fits = [fit for fit in (self.fit, self.fit.apart) if fit is not None and name in fit.probes]
+        origin = self.fit.plain or self.fit
+        fits = [fit for fit in (origin, origin.apart) if fit is not None and name in fit.probes]
         same = [
             fit for fit in fits if np.array_equal(fit.rows[name]["test"].indices, fits[0].rows[name]["test"].indices)
         ]
@@ -310,6 +323,7 @@ class Findings:
             phases=fit.phases,
             choice=fit.choice,
             reading=fit.reading,
+            pretraining=fit.pretraining,
             folder=str(fit.folder),
             peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         )

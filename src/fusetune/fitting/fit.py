@@ -55,6 +55,7 @@ def run_fit(settings: RunSettings) -> tuple[Bundle, RunResults]:
         check_texts(fit)
     _check_probe_only(fit)
     fit = with_teacher(fit)
+    check_pretraining(fit)
     bundle, results = FAMILIES[family_of(fit.tasks)](fit)
     for task in results.tasks:
         after = task.first("after")

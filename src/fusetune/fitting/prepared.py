@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from accelerate.utils import set_seed
 
+from fusetune.backbones.changed_weights import ChangedWeights
 from fusetune.config.backbone import BackboneConfig
 from fusetune.config.config import Config
 from fusetune.data.augmentation import Augmentation
@@ -24,7 +25,7 @@ from fusetune.data.quarantine import write_rejected
 from fusetune.data.schema import Schema
 from fusetune.data.storage.feature_cache import FeatureCache
 from fusetune.errors import ConfigError, UserError
-from fusetune.evaluation.decisions import FusionChoice, ReadingChoice
+from fusetune.evaluation.decisions import FusionChoice, PretrainingUsed, ReadingChoice
 from fusetune.evaluation.results import Phase
 from fusetune.fitting.announce import announcement
 from fusetune.fitting.codes import read_codes
@@ -32,12 +33,12 @@ from fusetune.fitting.negatives import num_mined
 from fusetune.fitting.own_metrics import choose_metrics
 from fusetune.fitting.recommendations import Recommendations
 from fusetune.fitting.run_folder import RunFolder
-from fusetune.fitting.tables import SPLITS, Tables, check_rows
+from fusetune.fitting.tables import SPLITS, Tables, check_rows, users_of_unlabelled
 from fusetune.fitting.tasks import make_tasks
 from fusetune.modalities.base import Modality
 from fusetune.modalities.identifier import IdentifierModality
 from fusetune.models.build import Backbones, build_modalities, give_tokenizers
-from fusetune.objectives.total import aligned_columns, learning_without_target
+from fusetune.objectives.total import aligned_columns
 from fusetune.tasks.abilities import Probed
 from fusetune.tasks.base import TargetTask, Task, target_tasks
 from fusetune.tasks.main_metric import Metric
@@ -103,6 +104,9 @@ class Prepared:
         rng_state: torch's RNG state from which the weights of every model are drawn.
         choice: how the fusion was chosen, or None.
         reading: how it was chosen whether two texts are read together, or None.
+        plain: with `pretrain`, the same rows with the features and probes of the encoders as loaded; or None.
+        pretraining: the record of the self-supervised tuning, or None.
+        changed: by a backbone's key, the weights that it changed.
         apart: with `text.join`, the same rows with the joined texts read one by one, and their probes; or None.
         deadline: the time that the whole fit may take.
         left_out: what the report lacks because the time was up; steps append to it.
@@ -125,6 +129,9 @@ class Prepared:
     rng_state: torch.Tensor = field(default_factory=torch.get_rng_state)
     choice: FusionChoice | None = None
     reading: ReadingChoice | None = None
+    plain: Prepared | None = None
+    pretraining: PretrainingUsed | None = None
+    changed: Mapping[str, ChangedWeights] = field(default_factory=dict)
     apart: Prepared | None = None
     deadline: Deadline = field(default_factory=Deadline)
     left_out: list[str] = field(default_factory=list)
@@ -155,8 +162,8 @@ class Prepared:
         return timed(self.phases, name, show=self.show)
 
     def backbones(self) -> Backbones:
-        """Return a new loader of pretrained backbones."""
-        return backbones_of(self.config)
+        """Return a new loader of pretrained backbones, with the weights that self-supervised tuning gave them."""
+        return backbones_of(self.config, self.changed)
 
 
 @contextmanager
@@ -212,7 +219,7 @@ def prepare(run_settings: RunSettings) -> Prepared:
         choose_metrics(config.trainer.metric, tasks, truths, run_settings.functions)
         examples["test"].table.require(config.report.slices)
         if num := int(np.count_nonzero(examples["train"].unlabelled())):
-            names = ", ".join(learning_without_target(config.objectives))
+            names = ", ".join(users_of_unlabelled(config))
             tables.notes.append(f"{num:,} train rows without a target train {names}, and nothing else.")
         augmentation = _augmentation(config, modalities, examples["train"], track if show else None)
         if show:
@@ -255,10 +262,10 @@ def _modalities(config: Config, schema: Schema) -> dict[str, Modality]:
     return build_modalities(inputs, backbones_of(config))
 
 
-def backbones_of(config: Config) -> Backbones:
-    """Return a new loader of the pretrained backbones that the settings name."""
+def backbones_of(config: Config, changed: Mapping[str, ChangedWeights] | None = None) -> Backbones:
+    """Return a new loader of the pretrained backbones that the settings name; see `Backbones` for the arguments."""
     settings: dict[str, BackboneConfig] = {"text": config.text, "image": config.image, "audio": config.audio}
-    return Backbones(settings)
+    return Backbones(settings, changed)
 
 
 def _match_tasks(config: Config, modalities: Mapping[str, Modality]) -> Mapping[str, Task]:

@@ -51,17 +51,28 @@ def encode(fit: Prepared, model: Family) -> Prepared:
     """Run the frozen encoders on every distinct cell; return a `Prepared` with their features and the labelled rows."""
     fingerprints = {split: describe.fingerprint(examples) for split, examples in fit.examples.items()}
     fit.run.check(fingerprints, describe.weights_used(model))
+    return with_features(replace(fit, fingerprints=fingerprints), model, "encode")
+
+
+def with_features(fit: Prepared, model: Family, step: str) -> Prepared:
+    """Return the fit with the outputs of the pretrained encoders for every distinct cell, and the labelled rows.
+
+    Args:
+        fit: with prepared rows.
+        model: holds the encoders.
+        step: the name under which the run stores the order of the cells.
+    """
     features = {
         split: fill_features(
             model,
             examples,
             cache=fit.cache,
-            groups=fit.run.manager(f"encode-{split}").step_cells,
+            groups=fit.run.manager(f"{step}-{split}").step_cells,
             progress=fit.progress,
         )
         for split, examples in fit.examples.items()
     }
-    return labelled(replace(fit, fingerprints=fingerprints, features=features))
+    return labelled(replace(fit, features=features))
 
 
 def labelled(fit: Prepared) -> Prepared:
@@ -87,7 +98,7 @@ def fit_probes(fit: Prepared, part: Sequence[str] | None = None) -> dict[str, St
 
 def drop_ngrams(fit: Prepared) -> None:
     """Drop the n-grams of columns that no probe reads, so that batches do not bring them."""
-    fits = [fit] if fit.apart is None else [fit, fit.apart]
+    fits = [some for some in (fit, fit.apart, fit.plain) if some is not None]
     extras = [extra for some in fits for probe in some.probes.values() for extra in probe.extras]
     read = {extra.source for extra in extras if isinstance(extra, NgramBlock)}
     for name, modality in fit.modalities.items():

@@ -35,6 +35,12 @@ from fusetune.tasks.base import TargetTask
 SPLITS = ("train", "val", "test")
 
 
+def users_of_unlabelled(config: Config) -> list[str]:
+    """Return what learns from train rows without a target: the self-supervised tuning, and objectives by name."""
+    before = [] if config.pretrain is None else [f"pretrain ({config.pretrain.name})"]
+    return before + learning_without_target(config.objectives)
+
+
 class Tables:
     """The rows of each split.
 
@@ -155,7 +161,7 @@ class Tables:
 
     def _with_unlabelled(self, given: Table, is_labelled: np.ndarray, splits: Mapping[str, Table]) -> Table:
         """Return the train rows with the rows without a target that may train, if an objective learns from them."""
-        if not (self.config.data.unlabelled and learning_without_target(self.config.objectives)):
+        if not (self.config.data.unlabelled and users_of_unlabelled(self.config)):
             return splits["train"]
         if not len(positions := np.flatnonzero(~is_labelled)):
             return splits["train"]
@@ -170,9 +176,9 @@ class Tables:
         if not (num := self.unlabelled["train"]):
             return
         able = [name for name in OBJECTIVES if not OBJECTIVES.get(name).needs_target]
-        used = learning_without_target(self.config.objectives)
+        used = users_of_unlabelled(self.config)
         if not used:
-            why = f"no objective learns from them ({', '.join(able)} would)"
+            why = f"no objective learns from them ({', '.join(able)} would, and pretrain)"
         elif not self.config.data.unlabelled:
             why = "data.unlabelled=0"
         else:

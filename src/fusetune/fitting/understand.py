@@ -13,6 +13,7 @@ from fusetune.fitting.choose import choose_fusion, start_fusion
 from fusetune.fitting.findings import Findings
 from fusetune.fitting.joining import choose_reading, with_apart
 from fusetune.fitting.prepared import Prepared
+from fusetune.fitting.pretrain import pretrain
 from fusetune.fitting.saved import Trained, load_trained, reporting, save_trained
 from fusetune.fitting.stack import StackFit, untuned_encoders
 from fusetune.fitting.steps import alone_models, build, bundle, drop_ngrams, encode, fit_probes, single_models, tune
@@ -36,7 +37,10 @@ def fit_understand(fit: Prepared) -> tuple[Bundle, RunResults]:
         fit = encode(fit, model)
     with fit.phase("fit linear probes"):
         fit = with_apart(replace(fit, probes=fit_probes(fit)))
-        drop_ngrams(fit)
+    if fit.config.pretrain is not None:
+        fit = pretrain(fit, model)
+        fit = replace(fit, probes=fit_probes(fit))
+    drop_ngrams(fit)
     chosen = choose_reading(fit, model)
     fit, model = chosen.fit, chosen.model
     if isinstance(neural(fit.config.fusion), AutoConfig):

@@ -35,6 +35,8 @@ LOCK = ".lock"
 FIRST = "1"
 LEFT_BEHIND = ("checkpoints", "logs", "*.partial", "*.lock")
 """What of a run's folder is not copied into a folder of versions."""
+LEFT_OUT = ("train", "val", "test", "out", "target", "pretrain")
+"""Settings of the first fit that do not hold for later ones: its encoders have been pretrained on the rows already."""
 
 
 @dataclass
@@ -284,7 +286,7 @@ def _fit(
     assert tuned.folder is not None
     folder, bundle = tuned.folder, tuned.bundle
     settings = bundle.config.model_dump(exclude_defaults=True, mode="json")
-    settings = {name: part for name, part in settings.items() if name not in ("train", "val", "test", "out", "target")}
+    settings = {name: part for name, part in settings.items() if name not in LEFT_OUT}
     config = Config.build(settings).with_overrides({"columns": _kinds(bundle)})
     notes = []
     for kind in ("text", "image", "audio"):

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from fusetune.backbones.adapters import adapt
+from fusetune.backbones.changed_weights import ChangedWeights
 from fusetune.backbones.load import Backbone, load_backbone
 from fusetune.backbones.load_language import load_language
 from fusetune.config.adapter import AdapterConfig
@@ -61,12 +62,15 @@ def options_of(part: type, *filled: str) -> list[str]:
 class Backbones:
     """Loads each pretrained model once; columns with the same one share it."""
 
-    def __init__(self, settings: Mapping[str, BackboneConfig]) -> None:
+    def __init__(
+        self, settings: Mapping[str, BackboneConfig], changed: Mapping[str, ChangedWeights] | None = None
+    ) -> None:
         """
         Args:
             settings: by kind of column: text, image, audio.
+            changed: by a backbone's key, the weights that self-supervised tuning changed.
         """
-        self.settings = settings
+        self.settings, self.changed = settings, changed or {}
         self._loaded: dict[tuple[str, str | None], Backbone] = {}
 
     def get(self, kind: str, name: str | None) -> Backbone:
@@ -83,6 +87,8 @@ class Backbones:
                 loaded = load_backbone(name, kind, pool=setting.pool, max_tokens=setting.max_tokens)
             if adapter is not None and adapter.name != NO_ADAPTER:
                 adapt(loaded, adapter)
+            if loaded.key in self.changed:
+                self.changed[loaded.key].install(loaded)
             self._loaded[kind, name] = loaded
         return self._loaded[kind, name]
 

@@ -127,7 +127,7 @@ def finetune(
     """
     start, context = start or Start(), context or RunContext()
     manager, error = context.manager, ScoreError(context.seed)
-    objectives = build_objectives(model, goal.tasks, goal.objectives)
+    objectives = [*build_objectives(model, goal.tasks, goal.objectives), *goal.also]
     rows = rows.for_objectives(objectives)
     for objective in objectives:
         objective.fit(rows.train)

@@ -85,11 +85,13 @@ class Goal:
         objectives: the options of each objective that is minimised besides the task losses, by name.
         evaluator: returns the function that evaluates the model, given the objectives and the score's standard error,
             which the first evaluation measures. None: `evaluate_loss` of the tasks.
+        also: further objectives, which are built already.
     """
 
     tasks: Mapping[str, TargetTask]
     objectives: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     evaluator: Callable[[Sequence[Objective], ScoreError], Evaluate] | None = None
+    also: Sequence[Objective] = ()
 
 
 @dataclass(frozen=True)

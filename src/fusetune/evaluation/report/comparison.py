@@ -7,8 +7,10 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
+from fusetune.evaluation.decisions import PretrainingUsed
 from fusetune.evaluation.report.svg import Panel, Scale, Svg, figure, figures, padded, short
 from fusetune.evaluation.results import (
+    CurvePoint,
     Interval,
     LearningCurve,
     SystemKind,
@@ -126,6 +128,14 @@ def bar(share: float) -> Markup:
     svg.rect(0, 0, 100, 10, "f-grid", round_=2)
     svg.rect(0, 0, 100 * min(max(share, 0), 1), 10, "f-tuned", opacity=0.8, round_=2)
     return svg.draw()
+
+
+def pretraining(used: PretrainingUsed) -> list[Markup]:
+    """Draw the losses of the self-supervised tuning over steps."""
+    points = [
+        CurvePoint(step.step, step.epoch, step.train_loss, step.val_loss, stage=step.stage) for step in used.steps
+    ]
+    return learning(LearningCurve(points, used.after.step, best_stage=used.after.stage))
 
 
 def learning(curve: LearningCurve) -> list[Markup]:

@@ -105,6 +105,7 @@ def encoders_used(
             rule, count = rules[key].freeze, history.num_frozen.get(key, 0)
             rule = rule if rule != "auto" else f"bottom:{count}" if count else "none"
             how += "" if rule == "none" else f", freeze={rule}"
+        how = f"pretrained on the train rows, then {how}" if encoder.pretrained_on_rows else how
         used.append(
             BackboneUsed(
                 kind=encoder.kind,

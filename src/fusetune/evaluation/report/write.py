@@ -83,6 +83,8 @@ def terminal_table(results: RunResults, *, path: Path | None = None) -> Group:
             *(Text(f"  {note}") for note in summary.notes),
             Text(""),
         ]
+    if results.pretraining is not None:
+        parts += [Text(results.pretraining.said), Text("")]
     if results.reading is not None:
         parts += [_choice_table(results.reading, "texts", "texts apart or together"), Text("")]
     if results.choice is not None:
