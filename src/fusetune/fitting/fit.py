@@ -8,11 +8,11 @@ import numpy as np
 
 from fusetune.backbones.passes.compiled import check_compiler
 from fusetune.deploy.bundle import Bundle
-from fusetune.errors import ConfigError
 from fusetune.evaluation.results import RunResults, plain
 from fusetune.fitting.generate import fit_generate
 from fusetune.fitting.match import fit_match
 from fusetune.fitting.prepared import Prepared, RunSettings, prepare
+from fusetune.fitting.pretrain import check_pretraining
 from fusetune.fitting.rerank import check_texts, fit_reranker
 from fusetune.fitting.similarity import fit_similarity
 from fusetune.fitting.stack import check_stack
@@ -53,9 +53,9 @@ def run_fit(settings: RunSettings) -> tuple[Bundle, RunResults]:
     fit = prepare(settings)
     if settings.config.rerank is not None:
         check_texts(fit)
+    check_pretraining(fit)
     _check_probe_only(fit)
     fit = with_teacher(fit)
-    check_pretraining(fit)
     bundle, results = FAMILIES[family_of(fit.tasks)](fit)
     for task in results.tasks:
         after = task.first("after")

@@ -24,6 +24,7 @@ from fusetune.evaluation.results import RunResults, TaskResult
 from fusetune.fitting.findings import Findings
 from fusetune.fitting.own_space import identity_start, keep_own_space, sides_of, tied
 from fusetune.fitting.prepared import Prepared
+from fusetune.fitting.pretrain import pretrain
 from fusetune.fitting.recommendations import Recommendations
 from fusetune.fitting.recommended import Compared
 from fusetune.fitting.saved import Trained, load_trained, reporting, save_trained
@@ -94,16 +95,14 @@ class MatchFit:
         """Encode, align, tune, save and measure."""
         with self.fit.phase("encode with frozen backbones"):
             self.fit = encode(self.fit, self.model)
-            self.scales = column_scales(self.fit.examples["train"], self.fit.features["train"])
             self._attach_items()
         with self.fit.phase("align in closed form"):
-            start = self._start(self.model)
-            if isinstance(start, Identity):  # both sides start alike, and may stay so
-                self.fit = tied(self.fit)
-                self.model = self._build()
-            if start is not None:
-                self._install(start, self.model)
-                before = self._vectors(self.model, "test", self.fit.features["test"])
+            start = self._align()
+            before = None if start is None else (start, self._vectors(self.model, "test", self.fit.features["test"]))
+        if self.fit.config.pretrain is not None:
+            self.fit = pretrain(self.fit, self.model)
+            with self.fit.phase("align pretrained encoders"):
+                start = self._align()
         fit, model = self.fit, self.model
         trained = load_trained(fit.run, fit.tasks)
         if trained is None:
@@ -120,13 +119,24 @@ class MatchFit:
             frozen = [name for name, key in model.routes.items() if key not in history.moved]
             features = {name: values for name, values in fit.features["test"].items() if name in frozen}
             after = self._vectors(model, "test", features)
-            systems = self._systems((start, before) if start is not None else None, after)
+            systems = self._systems(before, after)
             findings = Findings(fit, trained)
             tasks = [self._judge(task, search, systems, findings) for task, search in self.searches["test"].values()]
             title = OUTPUTS[model.name].title(trained.bundle)
             results = findings.run_results(tasks, title)
             results.warnings[:0] = [*self._known_sides(), *self._equal_sides(), *self._unsearched()]
         return trained.bundle, results
+
+    def _align(self) -> Alignment | Identity | None:
+        """Choose the start by the fit's features and install it in the model; return it."""
+        self.scales = column_scales(self.fit.examples["train"], self.fit.features["train"])
+        start = self._start(self.model)
+        if isinstance(start, Identity):  # both sides start alike, and may stay so
+            self.fit = tied(self.fit)
+            self.model = self._build()
+        if start is not None:
+            self._install(start, self.model)
+        return start
 
     def _build(self) -> Family:
         """Build the model; its initial weights do not depend on models built before."""

@@ -34,11 +34,14 @@ from fusetune.modalities.text import TextModality
 from fusetune.models.build import NO_FUSION, build_model
 from fusetune.models.encoders import Encoders
 from fusetune.models.family import Family
+from fusetune.models.generate import Generate
+from fusetune.models.match import Match
 from fusetune.models.perturb import RngState
 from fusetune.objectives.base import BatchObjective, Objective
 from fusetune.objectives.contrastive import ContrastiveObjective
 from fusetune.objectives.masked import MaskedLanguageModelling
 from fusetune.objectives.simcse import SimCSE
+from fusetune.tasks.base import family_of
 from fusetune.tasks.retrieval import alignment_tasks
 from fusetune.training.alignment import Alignment, align
 from fusetune.training.deadline import CHOOSING
@@ -79,6 +82,29 @@ class _Pretraining:
     goal: Goal
     start: Start = field(default_factory=Start)
     head_epochs: float = 0.0
+
+
+def check_pretraining(fit: Prepared) -> None:
+    """Refuse the section `pretrain` where the fit has no use for it.
+
+    Raises:
+        ConfigError: a language model writes, users are recommended items, or columns are aligned anyway.
+    """
+    settings, family = fit.config.pretrain, family_of(fit.tasks)
+    if settings is None:
+        return
+    if family == Generate.name or fit.config.user is not None:
+        raise ConfigError(
+            f"pretrain does not go with this task ({', '.join(fit.tasks)})",
+            expected="targets or pairs that are predicted from encoded columns",
+            do="leave pretrain out",
+        )
+    if family == Match.name and settings.name == "contrastive":
+        raise ConfigError(
+            "pretrain.name=contrastive would do what a fit of pairs does anyway",
+            expected="mlm or simcse, which learn from single texts",
+            do="take one of these, or leave pretrain out",
+        )
 
 
 def pretrain(fit: Prepared, model: Family) -> Prepared:

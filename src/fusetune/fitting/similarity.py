@@ -21,6 +21,7 @@ from fusetune.fitting.findings import Findings
 from fusetune.fitting.match import batch_loss
 from fusetune.fitting.own_space import identity_start, keep_own_space, tied
 from fusetune.fitting.prepared import Prepared
+from fusetune.fitting.pretrain import pretrain
 from fusetune.fitting.saved import Trained, load_trained, reporting, save_trained
 from fusetune.fitting.steps import bundle, encode, tune
 from fusetune.inference.features import encoded
@@ -72,12 +73,12 @@ class SimilarityFit:
         with self.fit.phase("encode with frozen backbones"):
             self.fit = encode(self.fit, model)
         with self.fit.phase("compare frozen vectors"):
-            start = self._start(model)
-            if isinstance(start, Identity):  # both sides start alike, and may stay so
-                self.fit = tied(self.fit)
-                set_seed(self.fit.config.seed)
-                model = build_model(self.fit.modalities, self.fit.tasks, neural(self.fit.config.fusion))
-            before = self._before(model, start)
+            start, model = self._choose_start(model)
+            frozen, before = start, self._before(model, start)
+        if self.fit.config.pretrain is not None:
+            self.fit = pretrain(self.fit, model)
+            with self.fit.phase("compare pretrained vectors"):
+                start, model = self._choose_start(model)
         fit = self.fit
         trained = load_trained(fit.run, fit.tasks)
         if trained is None:
@@ -90,9 +91,18 @@ class SimilarityFit:
         with reporting(fit.folder), fit.phase("compare and measure"):
             findings = Findings(fit, trained)
             findings.decide()
-            result = self._judge(findings, start, before)
+            result = self._judge(findings, frozen, before)
             results = findings.run_results([result], OUTPUTS[trained.bundle.model.name].title(trained.bundle))
         return trained.bundle, results
+
+    def _choose_start(self, model: Family) -> tuple[Alignment | Identity | None, Family]:
+        """Return the start, and the model, with one projection for both sides if they start alike."""
+        start = self._start(model)
+        if isinstance(start, Identity):  # both sides start alike, and may stay so
+            self.fit = tied(self.fit)
+            set_seed(self.fit.config.seed)
+            model = build_model(self.fit.modalities, self.fit.tasks, neural(self.fit.config.fusion))
+        return start, model
 
     def _start(self, model: Family) -> Alignment | Identity | None:
         """Return the better of the encoder's own vectors and a closed-form alignment on validation rows.
