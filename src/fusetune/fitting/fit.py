@@ -8,6 +8,7 @@ import numpy as np
 
 from fusetune.backbones.passes.compiled import check_compiler
 from fusetune.deploy.bundle import Bundle
+from fusetune.errors import ConfigError
 from fusetune.evaluation.results import RunResults, plain
 from fusetune.fitting.generate import fit_generate
 from fusetune.fitting.match import fit_match
