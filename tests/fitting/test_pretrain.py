@@ -74,7 +74,7 @@ def test_it_changes_the_encoder_by_all_train_rows_and_says_so(fit, method):
     used = tuned.results.pretraining
     assert (used.rows, used.unlabelled, used.val_rows) == (NUM, NUM - LABELLED, 30)
     assert used.after.val_loss < used.before.val_loss and used.changed > 0
-    assert used.after.step in [step.step for step in used.steps] and "test rows took no part" in used.said
+    assert used.after.step in [step.step for step in used.steps] and "Test rows took no part" in used.said
     assert tuned.results.tables[0].rows_unlabelled == NUM - LABELLED
     assert not encoder_same(tuned, plain) and plain.results.pretraining is None
     assert system(tuned, "frozen probe").metrics == system(plain, "frozen probe").metrics
@@ -83,10 +83,10 @@ def test_it_changes_the_encoder_by_all_train_rows_and_says_so(fit, method):
     report = json.loads((tuned.folder / "report.json").read_text())
     assert report["pretraining"]["steps"][0]["step"] == 0
     page = (tuned.folder / "report.html").read_text()
-    assert "before the task was" in page and "as loaded" in page
+    assert "before the task was tuned" in page and "as loaded" in page
     (backbone,) = (tuned.folder / "backbones").glob("*/backbone.json")
     assert json.loads(backbone.read_text())["pretrained_on_rows"]
-    assert "before the task was" in (tuned.folder / "README.md").read_text()
+    assert "before the task was tuned" in (tuned.folder / "README.md").read_text()
 
 
 def test_a_loaded_model_predicts_with_the_changed_encoder(fit, tables):

@@ -128,12 +128,12 @@ def pretrain(fit: Prepared, model: Family) -> Prepared:
         columns = _columns(fit, settings)
         encoders = {model.routes[name]: model.encoders[model.routes[name]] for name in columns}
         before = {key: _copy(encoder) for key, encoder in encoders.items()}
+        device = model_device(model)
         set_seed(fit.config.seed)
         plan = (
             _contrastive(fit, settings, columns) if settings.name == "contrastive" else _texts(fit, settings, columns)
         )
         history = _train(fit, settings, plan)
-        device = model_device(model)
         changed = {}
         for key, encoder in encoders.items():
             assert isinstance(encoder, Backbone)
@@ -366,9 +366,10 @@ def _record(
     train, val = plan.rows.train, plan.rows.val
     unlabelled = int(np.count_nonzero(np.isin(train.used, _unlabelled(fit))))
     said = (
-        f"The encoders of {', '.join(columns)} were tuned by {settings.name} on {len(train):,} train rows"
-        f"{f', {unlabelled:,} of them without a target' if unlabelled else ''}, before the task was; test rows took no"
-        f" part. The loss on {len(val):,} validation rows went from {before.val_loss:.4g} to {after.val_loss:.4g}."
+        f"The encoders of {', '.join(columns)} were pretrained on {len(train):,} train rows ({settings.name})"
+        f"{f', {unlabelled:,} of them without a target' if unlabelled else ''}, before the task was tuned. Test rows"
+        f" took no part. The loss on {len(val):,} validation rows went from {before.val_loss:.4g} to"
+        f" {after.val_loss:.4g}."
     )
     if not changed:
         said += " No step was better than the encoders as loaded, so they stayed as they were."
