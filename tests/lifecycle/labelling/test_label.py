@@ -188,6 +188,22 @@ def test_labels_in_another_form_and_near_misses(pool, home):
     assert state.round == 2 and state.labels["lwo"] == 1 and any("did you mean" in note for note in state.notes)
 
 
+def test_the_first_labels_are_one_in_any_case(pool, home):
+    call(pool, home)
+    rows = fill(home, 1)
+    rows["kind"] = ["Low", "low", "LOW", "1.0", "1"] * 4
+    rows.to_csv(home / "round-1.csv", index=False)
+    assert call(pool, home).labels == {"1.0": 8, "Low": 12}
+
+
+def test_without_random_rows_nothing_is_reserved_or_measured(pool, home):
+    state = call(pool, home, random_share=0)
+    fill(home, 1)
+    state = call(pool, home, random_share=0)
+    assert LabelFolder.read(home).reserved == [] and state.num_random == 0 and not state.accuracy.known
+    assert [one.labels for one in state.rounds] == [20] and "right on" not in state.headline
+
+
 def test_rows_that_cannot_be_labelled_are_not_asked_for_again(pool, home):
     call(pool, home)
     fill(home, 1, answer="?")

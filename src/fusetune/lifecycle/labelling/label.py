@@ -73,7 +73,8 @@ def label(
         imports: exports of Label Studio (JSON, JSON-MIN, CSV) or tables with the ids and the labels.
         strategy: "auto", or one of `fusetune.lifecycle.labelling.query.STRATEGIES`.
         count: rows a round, random ones among them, 5 or more.
-        random_share: the share of them that is drawn at random, in [0, 1). With 0 nothing is measured.
+        random_share: the share of them that is drawn at random, in [0, 1). With 0 at the first call nothing is
+            measured in any.
         rounds: the most rounds; None sets no limit.
         agreement: the mean κ between rounds' predictions from which on labelling can stop, in (0, 1].
         partial: whether to choose the next rows although some of the last round have no label.
@@ -110,33 +111,34 @@ def label(
         tuned = load(model) if isinstance(model, str | Path) else model
         rows = read_pool(pool, tuned, target, overrides=overrides, progress=track if progress else None)
         notes = list(rows.notes)
-        folder = _open(home, rows, seed, notes)
+        folder = _open(home, rows, seed, random_share > 0, notes)
         write_files(folder, rows, _all_labels(folder, rows, labels))  # those that a killed process did not write
         _import(folder, rows, [Path(path) for path in imports], labels, new_labels, notes)
         state = _State(folder, rows, notes)
         measured = state.measure()
         missing, new = state.missing, False
-        stop = _stop(state, measured, rounds, agreement)
-        if (not missing or partial) and (stop is None or (go_on and len(state.open))):
+        waiting = bool(missing) and not partial
+        stop = None if waiting else _stop(state, measured, rounds, agreement)
+        if not waiting and (stop is None or (go_on and len(state.open))):
             batch = state.choose(measured.probe, strategy, count, random_share)
             folder.batches.append(batch)
             folder.save()
             missing, new = batch.shown, True
         write_files(folder, rows, _all_labels(folder, rows, labels))
-        result = state.result(measured, missing, new, None if missing and not new and not partial else stop)
+        result = state.result(measured, missing, new, stop)
         result.save()
     return result
 
 
-def _open(home: Path, pool: Pool, seed: int, notes: list[str]) -> LabelFolder:
-    """Return the state of a folder, or a new one, which reserves a random sample of the pool.
+def _open(home: Path, pool: Pool, seed: int, measures: bool, notes: list[str]) -> LabelFolder:
+    """Return the state of a folder, or a new one, which reserves a random sample of the pool if it is to be measured.
 
     Raises:
         ConfigError: the folder belongs to another target.
     """
     folder = LabelFolder.read(home)
     if folder is None:
-        num = min(int(RESERVED * len(pool.open)), MAX_RESERVED)
+        num = min(int(RESERVED * len(pool.open)), MAX_RESERVED) if measures else 0
         drawn = np.random.default_rng(seed).permutation(pool.open)[:num]
         fields = [*pool.table.column_names, *variables(pool.inputs).values(), pool.target]
         row_id, control = free_name("row_id", fields), free_name("label", fields)

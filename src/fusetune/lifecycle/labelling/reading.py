@@ -76,18 +76,21 @@ def settle_labels(
         closed: whether only known labels are accepted.
         notes: sentences for the user are appended.
     """
-    index, folded = ValueIndex(known), {label.casefold(): label for label in known}
-    accepted, refused, new = [], [], dict[str, None]()
+    names, new = list(known), []
+    accepted, refused = [], []
     for one in given:
         label = one.label
-        if label is not None:
-            place = index.find(label)
-            label = known[place] if place is not None else folded.get(label.casefold(), label)
-            if label not in known and closed:
+        if label is not None and label not in names:
+            place = ValueIndex(names).find(label)
+            folded = [name for name in names if name.casefold() == label.casefold()]
+            if place is not None or folded:
+                label = names[place] if place is not None else folded[0]
+            elif closed:
                 refused.append(one)
                 continue
-            if label not in known:
-                new[label] = None
+            else:
+                new.append(label)
+                names.append(label)
         accepted.append(Given(one.row, label, one.file))
     hints = {label: nearest(label, known) for label in new}
     for label, hint in hints.items():
