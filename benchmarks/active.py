@@ -180,6 +180,8 @@ def plot(curves: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(1, len(curves), figsize=(4.6 * len(curves), 3.6), squeeze=False)
     for axis, (name, systems_of) in zip(axes[0], curves.items(), strict=True):
         for system, parts in systems_of.items():
+            if system.startswith("small-text"):
+                continue
             runs = np.asarray([run[1] for run in parts["test"]])
             style = {"color": "black", "linestyle": "--"} if system == "random" else {}
             axis.plot(parts["test"][0][0], runs.mean(0), label=system, linewidth=1.4, **style)

@@ -72,7 +72,7 @@ OPTIONS = {
     },
     "drift": {"folder", "table", "--reference", "--out", "-o", "--alpha", "--rows", "--seed", "--json"},
     "label": {
-        *("first", "second", "settings", "--out", "-o", "--target", "-t", "--labels", "--import", "-i", "--strategy"),
+        *("arguments", "--out", "-o", "--target", "-t", "--labels", "--import", "-i", "--strategy"),
         *("--count", "--random-share", "--rounds", "--agreement", "--partial", "--new-labels", "--go-on", "--seed"),
         "--json",
     },

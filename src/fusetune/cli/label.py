@@ -8,17 +8,20 @@ from typing import Annotated
 import typer
 
 from fusetune.cli import common
+from fusetune.errors import ConfigError
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 
 @app.command()
 def label(
-    first: Annotated[str, typer.Argument(metavar="[RUN] POOL", help="A model's folder, then the pool; or the pool.")],
-    second: Annotated[str | None, typer.Argument(metavar="", show_default=False)] = None,
-    settings: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, without a model: image=FOLDER.")
-    ] = None,
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[RUN] POOL [KEY=VALUE]...",
+            help="A model's folder, if there is one; rows without labels; settings, without a model: image=FOLDER.",
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the labelling.")] = Path("labelling"),
     target: Annotated[str | None, typer.Option("--target", "-t", help="Column of labels; needed without RUN.")] = None,
     labels: Annotated[str | None, typer.Option(help="Labels that are accepted, by commas; else those of RUN.")] = None,
@@ -52,7 +55,7 @@ def label(
     """
     from fusetune.lifecycle.labelling.label import label as choose_next
 
-    model, pool, own = _arguments(first, second, settings or [])
+    model, pool, settings = _parts(arguments)
     state = choose_next(
         pool,
         model,
@@ -69,7 +72,7 @@ def label(
         new_labels=new_labels,
         go_on=go_on,
         seed=seed,
-        overrides=own,
+        overrides=settings,
         progress=common.shows_progress(as_json),
     )
     if as_json:
@@ -85,14 +88,21 @@ def label(
         to.print(f"{name}: {path}", soft_wrap=True)
 
 
-def _arguments(first: str, second: str | None, settings: list[str]) -> tuple[str | None, str, list[str]]:
-    """Return the model's folder, the pool and the settings."""
-    if common.is_model(Path(first)):
-        if second is None:
-            raise typer.BadParameter("name the pool after the model's folder")
-        common.check_model_and_table(Path(first), second)
-        return first, second, settings
-    if second is not None and "=" not in second:
-        common.check_model_and_table(Path(first), second)
-        raise typer.BadParameter(f"{first} is no model folder")
-    return None, first, [*([second] if second is not None else []), *settings]
+def _parts(arguments: list[str]) -> tuple[str | None, str, list[str]]:
+    """Return the model's folder, the pool and the settings.
+
+    Raises:
+        ConfigError: there is no pool, more than one, or the model's folder comes after it.
+    """
+    tables = [name for name in arguments if "=" not in name or Path(name).exists()]
+    settings = [name for name in arguments if name not in tables]
+    if len(tables) == 2:
+        common.check_model_and_table(Path(tables[0]), tables[1])
+    models = [name for name in tables if common.is_model(Path(name))]
+    if len(tables) - len(models) != 1 or len(tables) > 2:
+        raise ConfigError(
+            "the arguments are not a model's folder and a pool",
+            expected="[RUN] POOL [KEY=VALUE]...: a model's folder, or none, and one table",
+            came=" ".join(arguments),
+        )
+    return (models[0] if models else None), tables[-1], settings

@@ -179,7 +179,7 @@ def test_labels_in_another_form_and_near_misses(pool, home):
     rows = fill(home, 1)
     rows.loc[0, "kind"], rows.loc[1, "kind"], rows.loc[2, "kind"] = " TOP ", "lwo", "?"
     rows.to_csv(home / "round-1.csv", index=False)
-    with pytest.raises(TableError, match=r"1 labels are not known") as error:
+    with pytest.raises(TableError, match="1 label is not known") as error:
         call(pool, home, labels=["low", "mid", "top"])
     assert "did you mean 'low'" in str(error.value) and rows.loc[1, "row_id"] in str(error.value)
     entries = {one["row"]: one["label"] for one in map(json.loads, (home / "labels.jsonl").read_text().splitlines())}
@@ -302,7 +302,7 @@ def test_the_end_of_the_pool_and_of_the_rounds(pool, home):
     call(pool, home, rounds=1)
     fill(home, 1)
     state = call(pool, home, rounds=1)
-    assert "1 rounds" in state.stop and state.round == 1 and not state.new
+    assert "limit of 1" in state.stop and state.round == 1 and not state.new
     for number in range(2, 30):
         state = call(pool, home, count=60, go_on=True)
         if not state.new:
@@ -378,5 +378,5 @@ def test_the_verb(tuned, pool, home):
     assert done.exit_code == 0 and "20 rows of round 1 have no label yet" in " ".join(done.stdout.split())
     done = run(app, ["label", str(pool), "-t", "kind", "columns.weight.role=ignore", "--out", str(home.parent / "b")])
     assert done.exit_code == 0 and (home.parent / "b" / "round-1.csv").is_file()
-    for wrong in ([str(pool), str(tuned.folder)], [str(tuned.folder)], [str(pool), str(pool)], [str(pool)]):
+    for wrong in ([str(pool), str(tuned.folder)], [str(tuned.folder)], [str(pool), str(pool)], [str(pool)], ["a=b"]):
         assert run(app, ["label", *wrong, "--out", str(home.parent / "c")]).exit_code == 2

@@ -201,7 +201,7 @@ def _stop(state: _State, measured: Measured, rounds: int | None, agreement: floa
     if not len(state.open):
         return "every row of the pool has been asked for"
     if rounds is not None and len(state.folder.batches) >= rounds:
-        return f"{rounds} rounds were asked for"
+        return f"the limit of {rounds} rounds is reached"
     return stop_reason(measured, agreement)
 
 

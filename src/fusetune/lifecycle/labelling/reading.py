@@ -107,7 +107,7 @@ def refusal(refused: Sequence[Given], known: Sequence[str]) -> TableError:
     first = [f"{one.file}, {one.row}: {shown(one.label, 60)}{near[one.label]}" for one in refused[:10]]
     more = f"; and {len(refused) - 10} more" if len(refused) > 10 else ""
     return TableError(
-        f"{len(refused)} labels are not known; the others have been recorded",
+        f"{len(refused)} {'label is' if len(refused) == 1 else 'labels are'} not known; the others have been recorded",
         expected=", ".join(known[:30]),
         came="; ".join(first) + more,
         do="correct them in the file, or accept them as new labels: --new-labels",
