@@ -19,8 +19,7 @@ from fusetune.lifecycle.labelling.rounds import fit_probe, predicted
 
 DRAWS = 2000
 FOLDS, REPEATS = 5, 2
-LEVEL = 0.99
-"""Of the interval of the gain, which leaves out the luck of the rows that were learned from."""
+LEVEL = 0.95
 AS_GOOD = 0.03
 """Random labelling is called as good where the interval of the gain covers 0 and ends below this."""
 MIN_COMPARED = 50
@@ -58,7 +57,7 @@ class Gain:
         labels: that each of the two probes learned from, besides those that were there before.
         rows: the random rows that both were measured on.
         chosen, random: their accuracies.
-        difference: chosen minus random, with its interval of `LEVEL` over the rows.
+        difference: chosen minus random, with its interval over the rows that were measured on and learned from.
     """
 
     labels: int
@@ -149,7 +148,9 @@ def gain(
 ) -> Gain | None:
     """Compare a probe of the first chosen rows with probes of as many random rows, on other random rows.
 
-    The random rows are split into folds; each is predicted by probes of the others, several times with other folds.
+    The random rows are split into folds; each is predicted by probes of the others, several times with other folds. The
+    variance of the difference is that over the measured rows, plus that over the chosen rows by the jackknife that
+    leaves out a fold of them (Efron & Tibshirani 1993, ch. 11).
 
     Args:
         pool: the rows.
@@ -181,8 +182,29 @@ def gain(
                 return None
             theirs[held] += (predicted(other, rows[held]) == truth[held]) / REPEATS
     difference = own - theirs
-    found = interval(float(difference.mean()), _means(difference, seed), LEVEL)
+    spread = _learning_variance(pool, before, list(chosen.items())[:num], rows, truth, seed)
+    value, variance = float(difference.mean()), float(difference.var(ddof=1)) / len(rows) + spread
+    half = float(ndtri(0.5 + LEVEL / 2)) * math.sqrt(variance)
+    found = Interval(value, value - half, value + half)
     return Gain(num, len(rows), float(own.mean()), float(theirs.mean()), found)
+
+
+def _learning_variance(
+    pool: Pool,
+    before: Mapping[int, str],
+    chosen: Sequence[tuple[int, str]],
+    rows: np.ndarray,
+    truth: np.ndarray,
+    seed: int,
+) -> float:
+    """Return the jackknife's variance of the accuracy of a probe over the rows that it learned from."""
+    folds = fold_of(np.full(len(chosen), -1, dtype=np.int64), FOLDS, seed=seed)
+    accuracies = []
+    for fold in range(FOLDS):
+        some = dict(one for one, own in zip(chosen, folds, strict=True) if own != fold)
+        probe = fit_probe(pool, {**before, **some}, seed=seed)
+        accuracies.append(0.0 if probe is None else float(np.mean(predicted(probe, rows) == truth)))
+    return (FOLDS - 1) * float(np.var(accuracies))
 
 
 def stop_reason(measured: Measured, agreement: float = AGREEMENT) -> str | None:
