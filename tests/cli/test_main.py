@@ -112,8 +112,8 @@ OPTIONS = {
         *("--watch", "--watch-s", "--shadow", "--capture", "--redact"),
     },
     "ui": {
-        *("folder", "--port", "--host", "--token", "--name", "--examples", "--allow-host", "--precision", "--open"),
-        *("--max-body-mib", "--max-rows", "--max-chars", "--max-pixels", "--max-seconds"),
+        *("folder", "--port", "--host", "--token", "--name", "--examples", "--media", "--allow-host", "--precision"),
+        *("--open", "--max-body-mib", "--max-rows", "--max-chars", "--max-pixels", "--max-seconds"),
     },
     "merge": {"folder", "--out", "-o", "--to", "--overwrite", "--json"},
     "export": {"folder", "--to", "--side", "--variants", "--check", "--out", "-o", "--overwrite", "--json"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fusetune.cli.main import app
+from fusetune.config.config import Config
+from fusetune.errors import FolderError
 
 pytest.importorskip("gradio")
 
@@ -22,11 +25,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     options: list[Any] = []
 
     class Started:
-        version = "v2"
+        title = "m, version v2"
 
-        def __init__(self, given: Any, load: Any, examples: Any) -> None:
-            options.extend((given, examples))
-            self.model = type("Model", (), {"name": given.name or given.folder.name})
+        def __init__(self, given: Any, build: Any) -> None:
+            options.extend((given, build))
 
         def run(self, bound: socket.socket) -> None:
             bound.close()
@@ -57,16 +59,25 @@ def test_another_host_needs_a_token(asked):
     assert asked[0].access.token == "secret" and asked[0].access.hosts == ("a.example",)
 
 
-def test_examples_are_the_runs_test_rows_or_those_of_a_table(asked, fitted, shop_tables, capsys):
-    run()
-    rows = asked[1](fitted)
+def test_examples_are_the_runs_test_rows_or_those_of_a_table(fitted, shop_tables, capsys):
+    from fusetune.cli.ui import _examples
+
+    rows = _examples(fitted, None)
     assert len(rows) == 20 and "label" in rows
-    run("--examples", str(shop_tables["val"]))
-    assert len(asked[3](fitted)) == 20
-    run()
-    bare = type(fitted)(fitted.bundle, folder=None, results=None)
-    bare.bundle = type(fitted.bundle)(**{**vars(fitted.bundle), "config": type(fitted.bundle.config)()})
-    assert asked[5](bare) is None and "without examples" in capsys.readouterr().err
+    assert len(_examples(fitted, str(shop_tables["val"]))) == 20
+    bare = type(fitted)(dataclasses.replace(fitted.bundle, config=Config()), folder=None, results=None)
+    assert _examples(bare, None) is None and "without examples" in capsys.readouterr().err
+
+
+def test_a_labelling_has_a_page_of_its_own(asked, tmp_path):
+    assert "--media" in run("--media", "x", code=2)
+    (tmp_path / "rounds.json").write_text("{}")
+    done = CliRunner().invoke(app, ["ui", str(tmp_path), "--port", "0", "--examples", "a.csv"])
+    assert done.exit_code == 2 and "--examples" in done.output
+    done = CliRunner().invoke(app, ["ui", str(tmp_path), "--port", "0"])
+    assert done.exit_code == 0
+    with pytest.raises(FolderError):
+        asked[-1]()
 
 
 def test_a_port_that_is_taken(asked):

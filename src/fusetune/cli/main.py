@@ -40,7 +40,7 @@ VERBS = {
     "recommend": "Recommend items to users.",
     "chat": "Chat with a language model, tuned or as it is.",
     "serve": "Answer requests over HTTP with a tuned model.",
-    "ui": "Try a tuned model in a web page.",
+    "ui": "Try a tuned model in a web page, or label rows in one.",
     "merge": "Work a model's adapters into its weights, for a folder that needs no other.",
     "export": "Write a model in the format of another library.",
     "report": "Show a model folder's report and write its HTML again.",

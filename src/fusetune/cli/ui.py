@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,7 +25,9 @@ def _limit(text: str, **bounds: Any) -> Any:
 @app.command()
 def ui(
     ctx: typer.Context,
-    folder: common.ModelFolder,
+    folder: Annotated[
+        Path, typer.Argument(help="Folder that `fusetune fit`, `retune` or `label` wrote.", show_default=False)
+    ],
     port: Annotated[int, typer.Option(help="Port to listen at; 0: a free one.", min=0, max=65535)] = 7860,
     host: Annotated[str, typer.Option(help="Address to listen at; another than this machine's own needs a token.")] = (
         "127.0.0.1"
@@ -37,6 +41,10 @@ def ui(
         str | None,
         typer.Option(help="Table whose rows are shown as examples.", show_default="the run's test rows"),
     ] = None,
+    media: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a labelling's pictures and sounds.", show_default="the one around the labelling"),
+    ] = None,
     allow_host: Annotated[list[str] | None, typer.Option(help="Name in Host to answer; again for several.")] = None,
     precision: common.Precision = "float32",
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
@@ -46,7 +54,7 @@ def ui(
     max_pixels: Annotated[int, _limit("Of a picture.", min=1)] = 25_000_000,
     max_seconds: Annotated[float, _limit("Of a sound.", min=0.01)] = 600.0,
 ) -> None:
-    """Try a tuned model in a web page.
+    """Try a tuned model in a web page, or label the rows that `fusetune label` has chosen.
 
     A widget for each column, the answers with their probabilities, rows of the
     test table to click at, a table in and out, and the report. The page is for
@@ -57,23 +65,45 @@ def ui(
     Examples:
       fusetune ui runs/rating
       fusetune ui runs/rating --open --examples new.csv
+      fusetune ui labelling
       FUSETUNE_TOKEN=... fusetune ui runs/rating --host 0.0.0.0 --allow-host models.example
     """
     options = _options(ctx.params)
-    from fusetune import api
     from fusetune.deploy.serve.connections import bind
     from fusetune.deploy.ui.serving import PageServer
 
     bound = bind(host, port)
-    server = PageServer(options, api.load, lambda tuned: _examples(tuned, examples))
+    server = PageServer(options, _page(options, examples, media))
     address = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
-    version = f", version {server.version}" if server.version else ""
-    common.console().print(f"{server.model.name}{version}: {address} (Ctrl-C ends it)")
+    common.console().print(f"{server.title}: {address} (Ctrl-C ends it)")
     if open_browser:
         import webbrowser
 
         webbrowser.open(address)
     server.run(bound)
+
+
+def _page(options: ServeOptions, examples: str | None, media: Path | None) -> Callable[[], Any]:
+    """Return what builds the page: of a model, or of a labelling.
+
+    Raises:
+        ConfigError: an option is of the other kind of page.
+    """
+    from fusetune.errors import ConfigError
+    from fusetune.lifecycle.labelling.folder import ROUNDS
+
+    if (options.folder / ROUNDS).is_file():
+        if examples is not None:
+            raise ConfigError("--examples is of a model's page", do="leave it out")
+        from fusetune.lifecycle.labelling.page import label_page
+
+        return lambda: label_page(options.folder, media=media)
+    if media is not None:
+        raise ConfigError("--media is of a labelling's page", do="leave it out")
+    from fusetune import api
+    from fusetune.deploy.ui.page import load_page
+
+    return lambda: load_page(options, api.load, lambda tuned: _examples(tuned, examples))
 
 
 def _examples(tuned: FineTuned, table: str | None) -> Table | None:

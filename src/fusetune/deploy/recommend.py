@@ -191,7 +191,7 @@ def _vectors(bundle: Bundle, table: Table, side: str) -> tuple[np.ndarray, dict[
     if len(examples.used):
         vectors[examples.used] = row_vectors(bundle.model, examples, examples.used)[side].numpy()
     place = {int(row): position for position, row in enumerate(table.rows)}
-    wrong = {place[item.row]: f"column {item.column!r}: {item.why}" for item in examples.masked}
+    wrong = {place[item.row]: item.note for item in examples.masked}
     wrong |= {place[item.row]: "nothing is known about the user" for item in examples.rejected}
     return vectors, wrong
 

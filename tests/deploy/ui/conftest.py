@@ -59,13 +59,14 @@ def run_page() -> Iterator[Callable[..., Running]]:
     """`run_page(tuned, examples=None, ...)` with further fields of `ServeOptions`; ended after the module's tests."""
     from fusetune.deploy.serve.connections import bind
     from fusetune.deploy.serve.options import ServeOptions
+    from fusetune.deploy.ui.page import load_page
     from fusetune.deploy.ui.serving import PageServer
 
     started: list[tuple[Any, Any, threading.Thread]] = []
 
     def run(tuned: Any, examples: Any = None, folder: Path | None = None, **options: Any) -> Running:
         settings = replace(ServeOptions(folder or tuned.folder, port=0, drain_seconds=0.0), **options)
-        page = PageServer(settings, lambda folder: tuned, lambda tuned: examples)
+        page = PageServer(settings, lambda: load_page(settings, lambda folder: tuned, lambda tuned: examples))
         bound, server = bind("127.0.0.1", 0), page.server()
         thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
         thread.start()

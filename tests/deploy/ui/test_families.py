@@ -42,7 +42,7 @@ def test_sides_are_compared_where_there_is_no_index(run_page, pairs):
     tuned, _ = pairs
     page = run_page(tuned)
     assert page_kinds(page) == ["Compare", "Report"]
-    table = page.ask("compare", "w1", "lamp", 3)
+    table = page.ask("compare", "w1", "lamp", "3")
     row = tuned.embed([{"title": "w1", "maker": "lamp", "price": 3}]).table.to_pylist()[0]
     wanted = np.dot(row["query_vector"], row["document_vector"])
     assert float(table["data"][0][2]) == pytest.approx(wanted, abs=1e-3)
@@ -59,7 +59,7 @@ def test_a_catalogue_is_searched(run_page, pairs):
     places = [found["headers"].index(name) for name in ("rank", "maker")]
     assert [[row[place] for place in places] for row in found["data"]] == [[r["rank"], r["maker"]] for r in wanted]
     assert "filter" in page.refused("search", "w2", 3, "price <")
-    assert page.refused("search", "", 3, "")
+    assert page.refused("search", "", 3, "") == "no input column has a value"
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def talker(tmp_path_factory, tiny):
 
 def test_a_chat_is_answered_as_by_the_model(run_page, talker):
     tuned, chats = talker
-    page = run_page(tuned, Table.from_records(chats[:3]))
+    page = run_page(tuned, Table.from_records([*chats[:3], {"messages": [{"role": "oracle", "content": "w1"}]}]))
     assert page_kinds(page)[0] == "Chat"
     dataset = next(c for c in page.client.config["components"] if c["type"] == "dataset")
     assert {sample[0] for sample in dataset["props"]["samples"]} == {"w0 w2", "w1 w2", "w2 w2"}
@@ -149,6 +149,10 @@ def test_a_chat_is_answered_as_by_the_model(run_page, talker):
     _, turns = page.ask("chat", "w7", turns)
     assert said(turns)[2:] == [("user", "w7"), ("assistant", "".join(session.reply("w7")))]
     assert "no message" in page.refused("chat", " ", [])
+    _, turns = page.ask("chat", "<b>w7</b> &amp;", [])
+    assert said(turns)[0] == ("user", "&lt;b&gt;w7&lt;/b&gt; &amp;amp;")  # shown as text
+    _, turns = page.ask("chat", "w8", turns)
+    assert said(turns)[0] == ("user", "&lt;b&gt;w7&lt;/b&gt; &amp;amp;") and said(turns)[-2] == ("user", "w8")
 
 
 def said(turns: Any) -> list[tuple[str, str]]:
@@ -161,8 +165,8 @@ def said(turns: Any) -> list[tuple[str, str]]:
 class Task:
     """As a panel knows a task."""
 
-    def __init__(self, target: str, reads: str | None = None) -> None:
-        self.target, self.reads, self.labels = target, reads, []
+    def __init__(self, target: str) -> None:
+        self.target, self.labels = target, []
 
 
 def answered(record: dict[str, Any], **columns: Any) -> Answered:
@@ -175,7 +179,7 @@ def test_spans_are_marked_and_listed():
         {"start": 8, "end": 11, "label": "person", "score": 0.5},
         {"start": 0, "end": 3, "label": "person", "score": 0.91234},
     ]
-    marked, rows = SpansPanel("t", Task("tags", "text")).values(answered({"text": text.split()}, tags=spans))
+    marked, rows = SpansPanel("t", Task("tags"), "text").values(answered({"text": text.split()}, tags=spans))
     assert marked == {
         "text": text,
         "entities": [{"entity": "person", "start": 0, "end": 3}, {"entity": "person", "start": 8, "end": 11}],
@@ -192,7 +196,7 @@ def test_of_spans_that_overlap_the_first_and_longest_is_marked():
 def test_an_answer_is_marked_in_its_text(start):
     columns = {"a": "met" if start >= 0 else "", "a_start": start, "a_end": 7 if start >= 0 else -1, "a_no_answer": 0.2}
     best = [{"text": "met", "score": 0.75}]
-    answer, marked, rows = ExtractedPanel("a", Task("a", "c")).values(
+    answer, marked, rows = ExtractedPanel("a", Task("a"), "c").values(
         answered({"c": "Ada met Bob", "q": "?"}, **columns, a_best=best)
     )
     assert answer == ("met" if start >= 0 else "(no answer in the text)")
@@ -210,7 +214,7 @@ def test_choices_triples_and_other_answers():
         {"start": 7, "end": 11, "label": "place", "text": "Rome"},
     )
     triple = {"head": ada, "label": "in", "tail": rome, "score": 0.5}
-    marked, rows = TriplesPanel("g", Task("g", "t")).values(
+    marked, rows = TriplesPanel("g", Task("g"), "t").values(
         answered({"t": "Ada in Rome"}, g=[triple], g_entities=[ada, rome])
     )
     assert rows == [["Ada", "in", "Rome", "0.500"]] and len(marked["entities"]) == 2
@@ -227,3 +231,19 @@ def test_lists_are_typed_as_json():
     assert widgets.record(["Who?", json.dumps(["a", "b"])], Limits())["choices"] == ["a", "b"]
     with pytest.raises(TableError, match="JSON"):
         widgets.record(["Who?", "[a"], Limits())
+
+
+def test_an_answer_of_a_model_that_reads_question_and_context_as_one(run_page, tmp_path, tiny):
+    rows = [{"question": f"w{n} w2", "context": f"w1 w{n} w5 w6", "answer": f"w{n}"} for n in range(3, 33)]
+    config = {
+        "text": tiny("bert"),
+        "tasks": {"answer": "answer"},
+        "trainer": QUIET,
+        "report": {"bootstrap": 0, "errors": 0},
+    }
+    tuned = api.fit(Table.from_records(rows), target="answer", config=config, out=tmp_path / "m", progress=False)
+    page = run_page(tuned)
+    answer, marked, best, *_ = page.ask("predict", "w7 w2", "w1 w7 w5 w6")
+    assert "".join(part["token"] for part in marked) == "w1 w7 w5 w6"
+    wanted = tuned.predict([{"question": "w7 w2", "context": "w1 w7 w5 w6"}])["answer"][0]
+    assert answer == (wanted or "(no answer in the text)") and best["data"]

@@ -23,12 +23,18 @@ def page(run_page, fitted, shop_tables):
 def values(shop) -> list[Any]:
     from gradio_client import handle_file
 
-    return [ROW["note"], handle_file(shop[0] / "red0.png"), handle_file(shop[0] / "voice1.wav"), ROW["price"], "pro"]
+    return [
+        ROW["note"],
+        handle_file(shop[0] / "red0.png"),
+        handle_file(shop[0] / "voice1.wav"),
+        str(ROW["price"]),
+        "pro",
+    ]
 
 
 def test_a_widget_for_each_column(page):
     shown = page.labels
-    for widget in [("textbox", "note"), ("image", "photo"), ("audio", "voice"), ("number", "price")]:
+    for widget in [("textbox", "note"), ("image", "photo"), ("audio", "voice"), ("textbox", "price")]:
         assert widget in shown
     assert ("dropdown", "plan") in shown and ("label", "label") in shown
     plan = next(c for c in page.client.config["components"] if c["props"].get("label") == "plan")
@@ -46,10 +52,12 @@ def test_the_answer_is_the_models(page, fitted, values, shop):
 
 
 def test_what_a_column_adds_is_the_change_without_it(page, fitted, values, shop):
+    from fusetune.deploy.serve.loaded import load_version
     from fusetune.deploy.ui.asking import ask
 
     record = ROW | {"photo": [(shop[0] / "red0.png").read_bytes()], "voice": None}
-    answered = ask(page.server.model, record, explain=True)
+    model = load_version(lambda folder: fitted, fitted.folder, name="shop", precision="float32")
+    answered = ask(model, record, explain=True)
     assert set(answered.without) == {"note", "photo", "price", "plan"}  # the row has no voice
     row = ROW | {"photo": str(shop[0] / "red0.png"), "voice": None}
     for column in answered.without:
@@ -62,6 +70,20 @@ def test_what_a_column_adds_is_the_change_without_it(page, fitted, values, shop)
 def test_a_single_cell_is_answered_and_not_explained(page):
     label, *_, explained, _ = page.ask("predict", "w3 w4", None, None, None, None)
     assert label["label"] in ("yes", "no") and not explained
+
+
+@pytest.mark.parametrize("typed", ["", None])
+def test_an_empty_number_is_missing_and_not_zero(page, fitted, typed):
+    label, *_ = page.ask("predict", "w3 w4", None, None, typed, None)
+    wanted = fitted.predict_proba([{"note": "w3 w4", "photo": None, "voice": None, "price": None, "plan": None}])[0]
+    shown = {part["label"]: part["confidence"] for part in label["confidences"]}
+    assert shown == pytest.approx(dict(zip(fitted.labels["label"], wanted.tolist(), strict=True)), abs=1e-5)
+
+
+def test_what_is_no_number_is_left_out_and_named(page):
+    _, note, *_ = page.ask("predict", "w3 w4", None, None, "many", None)
+    text = note["value"] if isinstance(note, dict) else note
+    assert "price" in text and "predicted without it" in text
 
 
 def test_a_damaged_file_is_left_out_and_named(page, values, tmp_path):

@@ -17,17 +17,22 @@ def page(run_page, fitted):
     return run_page(fitted, limits=Limits(body_bytes=200_000))
 
 
+def page_of(tuned: Any, examples: Any = lambda tuned: None, **options: Any) -> Any:
+    """A page that does not listen."""
+    from fusetune.deploy.serve.options import ServeOptions
+    from fusetune.deploy.ui.page import load_page
+    from fusetune.deploy.ui.serving import PageServer
+
+    settings = ServeOptions(tuned.folder, **options)
+    return PageServer(settings, lambda: load_page(settings, lambda folder: tuned, examples))
+
+
 @pytest.fixture(scope="module")
 def guarded(run_page, fitted):
     """The guard of a page with a token, asked without a socket."""
     from starlette.testclient import TestClient
 
-    from fusetune.deploy.serve.options import ServeOptions
-    from fusetune.deploy.ui.serving import PageServer
-
-    page = PageServer(
-        ServeOptions(fitted.folder, access=Access(token="secret")), lambda folder: fitted, lambda tuned: None
-    )
+    page = page_of(fitted, access=Access(token="secret"))
     return TestClient(page.guard, base_url="http://127.0.0.1")
 
 
@@ -70,7 +75,7 @@ def test_files_of_this_machine_are_not_given(page, fitted):
 def asked_for(page: Any, path: str, in_place_of: str = "photo") -> str:
     """What comes of naming a file in place of an upload, or of a text, whose widget takes none."""
     file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-    data = [file, None, None, 1, "pro"] if in_place_of == "note" else ["w1", file, None, 1, "pro"]
+    data = [file, None, None, "1", "pro"] if in_place_of == "note" else ["w1", file, None, "1", "pro"]
     event = httpx.post(f"{page.url}/gradio_api/call/predict", json={"data": data})
     answer = httpx.get(f"{page.url}/gradio_api/call/predict/{event.json()['event_id']}", timeout=30)
     return answer.text
@@ -115,13 +120,9 @@ def test_a_browser_gives_the_token_as_a_password(guarded):
 
 
 def test_rows_are_shown_to_this_machine_alone(fitted, monkeypatch):
-    from fusetune.deploy.serve.options import ServeOptions
-    from fusetune.deploy.ui.serving import PageServer
-
     asked: list[Any] = []
     access = Access("0.0.0.0", "secret")
-    page = PageServer(ServeOptions(fitted.folder, access=access), lambda folder: fitted, asked.append)
-    page.close()
+    page_of(fitted, asked.append, access=access).close()
     assert asked == []
 
 
@@ -129,15 +130,12 @@ def test_uploads_are_deleted_at_the_end(fitted, monkeypatch):
     import os
     from pathlib import Path
 
-    from fusetune.deploy.serve.options import ServeOptions
-    from fusetune.deploy.ui.serving import PageServer
-
     users = Path(os.environ["GRADIO_TEMP_DIR"])
-    page = PageServer(ServeOptions(fitted.folder), lambda folder: fitted, lambda tuned: None)
+    page = page_of(fitted)
     page.close()
     assert users.is_dir()  # a folder that the user has named stays
     monkeypatch.delenv("GRADIO_TEMP_DIR")
-    page = PageServer(ServeOptions(fitted.folder), lambda folder: fitted, lambda tuned: None)
+    page = page_of(fitted)
     home = Path(os.environ["GRADIO_TEMP_DIR"])
     assert home.is_dir() and home.stat().st_mode & 0o077 == 0
     page.close()

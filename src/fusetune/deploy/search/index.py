@@ -351,7 +351,7 @@ def _encoded(
         part = table.select(np.arange(start, min(start + PART_ROWS, len(table))))
         examples = Examples(part, modalities)
         examples.prepare(on_bad_cell="mask", memory=bundle.config.data.memory, progress=progress)
-        wrong |= {item.row: f"column {item.column!r}: {item.why}" for item in [*examples.masked, *examples.rejected]}
+        wrong |= {item.row: item.note for item in [*examples.masked, *examples.rejected]}
         vectors = np.zeros((0, dim), dtype=np.float32)
         if len(examples.used):
             by_name = row_vectors(bundle.model, examples, examples.used, dim=dim)

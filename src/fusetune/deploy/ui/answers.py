@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from fusetune._optional import optional_import
+from fusetune.data.joins import flat_names
 from fusetune.deploy.serve.loaded import Loaded
 from fusetune.deploy.ui.asking import Answered, top
 from fusetune.deploy.ui.widgets import PURPOSE
@@ -29,10 +30,11 @@ class AnswerPanel(abc.ABC):
     Attributes:
         name: the task's.
         task: the task.
+        text: the column that its spans lie in, or None.
     """
 
-    def __init__(self, name: str, task: TargetTask) -> None:
-        self.name, self.task = name, task
+    def __init__(self, name: str, task: TargetTask, text: str | None = None) -> None:
+        self.name, self.task, self.text = name, task, text
 
     @abc.abstractmethod
     def place(self) -> list[Any]:
@@ -96,7 +98,7 @@ class SpansPanel(AnswerPanel):
 
     def values(self, answered: Answered) -> list[Any]:
         """See `AnswerPanel.values`."""
-        text, spans = _text_of(answered, self.task.reads), answered.columns[self.target]
+        text, spans = _text_of(answered, self.text), answered.columns[self.target]
         rows = [[text[span["start"] : span["end"]], span["label"], _share(span["score"])] for span in spans]
         return [highlighted(text, spans), rows]
 
@@ -107,12 +109,12 @@ class ExtractedPanel(AnswerPanel):
     def place(self) -> list[Any]:
         """See `AnswerPanel.place`."""
         answer = gr.Textbox(label=self.target, interactive=False)
-        marked = gr.HighlightedText(label=self.task.reads or "where", combine_adjacent=False)
+        marked = gr.HighlightedText(label=self.text or "where", combine_adjacent=False)
         return [answer, marked, _table(["text", "score"], label="best spans")]
 
     def values(self, answered: Answered) -> list[Any]:
         """See `AnswerPanel.values`."""
-        row, text = answered.columns, _text_of(answered, self.task.reads)
+        row, text = answered.columns, _text_of(answered, self.text)
         start, end = row[f"{self.target}_start"], row[f"{self.target}_end"]
         spans = [] if start < 0 else [{"start": start, "end": end, "label": "answer"}]
         best = [[part["text"], _share(part["score"])] for part in row[f"{self.target}_best"]]
@@ -130,9 +132,10 @@ class ChoicePanel(AnswerPanel):
     def values(self, answered: Answered) -> list[Any]:
         """See `AnswerPanel.values`."""
         row = answered.columns
-        scores = {
-            f"{place + 1}": score for place, score in enumerate(row[f"{self.target}_scores"]) if score is not None
-        }
+        given = row[f"{self.target}_scores"]
+        columns = getattr(self.task, "choice_columns", [])
+        names = columns if len(columns) == len(given) else [str(place) for place in range(1, len(given) + 1)]
+        scores = {name: score for name, score in zip(names, given, strict=True) if score is not None}
         return [f"{row[self.target]}: {row[f'{self.target}_text']}", scores]
 
 
@@ -146,7 +149,7 @@ class TriplesPanel(AnswerPanel):
 
     def values(self, answered: Answered) -> list[Any]:
         """See `AnswerPanel.values`."""
-        text, triples = _text_of(answered, self.task.reads), answered.columns[self.target]
+        text, triples = _text_of(answered, self.text), answered.columns[self.target]
         rows = [[part["head"]["text"], part["label"], part["tail"]["text"], _share(part["score"])] for part in triples]
         return [highlighted(text, answered.columns[f"{self.target}_entities"]), rows]
 
@@ -186,20 +189,26 @@ class OtherPanel(AnswerPanel):
 
 def panels_of(model: Loaded) -> list[AnswerPanel]:
     """Return a panel for each target."""
-    columns = model.output_columns()
-    return [_panel(name, task, columns) for name, task in model.bundle.targets.items()]
+    columns, joins = model.output_columns(), model.bundle.schema.joins()
+    panels = []
+    for name, task in model.bundle.targets.items():
+        text = task.reads
+        if text in joins:  # a question and a context that are read as one: spans lie in the last
+            text = list(flat_names(joins[text]))[-1]
+        panels.append(_panel(name, task, text, columns))
+    return panels
 
 
-def _panel(name: str, task: TargetTask, columns: Mapping[str, str]) -> AnswerPanel:
+def _panel(name: str, task: TargetTask, text: str | None, columns: Mapping[str, str]) -> AnswerPanel:
     target = task.target
     if isinstance(task, Writes):
         return TextPanel(name, task, chooses=f"{target}_choices" in columns)
     if task.answers_spans:
-        return SpansPanel(name, task)
+        return SpansPanel(name, task, text)
     if f"{target}_best" in columns:
-        return ExtractedPanel(name, task)
+        return ExtractedPanel(name, task, text)
     if f"{target}_entities" in columns:
-        return TriplesPanel(name, task)
+        return TriplesPanel(name, task, text)
     if f"{target}_scores" in columns:
         return ChoicePanel(name, task)
     if task.labels:
@@ -257,7 +266,10 @@ def _bars(what: str, own: float, without: Mapping[str, float], *, percent: bool)
 
 
 def _table(headers: Sequence[str], *, label: str) -> Any:
-    return gr.Dataframe(headers=list(headers), label=label, interactive=False, wrap=True, type="array")
+    widths = ["70%", "30%"] if len(headers) == 2 else None
+    return gr.Dataframe(
+        headers=list(headers), label=label, interactive=False, wrap=True, type="array", column_widths=widths
+    )
 
 
 def _share(score: float) -> str:

@@ -27,7 +27,7 @@ class ExampleRows:
     """Rows to show, by column.
 
     Attributes:
-        rows: the cells that widgets take: texts, numbers, and paths of pictures and sounds.
+        rows: the cells that widgets take: texts, and paths of pictures and sounds.
         truth: of each row, the targets that the table has, as a text; "" for none.
         lists: columns whose cells are lists or objects; their widgets take JSON.
     """
@@ -56,10 +56,7 @@ def example_rows(
     rows, truth, lists = [], [], set()
     for index in order[: 4 * num].tolist():
         cells = table.row(index)
-        row = {
-            name: _value(cells[name], kind, CellLocation(index, name, table.base_dir), folder)
-            for name, kind in inputs.kinds.items()
-        }
+        row = widget_values(table, index, inputs.kinds, folder)
         if all(value is None for value in row.values()):
             continue
         rows.append(row)
@@ -71,17 +68,28 @@ def example_rows(
     return ExampleRows(rows, truth, frozenset(lists))
 
 
+def widget_values(table: Table, index: int, kinds: Mapping[str, str], folder: Path) -> dict[str, Any]:
+    """Return a row as values of widgets; its pictures and sounds are written into a folder.
+
+    Args:
+        table: the rows.
+        index: of the row, from 0.
+        kinds: of the columns, by name.
+        folder: for files.
+    """
+    cells = table.row(index)
+    return {
+        name: _value(cells[name], kind, CellLocation(index, name, table.base_dir), folder)
+        for name, kind in kinds.items()
+    }
+
+
 def _value(cell: Any, kind: str, location: CellLocation, folder: Path) -> Any:
     """Return a widget's value for a cell; None for one that is missing, or whose file cannot be read."""
     if cell is None:
         return None
     if kind in MEDIA:
         return _file(cell, location, folder)
-    if kind == "number":
-        try:
-            return float(cell)
-        except (TypeError, ValueError):
-            return None
     return _text(cell)
 
 

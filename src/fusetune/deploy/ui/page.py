@@ -3,26 +3,51 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from markupsafe import Markup
 
 from fusetune._optional import optional_import
 from fusetune.data.table import Table
+from fusetune.deploy.fine_tuned import FineTuned
 from fusetune.deploy.outputs import OUTPUTS
-from fusetune.deploy.serve.loaded import Loaded
-from fusetune.deploy.serve.options import Limits
+from fusetune.deploy.serve.loaded import Loaded, LoadModel, load_version
+from fusetune.deploy.serve.options import LOOPBACK, Limits, ServeOptions
+from fusetune.deploy.tuned import Precision
 from fusetune.deploy.ui import tabs
 from fusetune.deploy.ui.examples import example_rows
 from fusetune.deploy.ui.tabs import Shown
 from fusetune.deploy.ui.widgets import PURPOSE
+from fusetune.deploy.versions import current_version
 from fusetune.evaluation.report.verdict import verdict
 from fusetune.modalities.prompt import PromptModality
 
 gr: Any = optional_import("gradio", PURPOSE)
 MAX_WAITING = 64
 """Rows that wait for the model; further ones are refused."""
+
+
+Examples = Callable[[FineTuned], Table | None]
+"""Returns rows to click at, or None."""
+
+
+def load_page(options: ServeOptions, load: LoadModel, examples: Examples) -> Any:
+    """Load a model and return its page as `gradio.Blocks`.
+
+    Args:
+        options: what the user decided.
+        load: loads a model's folder.
+        examples: rows to click at; asked for only if no other machine reaches the page.
+
+    Raises:
+        UserError: the model cannot be loaded.
+    """
+    precision = cast(Precision, options.precision)
+    model = load_version(load, options.folder, name=options.name, precision=precision)
+    rows = examples(model.tuned) if options.access.host in LOOPBACK else None
+    return build_page(model, version=current_version(options.folder), examples=rows, limits=options.limits)
 
 
 def build_page(
@@ -36,11 +61,12 @@ def build_page(
         examples: rows to click at, with the model's columns; None for none.
         limits: of what is read.
     """
-    home = Path(tempfile.mkdtemp(prefix="page-", dir=_cache()))
+    home = page_folder()
     targets = [task.target for task in model.bundle.targets.values()]
     rows = example_rows(examples, model.inputs, targets, home)
     shown = Shown(model, limits or Limits(), rows)
-    with gr.Blocks(title=f"{model.name} – fusetune", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    title = model.name + (f", version {version}" if version else "")
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.HTML(_header(model, version))
         with gr.Tabs():
             for label, place in _tabs(model, home):
@@ -50,12 +76,12 @@ def build_page(
     return page
 
 
-def _cache() -> str:
-    """Return the folder that Gradio serves files from, which is made if need be."""
+def page_folder() -> Path:
+    """Return a new folder for a page's files, where Gradio serves them from."""
     utils: Any = optional_import("gradio.utils", PURPOSE)
-    folder: str = utils.get_upload_folder()
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    return folder
+    cache = Path(utils.get_upload_folder())
+    cache.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix="page-", dir=cache))
 
 
 def _tabs(model: Loaded, home: Path) -> list[tuple[str, Any]]:

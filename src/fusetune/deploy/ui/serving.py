@@ -15,17 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from fusetune._optional import optional_import
-from fusetune.data.table import Table
-from fusetune.deploy.fine_tuned import FineTuned
 from fusetune.deploy.serve.connections import DrainingServer, make_server, run_server
 from fusetune.deploy.serve.guard import App, Guard, Message, Receive, Scope, Send
-from fusetune.deploy.serve.loaded import Loaded, LoadModel, load_version
 from fusetune.deploy.serve.metrics import Metrics
-from fusetune.deploy.serve.options import LOOPBACK, ServeOptions
+from fusetune.deploy.serve.options import ServeOptions
 from fusetune.deploy.serve.problems import Problem
 from fusetune.deploy.serve.web import FastAPI, Request, Response, problem_response
-from fusetune.deploy.tuned import Precision
-from fusetune.deploy.versions import current_version
 
 PURPOSE = "to show a page"
 API = "/gradio_api"
@@ -48,9 +43,6 @@ HEADERS = {
     "x-content-type-options": "nosniff",
 }
 """Of every answer: a browser asks no other machine for anything, whatever the page holds."""
-
-Examples = Callable[[FineTuned], Table | None]
-"""Returns rows to click at, or None."""
 
 
 class PageGuard(Guard):
@@ -125,36 +117,33 @@ class PageServer:
     """A page and its server, before it runs.
 
     Attributes:
-        model: the model.
-        version: its name in a folder of versions, or None.
+        title: of the page.
         guard: the application.
     """
 
-    def __init__(self, options: ServeOptions, load: LoadModel, examples: Examples) -> None:
-        """Load the model and build its page.
+    def __init__(self, options: ServeOptions, build: Callable[[], Any]) -> None:
+        """Build the page.
 
         Args:
             options: what the user decided.
-            load: loads a model's folder.
-            examples: rows to click at; asked for only if no other machine reaches the page.
+            build: returns the page as `gradio.Blocks`; called when it is settled where its files go.
 
         Raises:
-            UserError: the model cannot be loaded.
+            UserError: it cannot be built.
         """
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         self._home: Path | None = None
         if TEMP not in os.environ:
             self._home = Path(tempfile.mkdtemp(prefix="fusetune-ui-")).resolve()
             os.environ[TEMP] = str(self._home)
-        from fusetune.deploy.ui.page import build_page
-
-        precision: Precision = options.precision  # type: ignore[assignment]
         self.options = options
-        self.model: Loaded = load_version(load, options.folder, name=options.name, precision=precision)
-        rows = examples(self.model.tuned) if options.access.host in LOOPBACK else None
-        self.version = current_version(options.folder)
-        page = build_page(self.model, version=self.version, examples=rows, limits=options.limits)
-        app = only_known(_mounted(page, options))
+        try:
+            page = build()
+            self.title = str(page.title)
+            app = only_known(_mounted(page, options))
+        except BaseException:
+            self.close()
+            raise
         self.guard = PageGuard(app, options.access, options.limits, Metrics(), lambda path: "page")
 
     def server(self) -> DrainingServer:

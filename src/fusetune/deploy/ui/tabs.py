@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from fusetune.deploy.ui.answers import explanation, panels_of
 from fusetune.deploy.ui.asking import ask, refused, shown_errors, similarities
 from fusetune.deploy.ui.examples import ExampleRows
 from fusetune.deploy.ui.widgets import PURPOSE, Widgets
+from fusetune.errors import BadCell
 from fusetune.evaluation.report.write import render
 from fusetune.modalities.media.cells import NO_FILES
 from fusetune.modalities.messages import parse_messages
@@ -130,7 +133,7 @@ def _examples(shown: Shown, widgets: Widgets, truth: Any, asked: dict[str, Any])
 
 def _previews(widgets: Widgets) -> list[Any]:
     """Return components that show examples' cells, not placed in the page."""
-    kinds = (gr.Image, gr.Audio, gr.Number)
+    kinds = (gr.Image, gr.Audio)
     return [
         type(component)(render=False) if isinstance(component, kinds) else gr.Textbox(render=False)
         for component in widgets.components
@@ -247,7 +250,7 @@ def _hits(hits: Predictions) -> dict[str, Any]:
     """Return what was found as a table.
 
     Raises:
-        Exception: nothing was found; with the reason.
+        Problem: nothing was found; with the reason.
     """
     rows = hits.table.to_pylist()
     names = [name for name in hits.table.column_names if name not in ("row", "user", "error")]
@@ -262,7 +265,7 @@ def _hits(hits: Predictions) -> dict[str, Any]:
 def chat_tab(shown: Shown) -> None:
     """A chat with a model that was tuned on chats, which answers word by word."""
     model = shown.model
-    chat = gr.Chatbot(label=model.name, height=460, buttons=["copy"], render_markdown=False)
+    chat = gr.Chatbot(label=model.name, height=460, buttons=[], render_markdown=False)
     with gr.Row():
         box = gr.Textbox(placeholder="Your message", show_label=False, scale=8, lines=1, max_lines=6, autofocus=True)
         button = gr.Button("Send", variant="primary", scale=1, min_width=90)
@@ -276,11 +279,11 @@ def chat_tab(shown: Shown) -> None:
             if not text.strip():
                 raise refused("there is no message")
             pieces = Answer(model, ChatRequest.of(body, chars=shown.limits.chars))()
-            turns, answer = [*before, {"role": "user", "content": text}], ""
+            turns, answer = [_turn(one["role"], one["content"]) for one in body["messages"]], ""
             yield "", turns
             for piece in pieces:
                 answer += piece
-                yield "", [*turns, {"role": "assistant", "content": answer}]
+                yield "", [*turns, _turn("assistant", answer)]
 
     asked = {"fn": send, "inputs": [box, chat], "outputs": [box, chat], **ONE_AT_A_TIME}
     writing = [button.click(**asked, api_name="chat"), box.submit(**asked, api_visibility="private")]
@@ -299,15 +302,21 @@ def _openings(shown: Shown) -> list[str]:
     column = next(iter(shown.model.inputs.kinds))
     texts = []
     for row in shown.examples.rows:
-        messages: Sequence[Message] = parse_messages(row[column], row=0, column=column)
-        texts += [message.text for message in messages if message.role == "user"][:1]
+        with suppress(BadCell):  # of a row that the model could not learn from either
+            messages: Sequence[Message] = parse_messages(row[column], row=0, column=column)
+            texts += [message.text for message in messages if message.role == "user"][:1]
     return list(dict.fromkeys(texts))
 
 
+def _turn(role: str, text: str) -> dict[str, str]:
+    """Return a turn as it is shown: as text, whatever tags it has."""
+    return {"role": role, "content": html.escape(text, quote=False)}
+
+
 def _said(content: Any) -> str:
-    """Return the text of a turn, which the page sends in parts."""
+    """Return the text of a turn that is shown, which the page sends in parts."""
     parts = content if isinstance(content, list) else [content]
-    return "".join(part if isinstance(part, str) else str(part.get("text", "")) for part in parts)
+    return html.unescape("".join(part if isinstance(part, str) else str(part.get("text", "")) for part in parts))
 
 
 def table_tab(shown: Shown, folder: Path) -> None:

@@ -70,9 +70,18 @@ class Widgets:
             UserError: a list is no JSON.
         """
         row = {name: None if value == "" else value for name, value in zip(self.inputs.kinds, values, strict=True)}
+        row |= {name: _number(row[name]) for name, kind in self.inputs.kinds.items() if kind == "number"}
         row |= {name: _parsed(text, name) for name in self.lists if isinstance(text := row.get(name), str)}
         (record,) = self.inputs.records([row], limits)
         return record
+
+
+def _number(value: Any) -> Any:
+    """Return a number that is typed as Python has it; anything else as it is, for the model to read or refuse."""
+    try:
+        return float(value) if isinstance(value, str) and value.isascii() else value
+    except ValueError:
+        return value
 
 
 def _parsed(text: str, column: str) -> Any:
@@ -92,8 +101,8 @@ def _component(model: Loaded, name: str, kind: str, cells: Sequence[Any]) -> Any
         return _of_files(gr.Image(label=name, sources=sources, height=260, buttons=["fullscreen"]))
     if kind == "audio":
         return _of_files(gr.Audio(label=name, sources=["upload", "microphone"], buttons=[]))
-    if kind == "number":
-        return gr.Number(label=name, value=None)
+    if kind == "number":  # gr.Number sends 0 for an empty field, which is no missing cell
+        return gr.Textbox(label=name, placeholder="a number", max_lines=1)
     modality = model.bundle.modalities.get(name)
     if isinstance(modality, CategoryModality):
         choices = sorted(modality.vocabulary[:MAX_CHOICES])
