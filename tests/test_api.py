@@ -19,6 +19,7 @@ from fusetune.data.table import Table
 from fusetune.deploy.bundle import file_hash
 from fusetune.errors import ConfigError, NonFiniteLoss, TableError
 from fusetune.registry import FUSIONS, TASKS
+from fusetune.training.callbacks import Callback
 
 TABULAR = ["price", "plan"]
 
@@ -573,3 +574,37 @@ def test_test_rows_choose_nothing(shop: Any, write_csv: Any, quick: Any, tmp_pat
         seen.append(tuned.predict(tmp_path / "true.csv")["tags"])
     assert states[0] == states[1] and seen[0] == seen[1]
     assert [row["tags"] for row in other] != labels
+
+
+class TestCallbacks:
+    class Watch(Callback):
+        def __init__(self, stop_at: int | None = None) -> None:
+            self.checks, self.updates, self.ended, self.stop_at = [], 0, 0, stop_at
+
+        def on_update(self, step, losses, lr, figures):
+            self.updates += 1
+            if self.updates == self.stop_at:
+                raise KeyError("enough")
+
+        def on_check(self, check):
+            self.checks.append(check.score)
+
+        def on_end(self):
+            self.ended += 1
+
+    @pytest.fixture
+    def table(self, shop, write_csv, tmp_path):
+        return write_csv(tmp_path / "t.csv", shop[1], [*TABULAR, "label"])
+
+    def test_they_see_every_check_of_the_tuning(self, table, quick, tmp_path):
+        watch = self.Watch()
+        options = {"config": quick, "out": tmp_path / "run", "progress": False, "callbacks": [watch]}
+        tuned = api.fit(table, "label", **options)
+        assert watch.checks == [point.val_metric for point in tuned.results.curve.points]
+        assert watch.updates > 0 and watch.ended == 1
+
+    def test_what_one_raises_ends_the_fit(self, table, quick, tmp_path):
+        watch = self.Watch(stop_at=1)
+        with pytest.raises(KeyError, match="enough"):
+            api.fit(table, "label", config=quick, out=tmp_path / "run", progress=False, callbacks=[watch])
+        assert watch.ended == 1 and not (tmp_path / "run" / "bundle.json").exists()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fusetune.evaluation.report.svg import figure
+from fusetune.evaluation.report.svg import figure, figures
 from fusetune.evaluation.report.write import render_page, replace_file
 from fusetune.evaluation.results import plain
 from fusetune.lifecycle.search_compare import Comparison, Measured, mean_and_spread
@@ -124,7 +124,8 @@ def _of_test(test: Measured) -> str:
     text = f"On {test.rows:,} test rows {test.metric} of {test.target} is {figure(best)} against {figure(current)}"
     if not gain.known:
         return f"{text}."
-    ends = f"difference {figure(gain.value)} [{figure(gain.low)}, {figure(gain.high)}]"
+    value, low, high = figures([gain.value, gain.low, gain.high])
+    ends = f"difference {value} [{low}, {high}]"
     if gain.low > 0:
         return f"{text}, {ends}: the search helped."
     if gain.high < 0:
