@@ -21,7 +21,7 @@ from fusetune.lifecycle.search_trials import TrialRecord
 from fusetune.testing.tiny_models import WORDS
 
 SPACE = {"trainer.lr": {"low": 1e-4, "high": 1e-2, "log": True}, "fusion": ["attention", "gated"]}
-SETTINGS = {"data": {"cache": "none"}, "trainer": {"epochs": 0, "head_epochs": 2}}
+SETTINGS = {"data": {"cache": "none"}, "trainer": {"epochs": 0, "head_epochs": 8, "lr": 1e-4}}
 OPTIONS = {"progress": False, "space": SPACE, "config": SETTINGS, "sampler": "random"}
 
 
@@ -29,7 +29,7 @@ OPTIONS = {"progress": False, "space": SPACE, "config": SETTINGS, "sampler": "ra
 def table(tmp_path_factory):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(150, 2))
-    label = np.where(x[:, 0] + x[:, 1] + rng.normal(size=150) / 2 > 0, "yes", "no")
+    label = np.where(x[:, 0] * x[:, 1] > 0, "yes", "no")
     path = tmp_path_factory.mktemp("search") / "t.csv"
     pd.DataFrame({"a": x[:, 0], "b": x[:, 1], "label": label}).to_csv(path, index=False)
     return path
@@ -69,7 +69,7 @@ def test_files_hold_the_result(searched, table):
     assert "Parallel coordinates" in page and page.count("<svg") >= 2
     best = Config.from_yaml(out / "best.yaml")
     assert (best.train, best.target, best.out) == ([str(table)], ["label"], None)
-    chosen = result.best_trial.params if result.found_better else {"trainer.lr": 1e-3}
+    chosen = result.best_trial.params if result.found_better else {"trainer.lr": 1e-4}
     assert best.trainer.lr == pytest.approx(chosen["trainer.lr"]) and best.report == Config().report
     assert {path.name for path in (out / "trials").rglob("*") if path.is_file()} == {"settings.yaml", "history.json"}
 
@@ -87,8 +87,7 @@ def test_the_value_is_the_metric_on_validation_rows(searched, table, tmp_path):
 
 def test_the_winner_and_the_settings_as_they_are_have_the_same_seeds_and_test_rows(searched):
     _, result = searched
-    if result.best == result.current:
-        pytest.skip("no trial was better in this build")
+    assert result.best != result.current, "the settings as they are learn too slowly for a product"
     (test,) = result.comparison.tests
     assert result.comparison.seeds == [0, 1] and len(test.current) == len(test.best) == 2 and test.rows == 15
     gain = np.mean(test.best) - np.mean(test.current)
