@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fusetune.lifecycle.labelling.label import label as label
     from fusetune.lifecycle.rank import rank as rank
     from fusetune.lifecycle.retune import retune as retune
-    from fusetune.lifecycle.search_settings import search_settings as search_settings
+    from fusetune.lifecycle.searching.search import search_settings as search_settings
     from fusetune.tasks.main_metric import Metric as Metric
 
 __version__ = "0.1.0"
@@ -58,7 +58,7 @@ _PLACES = {
     "retune": "fusetune.lifecycle.retune:retune",
     "samples": "fusetune.samples",
     "schema_of": "fusetune.api:schema_of",
-    "search_settings": "fusetune.lifecycle.search_settings:search_settings",
+    "search_settings": "fusetune.lifecycle.searching.search:search_settings",
 }
 
 __all__ = ["__version__", *sorted(_PLACES)]

@@ -10,7 +10,7 @@ import typer
 from fusetune.cli import common
 
 if TYPE_CHECKING:
-    from fusetune.lifecycle.search_report import Searched
+    from fusetune.lifecycle.searching.report import Searched
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -59,7 +59,7 @@ def search_settings(
     is_config = common.is_config(source)
     if not is_config:
         common.check_table(source)
-    from fusetune.lifecycle.search_settings import search_settings as search
+    from fusetune.lifecycle.searching.search import search_settings as search
 
     result = search(
         None if is_config else source,
@@ -88,7 +88,7 @@ def _show(result: Searched, out: Path) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from fusetune.lifecycle.search_report import BEST, PAGE, best_first, shown
+    from fusetune.lifecycle.searching.report import BEST, PAGE, best_first, shown
 
     shown_table = Table("trial", "", result.metric, "seconds", "settings")
     for trial in best_first(result.trials)[:10]:

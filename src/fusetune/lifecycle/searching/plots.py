@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from fusetune.evaluation.report.svg import Panel, Scale, Svg, figure, padded, short
-from fusetune.lifecycle.search_trials import TrialRecord
+from fusetune.lifecycle.searching.trials import TrialRecord
 
 
 def history_plot(trials: Sequence[TrialRecord], metric: str, current: float | None) -> Markup | None:

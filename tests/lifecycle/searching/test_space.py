@@ -6,7 +6,7 @@ from fusetune.config.config import Config
 from fusetune.config.space import Choice, Range, settings_of
 from fusetune.data.schema import Schema
 from fusetune.data.table import Table
-from fusetune.lifecycle.search_space import default_space, with_current
+from fusetune.lifecycle.searching.space import default_space, with_current
 
 ROWS = [
     {"note": f"w{number % 7} w{number % 5} w{number % 3}", "price": number * 1.5, "label": "ab"[number % 2]}

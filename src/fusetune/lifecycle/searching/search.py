@@ -16,10 +16,10 @@ from fusetune.config.space import Choice
 from fusetune.data.table import Source
 from fusetune.deploy.bundle import write_text
 from fusetune.errors import ConfigError, FusetuneError, RunError, UserError
-from fusetune.lifecycle.search_compare import compare_settings
-from fusetune.lifecycle.search_job import Job, check_folder, metric_of, read_job, score
-from fusetune.lifecycle.search_report import Searched, shown
-from fusetune.lifecycle.search_trials import Claim, Pruned, Pruner, Sampler, Trials
+from fusetune.lifecycle.searching.compare import compare_settings
+from fusetune.lifecycle.searching.job import Job, check_folder, metric_of, read_job, score
+from fusetune.lifecycle.searching.report import Searched, shown
+from fusetune.lifecycle.searching.trials import Claim, Pruned, Pruner, Sampler, Trials
 from fusetune.training.callbacks import Callback, Check
 from fusetune.training.deadline import Deadline
 from fusetune.training.progress import print_line

@@ -21,7 +21,7 @@ from fusetune.fitting.run_folder import RESUMABLE
 from fusetune.fitting.run_folder import settings_of as run_settings
 from fusetune.fitting.tables import Tables
 from fusetune.fitting.tasks import make_tasks
-from fusetune.lifecycle.search_space import default_space, with_current
+from fusetune.lifecycle.searching.space import default_space, with_current
 from fusetune.models.match import Match
 from fusetune.security.untrusted import read_json, reading
 from fusetune.tasks.base import family_of

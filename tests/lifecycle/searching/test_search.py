@@ -14,10 +14,10 @@ from fusetune.cli.main import app
 from fusetune.config.config import Config
 from fusetune.errors import ConfigError, NonFiniteLoss, RunError
 from fusetune.evaluation.results import Interval
-from fusetune.lifecycle import search_job
-from fusetune.lifecycle.search_compare import Comparison, Measured
-from fusetune.lifecycle.search_report import Searched
-from fusetune.lifecycle.search_trials import TrialRecord
+from fusetune.lifecycle.searching import job as search_job
+from fusetune.lifecycle.searching.compare import Comparison, Measured
+from fusetune.lifecycle.searching.report import Searched
+from fusetune.lifecycle.searching.trials import TrialRecord
 from fusetune.testing.tiny_models import WORDS
 
 SPACE = {"trainer.lr": {"low": 1e-4, "high": 1e-2, "log": True}, "fusion": ["attention", "gated"]}

@@ -5,7 +5,7 @@ import pytest
 
 from fusetune.config.space import Choice, Range
 from fusetune.errors import ConfigError
-from fusetune.lifecycle.search_trials import Pruned, Trials, grid_points
+from fusetune.lifecycle.searching.trials import Pruned, Trials, grid_points
 
 SPACE = {"trainer.lr": Range(low=1e-4, high=1e-2, log=True), "fusion": Choice(("gated", "concat"))}
 CURRENT = {"trainer.lr": 1e-3, "fusion": "gated"}

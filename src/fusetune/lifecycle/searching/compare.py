@@ -22,7 +22,7 @@ from fusetune.evaluation.measure.compare import draw_all, interval
 from fusetune.evaluation.report.write import replace_file
 from fusetune.evaluation.results import Interval, plain
 from fusetune.inference.scores import predict_scores
-from fusetune.lifecycle.search_job import Job, score
+from fusetune.lifecycle.searching.job import Job, score
 from fusetune.models.understand import Understand
 from fusetune.security.untrusted import read_json
 from fusetune.tasks.base import TargetTask

@@ -13,9 +13,9 @@ import numpy as np
 from fusetune.evaluation.report.svg import figure, figures
 from fusetune.evaluation.report.write import render_page, replace_file
 from fusetune.evaluation.results import plain
-from fusetune.lifecycle.search_compare import Comparison, Measured, mean_and_spread
-from fusetune.lifecycle.search_plots import history_plot, importance_plot, parallel_plot
-from fusetune.lifecycle.search_trials import TrialRecord
+from fusetune.lifecycle.searching.compare import Comparison, Measured, mean_and_spread
+from fusetune.lifecycle.searching.plots import history_plot, importance_plot, parallel_plot
+from fusetune.lifecycle.searching.trials import TrialRecord
 from fusetune.tasks.panels.kinds import Cell, Head, TablePanel
 
 RECORD, PAGE, BEST = "search.json", "search.html", "best.yaml"
