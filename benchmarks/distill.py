@@ -42,7 +42,7 @@ def main() -> None:
     found: dict[str, list[float]] = {}
     for seed in range(asked.seeds):
         rows = train.sample(asked.labels + 100 + asked.pool, random_state=seed)
-        labelled, val, pool = np.split(rows, [asked.labels, asked.labels + 100])
+        labelled, val, pool = rows[: asked.labels], rows[asked.labels : -asked.pool], rows[-asked.pool :]
         with tempfile.TemporaryDirectory() as folder:
             home = Path(folder)
             for name, part in (("labelled", labelled), ("val", val), ("pool", pool[["text"]]), ("test", test)):
