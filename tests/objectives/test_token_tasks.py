@@ -75,7 +75,9 @@ def row_kl(logits, other, real):
 def test_an_objective_learns_from_a_token_task_or_is_refused(name, objective):
     model, tasks, batch = parts(TOKEN_TASKS[name], dropout=0.1)
     make = partial(OBJECTIVES.get(objective), model, tasks)
-    lacks = objective == "semi" or (objective in ("rdrop", "vat") and not isinstance(tasks["target"], Divergent))
+    lacks = objective in ("semi", "distill") or (
+        objective in ("rdrop", "vat") and not isinstance(tasks["target"], Divergent)
+    )
     if objective in NEEDS_ROW_ANSWERS or lacks:
         with pytest.raises(ConfigError, match=f"objectives?.{objective}|objective {objective}"):
             make()

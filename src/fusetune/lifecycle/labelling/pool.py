@@ -29,8 +29,8 @@ from fusetune.lifecycle.label_errors import task_of
 from fusetune.lifecycle.labelling.probe import Blocks
 from fusetune.modalities.values import ValueIndex
 from fusetune.models.build import build_modalities, build_model
+from fusetune.registry import TASKS
 from fusetune.tasks.cells import label_text
-from fusetune.tasks.classes.classification import MulticlassTask
 
 MIN_ROWS = 20
 """The fewest distinct rows of a pool."""
@@ -224,8 +224,8 @@ def _new_bundle(config: Config, table: Table, target: str) -> Bundle:
     if not len(examples):
         raise TableError("no row can be read", file=table.source)
     examples.fit()
-    task = MulticlassTask(target)
-    task.classes, task.counts = ["", " "], [1, 1]  # a head that is not used: the encoders alone are
+    # A head that is not used: the encoders alone are.
+    task = TASKS.get("multiclass").from_state(target, {"classes": ["", " "], "counts": [1, 1]})
     model = build_model(modalities, {target: task}, neural(config.fusion))
     return Bundle(model, modalities, {target: task}, schema, config)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fusetune.data.folds import fold_of
+from fusetune.registry import TASKS
 from fusetune.tasks.base import LinearModel
-from fusetune.tasks.classes.classification import MulticlassTask
 from fusetune.training.probes.cross_validation import out_of_fold
 from fusetune.training.probes.extra_blocks import Key
 from fusetune.training.probes.probe import side_by_side
@@ -47,8 +47,8 @@ class LabelProbe:
         rows = np.asarray(list(given), dtype=np.int64)
         index = {label: number for number, label in enumerate(labels)}
         truth = np.asarray([index[label] for label in given.values()], dtype=np.int64)
-        task = MulticlassTask("label")
-        task.classes, task.counts = labels, np.bincount(truth, minlength=len(labels)).tolist()
+        counts = np.bincount(truth, minlength=len(labels)).tolist()
+        task = TASKS.get("multiclass").from_state("label", {"classes": labels, "counts": counts})
         some = {key: values[rows] for key, values in blocks.items()}
         features = side_by_side(blocks, column_weights(some, truth, len(labels)))
         learned, weights = features[rows], np.ones(len(rows))
