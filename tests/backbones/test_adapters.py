@@ -67,7 +67,7 @@ def test_it_starts_as_the_model_is_all_that_is_trained_and_merges(tiny, name, mo
         plain = backbone(**given).values
     base = {n: v.clone() for n, v in backbone.model.state_dict().items()}
     adapt(backbone, AdapterConfig(name=name))
-    assert torch.allclose(backbone.eval()(**given).values, plain, atol=1e-5)
+    assert torch.allclose(backbone.eval()(**given).values, plain, atol=5e-5)  # convolutions add up in any order
     freeze(backbone, "none")
     trained = {n for n, p in backbone.model.named_parameters() if p.requires_grad}
     assert trained and trained <= backbone.adapter_tensors
