@@ -70,6 +70,20 @@ Precision = Annotated[
     Literal["float32", "bf16", "int8"],
     typer.Option(help="bf16, int8: faster where the processor has it; evaluate says what that costs."),
 ]
+Host = Annotated[str, typer.Option(help="Address to listen at; another than this machine's own needs a token.")]
+AllowHost = Annotated[list[str] | None, typer.Option(help="Name in Host to answer; again for several.")]
+
+
+def limit(text: str, **bounds: Any) -> Any:
+    """Return an option of the panel of limits."""
+    return typer.Option(help=text, rich_help_panel="Limits", **bounds)
+
+
+MaxBodyMib = Annotated[float, limit("Of a request's body.", min=0.001)]
+MaxRows = Annotated[int, limit("Rows of a request.", min=1)]
+MaxChars = Annotated[int, limit("Characters of a cell.", min=1)]
+MaxPixels = Annotated[int, limit("Of a picture.", min=1)]
+MaxSeconds = Annotated[float, limit("Of a sound.", min=0.01)]
 ModelFolder = Annotated[Path, typer.Argument(help="Folder that `fusetune fit` or `retune` wrote.", show_default=False)]
 
 

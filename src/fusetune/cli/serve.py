@@ -15,10 +15,6 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 
-def _limit(text: str, **bounds: Any) -> Any:
-    return typer.Option(help=text, rich_help_panel="Limits", **bounds)
-
-
 def _batching(text: str, **bounds: Any) -> Any:
     return typer.Option(help=text, rich_help_panel="Batching", **bounds)
 
@@ -32,9 +28,7 @@ def serve(
     ctx: typer.Context,
     folder: common.ModelFolder,
     port: Annotated[int, typer.Option(help="Port to listen at; 0: a free one.", min=0, max=65535)] = 8000,
-    host: Annotated[str, typer.Option(help="Address to listen at; another than this machine's own needs a token.")] = (
-        "127.0.0.1"
-    ),
+    host: common.Host = "127.0.0.1",
     token: Annotated[
         str | None,
         typer.Option(envvar="FUSETUNE_TOKEN", help="Requests bring it as Authorization: Bearer.", show_default=False),
@@ -42,7 +36,7 @@ def serve(
     name: Annotated[
         str | None, typer.Option(help="The model's name in addresses and answers.", show_default="the folder's")
     ] = None,
-    allow_host: Annotated[list[str] | None, typer.Option(help="Name in Host to answer; again for several.")] = None,
+    allow_host: common.AllowHost = None,
     allow_origin: Annotated[list[str] | None, typer.Option(help="Web page that may call; again for several.")] = None,
     precision: common.Precision = "float32",
     max_delay_ms: Annotated[float, _batching("Longest wait for rows of other requests.", min=0)] = 5.0,
@@ -51,12 +45,12 @@ def serve(
     deadline_s: Annotated[float, _batching("Seconds until a request is given up; then 504.", min=0.01)] = 30.0,
     streams: Annotated[int, _batching("Texts written at the same time.", min=1)] = 8,
     drain_s: Annotated[float, _batching("Seconds of new connections after SIGTERM.", min=0)] = 1.0,
-    max_connections: Annotated[int, _limit("Open at the same time; then 503.", min=1)] = 1000,
-    max_body_mib: Annotated[float, _limit("Of a request's body.", min=0.001)] = 32.0,
-    max_rows: Annotated[int, _limit("Rows of a request.", min=1)] = 1000,
-    max_chars: Annotated[int, _limit("Characters of a cell.", min=1)] = 100_000,
-    max_pixels: Annotated[int, _limit("Of a picture.", min=1)] = 25_000_000,
-    max_seconds: Annotated[float, _limit("Of a sound.", min=0.01)] = 600.0,
+    max_connections: Annotated[int, common.limit("Open at the same time; then 503.", min=1)] = 1000,
+    max_body_mib: common.MaxBodyMib = 32.0,
+    max_rows: common.MaxRows = 1000,
+    max_chars: common.MaxChars = 100_000,
+    max_pixels: common.MaxPixels = 25_000_000,
+    max_seconds: common.MaxSeconds = 600.0,
     watch: Annotated[bool, _version("Serve a new version as soon as the folder has or names it.")] = False,
     watch_s: Annotated[float, _version("How often --watch looks, in seconds.", min=0.05)] = 2.0,
     shadow: Annotated[

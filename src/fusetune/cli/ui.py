@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 
-def _limit(text: str, **bounds: Any) -> Any:
-    return typer.Option(help=text, rich_help_panel="Limits", **bounds)
-
-
 @app.command()
 def ui(
     ctx: typer.Context,
@@ -29,9 +25,7 @@ def ui(
         Path, typer.Argument(help="Folder that `fusetune fit`, `retune` or `label` wrote.", show_default=False)
     ],
     port: Annotated[int, typer.Option(help="Port to listen at; 0: a free one.", min=0, max=65535)] = 7860,
-    host: Annotated[str, typer.Option(help="Address to listen at; another than this machine's own needs a token.")] = (
-        "127.0.0.1"
-    ),
+    host: common.Host = "127.0.0.1",
     token: Annotated[
         str | None,
         typer.Option(envvar="FUSETUNE_TOKEN", help="The password that browsers ask for.", show_default=False),
@@ -45,14 +39,14 @@ def ui(
         Path | None,
         typer.Option(help="Folder of a labelling's pictures and sounds.", show_default="the one around the labelling"),
     ] = None,
-    allow_host: Annotated[list[str] | None, typer.Option(help="Name in Host to answer; again for several.")] = None,
+    allow_host: common.AllowHost = None,
     precision: common.Precision = "float32",
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
-    max_body_mib: Annotated[float, _limit("Of an upload.", min=0.001)] = 32.0,
-    max_rows: Annotated[int, _limit("Rows of a table.", min=1)] = 1000,
-    max_chars: Annotated[int, _limit("Characters of a cell.", min=1)] = 100_000,
-    max_pixels: Annotated[int, _limit("Of a picture.", min=1)] = 25_000_000,
-    max_seconds: Annotated[float, _limit("Of a sound.", min=0.01)] = 600.0,
+    max_body_mib: common.MaxBodyMib = 32.0,
+    max_rows: common.MaxRows = 1000,
+    max_chars: common.MaxChars = 100_000,
+    max_pixels: common.MaxPixels = 25_000_000,
+    max_seconds: common.MaxSeconds = 600.0,
 ) -> None:
     """Try a tuned model in a web page, or label the rows that `fusetune label` has chosen.
 
