@@ -15,7 +15,7 @@ from fusetune.config.config import Config
 from fusetune.errors import ConfigError, NonFiniteLoss, RunError
 from fusetune.evaluation.results import Interval
 from fusetune.lifecycle.searching import job as search_job
-from fusetune.lifecycle.searching.compare import Comparison, Measured
+from fusetune.lifecycle.searching.compare import Comparison, Measured, _measured
 from fusetune.lifecycle.searching.report import Searched
 from fusetune.lifecycle.searching.trials import TrialRecord
 from fusetune.testing.tiny_models import WORDS
@@ -238,3 +238,11 @@ def test_the_verb_prints_the_result(searched, table, tmp_path):
     assert json.loads(done.stdout)["best"] == result.best
     done = CliRunner().invoke(app, [*given, "--sampler", "random", "--seeds", "2", "--out", str(out)])
     assert done.exit_code == 0 and result.headline.split(":")[0] in done.stdout
+
+
+@pytest.mark.parametrize(("greater", "gain"), [(True, -1.25), (False, 1.25)])
+def test_a_difference_without_rows_is_above_0_where_the_best_trial_is_better(greater, gain):
+    """As of models that write or compare pairs: a metric by seed, of which less may be better."""
+    current, best = ([{"y": ("m", greater, 10, value)} for value in side] for side in ((2.0, 3.0), (1.0, 1.5)))
+    (found,) = _measured(current, best)
+    assert found.difference.value == gain and (found.current, found.best) == ([2.0, 3.0], [1.0, 1.5])
